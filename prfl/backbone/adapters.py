@@ -1,0 +1,170 @@
+"""Several LoRA adapters on one frozen network, and the one context manager that chooses between them.
+
+peft's ``set_adapter("reward")`` takes gradients off every other adapter, and a block that checkpointing computes again
+while another adapter is active gives a silently wrong gradient.  Here switching never changes ``requires_grad``, and a
+recomputation under another adapter than its forward had raises.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from prfl.errors import PrflError
+
+
+def lora_layers(network: nn.Module) -> list[LoraLayer]:
+    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+
+
+def adapter_names(network: nn.Module) -> list[str]:
+    return sorted({name for layer in lora_layers(network) for name in layer.lora_A})
+
+
+def active_adapter(network: nn.Module) -> str | None:
+    """The adapter that the network's layers would use now (read from the layers themselves); None: the base."""
+    layer = next((module for module in network.modules() if isinstance(module, LoraLayer)), None)
+    return None if layer is None or layer.disable_adapters else layer.active_adapters[0]
+
+
+def set_active(network: nn.Module, name: str | None) -> None:
+    """Switch, leaving every ``requires_grad`` as it was (peft changes them)."""
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    for layer in lora_layers(network):
+        if name is not None:
+            layer.set_adapter(name)
+        layer.enable_adapters(name is not None)
+    restore(flags)
+
+
+def restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+@contextmanager
+def use_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
+    """Select an adapter (None: the frozen base) for forward *and* backward; nests, also with the same name.
+
+    On leaving, the adapter that was active and every ``requires_grad`` are as they were on entering.
+    Raises PrflError when there is no such adapter.
+    """
+    if name is not None and name not in adapter_names(network):
+        raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
+    before = active_adapter(network)
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    if name != before:
+        set_active(network, name)
+    try:
+        yield
+    finally:
+        if active_adapter(network) != before:
+            set_active(network, before)
+        restore(flags)
+
+
+def same_adapter_only(network: nn.Module, block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``block``, refusing to run under another adapter than is active now: to be given to checkpointing."""
+    expected = active_adapter(network)
+
+    def checked(*inputs: Any) -> Tensor:
+        now = active_adapter(network)
+        if now != expected:
+            raise PrflError(
+                f"a checkpointed block ran forward under adapter {expected!r} and is computed again under {now!r}",
+                fix="call backward inside the same `with backbone.adapter(...)` as the forward",
+            )
+        return block(*inputs)
+
+    return checked
+
+
+def matching_layers(network: nn.Module, targets: Sequence[str], blocks: Sequence[int] | None) -> list[str]:
+    """Full names of the linear layers whose name ends in one of ``targets``, optionally only in some blocks."""
+    linear = [
+        name.removesuffix(".base_layer")
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
+    if blocks is not None:
+        linear = [name for name in linear if name.startswith(tuple(f"blocks.{block}." for block in blocks))]
+    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
+    missing = [target for target, names in found.items() if not names]
+    if missing or not targets:
+        known = sorted({name.split(".", 2)[2] for name in linear if name.startswith("blocks.")})
+        raise PrflError(f"adapter targets {missing} match no linear layer", fix=f"choose among {', '.join(known)}")
+    return sorted({name for names in found.values() for name in names})
+
+
+def add_lora(
+    network: ModelMixin,
+    name: str,
+    *,
+    rank: int,
+    alpha: int | float,
+    targets: Sequence[str],
+    dropout: float = 0.0,
+    blocks: Sequence[int] | None = None,
+    seed: int = 0,
+) -> None:
+    """Add a LoRA adapter (B = 0: the network's output does not change) with float32 master weights; not yet active.
+
+    targets: endings of layer names, such as ``to_q`` or ``attn1.to_k`` or ``ffn.net.2``.  blocks: only these blocks.
+    seed: of the random A.  dropout acts while the network is in training mode.
+    Raises PrflError for a name that is taken or has a dot, a target that matches nothing, blocks that do not exist.
+    """
+    if name in adapter_names(network) or "." in name or not name:
+        raise PrflError(f"'{name}' cannot be the name of a new adapter", fix="take a new name without a dot")
+    count = len(network.get_submodule("blocks"))
+    if blocks is not None and not set(blocks) <= set(range(count)):
+        raise PrflError(f"adapter blocks {list(blocks)} do not all exist", fix=f"choose among 0 to {count - 1}")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=matching_layers(network, targets, blocks)
+    )
+    before = active_adapter(network)
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+        torch.manual_seed(seed)
+        network.add_adapter(config, adapter_name=name)
+    restore(flags)
+    for parameter in adapter_parameters(network, name).values():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    network.train(network.training)  # new dropout layers start in training mode
+    set_active(network, before)
+
+
+def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's own parameters, keyed ``blocks.0.attn1.to_q.lora_A.weight`` (without the adapter's name)."""
+    own = {
+        key.replace(f".{name}.weight", ".weight"): parameter
+        for key, parameter in network.named_parameters()
+        if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))
+    }
+    if not own:
+        raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
+    return own
+
+
+def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:
+    """Copy ``state`` (as ``adapter_parameters`` keys it) into an adapter; PrflError when names or shapes differ."""
+    own = adapter_parameters(network, name)
+    wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
+    if wrong:
+        raise PrflError(
+            f"the saved adapter does not fit adapter '{name}': {len(wrong)} tensors differ, the first is {wrong[0]}",
+            fix="add the adapter with the rank, targets and blocks that it was saved with",
+        )
+    with torch.no_grad():
+        for key, parameter in own.items():
+            parameter.copy_(state[key])

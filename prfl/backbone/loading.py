@@ -1,0 +1,116 @@
+"""Loading a Wan text-to-video pipeline from a local folder or the hub, by the same code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from prfl.backbone.wan import WanBackbone
+from prfl.errors import PrflError
+
+SUPPORTED = "supported are WanPipeline folders with one transformer: Wan 2.1 text to video"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline on disk or on the hub.  Whatever cannot be found or read becomes a PrflError that names the part."""
+
+    name: str
+    revision: str | None
+    device: torch.device
+
+    def missing(self, part: str, error: Exception) -> PrflError:
+        reason = str(error).strip().split("\n")[0]
+        return PrflError(
+            f"cannot load the {part}: {reason}", where=self.name, fix="give a diffusers pipeline folder or a hub id"
+        )
+
+    def config(self, kind: Any, subfolder: str | None = None) -> dict[str, Any]:
+        try:
+            return dict(kind.load_config(self.name, subfolder=subfolder, revision=self.revision))
+        except (OSError, ValueError) as error:
+            raise self.missing(subfolder or "model index", error) from error
+
+    def load(self, kind: Any, subfolder: str, dtype: torch.dtype) -> Any:
+        try:
+            model = kind.from_pretrained(
+                self.name, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, revision=self.revision
+            )
+        except (OSError, ValueError) as error:
+            raise self.missing(subfolder, error) from error
+        return model.to(self.device)
+
+    def load_text(self, dtype: torch.dtype) -> tuple[Any, UMT5EncoderModel]:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.name, subfolder="tokenizer", revision=self.revision, trust_remote_code=False
+            )
+            encoder = UMT5EncoderModel.from_pretrained(
+                self.name, subfolder="text_encoder", dtype=dtype, use_safetensors=True, revision=self.revision
+            )
+        except (OSError, ValueError) as error:
+            raise self.missing("text encoder or tokenizer", error) from error
+        return tokenizer, encoder.to(self.device).requires_grad_(False).eval()
+
+
+def check_pipeline(index: dict[str, Any], where: str) -> None:
+    """model_index.json must be a one-transformer WanPipeline."""
+    if index.get("_class_name") != "WanPipeline":
+        raise PrflError(f"a {index.get('_class_name')} is not supported", where=where, fix=SUPPORTED)
+    two = index.get("transformer_2") not in (None, [None, None]) or index.get("boundary_ratio") is not None
+    if two or index.get("expand_timesteps"):
+        kind = "two transformers" if two else "one timestep per token"
+        raise PrflError(f"a Wan 2.2 pipeline ({kind}) is not supported yet", where=where, fix=SUPPORTED)
+
+
+def check_vae(vae: AutoencoderKLWan, where: str) -> None:
+    """The factors that the config states (WanPipeline goes by them) must be those of the layers."""
+    config = vae.config
+    stated = config.scale_factor_spatial, config.scale_factor_temporal
+    real = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1), 2 ** sum(config.temperal_downsample)
+    if stated != real:
+        raise PrflError(
+            f"the VAE's config states factors of {stated} in space and time, its layers have {real}",
+            where=f"{where}/vae/config.json",
+            fix="correct scale_factor_spatial and scale_factor_temporal",
+        )
+
+
+def load_backbone(
+    folder_or_hub: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+) -> WanBackbone:
+    """A Wan text-to-video model in diffusers' pipeline format, from a folder or a hub id.
+
+    Only safetensors are read and no remote code is run.  The text encoder is loaded at its first use; the VAE is kept
+    in float32 when ``dtype`` is a half precision, as the model's authors advise.
+    Raises PrflError when the folder or a part is missing and for models of another kind (image to video, Wan 2.2).
+    """
+    source = Source(str(folder_or_hub), revision, torch.device(device))
+    check_pipeline(source.config(DiffusionPipeline), source.name)
+    scheduler = source.config(FlowMatchEulerDiscreteScheduler, "scheduler")
+    shift = scheduler.get("flow_shift", scheduler.get("shift"))
+    if shift is None:
+        raise PrflError("the scheduler has no flow shift: not a flow-matching model", where=source.name)
+    transformer = source.load(WanTransformer3DModel, "transformer", dtype)
+    if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
+        raise PrflError("an image-to-video transformer is not supported yet", where=source.name, fix=SUPPORTED)
+    vae_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+    vae = source.load(AutoencoderKLWan, "vae", vae_dtype)
+    check_vae(vae, source.name)
+    return WanBackbone(
+        transformer,
+        vae,
+        lambda: source.load_text(dtype),
+        model_id=Path(source.name).resolve().name if Path(source.name).is_dir() else source.name,
+        revision=revision,
+        default_shift=float(shift),
+        timestep_scale=float(scheduler.get("num_train_timesteps", 1000)),
+    )

@@ -1,0 +1,50 @@
+"""Encoding and decoding with a diffusers ``AutoencoderKLWan``, without the clamp that kills gradients.
+
+``AutoencoderKLWan.decode`` clamps pixels to [-1, 1], where the gradient of every saturated pixel is zero; a reward
+or a training loss must go around it.  The decoder is causal in time and keeps a cache of past features, so latent
+frames are decoded in order, one at a time.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from torch import Tensor
+
+
+def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's raw latents, (1, channels, 1, 1, 1), in the dtype of ``like``."""
+    mean, std = (
+        torch.tensor(value).view(1, -1, 1, 1, 1) for value in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean.to(like), std.to(like)
+
+
+def encode(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
+    """Pixels (batch, 3, frames, height, width) in [-1, 1] to normalised latents (the posterior's mean)."""
+    raw = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
+    mean, std = latent_statistics(vae, raw)
+    return (raw - mean) / std
+
+
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Normalised latents (batch, channels, frames, height, width) to *unclamped* pixels, differentiable."""
+    latents = latents.to(vae.dtype)
+    mean, std = latent_statistics(vae, latents)
+    return decode_raw(vae, latents * std + mean)
+
+
+def decode_raw(vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
+    """Raw (not normalised) latents to unclamped pixels: ``AutoencoderKLWan._decode`` less its clamp."""
+    hidden = vae.post_quant_conv(raw)
+    vae.clear_cache()
+    chunks = []
+    for frame in range(hidden.shape[2]):
+        vae._conv_idx = [0]
+        first = {"first_chunk": True} if frame == 0 else {}
+        chunk = hidden[:, :, frame : frame + 1]
+        chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
+    vae.clear_cache()
+    pixels = torch.cat(chunks, dim=2)
+    return unpatchify(pixels, patch_size=vae.config.patch_size) if vae.config.patch_size is not None else pixels

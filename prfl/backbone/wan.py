@@ -1,0 +1,282 @@
+"""The diffusers Wan family, text to video: velocity, features with early exit, text condition, VAE and adapters.
+
+The block loop is our own over the diffusers modules: features leave after the last block that is wanted, blocks can be
+checkpointed with a guard on the adapter, and the padded text is folded (see ``condition.fold_padding``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import UMT5EncoderModel
+
+from prfl.backbone import adapters
+from prfl.backbone import vae as vae_codec
+from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
+from prfl.errors import PrflError
+
+TEXT_TOKENS = 512  # WanPipeline pads every prompt to this many tokens, without a mask
+SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
+
+
+class WanBackbone:
+    """A Wan text-to-video model.  Made by ``load_backbone``; every base weight is frozen.
+
+    Outside ``with backbone.adapter(name)`` the frozen base is active.  ``checkpointing = "full"`` computes each block
+    again in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel,
+        vae: AutoencoderKLWan,
+        load_text: Callable[[], tuple[Any, UMT5EncoderModel]],
+        *,
+        model_id: str,
+        revision: str | None,
+        default_shift: float,
+        timestep_scale: float,
+    ) -> None:
+        self.transformer = transformer.requires_grad_(False).eval()
+        self.vae = vae.requires_grad_(False).eval()
+        self.model_id, self.revision = model_id, revision
+        self.default_shift = default_shift
+        self.checkpointing: Literal["none", "full"] = "none"
+        self._load_text, self._timestep_scale = load_text, timestep_scale
+        config = transformer.config
+        self.width: int = config.num_attention_heads * config.attention_head_dim
+        self.num_blocks: int = config.num_layers
+        self.latent_channels: int = config.in_channels
+        self.patch_size: tuple[int, int, int] = tuple(config.patch_size)
+        self.spatial_factor: int = vae.config.scale_factor_spatial
+        self.temporal_factor: int = vae.config.scale_factor_temporal
+        self._fingerprints = {
+            "transformer_fingerprint": fingerprint([transformer.patch_embedding, transformer.blocks[0]]),
+            "vae_fingerprint": fingerprint([vae]),
+        }
+        for block in transformer.blocks:
+            block.attn2.set_processor(FoldedTextProcessor())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.patch_embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.patch_embedding.weight.device
+
+    # ------------------------------------------------------------------------------------------------- the network
+
+    def velocity(
+        self, latents: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "*sigma"], condition: Condition
+    ) -> Float[Tensor, "b c t h w"]:
+        """The network's v = noise - x0 at normalised latents; sigma (batch,) or (), 1 = noise.  Dtype of ``latents``.
+
+        Equals ``transformer(latents, sigma * 1000, text padded to 512 tokens)``.
+        """
+        inputs = self._embed(latents, sigma, condition)
+        *_, hidden = self._run_blocks(self.num_blocks, inputs)
+        shift, scale = (self.transformer.scale_shift_table + inputs["time"].unsqueeze(1)).chunk(2, dim=1)
+        hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        patches = self.transformer.proj_out(hidden)
+        grid = [size // patch for size, patch in zip(latents.shape[2:], self.patch_size, strict=True)]
+        patches = patches.unflatten(2, (*self.patch_size, -1)).unflatten(1, grid)  # b, T, H, W, pt, ph, pw, c
+        return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(latents.shape).to(latents.dtype)
+
+    def features(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "*sigma"],
+        condition: Condition,
+        blocks: Sequence[int],
+    ) -> list[Float[Tensor, "b tokens width"]]:
+        """Hidden states after each of ``blocks`` (0 = the first), in that order; later blocks are never run.
+
+        Tokens are ordered time, height, width, in patches.  Raises PrflError for a block that does not exist.
+        """
+        if not blocks or not set(blocks) <= set(range(self.num_blocks)):
+            raise PrflError(f"features after blocks {list(blocks)}", fix=f"choose among 0 to {self.num_blocks - 1}")
+        states = self._run_blocks(max(blocks) + 1, self._embed(latents, sigma, condition))
+        kept = {index: hidden for index, hidden in enumerate(states) if index in blocks}
+        return [kept[index] for index in blocks]
+
+    def _embed(self, latents: Tensor, sigma: Tensor, condition: Condition) -> dict[str, Any]:
+        """What the blocks take: patches, text tokens (bias as last channel, if any), modulation, rotary tables."""
+        network, batch = self.transformer, len(latents)
+        assert len(condition) == batch, f"{batch} latents but {len(condition)} conditions"
+        latents = latents.to(self.dtype)
+        timestep = (sigma.to(latents.device) * self._timestep_scale).float().expand(batch)
+        text = condition.prompt_embeds.to(latents)
+        bias = None
+        if self._computes_in_full_precision():
+            text, bias = fold_padding(text, condition.lengths, TEXT_TOKENS)
+        else:  # log(multiplicity) in the 8 bits of bfloat16 is 1.6 % off, so keep all the tokens
+            text = pad_to(text, TEXT_TOKENS)
+        time, modulation, text, _ = network.condition_embedder(timestep, text, None, timestep_seq_len=None)
+        return {
+            "hidden": network.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous(),
+            "text": text if bias is None else torch.cat([text, bias[..., None].to(text)], dim=-1),
+            "modulation": modulation.unflatten(1, (6, -1)),
+            "rotary": network.rope(latents),
+            "time": time,
+        }
+
+    def _computes_in_full_precision(self) -> bool:
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+        return dtype in (torch.float32, torch.float64)
+
+    def _run_blocks(self, count: int, inputs: dict[str, Any]) -> Iterator[Tensor]:
+        """Hidden states after each of the first ``count`` blocks."""
+        hidden = inputs["hidden"]
+        others = inputs["text"], inputs["modulation"], inputs["rotary"]
+        recompute = self.checkpointing == "full" and torch.is_grad_enabled()
+        for block in self.transformer.blocks[:count]:
+            if recompute:
+                guarded = adapters.same_adapter_only(self.transformer, block)
+                hidden = checkpoint(guarded, hidden, *others, use_reentrant=False)
+            else:
+                hidden = block(hidden, *others)
+            yield hidden
+
+    # ------------------------------------------------------------------------------------------------- the condition
+
+    @cached_property
+    def _text(self) -> tuple[Any, UMT5EncoderModel]:
+        return self._load_text()
+
+    @property
+    def tokenizer(self) -> Any:
+        """Loaded at the first use, together with the text encoder."""
+        return self._text[0]
+
+    @property
+    def text_encoder(self) -> UMT5EncoderModel:
+        """Loaded at the first use: with cached conditions it never is (the real one has 5.7 billion weights)."""
+        return self._text[1]
+
+    def drop_text_encoder(self) -> None:
+        """Free the text encoder's memory; the next ``condition`` loads it again."""
+        self.__dict__.pop("_text", None)
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Encode prompts as WanPipeline does (cleaned, at most 512 tokens); "" is the unconditional one."""
+        assert not isinstance(prompts, str), "condition takes a list of prompts"
+        encoder = self.text_encoder
+        tokens = self.tokenizer(
+            [prompt_clean(prompt) for prompt in prompts],
+            padding="longest", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt",
+        ).to(encoder.device)  # fmt: skip
+        embeds = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+        embeds = embeds.masked_fill(tokens.attention_mask[..., None] == 0, 0.0)
+        return Condition(embeds.to(self.device, self.dtype), tokens.attention_mask.sum(1).to(self.device))
+
+    # ------------------------------------------------------------------------------------------------- the VAE
+
+    def encode(self, pixels: Float[Tensor, "b 3 f H W"]) -> Float[Tensor, "b c t h w"]:
+        """Pixels in [-1, 1] to normalised latents (the posterior's mean), in the VAE's dtype."""
+        self.latent_shape(*pixels.shape[2:])
+        return vae_codec.encode(self.vae, pixels)
+
+    def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 f H W"]:
+        """Normalised latents to *unclamped* pixels, differentiable in the latents, in the VAE's dtype."""
+        return vae_codec.decode(self.vae, latents)
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(channels, t, h, w) of a video's latents; PrflError where the model cannot take the size."""
+        patch_t, *patches = self.patch_size
+        for name, size, patch in zip(("height", "width"), (height, width), patches, strict=True):
+            unit = self.spatial_factor * patch
+            if size < unit or size % unit:
+                raise PrflError(f"a {name} of {size} is not a multiple of {unit}", fix=nearest(size, unit, unit))
+        time = (frames - 1) // self.temporal_factor + 1
+        if frames < 1 or (frames - 1) % self.temporal_factor or time % patch_t:
+            fix = nearest(frames, self.temporal_factor * patch_t, self.temporal_factor * (patch_t - 1) + 1)
+            raise PrflError(
+                f"{frames} frames: the VAE takes 1 frame and then groups of {self.temporal_factor}", fix=fix
+            )
+        return self.latent_channels, time, height // self.spatial_factor, width // self.spatial_factor
+
+    # ------------------------------------------------------------------------------------------------- identity
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able identity of the model: what a reward head or a cache made with it needs to find again.
+
+        The fingerprints hash base weights rounded to bfloat16, so that the dtype it was loaded in does not matter.
+        """
+        return {
+            "model_id": self.model_id,
+            "revision": self.revision,
+            "num_blocks": self.num_blocks,
+            "width": self.width,
+            "latent_channels": self.latent_channels,
+            "patch_size": list(self.patch_size),
+            "spatial_factor": self.spatial_factor,
+            "temporal_factor": self.temporal_factor,
+            "latents_mean": list(self.vae.config.latents_mean),
+            "latents_std": list(self.vae.config.latents_std),
+            "sigma_convention": SIGMA_CONVENTION,
+            **self._fingerprints,
+        }
+
+    # ------------------------------------------------------------------------------------------------- adapters
+
+    def add_adapter(
+        self,
+        name: str,
+        *,
+        rank: int,
+        alpha: int | float,
+        targets: list[str],
+        dropout: float = 0.0,
+        blocks: list[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """See ``adapters.add_lora``.  The adapter is trainable and not active."""
+        adapters.add_lora(
+            self.transformer, name, rank=rank, alpha=alpha, targets=targets, dropout=dropout, blocks=blocks, seed=seed
+        )
+
+    def adapter(self, name: str | None) -> AbstractContextManager[None]:
+        """Select an adapter (None: the frozen base) for forward and backward: see ``adapters.use_adapter``."""
+        return adapters.use_adapter(self.transformer, name)
+
+    @property
+    def active_adapter(self) -> str | None:
+        return adapters.active_adapter(self.transformer)
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        return adapters.adapter_parameters(self.transformer, name)
+
+    def adapter_state(self, name: str) -> dict[str, Tensor]:
+        """A copy of the adapter's weights, keyed ``blocks.0.attn1.to_q.lora_A.weight``."""
+        return {key: value.detach().clone() for key, value in self.adapter_parameters(name).items()}
+
+    def load_adapter_state(self, name: str, state: dict[str, Tensor]) -> None:
+        adapters.load_state(self.transformer, name, state)
+
+
+def nearest(size: int, unit: int, smallest: int) -> str:
+    below = max(size - smallest, 0) // unit * unit + smallest
+    return f"take {below} or {below + unit}"
+
+
+def fingerprint(modules: Sequence[nn.Module]) -> str:
+    """16 hexadecimal digits of the sha256 of the modules' parameters, each rounded to bfloat16."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

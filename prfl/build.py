@@ -1,0 +1,298 @@
+"""Config to objects: the one place where a string picks a class.  What is done with them is in commands.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from prfl.backbone import WanBackbone, load_backbone
+from prfl.config.schema import (
+    BackboneConfig,
+    Config,
+    CuratedConfig,
+    DataConfig,
+    EvaluationConfig,
+    LatentRewardConfig,
+    MixtureConfig,
+    PixelRewardConfig,
+    PrflConfig,
+    PromptsConfig,
+    SamplesConfig,
+    SftConfig,
+    SteeringConfig,
+    VaderConfig,
+)
+from prfl.data.cache import build_cache
+from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
+from prfl.data.manifest import read_manifest
+from prfl.data.prompts import read_prompts
+from prfl.data.shapes import samples as shapes
+from prfl.data.shapes import world
+from prfl.errors import PrflError
+from prfl.evaluation.judge import Judge
+from prfl.evaluation.reward_eval import Scorer as LatentsScorer
+from prfl.evaluation.reward_eval import pixel_scorer
+from prfl.evaluation.sampling import SamplingSettings, decode_all, sample
+from prfl.flow import chain_sigmas
+from prfl.objective import Objective
+from prfl.objective.pathwise import Guidance, Method, Pathwise
+from prfl.objective.preference import PixelPreference, Preference
+from prfl.objective.prfl import Prfl
+from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
+from prfl.objective.sft import Sft
+from prfl.objective.vader import Vader
+from prfl.reward.head import RewardHead
+from prfl.reward.latent import LatentReward, RewardAdapter
+from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.solvers import Coefficients, euler
+from prfl.training import Regulariser
+
+POLICY = "policy"  # the name of the adapter that is aligned
+Reward = LatentReward | PixelReward
+Dataset = LatentDataset | PairDataset
+
+
+def device(config: BackboneConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PrflError("no GPU is usable here", where="backbone.device", fix="device: auto or cpu")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def backbone(config: BackboneConfig, *, seed: int = 0) -> WanBackbone:
+    """The frozen model, with the policy's adapter (not active) where the config has one."""
+    folder = shapes.model_folder() if config.model == "shapes" else config.model
+    loaded = load_backbone(folder, getattr(torch, config.dtype), device(config), config.revision)
+    loaded.checkpointing = config.checkpointing
+    if config.adapter:
+        own = config.adapter
+        loaded.add_adapter(
+            POLICY, rank=own.rank, alpha=own.alpha, targets=own.targets, dropout=own.dropout, seed=seed
+        )
+    if config.train == "full":
+        loaded.transformer.requires_grad_(True)
+    return loaded
+
+
+def prompts(config: PromptsConfig) -> dict[str, list[str]]:
+    """``train``, and ``validation`` and ``test`` where they are given; no prompt is in two of them."""
+    named = {"train": config.train, "validation": config.validation, "test": config.test}
+    splits = {
+        name: world.split_prompts()[name] if source == "shapes" else read_prompts(source)
+        for name, source in named.items()
+        if source is not None
+    }
+    owner: dict[str, str] = {}
+    for name, some in splits.items():
+        for prompt in some:
+            if owner.setdefault(prompt, name) != name:
+                raise PrflError(
+                    f"the prompt {prompt[:80]!r} is in {owner[prompt]} too",
+                    where=f"data.prompts.{name}",
+                    fix="give each prompt to one set",
+                )
+    return splits
+
+
+def judge(config: EvaluationConfig) -> Judge | None:
+    return shapes.judge if config.judge == "shapes" else None
+
+
+def chain(config: Config, shift: float) -> Coefficients:
+    """The training chain; ``shift`` is the backbone's own, which ``rollout.shift`` overrides."""
+    chosen = shift if config.rollout.shift is None else config.rollout.shift
+    return euler(chain_sigmas(config.rollout.steps, chosen))
+
+
+def sampling(config: Config, *, guidance_scale: float | None = None) -> SamplingSettings:
+    """How videos are drawn for evaluation."""
+    own = config.evaluation
+    return SamplingSettings(
+        frames=config.data.frames,
+        height=config.data.height,
+        width=config.data.width,
+        steps=own.steps or config.rollout.steps,
+        shift=config.rollout.shift,
+        guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
+        batch=own.batch,
+        seed=own.seed,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
+    """The manifest that the config names, or the one that its generator writes (once)."""
+    data, generator = config.data, config.data.generator
+    if data.manifest is not None:
+        return data.manifest
+    assert generator is not None, "the config's rules ask for a manifest or a generator"
+    known = prompts(data.prompts)
+    if isinstance(generator, SamplesConfig):
+        settings = SamplingSettings(
+            frames=data.frames, height=data.height, width=data.width, steps=generator.steps,
+            shift=config.rollout.shift, guidance_scale=generator.guidance, batch=generator.batch, seed=generator.seed,
+        )  # fmt: skip
+
+        def draw(some: list[str], indices: list[int]) -> torch.Tensor:
+            return decode_all(model, sample(model, some, indices, settings), generator.batch)
+
+        name = f"samples-{model.describe()['transformer_fingerprint']}-{_key(generator)}"
+        splits = {split: some for split, some in known.items() if split != "test"}
+        return shapes.labelled(data.cache / name, splits, generator.per_prompt, draw, generator.batch, progress)
+    wrong, unsteady = (
+        (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
+    )
+    folder = data.cache / f"{generator.name}-{_key(generator)}"
+    return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
+
+
+def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
+    values = generator.model_dump(exclude={"name", "batch"})
+    return "-".join(f"{name}{value:g}" for name, value in values.items())
+
+
+def clip(data: DataConfig) -> dict[str, float]:
+    return {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
+
+
+def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
+    """Encode what is not yet encoded; returns the manifest."""
+    path = manifest(config, model, progress)
+    report = build_cache(
+        model, path, config.data.cache, skip_unreadable=config.data.skip_unreadable, batch_size=16, **clip(config.data)
+    )
+    print(report, flush=True)
+    return path
+
+
+def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
+    """The cached clips of a split.  A manifest whose rows name no split is all training data."""
+    has_splits = any(getattr(row, "split", None) for row in read_manifest(path))
+    if not has_splits and split != "train":
+        return None
+    return load_dataset(
+        model,
+        path,
+        config.data.cache,
+        split=split if has_splits else None,
+        skip_unreadable=config.data.skip_unreadable,
+        **clip(config.data),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- reward
+
+
+def new_reward(config: Config, model: WanBackbone) -> Reward:
+    """An untrained reward, as ``reward.head`` describes it."""
+    torch.manual_seed(config.seed)
+    if isinstance(config.reward, LatentRewardConfig):
+        head = config.reward.head
+        assert head is not None
+        own = head.adapter
+        network = RewardHead(
+            width=model.width, layers=len(head.blocks), dimensions=tuple(head.dimensions), pooling=head.pooling,
+            inner=head.inner, queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
+        )  # fmt: skip
+        adapter = own and RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
+        return LatentReward(network, model, head.blocks, adapter=adapter)
+    assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
+    text_width = model.condition([""]).prompt_embeds.shape[2]
+    return PixelReward(PixelNetwork(tuple(config.reward.head.dimensions), text_width, config.reward.head.hidden))
+
+
+def trained_reward(config: Config, model: WanBackbone) -> Reward:
+    """The reward at ``reward.path``, frozen."""
+    assert config.reward is not None and config.reward.path is not None
+    path = shapes.reward_folder(config.reward.space) if config.reward.path == "shapes" else config.reward.path
+    if isinstance(config.reward, LatentRewardConfig):
+        return LatentReward.from_pretrained(path, backbone=model)
+    return PixelReward.from_pretrained(path)
+
+
+def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
+    """Logits of a reward at noisy latents, for evaluation."""
+    return reward.logits if isinstance(reward, LatentReward) else pixel_scorer(model, reward)
+
+
+# ------------------------------------------------------------------------------------------------------- objective
+
+
+def preference(config: Config, model: WanBackbone, reward: Reward, clips: Dataset) -> Objective:
+    own = config.objective
+    if isinstance(reward, LatentReward):
+        sampling_name = own.sigma_sampling
+        shift = model.default_shift if config.rollout.shift is None else config.rollout.shift
+        return Preference(
+            reward, clips, config.seed, loss=own.loss, sigma_sampling=sampling_name, shift=shift, eta=own.eta
+        )
+    return PixelPreference(
+        reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=own.keep_decoded
+    )
+
+
+def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
+    """SFT as the objective itself, or as the regulariser of another."""
+    own = config.objective
+    settings = own if isinstance(own, SftConfig) else own.sft
+    return Sft(
+        model,
+        clips,
+        config.seed,
+        adapter=POLICY if config.backbone.train == "lora" else None,
+        prompt_dropout=settings.prompt_dropout,
+        shift=model.default_shift if config.rollout.shift is None else config.rollout.shift,
+        scale=1.0 if isinstance(own, SftConfig) else settings.weight,
+    )
+
+
+def method(config: Config, coefficients: Coefficients) -> Method:
+    own, weight = config.objective, config.rollout.step_weight
+    if isinstance(own, PrflConfig):
+        return Prfl(coefficients, config.seed, handoff=own.handoff, step_weight=weight, steps_range=own.steps_range)
+    assert isinstance(own, VaderConfig)
+    return Vader(coefficients, last_steps=own.last_steps, step_weight=weight)
+
+
+def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
+    """A reward-gradient objective: (method, reward), whatever the two are."""
+    own, scores, guidance = config.objective, config.reward, config.rollout.guidance
+    assert isinstance(own, SteeringConfig) and scores is not None
+    if config.backbone.train == "full":
+        raise PrflError(
+            "a reward's gradient trains an adapter so far", where="backbone.train", fix="train: lora and an adapter"
+        )
+    if isinstance(reward, LatentReward):
+        scorer: LatentScorer | PixelScorer = LatentScorer(reward, scores.aggregate)
+    else:
+        frames = own.frames if isinstance(own, VaderConfig) else "all"
+        scorer = PixelScorer(reward, model, config.seed, frames, scores.aggregate)
+    return Pathwise(
+        model,
+        method(config, chain(config, model.default_shift)),
+        scorer,
+        RewardLoss(
+            scores.weights or dict.fromkeys(reward.dimensions, 1.0),
+            aggregate=scores.aggregate,
+            shape=scores.shape,
+            target=scores.target,
+            scale=scores.scale,
+        ),
+        prompts(config.data.prompts)["train"],
+        model.latent_shape(config.data.frames, config.data.height, config.data.width),
+        config.seed,
+        adapter=POLICY,
+        guidance=Guidance(guidance.scale, guidance.gradient),
+        distance_weight=own.distance_weight,
+    )
+
+
+def regulariser(config: Config, model: WanBackbone, clips: Dataset | None) -> Regulariser | None:
+    own = config.objective
+    if isinstance(own, SteeringConfig) and own.sft is not None:
+        assert clips is not None
+        return Regulariser(sft(config, model, clips), every=own.sft.every)
+    return None

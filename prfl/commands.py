@@ -1,0 +1,288 @@
+"""What the commands do: a stage of training from its config to its report, the cache, evaluation, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+
+from prfl import build
+from prfl.backbone import WanBackbone
+from prfl.config import dump_resolved, identity, load_config
+from prfl.config.schema import Config, PreferenceConfig, SftConfig
+from prfl.data.files import replacing
+from prfl.errors import PrflError
+from prfl.evaluation import policy_eval, reward_eval, tables
+from prfl.evaluation.report import write_report
+from prfl.flow import chain_sigmas
+from prfl.reward.latent import LatentReward
+from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
+from prfl.training import train as run_training
+
+console = Console()
+
+
+def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A bar on a terminal; off it one line when the work begins."""
+
+    def shown(items: Iterable[Any]) -> Iterable[Any]:
+        if console.is_terminal:
+            return track(items, description=what, console=console, transient=True)
+        console.print(what, markup=False)
+        return items
+
+    return shown
+
+
+def train(config: Config, *, dry_run: bool = False, resume: str = "auto") -> None:
+    """Run one stage.  A dry run only checks what the config names."""
+    build.prompts(config.data.prompts)
+    if dry_run:
+        return
+    console.print(f"{config.objective.name}: {config.run}", style="bold")
+    run = RunFolder.create(config.run, dump_resolved(config))
+    accelerator = make_accelerator(run, config.backbone.device, config.training.trackers)
+    model = build.backbone(config.backbone, seed=config.seed)
+    reads_clips = config.data.manifest is not None or config.data.generator is not None
+    path = build.fill_cache(config, model, progress("generated clips")) if reads_clips else None
+    clips = build.dataset(config, model, path, "train") if path else None
+    begin = partial(
+        run_training,
+        settings=config.training,
+        run=run,
+        seed=config.seed,
+        accelerator=accelerator,
+        resume=resume,
+        identity=identity(config),
+    )
+    if isinstance(config.objective, PreferenceConfig):
+        assert path is not None and clips is not None
+        result = train_reward(config, model, run, begin, clips, build.dataset(config, model, path, "validation"))
+    else:
+        result = train_policy(config, model, run, begin, clips)
+    if result.stopped:
+        raise KeyboardInterrupt
+    console.print(f"report: {write_report(run.path)}", markup=False)
+
+
+# ------------------------------------------------------------------------------------------------- training a reward
+
+
+def train_reward(
+    config: Config,
+    model: WanBackbone,
+    run: RunFolder,
+    begin: Callable[..., TrainResult],
+    clips: build.Dataset,
+    validation: build.Dataset | None,
+) -> TrainResult:
+    """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
+    reward = build.new_reward(config, model)
+    objective = build.preference(config, model, reward, clips)
+
+    def watch(step: int) -> dict[str, float]:
+        """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
+        few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, 0.9)]
+        scorers = {"reward": build.latents_scorer(reward, model)}
+        rows = reward_eval.evaluate(scorers, reward_eval.held_out(validation), few, noise_draws=1, resamples=1)
+        last = rows[-1].dimension if rows else ""
+        return {f"validation accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
+
+    def finish(step: int) -> dict[str, float]:
+        if validation is not None:
+            rows = measure_reward(config, model, {"reward": reward}, validation, clips, run.path / "reward_eval.json")
+            accuracy = reward_eval.accuracy_by_bin(rows, "reward")
+            reward.card = describe(config, accuracy)
+            reward.calibrate(clean_logits(reward, model, validation))
+        reward.save_pretrained(run.path / "reward")
+        return {}
+
+    hooks = [Hook(config.training.steps, finish)]
+    if validation is not None and config.evaluation.every:
+        hooks.insert(0, Hook(config.evaluation.every, watch))
+    return begin(objective, hooks=hooks)
+
+
+def measure_reward(
+    config: Config,
+    model: WanBackbone,
+    rewards: Mapping[str, build.Reward],
+    data: build.Dataset,
+    train: build.Dataset | None,
+    path: Path,
+) -> list[reward_eval.Row]:
+    """Every noise level, several rewards side by side; tables on the console, rows to ``path``."""
+    shift = model.default_shift if config.rollout.shift is None else config.rollout.shift
+    rows = reward_eval.evaluate(
+        {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
+        reward_eval.held_out(data),
+        reward_eval.levels(chain_sigmas(config.rollout.steps, shift).tolist()[:: max(1, config.rollout.steps // 10)]),
+        train=None if train is None else reward_eval.held_out(train),
+        noise_draws=2,
+        progress=progress("measuring the reward at every noise level"),
+    )
+    reward_eval.save_rows(path, rows, run=str(config.run))
+    for dimension in dict.fromkeys(row.dimension for row in rows):
+        console.print(tables.reward_table(rows, dimension, "pairwise accuracy within a prompt"))
+    return rows
+
+
+@torch.no_grad()
+def clean_logits(reward: build.Reward, model: WanBackbone, data: build.Dataset) -> dict[str, torch.Tensor]:
+    """Logits at sigma 0 of a dataset: what normalises the scores."""
+    held = reward_eval.held_out(data)
+    score = build.latents_scorer(reward, model)
+    parts = []
+    for start in range(0, len(held.prompts), 64):
+        latents, condition = held.get(list(range(start, min(start + 64, len(held.prompts)))))
+        parts.append(score(latents, torch.zeros(len(latents), device=latents.device), condition))
+    return {name: torch.cat([part[name] for part in parts]) for name in reward.dimensions}
+
+
+def describe(config: Config, accuracy: dict[str, dict[str, float]]) -> Any:
+    from prfl.reward.files import RewardCard
+
+    data = config.data
+    return RewardCard(
+        frames=(data.frames, data.frames),
+        fps=(data.fps, data.fps),
+        height=(data.height, data.height),
+        width=(data.width, data.width),
+        accuracy=accuracy,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- training a policy
+
+
+def train_policy(
+    config: Config, model: WanBackbone, run: RunFolder, begin: Callable[..., TrainResult], clips: build.Dataset | None
+) -> TrainResult:
+    """SFT or a reward-gradient method; previews on validation prompts, and at the end base and policy on test prompts."""
+    if isinstance(config.objective, SftConfig):
+        assert clips is not None
+        reward = None
+        objective = build.sft(config, model, clips)
+    else:
+        reward = build.trained_reward(config, model)
+        objective = build.steering(config, model, reward)
+    known = build.prompts(config.data.prompts)
+
+    def preview(step: int) -> dict[str, float]:
+        some = known["validation"][: config.evaluation.prompts_per_round]
+        outcome = outcome_of(config, model, reward, some, config.evaluation.samples_per_prompt, build.POLICY)
+        policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps)
+        return policy_eval.flat(policy_eval.summarise(outcome))
+
+    def finish(step: int) -> dict[str, float]:
+        save_policy(run.path / "policy.safetensors", model, config)
+        if config.evaluation.final_samples:
+            compare_base(config, model, reward, run)
+        return {}
+
+    hooks = [Hook(config.training.steps, finish)]
+    if config.evaluation.every:
+        hooks.insert(0, Hook(config.evaluation.every, preview, at_start=True))
+    return begin(objective, hooks=hooks, regulariser=build.regulariser(config, model, clips))
+
+
+def outcome_of(
+    config: Config,
+    model: WanBackbone,
+    reward: build.Reward | None,
+    some: list[str],
+    per_prompt: int,
+    adapter: str | None,
+    **options: Any,
+) -> policy_eval.Outcome:
+    return policy_eval.measure(
+        model,
+        some,
+        per_prompt,
+        options.pop("settings", build.sampling(config)),
+        name=adapter or "base",
+        adapter=adapter,
+        judge=build.judge(config.evaluation),
+        reward=None if reward is None else build.latents_scorer(reward, model),
+        **options,
+    )
+
+
+def compare_base(config: Config, model: WanBackbone, reward: build.Reward | None, run: RunFolder) -> None:
+    """Base and policy from the same noise on the test prompts: results.json, videos, a table."""
+    test = build.prompts(config.data.prompts)["test"]
+    per_prompt = max(1, config.evaluation.final_samples // len(test))
+    test = test[: config.evaluation.final_samples]
+    outcomes = [
+        outcome_of(config, model, reward, test, per_prompt, adapter, progress=progress(f"sampling: {adapter or 'base'}"))
+        for adapter in (None, build.POLICY)
+    ]
+    policy_eval.write_results(run.samples / "final", outcomes, config.data.fps)
+    console.print(tables.policy_table(outcomes))
+
+
+def save_policy(path: Path, model: WanBackbone, config: Config) -> None:
+    """The adapter's weights (or, after full fine-tuning, the transformer's), as they are now."""
+    full = config.backbone.train == "full"
+    tensors = model.transformer.state_dict() if full else model.adapter_state(build.POLICY)
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def load_policy(config: Config, model: WanBackbone) -> None:
+    path = config.run / "policy.safetensors"
+    if not path.is_file():
+        raise PrflError("there is no trained policy", where=str(path), fix="run `prfl train` on this config first")
+    if config.backbone.train == "full":
+        model.transformer.load_state_dict(load_file(path))
+    else:
+        model.load_adapter_state(build.POLICY, load_file(path))
+
+
+# ---------------------------------------------------------------------------------------------- the other commands
+
+
+def cache(config: Config) -> None:
+    """Encode the config's clips and prompts."""
+    build.fill_cache(config, build.backbone(config.backbone), progress("generated clips"))
+
+
+def evaluate(config: Config | None, *, head: Path | None = None) -> None:
+    """Measure a trained reward at every noise level on the validation clips of a config."""
+    if config is None:
+        assert head is not None
+        config = load_config(head.parent / "config.yaml")
+    model = build.backbone(config.backbone)
+    folder = head or config.run / "reward"
+    reward = build.load_reward(folder, config, model)
+    path = build.fill_cache(config, model, progress("generated clips"))
+    held = build.dataset(config, model, path, "validation")
+    if held is None:
+        raise PrflError(
+            "no row has split 'validation'", where=str(path), fix='add "split": "validation" to the held-out rows'
+        )
+    clips = build.dataset(config, model, path, "train")
+    rewards = {"adapter head" if isinstance(reward, LatentReward) and reward.adapter else "head": reward}
+    measure_reward(config, model, rewards, held, clips, config.run / "reward_eval.json")
+    console.print(f"report: {write_report(config.run)}", markup=False)
+
+
+def sample(config: Config, *, compare_base: bool = False) -> None:
+    """Videos of the trained policy on the test prompts, or on the validation prompts where there are none."""
+    model = build.backbone(config.backbone)
+    load_policy(config, model)
+    known = build.prompts(config.data.prompts)
+    some = (known.get("test") or known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
+    adapters: list[str | None] = [None, build.POLICY] if compare_base else [build.POLICY]
+    outcomes = [
+        outcome_of(config, model, None, some, config.evaluation.samples_per_prompt, adapter) for adapter in adapters
+    ]
+    path = policy_eval.write_results(config.run / "samples" / "sampled", outcomes, config.data.fps)
+    console.print(tables.policy_table(outcomes))
+    console.print(f"videos: {path.parent / 'videos'}", markup=False)

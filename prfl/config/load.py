@@ -1,0 +1,142 @@
+"""Reads a config file strictly, with ``key=value`` overrides; writes and compares resolved configs.
+
+Paths in a config are those of the current directory, as on the command line, and are kept as they are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prfl.config.messages import Fault, faults
+from prfl.config.rules import conflicts
+from prfl.config.schema import MAY_CHANGE, Config
+from prfl.config.strict_yaml import parse, read_mapping
+from prfl.errors import PrflError
+
+REFERENCE = re.compile(r"\$\{([^}]*)\}?")
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """One ordinary config.  ``${stages.NAME.run}`` in it is the run folder of NAME.yaml beside it.
+
+    overrides: ``training.steps=10``; the value is YAML.  Raises PrflError with the yaml path.
+    """
+    path = Path(path)
+    tree = read_mapping(path)
+    if "stages" in tree:
+        raise PrflError("it has several stages", where=str(path), fix="name the file of one stage")
+    return config_from(tree, path, overrides, stage_runs=None)
+
+
+def config_from(
+    tree: dict[str, Any], path: Path, overrides: Sequence[str], stage_runs: Mapping[str, Path] | None
+) -> Config:
+    """stage_runs: run folders of the earlier stages; None where the config stands alone."""
+    overridden = [set_key(tree, override) for override in overrides]
+    tree = resolve(tree, path, stage_runs, "")
+    config = validate(Config, tree, path, overridden)
+    report(path, list(conflicts(config)), overridden)
+    return config
+
+
+def validate(section: type[AnySection], tree: Any, path: Path, overridden: Sequence[str] = ()) -> AnySection:
+    try:
+        # Through JSON, pydantic's strict mode still reads a list as a tuple and text as a path, and nothing else.
+        return section.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        report(path, faults(section, error.errors()), overridden)
+        raise
+
+
+def report(path: Path, found: Sequence[Fault], overridden: Sequence[str]) -> None:
+    """Raise one PrflError that lists every fault, each with the file, or the command line, that it comes from."""
+
+    def where(key: str) -> str:
+        inside = key.replace("[", ".[") + "."
+        given = any(inside.startswith(f"{other}.") or f"{other}.".startswith(inside) for other in overridden)
+        return f"command line: {key}" if given else f"{path}: {key}"
+
+    if found:
+        more = [f"\n{where(key)}: {what}" for key, what in found[1:]]
+        raise PrflError(found[0][1] + "".join(more), where=where(found[0][0]))
+
+
+def set_key(tree: dict[str, Any], override: str) -> str:
+    """Put ``a.b.c=value`` into the tree; gives back ``a.b.c``."""
+    key, equals, text = override.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts):
+        raise PrflError("not of the form key=value", where=f"command line: {override}", fix="training.steps=10")
+    for part in parts[:-1]:
+        if tree.get(part) is None:
+            tree[part] = {}
+        tree = tree[part]
+        if not isinstance(tree, dict):
+            raise PrflError(f"'{part}' has no keys below it", where=f"command line: {key}")
+    tree[parts[-1]] = parse(text, f"command line: {key}")
+    return key
+
+
+def resolve(value: Any, path: Path, stage_runs: Mapping[str, Path] | None, key: str) -> Any:
+    """Replace every ``${stages.NAME.run}`` in the texts of a tree."""
+    if isinstance(value, dict):
+        return {k: resolve(v, path, stage_runs, f"{key}.{k}".removeprefix(".")) for k, v in value.items()}
+    if isinstance(value, list):
+        return [resolve(v, path, stage_runs, f"{key}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, str):
+        return REFERENCE.sub(lambda found: str(stage_run(found, path, stage_runs, key)), value)
+    return value
+
+
+def stage_run(found: re.Match[str], path: Path, stage_runs: Mapping[str, Path] | None, key: str) -> Path:
+    where = f"{path}: {key}"
+    form = re.fullmatch(r"\$\{stages\.([^./]+)\.run\}", found[0])
+    if form is None:
+        raise PrflError(f"cannot resolve {found[0]}", where=where, fix="the one form is ${stages.NAME.run}")
+    name = form[1]
+    if stage_runs is not None:
+        if name not in stage_runs:
+            known = ", ".join(stage_runs) or "none; this is the first"
+            raise PrflError(f"no earlier stage is called '{name}'", where=where, fix=f"earlier stages: {known}")
+        return stage_runs[name]
+    beside = path.with_name(f"{name}.yaml")
+    if not beside.is_file():
+        raise PrflError(f"no earlier stage '{name}', and no {beside}", where=where, fix=f"give {key} a folder")
+    run = read_mapping(beside).get("run")
+    if not isinstance(run, str) or REFERENCE.search(run):
+        raise PrflError("missing, or not the name of a folder", where=f"{beside}: run")
+    return Path(run)
+
+
+def dump_resolved(config: Config) -> str:
+    """The config as YAML with every default spelt out; reading it again gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def config_hash(config: Config) -> str:
+    """Hash of ``identity``: equal for two configs of which one may go on with the other's run."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity(section: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """{yaml path: json-able value} of what must stay the same when a run is resumed: all but keys that may change."""
+    values: dict[str, Any] = {}
+    dumped = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        if field.json_schema_extra == MAY_CHANGE:
+            continue
+        inner = getattr(section, name)
+        if isinstance(inner, BaseModel):
+            values |= identity(inner, f"{prefix}{name}.")
+        else:
+            values[prefix + name] = dumped[name]
+    return values

@@ -1,0 +1,111 @@
+"""Turns pydantic's errors into lines that name the yaml path and the likely remedy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+Fault = tuple[str, str]  # (yaml path, what is wrong there)
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation may hold: one, none, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in models_in(part)]
+
+
+def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:
+    """(key, value) that tells a member of a union from the others, e.g. ("name", "prfl")."""
+    for key in ("name", "space"):
+        if key in model.model_fields:
+            return key, typing.get_args(model.model_fields[key].annotation)[0]
+    return None
+
+
+def all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """(yaml path, section that has it) of every key."""
+    for name, field in model.model_fields.items():
+        yield prefix + name, model
+        for inner in models_in(field.annotation):
+            yield from all_keys(inner, f"{prefix}{name}.")
+
+
+def locate(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
+    """pydantic's location as (yaml path, the section that holds its last key); union tags are left out."""
+    path, owner, models, annotation = "", root, [root], None
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif len(models) > 1:  # a union: this part is the tag of the member that was chosen
+            models = [model for model in models if (tag_of(model) or ("", ""))[1] == part]
+        elif models:
+            owner = models[0]
+            path += f".{part}"
+            field = owner.model_fields.get(part)
+            annotation = field.annotation if field else None
+            models = models_in(annotation)
+        elif dict in {typing.get_origin(a) for a in (annotation, *typing.get_args(annotation))}:
+            path += f".{part}"
+    return path.removeprefix("."), owner
+
+
+def closest(word: object, choices: Sequence[str]) -> str:
+    found = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
+    return f". Did you mean '{found[0]}'?" if found else ""
+
+
+def unknown_key(root: type[BaseModel], path: str, owner: type[BaseModel]) -> str:
+    key = path.rpartition(".")[2]
+    elsewhere = [(other, model) for other, model in all_keys(root) if other.rpartition(".")[2] == key]
+    tags = [tag for other, model in elsewhere if other == path and (tag := tag_of(model))]
+    if tags:
+        return f"unknown key; it belongs to {tags[0][0]}: {' or '.join(value for _, value in tags)}"
+    if hint := closest(key, list(owner.model_fields)):
+        return f"unknown key{hint}"
+    if elsewhere:
+        return f"unknown key. Did you mean '{elsewhere[0][0]}'?"
+    return f"unknown key; the keys here are {', '.join(owner.model_fields)}"
+
+
+def shown(error: ErrorDetails) -> str:
+    """The value that was given, as YAML would write it, cut where it is long."""
+    text = json.dumps(error["input"], ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def describe(root: type[BaseModel], error: ErrorDetails) -> Fault:
+    path, owner = locate(root, error["loc"])
+    context: Mapping[str, Any] = error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return path, unknown_key(root, path, owner)
+        case "missing":
+            missing = owner.model_fields.get(str(error["loc"][-1]))
+            return path, f"missing ({missing.description})" if missing else "missing"  # of a list, or of a section
+        case "union_tag_not_found":
+            return f"{path}.{context['discriminator'].strip(chr(39))}", "missing; it says which keys belong here"
+        case "union_tag_invalid":
+            tags = context["expected_tags"].replace("'", "")
+            hint = closest(context["tag"], tags.split(", "))
+            return f"{path}.{context['discriminator'].strip(chr(39))}", f"'{context['tag']}' is none of {tags}{hint}"
+        case "literal_error":
+            expected = context["expected"].replace("'", "")
+            hint = closest(error["input"], expected.replace(" or ", ", ").split(", "))
+            return path, f"should be {expected}, got {shown(error)}{hint}"
+    return path, f"{error['msg'].removeprefix('Input ')}, got {shown(error)}"
+
+
+def faults(root: type[BaseModel], errors: Sequence[ErrorDetails]) -> list[Fault]:
+    """One line per yaml path; the alternatives of one key are joined by 'or'."""
+    lines: dict[str, list[str]] = {}
+    for error in errors:
+        path, what = describe(root, error)
+        lines.setdefault(path, []).append(what)
+    return [(path, "; or ".join(whats)) for path, whats in lines.items()]

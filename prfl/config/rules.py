@@ -1,0 +1,119 @@
+"""What the keys of a config must agree on, beyond the type of each: every rule gives the yaml path that it blames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prfl.config.schema import (
+    Config,
+    LatentHeadConfig,
+    LatentRewardConfig,
+    PreferenceConfig,
+    PrflConfig,
+    Section,
+    SftConfig,
+    SteeringConfig,
+    VaderConfig,
+)
+
+
+def conflicts(config: Config) -> Iterator[tuple[str, str]]:
+    """(yaml path, what is wrong there) of every broken rule."""
+    yield from _data(config)
+    yield from _chain(config)
+    if isinstance(config.objective, PreferenceConfig):
+        yield from _preference(config, config.objective)
+    else:
+        yield from _policy(config)
+    if isinstance(config.objective, SteeringConfig):
+        yield from _steering(config, config.objective)
+    if config.training.batch % config.training.accumulation:
+        yield "training.accumulation", f"{config.training.accumulation} does not divide training.batch"
+
+
+def _unread(section: Section, path: str, keys: list[str], reader: str) -> Iterator[tuple[str, str]]:
+    """Keys that were changed, and that nobody reads: a person who sets one believes that it does something."""
+    for key in keys:
+        if getattr(section, key) != type(section).model_fields[key].default:
+            yield f"{path}.{key}", f"{reader} does not read it"
+
+
+def _data(config: Config) -> Iterator[tuple[str, str]]:
+    data, objective = config.data, config.objective
+    if data.manifest and data.generator:
+        yield "data.generator", "data.manifest is given too; keep one of them"
+    reads_clips = not isinstance(objective, SteeringConfig) or objective.sft is not None
+    if reads_clips and not (data.manifest or data.generator):
+        yield "data.manifest", "the objective trains on clips; give data.manifest or data.generator"
+    if not reads_clips and (data.manifest or data.generator):
+        yield "data", "clips are given that nobody reads; remove them or add objective.sft"
+    if config.evaluation.every and not data.prompts.validation:
+        yield "data.prompts.validation", "evaluation.every needs validation prompts"
+    if config.evaluation.final_samples and not data.prompts.test:
+        yield "data.prompts.test", "evaluation.final_samples needs test prompts"
+
+
+def _chain(config: Config) -> Iterator[tuple[str, str]]:
+    rollout, guidance = config.rollout, config.rollout.guidance
+    if (guidance.gradient == "none") != (guidance.scale == 1):
+        yield "rollout.guidance", "gradient: none goes with scale: 1; a larger scale needs gradient: cond or both"
+    if not isinstance(config.objective, SteeringConfig):
+        for key, unread in (("guidance", guidance.scale != 1), ("step_weight", rollout.step_weight != "native")):
+            if unread:
+                yield f"rollout.{key}", f"objective {config.objective.name} does not read it"
+
+
+def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[str, str]]:
+    """A reward is trained; the video model stays as it is."""
+    if config.reward is None or config.reward.head is None or config.reward.path:
+        yield "reward", "objective preference trains a new reward: give reward.head and no reward.path"
+        return
+    # How a score becomes the loss of the video model.
+    yield from _unread(config.reward, "reward", ["shape", "target", "scale"], "objective preference")
+    if isinstance(config.reward, LatentRewardConfig):
+        yield from _unread(objective, "objective", ["frames", "keep_decoded"], "a latent reward")
+        yield from _latent_head(config.reward.head)
+    else:
+        yield from _unread(objective, "objective", ["sigma_sampling"], "a pixel reward")
+    if objective.loss != "rao_kupper":
+        yield from _unread(objective, "objective", ["eta"], f"loss {objective.loss}")
+    if config.backbone.adapter:
+        yield "backbone.adapter", "objective preference trains the reward only; its own adapter is reward.head.adapter"
+    if config.backbone.train == "full":
+        yield "backbone.train", "objective preference trains the reward only; leave it at lora"
+
+
+def _latent_head(head: LatentHeadConfig | None) -> Iterator[tuple[str, str]]:
+    if head is not None and head.inner % head.heads:
+        yield "reward.head.heads", f"{head.heads} does not divide inner {head.inner}"
+    if head is not None and head.pooling == "mean":
+        yield from _unread(head, "reward.head", ["queries", "heads"], "pooling mean")
+
+
+def _policy(config: Config) -> Iterator[tuple[str, str]]:
+    """The video model is trained."""
+    if config.backbone.train == "lora" and config.backbone.adapter is None:
+        yield "backbone.adapter", "missing; train: lora needs it, for example adapter: {rank: 16, alpha: 16}"
+    if config.backbone.train == "full" and config.backbone.adapter:
+        yield "backbone.adapter", "train: full does not read it"
+    if isinstance(config.objective, SftConfig) and config.reward:
+        yield "reward", "objective sft does not read it"
+
+
+def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
+    """The video model is trained towards a reward that exists."""
+    reward = config.reward
+    if reward is None or not reward.path or reward.head:
+        yield "reward", f"objective {objective.name} follows a trained reward: give reward.path and no reward.head"
+        return
+    if isinstance(objective, PrflConfig):
+        low, high = objective.steps_range
+        if not 0 <= low < high <= 1:
+            yield "objective.steps_range", f"needs 0 <= low < high <= 1, got [{low:g}, {high:g}]"
+        if reward.space == "pixel" and objective.handoff == "next":
+            yield "objective.handoff", "a pixel reward cannot score a noisy latent; use handoff: clean"
+    if isinstance(objective, VaderConfig):
+        if reward.space == "latent" and objective.frames != "all":
+            yield "objective.frames", "a latent reward scores all frames; frames is for pixel rewards"
+        if objective.last_steps > config.rollout.steps:
+            yield "objective.last_steps", f"the chain has only {config.rollout.steps} steps"

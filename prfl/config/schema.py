@@ -1,0 +1,262 @@
+"""What a config may say: one frozen class per yaml section.  Unknown keys are errors; required keys have no default.
+
+A choice that brings its own keys (the generator, the reward's space, the objective) is a union told apart by one key,
+so a key of another choice is as unknown as a misspelt one.  What keys must agree on is in rules.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+FolderOrFile = Annotated[Path, AfterValidator(Path.expanduser)]
+# Keys marked with this may differ between a run and its resumption; they are left out of the config hash.
+MAY_CHANGE: dict[str, Any] = {"may_change": True}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class AdapterConfig(Section):
+    rank: int = Field(ge=1, description="Rank of the low-rank update.")
+    alpha: float = Field(gt=0, description="The update is scaled by alpha / rank.")
+    targets: list[str] = Field(
+        default=["to_q", "to_k", "to_v", "to_out.0"],
+        min_length=1,
+        description="Ends of the names of the linear layers that get an update.",
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the low-rank branch only.")
+
+
+class BackboneConfig(Section):
+    model: str = Field(description="A diffusers folder, a hub id, or 'shapes' for the model inside the package.")
+    revision: str | None = Field(default=None, description="Revision of a hub model; null is its newest.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of the frozen weights.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU where there is one.")
+    checkpointing: Literal["none", "full"] = Field(
+        default="none", description="full recomputes every block in the backward pass: less memory, a third more time."
+    )
+    kernels: Literal["auto", "torch", "triton"] = Field(
+        default="auto", description="Which kernels run; the variable PRFL_KERNELS decides where this says auto."
+    )
+    train: Literal["lora", "full"] = Field(default="lora", description="Train an adapter, or all weights.")
+    adapter: AdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
+
+
+class SamplesConfig(Section):
+    name: Literal["shapes_samples"] = Field(description="The backbone's own samples, labelled by the shapes oracle.")
+    per_prompt: int = Field(ge=2, description="Samples of each training prompt; pairs are made within a prompt.")
+    steps: int = Field(ge=1, description="Sampling steps.")
+    guidance: float = Field(default=1.0, ge=1, description="Guidance scale; 1 is without.")
+    batch: int = Field(default=64, ge=1, description="Samples drawn at once.")
+    seed: int = Field(default=0, ge=0, description="Seed of the samples.")
+
+
+class MixtureConfig(Section):
+    name: Literal["shapes_mixture"] = Field(description="Rendered clips with the pretraining set's share of flaws.")
+    count: int = Field(ge=1, description="Number of clips.")
+    wrong: float = Field(default=0.2, ge=0, le=1, description="Share of clips with one wrong attribute.")
+    unsteady: float = Field(default=0.3, ge=0, le=1, description="Share of clips with a wobble, a flicker or a jump.")
+    seed: int = Field(default=0, ge=0, description="Seed of the clips.")
+
+
+class CuratedConfig(Section):
+    name: Literal["shapes_curated"] = Field(description="Rendered clips without a flaw.")
+    count: int = Field(ge=1, description="Number of clips.")
+    seed: int = Field(default=0, ge=0, description="Seed of the clips.")
+
+
+class PromptsConfig(Section):
+    train: str = Field(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
+    validation: str | None = Field(default=None, description="Prompts watched during a run, or 'shapes'.")
+    test: str | None = Field(default=None, description="Prompts used once, at the end, or 'shapes'.")
+
+
+class DataConfig(Section):
+    manifest: FolderOrFile | None = Field(default=None, description="JSONL of labelled videos or of pairs.")
+    generator: SamplesConfig | MixtureConfig | CuratedConfig | None = Field(
+        default=None, discriminator="name", description="Make the clips instead of reading a manifest."
+    )
+    prompts: PromptsConfig = Field(description="The three sets of prompts; no prompt may be in two of them.")
+    cache: FolderOrFile = Field(description="Folder of cached latents, prompt embeddings and generated clips.")
+    frames: int = Field(ge=1, description="Frames of a clip.")
+    height: int = Field(ge=8, description="Height in pixels.")
+    width: int = Field(ge=8, description="Width in pixels.")
+    fps: float = Field(gt=0, description="Frames per second at which clips are read and samples written.")
+    skip_unreadable: bool = Field(default=False, description="Go on without videos that cannot be read.")
+
+
+class LatentHeadConfig(Section):
+    dimensions: list[str] = Field(min_length=1, description="Names of the labels that the head scores.")
+    blocks: list[int] = Field(min_length=1, description="Read the hidden states after these blocks (the first is 0).")
+    pooling: Literal["query", "mean"] = Field(default="query", description="Learned queries, or the plain mean.")
+    inner: int = Field(default=128, ge=1, description="Channels that the tokens are projected to; heads divides it.")
+    queries: int = Field(default=1, ge=1, description="Number of learned queries.")
+    heads: int = Field(default=4, ge=1, description="Attention heads of the pooling.")
+    hidden: int = Field(default=256, ge=1, description="Width of the MLP.")
+    film: bool = Field(default=True, description="Scale and shift the pooled features by a function of sigma.")
+    adapter: AdapterConfig | None = Field(default=None, description="The head's own adapter; null is frozen blocks.")
+
+
+class PixelHeadConfig(Section):
+    dimensions: list[str] = Field(min_length=1, description="Names of the labels that the network scores.")
+    size: int = Field(default=32, ge=8, description="Frames are resized to this height and width.")
+    hidden: int = Field(default=32, ge=4, multiple_of=4, description="Channels after the first layer.")
+    inner: int = Field(default=96, ge=4, multiple_of=4, description="Channels of a frame's description.")
+
+
+class RewardBase(Section):
+    """What both spaces have in common."""
+
+    space: str = Field(description="What is scored.")
+    path: str | None = Field(default=None, description="Trained reward: folder, hub id, or 'shapes' for the package's.")
+    weights: dict[str, float] | None = Field(
+        default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
+    )
+    aggregate: Literal["sum", "logsigmoid"] = Field(
+        default="sum", description="Weighted sum of the scores, or of the log-probabilities of good labels."
+    )
+    shape: Literal["linear", "hinge"] = Field(default="hinge", description="Loss: -r, or relu(target - r).")
+    target: float = Field(default=2.0, description="The score r at which the hinge stops pulling.")
+    scale: float = Field(default=0.1, gt=0, description="Factor of the loss.")
+
+
+class LatentRewardConfig(RewardBase):
+    space: Literal["latent"] = Field(description="Scores noisy latents: no VAE in the loop.")
+    head: LatentHeadConfig | None = Field(default=None, description="A new head, where objective.name is preference.")
+
+
+class PixelRewardConfig(RewardBase):
+    space: Literal["pixel"] = Field(description="Scores decoded pixels.")
+    head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")
+
+
+RewardConfig = LatentRewardConfig | PixelRewardConfig
+
+
+class GuidanceConfig(Section):
+    scale: float = Field(default=1.0, ge=1, description="Guidance scale in training; 1 is without.")
+    gradient: Literal["none", "cond", "both"] = Field(
+        default="none", description="none: no guidance. cond: gradient through the conditional branch. both: both."
+    )
+
+
+class RolloutConfig(Section):
+    solver: Literal["euler"] = Field(default="euler", description="The solver of the chain.")
+    steps: int = Field(ge=1, description="Steps of the chain.")
+    shift: float | None = Field(default=None, gt=0, description="Shift of the sigmas; null is the backbone's own.")
+    guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="Classifier-free guidance in training.")
+    step_weight: Literal["native", "unit"] = Field(
+        default="native", description="unit scales step i's gradient by mean|B| / |B[i]|; native leaves it."
+    )
+
+
+class SftConfig(Section):
+    name: Literal["sft"] = Field(description="Flow matching on the cached clips.")
+    prompt_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of clips trained without their prompt.")
+
+
+class PreferenceConfig(Section):
+    name: Literal["preference"] = Field(description="Train a reward on labels or preferences.")
+    loss: Literal["bce", "bradley_terry", "rao_kupper", "thurstone"] = Field(description="Loss of the scores.")
+    eta: float = Field(default=5.0, gt=1, description="How likely ties are; for rao_kupper.")
+    sigma_sampling: Literal["uniform", "shifted", "mixture"] = Field(
+        default="uniform", description="Noise levels: even over 0 to 1, as the sampler's shift spreads them, half each."
+    )
+    frames: int | None = Field(default=None, ge=1, description="Frames of each clip that a pixel reward sees a step.")
+    keep_decoded: bool = Field(default=False, description="Keep a pixel reward's decoded clips in host memory.")
+
+
+class SftRegulariserConfig(Section):
+    every: int = Field(default=1, ge=1, description="One SFT step before every such reward step.")
+    weight: float = Field(default=1.0, gt=0, description="Factor of the SFT loss.")
+    prompt_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of clips trained without their prompt.")
+
+
+class SteeringConfig(Section):
+    """What every objective that follows a reward has in common."""
+
+    name: str = Field(description="The method.")
+    distance_weight: float = Field(default=0.0, ge=0, description="Weight of the velocity's distance to the base.")
+    sft: SftRegulariserConfig | None = Field(default=None, description="SFT on the data section as a regulariser.")
+
+
+class PrflConfig(SteeringConfig):
+    name: Literal["prfl"] = Field(description="One random step of the chain gets the gradient of a latent reward.")
+    handoff: Literal["next", "clean"] = Field(
+        default="next", description="Score the next latent, or the clean prediction of the step."
+    )
+    steps_range: tuple[float, float] = Field(
+        default=(0.0, 1.0), description="Part of the chain that the step is drawn from: 0 is noise, 1 is clean."
+    )
+
+
+class VaderConfig(SteeringConfig):
+    name: Literal["vader"] = Field(description="The last steps of the chain get the gradient of the reward at its end.")
+    last_steps: int = Field(default=1, ge=1, description="Number of last steps with gradient (K).")
+    frames: Literal["all", "one"] | Annotated[int, Field(ge=1)] = Field(
+        default="all", description="Latent frames that are decoded and scored: all, one at random, or a number."
+    )
+
+
+ObjectiveConfig = SftConfig | PreferenceConfig | PrflConfig | VaderConfig
+
+
+class TrainingConfig(Section):
+    steps: int = Field(ge=1, description="Optimizer steps.", json_schema_extra=MAY_CHANGE)
+    batch: int = Field(ge=1, description="Samples per optimizer step, over all processes.")
+    accumulation: int = Field(default=1, ge=1, description="Parts that a batch is split into; must divide it.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
+    warmup: int = Field(default=0, ge=0, description="Steps of linear warm-up.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="After the warm-up.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="AdamW's two averages.")
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the gradient's norm here; null is never.")
+    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="Moving average of the weights; null is off.")
+    save_every: int = Field(default=100, ge=1, description="Steps between checkpoints.", json_schema_extra=MAY_CHANGE)
+    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept.", json_schema_extra=MAY_CHANGE)
+    log_every: int = Field(default=1, ge=1, description="Steps between lines of the log.", json_schema_extra=MAY_CHANGE)
+    trackers: list[Literal["tensorboard"]] = Field(
+        default=["tensorboard"], description="Trackers beside metrics.jsonl.", json_schema_extra=MAY_CHANGE
+    )
+
+
+class EvaluationConfig(Section):
+    every: int = Field(ge=0, description="Steps between rounds on validation prompts; 0 is never.")
+    prompts_per_round: int = Field(default=8, ge=1, description="Prompts of a round.")
+    samples_per_prompt: int = Field(default=1, ge=1, description="Samples of each prompt of a round.")
+    final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
+    judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
+    steps: int | None = Field(default=None, ge=1, description="Sampling steps; null is rollout.steps.")
+    guidance_scale: float = Field(default=1.0, ge=1, description="Guidance scale of the samples.")
+    batch: int = Field(default=32, ge=1, description="Samples drawn at once.")
+    seed: int = Field(default=0, ge=0, description="Seed of the samples: the same noise in every round.")
+
+
+class Config(Section):
+    """One stage: what ``prfl train`` runs."""
+
+    version: Literal[1] = Field(description="Version of this format.")
+    run: FolderOrFile = Field(description="Run folder: everything that the run writes.", json_schema_extra=MAY_CHANGE)
+    seed: int = Field(ge=0, description="Seed of every random draw of the training.")
+    backbone: BackboneConfig = Field(description="The video model.")
+    data: DataConfig = Field(description="Clips, prompts and their cache.")
+    reward: RewardConfig | None = Field(
+        default=None, discriminator="space", description="What is maximised, or trained; none for sft."
+    )
+    rollout: RolloutConfig = Field(description="The sampling chain.")
+    objective: ObjectiveConfig = Field(discriminator="name", description="The method.")
+    training: TrainingConfig = Field(description="The optimizer and its loop.")
+    evaluation: EvaluationConfig = Field(
+        description="What is watched during the run, and at its end.", json_schema_extra=MAY_CHANGE
+    )
+
+
+class StagesConfig(Section):
+    """Several configs run one after another."""
+
+    version: Literal[1] = Field(description="Version of this format.")
+    stages: list[str] = Field(min_length=1, description="Config files, found from this file's folder, in order.")

@@ -1,0 +1,66 @@
+"""Several ordinary configs run one after another: ``stages: [tiny/reward.yaml, tiny/prfl.yaml]``.
+
+A stage is named by its file (``tiny/reward.yaml`` is ``reward``); a later stage finds an earlier one's run folder by
+``${stages.reward.run}``.  The trainer never hears of stages.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prfl.config.load import config_from, validate
+from prfl.config.schema import Config, StagesConfig
+from prfl.config.strict_yaml import read_mapping
+from prfl.errors import PrflError
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    path: Path
+    config: Config
+
+
+def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
+    """The stages of a file in order, all validated; an ordinary config is the one stage of itself.
+
+    overrides: ``training.steps=10`` for an ordinary config, ``prfl.training.steps=10`` for the stage ``prfl``.
+    Raises PrflError.
+    """
+    path = Path(path)
+    tree = read_mapping(path)
+    if "stages" not in tree:
+        return [Stage(path.stem, path, config_from(tree, path, overrides, stage_runs=None))]
+    files = [path.parent / file for file in validate(StagesConfig, tree, path).stages]
+    names = [file.stem for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise PrflError(f"two stages are called '{name}'", where=f"{path}: stages", fix="rename one of the files")
+    own = share_out(overrides, names)
+    stages: list[Stage] = []
+    for name, file in zip(names, files, strict=True):
+        tree = read_mapping(file)
+        if "stages" in tree:
+            raise PrflError("a stage cannot have stages", where=f"{path}: stages: {file}", fix="list its stages here")
+        runs = {stage.name: stage.config.run for stage in stages}
+        config = config_from(tree, file, own[name], runs)
+        if config.run in runs.values():
+            raise PrflError(f"an earlier stage has the run folder {config.run} too", where=f"{file}: run")
+        stages.append(Stage(name, file, config))
+    return stages
+
+
+def share_out(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Each stage's own overrides, without the stage's name in front."""
+    own: dict[str, list[str]] = {name: [] for name in names}
+    for override in overrides:
+        name, _, rest = override.partition(".")
+        if name not in own or "=" not in rest:
+            close = difflib.get_close_matches(name, names, n=1) or list(names[-1:])
+            fix = f"{close[0]}.{override if name not in names else 'training.steps=10'}"
+            raise PrflError("names no stage", where=f"command line: {override}", fix=f"put a stage in front: {fix}")
+        own[name].append(rest)
+    return own

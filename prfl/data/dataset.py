@@ -1,0 +1,189 @@
+"""Cached latents in memory, and the batches that training takes from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prfl import draws
+from prfl.backbone import Condition, WanBackbone
+from prfl.data.cache import LatentCache, manifest_videos
+from prfl.data.files import did_you_mean
+from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
+from prfl.data.video import Window
+from prfl.errors import PrflError
+
+_PREFERRED = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Clean latents with their prompts; ``labels``: one value in [0, 1] a sample and dimension, nan where missing."""
+
+    latents: Float[Tensor, "b c t h w"]
+    condition: Condition
+    prompts: list[str]
+    labels: dict[str, Float[Tensor, " b"]]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Two clean latents for one prompt; ``preference``: 1 a is better, 0 b is better, 0.5 a tie, nan where missing."""
+
+    latents_a: Float[Tensor, "b c t h w"]
+    latents_b: Float[Tensor, "b c t h w"]
+    condition: Condition
+    prompts: list[str]
+    preference: dict[str, Float[Tensor, " b"]]
+
+
+@dataclass(kw_only=True)
+class _Loaded:
+    """What both data sets hold: each video's latents once, each prompt's condition once, on the CPU."""
+
+    latents: Tensor
+    conditions: dict[str, Condition]
+    prompts: list[str]
+    device: torch.device
+    skipped: list[tuple[Path, str]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def empty_condition(self) -> Condition:
+        """The condition of the empty prompt, length 1, on the device: for guidance and prompt dropout."""
+        return self.conditions[""].to(device=self.device)
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        return Condition.cat([self.conditions[prompt] for prompt in prompts]).to(device=self.device)
+
+
+@dataclass(kw_only=True)
+class LatentDataset(_Loaded):
+    """Videos of a manifest.  ``labels[dimension]``: (n,), nan where missing.  Batches come on the backbone's device."""
+
+    labels: dict[str, Tensor]
+
+    def get(self, indices: Sequence[int]) -> LatentBatch:
+        chosen = list(indices)
+        prompts = [self.prompts[index] for index in chosen]
+        labels = {name: values[chosen].to(self.device) for name, values in self.labels.items()}
+        return LatentBatch(self.latents[chosen].to(self.device), self.condition(prompts), prompts, labels)
+
+    def pairs(self, dimension: str) -> Int[Tensor, "p 2"]:
+        return pairs_within_prompt(self.labels, self.prompts, dimension)
+
+    def get_pairs(self, pairs: Int[Tensor, "b 2"]) -> PairBatch:
+        """The two videos of each index pair (of one prompt), with a preference from comparing their labels."""
+        a, b = pairs.unbind(1)
+        prompts = [self.prompts[index] for index in a.tolist()]
+        assert prompts == [self.prompts[index] for index in b.tolist()], "a pair must be of one prompt"
+        preference = {
+            name: ((values[a] - values[b]).sign() / 2 + 0.5).to(self.device) for name, values in self.labels.items()
+        }
+        latents_a, latents_b = self.latents[a].to(self.device), self.latents[b].to(self.device)
+        return PairBatch(latents_a, latents_b, self.condition(prompts), prompts, preference)
+
+
+@dataclass(kw_only=True)
+class PairDataset(_Loaded):
+    """Pairs of a manifest.  ``a``, ``b``: (n,) rows of ``latents``; ``preference[dimension]``: (n,)."""
+
+    a: Tensor
+    b: Tensor
+    preference: dict[str, Tensor]
+
+    def get(self, indices: Sequence[int]) -> PairBatch:
+        chosen = list(indices)
+        prompts = [self.prompts[index] for index in chosen]
+        preference = {name: values[chosen].to(self.device) for name, values in self.preference.items()}
+        latents_a, latents_b = (self.latents[side[chosen]].to(self.device) for side in (self.a, self.b))
+        return PairBatch(latents_a, latents_b, self.condition(prompts), prompts, preference)
+
+
+def load_dataset(
+    backbone: WanBackbone,
+    manifest: str | Path,
+    folder: str | Path,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    fps: int | float,
+    window: Window = "start",
+    split: str | None = None,
+    skip_unreadable: bool = False,
+) -> LatentDataset | PairDataset:
+    """The rows of a manifest (of one split) with their cached latents and conditions, all in memory.
+
+    Raises PrflError when the split is empty, when something is not in the cache for exactly this model, size and rate,
+    and, unless ``skip_unreadable``, for videos that the cache found unreadable; else their rows are left out and the
+    videos listed in ``skipped``.
+    """
+    rows = [row for row in read_manifest(manifest) if split is None or row.split == split]
+    if not rows:
+        raise PrflError(f"no row has split {split!r}", where=str(manifest), fix='add "split" to its rows')
+    cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
+    found, skipped = cache.find(manifest_videos(rows))
+    if skipped and not skip_unreadable:
+        listed = "".join(f"\n  {path}: {reason}" for path, reason in skipped)
+        fix = "mend or remove these files, or leave them out with skip_unreadable"
+        raise PrflError(f"{len(skipped)} videos are unreadable{listed}", where=str(manifest), fix=fix)
+    videos = [row for row in rows if isinstance(row, LabelledVideo) and row.video in found]
+    pairs = [row for row in rows if isinstance(row, PreferencePair) and row.a in found and row.b in found]
+    kept = videos or pairs
+    if not kept:
+        raise PrflError("no readable video is left", where=str(manifest), fix="see the reasons that `prfl cache` lists")
+    prompts = [row.prompt for row in kept]
+    conditions = {prompt: cache.condition(prompt) for prompt in ["", *prompts]}
+    place = {video: index for index, video in enumerate(manifest_videos(kept))}
+    latents = torch.stack([cache.latents(found[video]) for video in place])
+    common: dict[str, Any] = {
+        "conditions": conditions,
+        "prompts": prompts,
+        "device": backbone.device,
+        "skipped": skipped,
+    }
+    if videos:
+        index = torch.tensor([place[row.video] for row in videos])
+        return LatentDataset(latents=latents[index], labels=_columns([row.label for row in videos]), **common)
+    a, b = torch.tensor([place[row.a] for row in pairs]), torch.tensor([place[row.b] for row in pairs])
+    preference = _columns([{name: _PREFERRED[side] for name, side in row.preference.items()} for row in pairs])
+    return PairDataset(latents=latents, a=a, b=b, preference=preference, **common)
+
+
+def pairs_within_prompt(labels: dict[str, Tensor], prompts: Sequence[str], dimension: str) -> Int[Tensor, "p 2"]:
+    """All (better, worse) index pairs of samples of one prompt whose labels differ; missing labels take no part."""
+    if dimension not in labels:
+        raise PrflError(f"no label is called '{dimension}'", fix=did_you_mean(dimension, list(labels)))
+    members: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        members.setdefault(prompt, []).append(index)
+    values = labels[dimension].tolist()
+    pairs = [(i, j) for group in members.values() for i in group for j in group if values[i] > values[j]]
+    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+
+
+def batch_indices(step: int, batch: int, seed: int, length: int) -> list[int]:
+    """The samples of one step: epochs are permutations laid end to end, cut every ``batch``.
+
+    A function of its arguments only, so a resumed run and any number of processes see the same data.
+    """
+    assert length > 0, length
+    positions = range(step * batch, (step + 1) * batch)
+    orders = {epoch: draws.permutation(length, seed, "batch", epoch) for epoch in {p // length for p in positions}}
+    return [orders[position // length][position % length] for position in positions]
+
+
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:
+    """One (n,) float32 tensor a name, nan where a row lacks it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: torch.tensor([row.get(name, math.nan) for row in rows]) for name in names}

@@ -1,0 +1,174 @@
+"""JSONL manifests: labelled videos, or pairs of videos with a preference.
+
+    {"video": "clips/a.mp4", "prompt": "a dog runs", "label": {"motion": 1, "text": 0.5}, "split": "train"}
+    {"prompt": "a dog runs", "a": "clips/a.mp4", "b": "clips/b.mp4", "preference": {"motion": "a"}}
+
+Paths are relative to the manifest's folder and must stay inside it, links included: a manifest from somebody else
+must not make us read other files.  ``label`` and ``split`` may be left out.  One prompt belongs to one split: a prompt
+in both train and test would make every held-out figure a lie.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prfl.data.files import did_you_mean, json_rows, replacing
+from prfl.errors import PrflError
+
+Choice = Literal["a", "b", "tie"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class LabelledVideo:
+    """A video with its prompt and named labels in [0, 1] (1 is good); unlabelled: an empty dict."""
+
+    video: Path
+    prompt: str
+    label: dict[str, float]
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Two videos for one prompt and, for each named dimension, which is better."""
+
+    prompt: str
+    a: Path
+    b: Path
+    preference: dict[str, Choice]
+    split: str | None = None
+
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
+    prompt: Text
+    split: Split | None = None
+
+
+class _VideoRow(_Row):
+    video: Text
+    label: dict[Text, Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]] = {}
+
+
+class _PairRow(_Row):
+    a: Text
+    b: Text
+    preference: Annotated[dict[Text, Choice], Field(min_length=1)]
+
+
+def read_manifest(path: str | Path) -> list[LabelledVideo] | list[PreferencePair]:
+    """All rows of one kind, paths resolved.  Raises PrflError that names file and line at the first fault."""
+    path = Path(path)
+    rows = json_rows(path)
+    if not rows:
+        raise PrflError("holds no rows", where=str(path), fix="write one JSON object on each line")
+    pairs = _is_pair(rows[0][1])
+    read: list[Any] = []
+    seen: dict[Any, str] = {}
+    splits: dict[str, tuple[str | None, str]] = {}
+    for where, fields in rows:
+        if _is_pair(fields) != pairs:
+            kinds = ("a video", "a pair") if pairs else ("a pair", "a video")
+            fix = "keep videos and pairs in two manifests"
+            raise PrflError(f"is {kinds[0]}, but the first row is {kinds[1]}", where=where, fix=fix)
+        row = _pair(fields, path, where) if pairs else _video(fields, path, where)
+        _check_split(row, splits, where)
+        if isinstance(row, LabelledVideo):
+            first = seen.setdefault((row.video, row.prompt), where)
+            if first != where:
+                fix = "keep one of the two rows"
+                raise PrflError(f"the same video and prompt stand already at {first}", where=where, fix=fix)
+        read.append(row)
+    return read
+
+
+def write_manifest(path: str | Path, rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> None:
+    """Atomic.  Paths are written relative to the manifest's folder.  Raises PrflError for a path outside it."""
+    path = Path(path)
+    lines = []
+    for row in rows:
+        fields: dict[str, Any]
+        if isinstance(row, LabelledVideo):
+            fields = {"video": _relative(row.video, path), "prompt": row.prompt, "label": row.label}
+        else:
+            fields = {"prompt": row.prompt, "a": _relative(row.a, path), "b": _relative(row.b, path)}
+            fields["preference"] = row.preference
+        if row.split is not None:
+            fields["split"] = row.split
+        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def checked(model: type[BaseModel], fields: dict[str, Any], where: str) -> Any:
+    """``model(**fields)``, or a PrflError for the first fault, with the key and its value."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            fix = did_you_mean(key, list(model.model_fields))
+            raise PrflError(f"unknown key '{key}'", where=where, fix=fix) from error
+        if fault["type"] == "missing":
+            raise PrflError(f"the key '{key}' is missing", where=where, fix=f"add '{key}' to this row") from error
+        found = str(fault["input"])[:80]
+        raise PrflError(f"'{key}': {fault['msg']}; found {found!r}", where=where, fix="mend this row") from error
+
+
+def _is_pair(fields: dict[str, Any]) -> bool:
+    return not {"a", "b", "preference"}.isdisjoint(fields)
+
+
+def _video(fields: dict[str, Any], manifest: Path, where: str) -> LabelledVideo:
+    row = checked(_VideoRow, fields, where)
+    return LabelledVideo(_inside(row.video, manifest, where), row.prompt, row.label, row.split)
+
+
+def _pair(fields: dict[str, Any], manifest: Path, where: str) -> PreferencePair:
+    row = checked(_PairRow, fields, where)
+    a, b = _inside(row.a, manifest, where), _inside(row.b, manifest, where)
+    if a == b:
+        raise PrflError(f"both sides of the pair are {row.a}", where=where, fix="name two videos")
+    return PreferencePair(row.prompt, a, b, row.preference, row.split)
+
+
+def _inside(name: str, manifest: Path, where: str) -> Path:
+    """The file that a row names, resolved."""
+    folder = manifest.parent.resolve()
+    try:
+        found = (folder / name).resolve()
+        exists = found.is_file()
+    except (OSError, ValueError) as error:  # a name too long, a null byte
+        raise PrflError(f"{name[:80]!r} cannot be a file name: {error}", where=where, fix="mend the path") from error
+    if not found.is_relative_to(folder):
+        fix = "move the file, or put the manifest into a folder above it"
+        raise PrflError(f"{name!r} leaves the manifest's folder", where=where, fix=fix)
+    if not exists:
+        raise PrflError(f"no such file: {name}", where=where, fix=f"paths are relative to {manifest.parent}")
+    return found
+
+
+def _relative(file: Path, manifest: Path) -> str:
+    folder = manifest.parent.resolve()
+    if not file.resolve().is_relative_to(folder):
+        fix = "put the manifest into a folder above its videos"
+        raise PrflError(f"{file} is outside the manifest's folder", where=str(manifest), fix=fix)
+    return file.resolve().relative_to(folder).as_posix()
+
+
+def _check_split(row: LabelledVideo | PreferencePair, splits: dict[str, tuple[str | None, str]], where: str) -> None:
+    split, first = splits.setdefault(row.prompt, (row.split, where))
+    if split != row.split:
+        what = f"this prompt is in split {row.split!r} here and in {split!r} at {first}"
+        raise PrflError(what, where=where, fix="give every row of a prompt the same split")

@@ -1,0 +1,40 @@
+"""Every random draw is a function of (seed, purpose, step, global sample index).
+
+So a resumed run, or one on another number of processes, draws the same prompts, noise, steps and sigmas.
+Draws are made on the CPU and then moved: a device's own generator would give other numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, purpose: str, step: int, index: int = 0) -> torch.Generator:
+    """A CPU generator whose state is a hash of its arguments."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def normal(shape: Sequence[int], seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
+    """Standard normal (len(indices), *shape), float32: one independent draw per global sample index."""
+    return torch.stack([torch.randn(*shape, generator=generator(seed, purpose, step, i)) for i in indices])
+
+
+def uniform(seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
+    """Uniform in [0, 1), (len(indices),), float64."""
+    draws = [torch.rand((), generator=generator(seed, purpose, step, i), dtype=torch.float64) for i in indices]
+    return torch.stack(draws)
+
+
+def integer(high: int, seed: int, purpose: str, step: int, index: int = 0) -> int:
+    """One whole number in [0, high)."""
+    return int(torch.randint(high, (), generator=generator(seed, purpose, step, index)))
+
+
+def permutation(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
+    """An order of range(length), another one each epoch."""
+    return torch.randperm(length, generator=generator(seed, purpose, epoch)).tolist()

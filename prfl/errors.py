@@ -1,0 +1,18 @@
+"""The one exception for a mistake that the user can mend: what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+
+class PrflError(ValueError):
+    """Shown by the command line without a traceback.
+
+    what: the fault in one sentence.  where: a yaml path (``configs/x.yaml: rollout.steps``) or ``file:line``.
+    fix: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        parts = [f"{where}: {what}" if where else what]
+        if fix:
+            parts.append(f"To mend it: {fix}")
+        super().__init__("\n  ".join(parts))

@@ -1,0 +1,16 @@
+"""What measures decoded videos without ever being differentiated: an oracle, or a metric held out from training."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Judge(Protocol):
+    """Verdicts by name, higher is better; 0 or 1 where a judge is sure.  The name ``all`` is the headline, if given."""
+
+    def __call__(self, pixels: Float[Tensor, "b 3 f h w"], prompts: list[str]) -> dict[str, Float[Tensor, " b"]]:
+        """pixels: decoded videos in [-1, 1]; prompts: one per video."""
+        ...

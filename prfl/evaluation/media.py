@@ -1,0 +1,34 @@
+"""Videos that any browser plays, as bytes: H.264 with 4:2:0 colour, small ones enlarged so that a person sees them."""
+
+from __future__ import annotations
+
+import io
+import math
+from fractions import Fraction
+
+import av
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def enlarge(pixels: Float[Tensor, "3 f h w"], smallest_side: int) -> Float[Tensor, "3 f H W"]:
+    """Repeat each pixel a whole number of times (no blur) until the short side has at least ``smallest_side``."""
+    times = max(1, math.ceil(smallest_side / min(pixels.shape[2:])))
+    return pixels.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+
+
+def browser_mp4(pixels: Float[Tensor, "3 f h w"], fps: float, smallest_side: int = 192) -> bytes:
+    """An mp4 of pixels in [-1, 1] (clamped).  4:2:0 needs even sides: an odd last row or column is dropped."""
+    pixels = enlarge(pixels.detach().float().cpu(), smallest_side)
+    height, width = (size // 2 * 2 for size in pixels.shape[2:])
+    levels = (pixels[:, :, :height, :width].clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        options = {"crf": "18", "preset": "medium", "threads": "1"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in levels.permute(1, 2, 3, 0).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

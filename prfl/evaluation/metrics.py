@@ -1,0 +1,255 @@
+"""What is measured, each with an interval that is honest about prompts.
+
+Samples of one prompt are alike, so an interval that treats them as independent is too narrow.  Every statistic here
+is a function of how often each *prompt* is drawn; the percentile bootstrap resamples prompts, never samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from prfl.draws import generator
+
+RESAMPLES = 1000
+
+Statistic = Callable[[Float[Tensor, "r k"]], Float[Tensor, " r"]]
+"""How often each of k prompts is drawn, in each of r resamples -> the statistic of each resample (nan: undefined)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its bootstrap interval over prompts."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap(statistic: Statistic, prompts: int, resamples: int = RESAMPLES, level: float = 0.95) -> Interval:
+    """The statistic on all prompts, and the percentile interval over resampled prompts.
+
+    Resamples in which the statistic is undefined (no pair was drawn, say) are left out.
+    """
+    drawn = torch.randint(prompts, (resamples, prompts), generator=generator(0, "bootstrap", 0))
+    times = torch.zeros(resamples, prompts, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(resamples, prompts, dtype=torch.float64)
+    )
+    value = statistic(torch.ones(1, prompts, dtype=torch.float64))
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.nanquantile(statistic(times), tails).tolist()
+    return Interval(float(value), low, high)
+
+
+def group(prompts: Sequence[str]) -> tuple[Int[Tensor, " n"], int]:
+    """Number of each sample's prompt, in order of first appearance, and how many prompts there are."""
+    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return torch.tensor([order[prompt] for prompt in prompts], dtype=torch.long), len(order)
+
+
+def per_prompt(values: Float[Tensor, " n"], number: Int[Tensor, " n"], prompts: int) -> Float[Tensor, " k"]:
+    """Sum of values over the samples of each prompt, float64."""
+    return torch.zeros(prompts, dtype=torch.float64).index_add_(0, number, values.double())
+
+
+def mean_interval(values: Float[Tensor, " n"], prompts: Sequence[str], resamples: int = RESAMPLES) -> Interval:
+    """Mean over samples, interval over prompts; nan values are left out."""
+    number, count = group(prompts)
+    known = ~values.isnan()
+    total = per_prompt(values.nan_to_num(), number, count)
+    size = per_prompt(known.double(), number, count)
+    return bootstrap(lambda times: (times @ total) / (times @ size), count, resamples)
+
+
+def difference_interval(
+    after: Float[Tensor, " n"], before: Float[Tensor, " n"], prompts: Sequence[str], resamples: int = RESAMPLES
+) -> Interval:
+    """Mean of after - before, paired sample by sample, interval over prompts."""
+    return mean_interval(after - before, prompts, resamples)
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of samples of one prompt.  outcome: 1 where ``first`` is the better, 0 where they are equal."""
+
+    first: Int[Tensor, " p"]
+    second: Int[Tensor, " p"]
+    outcome: Int[Tensor, " p"]
+    prompt: Int[Tensor, " p"]
+    prompts: int
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def decided(self) -> Pairs:
+        """Without the ties."""
+        keep = self.outcome != 0
+        return Pairs(self.first[keep], self.second[keep], self.outcome[keep], self.prompt[keep], self.prompts)
+
+
+def pairs_within(labels: Float[Tensor, " n"], prompts: Sequence[str]) -> Pairs:
+    """Every pair of samples of one prompt whose labels are known, the better one first; no margin filter."""
+    number, count = group(prompts)
+    rows: list[tuple[int, int, int, int]] = []
+    for prompt in range(count):
+        members = (number == prompt).nonzero().flatten().tolist()
+        for i, j in combinations([m for m in members if not labels[m].isnan()], 2):
+            better = labels[i] >= labels[j]
+            rows.append((i, j, int(labels[i] != labels[j]), prompt) if better else (j, i, 1, prompt))
+    table = torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
+    return Pairs(*table.unbind(1), prompts=count)
+
+
+def pairwise_accuracy(scores: Float[Tensor, "*d n"], pairs: Pairs, resamples: int = RESAMPLES) -> Interval:
+    """Share of decided pairs that the scores order rightly; equal scores count one half.
+
+    scores: leading dimensions (noise draws) are averaged over; a pair is compared within one draw.
+    """
+    pairs = pairs.decided()
+    margin = scores[..., pairs.first] - scores[..., pairs.second]
+    right = (margin > 0).double() + 0.5 * (margin == 0)
+    return _share(right, pairs, resamples)
+
+
+def pairwise_accuracy_ties(
+    scores: Float[Tensor, "*d n"], pairs: Pairs, threshold: float, resamples: int = RESAMPLES
+) -> Interval:
+    """Share of all pairs, ties too, that are called rightly.
+
+    A margin below ``threshold`` calls a tie; a decided pair is right only with a margin of at least ``threshold``.
+    """
+    margin = scores[..., pairs.first] - scores[..., pairs.second]
+    right = torch.where(pairs.outcome == 0, margin.abs() < threshold, margin >= threshold)
+    return _share(right.double(), pairs, resamples)
+
+
+def _share(right: Float[Tensor, "*d p"], pairs: Pairs, resamples: int = RESAMPLES) -> Interval:
+    share = right.reshape(-1, len(pairs)).mean(0)
+    won = per_prompt(share, pairs.prompt, pairs.prompts)
+    made = per_prompt(torch.ones(len(pairs)), pairs.prompt, pairs.prompts)
+    return bootstrap(lambda times: (times @ won) / (times @ made), pairs.prompts, resamples)
+
+
+def tie_threshold(scores: Float[Tensor, "*d n"], pairs: Pairs) -> float:
+    """The threshold under which ``pairwise_accuracy_ties`` is highest on these (training) samples.
+
+    (Deutsch, Foster, Freitag, "Ties Matter", arXiv 2305.14324, call it tie calibration.)
+    """
+    margin = (scores[..., pairs.first] - scores[..., pairs.second]).reshape(-1, len(pairs))
+    tied = (pairs.outcome == 0).expand_as(margin)
+    # As the threshold passes a pair's margin upward, a tie becomes right and a rightly ordered pair becomes wrong.
+    change = torch.where(tied, 1, -(margin > 0).long())
+    size, order = margin.abs().flatten().sort()
+    gain = torch.cat([torch.zeros(1, dtype=torch.long), change.flatten()[order].cumsum(0)])
+    # Pass all pairs of one size together: only the last of equal sizes is a threshold that can be had.
+    edges = torch.cat([torch.zeros(1, dtype=size.dtype), size])
+    reachable = torch.cat([edges[1:] != edges[:-1], torch.ones(1, dtype=torch.bool)])
+    best = int(torch.where(reachable, gain, gain.min() - 1).argmax())
+    if best == len(size):
+        return float(size[-1]) * (1 + 1e-6) + 1e-12 if len(size) else 0.0
+    return 0.0 if best == 0 else float((size[best - 1].double() + size[best].double()) / 2)
+
+
+# --- over all samples -----------------------------------------------------------------------------------------------
+
+
+def auc(
+    scores: Float[Tensor, " n"], labels: Float[Tensor, " n"], prompts: Sequence[str], resamples: int = RESAMPLES
+) -> Interval:
+    """Area under the ROC curve over *all* samples, whatever their prompt; label > 0.5 is good; equal scores: one half.
+
+    Across prompts a score may do well by knowing which prompts are hard; compare it with its value at sigma = 1.
+    """
+    number, count = group(prompts)
+    known = ~labels.isnan()
+    value, rank = scores[known].unique(return_inverse=True)
+    good, prompt = labels[known] > 0.5, number[known]
+
+    def statistic(times: Tensor) -> Tensor:
+        weight = times[:, prompt]
+        at = torch.zeros(len(times), len(value), dtype=times.dtype)
+        above = at.index_add(1, rank[good], weight[:, good])
+        below = at.index_add(1, rank[~good], weight[:, ~good])
+        won = (above * (below.cumsum(1) - below / 2)).sum(1)
+        return won / (above.sum(1) * below.sum(1))
+
+    return bootstrap(statistic, count, resamples)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Of the samples whose predicted probability lies in a bin: mean prediction, share of good ones, how many."""
+
+    predicted: list[float]
+    observed: list[float]
+    count: list[int]
+
+
+def calibration_error(
+    probabilities: Float[Tensor, " n"],
+    labels: Float[Tensor, " n"],
+    prompts: Sequence[str],
+    bins: int = 10,
+    resamples: int = RESAMPLES,
+) -> tuple[Interval, Reliability]:
+    """Expected calibration error: |share of good ones - mean probability| over equal-width bins, weighted by size."""
+    number, count = group(prompts)
+    known = ~labels.isnan()
+    chance, good, prompt = probabilities[known].double(), (labels[known] > 0.5).double(), number[known]
+    place = (chance * bins).long().clamp(0, bins - 1)
+
+    def sums(times: Tensor, what: Tensor) -> Tensor:
+        return torch.zeros(len(times), bins, dtype=times.dtype).index_add_(1, place, times[:, prompt] * what)
+
+    def statistic(times: Tensor) -> Tensor:
+        size = sums(times, torch.ones_like(chance)).sum(1)
+        return (sums(times, good) - sums(times, chance)).abs().sum(1) / size
+
+    once = torch.ones(1, count, dtype=torch.float64)
+    size, seen, said = (sums(once, what)[0] for what in (torch.ones_like(chance), good, chance))
+    filled = size > 0
+    table = Reliability(
+        predicted=(said / size)[filled].tolist(),
+        observed=(seen / size)[filled].tolist(),
+        count=size[filled].long().tolist(),
+    )
+    return bootstrap(statistic, count, resamples), table
+
+
+# --- of the videos themselves ---------------------------------------------------------------------------------------
+
+
+def diversity(videos: Float[Tensor, "n c t h w"], prompts: Sequence[str]) -> dict[str, float]:
+    """Of each prompt with two samples or more: mean root-mean-square difference between two of its samples.
+
+    videos: decoded pixels or latents, in whose unit the result is.  A collapsed generator has 0.
+    """
+    number, count = group(prompts)
+    names = list(dict.fromkeys(prompts))
+    spread: dict[str, float] = {}
+    for prompt in range(count):
+        members = videos[number == prompt].flatten(1).double()
+        if len(members) > 1:
+            spread[names[prompt]] = float(torch.nn.functional.pdist(members).mean() / members.shape[1] ** 0.5)
+    return spread
+
+
+def diversity_interval(spread: dict[str, float], resamples: int = RESAMPLES) -> Interval:
+    """Mean of ``diversity`` over prompts."""
+    return mean_interval(torch.tensor(list(spread.values()), dtype=torch.float64), list(spread), resamples)
+
+
+def motion(latents: Float[Tensor, "n c t h w"]) -> Float[Tensor, " n"]:
+    """Mean absolute difference between neighbouring latent frames: falls when a policy learns to stand still."""
+    return latents.diff(dim=2).abs().flatten(1).float().mean(1)

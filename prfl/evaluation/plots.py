@@ -1,0 +1,123 @@
+"""Figures as PNG bytes (matplotlib's Agg, no display), drawn to be read on light and on dark pages."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from prfl.evaluation.reward_eval import Row
+
+COLOURS = ("#3b6fd4", "#e07b39", "#2f9e6e", "#b0489b", "#8a7a2b", "#5f6b7a")
+GREY = "#7d8590"
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=144, transparent=True)
+    return buffer.getvalue()
+
+
+def _axes(axes: Axes, title: str) -> None:
+    """Grey lines and text, which stand out from white and from black alike."""
+    axes.set_title(title, fontsize=9, color=GREY, loc="left")
+    axes.tick_params(colors=GREY, labelsize=7.5, length=0)
+    axes.grid(color=GREY, alpha=0.22, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(GREY)
+        spine.set_alpha(0.5)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(GREY)
+        label.set_size(8)
+
+
+def curves(records: Sequence[Mapping[str, float]], names: Sequence[str], columns: int = 3) -> bytes:
+    """One panel a name over ``step``: the recorded numbers, pale, and their running mean where there are many."""
+    columns = min(columns, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(3.5 * columns, 2.2 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, name in zip(grid, names, strict=False):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        steps, values = np.array(points, dtype=float).T
+        _axes(axes, name)
+        if len(values) < 40:
+            axes.plot(steps, values, color=COLOURS[0], linewidth=1.4, marker="o", markersize=2.5)
+            continue
+        axes.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+        axes.plot(steps, running_mean(values, len(values) // 20), color=COLOURS[0], linewidth=1.6)
+        low, high = np.nanpercentile(values, [0.5, 99.5])
+        room = 0.08 * (high - low) or 1e-3
+        axes.set_ylim(low - room, high + room)
+    for axes in grid[len(names) :]:
+        axes.set_visible(False)
+    return png(figure)
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over up to ``width`` values each way; the ends average what there is."""
+    total = np.concatenate([[0.0], np.nancumsum(values)])
+    place = np.arange(len(values))
+    low, high = np.maximum(place - width, 0), np.minimum(place + width + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) -> bytes:
+    """Pairwise accuracy within a prompt against sigma, one panel a dimension, one band a scorer.
+
+    The sigma axis is spread as a sampler with this shift spreads its steps, so that 0.9 to 1 can be read.
+    """
+    columns = min(3, len(dimensions))
+    lines = -(-len(dimensions) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.0 * lines + 0.4), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    scorers = list(dict.fromkeys(row.scorer for row in rows))
+    for axes, dimension in zip(grid, dimensions, strict=False):
+        for colour, scorer in zip(COLOURS, scorers, strict=False):
+            _band(axes, [row for row in rows if (row.scorer, row.dimension) == (scorer, dimension)], scorer, colour)
+        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_xscale("function", functions=(lambda s: s / (shift - (shift - 1) * s), lambda u: _shifted(u, shift)))
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
+        axes.set_xlabel("sigma (1 = noise)")
+        _axes(axes, dimension)
+    for axes in grid[len(dimensions) :]:
+        axes.set_visible(False)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8, labelcolor=GREY
+    )
+    return png(figure)
+
+
+def _band(axes: Axes, rows: Sequence[Row], name: str, colour: str) -> None:
+    """Bins at their middle and points at their place, joined."""
+    order = sorted(rows, key=lambda row: row.level.low + row.level.high)
+    middle = [(row.level.low + row.level.high) / 2 for row in order]
+    axes.plot(middle, [row.accuracy.value for row in order], color=colour, linewidth=1.6, label=name)
+    low, high = [row.accuracy.low for row in order], [row.accuracy.high for row in order]
+    axes.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _shifted(u: np.ndarray, shift: float) -> np.ndarray:
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def reliability(rows: Sequence[Row]) -> bytes:
+    """Predicted probability against the share of good samples, one line a row (a scorer at a level)."""
+    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    for colour, row in zip(COLOURS, [row for row in rows if row.reliability is not None], strict=False):
+        table = row.reliability
+        label = f"{row.scorer}, sigma {row.level.label}"
+        axes.plot(table.predicted, table.observed, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
+    axes.set(xlabel="predicted probability", ylabel="share of good ones", xlim=(0, 1), ylim=(0, 1))
+    _axes(axes, "calibration")
+    axes.legend(frameon=False, fontsize=7.5, labelcolor=GREY)
+    return png(figure)

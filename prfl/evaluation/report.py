@@ -1,0 +1,233 @@
+"""One self-contained ``report.html`` for a run folder: nothing is loaded from anywhere, so it can be mailed.
+
+What it shows, as far as the run has it: results with intervals, before/after videos from the same noise, curves of
+``metrics.jsonl``, the reward by noise level, the resolved config, the environment.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from prfl.data.files import replacing
+from prfl.evaluation import plots
+from prfl.evaluation.metrics import Interval
+from prfl.evaluation.reward_eval import OVERALL, Row, load_rows
+from prfl.evaluation.style import STYLE
+from prfl.evaluation.tables import MEASURES
+
+# Curves that a person asks for first; the rest follow, folded away.
+FIRST = ("judge/all", "reward", "loss", "gradient_norm", "distance")
+
+
+def write_report(run: Path, title: str = "") -> Path:
+    """Write ``run/report.html`` (atomically) and return its path.
+
+    Reads config.yaml, environment.json, metrics.jsonl, samples/*/results.json (``final`` if there is one, else the
+    last) and reward_eval*.json; what is missing is left out.
+    """
+    results = last_results(run)
+    parts = [
+        _head(run, title or run.name),
+        _results(results) if results else "",
+        _videos(results) if results else "",
+        _ranking(run),
+        _curves(read_lines(run / "metrics.jsonl")),
+        _file("Config", run / "config.yaml"),
+        _environment(run / "environment.json"),
+    ]
+    name = escape(title or run.name)
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, parts)) + "\n"
+        "<footer>Written by prfl. Intervals are 95 % percentile bootstraps over prompts.</footer>"
+        "</main></body></html>\n"
+    )
+    path = run / "report.html"
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def last_results(run: Path) -> Path | None:
+    """samples/final/results.json, or that of the last step."""
+    final = run / "samples" / "final" / "results.json"
+    found = sorted(run.glob("samples/*/results.json"))
+    return final if final in found else found[-1] if found else None
+
+
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """The records of a metrics.jsonl; a last line that is half written is dropped."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+# --- parts of the page ----------------------------------------------------------------------------------------------
+
+
+def _head(run: Path, title: str) -> str:
+    return f"<header><h1>{escape(title)}</h1><p class=quiet>{escape(str(run.resolve().name))}</p></header>"
+
+
+def _results(path: Path) -> str:
+    results = json.loads(path.read_text())
+    outcomes: dict[str, Any] = results["outcomes"]
+    first, *others = outcomes
+    head = "".join(
+        f"<th>{escape(name)}</th>" + (f"<th>{escape(name)} − {escape(first)}</th>" if name != first else "")
+        for name in outcomes
+    )
+    body = ""
+    for key in outcomes[first]["summary"]:
+        cells = ""
+        for name, outcome in outcomes.items():
+            cells += _cell(outcome["summary"].get(key))
+            cells += _cell(outcome["difference"].get(key), signed=True) if name != first else ""
+        body += f"<tr{' class=headline' if key == 'judge/all' else ''}><td>{escape(key)}</td>{cells}</tr>"
+    count = f"{results['samples']} samples of {results['prompts']} prompts ({path.parent.name})"
+    same = "; differences are paired, from the same noise" if others else ""
+    return (
+        f"<section><h2>Results</h2>{_tiles(outcomes)}<p class=quiet>{escape(count)}{same}.</p>"
+        f"<div class=wide><table><thead><tr><th>score</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        "</section>"
+    )
+
+
+def _tiles(outcomes: Mapping[str, Any]) -> str:
+    """The headline score of each generator, large; nothing where no judge was given."""
+    tiles = ""
+    for name, outcome in outcomes.items():
+        if "judge/all" in outcome["summary"]:
+            value = Interval(**outcome["summary"]["judge/all"])
+            interval = f"{value.low:.2f} to {value.high:.2f}"
+            tiles += f"<div><b>{value.value:.3f}</b><span>{escape(name)}</span><small>{interval}</small></div>"
+    return f"<div class=tiles>{tiles}</div>" if tiles else ""
+
+
+def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
+    if fields is None:
+        return "<td>–</td>"
+    interval = Interval(**fields)
+    sign = "+" if signed else ""
+    clear = " class=clear" if signed and interval.low * interval.high > 0 else ""
+    text = f"{interval.value:{sign}.3f} <small>[{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]</small>"
+    return f"<td{clear}>{text}</td>"
+
+
+def _videos(path: Path) -> str:
+    results = json.loads(path.read_text())
+    if not results["videos"]:
+        return ""
+    blocks = ""
+    for entry in results["videos"]:
+        row = results["rows"][entry["row"]]
+        figures = "".join(_video(name, path.parent / file, row[name]) for name, file in entry["files"].items())
+        blocks += f"<article><h3>{escape(row['prompt'])}</h3><div class=pair>{figures}</div></article>"
+    note = "The first sample of the first prompts, not selected. Side by side: the same noise."
+    return f"<section><h2>Before and after</h2><p class=quiet>{note}</p><div class=grid>{blocks}</div></section>"
+
+
+def _video(name: str, file: Path, scores: Mapping[str, float]) -> str:
+    source = f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return (
+        f'<figure><video src="{source}" autoplay loop muted playsinline controls></video>'
+        f"<figcaption><b>{escape(name)}</b> {verdict(scores)}</figcaption></figure>"
+    )
+
+
+def verdict(scores: Mapping[str, float]) -> str:
+    """HTML: what the judge found wrong, or its scores where they are not yes or no; then the reward."""
+    judged = {key.removeprefix("judge/"): value for key, value in scores.items() if key.startswith("judge/")}
+    text = ""
+    if judged and set(judged.values()) <= {0.0, 1.0}:
+        wrong = [key for key, value in judged.items() if value == 0 and key != "all"]
+        good = judged.get("all", float(not wrong)) == 1
+        text = "<i class=good>right</i> " if good else f"<i class=bad>wrong: {escape(', '.join(wrong))}</i> "
+    else:
+        text = "".join(f"{escape(key)} {value:.2f} " for key, value in judged.items())
+    rewards = [value for key, value in scores.items() if key.startswith("reward/")]
+    return text + (f"<small>reward {sum(rewards) / len(rewards):+.2f}</small>" if rewards else "")
+
+
+def _ranking(run: Path) -> str:
+    text = ""
+    for path in sorted(run.glob("reward_eval*.json")):
+        facts, rows = load_rows(path)
+        if not rows:
+            continue
+        dimensions = list(dict.fromkeys(row.dimension for row in rows))
+        dimensions.sort(key=lambda name: name != OVERALL)
+        about = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
+        shown = [row for row in rows if row.level.kind != "sampler"]
+        text += (
+            f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
+            f"level; 0.5 is chance, sigma 1 the floor. {escape(about)}</p>"
+            + _image(plots.ranking(shown, dimensions), "pairwise accuracy against sigma")
+            + _ranking_table(shown, dimensions[0])
+            + "</section>"
+        )
+    return text
+
+
+def _ranking_table(rows: Sequence[Row], dimension: str) -> str:
+    rows = [row for row in rows if row.dimension == dimension]
+    tables = ""
+    for measure, read in MEASURES.items():
+        if all(read(row) is None for row in rows):
+            continue
+        scorers = list(dict.fromkeys(row.scorer for row in rows))
+        found = {(row.scorer, row.level): read(row) for row in rows}
+        head = "".join(f"<th>{escape(scorer)}</th>" for scorer in scorers)
+        body = ""
+        for level in dict.fromkeys(row.level for row in rows):
+            cells = ""
+            for scorer in scorers:
+                value = found.get((scorer, level))
+                cells += _cell(None if value is None else vars(value))
+            body += f"<tr><td>{escape(level.label)}</td>{cells}</tr>"
+        tables += (
+            f"<details><summary>{escape(measure)} ({escape(dimension)})</summary><div class=wide>"
+            f"<table><thead><tr><th>sigma</th>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+        )
+    return tables
+
+
+def _curves(records: Sequence[Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
+    first = [name for name in names if name.startswith(FIRST)]
+    rest = [name for name in names if name not in first]
+    if not names:
+        return ""
+    shown = first or rest
+    text = "<section><h2>Curves</h2>" + _image(plots.curves(records, shown), "metrics over training steps")
+    if first and rest:
+        more = _image(plots.curves(records, rest), "more metrics over training steps")
+        text += f"<details><summary>{len(rest)} more</summary>{more}</details>"
+    return text + "</section>"
+
+
+def _image(data: bytes, alt: str) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+
+
+def _file(heading: str, path: Path) -> str:
+    if not path.exists():
+        return ""
+    return (
+        f"<section><h2>{heading}</h2><details><summary>{path.name}</summary>"
+        f"<pre>{escape(path.read_text())}</pre></details></section>"
+    )
+
+
+def _environment(path: Path) -> str:
+    if not path.exists():
+        return ""
+    facts = json.loads(path.read_text())
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+    table = f"<details><summary>versions and device</summary><table>{rows}</table></details>"
+    return f"<section><h2>Environment</h2>{table}</section>"

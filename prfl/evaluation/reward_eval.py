@@ -1,0 +1,264 @@
+"""How well scorers rank noisy latents: several of them side by side, by noise level, on held-out labels.
+
+The measure that matters is pairwise accuracy *within a prompt*.  At sigma = 1 the latents are pure noise: what a
+scorer reaches there is the floor, and an AUC above one half there is knowledge of the prompt, not of the video.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prfl import draws
+from prfl.backbone.wan import Condition, WanBackbone
+from prfl.data.dataset import LatentDataset, PairDataset
+from prfl.data.files import replacing
+from prfl.evaluation import metrics
+from prfl.evaluation.metrics import Interval, Pairs, Reliability
+from prfl.evaluation.sampling import Progress
+from prfl.flow import add_noise, clean_prediction
+from prfl.reward.pixel import PixelReward
+from prfl.reward.scores import Scores, total
+
+Scorer = Callable[[Float[Tensor, "b c t h w"], Float[Tensor, " b"], Condition], Scores]
+"""(latents at sigma, sigma, condition) -> raw logits by dimension; ``LatentReward.logits`` is one."""
+
+EDGES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
+POINTS = (0.0, 0.5, 0.8, 0.95, 1.0)
+OVERALL = "all"
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: sigma drawn evenly from [low, high], once for all samples of a prompt; low = high is a point."""
+
+    kind: Literal["bin", "point", "sampler"]
+    low: float
+    high: float
+
+    @property
+    def label(self) -> str:
+        if self.low == self.high:
+            return f"{self.low:.3f}" + (" (floor)" if self.low == 1 else "")
+        return f"{self.low:g}-{self.high:g}"
+
+
+def levels(sampler_sigmas: Sequence[float] = (), edges: Sequence[float] = EDGES) -> list[Level]:
+    """Bins between edges, a few points, and the sampler's own sigmas."""
+    bins = [Level("bin", low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    points = [Level("point", sigma, sigma) for sigma in POINTS]
+    return bins + points + [Level("sampler", float(sigma), float(sigma)) for sigma in sampler_sigmas]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Labelled samples.  labels: {} where people compared pairs; pairs: all of one prompt, by dimension."""
+
+    get: Callable[[list[int]], tuple[Tensor, Condition]]
+    prompts: list[str]
+    labels: dict[str, Tensor]
+    pairs: dict[str, Pairs]
+
+
+def held_out(dataset: LatentDataset | PairDataset) -> HeldOut:
+    """A dataset as samples and pairs.  With several labels, ``all`` says whether every one of them is good."""
+    if isinstance(dataset, PairDataset):
+        return _held_out_pairs(dataset)
+
+    def get(indices: list[int]) -> tuple[Tensor, Condition]:
+        batch = dataset.get(indices)
+        return batch.latents, batch.condition
+
+    labels = dict(dataset.labels)
+    if len(labels) > 1:
+        labels[OVERALL] = torch.stack(list(labels.values())).amin(0)
+    pairs = {name: metrics.pairs_within(values, dataset.prompts) for name, values in labels.items()}
+    return HeldOut(get, dataset.prompts, labels, pairs)
+
+
+def _held_out_pairs(dataset: PairDataset) -> HeldOut:
+    """Sample i of n pairs is side a, sample n + i side b."""
+    size = len(dataset)
+    rows = torch.cat([dataset.a, dataset.b])
+    number, prompts = metrics.group(dataset.prompts)
+
+    def get(indices: list[int]) -> tuple[Tensor, Condition]:
+        condition = dataset.condition([dataset.prompts[index % size] for index in indices])
+        return dataset.latents[rows[indices]].to(dataset.device), condition
+
+    pairs = {}
+    for name, preference in dataset.preference.items():
+        known = (~preference.isnan()).nonzero().flatten()
+        a_wins = preference[known] >= 0.5
+        first, second = torch.where(a_wins, known, known + size), torch.where(a_wins, known + size, known)
+        pairs[name] = Pairs(first, second, (preference[known] != 0.5).long(), number[known], prompts)
+    return HeldOut(get, dataset.prompts * 2, {}, pairs)
+
+
+def pixel_scorer(backbone: WanBackbone, reward: PixelReward) -> Scorer:
+    """The fair pixel baseline: the base network's clean prediction, decoded, then scored."""
+
+    def score(latents: Tensor, sigma: Tensor, condition: Condition) -> Scores:
+        with backbone.adapter(None):
+            velocity = backbone.velocity(latents, sigma, condition)
+        return reward.logits(backbone.decode(clean_prediction(latents, velocity, sigma)), condition)
+
+    return score
+
+
+Table = dict[tuple[str, Level], dict[str, Float[Tensor, "draws n"]]]
+"""Logits by (scorer, level) and dimension."""
+
+
+@torch.no_grad()
+def score(
+    scorers: Mapping[str, Scorer],
+    data: HeldOut,
+    at: Sequence[Level],
+    *,
+    noise_draws: int = 3,
+    batch: int = 64,
+    seed: int = 0,
+    progress: Progress = iter,
+) -> Table:
+    """Every scorer at every level on the same noised latents.
+
+    Each sample has its own noise, since a policy's samples do; sigma is one for all samples of a prompt, and the draws
+    of a bin are stratified over it.
+    """
+    size = len(data.prompts)
+    table: Table = {(name, level): {} for name in scorers for level in at}
+    jobs = [(draw, start) for draw in range(noise_draws) for start in range(0, size, batch)]
+    for draw, start in progress(jobs):
+        indices = list(range(start, min(start + batch, size)))
+        clean, condition = data.get(indices)
+        noise = draws.normal(clean.shape[1:], seed, "evaluation/noise", draw, indices).to(clean)
+        place = torch.cat([draws.uniform(seed, f"evaluation/{data.prompts[i]}", draw, [0]) for i in indices])
+        place = (draw + place) / noise_draws
+        for level in at:
+            sigma = (level.low + (level.high - level.low) * place).float().to(clean.device)
+            noisy = add_noise(clean, noise, sigma)
+            for name, scorer in scorers.items():
+                columns = table[name, level]
+                for dimension, values in with_overall(scorer(noisy, sigma, condition)).items():
+                    column = columns.setdefault(dimension, torch.zeros(noise_draws, size))
+                    column[draw, indices] = values.float().cpu()
+    return table
+
+
+def with_overall(logits: Scores) -> Scores:
+    """Adds ``all`` to two or more logits: log of the product of their probabilities."""
+    return logits | {OVERALL: total(logits, shape="logsigmoid")} if len(logits) > 1 else logits
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scorer, dimension and level.  What needs labels of single videos is None where there are only pairs."""
+
+    scorer: str
+    dimension: str
+    level: Level
+    accuracy: Interval
+    accuracy_ties: Interval | None
+    threshold: float | None
+    auc: Interval | None
+    ece: Interval | None
+    reliability: Reliability | None
+    pairs: int
+    ties: int
+
+
+def evaluate(
+    scorers: Mapping[str, Scorer],
+    data: HeldOut,
+    at: Sequence[Level],
+    *,
+    train: HeldOut | None = None,
+    noise_draws: int = 3,
+    batch: int = 64,
+    seed: int = 0,
+    resamples: int = 1000,
+    progress: Progress = iter,
+) -> list[Row]:
+    """Rows for every scorer, dimension that it shares with the labels, and level; intervals over prompts.
+
+    train: training samples, on which the margin that calls a tie is calibrated, per scorer, dimension and level;
+    without them there is no accuracy with ties.
+    """
+    settings = dict(noise_draws=noise_draws, batch=batch, seed=seed, progress=progress)
+    table = score(scorers, data, at, **settings)
+    calibration = score(scorers, train, at, **settings) if train is not None else {}
+    rows = []
+    for (name, level), columns in table.items():
+        for dimension in [d for d in columns if d in data.pairs and len(data.pairs[d].decided())]:
+            threshold = None
+            if train is not None:
+                threshold = metrics.tie_threshold(calibration[name, level][dimension], train.pairs[dimension])
+            rows.append(_row(name, dimension, level, columns[dimension], data, threshold, resamples))
+    return rows
+
+
+def _row(
+    scorer: str, dimension: str, level: Level, logits: Tensor, data: HeldOut, threshold: float | None, resamples: int
+) -> Row:
+    pairs = data.pairs[dimension]
+    ties = auc = ece = reliability = None
+    if threshold is not None:
+        ties = metrics.pairwise_accuracy_ties(logits, pairs, threshold, resamples)
+    if dimension in data.labels:
+        repeated = data.prompts * len(logits)
+        labels = data.labels[dimension].repeat(len(logits))
+        auc = metrics.auc(logits.flatten(), labels, repeated, resamples)
+        probability = logits.exp() if dimension == OVERALL else logits.sigmoid()
+        ece, reliability = metrics.calibration_error(probability.flatten(), labels, repeated, resamples)
+    return Row(
+        scorer,
+        dimension,
+        level,
+        accuracy=metrics.pairwise_accuracy(logits, pairs, resamples),
+        accuracy_ties=ties,
+        threshold=threshold,
+        auc=auc,
+        ece=ece,
+        reliability=reliability,
+        pairs=len(pairs.decided()),
+        ties=len(pairs) - len(pairs.decided()),
+    )
+
+
+def accuracy_by_bin(rows: Sequence[Row], scorer: str) -> dict[str, dict[str, float]]:
+    """{dimension: {"0-0.2": accuracy}}: what a saved reward's card says."""
+    card: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.scorer == scorer and row.level.kind == "bin":
+            card.setdefault(row.dimension, {})[row.level.label] = round(row.accuracy.value, 4)
+    return card
+
+
+def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
+    """Write JSON: ``facts`` (split, domain, command, ...) and the rows."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+
+
+def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """The facts and the rows that ``save_rows`` wrote."""
+    facts = json.loads(path.read_text())
+    return facts, [_read_row(row) for row in facts.pop("rows")]
+
+
+def _read_row(fields: dict[str, Any]) -> Row:
+    def read(name: str, kind: type) -> Any:
+        return None if fields[name] is None else kind(**fields[name])
+
+    intervals = {name: read(name, Interval) for name in ("accuracy", "accuracy_ties", "auc", "ece")}
+    return Row(
+        **{**fields, **intervals, "level": read("level", Level), "reliability": read("reliability", Reliability)}
+    )

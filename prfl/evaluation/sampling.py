@@ -1,0 +1,101 @@
+"""Videos from a backbone, with or without an adapter, from noise that depends on nothing but (seed, prompt, sample).
+
+So samples of the base and of a policy, of two checkpoints, or of two guidance scales are paired: the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prfl import draws
+from prfl.backbone.wan import WanBackbone
+from prfl.flow import chain_sigmas
+from prfl.rollout.chain import rollout
+from prfl.rollout.guidance import guided_network
+from prfl.solvers import euler
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""Wraps a sequence of batches and shows how far it is (``rich.progress.track``); ``iter`` shows nothing."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without."""
+
+    frames: int
+    height: int
+    width: int
+    steps: int
+    shift: float | None = None
+    guidance_scale: float = 1.0
+    batch: int = 32
+    seed: int = 0
+
+    def sigmas(self, default_shift: float) -> Float[Tensor, " n"]:
+        """The chain's sigmas, steps + 1 of them, from 1 to 0."""
+        return chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
+
+    def guided(self, scale: float) -> SamplingSettings:
+        return replace(self, guidance_scale=scale)
+
+
+def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
+    """Prompt and sample index of each sample, prompt by prompt: what ``sample`` takes."""
+    return [p for p in prompts for _ in range(per_prompt)], [i for _ in prompts for i in range(per_prompt)]
+
+
+def start_noise(
+    shape: Sequence[int], seed: int, prompts: Sequence[str], indices: Sequence[int]
+) -> Float[Tensor, "b c t h w"]:
+    """Standard normal latents; sample ``i`` of a prompt has the same noise in whatever batch or order it is drawn."""
+    each = [draws.normal(shape, seed, f"sample/{p}", 0, [i]) for p, i in zip(prompts, indices, strict=True)]
+    return torch.cat(each)
+
+
+@torch.no_grad()
+def sample(
+    backbone: WanBackbone,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    settings: SamplingSettings,
+    *,
+    adapter: str | None = None,
+    progress: Progress = iter,
+) -> Float[Tensor, "n c t h w"]:
+    """Clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is the base."""
+    shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
+    coefficients = euler(settings.sigmas(backbone.default_shift))
+    empty = backbone.condition([""])
+    done = []
+    with backbone.adapter(adapter):
+        for start in progress(range(0, len(prompts), settings.batch)):
+            some = list(prompts[start : start + settings.batch])
+            noise = start_noise(shape, settings.seed, some, indices[start : start + settings.batch])
+            network = guided_network(
+                backbone.velocity,
+                backbone.condition(some),
+                empty[[0] * len(some)],
+                scale=settings.guidance_scale,
+                gradient="both",
+            )
+            trajectory = rollout(network, noise.to(backbone.device), coefficients, keep=set())
+            done.append(trajectory.at(settings.steps).float().cpu())
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def decode_all(
+    backbone: WanBackbone, latents: Float[Tensor, "n c t h w"], batch: int = 32, progress: Progress = iter
+) -> Float[Tensor, "n 3 f h w"]:
+    """Pixels as a person sees them: clamped to [-1, 1], float32 on the CPU."""
+    parts = []
+    for start in progress(range(0, len(latents), batch)):
+        pixels = backbone.decode(latents[start : start + batch].to(backbone.device))
+        parts.append(pixels.float().clamp(-1, 1).cpu())
+    return torch.cat(parts)

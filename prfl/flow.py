@@ -1,0 +1,45 @@
+"""The convention, stated once.
+
+sigma = 1 is noise, sigma = 0 is data; ``x = (1 - sigma) x0 + sigma noise``; the network predicts the velocity
+``v = noise - x0``, so that ``x0 = x - sigma v`` and an Euler step is ``x + (sigma_next - sigma) v``.
+Sigmas of a chain are ``shift(linspace(1, 0, N + 1))`` with ``shift(u) = s u / (1 + (s - 1) u)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def shift_sigmas(u: Tensor, shift: float) -> Tensor:
+    """Move uniform times u in [0, 1] towards noise (shift > 1): s u / (1 + (s - 1) u)."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def chain_sigmas(steps: int, shift: float) -> Tensor:
+    """The N + 1 sigmas of an N-step chain, float64, from 1 (noise) to 0 (clean)."""
+    if steps < 1:
+        raise ValueError(f"a chain needs at least one step, got {steps}")
+    return shift_sigmas(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+
+
+def expand_sigma(sigma: Tensor, like: Tensor) -> Tensor:
+    """sigma (batch,) or () as a tensor that broadcasts against latents (batch, ...), in their dtype and device."""
+    sigma = sigma.to(like)
+    return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim)) if sigma.ndim else sigma
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Latents at sigma: (1 - sigma) x0 + sigma noise.  sigma: (batch,) or ()."""
+    sigma = expand_sigma(sigma, clean)
+    return (1 - sigma) * clean + sigma * noise
+
+
+def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
+    """What the network is trained to predict: noise - x0."""
+    return noise - clean
+
+
+def clean_prediction(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """The clean latents that a velocity points to: x - sigma v."""
+    return latents - expand_sigma(sigma, latents) * velocity

@@ -1,0 +1,29 @@
+"""What the trainer knows of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """One method: which samples, which forward passes, which gradients."""
+
+    def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
+        """Forward and backward for these global sample indices.
+
+        Adds the gradient of the *mean* loss over ``indices`` to ``.grad`` of ``parameters()`` and returns metrics.
+        Every random draw is a function of (seed, step, index), so how a batch is split changes nothing but rounding.
+        """
+        ...
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What the optimizer updates, by name."""
+        ...
+
+    def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The batch as it was drawn, tensors and json-able facts: written to the run folder when a step fails."""
+        ...

@@ -1,0 +1,44 @@
+"""How far the policy's velocity is from the base's at given states: a metric, and a regulariser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prfl.backbone.condition import Condition
+from prfl.backbone.wan import WanBackbone
+
+State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
+
+
+def squared_difference(
+    backbone: WanBackbone, latents: Tensor, sigma: Tensor, condition: Condition
+) -> Tensor:
+    """mean (v_policy - v_base)^2 without guidance; the base gets no graph.  The policy's adapter must be selected."""
+    sigma = sigma.to(latents.device, torch.float32)
+    with torch.no_grad(), backbone.adapter(None):
+        base = backbone.velocity(latents, sigma, condition)
+    return (backbone.velocity(latents, sigma, condition).float() - base.float()).square().mean()
+
+
+@torch.no_grad()
+def velocity_distance(backbone: WanBackbone, adapter: str, states: Sequence[State], condition: Condition) -> float:
+    """Mean over states of ``squared_difference``."""
+    with backbone.adapter(adapter):
+        values = [squared_difference(backbone, x, sigma, condition) for x, sigma in states]
+    return float(torch.stack(values).mean())
+
+
+def accumulate_distance(
+    backbone: WanBackbone, adapter: str, states: Sequence[State], condition: Condition, weight: float
+) -> float:
+    """``velocity_distance``, with the gradient of weight * it added to ``.grad``; one state's graph at a time."""
+    total = 0.0
+    with backbone.adapter(adapter):
+        for latents, sigma in states:
+            value = squared_difference(backbone, latents, sigma, condition) / len(states)
+            (weight * value).backward()
+            total += float(value.detach())
+    return total

@@ -1,0 +1,18 @@
+"""Which item of a list a global sample index stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from prfl import draws
+
+
+def shuffled(indices: Sequence[int], length: int, seed: int, purpose: str) -> list[int]:
+    """Global sample indices to positions in a list of ``length``: every item once per epoch, in another order each."""
+    return [epoch_order(length, seed, purpose, index // length)[index % length] for index in indices]
+
+
+@lru_cache(maxsize=8)  # a batch asks for the same epoch again and again
+def epoch_order(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
+    return draws.permutation(length, seed, f"order/{purpose}", epoch)

@@ -1,0 +1,160 @@
+"""How an objective reads a reward at latents: a latent reward as it is, a pixel reward through the decoder.
+
+Beside its scores a scorer says what it can be used for (``noise_aware``, ``differentiable``) and which adapter must be
+active while it is run and differentiated (``selected``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from prfl import draws
+from prfl.backbone.condition import Condition
+from prfl.backbone.wan import WanBackbone
+from prfl.errors import PrflError
+from prfl.reward.latent import LatentReward
+from prfl.reward.pixel import PixelReward
+from prfl.reward.scores import Scores, Shape, total
+
+Frames = Literal["all", "one"] | int
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    noise_aware: bool
+    differentiable: bool
+
+    def selected(self) -> AbstractContextManager: ...
+
+    def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition, step: int) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class LatentScorer:
+    """A latent reward at (latents, sigma): normalised scores, or raw logits for the ``logsigmoid`` aggregate."""
+
+    reward: LatentReward
+    aggregate: Shape = "sum"
+
+    @property
+    def noise_aware(self) -> bool:
+        return self.reward.noise_aware
+
+    @property
+    def differentiable(self) -> bool:
+        return self.reward.differentiable
+
+    def selected(self) -> AbstractContextManager:
+        return self.reward.selected()
+
+    def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition, step: int) -> Scores:
+        read = self.reward if self.aggregate == "sum" else self.reward.logits
+        return read(latents, sigma, condition)
+
+
+@dataclass(frozen=True)
+class PixelScorer:
+    """A pixel reward on decoded latents (clean ones, or a clean prediction), around the decoder's clamp.
+
+    frames: ``all``, ``one`` latent frame or a number of them, drawn anew each step.  Latent frames behind the last
+    that was drawn are not decoded; those before are, because the decoder is causal, but only the drawn ones receive
+    gradient, so the decoder's activations are kept for them only when they come first or alone.
+    """
+
+    reward: PixelReward
+    backbone: WanBackbone
+    seed: int
+    frames: Frames = "all"
+    aggregate: Shape = "sum"
+
+    @property
+    def noise_aware(self) -> bool:
+        return self.reward.noise_aware
+
+    @property
+    def differentiable(self) -> bool:
+        return self.reward.differentiable
+
+    def selected(self) -> AbstractContextManager:
+        return self.backbone.adapter(None)
+
+    def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition, step: int) -> Scores:
+        count = latents.shape[2]
+        chosen = draw_frames(count, self.frames, self.seed, step)
+        pixels, times = decode_frames(self.backbone, latents, chosen)
+        read = self.reward if self.aggregate == "sum" else self.reward.logits
+        return read(pixels, condition, times)
+
+
+def draw_frames(count: int, frames: Frames, seed: int, step: int) -> list[int]:
+    """Sorted indices of the latent frames that are decoded in this step."""
+    if frames == "all":
+        return list(range(count))
+    number = 1 if frames == "one" else min(frames, count)
+    return sorted(draws.permutation(count, seed, "frames", step)[:number])
+
+
+def decode_frames(backbone: WanBackbone, latents: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Pixels (b, 3, f, H, W) of the chosen latent frames, and their times (f,) in [0, 1] of the whole clip.
+
+    Latent frame 0 is one pixel frame, every other one ``temporal_factor`` of them.
+    """
+    count, factor = latents.shape[2], backbone.temporal_factor
+    given = torch.zeros(count, 1, 1, dtype=torch.bool, device=latents.device)
+    given[list(chosen)] = True
+    mixed = torch.where(given, latents, latents.detach())[:, :, : chosen[-1] + 1]
+    shown = [f for t in chosen for f in ([0] if t == 0 else range((t - 1) * factor + 1, t * factor + 1))]
+    last = max(1, (count - 1) * factor)
+    times = torch.tensor(shown, device=latents.device, dtype=torch.float32) / last
+    return backbone.decode(mixed)[:, :, shown], times
+
+
+@dataclass(frozen=True)
+class RewardLoss:
+    """What is minimised, per sample: ``linear`` -r, or ``hinge`` relu(target - r), times ``scale``.
+
+    r is the weighted aggregate of the scores (``scores.total``).  The paper's own: scale 0.1, hinge at 2.
+    """
+
+    weights: dict[str, float]
+    aggregate: Shape = "sum"
+    shape: Literal["linear", "hinge"] = "hinge"
+    target: float = 2.0
+    scale: float = 0.1
+
+    def __call__(self, scores: Scores) -> tuple[Tensor, Tensor]:
+        """(loss (b,), r (b,))."""
+        reward = total(scores, self.weights, self.aggregate)
+        missing = self.target - reward
+        return self.scale * (missing.relu() if self.shape == "hinge" else -reward), reward
+
+
+def reward_gradient(
+    scorer: Scorer, loss: RewardLoss, latents: Tensor, sigma: Tensor, condition: Condition, step: int
+) -> tuple[Tensor, dict[str, float]]:
+    """d mean(loss) / d latents on a detached leaf, and metrics; nothing of the reward's graph is left behind.
+
+    sigma: ().  Raises PrflError when no gradient gets from the reward to the latents, or it is not finite.
+    """
+    leaf = latents.detach().requires_grad_()
+    with scorer.selected(), torch.enable_grad():
+        scores = scorer(leaf, sigma.expand(len(leaf)), condition, step)
+        per_sample, reward = loss(scores)
+        mean = per_sample.mean()
+        gradient = torch.autograd.grad(mean, leaf, allow_unused=True)[0] if mean.requires_grad else None
+    unmet = loss.shape == "linear" or bool((reward < loss.target).any())
+    if gradient is None or (unmet and not bool(gradient.count_nonzero())):
+        raise PrflError(
+            "the reward gives no gradient to the latents",
+            where="reward",
+            fix="use a reward that is differentiable in its input, and check that it does not run under no_grad",
+        )
+    metrics = {"loss": float(mean.detach()), "reward": float(reward.detach().mean())}
+    metrics |= {f"reward/{name}": float(values.detach().mean()) for name, values in scores.items()}
+    return gradient, metrics | {"reward_std": float(reward.detach().std(correction=0))}

@@ -1,0 +1,92 @@
+"""Supervised fine-tuning: flow matching on cached latents.  A method of its own, and PRFL's regulariser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prfl import draws
+from prfl.backbone.condition import Condition
+from prfl.backbone.wan import WanBackbone
+from prfl.data.dataset import LatentDataset
+from prfl.flow import add_noise, shift_sigmas, velocity_target
+from prfl.objective.clock import Clock
+from prfl.objective.order import shuffled
+
+
+@dataclass(frozen=True)
+class SftBatch:
+    """clean, noise: (b, c, t, h, w).  sigma: (b,).  condition: the empty prompt's where it was dropped."""
+
+    clean: Tensor
+    noise: Tensor
+    sigma: Tensor
+    condition: Condition
+    prompts: list[str]
+    dropped: list[bool]
+
+
+@dataclass
+class Sft:
+    """scale * mean over elements of (v(x_sigma, sigma, condition) - (noise - x0))^2, sigma = shift(u), u ~ U[0, 1).
+
+    adapter: the adapter that is trained, or None for full fine-tuning: then every weight of the transformer that
+    requires a gradient.  prompt_dropout: probability of the empty prompt, so that guidance keeps working.
+    """
+
+    backbone: WanBackbone
+    dataset: LatentDataset
+    seed: int
+    adapter: str | None = "policy"
+    prompt_dropout: float = 0.1
+    shift: float = 1.0
+    scale: float = 1.0
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return trained_parameters(self.backbone, self.adapter)
+
+    def draw(self, step: int, indices: Sequence[int]) -> SftBatch:
+        device = self.backbone.device
+        batch = self.dataset.get(shuffled(indices, len(self.dataset), self.seed, "sft"))
+        clean = batch.latents.to(device, torch.float32)
+        noise = draws.normal(clean.shape[1:], self.seed, "sft/noise", step, indices).to(clean)
+        u = draws.uniform(self.seed, "sft/sigma", step, indices)
+        dropped = (draws.uniform(self.seed, "sft/dropout", step, indices) < self.prompt_dropout).tolist()
+        condition = drop_prompts(batch.condition.to(device), self.dataset.empty_condition, dropped)
+        return SftBatch(clean, noise, shift_sigmas(u, self.shift).to(clean), condition, batch.prompts, dropped)
+
+    def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
+        clock = Clock(self.backbone.device)
+        with clock("data"):
+            batch = self.draw(step, indices)
+        adapter = self.backbone.adapter(self.adapter) if self.adapter else nullcontext()
+        with adapter, clock("sft"):
+            noisy = add_noise(batch.clean, batch.noise, batch.sigma)
+            velocity = self.backbone.velocity(noisy, batch.sigma, batch.condition)
+            loss = (velocity.float() - velocity_target(batch.clean, batch.noise)).square().mean()
+            (self.scale * loss).backward()
+        return {"loss": float(loss.detach())} | clock.metrics()
+
+    def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The batch as it was drawn, for a person who wants to know why it failed."""
+        batch = self.draw(step, indices)
+        tensors = {"clean": batch.clean, "noise": batch.noise, "sigma": batch.sigma}
+        return tensors, {"prompts": batch.prompts, "dropped": batch.dropped}
+
+
+def trained_parameters(backbone: WanBackbone, adapter: str | None) -> dict[str, nn.Parameter]:
+    """An adapter's parameters, or (None) every weight of the transformer that requires a gradient."""
+    if adapter is not None:
+        return backbone.adapter_parameters(adapter)
+    return {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
+
+
+def drop_prompts(condition: Condition, empty: Condition, dropped: Sequence[bool]) -> Condition:
+    """``condition`` with the samples that are marked replaced by the empty prompt's (a batch of one)."""
+    last = len(condition)
+    return Condition.cat([condition, empty])[[last if drop else i for i, drop in enumerate(dropped)]]

@@ -1,0 +1,10 @@
+"""Rewards: on noisy latents (``LatentReward``) and on decoded pixels (``PixelReward``); losses to train them."""
+
+from prfl.reward.files import RewardCard as RewardCard
+from prfl.reward.head import RewardHead as RewardHead
+from prfl.reward.latent import LatentReward as LatentReward
+from prfl.reward.latent import RewardAdapter as RewardAdapter
+from prfl.reward.pixel import PixelNetwork as PixelNetwork
+from prfl.reward.pixel import PixelReward as PixelReward
+from prfl.reward.scores import Normalisation as Normalisation
+from prfl.reward.scores import total as total

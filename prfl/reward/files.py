@@ -1,0 +1,111 @@
+"""A saved reward is a folder of two files, ``config.json`` and ``reward.safetensors``; both are replaced atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from prfl.data.files import replacing
+from prfl.errors import PrflError
+
+CONFIG, WEIGHTS = "config.json", "reward.safetensors"
+VERSION = 1
+# Where a model came from is written down for the reader; whether it is the same model, its fingerprint tells.
+PROVENANCE = ("model_id", "revision")
+
+
+@dataclass(frozen=True)
+class RewardCard:
+    """What a person should know before using a saved reward.
+
+    labels: what label 1 means, per dimension.  Ranges are (lowest, highest) of the training videos.
+    accuracy: per dimension, held-out pairwise accuracy within a prompt by sigma bin, e.g. {"motion": {"0.0-0.2": 0.9}}.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    frames: tuple[int, int] | None = None
+    fps: tuple[float, float] | None = None
+    height: tuple[int, int] | None = None
+    width: tuple[int, int] | None = None
+    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> RewardCard:
+        ranges = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+        return RewardCard(**{**stored, **ranges})
+
+
+def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
+    """Weights first, then the config that carries their hash: a crash between the two is noticed when loading."""
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    header = {"format": f"prfl-{kind}", "version": VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    for name, content in ((WEIGHTS, weights), (CONFIG, (json.dumps({**header, **config}, indent=2) + "\n").encode())):
+        with replacing(Path(folder) / name) as path:
+            path.write_bytes(content)
+
+
+def read_reward(folder_or_hub: str | Path, kind: str, revision: str | None = None) -> tuple[dict, dict[str, Tensor]]:
+    """The config and the tensors of a saved reward.  Raises PrflError when it is absent, broken or of another kind."""
+    folder = _local(folder_or_hub, revision)
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise PrflError(f"no {' and no '.join(missing)} in it", where=str(folder_or_hub), fix="give a saved reward")
+    config = json.loads((folder / CONFIG).read_text())
+    if (config.get("format"), config.get("version")) != (f"prfl-{kind}", VERSION):
+        raise PrflError(
+            f"it is {config.get('format')} version {config.get('version')}, not prfl-{kind} version {VERSION}",
+            where=str(folder / CONFIG),
+            fix="give a folder that this version's save_pretrained wrote",
+        )
+    weights = (folder / WEIGHTS).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
+        raise PrflError(
+            f"{WEIGHTS} is not the file that {CONFIG} was written for",
+            where=str(folder),
+            fix="save or download the reward again",
+        )
+    return config, load(weights)
+
+
+def _local(folder_or_hub: str | Path, revision: str | None) -> Path:
+    if Path(folder_or_hub).is_dir():
+        return Path(folder_or_hub)
+    try:
+        return Path(snapshot_download(str(folder_or_hub), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise PrflError(
+            f"neither a folder nor a repository that can be read ({type(error).__name__})",
+            where=str(folder_or_hub),
+            fix="give the folder that save_pretrained wrote, or owner/name of a repository on the hub",
+        ) from error
+
+
+def check_fit(trained_on: Mapping[str, object], given: Mapping[str, object], where: str) -> None:
+    """Raise PrflError listing every entry of the backbone's description that differs, provenance apart."""
+    given = json.loads(json.dumps(given))  # tuples become lists, as they did in the file
+    names = [name for name in {**trained_on, **given} if name not in PROVENANCE]
+    wrong = [
+        f"{name}: {_short(trained_on.get(name))} there, {_short(given.get(name))} here"
+        for name in names
+        if trained_on.get(name) != given.get(name)
+    ]
+    if wrong:
+        raise PrflError(
+            f"the reward does not fit this backbone ({given.get('model_id')}): " + "; ".join(wrong),
+            where=where,
+            fix=f"load {trained_on.get('model_id')} (revision {trained_on.get('revision')}), or train a reward here",
+        )
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,138 @@
+"""The head of a latent reward: tokens of the frozen transformer in, one logit per named dimension out.
+
+A learned query attends over every token of the video (PRFL, arXiv 2511.21541: mean pooling is 1 point worse there,
+6 to 9 points worse on Wan in PRISM, arXiv 2606.20310), and an MLP reads what it gathered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prfl.errors import PrflError
+
+Pooling = Literal["query", "mean"]
+
+FILM_FREQUENCIES = 32
+
+
+def sigma_embedding(sigma: Float[Tensor, " b"]) -> Float[Tensor, "b e"]:
+    """Sines and cosines of sigma, wavelengths from 2 down to 0.01: sigma 0.95 and 0.98 are far apart in it."""
+    frequencies = torch.logspace(0, math.log10(200.0), FILM_FREQUENCIES, device=sigma.device, dtype=sigma.dtype)
+    angles = math.pi * sigma[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def distinct(dimensions: Sequence[str]) -> tuple[str, ...]:
+    """The names of the reward dimensions.  Raises PrflError for none, or for one that is given twice."""
+    if not dimensions or len(set(dimensions)) != len(dimensions):
+        raise PrflError(
+            f"the reward's dimensions are {list(dimensions)}",
+            where="reward.head.dimensions",
+            fix="give one or more distinct names",
+        )
+    return tuple(dimensions)
+
+
+class RewardHead(nn.Module):
+    """Features of one or more blocks, each (b, tokens, width), to logits (b, dimensions).
+
+    width: hidden width of the transformer.  blocks: how many blocks' features come in; each is normalised on its
+    own, then all are projected together to ``inner`` channels.  pooling: ``query`` (``n_queries`` learned queries,
+    ``heads`` heads each) or ``mean``.  film: scale and shift the projected tokens by sigma; it starts as identity.
+    Neither pooling depends on the order of the tokens: where a token lies is what the transformer wrote into it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        dimensions: Sequence[str],
+        *,
+        blocks: int = 1,
+        inner: int = 128,
+        heads: int = 4,
+        n_queries: int = 1,
+        hidden: int = 256,
+        pooling: Pooling = "query",
+        film: bool = False,
+    ) -> None:
+        super().__init__()
+        if inner % heads:
+            raise PrflError(
+                f"{inner} channels do not split over {heads} heads",
+                where="reward.head",
+                fix="let heads divide inner",
+            )
+        self.dimensions = distinct(dimensions)
+        # What ``RewardHead(**settings)`` needs to be built again; it is what a saved head carries.
+        self.settings: dict[str, object] = dict(
+            width=width,
+            dimensions=list(dimensions),
+            blocks=blocks,
+            inner=inner,
+            heads=heads,
+            n_queries=n_queries,
+            hidden=hidden,
+            pooling=pooling,
+            film=film,
+        )
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(blocks)])
+        self.project = nn.Linear(width * blocks, inner)
+        self.film = nn.Linear(2 * FILM_FREQUENCIES, 2 * inner) if film else None
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
+        self.pool = QueryPooling(inner, heads, n_queries) if pooling == "query" else MeanPooling()
+        pooled = inner * n_queries if pooling == "query" else inner
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(pooled),
+            nn.Linear(pooled, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, len(dimensions)),
+        )
+
+    def forward(self, features: list[Float[Tensor, "b n d"]], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        """features: one tensor per block, any float dtype (computed in the head's own).  sigma in [0, 1]."""
+        assert len(features) == len(self.norms), f"built for {len(self.norms)} blocks, got {len(features)}"
+        dtype = self.project.weight.dtype
+        normalised = [norm(hidden.to(dtype)) for norm, hidden in zip(self.norms, features, strict=True)]
+        tokens = self.project(torch.cat(normalised, dim=2))
+        if self.film is not None:
+            scale, shift = self.film(sigma_embedding(sigma.to(dtype))).unsqueeze(1).chunk(2, dim=2)
+            tokens = tokens * (1 + scale) + shift
+        return self.mlp(self.pool(tokens))
+
+
+class QueryPooling(nn.Module):
+    """softmax(q (h W_K)^T / sqrt(d)) (h W_V) + q, per query; (b, tokens, inner) to (b, queries * inner)."""
+
+    def __init__(self, inner: int, heads: int, n_queries: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.randn(n_queries, inner) / math.sqrt(inner))
+        self.key = nn.Linear(inner, inner)
+        self.value = nn.Linear(inner, inner)
+
+    def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b p"]:
+        batch, _, inner = tokens.shape
+        query = self.query.expand(batch, -1, -1)
+        split = [
+            x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, self.key(tokens), self.value(tokens))
+        ]
+        gathered = F.scaled_dot_product_attention(*split).transpose(1, 2).reshape(batch, -1, inner)
+        return (gathered + query).flatten(1)
+
+
+class MeanPooling(nn.Module):
+    """The mean over tokens: the baseline that a learned query has to beat."""
+
+    def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:
+        return tokens.mean(dim=1)

@@ -1,0 +1,182 @@
+"""A reward that reads noisy latents through the first blocks of the frozen video transformer.
+
+    scores = head(features(x, sigma, condition))
+
+There is one copy of the weights: the backbone is the policy's own, with the policy's adapter switched off, and it is
+never part of what the reward saves or trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prfl.backbone.condition import Condition
+from prfl.backbone.wan import WanBackbone
+from prfl.errors import PrflError
+from prfl.reward.files import RewardCard, check_fit, read_reward, write_reward
+from prfl.reward.head import RewardHead
+from prfl.reward.scores import Normalisation, Scores
+
+KIND = "latent-reward"
+
+
+@dataclass(frozen=True)
+class RewardAdapter:
+    """The reward's own LoRA on the blocks that it reads (never the policy's)."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    name: str = "reward"
+    dropout: float = 0.0
+    seed: int = 0
+
+
+class LatentReward:
+    """``reward(latents, sigma, condition)`` gives {dimension: (b,)}, differentiable in the latents.
+
+    blocks: 0-based indices of the transformer blocks after which hidden states are read, in the head's order; the
+    forward pass stops after the last of them.  adapter: None for the frozen probe, or a LoRA that is added here.
+
+    With an own adapter and block checkpointing, the backward pass recomputes blocks: hold ``with reward.selected():``
+    around forward *and* backward, or the backbone raises.  Without an adapter this is needed only inside another
+    adapter's context.
+    """
+
+    space = "latent"
+    noise_aware = True
+    differentiable = True
+
+    def __init__(
+        self,
+        head: RewardHead,
+        backbone: WanBackbone,
+        blocks: Sequence[int],
+        adapter: RewardAdapter | None = None,
+        normalisation: Normalisation | None = None,
+        card: RewardCard | None = None,
+    ) -> None:
+        if not blocks or not set(blocks) <= set(range(backbone.num_blocks)):
+            raise PrflError(
+                f"the backbone has blocks 0 to {backbone.num_blocks - 1}, asked for {list(blocks)}",
+                where="reward.blocks",
+                fix="name one or more of them",
+            )
+        self.head = head.to(backbone.device)
+        self.backbone = backbone
+        self.blocks = tuple(blocks)
+        self.adapter = adapter
+        self.trains = True  # until frozen
+        self.normalisation = normalisation or Normalisation.none(head.dimensions)
+        self.card = card or RewardCard()
+        if adapter is not None:
+            backbone.add_adapter(
+                adapter.name,
+                rank=adapter.rank,
+                alpha=adapter.alpha,
+                targets=list(adapter.targets),
+                dropout=adapter.dropout,
+                blocks=list(range(max(blocks) + 1)),
+                seed=adapter.seed,
+            )
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        return self.head.dimensions
+
+    def selected(self) -> AbstractContextManager:
+        """The context in which the reward's own adapter (or the bare base) is active; see the class docstring."""
+        return self.backbone.adapter(None if self.adapter is None else self.adapter.name)
+
+    def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
+        """Logits normalised by the stored mean and deviation.  sigma: (b,) or (), in [0, 1]."""
+        return self.normalisation.apply(self.logits(latents, sigma, condition))
+
+    def logits(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
+        """Raw logits: sigmoid gives the probability of a good label when trained with cross-entropy."""
+        sigma = sigma.to(latents.device, torch.float32).expand(len(latents))
+        # A frozen backbone under latents that need no gradient needs no graph: head training is then a forward pass.
+        graph = torch.is_grad_enabled() and (latents.requires_grad or (self.adapter is not None and self.trains))
+        with self.selected(), torch.set_grad_enabled(graph):
+            features = self.backbone.features(latents, sigma, condition, list(self.blocks))
+        return dict(zip(self.dimensions, self.head(features, sigma).unbind(1), strict=True))
+
+    def calibrate(self, logits: Scores) -> None:
+        """Set the stored mean and deviation from validation logits, at the sigmas where the reward will be used."""
+        self.normalisation = Normalisation.of(logits)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What reward training updates: the head and its own adapter, by name."""
+        named = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        if self.adapter is not None:
+            own = self.backbone.adapter_parameters(self.adapter.name)
+            named |= {f"adapter.{name}": parameter for name, parameter in own.items()}
+        return named
+
+    def freeze(self) -> LatentReward:
+        """For scoring a policy: no gradient is kept for the head or its adapter; latents still receive theirs."""
+        self.trains = False
+        for parameter in self.parameters().values():
+            parameter.requires_grad_(False)
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors of the head and of its adapter; never of the backbone."""
+        tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        if self.adapter is not None:
+            own = self.backbone.adapter_state(self.adapter.name)
+            tensors |= {f"adapter.{name}": tensor for name, tensor in own.items()}
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        part: dict[str, dict[str, Tensor]] = {"head": {}, "adapter": {}}
+        for name, tensor in tensors.items():
+            owner, _, rest = name.partition(".")
+            part[owner][rest] = tensor
+        self.head.load_state_dict(part["head"])
+        if self.adapter is not None:
+            self.backbone.load_adapter_state(self.adapter.name, part["adapter"])
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``reward.safetensors`` (head and own adapter only)."""
+        config = {
+            "backbone": self.backbone.describe(),
+            "blocks": list(self.blocks),
+            "head": self.head.settings,
+            "adapter": None if self.adapter is None else asdict(self.adapter),
+            "normalisation": asdict(self.normalisation),
+            "card": asdict(self.card),
+        }
+        write_reward(folder, KIND, config, self.state())
+
+    @staticmethod
+    def from_pretrained(
+        folder_or_hub: str | Path, backbone: WanBackbone, revision: str | None = None, adapter_name: str | None = None
+    ) -> LatentReward:
+        """Load a saved reward, frozen, for ``backbone``.
+
+        adapter_name: another name for its adapter, when two rewards share a backbone.
+        Raises PrflError naming every way in which the backbone is not the one that the reward was trained on.
+        """
+        config, tensors = read_reward(folder_or_hub, KIND, revision)
+        check_fit(config["backbone"], backbone.describe(), where=str(folder_or_hub))
+        adapter = config["adapter"]
+        if adapter is not None:
+            adapter |= {"targets": tuple(adapter["targets"]), "name": adapter_name or adapter["name"]}
+        reward = LatentReward(
+            RewardHead(**config["head"]),
+            backbone,
+            config["blocks"],
+            adapter=None if adapter is None else RewardAdapter(**adapter),
+            normalisation=Normalisation(**config["normalisation"]),
+            card=RewardCard.from_json(config["card"]),
+        )
+        reward.load_state(tensors)
+        return reward.freeze()

@@ -1,0 +1,65 @@
+"""From named logits to the number that an objective raises, and the normalisation between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from prfl.errors import PrflError
+
+Scores = dict[str, Float[Tensor, " b"]]
+Shape = Literal["sum", "logsigmoid"]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and deviation of each dimension's logits on validation samples."""
+
+    mean: dict[str, float]
+    std: dict[str, float]
+
+    @staticmethod
+    def none(dimensions: Sequence[str]) -> Normalisation:
+        return Normalisation(dict.fromkeys(dimensions, 0.0), dict.fromkeys(dimensions, 1.0))
+
+    @staticmethod
+    def of(logits: Scores) -> Normalisation:
+        """Raises PrflError for a dimension whose logits are all the same: nothing can be divided by their deviation."""
+        std = {name: float(values.double().std()) if len(values) > 1 else 0.0 for name, values in logits.items()}
+        flat = [name for name, value in std.items() if not value > 0]
+        if flat:
+            raise PrflError(
+                f"the scores of {', '.join(flat)} do not vary on the validation samples",
+                fix="calibrate on two or more different samples, with a head that has been trained",
+            )
+        return Normalisation({name: float(values.double().mean()) for name, values in logits.items()}, std)
+
+    def apply(self, logits: Scores) -> Scores:
+        return {name: (values - self.mean[name]) / self.std[name] for name, values in logits.items()}
+
+
+def total(scores: Scores, weights: Mapping[str, float] | None = None, shape: Shape = "sum") -> Float[Tensor, " b"]:
+    """The scalar that an objective raises: a weighted sum over dimensions.
+
+    weights: the dimensions that count, by name; a dimension that is not named does not; None counts every one as 1.
+    shape: ``sum`` takes the scores as they are.  ``logsigmoid`` takes raw *logits* and sums log sigmoid(logit): the
+    log probability that every label is good, if they are independent.  It flattens once a label is likely good, so
+    there is little to gain from pushing a score beyond what the head has seen.
+    Raises PrflError for a weight on a dimension that the reward does not have.
+    """
+    weights = dict.fromkeys(scores, 1.0) if weights is None else weights
+    unknown = sorted(set(weights) - set(scores))
+    if unknown or not weights:
+        raise PrflError(
+            f"no such reward dimension: {', '.join(unknown)}" if unknown else "no reward dimension has a weight",
+            where="reward.weights",
+            fix=f"name some of: {', '.join(scores)}",
+        )
+    shaped = {name: F.logsigmoid(scores[name]) if shape == "logsigmoid" else scores[name] for name in weights}
+    return torch.stack([weight * shaped[name] for name, weight in weights.items()]).sum(0)

@@ -1,0 +1,140 @@
+"""Plans: along which edges, into which network evaluations and how strongly gradient flows.
+
+Nodes 0 .. N are the latents of the chain; N + 1 + m is the clean prediction from node m.  Evaluation k is the network's
+output f[k] at node k.  A plan's edges say how a node follows from an earlier one,
+
+    x[target] = a x[source] + sum over k of b[k] f[k] + c noise
+
+and not every node needs one: nothing flows where there is no edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prfl.solvers import Coefficients, leap
+
+
+@dataclass(frozen=True)
+class Edge:
+    """x[target] = a x[source] + sum over k of b[k] f[k] + c noise[source]; ``sigma`` is the target's."""
+
+    source: int
+    target: int
+    a: float
+    b: Mapping[int, float]
+    sigma: float
+    c: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert max(self.source, *self.b) < self.target, f"an edge must lead forward: {self}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edges, and how each evaluation k on them is differentiated.
+
+    trains: the evaluations whose parameters get gradient (S in the papers' tables).
+    beta: for every evaluation on the edges, the share of gradient that passes through the network's input: 1 is exact,
+    0 stops it, values between damp it.
+    step_weight: positive factor of evaluation k's *parameter* gradient alone (missing: 1); cotangents do not see it.
+    """
+
+    edges: Sequence[Edge]
+    trains: frozenset[int]
+    beta: Mapping[int, float]
+    step_weight: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        targets = [edge.target for edge in self.edges]
+        assert len(set(targets)) == len(targets), f"two edges end at one node: {sorted(targets)}"
+        assert self.trains <= self.evaluations, f"trains {set(self.trains)} but edges have {set(self.evaluations)}"
+        assert set(self.beta) >= self.evaluations, f"beta for {set(self.beta)}, edges have {set(self.evaluations)}"
+        assert all(weight > 0 for weight in self.step_weight.values()), f"step weights {self.step_weight}"
+
+    @property
+    def evaluations(self) -> frozenset[int]:
+        """The network evaluations that the edges are made of."""
+        return frozenset(k for edge in self.edges for k in edge.b)
+
+    @property
+    def useful_nodes(self) -> frozenset[int]:
+        """Nodes from which a cotangent reaches a trained evaluation: where a seed has an effect."""
+        useful: set[int] = set()
+        for edge in sorted(self.edges, key=lambda edge: edge.target):
+            if edge.source in useful or any(k in self.trains or self.passes(k, useful) for k in edge.b):
+                useful.add(edge.target)
+        return frozenset(useful)
+
+    def passes(self, k: int, useful: Collection[int]) -> bool:
+        """Whether evaluation k must hand a cotangent to its input latents."""
+        return self.beta[k] != 0 and k in useful
+
+
+def step_edge(coefficients: Coefficients, i: int) -> Edge:
+    """The chain's own step i -> i + 1."""
+    sigma = float(coefficients.sigmas[i + 1])
+    return Edge(i, i + 1, coefficients.a[i], coefficients.b[i], sigma, coefficients.c[i])
+
+
+def leap_edge(coefficients: Coefficients, source: int, target: int) -> Edge:
+    """source -> target in one deterministic step of f[source]; straight-through: f[target] is at the chain's x."""
+    sigma = float(coefficients.sigmas[target])
+    a, b = leap(coefficients, source, sigma)
+    return Edge(source, target, a, {source: b}, sigma)
+
+
+def jump_edge(coefficients: Coefficients, m: int) -> Edge:
+    """m -> its clean prediction, a node of its own at sigma 0 (velocity: x[m] - sigma[m] f[m])."""
+    a, b = leap(coefficients, m, 0.0)
+    return Edge(m, clean_node(coefficients, m), a, {m: b}, 0.0)
+
+
+def clean_node(coefficients: Coefficients, m: int) -> int:
+    """The number of the node that holds the clean prediction from node m: N + 1 + m."""
+    return coefficients.steps + 1 + m
+
+
+def chain_plan(
+    coefficients: Coefficients,
+    trains: Collection[int],
+    *,
+    beta: float = 1.0,
+    last: int | None = None,
+    step_weight: Mapping[int, float] | None = None,
+) -> Plan:
+    """The chain from the first trained step to node ``last`` (default N), with gradient for the steps in ``trains``.
+
+    beta = 0 with sparse steps is DRTune; a single step with last = m + 1 is PRFL; the last K with beta = 1 is DRaFT-K.
+    """
+    last = coefficients.steps if last is None else last
+    edges = tuple(step_edge(coefficients, i) for i in range(min(trains), last))
+    betas = {k: beta for edge in edges for k in edge.b}
+    return Plan(edges, frozenset(trains), betas, step_weight or {})
+
+
+def one_step(coefficients: Coefficients, m: int, *, step_weight: Mapping[int, float] | None = None) -> Plan:
+    """PRFL: step m alone, seed at node m + 1: dL/dtheta = B[m] J_theta f[m]^T r[m+1]."""
+    return chain_plan(coefficients, [m], beta=0.0, last=m + 1, step_weight=step_weight)
+
+
+def last_steps(
+    coefficients: Coefficients, count: int, *, beta: float = 1.0, step_weight: Mapping[int, float] | None = None
+) -> Plan:
+    """DRaFT-K, and VADER with count = 1: the last ``count`` steps, seed at node N."""
+    steps = coefficients.steps
+    assert 1 <= count <= steps, f"the last {count} of {steps} steps"
+    return chain_plan(coefficients, range(steps - count, steps), beta=beta, step_weight=step_weight)
+
+
+def full_chain(
+    coefficients: Coefficients, *, beta: float = 1.0, step_weight: Mapping[int, float] | None = None
+) -> Plan:
+    """Every step, seeds anywhere; beta = 1 is the exact gradient of the whole sampler."""
+    return last_steps(coefficients, coefficients.steps, beta=beta, step_weight=step_weight)
+
+
+def clean_jump(coefficients: Coefficients, m: int, *, step_weight: Mapping[int, float] | None = None) -> Plan:
+    """ReFL: one jump from node m to its clean prediction, seed at ``clean_node(coefficients, m)``."""
+    return Plan((jump_edge(coefficients, m),), frozenset([m]), {m: 0.0}, step_weight or {})

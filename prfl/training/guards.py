@@ -1,0 +1,85 @@
+"""Hard stops: a run that cannot be right ends at once and says what, where and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from prfl.errors import PrflError
+from prfl.objective import Objective
+from prfl.training.optimizer import gradients
+
+
+def check_trainable(parameters: dict[str, nn.Parameter]) -> None:
+    if not parameters:
+        raise PrflError(
+            "nothing is trainable: the objective has no parameters",
+            where="objective",
+            fix="add an adapter whose targets match modules of the network, or train a head",
+        )
+
+
+def check_same_parameters(objective: dict[str, nn.Parameter], regulariser: dict[str, nn.Parameter]) -> None:
+    strangers = [name for name, p in regulariser.items() if name not in objective or objective[name] is not p]
+    if strangers:
+        raise PrflError(
+            f"the regulariser trains parameters that the objective does not: {strangers[0]} and "
+            f"{len(strangers) - 1} more",
+            where="training.regulariser",
+            fix="give both the same adapter of the same backbone",
+        )
+
+
+def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> None:
+    """After the very first backward.  A LoRA's A matrix may have a zero gradient there (its B is zero): any will do."""
+    if not any(bool(grad.count_nonzero()) for grad in gradients(list(parameters.values()))):
+        raise PrflError(
+            f"no gradient reached any of the {len(parameters)} trained parameters of {what} in the first step",
+            where="objective",
+            fix="check that the adapter is the one the rollout runs under, that the reward is differentiable, and "
+            "that a hinge target is not already met by every sample",
+        )
+
+
+def check_finite(objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float]) -> None:
+    """Stop before the optimizer's step when a loss, reward or gradient is not finite, and keep the batch for study."""
+    bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
+    if not bad:
+        return
+    folder = dump_batch(objective, run, step, indices, numbers)
+    name, value = next(iter(bad.items()))
+    raise PrflError(
+        f"{name} is {value} in step {step}; the optimizer has not stepped on it",
+        where=str(folder),
+        fix="the batch is in that folder; lower the learning rate or max_grad_norm, or use fp32, and resume from the "
+        "last checkpoint",
+    )
+
+
+def dump_batch(
+    objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float]
+) -> Path:
+    """Write run/failed/step-N: the drawn batch, the parameters and their gradients (safetensors), and the facts (json)."""
+    folder = run / "failed" / f"step-{step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, facts = objective.describe(step, indices)
+    tensors = {f"batch/{name}": value for name, value in drawn.items()}
+    for name, parameter in objective.parameters().items():
+        tensors[f"parameter/{name}"] = parameter
+        if parameter.grad is not None:
+            tensors[f"gradient/{name}"] = parameter.grad
+    save_file(plain(tensors), folder / "batch.safetensors")
+    facts = {"step": step, "indices": list(indices), "numbers": {k: repr(v) for k, v in numbers.items()}} | facts
+    (folder / "batch.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return folder
+
+
+def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Detached, contiguous CPU copies, as safetensors wants them (no two of them in one storage)."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+

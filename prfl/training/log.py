@@ -1,0 +1,168 @@
+"""What a run leaves behind while it trains: the run folder, metrics.jsonl, trackers, and lines or a bar on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run lies.
+
+    config.yaml (resolved), environment.json, metrics.jsonl, trackers/, checkpoints/, samples/, failed/, report.html
+    """
+
+    path: Path
+
+    @staticmethod
+    def create(path: str | Path, resolved_config: str = "") -> RunFolder:
+        """Make the folder, and write the resolved config (yaml text) and the environment into it."""
+        run = RunFolder(Path(path))
+        run.path.mkdir(parents=True, exist_ok=True)
+        if resolved_config:
+            (run.path / "config.yaml").write_text(resolved_config)
+        (run.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        return run
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+
+def make_accelerator(run: RunFolder, device: str = "auto", trackers: Sequence[str] = ("tensorboard",)) -> Accelerator:
+    """accelerate's device placement, process group and trackers; ``device``: auto | cpu | cuda."""
+    project = ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path))
+    return Accelerator(cpu=device == "cpu", log_with=list(trackers) or None, project_config=project)
+
+
+def environment() -> dict[str, str | int]:
+    """Versions and device: what decides whether a run can be repeated."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    facts: dict[str, str | int] = {"python": platform.python_version(), "platform": platform.platform()}
+    return facts | {"device": device, "threads": torch.get_num_threads()} | {name: version(name) for name in PACKAGES}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that a killed run left half written is dropped."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def drop_metrics_after(path: Path, step: int) -> None:
+    """Remove what a run wrote after the checkpoint from which it is now resumed: those steps are run again."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(temporary, path)
+
+
+class Log:
+    """Context manager.  Every step goes to metrics.jsonl; trackers and console get means over ``every`` steps.
+
+    On a terminal a rich bar with the latest numbers; elsewhere (a file, CI) plain lines.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        accelerator: Accelerator,
+        *,
+        every: int,
+        steps: int,
+        start: int = 0,
+        console: Console | None = None,
+    ) -> None:
+        self.run, self.accelerator, self.every, self.steps, self.start = run, accelerator, every, steps, start
+        self.console = console or Console()
+        self.window: list[Mapping[str, float]] = []
+        self.progress: Progress | None = None
+        self.task = TaskID(0)
+
+    def __enter__(self) -> Log:
+        self.accelerator.init_trackers("trackers")
+        if self.accelerator.is_main_process and self.console.is_terminal:
+            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}")]
+            self.progress = Progress(*columns, console=self.console)
+            self.progress.start()
+            self.task = self.progress.add_task("", total=self.steps, completed=self.start, numbers="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress:
+            self.progress.stop()
+        for tracker in self.accelerator.trackers:  # not end_training: it also ends the process group, and stages follow
+            tracker.finish()
+        self.accelerator.trackers = []
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record finished step number ``step`` (from 1)."""
+        self.record(step, metrics)
+        self.window.append(metrics)
+        if self.progress:
+            self.progress.update(self.task, completed=step)
+        if step % self.every == 0 or step == self.steps:
+            means = average(self.window)
+            self.window = []
+            self.accelerator.log(means, step=step)
+            self.show(step, means)
+
+    def event(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record what is measured now and then: an evaluation, a distance."""
+        self.record(step, metrics)
+        self.accelerator.log(dict(metrics), step=step)
+        self.say(f"step {step}  {line(metrics)}")
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.run.metrics, "a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def show(self, step: int, means: Mapping[str, float]) -> None:
+        shown = {k: v for k, v in means.items() if not k.startswith("seconds/") or k == "seconds/step"}
+        if self.progress:
+            self.progress.update(self.task, numbers=line(shown))
+        else:
+            self.say(f"step {step}/{self.steps}  {line(shown)}")
+
+    def say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def average(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each number over the records that have it (a regulariser does not run in every step)."""
+    columns: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.items():
+            columns.setdefault(name, []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in columns.items()}
+
+
+def line(numbers: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())

@@ -1,0 +1,216 @@
+"""The loop: ``train`` (when to log, save, evaluate), ``train_step`` (whose turn it is), ``update`` (one optimizer step).
+
+It sees an objective, never a reward, a rollout or a backbone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from prfl import draws
+from prfl.config.schema import TrainingConfig
+from prfl.errors import PrflError
+from prfl.objective import Objective
+from prfl.training import guards
+from prfl.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
+from prfl.training.ema import Ema
+from prfl.training.log import Log, RunFolder, drop_metrics_after, make_accelerator
+from prfl.training.optimizer import adamw, apply, average_gradients, clip_gradients, learning_rate
+from prfl.training.regulariser import Regulariser
+from prfl.training.signals import StopSignals
+
+
+@dataclass(frozen=True)
+class Hook:
+    """Something done every ``every`` steps, at the last step, and (``at_start``) before the first.
+
+    It gets the number of finished steps, runs under the averaged weights where there are any, and returns numbers to
+    log.  It runs on every process.
+    """
+
+    every: int
+    call: Callable[[int], Mapping[str, float]]
+    at_start: bool = False
+
+    def due(self, step: int, steps: int) -> bool:
+        return self.at_start if step == 0 else step % self.every == 0 or step == steps
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """step: finished steps.  stopped: the signal that ended the run early, or None.  checkpoint: the last one."""
+
+    step: int
+    stopped: str | None
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What does not change while a run trains."""
+
+    objective: Objective
+    settings: TrainingConfig
+    run: RunFolder
+    accelerator: Accelerator
+    regulariser: Regulariser | None
+    seed: int
+
+
+def train(
+    objective: Objective,
+    settings: TrainingConfig,
+    run: RunFolder,
+    *,
+    seed: int = 0,
+    regulariser: Regulariser | None = None,
+    accelerator: Accelerator | None = None,
+    hooks: Sequence[Hook] = (),
+    resume: str = "auto",
+    identity: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train ``objective.parameters()`` in place for ``settings.steps`` steps.
+
+    resume: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
+    identity: json-able facts that must be the same when the run is resumed (the config less what may change).
+    Ctrl-C and SIGTERM finish the step, save, and return.  Raises PrflError from guards.py and checkpoint.py.
+    """
+    accelerator = accelerator or make_accelerator(run, trackers=settings.trackers)
+    trainer = Trainer(objective, settings, run, accelerator, regulariser, seed)
+    state, checkpoint = prepare(trainer, resume, dict(identity or {}))
+    start = state.step
+    log = Log(run, accelerator, every=settings.log_every, steps=settings.steps, start=start)
+    with StopSignals() as stop, log:
+        run_hooks(hooks, state, trainer, log)
+        while state.step < settings.steps and not stop.received:
+            metrics = train_step(trainer, state)
+            log.step(state.step, metrics)
+            if stop.received or state.step % settings.save_every == 0 or state.step == settings.steps:
+                checkpoint = save(trainer, state)
+            if not stop.received:
+                run_hooks(hooks, state, trainer, log)
+        if stop.received:
+            checkpoint = save(trainer, state)
+            log.say(f"{stop.received}: stopped after step {state.step}, saved {checkpoint}")
+    return TrainResult(state.step, stop.received, checkpoint)
+
+
+def prepare(trainer: Trainer, resume: str, identity: dict[str, Any]) -> tuple[TrainState, Path | None]:
+    parameters = trainer.objective.parameters()
+    guards.check_trainable(parameters)
+    if trainer.regulariser:
+        guards.check_same_parameters(parameters, trainer.regulariser.objective.parameters())
+    settings = trainer.settings
+    if settings.batch // settings.accumulation < trainer.accelerator.num_processes:
+        raise PrflError(
+            f"a batch of {settings.batch} in {settings.accumulation} parts is too small for "
+            f"{trainer.accelerator.num_processes} processes",
+            where="training.batch",
+            fix="give every process at least one sample of each part",
+        )
+    optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay)
+    ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
+    state = TrainState(parameters, optimizer, ema, identity=identity)
+    path = find_checkpoint(trainer.run.checkpoints, resume)
+    if path:
+        load_checkpoint(path, state)
+    if trainer.accelerator.is_main_process:
+        drop_metrics_after(trainer.run.metrics, state.step)
+    return state, path
+
+
+def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: Log) -> None:
+    for hook in hooks:
+        if hook.due(state.step, trainer.settings.steps):
+            with state.ema.applied() if state.ema else nullcontext():
+                metrics = hook.call(state.step)
+            if metrics:
+                log.event(state.step, metrics)
+
+
+def save(trainer: Trainer, state: TrainState) -> Path:
+    if trainer.accelerator.is_main_process:
+        save_checkpoint(trainer.run.checkpoints, state, trainer.settings.keep)
+    trainer.accelerator.wait_for_everyone()
+    return trainer.run.checkpoints / f"step-{state.step:06d}"
+
+
+def train_step(trainer: Trainer, state: TrainState) -> dict[str, float]:
+    """The regulariser's optimizer step where one is due, then the objective's, then the average."""
+    started = time.perf_counter()
+    metrics: dict[str, float] = {}
+    if trainer.regulariser and trainer.regulariser.due(state.step):
+        own = update(trainer, state, trainer.regulariser.objective, "regulariser")
+        metrics |= {f"regulariser/{name}": value for name, value in own.items()}
+    metrics |= update(trainer, state, trainer.objective, "objective")
+    if state.ema:
+        state.ema.update()
+    state.step += 1
+    return metrics | {"seconds/step": time.perf_counter() - started}
+
+
+def update(trainer: Trainer, state: TrainState, objective: Objective, name: str) -> dict[str, float]:
+    """One optimizer step: accumulate, average over processes, check, clip, step."""
+    settings, parameters, step = trainer.settings, list(state.parameters.values()), state.step
+    seed_dropout(trainer, step, name)
+    for parameter in parameters:
+        parameter.grad = None
+    accelerator = trainer.accelerator
+    parts = split_indices(
+        step, settings.batch, settings.accumulation, accelerator.process_index, accelerator.num_processes
+    )
+    records = []
+    for number, indices in enumerate(parts):
+        records.append(objective.accumulate(step, indices))
+        if step == 0 and number == 0:
+            guards.check_gradient_arrived(state.parameters, name)
+    metrics = average_metrics(records, [len(part) for part in parts])
+    average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
+    started = time.perf_counter()
+    norm = clip_gradients(parameters, settings.max_grad_norm)
+    indices = [index for part in parts for index in part]
+    guards.check_finite(objective, trainer.run.path, step, indices, metrics | {"gradient_norm": norm})
+    rate = learning_rate(
+        step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
+    )
+    apply(state.optimizer, rate)
+    seconds = time.perf_counter() - started
+    return metrics | {"gradient_norm": norm, "learning_rate": rate, "seconds/optimizer": seconds}
+
+
+def split_indices(step: int, batch: int, accumulation: int, rank: int, processes: int) -> list[list[int]]:
+    """Process ``rank``'s global sample indices of a step, in ``accumulation`` parts: every part is shared out alike.
+
+    Indices run on over the whole training: step k has k * batch .. (k + 1) * batch - 1.
+    """
+    size, first = batch // accumulation, step * batch
+    low, high = size * rank // processes, size * (rank + 1) // processes
+    return [list(range(first + part * size + low, first + part * size + high)) for part in range(accumulation)]
+
+
+def average_metrics(records: Sequence[Mapping[str, float]], sizes: Sequence[int]) -> dict[str, float]:
+    """Each number's mean over the samples of the whole step, of all processes, that have it; seconds add up over the
+    parts and are averaged over processes."""
+    parts = gather_object(list(zip(sizes, records, strict=True)))
+    totals: dict[str, tuple[float, int]] = {}
+    for size, record in parts:
+        for name, value in record.items():
+            total, count = totals.get(name, (0.0, 0))
+            totals[name] = total + size * value, count + size
+    calls = len(records)
+    return {n: total / count * (calls if n.startswith("seconds/") else 1) for n, (total, count) in totals.items()}
+
+
+def seed_dropout(trainer: Trainer, step: int, name: str) -> None:
+    """Dropout draws from torch's global generators: reseeded before each update, they too depend on the step only."""
+    rank = trainer.accelerator.process_index
+    torch.manual_seed(draws.generator(trainer.seed, f"dropout/{name}", step, rank).initial_seed())

@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM as a wish that the loop grants between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class StopSignals:
+    """Context manager.  ``.received`` is the name of the first SIGINT or SIGTERM; a second one acts as usual.
+
+    Python lets only the main thread handle signals; in another thread nothing is caught.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self.on_signal)
+        return self
+
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self.previous = {}
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()

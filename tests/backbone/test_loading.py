@@ -1,0 +1,107 @@
+"""What cannot be loaded says so: missing parts, pickles, and models of another kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prfl.backbone import Condition, load_backbone
+from prfl.errors import PrflError
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def folder(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "copy"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "nowhere"])
+def test_a_missing_model(name: str) -> None:
+    with pytest.raises(PrflError, match="cannot load the model index"):
+        load_backbone(name)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "scheduler"])
+def test_a_missing_part(folder: Path, part: str) -> None:
+    shutil.rmtree(folder / part)
+    with pytest.raises(PrflError, match=f"cannot load the {part}"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer"])
+def test_the_text_encoder_is_loaded_when_it_is_needed(folder: Path, part: str) -> None:
+    shutil.rmtree(folder / part)
+    backbone = load_backbone(folder)
+    condition = Condition(torch.randn(2, 3, 16), torch.tensor([3, 2]))
+    assert backbone.velocity(torch.randn(2, 4, 1, 2, 2), torch.tensor(0.5), condition).isfinite().all()
+    with pytest.raises(PrflError, match="text encoder or tokenizer"):
+        backbone.condition(["a"])
+
+
+def test_the_text_encoder_can_be_dropped(folder: Path) -> None:
+    backbone = load_backbone(folder)
+    first = backbone.condition(["a red circle"])
+    encoder = backbone.text_encoder
+    backbone.drop_text_encoder()
+    assert torch.equal(backbone.condition(["a red circle"]).prompt_embeds, first.prompt_embeds)
+    assert backbone.text_encoder is not encoder
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(PrflError, match="cannot load the transformer"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_class_name": "WanImageToVideoPipeline"},
+        {"_class_name": "StableDiffusionPipeline"},
+        {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875},
+        {"boundary_ratio": 0.875},
+        {"expand_timesteps": True},
+    ],
+)
+def test_pipelines_of_another_kind(folder: Path, change: dict) -> None:
+    edit(folder / "model_index.json", **change)
+    with pytest.raises(PrflError, match="not supported"):
+        load_backbone(folder)
+
+
+def test_image_to_video_transformers(make_tiny_pipeline: Callable[..., Path], tmp_path: Path) -> None:
+    for name, changes in (("a", {"image_dim": 8, "added_kv_proj_dim": 24}), ("b", {"in_channels": 9})):
+        with pytest.raises(PrflError, match="image-to-video"):
+            load_backbone(make_tiny_pipeline(tmp_path / name, **changes))
+
+
+def test_a_vae_whose_config_lies_about_its_factors(folder: Path) -> None:
+    edit(folder / "vae" / "config.json", scale_factor_spatial=8)
+    with pytest.raises(PrflError, match="factors of"):
+        load_backbone(folder)
+
+
+def test_a_scheduler_of_another_kind(folder: Path) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**{k: v for k, v in config.items() if k != "shift"}, "flow_shift": 5.0}))
+    assert load_backbone(folder).default_shift == 5.0  # UniPC's name for it
+    path.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+    with pytest.raises(PrflError, match="flow-matching"):
+        load_backbone(folder)

@@ -1,0 +1,59 @@
+"""Encoding, and decoding without the clamp."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prfl.backbone import WanBackbone
+from prfl.backbone.vae import latent_statistics
+from prfl.errors import PrflError
+
+
+def test_round_trip_shapes_and_normalisation(tiny_backbone: WanBackbone) -> None:
+    pixels = torch.rand(2, 3, 17, 16, 24) * 2 - 1
+    latents = tiny_backbone.encode(pixels)
+    assert latents.shape == (2, *tiny_backbone.latent_shape(17, 16, 24))
+    mean, std = latent_statistics(tiny_backbone.vae, latents)
+    raw = tiny_backbone.vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(latents * std + mean, raw)
+    assert tiny_backbone.decode(latents).shape == pixels.shape
+
+
+def test_decode_is_the_vaes_own_before_its_clamp(tiny_backbone: WanBackbone) -> None:
+    latents = torch.randn(2, 4, 3, 4, 4) * 3
+    tiny_backbone.vae.decoder.conv_out.weight.mul_(30)  # so that a part saturates
+    pixels = tiny_backbone.decode(latents)
+    mean, std = latent_statistics(tiny_backbone.vae, latents)
+    expected = tiny_backbone.vae.decode(latents * std + mean, return_dict=False)[0]
+    assert 0.01 < (pixels.abs() > 1).float().mean() < 0.99
+    torch.testing.assert_close(pixels.clamp(-1, 1), expected, rtol=0, atol=1e-5)
+
+
+def test_decode_has_a_gradient_where_the_clamped_one_has_none(tiny_backbone: WanBackbone) -> None:
+    latents = torch.randn(1, 4, 2, 2, 2, requires_grad=True)
+    tiny_backbone.vae.decoder.conv_out.bias.fill_(20.0)
+    clamped = tiny_backbone.vae.decode(latents, return_dict=False)[0]
+    assert torch.autograd.grad(clamped.sum(), latents)[0].abs().max() == 0
+    pixels = tiny_backbone.decode(latents)
+    gradient = torch.autograd.grad(pixels[:, :, -1].sum(), latents)[0]
+    assert pixels.min() > 1 and gradient.abs().min() > 0  # causal in time: the last frame sees every latent frame
+
+
+def test_encode_refuses_sizes_that_do_not_fit(tiny_backbone: WanBackbone) -> None:
+    with pytest.raises(PrflError, match="take 1 or 5"):
+        tiny_backbone.encode(torch.zeros(1, 3, 4, 16, 16))
+
+
+def test_the_network_never_calls_the_vae(tiny_backbone: WanBackbone) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the VAE was called")
+
+    for module in tiny_backbone.vae.modules():
+        module.register_forward_pre_hook(refuse)
+    condition = tiny_backbone.condition(["a red circle", ""])
+    latents = torch.randn(2, *tiny_backbone.latent_shape(17, 16, 16), requires_grad=True)
+    tiny_backbone.velocity(latents, torch.tensor(0.5), condition).sum().backward()
+    tiny_backbone.features(latents, torch.tensor(0.5), condition, [1])[0].sum().backward()
+    with pytest.raises(AssertionError, match="the VAE was called"):
+        tiny_backbone.decode(latents)

@@ -1,0 +1,197 @@
+"""Loading a config: what is accepted, and that every mistake is named with its yaml path and a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from prfl.config import config_hash, dump_resolved, identity, load_config
+from prfl.config.schema import PrflConfig, VaderConfig
+from prfl.errors import PrflError
+
+Write = Callable[..., Path]
+
+
+def test_numbers_and_defaults(write: Write) -> None:
+    config = load_config(write())
+    assert config.training.learning_rate == 1e-5
+    assert config.training.batch == 2 and config.training.accumulation == 1
+    assert isinstance(config.objective, PrflConfig) and config.objective.handoff == "next"
+    assert config.run == Path("runs/x")
+
+
+def test_the_file_of_a_misspelt_key_is_named(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text().replace("{steps: 10}", "{steps: 10, stepz: 3}"))
+    with pytest.raises(PrflError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path}: rollout.stepz: unknown key. Did you mean 'steps'?"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # keys
+        ("rollout.stepz=3", "rollout.stepz: unknown key. Did you mean 'steps'?"),
+        ("training.step_weight=unit", "training.step_weight: unknown key. Did you mean 'rollout.step_weight'?"),
+        ("objective.last_steps=1", "objective.last_steps: unknown key; it belongs to name: vader"),
+        ("objective.frames=1", "objective.frames: unknown key; it belongs to name: preference or vader"),
+        ("objective.sft.evry=2", "objective.sft.evry: unknown key. Did you mean 'every'?"),
+        ("data.generator.wrnog=0.1", "data.generator.wrnog: unknown key. Did you mean 'wrong'?"),
+        ("backbone.adapter.dora=true", "backbone.adapter.dora: unknown key; the keys here are rank, alpha"),
+        ("qqq=1", "qqq: unknown key; the keys here are version, run, seed"),
+        # choices
+        ("objective.name=prlf", "objective.name: 'prlf' is none of sft, preference, prfl, vader. Did you mean 'prfl'?"),
+        ("objective={sft: {}}", "objective.name: missing"),
+        ("reward.space=latents", "reward.space: 'latents' is none of latent, pixel. Did you mean 'latent'?"),
+        ("backbone.dtype=float3", "Did you mean 'float32'?"),
+        ("version=2", "version: should be 1, got 2"),
+        # types
+        ("training.steps=ten", 'training.steps: should be a valid integer, got "ten"'),
+        ("training.steps='10'", 'training.steps: should be a valid integer, got "10"'),
+        ("training.steps=true", "training.steps: should be a valid integer, got true"),
+        ("training.steps=1.5", "training.steps: should be a valid integer, got 1.5"),
+        ("data.skip_unreadable=1", "data.skip_unreadable: should be a valid boolean, got 1"),
+        ("run=7", "run: should be a valid string, got 7"),
+        ("training.betas=[0.9]", "training.betas[1]: missing"),
+        ("reward.weights={motion: much}", 'reward.weights.motion: should be a valid number, got "much"'),
+        ("backbone.adapter.targets=[to_q, 3]", "backbone.adapter.targets[1]: should be a valid string, got 3"),
+        ("training=[]", "training: "),
+        ("training.batch=" + "x" * 500, "x..."),
+        # ranges
+        ("training.steps=0", "training.steps: should be greater than or equal to 1, got 0"),
+        ("training.learning_rate=.nan", "training.learning_rate: should be a finite number"),
+        ("training.learning_rate=.inf", "training.learning_rate: should be a finite number"),
+        ("training.ema_decay=1.0", "training.ema_decay: should be less than 1, got 1.0"),
+        ("reward.weights={}", "reward.weights: "),
+        # the override itself
+        ("training.steps", "training.steps: not of the form key=value"),
+        ("=3", "not of the form key=value"),
+        ("training..steps=3", "not of the form key=value"),
+        ("run.name=3", "'run' has no keys below it"),
+        ("run=[1", "run:1: expected ',' or ']'"),
+    ],
+)
+def test_mistakes_on_the_command_line(write: Write, override: str, message: str) -> None:
+    with pytest.raises(PrflError) as caught:
+        load_config(write(), [override])
+    assert str(caught.value).startswith("command line: ") and message in str(caught.value)
+
+
+RULES = [
+    (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
+    (["rollout.guidance.scale=3"], "rollout.guidance: gradient: none goes with scale: 1"),
+    (["rollout.guidance.gradient=both"], "rollout.guidance: gradient: none goes with scale: 1"),
+    (["objective.steps_range=[0.5, 0.5]"], "objective.steps_range: needs 0 <= low < high <= 1"),
+    (["data.manifest=a.jsonl"], "data.generator: data.manifest is given too"),
+    (["objective.sft=null"], "data: clips are given that nobody reads"),
+    (["data.generator=null"], "data.manifest: the objective trains on clips"),
+    (["evaluation.every=5"], "data.prompts.validation: evaluation.every needs"),
+    (["evaluation.final_samples=5"], "data.prompts.test: evaluation.final_samples needs"),
+    (["backbone.adapter=null"], "backbone.adapter: missing; train: lora needs it"),
+    (["backbone.train=full"], "backbone.adapter: train: full does not read it"),
+    (["reward=null"], "reward: objective prfl follows a trained reward"),
+    (["reward.head={dimensions: [a], blocks: [0]}"], "reward: objective prfl follows a trained reward"),
+    (["reward.space=pixel"], "objective.handoff: a pixel reward cannot score a noisy latent"),
+    (["objective={name: vader, last_steps: 11, sft: {}}"], "objective.last_steps: the chain has only 10 steps"),
+    (["objective={name: vader, frames: 2, sft: {}}"], "objective.frames: a latent reward scores all frames"),
+    (["objective={name: sft}"], "reward: objective sft does not read it"),
+    (["objective={name: sft}", "reward=null", "rollout.step_weight=unit"], "rollout.step_weight: objective sft"),
+]
+HEAD = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [0]}}"]
+PIXEL_HEAD = ["backbone.adapter=null", "reward={space: pixel, head: {dimensions: [a]}}"]
+PREFERENCE = "objective={name: preference, loss: bce}"
+HEAD_RULES = [
+    ([PREFERENCE], "reward: objective preference trains a new reward"),
+    ([PREFERENCE, *HEAD, "backbone.adapter={rank: 1, alpha: 1}"], "backbone.adapter: objective preference trains the"),
+    ([PREFERENCE, *HEAD, "backbone.train=full"], "backbone.train: objective preference"),
+    ([PREFERENCE, *HEAD, "reward.target=3.0"], "reward.target: objective preference does not read it"),
+    ([PREFERENCE, *HEAD, "reward.head.heads=3"], "reward.head.heads: 3 does not divide inner 128"),
+    ([PREFERENCE, *HEAD, "reward.head.pooling=mean", "reward.head.queries=2"], "reward.head.queries: pooling mean"),
+    ([PREFERENCE, *HEAD, "objective.eta=3.0"], "objective.eta: loss bce does not read it"),
+    ([PREFERENCE, *HEAD, "objective.keep_decoded=true"], "objective.keep_decoded: a latent reward does not read it"),
+    ([PREFERENCE, *PIXEL_HEAD, "objective.sigma_sampling=shifted"], "objective.sigma_sampling: a pixel reward"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), RULES + HEAD_RULES)
+def test_keys_that_do_not_go_together(write: Write, overrides: list[str], message: str) -> None:
+    with pytest.raises(PrflError) as caught:
+        load_config(write(), overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [PREFERENCE, *HEAD],
+        [PREFERENCE, *PIXEL_HEAD, "objective.keep_decoded=true", "objective.frames=4"],
+        ["objective={name: preference, loss: rao_kupper, eta: 3.0}", *HEAD],
+        ["objective={name: sft}", "reward=null"],
+        ["objective.sft=null", "data.generator=null"],
+        ["objective={name: vader, frames: 3, sft: {}}", "reward.space=pixel"],
+        ["rollout.guidance={scale: 3, gradient: cond}"],
+        ["backbone={model: shapes, train: full}"],
+        ["data.generator={name: shapes_curated, count: 3}"],
+        ["data.generator=null", "data.manifest=a.jsonl"],
+    ],
+)
+def test_what_is_right_loads_and_survives_a_round_trip(write: Write, overrides: list[str]) -> None:
+    config = load_config(write(), overrides)
+    assert load_config(write(dump_resolved(config), "resolved.yaml")) == config
+
+
+def test_a_missing_key_says_what_it_is(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text().replace("rollout: {steps: 10}", "rollout: {}"))
+    with pytest.raises(PrflError, match=r"x.yaml: rollout.steps: missing \(Steps of the chain.\)"):
+        load_config(path)
+
+
+def test_every_fault_is_listed_with_its_own_place(write: Write) -> None:
+    path = write()
+    path.write_text(path.read_text().replace("fps: 8", "fps: fast"))
+    with pytest.raises(PrflError) as caught:
+        load_config(path, ["rollout.stepz=3", "training.batch=none"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"{path}: data.fps: ")
+    assert lines[1].startswith("command line: rollout.stepz: ")
+    assert lines[2].startswith("command line: training.batch: ")
+
+
+def test_overrides_make_missing_sections_and_take_precedence(write: Write) -> None:
+    config = load_config(write(), ["rollout.guidance.scale=2", "rollout.guidance.gradient=both", "run=a", "run=b"])
+    assert config.rollout.guidance.scale == 2 and config.run == Path("b")
+    assert isinstance(load_config(write(), ["objective={name: vader, sft: {}}"]).objective, VaderConfig)
+
+
+def test_a_home_folder_is_found(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert load_config(write(), ["run=~/runs/x"]).run == Path("/home/someone/runs/x")
+
+
+def test_a_config_cannot_be_changed(write: Write) -> None:
+    config = load_config(write())
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.steps = 3  # type: ignore[misc]
+
+
+def test_hash_ignores_what_may_change_on_resume_and_nothing_else(write: Write) -> None:
+    config = load_config(write())
+    for override in (
+        "training.steps=9",
+        "run=elsewhere",
+        "evaluation.batch=3",
+        "training.log_every=7",
+        "training.keep=5",
+    ):
+        assert config_hash(load_config(write(), [override])) == config_hash(config)
+    for override in ("seed=1", "training.batch=4", "rollout.steps=11", "objective.sft.weight=2.0", "data.fps=9"):
+        changed = load_config(write(), [override])
+        key = override.partition("=")[0]
+        assert config_hash(changed) != config_hash(config)
+        assert {k for k, v in identity(changed).items() if identity(config)[k] != v} == {key}

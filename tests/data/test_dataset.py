@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from prfl.backbone import Condition
+from prfl.data.dataset import LatentDataset, batch_indices, pairs_within_prompt
+from prfl.errors import PrflError
+
+NAN = math.nan
+
+
+def condition(value: float, tokens: int) -> Condition:
+    return Condition(torch.full((1, tokens, 2), value), torch.tensor([tokens]))
+
+
+@pytest.fixture
+def data() -> LatentDataset:
+    return LatentDataset(
+        latents=torch.arange(5.0)[:, None, None, None, None].expand(5, 2, 1, 2, 2),
+        conditions={"": condition(0, 1), "x": condition(1, 2), "y": condition(2, 3)},
+        prompts=["x", "y", "x", "x", "y"],
+        device=torch.device("cpu"),
+        skipped=[],
+        labels={"motion": torch.tensor([1.0, 0.0, 0.0, NAN, 0.0]), "text": torch.tensor([0.2, 0.9, 0.2, 0.7, 0.3])},
+    )
+
+
+def test_pairs_are_better_then_worse_of_one_prompt(data):
+    assert data.pairs("motion").tolist() == [[0, 2]]
+    assert sorted(data.pairs("text").tolist()) == [[1, 4], [3, 0], [3, 2]]
+    with pytest.raises(PrflError, match="did you mean 'motion'"):
+        data.pairs("motoin")
+
+
+def test_no_pairs_keeps_the_shape():
+    pairs = pairs_within_prompt({"m": torch.ones(3)}, ["x", "x", "y"], "m")
+    assert pairs.shape == (0, 2) and pairs.dtype == torch.long
+
+
+def test_pair_batches_compare_labels(data):
+    batch = data.get_pairs(torch.tensor([[0, 2], [2, 0], [3, 0], [4, 1]]))
+    assert batch.latents_a[:, 0, 0, 0, 0].tolist() == [0, 2, 3, 4]
+    assert batch.latents_b[:, 0, 0, 0, 0].tolist() == [2, 0, 0, 1]
+    assert batch.preference["motion"][:2].tolist() == [1, 0] and batch.preference["motion"][2].isnan()
+    assert batch.preference["motion"][3] == 0.5
+    assert batch.preference["text"].tolist() == [0.5, 0.5, 1, 0]
+    assert batch.prompts == ["x", "x", "x", "y"]
+    assert batch.condition.lengths.tolist() == [2, 2, 2, 3]
+
+
+def test_a_pair_of_two_prompts_is_a_fault_of_ours(data):
+    with pytest.raises(AssertionError, match="one prompt"):
+        data.get_pairs(torch.tensor([[0, 1]]))
+
+
+def test_conditions_of_other_lengths_are_padded(data):
+    batch = data.get([1, 0])
+    assert batch.condition.prompt_embeds.shape == (2, 3, 2)
+    assert batch.condition.prompt_embeds[1, :, 0].tolist() == [1, 1, 0]
+    assert len(data.empty_condition) == 1
+
+
+def test_batches_are_permutations_cut_every_batch():
+    steps = [batch_indices(step, 4, seed=7, length=10) for step in range(10)]
+    flat = sum(steps, [])
+    epochs = [flat[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert batch_indices(3, 4, seed=7, length=10) == steps[3]  # nothing is remembered
+    assert [batch_indices(step, 4, seed=8, length=10) for step in range(10)] != steps
+
+
+def test_the_order_depends_on_the_seed_and_not_on_the_batch():
+    one = sum((batch_indices(step, 2, seed=0, length=7) for step in range(6)), [])
+    other = sum((batch_indices(step, 6, seed=0, length=7) for step in range(2)), [])
+    assert one == other
+
+
+def test_a_batch_longer_than_the_data():
+    flat = batch_indices(0, 25, seed=0, length=10)
+    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10)) and len(flat) == 25

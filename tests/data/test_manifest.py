@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest, write_manifest
+from prfl.data.prompts import read_prompts, split_prompts
+from prfl.errors import PrflError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    inner = tmp_path / "set"
+    (inner / "clips").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4"):
+        (inner / "clips" / name).write_bytes(b"x")
+    (tmp_path / "outside.mp4").write_bytes(b"x")
+    os.symlink(tmp_path / "outside.mp4", inner / "clips" / "link.mp4")
+    return inner
+
+
+def write(folder, *lines: str | dict | bytes):
+    raw = [x if isinstance(x, bytes) else (json.dumps(x) if isinstance(x, dict) else x).encode() for x in lines]
+    (folder / "m.jsonl").write_bytes(b"\n".join(raw) + b"\n")
+    return folder / "m.jsonl"
+
+
+VIDEO = {"video": "clips/a.mp4", "prompt": "a dog", "label": {"motion": 1}}
+PAIR = {"prompt": "a dog", "a": "clips/a.mp4", "b": "clips/b.mp4", "preference": {"motion": "a"}}
+
+
+def test_videos_and_pairs_round_trip(folder):
+    a, b = (folder / "clips" / name for name in ("a.mp4", "b.mp4"))
+    videos = [LabelledVideo(a, "a dög", {"motion": 0.25, "text": 1.0}, "train"), LabelledVideo(b, "a cat", {})]
+    pairs = [PreferencePair("a dog", a, b, {"motion": "tie", "text": "b"}, "test")] * 2
+    for rows in (videos, pairs):
+        write_manifest(folder / "m.jsonl", rows)
+        assert read_manifest(folder / "m.jsonl") == rows
+    assert sorted(p.name for p in folder.iterdir()) == ["clips", "m.jsonl"]  # no temporary file stays
+
+
+def test_blank_lines_and_byte_order_mark_are_harmless(folder):
+    path = write(folder, b"\xef\xbb\xbf" + json.dumps(VIDEO).encode(), "", "  ")
+    assert len(read_manifest(path)) == 1
+
+
+FAULTS = {
+    "broken json": ('{"video": ', "is not JSON"),
+    "absurd nesting": ("[" * 100_000, "is not JSON"),
+    "not an object": ("[1]", "not an object"),
+    "a key twice": ('{"video": "clips/a.mp4", "video": "clips/b.mp4", "prompt": "x"}', "'video' stands twice"),
+    "not utf-8": (b'{"prompt": "\xff"}', "not UTF-8"),
+    "unknown key": ({**VIDEO, "lable": {}}, "did you mean 'label'"),
+    "missing key": ({"prompt": "x"}, "'video' is missing"),
+    "missing file": ({**VIDEO, "video": "clips/c.mp4"}, "no such file"),
+    "a folder": ({**VIDEO, "video": "clips"}, "no such file"),
+    "label above 1": ({**VIDEO, "label": {"motion": 1.5}}, "label.motion"),
+    "label below 0": ({**VIDEO, "label": {"motion": -1}}, "label.motion"),
+    "label nan": ('{"video": "clips/a.mp4", "prompt": "x", "label": {"motion": NaN}}', "finite"),
+    "label true": ({**VIDEO, "label": {"motion": True}}, "valid number"),
+    "label text": ({**VIDEO, "label": {"motion": "1"}}, "valid number"),
+    "empty prompt": ({**VIDEO, "prompt": " "}, "'prompt'"),
+    "unknown split": ({**VIDEO, "split": "valid"}, "'split'"),
+    "leaves the folder": ({**VIDEO, "video": "../outside.mp4"}, "leaves the manifest's folder"),
+    "absolute": ({**VIDEO, "video": "/etc/passwd"}, "leaves the manifest's folder"),
+    "link outside": ({**VIDEO, "video": "clips/link.mp4"}, "leaves the manifest's folder"),
+    "null byte": ({**VIDEO, "video": "a\0.mp4"}, "cannot be a file name"),
+    "long name": ({**VIDEO, "video": "a" * 5000}, "cannot be a file name"),
+    "pair among videos": (PAIR, "is a pair, but the first row is a video"),
+    "same row": (VIDEO, "stand already at"),
+    "prompt in two splits": ({**VIDEO, "video": "clips/b.mp4", "split": "test"}, "in split 'test' here"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_names_file_and_line(folder, name):
+    row, message = FAULTS[name]
+    path = write(folder, VIDEO, "", row)
+    with pytest.raises(PrflError) as caught:
+        read_manifest(path)
+    assert message in str(caught.value)
+    assert caught.value.where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**PAIR, "preference": {"motion": "c"}}, "preference.motion"),
+        ({**PAIR, "preference": {}}, "'preference'"),
+        ({**PAIR, "b": "clips/../clips/a.mp4"}, "both sides"),
+        ({**PAIR, "label": {}}, "unknown key 'label'"),
+        (VIDEO, "is a video, but the first row is a pair"),
+    ],
+)
+def test_fault_in_a_pair(folder, row, message):
+    with pytest.raises(PrflError, match="m.jsonl:2") as caught:
+        read_manifest(write(folder, PAIR, row))
+    assert message in str(caught.value)
+
+
+def test_no_rows_and_no_file(folder):
+    with pytest.raises(PrflError, match="holds no rows"):
+        read_manifest(write(folder))
+    with pytest.raises(PrflError, match="nowhere.jsonl: cannot be read"):
+        read_manifest(folder / "nowhere.jsonl")
+
+
+def test_write_refuses_a_path_outside(folder):
+    with pytest.raises(PrflError, match="outside the manifest's folder"):
+        write_manifest(folder / "m.jsonl", [LabelledVideo(folder.parent / "outside.mp4", "x", {})])
+    assert not (folder / "m.jsonl").exists()
+
+
+def test_a_full_disk_leaves_the_old_file(folder, monkeypatch):
+    rows = [LabelledVideo(folder / "clips" / "a.mp4", "x", {})]
+    write_manifest(folder / "m.jsonl", rows)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(PrflError, match="No space left"):
+        write_manifest(folder / "m.jsonl", [*rows, LabelledVideo(folder / "clips" / "b.mp4", "y", {})])
+    assert read_manifest(folder / "m.jsonl") == rows
+    assert sorted(p.name for p in folder.iterdir()) == ["clips", "m.jsonl"]
+
+
+def test_read_prompts(tmp_path):
+    (tmp_path / "p.txt").write_text("a dog\r\n\n  # one hash is no comment \nzwei Vögel")
+    assert read_prompts(tmp_path / "p.txt") == ["a dog", "# one hash is no comment", "zwei Vögel"]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a dog"}\n{"prompt": "a cat"}\n')
+    assert read_prompts(tmp_path / "p.jsonl") == ["a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "a\nb\na\n", "p.txt:3: the prompt 'a' stands already at"),
+        ("p.txt", "\n \n", "holds no prompts"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ""}\n', "p.jsonl:2"),
+        ("p.jsonl", '{"prompt": "a"}\n{"promt": "b"}\n', "p.jsonl:2"),
+        ("p.csv", "a\n", "neither .txt nor .jsonl"),
+    ],
+)
+def test_prompt_faults(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PrflError) as caught:
+        read_prompts(tmp_path / name)
+    assert message in str(caught.value)
+
+
+def test_split_covers_everything_once_and_ignores_order():
+    prompts = [f"prompt {i}" for i in range(50)]
+    split = split_prompts(prompts, (0.7, 0.1, 0.2), seed=3)
+    assert {name: len(part) for name, part in split.items()} == {"train": 35, "validation": 5, "test": 10}
+    assert sorted(sum(split.values(), [])) == sorted(prompts)
+    backwards = split_prompts(prompts[::-1], (0.7, 0.1, 0.2), seed=3)
+    assert {name: set(part) for name, part in split.items()} == {name: set(part) for name, part in backwards.items()}
+    assert split_prompts(prompts, (0.7, 0.1, 0.2), seed=4) != split
+
+
+@pytest.mark.parametrize(
+    ("prompts", "fractions", "message"),
+    [
+        (["a", "b", "c"], (0.5, 0.5, 0.5), "fractions"),
+        (["a", "b", "c"], (1.5, -0.5, 0.0), "fractions"),
+        (["a", "b", "c"], (0.9, 0.05, 0.05), "empty"),
+        (["a", "a", "c"], (0.4, 0.3, 0.3), "twice"),
+    ],
+)
+def test_split_faults(prompts, fractions, message):
+    with pytest.raises(PrflError, match=message):
+        split_prompts(prompts, fractions)
+    assert split_prompts(["a", "b"], (0.5, 0.0, 0.5))["validation"] == []

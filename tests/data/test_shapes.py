@@ -1,0 +1,75 @@
+"""The shapes world: the renderer is seeded, the oracle exact, the shipped model loads and draws what it is told."""
+
+import random
+
+import pytest
+import torch
+
+from prfl.data.shapes import oracle, samples, world
+
+CAPTIONS = [a.caption for a in world.all_attributes()]
+
+
+def fresh(count: int, **flaws: float) -> tuple[list[world.Scene], torch.Tensor]:
+    scenes = world.sample_scenes(11, 0, count, CAPTIONS, **flaws)
+    return scenes, world.render(scenes)
+
+
+def test_rendering_is_a_function_of_seed_and_index():
+    first, again, other = (world.sample_scenes(3, index, 4, CAPTIONS, 0.5, 0.5) for index in (0, 0, 1))
+    assert first == again != other
+    assert torch.equal(world.render(first), world.render(again))
+
+
+def test_videos_fill_the_stated_range_and_never_touch_the_border():
+    _, videos = fresh(256)
+    assert videos.shape == (256, 3, world.FRAMES, world.SIZE, world.SIZE)
+    assert videos.min() >= -1 and videos.max() <= 1
+    border = torch.cat([videos[..., 0, :].flatten(), videos[..., :, 0].flatten(), videos[..., -1].flatten()])
+    assert torch.equal(border, torch.zeros_like(border)), "a shape was cut off"
+
+
+def test_caption_parses_back_and_nonsense_does_not():
+    for attributes in world.all_attributes():
+        assert world.Attributes.parse(attributes.caption) == attributes
+    for text in ("", "a cat", "a red circle moves left", "a pink circle moves left slowly"):
+        with pytest.raises(ValueError):
+            world.Attributes.parse(text)
+
+
+def test_splits_share_no_caption():
+    splits = world.split_prompts()
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == [88, 24, 32]
+    assert sorted(sum(splits.values(), [])) == sorted(CAPTIONS)
+
+
+def test_oracle_accepts_fresh_renders():
+    scenes, videos = fresh(512)
+    verdict = oracle.judge(videos, [s.said.caption for s in scenes])
+    assert verdict["all"].float().mean() >= 0.98
+
+
+@pytest.mark.parametrize("name", world.ATTRIBUTES)
+def test_oracle_rejects_a_swapped_attribute(name):
+    scenes, videos = fresh(256)
+    rng = random.Random(0)
+    captions = [world.swap_attribute(s.said, name, rng).caption for s in scenes]
+    assert oracle.judge(videos, captions)["all"].float().mean() <= 0.02
+
+
+@pytest.mark.parametrize("flaw", world.FLAWS)
+def test_oracle_sees_every_flaw(flaw):
+    rng = random.Random(0)
+    scenes = [world.make_scene(rng, a, None, flaw) for a in world.all_attributes()]
+    assert oracle.judge(world.render(scenes), CAPTIONS)["steadiness"].float().mean() <= 0.02
+
+
+@pytest.mark.parametrize("video", [torch.zeros, torch.ones, torch.randn], ids=["grey", "white", "noise"])
+def test_oracle_rejects_what_is_no_shape(video):
+    assert not oracle.judge(video(8, 3, world.FRAMES, 32, 32), CAPTIONS[:8])["all"].any()
+
+
+def test_flaw_shares_are_what_was_asked_for():
+    scenes, _ = fresh(2000, wrong=0.2, unsteady=0.3)
+    assert sum(s.said != s.drawn for s in scenes) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert sum(bool(s.flaw) for s in scenes) / 2000 == pytest.approx(0.3, abs=0.03)

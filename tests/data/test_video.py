@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import pytest
+import torch
+from av.video.frame import VideoFrame
+
+from prfl.data.video import read_video, write_video
+from prfl.errors import PrflError
+
+SIZE = dict(frames=17, height=32, width=32, fps=8)
+
+
+def disc(frames: int = 17, height: int = 32, width: int = 32) -> torch.Tensor:
+    """An orange disc that moves one pixel a frame to the right on grey; (3, f, h, w)."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    colour = torch.tensor([0.9, 0.1, -0.8])[:, None, None]
+    return torch.stack([((x - 8 - t) ** 2 + (y - 12) ** 2 < 30) * colour for t in range(frames)], dim=1)
+
+
+def steps(frames: int, fps: float, path, size: int = 16) -> None:
+    """Frame i is uniform grey of level i / frames: the level of a read frame tells which one it was."""
+    levels = torch.arange(frames) / frames
+    write_video(path, levels[None, :, None, None].expand(3, frames, size, size), fps)
+
+
+def which(pixels: torch.Tensor, frames: int) -> list[int]:
+    return (pixels.mean(dim=(0, 2, 3)) * frames).round().int().tolist()
+
+
+@pytest.mark.parametrize(("suffix", "worst", "mean"), [("mp4", 0.08, 0.01), ("webm", 1.0, 0.04), ("gif", 0.02, 0.01)])
+def test_round_trip_stays_close(tmp_path, suffix, worst, mean):
+    path = tmp_path / "new" / f"x.{suffix}"
+    write_video(path, disc(), 8)
+    read = read_video(path, **SIZE)
+    assert read.shape == (3, 17, 32, 32) and read.dtype == torch.float32
+    error = (read - disc()).abs()
+    assert error.max() < worst and error.mean() < mean, (error.max(), error.mean())
+    assert [p.name for p in path.parent.iterdir()] == [f"x.{suffix}"]
+
+
+def test_gif_keeps_a_busy_picture(tmp_path):
+    """The palette is made for the clip: a smooth gradient survives 256 colours."""
+    ramp = torch.linspace(-1, 1, 32)
+    pixels = torch.stack([ramp[:, None].expand(32, 32), ramp.expand(32, 32), torch.zeros(32, 32)])
+    pixels = torch.stack([pixels.roll(t, 1) for t in range(5)], dim=1)
+    write_video(tmp_path / "x.gif", pixels, 8)
+    read = read_video(tmp_path / "x.gif", frames=5, height=32, width=32, fps=8)
+    assert (read - pixels).abs().mean() < 0.06
+
+
+def test_values_beyond_the_range_are_clamped(tmp_path):
+    write_video(tmp_path / "x.mp4", disc() * 5, 8)
+    assert (read_video(tmp_path / "x.mp4", **SIZE) - (disc() * 5).clamp(-1, 1)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+def test_frames_are_taken_by_time_not_by_number(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    steps(30, 24, path)
+    clip = dict(height=16, width=16)
+    assert which(read_video(path, frames=5, fps=8, **clip), 30) == [0, 3, 6, 9, 12]
+    assert which(read_video(path, frames=5, fps=24, **clip), 30) == [0, 1, 2, 3, 4]
+    assert which(read_video(path, frames=5, fps=10, **clip), 30) in ([0, 2, 5, 7, 10], [0, 2, 4, 7, 9], [0, 2, 5, 7, 9])
+    steps(31, 24, path)
+    assert which(read_video(path, frames=5, fps=8, window="centre", **clip), 31) == [9, 12, 15, 18, 21]
+    assert which(read_video(path, frames=31, fps=24, window="centre", **clip), 31) == list(range(31))
+
+
+def test_short_side_is_resized_and_the_centre_cut(tmp_path):
+    """A wide picture with red left, grey middle, blue right thirds; a square cut keeps the middle third only."""
+    pixels = torch.zeros(3, 5, 32, 96)
+    pixels[0, :, :, :32], pixels[2, :, :, 64:] = 1, 1
+    pixels = pixels + torch.arange(5)[:, None, None] * 0.01
+    write_video(tmp_path / "x.mp4", pixels, 8)
+    square = read_video(tmp_path / "x.mp4", frames=5, height=16, width=16, fps=8)
+    assert square.shape == (3, 5, 16, 16)
+    assert square[..., 2:-2].abs().max() < 0.15
+    whole = read_video(tmp_path / "x.mp4", frames=5, height=16, width=48, fps=8)
+    assert whole[0, 0, :, :12].min() > 0.8 and whole[2, 0, :, -12:].min() > 0.8
+
+
+def test_reduction_is_antialiased(tmp_path):
+    """Black and white columns in turn become grey; taking every second pixel would give black or white."""
+    stripes = torch.ones(3, 5, 32, 64)
+    stripes[..., ::2] = -1
+    write_video(tmp_path / "x.mp4", stripes, 8)
+    read = read_video(tmp_path / "x.mp4", frames=3, height=16, width=32, fps=8)
+    assert read[..., 4:-4].abs().max() < 0.1
+
+
+def test_a_telephones_rotation_mark_is_followed(tmp_path):
+    """rotation 90 = the player turns the picture counter-clockwise: the stored top becomes the left side."""
+    pixels = disc(5, 32, 64)
+    pixels[:, :, :8] = 1.0
+    with av.open(str(tmp_path / "x.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "6"})
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv444p"
+        stream.set_display_rotation(90)
+        for index, picture in enumerate(((pixels + 1) * 127.5).byte().permute(1, 2, 3, 0).contiguous().numpy()):
+            frame = VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 8)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    read = read_video(tmp_path / "x.mp4", frames=5, height=64, width=32, fps=8)
+    expected = torch.rot90(pixels, 1, dims=(2, 3))
+    assert (read - expected).abs().mean() < 0.03
+
+
+def damaged(path, good: bytes) -> bytes:
+    middle = len(good) // 2
+    return {
+        "empty": b"",
+        "text": b"this is no video\n" * 100,
+        "truncated": good[:middle],
+        "png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+        "playlist": b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n",
+        "concat": b"ffconcat version 1.0\nfile other.mp4\n",
+    }[path.stem]
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "truncated", "png", "playlist", "concat"])
+def test_what_is_no_video_gives_one_clear_line(tmp_path, name):
+    write_video(tmp_path / "other.mp4", disc(), 8)
+    path = tmp_path / f"{name}.mp4"
+    path.write_bytes(damaged(path, (tmp_path / "other.mp4").read_bytes()))
+    with pytest.raises(PrflError, match="cannot be decoded") as caught:
+        read_video(path, **SIZE)
+    assert caught.value.where == str(path) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["webm", "gif"])
+def test_a_truncated_stream_never_reads_as_whole(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    write_video(path, disc(), 8)
+    good = path.read_bytes()
+    for part in (0.3, 0.6, 0.9):
+        path.write_bytes(good[: int(len(good) * part)])
+        with pytest.raises(PrflError):
+            read_video(path, **SIZE)
+
+
+def test_damage_in_the_middle_is_noticed(tmp_path):
+    """More than one picture is overwritten; what h264 still takes for a picture nobody can notice."""
+    path = tmp_path / "x.mp4"
+    generator = torch.Generator().manual_seed(0)
+    write_video(path, torch.rand(3, 17, 32, 32, generator=generator) * 2 - 1, 8)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdat") + len(data) // 2
+    data[at : at + 6000] = bytes(6000)
+    path.write_bytes(bytes(data))
+    with pytest.raises(PrflError, match="damaged|cannot be decoded"):
+        read_video(path, **SIZE)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+def test_too_short_by_one_frame_is_an_error(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    write_video(path, disc(16), 8)
+    with pytest.raises(PrflError, match="too short"):
+        read_video(path, **SIZE)
+    with pytest.raises(PrflError, match="too short"):
+        read_video(path, **SIZE, window="centre")
+    read_video(path, **{**SIZE, "frames": 16})
+
+
+def test_a_slide_show_is_no_video(tmp_path):
+    steps(4, 1, tmp_path / "x.mp4")
+    with pytest.raises(PrflError, match="4 different pictures where 17|only 3 different"):
+        read_video(tmp_path / "x.mp4", **SIZE)
+
+
+def test_an_absurd_size_is_refused_before_decoding(tmp_path):
+    write_video(tmp_path / "x.gif", disc(), 8)
+    data = bytearray((tmp_path / "x.gif").read_bytes())
+    data[6:10] = b"\xff\xff\xff\xff"  # the canvas: 65,535 x 65,535
+    (tmp_path / "x.gif").write_bytes(bytes(data))
+    with pytest.raises(PrflError, match="65535 x 65535|cannot be decoded"):
+        read_video(tmp_path / "x.gif", **SIZE)
+
+
+def test_sound_alone_and_wrong_suffixes(tmp_path):
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(torch.zeros(1, 1024).numpy(), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(PrflError, match="no video stream"):
+        read_video(tmp_path / "sound.mp4", **SIZE)
+    with pytest.raises(PrflError, match="no video suffix"):
+        read_video(tmp_path / "x.txt", **SIZE)
+    with pytest.raises(PrflError, match="cannot be written"):
+        write_video(tmp_path / "x.avi", disc(), 8)
+    with pytest.raises(PrflError, match="cannot be decoded"):
+        read_video(tmp_path / "nothing.mp4", **SIZE)

@@ -1,0 +1,157 @@
+"""Scorers with known answers: one that sees the label through the noise, one that knows the prompt only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prfl.backbone.condition import Condition
+from prfl.data.dataset import LatentDataset, PairDataset
+from prfl.evaluation.reward_eval import (
+    Level,
+    accuracy_by_bin,
+    evaluate,
+    held_out,
+    levels,
+    load_rows,
+    pixel_scorer,
+    save_rows,
+    score,
+)
+from prfl.evaluation.tables import MEASURES, reward_table
+
+AT = [Level("point", 0.0, 0.0), Level("bin", 0.4, 0.6), Level("point", 1.0, 1.0)]
+
+
+def dataset(prompts: int = 12, each: int = 6, **changes) -> LatentDataset:
+    """Latents whose mean is the label of ``shape``; ``speed`` shows nowhere."""
+    draw = torch.Generator().manual_seed(0)
+    names = [f"prompt {number}" for number in range(prompts) for _ in range(each)]
+    labels = {name: torch.randint(2, (len(names),), generator=draw).float() for name in ("shape", "speed")}
+    latents = labels["shape"].view(-1, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
+    conditions = {
+        name: Condition(torch.full((1, 2, 4), float(number)), torch.tensor([2]))
+        for number, name in enumerate(["", *dict.fromkeys(names)])
+    }
+    return LatentDataset(latents, conditions, names, torch.device("cpu"), labels=labels, **changes)
+
+
+def seeing(latents, sigma, condition):
+    mean = latents.flatten(1).mean(1)
+    return {"shape": 8 * (mean - 0.5), "speed": 8 * (mean - 0.5)}
+
+
+def knowing_the_prompt(latents, sigma, condition):
+    return {"shape": condition.prompt_embeds[:, 0, 0].clone()}
+
+
+def row_of(rows, scorer, dimension, label):
+    return next(r for r in rows if (r.scorer, r.dimension, r.level.label) == (scorer, dimension, label))
+
+
+def test_accuracy_falls_from_one_to_chance_with_noise():
+    rows = evaluate({"seeing": seeing}, held_out(dataset()), AT, noise_draws=4, batch=10, resamples=200)
+    clean, middle, floor = (row_of(rows, "seeing", "shape", level.label) for level in AT)
+    assert clean.accuracy.value == clean.auc.value == 1.0
+    assert 0.6 < middle.accuracy.value < 1.0
+    assert floor.accuracy.low < 0.5 < floor.accuracy.high
+    assert row_of(rows, "seeing", "speed", "0.000").accuracy.value < 0.7
+    assert floor.level.label == "1.000 (floor)"
+
+
+def test_a_scorer_that_knows_only_the_prompt_has_half():
+    rows = evaluate({"prompt": knowing_the_prompt}, held_out(dataset()), AT, noise_draws=2, resamples=50)
+    assert {row.dimension for row in rows} == {"shape"}
+    assert all(row.accuracy.value == 0.5 for row in rows)
+
+
+def test_scorers_see_the_same_latents_whatever_the_batch():
+    data = held_out(dataset(prompts=4))
+    one = score({"a": seeing, "b": seeing}, data, AT, noise_draws=2, batch=5)
+    other = score({"a": seeing}, data, AT, noise_draws=2, batch=24)
+    for level in AT:
+        assert torch.equal(one["a", level]["shape"], one["b", level]["shape"])
+        torch.testing.assert_close(one["a", level]["all"], other["a", level]["all"])
+
+
+def test_all_samples_of_a_prompt_share_sigma_and_draws_fill_the_bin():
+    seen = []
+
+    def watching(latents, sigma, condition):
+        seen.append(sigma)
+        return {"shape": sigma}
+
+    score({"w": watching}, held_out(dataset(prompts=3, each=4)), [AT[1]], noise_draws=5, batch=12)
+    sigma = torch.stack(seen).reshape(5, 3, 4)
+    assert (sigma == sigma[..., :1]).all()
+    assert sigma.min() >= 0.4 and sigma.max() <= 0.6
+    strata = ((sigma[:, :, 0] - 0.4) / 0.2 * 5).floor()
+    assert torch.equal(strata, torch.arange(5.0)[:, None].expand(5, 3))
+
+
+def test_overall_label_needs_every_one_and_its_score_is_a_log_probability():
+    data = held_out(dataset())
+    assert torch.equal(data.labels["all"], data.labels["shape"] * data.labels["speed"])
+    rows = evaluate({"seeing": seeing}, data, AT[:1], noise_draws=1, resamples=50)
+    row = row_of(rows, "seeing", "all", "0.000")
+    assert 0 <= row.ece.value <= 1
+    assert max(row.reliability.predicted) <= 1
+
+
+def test_ties_are_calibrated_on_the_training_samples():
+    train = held_out(dataset())
+    rows = evaluate({"seeing": seeing}, held_out(dataset(prompts=5)), AT[:1], train=train, noise_draws=1, resamples=50)
+    row = row_of(rows, "seeing", "shape", "0.000")
+    assert row.accuracy_ties.value == 1.0  # clean scores are 0 or 8 apart: the threshold lies between
+    assert 0 < row.threshold < 8.1
+
+
+def test_preference_pairs_are_scored_without_labels():
+    latents = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
+    conditions = {name: Condition(torch.ones(1, 1, 4), torch.tensor([1])) for name in ("", "p", "q")}
+    data = PairDataset(
+        latents,
+        conditions,
+        ["p", "p", "q", "q"],
+        torch.device("cpu"),
+        a=torch.tensor([0, 1, 2, 0]),
+        b=torch.tensor([1, 0, 1, 2]),
+        preference={"shape": torch.tensor([0.0, 1.0, 1.0, 0.5])},
+    )
+    rows = evaluate({"seeing": seeing}, held_out(data), AT[:1], noise_draws=1, resamples=50)
+    assert [(row.accuracy.value, row.pairs, row.ties, row.auc) for row in rows] == [(1.0, 3, 1, None)]
+
+
+def test_rows_survive_a_file_and_make_tables(tmp_path):
+    data = held_out(dataset(prompts=4))
+    rows = evaluate({"seeing": seeing, "prompt": knowing_the_prompt}, data, AT, train=data, noise_draws=1, resamples=20)
+    save_rows(tmp_path / "reward_eval.json", rows, domain="in")
+    facts, again = load_rows(tmp_path / "reward_eval.json")
+    assert facts == {"domain": "in"} and again == rows
+    assert list(accuracy_by_bin(rows, "seeing")["shape"]) == ["0.4-0.6"]
+    for measure in MEASURES:
+        assert reward_table(rows, "shape", measure).row_count == len(AT) + 3
+
+
+def test_levels_are_finer_near_noise_and_hold_the_samplers_own():
+    found = levels([1.0, 0.5, 0.0])
+    bins = [level for level in found if level.kind == "bin"]
+    assert bins[0].low == 0 and bins[-1].high == 1
+    assert sum(level.low >= 0.9 for level in bins) >= 4
+    assert [level.low for level in found if level.kind == "sampler"] == [1.0, 0.5, 0.0]
+
+
+def test_pixel_scorer_decodes_the_clean_prediction_of_the_base(tiny_backbone):
+    class Brightness:
+        def logits(self, pixels, condition):
+            return {"bright": pixels.mean((1, 2, 3, 4))}
+
+    scorer = pixel_scorer(tiny_backbone, Brightness())
+    condition = tiny_backbone.condition(["a red circle"])
+    latents = torch.randn(1, *tiny_backbone.latent_shape(5, 8, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        velocity = tiny_backbone.velocity(latents, torch.tensor([0.5]), condition)
+        expected = tiny_backbone.decode(latents - 0.5 * velocity).mean()
+        assert float(scorer(latents, torch.tensor([0.5]), condition)["bright"]) == pytest.approx(
+            float(expected), abs=1e-5
+        )

@@ -1,0 +1,65 @@
+"""The switch: explicit choice, then the variable, then automatic; an impossible choice is an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from prfl_kernels import choose_backend, dispatch
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset({"x"}))
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+
+
+@pytest.mark.parametrize("request_", [None, "auto"])
+def test_automatic_without_a_kernel_is_torch_and_says_why(request_: str | None) -> None:
+    assert choose_backend("pooled_attention", request_) == (
+        "torch",
+        "automatic: there is no Triton kernel for pooled_attention yet",
+    )
+
+
+def test_an_explicit_triton_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="triton, chosen explicitly, cannot run x: there is no Triton kernel for x"):
+        choose_backend("x", "triton")
+    monkeypatch.setenv("PRFL_KERNELS", "triton")
+    with pytest.raises(ValueError, match="triton, chosen by PRFL_KERNELS, cannot run x"):
+        choose_backend("x")
+    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset({"x"}))
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="triton is not installed"):
+        choose_backend("x")
+    assert choose_backend("x", "torch").backend == "torch"
+
+
+@pytest.mark.parametrize(
+    ("request_", "variable", "choice"),
+    [
+        ("torch", "triton", ("torch", "chosen explicitly")),
+        ("triton", "torch", ("triton", "chosen explicitly")),
+        ("auto", "torch", ("torch", "chosen by PRFL_KERNELS")),
+        (None, "triton", ("triton", "chosen by PRFL_KERNELS")),
+        (None, "auto", ("triton", "automatic")),
+        (None, "", ("triton", "automatic")),
+    ],
+)
+def test_order_of_precedence(
+    with_kernel: None, monkeypatch: pytest.MonkeyPatch, request_: str | None, variable: str, choice: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("PRFL_KERNELS", variable)
+    assert choose_backend("x", request_) == choice
+
+
+def test_unknown_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="chosen explicitly: 'cuda' is none of auto, torch, triton"):
+        choose_backend("x", "cuda")
+    monkeypatch.setenv("PRFL_KERNELS", "Triton")
+    with pytest.raises(ValueError, match="chosen by PRFL_KERNELS: 'Triton' is none of"):
+        choose_backend("x")

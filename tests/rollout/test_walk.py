@@ -1,0 +1,491 @@
+"""The two-phase walk against plain autograd through the joint graph, in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from prfl.errors import PrflError
+from prfl.flow import chain_sigmas
+from prfl.rollout import (
+    Plan,
+    chain_plan,
+    clean_jump,
+    clean_node,
+    full_chain,
+    guided_network,
+    hold_edge,
+    jump_edge,
+    last_steps,
+    leap_edge,
+    one_step,
+    rollout,
+    step_edge,
+    target_latents,
+    walk,
+    walk_back,
+)
+from prfl.solvers import Coefficients, ddim, euler, unit_step_weight
+
+STEPS = 6
+SIGMAS = chain_sigmas(STEPS, 3.0)
+
+
+def two_step(sigmas: Tensor) -> Coefficients:
+    """Uneven two-step Adams-Bashforth: every output but the first enters two steps."""
+    change = sigmas.diff().tolist()
+    b = [{0: change[0]}]
+    for i in range(1, len(change)):
+        ratio = change[i] / change[i - 1]
+        b.append({i: change[i] * (1 + ratio / 2), i - 1: -change[i] * ratio / 2})
+    return Coefficients(sigmas, (1.0,) * len(change), tuple(b), (0.0,) * len(change))
+
+
+SOLVERS = {
+    "euler": euler(SIGMAS),
+    "ddim": ddim(torch.linspace(0.05, 1.0, STEPS + 1, dtype=torch.float64)),
+    "ddim-eta": ddim(torch.linspace(0.05, 1.0, STEPS + 1, dtype=torch.float64), eta=0.7),
+    "multistep": two_step(SIGMAS),
+}
+
+
+def reward(node: int, latents: Tensor) -> Tensor:
+    """Another nonlinear scalar at each node."""
+    return torch.sin(latents * (node + 1) + node).sum() + (latents**2).sum() / (node + 1)
+
+
+def seed_of(node: int, latents: Tensor) -> Tensor:
+    leaf = latents.detach().requires_grad_()
+    return torch.autograd.grad(reward(node, leaf), leaf)[0]
+
+
+def gradients(toy: nn.Module) -> list[Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in toy.parameters()]
+
+
+def noises_for(start: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(start.shape, generator=generator, dtype=start.dtype) for _ in range(STEPS)]
+
+
+def roll(toy, start, conditions, coefficients, **guidance):
+    return rollout(
+        guided_network(toy, *conditions, **guidance), start, coefficients, noises=noises_for(start), keep="all"
+    )
+
+
+def two_phase(toy, trajectory, conditions, plan: Plan, nodes, **guidance) -> list[Tensor]:
+    """.grad after: targets of the edges, seeds on leaves, one walk."""
+    network = guided_network(toy, *conditions, **guidance)
+    edge_to = {edge.target: edge for edge in plan.edges}
+    seeds = {
+        node: seed_of(
+            node, trajectory.at(node) if node <= STEPS else target_latents(network, trajectory, edge_to[node])
+        )
+        for node in nodes
+    }
+    toy.zero_grad()
+    walk_back(network, trajectory, plan, seeds, list(toy.parameters()))
+    return gradients(toy)
+
+
+def joint_graph(toy, trajectory, conditions, plan: Plan, nodes, **guidance) -> list[Tensor]:
+    """The same by one graph, written naively: beta and step_weight mix a tensor with its detached self."""
+    named = dict(toy.named_parameters())
+
+    def evaluate(k: int, x: Tensor) -> Tensor:
+        share = plan.step_weight.get(k, 1.0) if k in plan.trains else 0.0
+        weights = {name: share * p + (1 - share) * p.detach() for name, p in named.items()}
+        call = lambda x, sigma, condition: functional_call(toy, weights, (x, sigma, condition))  # noqa: E731
+        mixed = plan.beta[k] * x + (1 - plan.beta[k]) * x.detach()
+        return guided_network(call, *conditions, **guidance)(mixed, trajectory.coefficients.sigmas[k])
+
+    x = {node: trajectory.at(node) for node in range(STEPS + 1)}
+    for edge in sorted(plan.edges, key=lambda edge: edge.target):
+        value = edge.a * x[edge.source] + sum(b * evaluate(k, x[k]) for k, b in edge.b.items())
+        if edge.c:
+            value = value + edge.c * trajectory.noises[edge.source]
+        if edge.target <= STEPS:  # straight-through: the chain's own value, the edge's gradient
+            value = value + (trajectory.at(edge.target) - value).detach()
+        x[edge.target] = value
+    loss = torch.stack([reward(node, x[node]) for node in nodes]).sum()
+    found = torch.autograd.grad(loss, list(toy.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(toy.parameters(), found, strict=True)]
+
+
+def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+def random_plan(coefficients: Coefficients, seed: int) -> tuple[Plan, list[int]]:
+    """Steps, leaps and jumps; random S, beta in {0, 1, 0.3} and step weights; seeds at several useful nodes."""
+    dice = random.Random(seed)
+    while True:
+        edges = []
+        for target in range(1, STEPS + 1):
+            kind = dice.choice(["step", "step", "step", "leap", "nothing"])
+            if kind == "step":
+                edges.append(step_edge(coefficients, target - 1))
+            elif kind == "leap":
+                edges.append(leap_edge(coefficients, dice.randrange(target), target))
+        edges += [jump_edge(coefficients, m) for m in range(STEPS) if dice.random() < 0.3]
+        dice.shuffle(edges)
+        evaluations = sorted({k for edge in edges for k in edge.b})
+        trains = frozenset(k for k in evaluations if dice.random() < 0.5)
+        beta = {k: dice.choice([0.0, 1.0, 0.3]) for k in evaluations}
+        weight = {k: dice.uniform(0.1, 5) for k in evaluations if dice.random() < 0.5}
+        plan = Plan(tuple(edges), trains, beta, weight)
+        nodes = [node for node in sorted(plan.useful_nodes) if dice.random() < 0.6]
+        if nodes:
+            return plan, nodes
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("gradient, scale", [("none", 1.0), ("cond", 3.0), ("both", 3.0)])
+@pytest.mark.parametrize("seed", range(12))
+def test_random_plans(toy, start, conditions, solver, gradient, scale, seed):
+    guidance = {"gradient": gradient, "scale": scale}
+    plan, nodes = random_plan(SOLVERS[solver], seed)
+    trajectory = roll(toy, start, conditions, SOLVERS[solver], **guidance)
+    wanted = joint_graph(toy, trajectory, conditions, plan, nodes, **guidance)
+    assert_same(two_phase(toy, trajectory, conditions, plan, nodes, **guidance), wanted)
+
+
+def test_random_plans_are_varied():
+    """The test above is worth something: plans hold leaps, jumps, all betas, several seeds, untrained evaluations."""
+    drawn = [random_plan(SOLVERS["euler"], seed) for seed in range(12)]
+    spans = {edge.target - edge.source for plan, _ in drawn for edge in plan.edges}
+    assert {1, 2, 3} <= spans and max(spans) > STEPS
+    assert {beta for plan, _ in drawn for beta in plan.beta.values()} == {0.0, 1.0, 0.3}
+    assert sum(len(nodes) > 1 for _, nodes in drawn) >= 6
+    assert any(plan.evaluations - plan.trains for plan, _ in drawn)
+
+
+# Each plants one error in a plan's description or in the walk.
+
+
+def _wrong_b(plan: Plan, nodes: list[int]):
+    first, *rest = plan.edges
+    return dataclasses.replace(plan, edges=(dataclasses.replace(first, b={0: 1.01 * first.b[0]}), *rest)), nodes
+
+
+def _wrong_a(plan: Plan, nodes: list[int]):
+    *rest, last = plan.edges
+    return dataclasses.replace(plan, edges=(*rest, dataclasses.replace(last, a=1.01 * last.a))), nodes
+
+
+def _wrong_beta(plan: Plan, nodes: list[int]):
+    return dataclasses.replace(plan, beta={**plan.beta, 2: 0.9}), nodes
+
+
+def _dropped_seed(plan: Plan, nodes: list[int]):
+    return plan, nodes[1:]
+
+
+def _untrained_step(plan: Plan, nodes: list[int]):
+    return dataclasses.replace(plan, trains=plan.trains - {3}), nodes
+
+
+def _no_step_weight(plan: Plan, nodes: list[int]):
+    return dataclasses.replace(plan, step_weight={}), nodes
+
+
+@pytest.mark.parametrize("plant", [_wrong_b, _wrong_a, _wrong_beta, _dropped_seed, _untrained_step, _no_step_weight])
+def test_a_planted_error_is_caught(toy, start, conditions, plant):
+    coefficients = SOLVERS["euler"]
+    plan, nodes = full_chain(coefficients, step_weight=unit_step_weight(coefficients)), [2, 5, STEPS]
+    trajectory = roll(toy, start, conditions, coefficients)
+    wanted = joint_graph(toy, trajectory, conditions, plan, nodes)
+    assert_same(two_phase(toy, trajectory, conditions, plan, nodes), wanted)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_same(two_phase(toy, trajectory, conditions, *plant(plan, nodes)), wanted)
+
+
+def test_step_weight_on_the_cotangent_is_caught(toy, start, conditions, monkeypatch):
+    coefficients = SOLVERS["euler"]
+    plan = full_chain(coefficients, step_weight=unit_step_weight(coefficients))
+    trajectory = roll(toy, start, conditions, coefficients)
+    wanted = joint_graph(toy, trajectory, conditions, plan, [STEPS])
+    pull_back = walk._pull_back
+
+    def weighted(network, trajectory, plan, k, *rest):
+        pulled = pull_back(network, trajectory, plan, k, *rest)
+        return None if pulled is None else plan.step_weight[k] * pulled
+
+    monkeypatch.setattr(walk, "_pull_back", weighted)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_same(two_phase(toy, trajectory, conditions, plan, [STEPS]), wanted)
+
+
+# Named methods against hand-written loops that know nothing of plans.
+
+
+def test_full_chain_equals_autograd_and_finite_differences(toy, start, conditions):
+    coefficients, parameters = SOLVERS["euler"], list(toy.parameters())
+
+    def plain() -> Tensor:
+        x, total = start, torch.zeros((), dtype=start.dtype)
+        for i in range(STEPS):
+            x = x + (SIGMAS[i + 1] - SIGMAS[i]) * toy(x, SIGMAS[i], conditions[0])
+            if i + 1 in (3, STEPS):
+                total = total + reward(i + 1, x)
+        return total
+
+    trajectory = roll(toy, start, conditions, coefficients)
+    got = two_phase(toy, trajectory, conditions, full_chain(coefficients), [3, STEPS])
+    assert_same(got, list(torch.autograd.grad(plain(), parameters)))
+
+    def rolled() -> Tensor:
+        trajectory = roll(toy, start, conditions, coefficients)
+        return reward(3, trajectory.at(3)) + reward(STEPS, trajectory.at(STEPS))
+
+    direction = [torch.randn_like(p) for p in parameters]
+    values, size = [], 1e-6
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=sign * size)
+            values.append(rolled())
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=-sign * size)
+    slope = sum((g * d).sum() for g, d in zip(got, direction, strict=True))
+    torch.testing.assert_close(slope, (values[0] - values[1]) / (2 * size), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddim-eta", "multistep"])
+def test_full_chain_of_other_solvers_equals_finite_differences(toy, start, conditions, solver):
+    coefficients = SOLVERS[solver]
+    got = two_phase(toy, roll(toy, start, conditions, coefficients), conditions, full_chain(coefficients), [2, STEPS])
+
+    def value(weights: Tensor) -> float:
+        with torch.no_grad():
+            kept = toy.w1.clone()
+            toy.w1.copy_(weights)
+            trajectory = roll(toy, start, conditions, coefficients)
+            toy.w1.copy_(kept)
+        return float(sum(reward(node, trajectory.at(node)) for node in (2, STEPS)))
+
+    index = next(i for i, (name, _) in enumerate(toy.named_parameters()) if name == "w1")
+    for place in [(0, 0), (4, 2)]:
+        shift = torch.zeros_like(toy.w1)
+        shift[place] = 1e-6
+        slope = (value(toy.w1 + shift) - value(toy.w1 - shift)) / 2e-6
+        assert float(got[index][place]) == pytest.approx(slope, rel=1e-6, abs=1e-7)
+
+
+def test_prfl_is_one_step_with_its_seed_at_the_next_node(toy, start, conditions):
+    coefficients, m = SOLVERS["euler"], 2
+    trajectory = rollout(guided_network(toy, conditions[0]), start, coefficients, last=m + 1, keep={m})
+    toy.calls = 0
+    x = trajectory.at(m)
+    loss = reward(m + 1, x + (SIGMAS[m + 1] - SIGMAS[m]) * toy(x, SIGMAS[m], conditions[0]))
+    wanted = list(torch.autograd.grad(loss, list(toy.parameters())))
+    toy.calls = 0
+    assert_same(two_phase(toy, trajectory, conditions, one_step(coefficients, m), [m + 1]), wanted)
+    assert toy.calls == 1
+
+
+def test_refl_jumps_to_the_clean_prediction(toy, start, conditions):
+    coefficients, m = SOLVERS["euler"], 4
+    trajectory = roll(toy, start, conditions, coefficients)
+    x, node = trajectory.at(m), clean_node(coefficients, m)
+    loss = reward(node, x - SIGMAS[m] * toy(x, SIGMAS[m], conditions[0]))
+    wanted = list(torch.autograd.grad(loss, list(toy.parameters())))
+    assert_same(two_phase(toy, trajectory, conditions, clean_jump(coefficients, m), [node]), wanted)
+
+
+def test_vader_holds_the_last_step_alone(toy, start, conditions):
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    x = trajectory.at(STEPS - 1)
+    loss = reward(STEPS, x + (SIGMAS[-1] - SIGMAS[-2]) * toy(x, SIGMAS[-2], conditions[0]))
+    wanted = list(torch.autograd.grad(loss, list(toy.parameters())))
+    assert_same(two_phase(toy, trajectory, conditions, last_steps(coefficients, 1), [STEPS]), wanted)
+
+
+def test_drtune_stops_the_input_and_needs_no_input_gradient(toy, start, conditions):
+    coefficients, trained = SOLVERS["euler"], {1, 3, 4}
+    trajectory = roll(toy, start, conditions, coefficients)
+    x = start
+    for i in range(STEPS):
+        velocity = toy(x.detach(), SIGMAS[i], conditions[0])
+        x = x + (SIGMAS[i + 1] - SIGMAS[i]) * (velocity if i in trained else velocity.detach())
+    wanted = list(torch.autograd.grad(reward(STEPS, x), list(toy.parameters())))
+
+    asked = []
+    network = guided_network(toy, conditions[0])
+    spy = lambda latents, sigma: asked.append(latents.requires_grad) or network(latents, sigma)  # noqa: E731
+    toy.zero_grad()
+    seeds = {STEPS: seed_of(STEPS, trajectory.at(STEPS))}
+    plan = chain_plan(coefficients, trained, beta=0.0)
+    stats = walk_back(spy, trajectory, plan, seeds, list(toy.parameters()))
+    assert_same(gradients(toy), wanted)
+    assert asked == [False] * 3 and stats.calls == [4, 3, 1]
+
+
+def test_leapalign_is_two_straight_through_leaps(toy, start, conditions):
+    coefficients, (k, j), alpha = SOLVERS["euler"], (1, 4), 0.3
+    trajectory = roll(toy, start, conditions, coefficients)
+    leapt = trajectory.at(k) + (SIGMAS[j] - SIGMAS[k]) * toy(trajectory.at(k), SIGMAS[k], conditions[0])
+    x = leapt + (trajectory.at(j) - leapt).detach()
+    end = x - SIGMAS[j] * toy(alpha * x + (1 - alpha) * x.detach(), SIGMAS[j], conditions[0])
+    end = end + (trajectory.at(STEPS) - end).detach()
+    wanted = list(torch.autograd.grad(reward(STEPS, end), list(toy.parameters())))
+    edges = (leap_edge(coefficients, k, j), leap_edge(coefficients, j, STEPS))
+    plan = Plan(edges, frozenset({k, j}), {k: 1.0, j: alpha})
+    assert_same(two_phase(toy, trajectory, conditions, plan, [STEPS]), wanted)
+
+
+def test_the_walk_calls_only_what_leads_to_a_trained_parameter(toy, start, conditions):
+    """Exact chain, one trained step: evaluations below it are not run and its own input gets no gradient."""
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    edges = tuple(step_edge(coefficients, i) for i in range(STEPS))
+    plan = Plan(edges, frozenset({3}), dict.fromkeys(range(STEPS), 1.0))
+    seeds = {STEPS: seed_of(STEPS, trajectory.at(STEPS))}
+    stats = walk_back(guided_network(toy, conditions[0]), trajectory, plan, seeds, list(toy.parameters()))
+    assert stats.calls == [5, 4, 3] and set(stats.cotangent_norm) == {4, 5, 6}
+
+
+def test_unit_step_weight_scales_a_single_step_exactly(toy, start, conditions):
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    weights = unit_step_weight(coefficients)
+    for m in (0, STEPS - 1):
+        native = two_phase(toy, trajectory, conditions, one_step(coefficients, m), [m + 1])
+        unit = two_phase(toy, trajectory, conditions, one_step(coefficients, m, step_weight=weights), [m + 1])
+        assert_same(unit, [weights[m] * g for g in native])
+
+
+def test_gradients_accumulate_and_seeds_are_left_alone(toy, start, conditions):
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    plan = full_chain(coefficients)
+    seeds = {node: seed_of(node, trajectory.at(node)) for node in (2, STEPS)}
+    before = {node: seed.clone() for node, seed in seeds.items()}
+    network, parameters = guided_network(toy, conditions[0]), list(toy.parameters())
+    walk_back(network, trajectory, plan, seeds, parameters)
+    once = [p.grad.clone() for p in parameters]
+    walk_back(network, trajectory, plan, seeds, parameters)
+    assert_same(gradients(toy), [2 * g for g in once])
+    assert all(torch.equal(seeds[node], before[node]) for node in seeds)
+    assert all(not x.requires_grad and x.grad is None for x in trajectory.latents)
+
+
+def test_only_the_given_parameters_get_a_gradient(toy, start, conditions):
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    seeds = {STEPS: seed_of(STEPS, trajectory.at(STEPS))}
+    walk_back(guided_network(toy, conditions[0]), trajectory, full_chain(coefficients), seeds, [toy.w1])
+    assert toy.w1.grad is not None and toy.w2.grad is None
+
+
+@pytest.mark.parametrize("case", ["frozen", "detached", "no parameters", "input only"])
+def test_a_network_without_gradient_is_refused(toy, start, conditions, case):
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    seeds = {STEPS: seed_of(STEPS, trajectory.at(STEPS))}
+    network, parameters, plan = guided_network(toy, conditions[0]), list(toy.parameters()), full_chain(coefficients)
+    if case == "frozen":
+        toy.requires_grad_(False)
+    elif case == "detached":
+        network = lambda x, sigma: toy(x, sigma, conditions[0]).detach()  # noqa: E731
+        plan = last_steps(coefficients, 1)
+    elif case == "no parameters":
+        parameters = []
+    else:  # the graph reaches the latents, but the parameter is another's, and holds an earlier gradient
+        parameters = [nn.Parameter(torch.ones(2))]
+        parameters[0].grad = torch.ones(2)
+    with pytest.raises(PrflError, match="gives no gradient"):
+        walk_back(network, trajectory, plan, seeds, parameters)
+
+
+def test_a_seed_without_effect_is_refused(toy, start, conditions):
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    network, parameters = guided_network(toy, conditions[0]), list(toy.parameters())
+    with pytest.raises(PrflError, match=r"nodes \[2\]"):
+        seeds = {node: torch.ones_like(start) for node in (2, 4)}
+        walk_back(network, trajectory, one_step(coefficients, 3), seeds, parameters)
+    with pytest.raises(PrflError, match="without seeds"):
+        walk_back(network, trajectory, one_step(coefficients, 3), {}, parameters)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("jump", [False, True])
+def test_a_held_edge_saves_the_second_forward(toy, start, conditions, solver, jump):
+    coefficients, m = SOLVERS[solver], 3
+    trajectory = roll(toy, start, conditions, coefficients)
+    network, parameters = guided_network(toy, conditions[0]), list(toy.parameters())
+    weights = unit_step_weight(coefficients)
+    plan = (clean_jump if jump else one_step)(coefficients, m, step_weight=weights)
+    node = clean_node(coefficients, m) if jump else m + 1
+    wanted = two_phase(toy, trajectory, conditions, plan, [node])
+    toy.zero_grad()
+    toy.calls = 0
+    held = hold_edge(network, trajectory, plan, parameters)
+    assert not held.latents.requires_grad
+    torch.testing.assert_close(
+        held.latents, target_latents(network, trajectory, plan.edges[0]) if jump else trajectory.at(node)
+    )
+    toy.calls = 0
+    held.backward(seed_of(node, held.latents))
+    assert toy.calls == 0
+    assert_same(gradients(toy), wanted)
+
+
+# Memory.
+
+
+@dataclasses.dataclass(eq=False)
+class Box:
+    tensor: Tensor
+
+
+class SavedBytes:
+    """Peak of the bytes that autograd holds for backward at one time."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> Box:
+        box, size = Box(tensor), tensor.numel() * tensor.element_size()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(box, self.release, size)
+        return box
+
+    def release(self, size: int) -> None:
+        self.now -= size
+
+    def __enter__(self) -> SavedBytes:
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda box: box.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.hooks.__exit__(*error)
+
+
+def test_saved_bytes_do_not_grow_with_the_number_of_steps(toy, start, conditions):
+    coefficients = SOLVERS["euler"]
+    trajectory = roll(toy, start, conditions, coefficients)
+    walked, joint = [], []
+    for count in (1, 2, 4, STEPS):
+        plan = last_steps(coefficients, count)
+        with SavedBytes() as saved:
+            two_phase(toy, trajectory, conditions, plan, [STEPS])
+        walked.append(saved.peak)
+        assert saved.now == 0
+        with SavedBytes() as saved:
+            joint_graph(toy, trajectory, conditions, plan, [STEPS])
+        joint.append(saved.peak)
+    # One step differs from several by what its input's gradient needs.
+    assert walked[0] <= walked[1] == walked[2] == walked[3]
+    assert joint[3] > 2.5 * joint[1] and joint[3] > 4 * walked[3]

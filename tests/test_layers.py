@@ -1,0 +1,59 @@
+"""Imports point one way.  The contract itself runs in test_gate.py; here, that it would catch what it is for."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def layers() -> list[str]:
+    """Every module of the contract, from the top down."""
+    contract = configparser.ConfigParser()
+    contract.read(REPOSITORY / "setup.cfg")
+    return contract["importlinter:contract:layers"]["layers"].replace("|", " ").split()
+
+
+@pytest.mark.parametrize(
+    ("module", "imports", "kept"),
+    [
+        ("prfl.cli", "prfl.build", True),
+        ("prfl.backbone", "prfl_kernels", True),
+        ("prfl.reward", "prfl.data", True),
+        ("prfl.solvers", "prfl.config", False),
+        ("prfl.reward", "prfl.rollout", False),
+        ("prfl.rollout", "prfl.reward", False),
+        ("prfl.backbone", "prfl.data", False),
+        ("prfl.objective", "prfl.training", False),
+        ("prfl_kernels", "prfl.errors", False),
+    ],
+)
+def test_the_contract_on_a_skeleton(tmp_path: Path, module: str, imports: str, kept: bool) -> None:
+    for name in layers():
+        folder = tmp_path.joinpath(*name.split("."))
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(f"import {imports}\n" if name == module else "")
+    (tmp_path / "prfl/__init__.py").touch()
+    (tmp_path / "setup.cfg").write_text((REPOSITORY / "setup.cfg").read_text())
+    code = (
+        "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports_command; lint_imports_command()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode == 0) == kept, run.stdout + run.stderr
+
+
+def test_every_part_of_the_package_has_its_layer() -> None:
+    parts = {f"prfl.{path.stem}" for path in (REPOSITORY / "prfl").iterdir() if not path.name.startswith("_")}
+    assert parts <= set(layers())
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    """setuptools is told not to look for namespace packages: a forgotten __init__.py would leave a folder out."""
+    for root in ("prfl", "kernels/prfl_kernels"):
+        for path in (REPOSITORY / root).rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), path

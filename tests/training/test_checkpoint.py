@@ -1,0 +1,91 @@
+"""Checkpoints: whole or not at all, kept in number, refused where they do not fit."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from prfl.errors import PrflError
+from prfl.training.checkpoint import TrainState, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from prfl.training.optimizer import adamw
+
+
+def state(step=0, size=3, identity=None) -> TrainState:
+    parameters = {"a.weight": nn.Parameter(torch.arange(float(size))), "b": nn.Parameter(torch.ones(2, 2))}
+    optimizer = adamw(list(parameters.values()))
+    for parameter in parameters.values():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimizer.step()
+    return TrainState(parameters, optimizer, None, step, identity or {})
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 30, 400):
+        save_checkpoint(tmp_path, state(step), keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000030", "step-000400"]
+
+
+def test_a_run_killed_while_saving_leaves_the_one_before(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, state(1), keep=2)
+
+    def killed(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(SystemExit):
+        save_checkpoint(tmp_path, state(2), keep=2)
+    monkeypatch.undo()
+    assert find_checkpoint(tmp_path, "auto").name == "step-000001"
+    save_checkpoint(tmp_path, state(3), keep=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000003"]
+
+
+def test_the_same_step_can_be_saved_again(tmp_path):
+    save_checkpoint(tmp_path, state(1), keep=2)
+    again = state(1)
+    with torch.no_grad():
+        again.parameters["b"].fill_(7)
+    save_checkpoint(tmp_path, again, keep=2)
+    there = state()
+    load_checkpoint(find_checkpoint(tmp_path, "auto"), there)
+    assert there.step == 1 and torch.equal(there.parameters["b"], torch.full((2, 2), 7.0))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_truncated_file_is_refused(tmp_path, name):
+    path = save_checkpoint(tmp_path, state(1), keep=2)
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:-5])
+    with pytest.raises(PrflError, match=f"damaged: {name} has {len(content) - 5} bytes, {len(content)} were written"):
+        load_checkpoint(path, state())
+
+
+def test_a_lying_header_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, state(1), keep=2)
+    content = bytearray((path / "weights.safetensors").read_bytes())
+    content[:8] = (2**40).to_bytes(8, "little")
+    (path / "weights.safetensors").write_bytes(bytes(content))
+    with pytest.raises(PrflError, match="not a readable safetensors file"):
+        load_checkpoint(path, state())
+
+
+def test_other_parameters_and_another_config_are_named(tmp_path):
+    path = save_checkpoint(tmp_path, state(1, identity={"seed": 0, "betas": (0.9, 0.99)}), keep=2)
+    with pytest.raises(PrflError, match=r"a\.weight is \(3,\) there, \(4,\) here"):
+        load_checkpoint(path, state(size=4, identity={"seed": 0, "betas": (0.9, 0.99)}))
+    with pytest.raises(PrflError, match="seed: 0 -> 1"):
+        load_checkpoint(path, state(identity={"seed": 1, "betas": (0.9, 0.99)}))
+
+
+def test_where_to_resume_from(tmp_path):
+    assert find_checkpoint(tmp_path, "auto") is None and find_checkpoint(tmp_path, "none") is None
+    with pytest.raises(PrflError, match="there is no checkpoint"):
+        find_checkpoint(tmp_path, str(tmp_path / "nowhere"))
+    folder = tmp_path / "run" / "checkpoints"
+    path = save_checkpoint(folder, state(5), keep=2)
+    assert find_checkpoint(tmp_path, str(tmp_path / "run")) == path == find_checkpoint(tmp_path, str(path))
+    with pytest.raises(PrflError, match="already has checkpoints"):
+        find_checkpoint(folder, "none")
