@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,10 +18,12 @@ from prfl.config.schema import (
     LatentRewardConfig,
     MixtureConfig,
     PixelRewardConfig,
+    PreferenceConfig,
     PrflConfig,
     PromptsConfig,
     SamplesConfig,
     SftConfig,
+    SftRegulariserConfig,
     SteeringConfig,
     VaderConfig,
 )
@@ -30,6 +33,7 @@ from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import world
+from prfl.data.shapes.untrained import untrained_folder
 from prfl.errors import PrflError
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
@@ -60,19 +64,27 @@ def device(config: BackboneConfig) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def backbone(config: BackboneConfig, *, seed: int = 0) -> WanBackbone:
-    """The frozen model, with the policy's adapter (not active) where the config has one."""
-    folder = shapes.model_folder() if config.model == "shapes" else config.model
-    loaded = load_backbone(folder, getattr(torch, config.dtype), device(config), config.revision)
-    loaded.checkpointing = config.checkpointing
-    if config.adapter:
-        own = config.adapter
-        loaded.add_adapter(
-            POLICY, rank=own.rank, alpha=own.alpha, targets=own.targets, dropout=own.dropout, seed=seed
-        )
-    if config.train == "full":
-        loaded.transformer.requires_grad_(True)
-    return loaded
+def backbone(config: Config) -> WanBackbone:
+    """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
+    own = config.backbone
+    folder = {
+        "shapes": shapes.model_folder,
+        "shapes-untrained": lambda: untrained_folder(config.data.cache / own.model),
+    }
+    place = folder[own.model]() if own.model in folder else own.model
+    model = load_backbone(place, getattr(torch, own.dtype), device(own), own.revision)
+    model.checkpointing = own.checkpointing
+    if own.adapter:
+        chosen = own.adapter.model_dump(include={"rank", "alpha", "targets", "dropout"})
+        model.add_adapter(POLICY, **chosen, seed=config.seed)
+    if own.train == "full":
+        model.transformer.requires_grad_(True)
+    return model
+
+
+def policy_adapter(config: Config) -> str | None:
+    """The adapter that is trained; None where all weights are."""
+    return POLICY if config.backbone.train == "lora" else None
 
 
 def prompts(config: PromptsConfig) -> dict[str, list[str]]:
@@ -99,10 +111,13 @@ def judge(config: EvaluationConfig) -> Judge | None:
     return shapes.judge if config.judge == "shapes" else None
 
 
-def chain(config: Config, shift: float) -> Coefficients:
-    """The training chain; ``shift`` is the backbone's own, which ``rollout.shift`` overrides."""
-    chosen = shift if config.rollout.shift is None else config.rollout.shift
-    return euler(chain_sigmas(config.rollout.steps, chosen))
+def shift(config: Config, model: WanBackbone) -> float:
+    """Shift of the sigmas: the config's, or else the backbone's own."""
+    return model.default_shift if config.rollout.shift is None else config.rollout.shift
+
+
+def chain(config: Config, model: WanBackbone) -> Coefficients:
+    return euler(chain_sigmas(config.rollout.steps, shift(config, model)))
 
 
 def sampling(config: Config, *, guidance_scale: float | None = None) -> SamplingSettings:
@@ -142,9 +157,7 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         name = f"samples-{model.describe()['transformer_fingerprint']}-{_key(generator)}"
         splits = {split: some for split, some in known.items() if split != "test"}
         return shapes.labelled(data.cache / name, splits, generator.per_prompt, draw, generator.batch, progress)
-    wrong, unsteady = (
-        (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
-    )
+    wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
     folder = data.cache / f"{generator.name}-{_key(generator)}"
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
 
@@ -154,7 +167,7 @@ def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
     return "-".join(f"{name}{value:g}" for name, value in values.items())
 
 
-def clip(data: DataConfig) -> dict[str, float]:
+def clip(data: DataConfig) -> dict[str, Any]:
     return {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
 
 
@@ -194,23 +207,30 @@ def new_reward(config: Config, model: WanBackbone) -> Reward:
         assert head is not None
         own = head.adapter
         network = RewardHead(
-            width=model.width, layers=len(head.blocks), dimensions=tuple(head.dimensions), pooling=head.pooling,
-            inner=head.inner, queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
+            model.width, head.dimensions, blocks=len(head.blocks), pooling=head.pooling, inner=head.inner,
+            n_queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
         )  # fmt: skip
-        adapter = own and RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
+        adapter = None
+        if own is not None:
+            adapter = RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
         return LatentReward(network, model, head.blocks, adapter=adapter)
     assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
     text_width = model.condition([""]).prompt_embeds.shape[2]
-    return PixelReward(PixelNetwork(tuple(config.reward.head.dimensions), text_width, config.reward.head.hidden))
+    pixel = config.reward.head
+    return PixelReward(PixelNetwork(text_width, pixel.dimensions, hidden=pixel.hidden).to(model.device))
 
 
 def trained_reward(config: Config, model: WanBackbone) -> Reward:
     """The reward at ``reward.path``, frozen."""
     assert config.reward is not None and config.reward.path is not None
     path = shapes.reward_folder(config.reward.space) if config.reward.path == "shapes" else config.reward.path
-    if isinstance(config.reward, LatentRewardConfig):
-        return LatentReward.from_pretrained(path, backbone=model)
-    return PixelReward.from_pretrained(path)
+    return load_reward(path, config.reward.space, model)
+
+
+def load_reward(path: str | Path, space: str, model: WanBackbone) -> Reward:
+    return (
+        LatentReward.from_pretrained(path, backbone=model) if space == "latent" else PixelReward.from_pretrained(path)
+    )
 
 
 def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
@@ -223,29 +243,38 @@ def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
 
 def preference(config: Config, model: WanBackbone, reward: Reward, clips: Dataset) -> Objective:
     own = config.objective
+    assert isinstance(own, PreferenceConfig)
     if isinstance(reward, LatentReward):
-        sampling_name = own.sigma_sampling
-        shift = model.default_shift if config.rollout.shift is None else config.rollout.shift
         return Preference(
-            reward, clips, config.seed, loss=own.loss, sigma_sampling=sampling_name, shift=shift, eta=own.eta
+            reward,
+            clips,
+            config.seed,
+            loss=own.loss,
+            sigma_sampling=own.sigma_sampling,
+            shift=shift(config, model),
+            eta=own.eta,
         )
+    kept = own.keep_decoded
     return PixelPreference(
-        reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=own.keep_decoded
+        reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=kept
     )
 
 
 def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
     """SFT as the objective itself, or as the regulariser of another."""
     own = config.objective
-    settings = own if isinstance(own, SftConfig) else own.sft
+    settings = own if isinstance(own, SftConfig) else own.sft if isinstance(own, SteeringConfig) else None
+    assert settings is not None, "the config's rules ask for objective.sft"
+    if isinstance(clips, PairDataset):
+        raise PrflError("SFT trains on videos, not on pairs", where="data.manifest", fix="give a manifest of videos")
     return Sft(
         model,
         clips,
         config.seed,
-        adapter=POLICY if config.backbone.train == "lora" else None,
+        adapter=policy_adapter(config),
         prompt_dropout=settings.prompt_dropout,
-        shift=model.default_shift if config.rollout.shift is None else config.rollout.shift,
-        scale=1.0 if isinstance(own, SftConfig) else settings.weight,
+        shift=shift(config, model),
+        scale=settings.weight if isinstance(settings, SftRegulariserConfig) else 1.0,
     )
 
 
@@ -272,7 +301,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
         scorer = PixelScorer(reward, model, config.seed, frames, scores.aggregate)
     return Pathwise(
         model,
-        method(config, chain(config, model.default_shift)),
+        method(config, chain(config, model)),
         scorer,
         RewardLoss(
             scores.weights or dict.fromkeys(reward.dimensions, 1.0),

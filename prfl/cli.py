@@ -1,6 +1,6 @@
-"""The command line: reads arguments, loads the config, calls prfl.build.  No logic of its own.
+"""The command line: reads arguments, loads the config, calls prfl.commands.  No logic of its own.
 
-prfl.build is imported inside the commands, so that ``prfl --help`` answers at once.
+prfl.commands is imported inside the commands, so that ``prfl --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -91,34 +91,34 @@ def train(options: argparse.Namespace) -> None:
     if options.dry_run:
         for stage in stages:
             print(f"# {stage.path}\n{dump_resolved(stage.config)}")
-    from prfl import build
+    from prfl import commands
 
     for stage in stages:
-        build.train(stage.config, dry_run=options.dry_run, resume=options.resume)
+        commands.train(stage.config, dry_run=options.dry_run, resume=options.resume)
 
 
 def cache(options: argparse.Namespace) -> None:
     stages = load_stages(options.config, options.overrides)
-    from prfl import build
+    from prfl import commands
 
     for stage in stages:
-        build.cache(stage.config)
+        commands.cache(stage.config)
 
 
 def evaluate(options: argparse.Namespace) -> None:
     if options.config is None and options.head is None:
         raise PrflError("nothing to measure", where="prfl eval", fix="give a config, or --head FOLDER, or both")
     config = load_config(options.config, options.overrides) if options.config else None
-    from prfl import build
+    from prfl import commands
 
-    build.evaluate(config, head=options.head)
+    commands.evaluate(config, head=options.head)
 
 
 def sample(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
-    from prfl import build
+    from prfl import commands
 
-    build.sample(config, compare_base=options.compare_base)
+    commands.sample(config, compare_base=options.compare_base)
 
 
 if __name__ == "__main__":

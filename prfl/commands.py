@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from diffusers import WanTransformer3DModel
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,8 @@ from prfl.errors import PrflError
 from prfl.evaluation import policy_eval, reward_eval, tables
 from prfl.evaluation.report import write_report
 from prfl.flow import chain_sigmas
+from prfl.objective import Objective
+from prfl.reward.files import RewardCard
 from prfl.reward.latent import LatentReward
 from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
 from prfl.training import train as run_training
@@ -48,7 +51,7 @@ def train(config: Config, *, dry_run: bool = False, resume: str = "auto") -> Non
     console.print(f"{config.objective.name}: {config.run}", style="bold")
     run = RunFolder.create(config.run, dump_resolved(config))
     accelerator = make_accelerator(run, config.backbone.device, config.training.trackers)
-    model = build.backbone(config.backbone, seed=config.seed)
+    model = build.backbone(config)
     reads_clips = config.data.manifest is not None or config.data.generator is not None
     path = build.fill_cache(config, model, progress("generated clips")) if reads_clips else None
     clips = build.dataset(config, model, path, "train") if path else None
@@ -89,6 +92,7 @@ def train_reward(
     def watch(step: int) -> dict[str, float]:
         """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
         few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, 0.9)]
+        assert validation is not None
         scorers = {"reward": build.latents_scorer(reward, model)}
         rows = reward_eval.evaluate(scorers, reward_eval.held_out(validation), few, noise_draws=1, resamples=1)
         last = rows[-1].dimension if rows else ""
@@ -98,7 +102,7 @@ def train_reward(
         if validation is not None:
             rows = measure_reward(config, model, {"reward": reward}, validation, clips, run.path / "reward_eval.json")
             accuracy = reward_eval.accuracy_by_bin(rows, "reward")
-            reward.card = describe(config, accuracy)
+            reward.card = card(config, accuracy)
             reward.calibrate(clean_logits(reward, model, validation))
         reward.save_pretrained(run.path / "reward")
         return {}
@@ -118,11 +122,11 @@ def measure_reward(
     path: Path,
 ) -> list[reward_eval.Row]:
     """Every noise level, several rewards side by side; tables on the console, rows to ``path``."""
-    shift = model.default_shift if config.rollout.shift is None else config.rollout.shift
+    sigmas = chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist()
     rows = reward_eval.evaluate(
         {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
         reward_eval.held_out(data),
-        reward_eval.levels(chain_sigmas(config.rollout.steps, shift).tolist()[:: max(1, config.rollout.steps // 10)]),
+        reward_eval.levels(sigmas[:: max(1, config.rollout.steps // 10)]),
         train=None if train is None else reward_eval.held_out(train),
         noise_draws=2,
         progress=progress("measuring the reward at every noise level"),
@@ -145,9 +149,7 @@ def clean_logits(reward: build.Reward, model: WanBackbone, data: build.Dataset) 
     return {name: torch.cat([part[name] for part in parts]) for name in reward.dimensions}
 
 
-def describe(config: Config, accuracy: dict[str, dict[str, float]]) -> Any:
-    from prfl.reward.files import RewardCard
-
+def card(config: Config, accuracy: dict[str, dict[str, float]]) -> RewardCard:
     data = config.data
     return RewardCard(
         frames=(data.frames, data.frames),
@@ -164,11 +166,11 @@ def describe(config: Config, accuracy: dict[str, dict[str, float]]) -> Any:
 def train_policy(
     config: Config, model: WanBackbone, run: RunFolder, begin: Callable[..., TrainResult], clips: build.Dataset | None
 ) -> TrainResult:
-    """SFT or a reward-gradient method; previews on validation prompts, and at the end base and policy on test prompts."""
+    """SFT or a reward-gradient method; previews on validation prompts, at the end base and policy on test prompts."""
+    reward: build.Reward | None = None
     if isinstance(config.objective, SftConfig):
         assert clips is not None
-        reward = None
-        objective = build.sft(config, model, clips)
+        objective: Objective = build.sft(config, model, clips)
     else:
         reward = build.trained_reward(config, model)
         objective = build.steering(config, model, reward)
@@ -176,12 +178,12 @@ def train_policy(
 
     def preview(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
-        outcome = outcome_of(config, model, reward, some, config.evaluation.samples_per_prompt, build.POLICY)
+        outcome = outcome_of(config, model, reward, some, config.evaluation.samples_per_prompt, "policy")
         policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps)
         return policy_eval.flat(policy_eval.summarise(outcome))
 
     def finish(step: int) -> dict[str, float]:
-        save_policy(run.path / "policy.safetensors", model, config)
+        save_policy(run.path, model, config)
         if config.evaluation.final_samples:
             compare_base(config, model, reward, run)
         return {}
@@ -198,16 +200,16 @@ def outcome_of(
     reward: build.Reward | None,
     some: list[str],
     per_prompt: int,
-    adapter: str | None,
+    name: Literal["base", "policy"],
     **options: Any,
 ) -> policy_eval.Outcome:
     return policy_eval.measure(
         model,
         some,
         per_prompt,
-        options.pop("settings", build.sampling(config)),
-        name=adapter or "base",
-        adapter=adapter,
+        build.sampling(config),
+        name=name,
+        adapter=None if name == "base" else build.policy_adapter(config),
         judge=build.judge(config.evaluation),
         reward=None if reward is None else build.latents_scorer(reward, model),
         **options,
@@ -215,32 +217,37 @@ def outcome_of(
 
 
 def compare_base(config: Config, model: WanBackbone, reward: build.Reward | None, run: RunFolder) -> None:
-    """Base and policy from the same noise on the test prompts: results.json, videos, a table."""
-    test = build.prompts(config.data.prompts)["test"]
-    per_prompt = max(1, config.evaluation.final_samples // len(test))
-    test = test[: config.evaluation.final_samples]
+    """Base and policy from the same noise on the test prompts: results.json, videos, a table.
+
+    After full fine-tuning the base is gone, and the policy stands alone.
+    """
+    test = build.prompts(config.data.prompts)["test"][: config.evaluation.final_samples]
+    per_prompt = config.evaluation.final_samples // len(test)
+    names: list[Literal["base", "policy"]] = ["base", "policy"] if config.backbone.train == "lora" else ["policy"]
     outcomes = [
-        outcome_of(config, model, reward, test, per_prompt, adapter, progress=progress(f"sampling: {adapter or 'base'}"))
-        for adapter in (None, build.POLICY)
+        outcome_of(config, model, reward, test, per_prompt, name, progress=progress(f"sampling: {name}"))
+        for name in names
     ]
     policy_eval.write_results(run.samples / "final", outcomes, config.data.fps)
     console.print(tables.policy_table(outcomes))
 
 
-def save_policy(path: Path, model: WanBackbone, config: Config) -> None:
-    """The adapter's weights (or, after full fine-tuning, the transformer's), as they are now."""
-    full = config.backbone.train == "full"
-    tensors = model.transformer.state_dict() if full else model.adapter_state(build.POLICY)
-    with replacing(path) as temporary:
+def save_policy(run: Path, model: WanBackbone, config: Config) -> None:
+    """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers."""
+    if config.backbone.train == "full":
+        model.transformer.save_pretrained(run / "transformer")
+        return
+    tensors = model.adapter_state(build.POLICY)
+    with replacing(run / "policy.safetensors") as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def load_policy(config: Config, model: WanBackbone) -> None:
-    path = config.run / "policy.safetensors"
-    if not path.is_file():
+    path = config.run / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
+    if not path.exists():
         raise PrflError("there is no trained policy", where=str(path), fix="run `prfl train` on this config first")
     if config.backbone.train == "full":
-        model.transformer.load_state_dict(load_file(path))
+        model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(path).state_dict())
     else:
         model.load_adapter_state(build.POLICY, load_file(path))
 
@@ -250,7 +257,7 @@ def load_policy(config: Config, model: WanBackbone) -> None:
 
 def cache(config: Config) -> None:
     """Encode the config's clips and prompts."""
-    build.fill_cache(config, build.backbone(config.backbone), progress("generated clips"))
+    build.fill_cache(config, build.backbone(config), progress("generated clips"))
 
 
 def evaluate(config: Config | None, *, head: Path | None = None) -> None:
@@ -258,9 +265,11 @@ def evaluate(config: Config | None, *, head: Path | None = None) -> None:
     if config is None:
         assert head is not None
         config = load_config(head.parent / "config.yaml")
-    model = build.backbone(config.backbone)
+    model = build.backbone(config)
     folder = head or config.run / "reward"
-    reward = build.load_reward(folder, config, model)
+    if config.reward is None:
+        raise PrflError("there is no reward to measure", where="reward", fix="give a config that trains or follows one")
+    reward = build.load_reward(folder, config.reward.space, model)
     path = build.fill_cache(config, model, progress("generated clips"))
     held = build.dataset(config, model, path, "validation")
     if held is None:
@@ -275,14 +284,12 @@ def evaluate(config: Config | None, *, head: Path | None = None) -> None:
 
 def sample(config: Config, *, compare_base: bool = False) -> None:
     """Videos of the trained policy on the test prompts, or on the validation prompts where there are none."""
-    model = build.backbone(config.backbone)
+    model = build.backbone(config)
     load_policy(config, model)
     known = build.prompts(config.data.prompts)
     some = (known.get("test") or known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
-    adapters: list[str | None] = [None, build.POLICY] if compare_base else [build.POLICY]
-    outcomes = [
-        outcome_of(config, model, None, some, config.evaluation.samples_per_prompt, adapter) for adapter in adapters
-    ]
+    names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
+    outcomes = [outcome_of(config, model, None, some, config.evaluation.samples_per_prompt, name) for name in names]
     path = policy_eval.write_results(config.run / "samples" / "sampled", outcomes, config.data.fps)
     console.print(tables.policy_table(outcomes))
     console.print(f"videos: {path.parent / 'videos'}", markup=False)

@@ -1,4 +1,4 @@
-"""The commands parse, load the config and call prfl.build, which is replaced here by a recorder."""
+"""The commands parse, load the config and call prfl.commands, which is replaced here by a recorder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STORY = str(Path(__file__).parents[1] / "configs/tiny.yaml")
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What the commands asked of prfl.build."""
+    """What the commands asked of prfl.commands."""
     made: list[tuple] = []
-    build = ModuleType("prfl.build")
+    module = ModuleType("prfl.commands")
     for name in ("train", "cache", "evaluate", "sample"):
-        setattr(build, name, lambda *args, _name=name, **named: made.append((_name, *args, named)))
-    monkeypatch.setitem(sys.modules, "prfl.build", build)
-    monkeypatch.setattr(prfl, "build", build, raising=False)
+        setattr(module, name, lambda *args, _name=name, **named: made.append((_name, *args, named)))
+    monkeypatch.setitem(sys.modules, "prfl.commands", module)
+    monkeypatch.setattr(prfl, "commands", module, raising=False)
     return made
 
 
@@ -85,12 +85,12 @@ def test_errors_of_the_work_itself(calls: list[tuple], monkeypatch: pytest.Monke
 
         return command
 
-    monkeypatch.setattr(sys.modules["prfl.build"], "cache", fail(PrflError("broken", where="here", fix="so")))
+    monkeypatch.setattr(sys.modules["prfl.commands"], "cache", fail(PrflError("broken", where="here", fix="so")))
     assert cli.main(["cache", SFT]) == 2
     assert capsys.readouterr().err == "prfl: here: broken\n  To mend it: so\n"
-    monkeypatch.setattr(sys.modules["prfl.build"], "cache", fail(KeyboardInterrupt()))
+    monkeypatch.setattr(sys.modules["prfl.commands"], "cache", fail(KeyboardInterrupt()))
     assert cli.main(["cache", SFT]) == 130
-    monkeypatch.setattr(sys.modules["prfl.build"], "cache", fail(ZeroDivisionError()))
+    monkeypatch.setattr(sys.modules["prfl.commands"], "cache", fail(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         cli.main(["cache", SFT])
 

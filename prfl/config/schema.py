@@ -32,7 +32,7 @@ class AdapterConfig(Section):
 
 
 class BackboneConfig(Section):
-    model: str = Field(description="A diffusers folder, a hub id, or 'shapes' for the model inside the package.")
+    model: str = Field(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
     revision: str | None = Field(default=None, description="Revision of a hub model; null is its newest.")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of the frozen weights.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU where there is one.")

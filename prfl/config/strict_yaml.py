@@ -40,6 +40,7 @@ class StrictLoader(yaml.SafeLoader):
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
+        assert node is not None
         if node.tag not in PLAIN_TAGS:
             raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not read", problem_mark=node.start_mark)
         return node

@@ -87,7 +87,7 @@ class LatentDataset(_Loaded):
         prompts = [self.prompts[index] for index in a.tolist()]
         assert prompts == [self.prompts[index] for index in b.tolist()], "a pair must be of one prompt"
         preference = {
-            name: ((values[a] - values[b]).sign() / 2 + 0.5).to(self.device) for name, values in self.labels.items()
+            name: preference_between(values[a], values[b]).to(self.device) for name, values in self.labels.items()
         }
         latents_a, latents_b = self.latents[a].to(self.device), self.latents[b].to(self.device)
         return PairBatch(latents_a, latents_b, self.condition(prompts), prompts, preference)
@@ -181,6 +181,12 @@ def batch_indices(step: int, batch: int, seed: int, length: int) -> list[int]:
     positions = range(step * batch, (step + 1) * batch)
     orders = {epoch: draws.permutation(length, seed, "batch", epoch) for epoch in {p // length for p in positions}}
     return [orders[position // length][position % length] for position in positions]
+
+
+def preference_between(a: Tensor, b: Tensor) -> Tensor:
+    """1 where a is larger, 0 where b is, 0.5 where they are equal, nan where either is missing (sign(nan) is 0)."""
+    difference = a - b
+    return torch.where(difference.isnan(), difference, difference.sign() / 2 + 0.5)
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:

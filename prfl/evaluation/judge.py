@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Verdicts by name, higher is better; 0 or 1 where a judge is sure.  The name ``all`` is the headline, if given."""
 

@@ -24,7 +24,7 @@ def browser_mp4(pixels: Float[Tensor, "3 f h w"], fps: float, smallest_side: int
     height, width = (size // 2 * 2 for size in pixels.shape[2:])
     levels = (pixels[:, :, :height, :width].clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         options = {"crf": "18", "preset": "medium", "threads": "1"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -108,7 +108,8 @@ def pairs_within(labels: Float[Tensor, " n"], prompts: Sequence[str]) -> Pairs:
             better = labels[i] >= labels[j]
             rows.append((i, j, int(labels[i] != labels[j]), prompt) if better else (j, i, 1, prompt))
     table = torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
-    return Pairs(*table.unbind(1), prompts=count)
+    better_row, worse_row, decided, prompt_number = table.unbind(1)
+    return Pairs(better_row, worse_row, decided, prompt_number, count)
 
 
 def pairwise_accuracy(scores: Float[Tensor, "*d n"], pairs: Pairs, resamples: int = RESAMPLES) -> Interval:

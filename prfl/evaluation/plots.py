@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prfl.evaluation.reward_eval import Row
@@ -18,7 +18,7 @@ GREY = "#7d8590"
 
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=144, transparent=True)
+    figure.savefig(buffer, format="png", dpi=144, transparent=True)
     return buffer.getvalue()
 
 
@@ -33,10 +33,10 @@ def _axes(axes: Axes, title: str) -> None:
         spine.set_alpha(0.5)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set_color(GREY)
-        label.set_size(8)
+        label.set_fontsize(8)
 
 
-def curves(records: Sequence[Mapping[str, float]], names: Sequence[str], columns: int = 3) -> bytes:
+def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], columns: int = 3) -> bytes:
     """One panel a name over ``step``: the recorded numbers, pale, and their running mean where there are many."""
     columns = min(columns, len(names))
     lines = -(-len(names) // columns)
@@ -113,8 +113,8 @@ def reliability(rows: Sequence[Row]) -> bytes:
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-    for colour, row in zip(COLOURS, [row for row in rows if row.reliability is not None], strict=False):
-        table = row.reliability
+    tables = [(row, row.reliability) for row in rows if row.reliability is not None]
+    for colour, (row, table) in zip(COLOURS, tables, strict=False):
         label = f"{row.scorer}, sigma {row.level.label}"
         axes.plot(table.predicted, table.observed, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
     axes.set(xlabel="predicted probability", ylabel="share of good ones", xlim=(0, 1), ylim=(0, 1))

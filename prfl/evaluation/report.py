@@ -61,7 +61,7 @@ def last_results(run: Path) -> Path | None:
     return final if final in found else found[-1] if found else None
 
 
-def read_lines(path: Path) -> list[dict[str, float]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; a last line that is half written is dropped."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -197,7 +197,7 @@ def _ranking_table(rows: Sequence[Row], dimension: str) -> str:
     return tables
 
 
-def _curves(records: Sequence[Mapping[str, float]]) -> str:
+def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
     first = [name for name in names if name.startswith(FIRST)]
     rest = [name for name in names if name not in first]

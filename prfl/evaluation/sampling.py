@@ -52,7 +52,7 @@ def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]
 
 def start_noise(
     shape: Sequence[int], seed: int, prompts: Sequence[str], indices: Sequence[int]
-) -> Float[Tensor, "b c t h w"]:
+) -> Float[Tensor, "b ..."]:
     """Standard normal latents; sample ``i`` of a prompt has the same noise in whatever batch or order it is drawn."""
     each = [draws.normal(shape, seed, f"sample/{p}", 0, [i]) for p, i in zip(prompts, indices, strict=True)]
     return torch.cat(each)
@@ -92,7 +92,7 @@ def sample(
 @torch.no_grad()
 def decode_all(
     backbone: WanBackbone, latents: Float[Tensor, "n c t h w"], batch: int = 32, progress: Progress = iter
-) -> Float[Tensor, "n 3 f h w"]:
+) -> Float[Tensor, "n 3 f H W"]:
     """Pixels as a person sees them: clamped to [-1, 1], float32 on the CPU."""
     parts = []
     for start in progress(range(0, len(latents), batch)):

@@ -13,10 +13,8 @@ from prfl.backbone.wan import WanBackbone
 State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
 
 
-def squared_difference(
-    backbone: WanBackbone, latents: Tensor, sigma: Tensor, condition: Condition
-) -> Tensor:
-    """mean (v_policy - v_base)^2 without guidance; the base gets no graph.  The policy's adapter must be selected."""
+def squared_difference(backbone: WanBackbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    """mean (v_policy - v_base)^2 without guidance; the base gets no graph.  Run it under the policy's adapter."""
     sigma = sigma.to(latents.device, torch.float32)
     with torch.no_grad(), backbone.adapter(None):
         base = backbone.velocity(latents, sigma, condition)

@@ -50,7 +50,8 @@ class Choice:
 class Method(Protocol):
     """A reward-gradient method.  The choice is shared by the whole batch: a function of (seed, step)."""
 
-    coefficients: Coefficients
+    @property
+    def coefficients(self) -> Coefficients: ...
 
     @property
     def noisy(self) -> bool:
@@ -151,9 +152,7 @@ class Pathwise:
         scale, empty = self.guidance.scale, None
         if scale != 1:
             empty = self.condition("").to(self.backbone.device)[[0] * len(condition)]
-        return guided_network(
-            self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient
-        )
+        return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
     def roll(self, network: Network, start: Tensor, choice: Choice, held_edge: bool) -> Trajectory:
         """The chain up to the node that is scored, or up to where the last edge leaves it."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prfl import draws
 from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
-from prfl.data.dataset import LatentDataset, PairDataset
+from prfl.data.dataset import LatentDataset, PairDataset, preference_between
 from prfl.data.files import did_you_mean
 from prfl.errors import PrflError
 from prfl.flow import add_noise, shift_sigmas
@@ -101,7 +101,7 @@ def _all_examples(
     if loss == "bce":
         return (torch.arange(len(dataset)),), dataset.labels, dataset.prompts
     a, b = _pairs_within_prompts(dataset.prompts)
-    preference = {name: (labels[a] - labels[b]).sign() / 2 + 0.5 for name, labels in dataset.labels.items()}
+    preference = {name: preference_between(labels[a], labels[b]) for name, labels in dataset.labels.items()}
     return (a, b), preference, [dataset.prompts[row] for row in a.tolist()]
 
 

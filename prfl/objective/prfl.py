@@ -1,6 +1,6 @@
 """PRFL (arXiv 2511.21541): one step m of the chain, drawn anew each time, and a latent reward at the state it reaches.
 
-    x[m+1] = x[m] + (sigma[m+1] - sigma[m]) v(x[m], sigma[m]),    L = loss(r(x[m+1], sigma[m+1])),    m ~ U over the chain
+m ~ U over the chain;    x[m+1] = x[m] + (sigma[m+1] - sigma[m]) v(x[m], sigma[m]);    L = loss(r(x[m+1], sigma[m+1]))
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Prfl:
         low, high = self.steps_range
         steps = range(math.floor(low * self.coefficients.steps), math.ceil(high * self.coefficients.steps))
         if not steps:
-            raise PrflError(f"no step of the chain lies in {low} to {high}", where="objective.steps_range", fix="widen it")
+            what = f"no step of the chain lies in {low} to {high}"
+            raise PrflError(what, where="objective.steps_range", fix="widen it")
         return steps
 
     @property

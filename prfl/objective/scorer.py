@@ -27,8 +27,11 @@ Frames = Literal["all", "one"] | int
 
 @runtime_checkable
 class Scorer(Protocol):
-    noise_aware: bool
-    differentiable: bool
+    @property
+    def noise_aware(self) -> bool: ...
+
+    @property
+    def differentiable(self) -> bool: ...
 
     def selected(self) -> AbstractContextManager: ...
 

@@ -147,7 +147,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise PrflError(f"not a readable safetensors file: {error}", where=str(path), fix="delete the checkpoint") from None
+        what = f"not a readable safetensors file: {error}"
+        raise PrflError(what, where=str(path), fix="delete the checkpoint") from None
 
 
 def check_names(path: Path, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
@@ -164,8 +165,11 @@ def check_names(path: Path, weights: Mapping[str, Tensor], parameters: Mapping[s
 def check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Everything that decides the numbers of a run must be as it was; what may change is not in ``identity``."""
     now = json.loads(json.dumps(now))  # tuples as lists, as they were written
-    changed = [f"{key}: {saved.get(key)!r} -> {now.get(key)!r}" for key in sorted(saved.keys() | now.keys())
-               if saved.get(key) != now.get(key)]
+    changed = [
+        f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
     if changed:
         raise PrflError(
             "the config is not the one of the checkpoint: " + "; ".join(changed),

@@ -61,10 +61,8 @@ def check_finite(objective: Objective, run: Path, step: int, indices: Sequence[i
     )
 
 
-def dump_batch(
-    objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float]
-) -> Path:
-    """Write run/failed/step-N: the drawn batch, the parameters and their gradients (safetensors), and the facts (json)."""
+def dump_batch(objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float]) -> Path:
+    """Write run/failed/step-N: the drawn batch, the parameters, their gradients (safetensors) and the facts (json)."""
     folder = run / "failed" / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     drawn, facts = objective.describe(step, indices)
@@ -82,4 +80,3 @@ def dump_batch(
 def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Detached, contiguous CPU copies, as safetensors wants them (no two of them in one storage)."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-

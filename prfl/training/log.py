@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: the run folder, metrics.jsonl, trackers, and lines or a bar on the console."""
+"""What a run leaves behind while it trains: its folder, metrics.jsonl, trackers, and lines or a bar on the console."""
 
 from __future__ import annotations
 
@@ -73,10 +73,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_metrics_after(path: Path, step: int) -> None:
-    """Remove what a run wrote after the checkpoint from which it is now resumed: those steps are run again."""
+    """Remove what a run wrote after the checkpoint from which it is now resumed: those steps are run again, and so are
+    the evaluations (records without "seconds/step") after that very step."""
     if not path.exists():
         return
-    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    kept = [r for r in read_metrics(path) if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
     os.replace(temporary, path)

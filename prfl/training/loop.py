@@ -1,4 +1,4 @@
-"""The loop: ``train`` (when to log, save, evaluate), ``train_step`` (whose turn it is), ``update`` (one optimizer step).
+"""The loop: ``train`` (when to log, save, evaluate), ``train_step`` (whose turn), ``update`` (one optimizer step).
 
 It sees an objective, never a reward, a rollout or a backbone.
 """
@@ -91,17 +91,19 @@ def train(
     log = Log(run, accelerator, every=settings.log_every, steps=settings.steps, start=start)
     with StopSignals() as stop, log:
         run_hooks(hooks, state, trainer, log)
-        while state.step < settings.steps and not stop.received:
-            metrics = train_step(trainer, state)
-            log.step(state.step, metrics)
-            if stop.received or state.step % settings.save_every == 0 or state.step == settings.steps:
+        stopped = stop.anywhere(accelerator)
+        while state.step < settings.steps and not stopped:
+            log.step(state.step + 1, train_step(trainer, state))
+            if state.step % settings.save_every == 0 or state.step == settings.steps:
                 checkpoint = save(trainer, state)
-            if not stop.received:
+            stopped = stop.anywhere(accelerator)
+            if not stopped:
                 run_hooks(hooks, state, trainer, log)
-        if stop.received:
+                stopped = stop.anywhere(accelerator)
+        if stopped:
             checkpoint = save(trainer, state)
-            log.say(f"{stop.received}: stopped after step {state.step}, saved {checkpoint}")
-    return TrainResult(state.step, stop.received, checkpoint)
+            log.say(f"{stopped}: stopped after step {state.step}, saved {checkpoint}")
+    return TrainResult(state.step, stopped, checkpoint)
 
 
 def prepare(trainer: Trainer, resume: str, identity: dict[str, Any]) -> tuple[TrainState, Path | None]:
@@ -168,11 +170,9 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
     parts = split_indices(
         step, settings.batch, settings.accumulation, accelerator.process_index, accelerator.num_processes
     )
-    records = []
-    for number, indices in enumerate(parts):
-        records.append(objective.accumulate(step, indices))
-        if step == 0 and number == 0:
-            guards.check_gradient_arrived(state.parameters, name)
+    records = [objective.accumulate(step, indices) for indices in parts]
+    if step == 0:
+        guards.check_gradient_arrived(state.parameters, name)
     metrics = average_metrics(records, [len(part) for part in parts])
     average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
     started = time.perf_counter()

@@ -6,6 +6,9 @@ import signal
 import threading
 from types import FrameType
 
+import torch
+from accelerate import Accelerator
+
 
 class StopSignals:
     """Context manager.  ``.received`` is the name of the first SIGINT or SIGTERM; a second one acts as usual.
@@ -26,6 +29,13 @@ class StopSignals:
     def on_signal(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         self.restore()
+
+    def anywhere(self, accelerator: Accelerator) -> str | None:
+        """The signal, or a word for another process's: all processes must leave the loop after the same step."""
+        if accelerator.num_processes == 1:
+            return self.received
+        flag = torch.tensor(float(self.received is not None), device=accelerator.device)
+        return (self.received or "a signal to another process") if accelerator.reduce(flag, "sum") > 0 else None
 
     def restore(self) -> None:
         for number, handler in self.previous.items():

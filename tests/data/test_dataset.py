@@ -20,7 +20,7 @@ def condition(value: float, tokens: int) -> Condition:
 def data() -> LatentDataset:
     return LatentDataset(
         latents=torch.arange(5.0)[:, None, None, None, None].expand(5, 2, 1, 2, 2),
-        conditions={"": condition(0, 1), "x": condition(1, 2), "y": condition(2, 3)},
+        conditions={"": condition(0.0, 1), "x": condition(1.0, 2), "y": condition(2.0, 3)},
         prompts=["x", "y", "x", "x", "y"],
         device=torch.device("cpu"),
         skipped=[],

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from prfl.data.shapes import oracle, samples, world
+from prfl.data.shapes import oracle, world
 
 CAPTIONS = [a.caption for a in world.all_attributes()]
 

@@ -74,7 +74,7 @@ def test_outcomes_of_other_samples_are_not_compared():
 
 
 def test_results_file_holds_rows_summaries_and_playable_videos(tmp_path):
-    path = write_results(tmp_path, [outcome("base"), outcome("policy", 0.3)], fps=8)
+    path = write_results(tmp_path, [outcome("base"), outcome("policy", 0.3)], fps=8.0)
     results = json.loads(path.read_text())
     assert results["samples"] == len(results["rows"]) == 18
     assert results["rows"][4]["sample"] == 1 and results["rows"][4]["prompt"] == "prompt 1"
@@ -94,7 +94,7 @@ def test_small_videos_are_enlarged_without_blur_and_odd_sides_made_even():
     large = enlarge(pixels, 16)
     assert large.shape == (3, 2, 20, 28)
     assert torch.equal(large[:, :, ::4, ::4], pixels)
-    with av.open(io.BytesIO(browser_mp4(torch.zeros(3, 2, 201, 203), fps=8))) as container:
+    with av.open(io.BytesIO(browser_mp4(torch.zeros(3, 2, 201, 203), fps=8.0))) as container:
         frame = next(container.decode(video=0))
         assert (frame.width, frame.height) == (202, 200)
         assert abs(int(frame.to_ndarray(format="rgb24").mean()) - 128) <= 2
@@ -107,12 +107,12 @@ def run_folder(path):
     lines = [{"step": s, "loss": 1 / s, "reward/shape": s / 100, "seconds/step": 0.5} for s in range(1, 101)]
     lines += [{"step": 50, "judge/all": 0.5}, {"step": 100, "judge/all": 0.6}]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 101, "lo')
-    write_results(path / "samples" / "step-000050", [outcome("base")], fps=8)
+    write_results(path / "samples" / "step-000050", [outcome("base")], fps=8.0)
     last = outcome("policy", 0.3)
     last.prompts[0] = base_prompt = "<script>alert(1)</script>"
     first = outcome("base")
     first.prompts[0] = base_prompt
-    write_results(path / "samples" / "final", [first, last], fps=8)
+    write_results(path / "samples" / "final", [first, last], fps=8.0)
     from tests.evaluation.test_reward_eval import dataset, knowing_the_prompt, seeing
 
     scorers = {"frozen head": seeing, "mean pooling": knowing_the_prompt}

@@ -19,21 +19,27 @@ from prfl.evaluation.reward_eval import (
     score,
 )
 from prfl.evaluation.tables import MEASURES, reward_table
+from prfl.reward.pixel import PixelReward
 
 AT = [Level("point", 0.0, 0.0), Level("bin", 0.4, 0.6), Level("point", 1.0, 1.0)]
 
 
-def dataset(prompts: int = 12, each: int = 6, **changes) -> LatentDataset:
-    """Latents whose mean is the label of ``shape``; ``speed`` shows nowhere."""
+def common(latents, conditions, prompts) -> dict:
+    device = torch.device("cpu")
+    return dict(latents=latents, conditions=conditions, prompts=prompts, device=device, skipped=[])
+
+
+def dataset(prompts: int = 12, each: int = 6) -> LatentDataset:
+    """Latents whose mean is 0.3 times the label of ``shape``; ``speed`` shows nowhere."""
     draw = torch.Generator().manual_seed(0)
     names = [f"prompt {number}" for number in range(prompts) for _ in range(each)]
     labels = {name: torch.randint(2, (len(names),), generator=draw).float() for name in ("shape", "speed")}
-    latents = labels["shape"].view(-1, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
+    latents = 0.3 * labels["shape"].view(-1, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
     conditions = {
         name: Condition(torch.full((1, 2, 4), float(number)), torch.tensor([2]))
         for number, name in enumerate(["", *dict.fromkeys(names)])
     }
-    return LatentDataset(latents, conditions, names, torch.device("cpu"), labels=labels, **changes)
+    return LatentDataset(**common(latents, conditions, names), labels=labels)
 
 
 def seeing(latents, sigma, condition):
@@ -102,18 +108,15 @@ def test_ties_are_calibrated_on_the_training_samples():
     train = held_out(dataset())
     rows = evaluate({"seeing": seeing}, held_out(dataset(prompts=5)), AT[:1], train=train, noise_draws=1, resamples=50)
     row = row_of(rows, "seeing", "shape", "0.000")
-    assert row.accuracy_ties.value == 1.0  # clean scores are 0 or 8 apart: the threshold lies between
-    assert 0 < row.threshold < 8.1
+    assert row.accuracy_ties.value == 1.0  # clean scores are 0 or 2.4 apart: the threshold lies between
+    assert 0 < row.threshold < 2.5
 
 
 def test_preference_pairs_are_scored_without_labels():
     latents = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
     conditions = {name: Condition(torch.ones(1, 1, 4), torch.tensor([1])) for name in ("", "p", "q")}
     data = PairDataset(
-        latents,
-        conditions,
-        ["p", "p", "q", "q"],
-        torch.device("cpu"),
+        **common(latents, conditions, ["p", "p", "q", "q"]),
         a=torch.tensor([0, 1, 2, 0]),
         b=torch.tensor([1, 0, 1, 2]),
         preference={"shape": torch.tensor([0.0, 1.0, 1.0, 0.5])},
@@ -142,8 +145,11 @@ def test_levels_are_finer_near_noise_and_hold_the_samplers_own():
 
 
 def test_pixel_scorer_decodes_the_clean_prediction_of_the_base(tiny_backbone):
-    class Brightness:
-        def logits(self, pixels, condition):
+    class Brightness(PixelReward):
+        def __init__(self):
+            pass
+
+        def logits(self, pixels, condition, times=None):
             return {"bright": pixels.mean((1, 2, 3, 4))}
 
     scorer = pixel_scorer(tiny_backbone, Brightness())

@@ -66,12 +66,12 @@ def clear(objective):
 
 
 def test_sigma_sampling():
-    indices = list(range(4000))
+    indices = list(range(800))
     even, shifted, mixture = (draw_sigma(kind, 5.0, 0, 3, indices) for kind in ("uniform", "shifted", "mixture"))
-    torch.testing.assert_close(even.mean(), torch.tensor(0.5), atol=0.02, rtol=0)
+    torch.testing.assert_close(even.mean(), torch.tensor(0.5), atol=0.04, rtol=0)
     torch.testing.assert_close(shifted, 5 * even / (1 + 4 * even), rtol=1e-5, atol=1e-6)
     share = ((mixture - shifted).abs() < 1e-6).double().mean()
-    assert 0.45 < share < 0.55 and ((mixture == even) | (mixture == shifted)).all()
+    assert 0.4 < share < 0.6 and ((mixture == even) | (mixture == shifted)).all()
     assert torch.equal(draw_sigma("mixture", 5.0, 0, 3, indices[7:9]), mixture[7:9])
 
 

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from prfl.errors import PrflError
+from prfl.flow import chain_sigmas
+from prfl.objective.pathwise import Guidance
+from prfl.objective.prfl import Prfl
+from prfl.objective.scorer import RewardLoss
+from prfl.reward import total
+from prfl.solvers import euler
 from tests.objective.parts import (
     LOSS,
     PROMPTS,
@@ -14,14 +22,6 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
-
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.objective.pathwise import Guidance
-from prfl.objective.prfl import Prfl
-from prfl.objective.scorer import RewardLoss
-from prfl.reward import total
-from prfl.solvers import euler
 
 CHAIN = euler(chain_sigmas(5, 3.0))
 INDICES = [0, 1]

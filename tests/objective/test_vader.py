@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from prfl.flow import chain_sigmas
+from prfl.objective.scorer import decode_frames, draw_frames
+from prfl.objective.vader import Vader
+from prfl.solvers import euler
 from tests.objective.parts import (
     assert_same_gradients,
     joint_graph_chain,
@@ -12,11 +17,6 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
-
-from prfl.flow import chain_sigmas
-from prfl.objective.scorer import decode_frames, draw_frames
-from prfl.objective.vader import Vader
-from prfl.solvers import euler
 
 CHAIN = euler(chain_sigmas(4, 3.0))
 INDICES = [0, 1]

@@ -148,7 +148,7 @@ def random_plan(coefficients: Coefficients, seed: int) -> tuple[Plan, list[int]]
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("gradient, scale", [("none", 1.0), ("cond", 3.0), ("both", 3.0)])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_plans(toy, start, conditions, solver, gradient, scale, seed):
     guidance = {"gradient": gradient, "scale": scale}
     plan, nodes = random_plan(SOLVERS[solver], seed)
@@ -159,11 +159,11 @@ def test_random_plans(toy, start, conditions, solver, gradient, scale, seed):
 
 def test_random_plans_are_varied():
     """The test above is worth something: plans hold leaps, jumps, all betas, several seeds, untrained evaluations."""
-    drawn = [random_plan(SOLVERS["euler"], seed) for seed in range(12)]
+    drawn = [random_plan(SOLVERS["euler"], seed) for seed in range(8)]
     spans = {edge.target - edge.source for plan, _ in drawn for edge in plan.edges}
     assert {1, 2, 3} <= spans and max(spans) > STEPS
     assert {beta for plan, _ in drawn for beta in plan.beta.values()} == {0.0, 1.0, 0.3}
-    assert sum(len(nodes) > 1 for _, nodes in drawn) >= 6
+    assert sum(len(nodes) > 1 for _, nodes in drawn) >= 4
     assert any(plan.evaluations - plan.trains for plan, _ in drawn)
 
 

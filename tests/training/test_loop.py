@@ -213,7 +213,9 @@ def test_a_regulariser_of_other_parameters_is_refused(tmp_path):
 
 def test_hooks_see_the_average_and_give_the_parameters_back(tmp_path):
     objective, seen = Line(), []
-    hook = Hook(2, lambda step: seen.append((step, objective.weight.detach().clone())) or {"held_out": 1.0}, at_start=True)
+    hook = Hook(
+        2, lambda step: seen.append((step, objective.weight.detach().clone())) or {"held_out": 1.0}, at_start=True
+    )
     go(tmp_path, objective, hooks=[hook], steps=3)
     assert [step for step, _ in seen] == [0, 2, 3]
     saved = weights(tmp_path, "run", 3)

@@ -24,9 +24,7 @@ def judge(videos: Tensor, captions: list[str]) -> dict[str, Tensor]:
     measured = measure(videos)
     said = [Attributes.parse(caption) for caption in captions]
     right = {
-        name: torch.tensor(
-            [measured[name][i] == ATTRIBUTES[name].index(getattr(a, name)) for i, a in enumerate(said)]
-        )
+        name: torch.tensor([measured[name][i] == ATTRIBUTES[name].index(getattr(a, name)) for i, a in enumerate(said)])
         for name in ATTRIBUTES
     }
     right["steadiness"] = measured["steadiness"]

@@ -1,0 +1,142 @@
+"""The commands from end to end on a random tiny model and video files written here: no shapes world, no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from prfl import cli, draws
+from prfl.data.manifest import LabelledVideo, write_manifest
+from prfl.data.video import write_video
+
+PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
+DATA = {"cache": "cache", "frames": 5, "height": 16, "width": 16, "fps": 8}
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with prompts, labelled clips and configs that refer to each other."""
+    monkeypatch.chdir(tmp_path)
+    for split, prompts in PROMPTS.items():
+        Path(f"{split}.txt").write_text("\n".join(prompts) + "\n")
+    rows = []
+    for split in ("train", "validation"):
+        for prompt in PROMPTS[split]:
+            for index in range(4):
+                path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
+                noise = draws.normal((3, 5, 16, 16), 0, prompt, 0, [index])[0]
+                write_video(path, (0.3 * noise + (0.5 if index % 2 else -0.5)).clamp(-1, 1), 8)
+                rows.append(LabelledVideo(path, prompt, {"light": float(index % 2), "calm": float(index < 2)}, split))
+    write_manifest(Path("manifest.jsonl"), rows)
+    common = {
+        "version": 1,
+        "seed": 0,
+        "rollout": {"steps": 4},
+        "data": {**DATA, "manifest": "manifest.jsonl", "prompts": {split: f"{split}.txt" for split in PROMPTS}},
+        "evaluation": {"every": 2, "final_samples": 2, "prompts_per_round": 1},
+    }
+    model = {"model": str(tiny_pipeline_folder)}
+    policy = {**model, "adapter": {"rank": 2, "alpha": 2}}
+    training = {"steps": 2, "batch": 2, "learning_rate": 1e-3, "save_every": 2}
+    head = {"dimensions": ["light", "calm"], "blocks": [1], "inner": 8, "hidden": 8}
+    steer = {"weights": {"light": 1.0}, "shape": "linear"}
+    configs = {
+        "reward": {
+            "backbone": model,
+            "reward": {"space": "latent", "head": head},
+            "objective": {"name": "preference", "loss": "bce"},
+        },
+        "pixel": {
+            "backbone": model,
+            "reward": {"space": "pixel", "head": {"dimensions": ["light", "calm"], "hidden": 8}},
+            "objective": {"name": "preference", "loss": "bce"},
+        },
+        "prfl": {
+            "backbone": policy,
+            "reward": {"space": "latent", "path": "${stages.reward.run}/reward", **steer},
+            "objective": {"name": "prfl", "sft": {"every": 1}},
+        },
+        "vader": {
+            "backbone": policy,
+            "reward": {"space": "pixel", "path": "${stages.pixel.run}/reward", **steer},
+            "objective": {"name": "vader", "frames": "one", "sft": {"every": 1}},
+        },
+        "full": {"backbone": {**model, "train": "full"}, "objective": {"name": "sft"}},
+    }
+    for name, own in configs.items():
+        whole = {**common, "run": f"runs/{name}", "training": training, **own}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(whole))
+    Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": ["reward.yaml", "prfl.yaml"]}))
+    return tmp_path
+
+
+def metrics(run: str) -> list[dict]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
+    assert {path.name for path in Path("runs/reward/reward").iterdir()} == {"config.json", "reward.safetensors"}
+    card = json.loads(Path("runs/reward/reward/config.json").read_text())["card"]
+    assert card["frames"] == [5, 5] and card["accuracy"]["light"], "the card of a saved reward says how good it is"
+    for run in ("runs/reward", "runs/prfl"):
+        page = Path(run, "report.html").read_text()
+        assert "http://" not in page and "https://" not in page, "the report is self-contained"
+    results = json.loads(Path("runs/prfl/samples/final/results.json").read_text())
+    assert set(results["outcomes"]) == {"base", "policy"}
+    steps = [record for record in metrics("runs/prfl") if "reward" in record]
+    assert len(steps) == 2 and all(record["gradient_norm"] > 0 for record in steps)
+
+
+def test_pixel_reward_steers_by_vader(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "pixel.yaml"]) == 0, capsys.readouterr().err
+    assert cli.main(["train", "vader.yaml"]) == 0, capsys.readouterr().err
+    assert Path("runs/vader/policy.safetensors").is_file()
+
+
+def test_sample_compares_the_policy_with_its_base(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["sample", "prfl.yaml"]) == 2
+    assert "there is no trained policy" in capsys.readouterr().err
+    assert cli.main(["train", "story.yaml"]) == 0
+    assert cli.main(["sample", "prfl.yaml", "--compare-base"]) == 0, capsys.readouterr().err
+    assert len(list(Path("runs/prfl/samples/sampled/videos").glob("*.mp4"))) == 2
+
+
+def test_eval_measures_a_saved_head(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "reward.yaml"]) == 0
+    Path("runs/reward/reward_eval.json").unlink()
+    assert cli.main(["eval", "reward.yaml"]) == 0, capsys.readouterr().err
+    rows = json.loads(Path("runs/reward/reward_eval.json").read_text())["rows"]
+    assert {row["level"]["kind"] for row in rows} == {"bin", "point", "sampler"}
+
+
+def test_full_fine_tuning_saves_a_transformer_for_diffusers(project: Path, tiny_pipeline_folder: Path) -> None:
+    from diffusers import WanTransformer3DModel
+
+    assert cli.main(["train", "full.yaml"]) == 0
+    trained = WanTransformer3DModel.from_pretrained("runs/full/transformer").state_dict()
+    base = WanTransformer3DModel.from_pretrained(tiny_pipeline_folder / "transformer").state_dict()
+    assert any(not torch.equal(trained[name], base[name]) for name in base)
+    assert cli.main(["sample", "full.yaml"]) == 0
+
+
+def test_cache_is_filled_once(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["cache", "reward.yaml"]) == 0
+    assert "12 videos encoded" in capsys.readouterr().out
+    assert cli.main(["cache", "reward.yaml"]) == 0
+    assert "0 videos encoded, 12 found in the cache" in capsys.readouterr().out
+
+
+def test_a_stopped_story_goes_on(project: Path) -> None:
+    """Finished stages are not trained again."""
+    assert cli.main(["train", "story.yaml"]) == 0
+    before = Path("runs/reward/metrics.jsonl").read_text()
+    assert cli.main(["train", "story.yaml"]) == 0
+    after = Path("runs/reward/metrics.jsonl").read_text()
+    assert [line for line in after.splitlines() if '"loss"' in line] == [
+        line for line in before.splitlines() if '"loss"' in line
+    ]
