@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prfl import draws
 from prfl.backbone import Condition, WanBackbone
 from prfl.data.cache import LatentCache, manifest_videos
 from prfl.data.files import did_you_mean
@@ -170,17 +169,6 @@ def pairs_within_prompt(labels: dict[str, Tensor], prompts: Sequence[str], dimen
     values = labels[dimension].tolist()
     pairs = [(i, j) for group in members.values() for i in group for j in group if values[i] > values[j]]
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-
-
-def batch_indices(step: int, batch: int, seed: int, length: int) -> list[int]:
-    """The samples of one step: epochs are permutations laid end to end, cut every ``batch``.
-
-    A function of its arguments only, so a resumed run and any number of processes see the same data.
-    """
-    assert length > 0, length
-    positions = range(step * batch, (step + 1) * batch)
-    orders = {epoch: draws.permutation(length, seed, "batch", epoch) for epoch in {p // length for p in positions}}
-    return [orders[position // length][position % length] for position in positions]
 
 
 def preference_between(a: Tensor, b: Tensor) -> Tensor:

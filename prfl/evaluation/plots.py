@@ -36,11 +36,11 @@ def _axes(axes: Axes, title: str) -> None:
         label.set_fontsize(8)
 
 
-def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], columns: int = 3) -> bytes:
+def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
     """One panel a name over ``step``: the recorded numbers, pale, and their running mean where there are many."""
-    columns = min(columns, len(names))
+    columns = 2 if len(names) in (2, 4) else min(3, len(names))
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(3.5 * columns, 2.2 * lines), layout="constrained")
+    figure = Figure(figsize=(10.5, 2.2 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, name in zip(grid, names, strict=False):
         points = [(record["step"], record[name]) for record in records if name in record]
@@ -75,7 +75,7 @@ def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) 
     columns = min(3, len(dimensions))
     lines = -(-len(dimensions) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.0 * lines + 0.4), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     scorers = list(dict.fromkeys(row.scorer for row in rows))
     for axes, dimension in zip(grid, dimensions, strict=False):
         for colour, scorer in zip(COLOURS, scorers, strict=False):
@@ -88,7 +88,12 @@ def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) 
         _axes(axes, dimension)
     for axes in grid[len(dimensions) :]:
         axes.set_visible(False)
-    handles, labels = grid[0].get_legend_handles_labels()
+    # A scorer may lack the first dimension: take each from the first panel that has it.
+    named = {
+        label: handle for axes in grid[::-1] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    labels = [scorer for scorer in scorers if scorer in named]
+    handles = [named[label] for label in labels]
     figure.legend(
         handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8, labelcolor=GREY
     )

@@ -16,7 +16,7 @@ from typing import Any
 from prfl.data.files import replacing
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
-from prfl.evaluation.reward_eval import OVERALL, Row, load_rows
+from prfl.evaluation.reward_eval import OVERALL, Level, Row, load_rows
 from prfl.evaluation.style import STYLE
 from prfl.evaluation.tables import MEASURES
 
@@ -169,9 +169,19 @@ def _ranking(run: Path) -> str:
             f"level; 0.5 is chance, sigma 1 the floor. {escape(about)}</p>"
             + _image(plots.ranking(shown, dimensions), "pairwise accuracy against sigma")
             + _ranking_table(shown, dimensions[0])
+            + _calibration(rows, dimensions[0])
             + "</section>"
         )
     return text
+
+
+def _calibration(rows: Sequence[Row], dimension: str, sigma: float = 0.8) -> str:
+    level = Level("point", sigma, sigma)
+    at = [row for row in rows if row.dimension == dimension and row.level == level and row.reliability is not None]
+    if not at:
+        return ""
+    image = _image(plots.reliability(at), "predicted probability against the share of good samples")
+    return f"<details><summary>calibration at sigma {sigma} ({escape(dimension)})</summary>{image}</details>"
 
 
 def _ranking_table(rows: Sequence[Row], dimension: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prfl.backbone import Condition
-from prfl.data.dataset import LatentDataset, batch_indices, pairs_within_prompt
+from prfl.data.dataset import LatentDataset, pairs_within_prompt
 from prfl.errors import PrflError
 
 NAN = math.nan
@@ -61,24 +61,3 @@ def test_conditions_of_other_lengths_are_padded(data):
     assert batch.condition.prompt_embeds.shape == (2, 3, 2)
     assert batch.condition.prompt_embeds[1, :, 0].tolist() == [1, 1, 0]
     assert len(data.empty_condition) == 1
-
-
-def test_batches_are_permutations_cut_every_batch():
-    steps = [batch_indices(step, 4, seed=7, length=10) for step in range(10)]
-    flat = sum(steps, [])
-    epochs = [flat[start : start + 10] for start in range(0, 40, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert batch_indices(3, 4, seed=7, length=10) == steps[3]  # nothing is remembered
-    assert [batch_indices(step, 4, seed=8, length=10) for step in range(10)] != steps
-
-
-def test_the_order_depends_on_the_seed_and_not_on_the_batch():
-    one = sum((batch_indices(step, 2, seed=0, length=7) for step in range(6)), [])
-    other = sum((batch_indices(step, 6, seed=0, length=7) for step in range(2)), [])
-    assert one == other
-
-
-def test_a_batch_longer_than_the_data():
-    flat = batch_indices(0, 25, seed=0, length=10)
-    assert sorted(flat[:10]) == sorted(flat[10:20]) == list(range(10)) and len(flat) == 25
