@@ -47,6 +47,8 @@ from prfl.objective.prfl import Prfl
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
+from prfl.reward import pixel
+from prfl.reward.files import kind_of
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
@@ -79,6 +81,8 @@ def backbone(config: Config) -> WanBackbone:
         model.add_adapter(POLICY, **chosen, seed=config.seed)
     if own.train == "full":
         model.transformer.requires_grad_(True)
+    if own.compile:
+        model.transformer.compile_repeated_blocks()
     return model
 
 
@@ -174,11 +178,16 @@ def clip(data: DataConfig) -> dict[str, Any]:
 def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
     """Encode what is not yet encoded; returns the manifest."""
     path = manifest(config, model, progress)
+    encode(config, model, path)
+    return path
+
+
+def encode(config: Config, model: WanBackbone, path: Path) -> None:
+    """The clips and prompts of a manifest, into the config's cache."""
     report = build_cache(
         model, path, config.data.cache, skip_unreadable=config.data.skip_unreadable, batch_size=16, **clip(config.data)
     )
     print(report, flush=True)
-    return path
 
 
 def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
@@ -216,21 +225,25 @@ def new_reward(config: Config, model: WanBackbone) -> Reward:
         return LatentReward(network, model, head.blocks, adapter=adapter)
     assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
     text_width = model.condition([""]).prompt_embeds.shape[2]
-    pixel = config.reward.head
-    return PixelReward(PixelNetwork(text_width, pixel.dimensions, hidden=pixel.hidden).to(model.device))
+    own_head = config.reward.head
+    return PixelReward(PixelNetwork(text_width, own_head.dimensions, hidden=own_head.hidden).to(model.device))
 
 
 def trained_reward(config: Config, model: WanBackbone) -> Reward:
     """The reward at ``reward.path``, frozen."""
     assert config.reward is not None and config.reward.path is not None
     path = shapes.reward_folder(config.reward.space) if config.reward.path == "shapes" else config.reward.path
-    return load_reward(path, config.reward.space, model)
+    reward = load_reward(path, model)
+    if reward.space != config.reward.space:
+        raise PrflError(f"the reward at {path} is a {reward.space} one", where="reward.space", fix=reward.space)
+    return reward
 
 
-def load_reward(path: str | Path, space: str, model: WanBackbone) -> Reward:
-    return (
-        LatentReward.from_pretrained(path, backbone=model) if space == "latent" else PixelReward.from_pretrained(path)
-    )
+def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
+    """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
+    if kind_of(path) == pixel.KIND:
+        return PixelReward.from_pretrained(path, device=model.device)
+    return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)
 
 
 def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:

@@ -30,9 +30,11 @@ A cache that was stopped goes on where it stopped.  Videos that cannot be read a
 unless data.skip_unreadable is true.
 """
 EVAL_EXAMPLES = """\
-  prfl eval configs/tiny/reward.yaml                  the head that this config trained
-  prfl eval configs/tiny/reward.yaml --head FOLDER    another head, on this config's clips
-  prfl eval --head FOLDER                             a head, on the clips that it was trained for
+  prfl eval configs/tiny/reward.yaml                        the head that this config trained
+  prfl eval --head runs/tiny-reward/reward                  a saved reward, on the clips that it was trained for
+  prfl eval configs/tiny/reward.yaml --head frozen=FOLDER --head pixel=FOLDER
+                                                            several, side by side
+  prfl eval configs/tiny/reward.yaml --manifest FILE        on other labelled videos, out of domain say
 """
 SAMPLE_EXAMPLES = """\
   prfl sample configs/tiny/prfl.yaml                  what this config trained
@@ -79,7 +81,8 @@ def parser() -> argparse.ArgumentParser:
     add(cache, "cache", "encode clips and prompts once, before training", CACHE_EXAMPLES, None)
 
     options = add(evaluate, "eval", "measure a reward per noise level, on held-out clips", EVAL_EXAMPLES, "?")
-    options.add_argument("--head", type=Path, metavar="FOLDER", help="a saved reward")
+    options.add_argument("--head", action="append", metavar="[NAME=]FOLDER", help="a saved reward; may be repeated")
+    options.add_argument("--manifest", type=Path, metavar="FILE", help="labelled videos, all of them held out")
 
     options = add(sample, "sample", "draw videos with a trained model", SAMPLE_EXAMPLES, None)
     options.add_argument("--compare-base", action="store_true", help="draw each video with the untrained model too")
@@ -111,7 +114,8 @@ def evaluate(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides) if options.config else None
     from prfl import commands
 
-    commands.evaluate(config, head=options.head)
+    heads = {name or "head": Path(folder) for name, _, folder in (text.rpartition("=") for text in options.head or [])}
+    commands.evaluate(config, heads=heads or None, manifest=options.manifest)
 
 
 def sample(options: argparse.Namespace) -> None:

@@ -19,12 +19,11 @@ from prfl.config import dump_resolved, identity, load_config
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.files import replacing
 from prfl.errors import PrflError
-from prfl.evaluation import policy_eval, reward_eval, tables
+from prfl.evaluation import plots, policy_eval, reward_eval, tables
 from prfl.evaluation.report import write_report
 from prfl.flow import chain_sigmas
 from prfl.objective import Objective
 from prfl.reward.files import RewardCard
-from prfl.reward.latent import LatentReward
 from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
 from prfl.training import train as run_training
 
@@ -120,19 +119,26 @@ def measure_reward(
     data: build.Dataset,
     train: build.Dataset | None,
     path: Path,
+    **facts: str,
 ) -> list[reward_eval.Row]:
-    """Every noise level, several rewards side by side; tables on the console, rows to ``path``."""
+    """Every noise level, several rewards side by side: tables on the console, rows and a plot to ``path``.
+
+    train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
+    """
     sigmas = chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist()
     rows = reward_eval.evaluate(
         {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
         reward_eval.held_out(data),
         reward_eval.levels(sigmas[:: max(1, config.rollout.steps // 10)]),
-        train=None if train is None else reward_eval.held_out(train),
+        train=None if train is None else reward_eval.held_out(train).head(256),
         noise_draws=2,
         progress=progress("measuring the reward at every noise level"),
     )
-    reward_eval.save_rows(path, rows, run=str(config.run))
-    for dimension in dict.fromkeys(row.dimension for row in rows):
+    reward_eval.save_rows(path, rows, run=str(config.run), **facts)
+    dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    with replacing(path.with_suffix(".png")) as temporary:
+        temporary.write_bytes(plots.ranking([row for row in rows if row.level.kind != "sampler"], dimensions))
+    for dimension in dimensions:
         console.print(tables.reward_table(rows, dimension, "pairwise accuracy within a prompt"))
     return rows
 
@@ -260,25 +266,33 @@ def cache(config: Config) -> None:
     build.fill_cache(config, build.backbone(config), progress("generated clips"))
 
 
-def evaluate(config: Config | None, *, head: Path | None = None) -> None:
-    """Measure a trained reward at every noise level on the validation clips of a config."""
+def evaluate(config: Config | None, *, heads: Mapping[str, Path] | None = None, manifest: Path | None = None) -> None:
+    """Measure trained rewards, side by side, at every noise level.
+
+    heads: saved rewards by name; none is the one that the config trained.  config: None is that of the first head.
+    manifest: other labelled videos, all of them held out (out of domain, say); None is the config's validation split.
+    """
     if config is None:
-        assert head is not None
-        config = load_config(head.parent / "config.yaml")
+        assert heads
+        config = load_config(next(iter(heads.values())).parent / "config.yaml")
     model = build.backbone(config)
-    folder = head or config.run / "reward"
-    if config.reward is None:
-        raise PrflError("there is no reward to measure", where="reward", fix="give a config that trains or follows one")
-    reward = build.load_reward(folder, config.reward.space, model)
-    path = build.fill_cache(config, model, progress("generated clips"))
-    held = build.dataset(config, model, path, "validation")
+    rewards = {
+        name: build.load_reward(folder, model, adapter_name=f"reward-{number}")
+        for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
+    }
+    train: build.Dataset | None = None
+    if manifest is None:
+        path = build.fill_cache(config, model, progress("generated clips"))
+        held, train = build.dataset(config, model, path, "validation"), build.dataset(config, model, path, "train")
+        fix = 'add "split": "validation" to the held-out rows'
+    else:
+        path = manifest
+        build.encode(config, model, path)
+        held, fix = build.dataset(config, model, path, "train"), "leave the splits out; all rows are held out"
     if held is None:
-        raise PrflError(
-            "no row has split 'validation'", where=str(path), fix='add "split": "validation" to the held-out rows'
-        )
-    clips = build.dataset(config, model, path, "train")
-    rewards = {"adapter head" if isinstance(reward, LatentReward) and reward.adapter else "head": reward}
-    measure_reward(config, model, rewards, held, clips, config.run / "reward_eval.json")
+        raise PrflError("there are no held-out rows", where=str(path), fix=fix)
+    name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
+    measure_reward(config, model, rewards, held, train, config.run / name, clips=str(path))
     console.print(f"report: {write_report(config.run)}", markup=False)
 
 

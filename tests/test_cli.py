@@ -60,12 +60,14 @@ def test_dry_run_prints_what_reads_back_as_the_same_config(
 def test_cache_eval_and_sample(calls: list[tuple]) -> None:
     config = load_config(SFT)
     assert cli.main(["cache", SFT]) == cli.main(["sample", SFT, "--compare-base"]) == 0
-    assert cli.main(["eval", SFT]) == cli.main(["eval", "--head", "a/b"]) == 0
+    assert cli.main(["eval", SFT, "--manifest", "m.jsonl"]) == cli.main(["eval", "--head", "a/b"]) == 0
+    assert cli.main(["eval", SFT, "--head", "x=a/b", "--head", "y=c"]) == 0
     assert calls == [
         ("cache", config, {}),
         ("sample", config, {"compare_base": True}),
-        ("evaluate", config, {"head": None}),
-        ("evaluate", None, {"head": Path("a/b")}),
+        ("evaluate", config, {"heads": None, "manifest": Path("m.jsonl")}),
+        ("evaluate", None, {"heads": {"head": Path("a/b")}, "manifest": None}),
+        ("evaluate", config, {"heads": {"x": Path("a/b"), "y": Path("c")}, "manifest": None}),
     ]
 
 

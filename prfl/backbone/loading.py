@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from prfl.backbone import vae as vae_codec
 from prfl.backbone.wan import WanBackbone
 from prfl.errors import PrflError
 
@@ -105,6 +106,8 @@ def load_backbone(
     vae_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
     vae = source.load(AutoencoderKLWan, "vae", vae_dtype)
     check_vae(vae, source.name)
+    if torch.device(device).type == "cpu":
+        vae_codec.channels_last(vae)
     return WanBackbone(
         transformer,
         vae,

@@ -278,5 +278,6 @@ def fingerprint(modules: Sequence[nn.Module]) -> str:
     for module in modules:
         for name, parameter in module.named_parameters():
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+            plain = parameter.detach().to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
+            digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

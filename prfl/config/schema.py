@@ -42,6 +42,9 @@ class BackboneConfig(Section):
     kernels: Literal["auto", "torch", "triton"] = Field(
         default="auto", description="Which kernels run; the variable PRFL_KERNELS decides where this says auto."
     )
+    compile: bool = Field(
+        default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
+    )
     train: Literal["lora", "full"] = Field(default="lora", description="Train an adapter, or all weights.")
     adapter: AdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
 

@@ -74,7 +74,7 @@ def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) 
     """
     columns = min(3, len(dimensions))
     lines = -(-len(dimensions) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.0 * lines + 0.4), layout="constrained")
+    figure = Figure(figsize=(3.6 * columns, 2.6 * lines + 0.3), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     scorers = list(dict.fromkeys(row.scorer for row in rows))
     for axes, dimension in zip(grid, dimensions, strict=False):
@@ -83,7 +83,7 @@ def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) 
         axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_xscale("function", functions=(lambda s: s / (shift - (shift - 1) * s), lambda u: _shifted(u, shift)))
         axes.set_xlim(0, 1)
-        axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 0.98, 1])
+        axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 1])
         axes.set_xlabel("sigma (1 = noise)")
         _axes(axes, dimension)
     for axes in grid[len(dimensions) :]:

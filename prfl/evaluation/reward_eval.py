@@ -66,6 +66,15 @@ class HeldOut:
     labels: dict[str, Tensor]
     pairs: dict[str, Pairs]
 
+    def head(self, count: int) -> HeldOut:
+        """The first samples only, and the pairs among them (a manifest of pairs stays whole)."""
+        if not self.labels or count >= len(self.prompts):
+            return self
+        labels = {name: values[:count] for name, values in self.labels.items()}
+        prompts = self.prompts[:count]
+        pairs = {name: metrics.pairs_within(values, prompts) for name, values in labels.items()}
+        return HeldOut(self.get, prompts, labels, pairs)
+
 
 def held_out(dataset: LatentDataset | PairDataset) -> HeldOut:
     """A dataset as samples and pairs.  With several labels, ``all`` says whether every one of them is good."""

@@ -53,6 +53,14 @@ def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], te
             path.write_bytes(content)
 
 
+def kind_of(folder_or_hub: str | Path) -> str:
+    """``latent-reward`` or ``pixel-reward``: what a saved reward is.  Raises PrflError where there is none."""
+    path = _local(folder_or_hub, None) / CONFIG
+    if not path.is_file():
+        raise PrflError(f"no {CONFIG} in it", where=str(folder_or_hub), fix="give a saved reward")
+    return str(json.loads(path.read_text()).get("format", "")).removeprefix("prfl-")
+
+
 def read_reward(folder_or_hub: str | Path, kind: str, revision: str | None = None) -> tuple[dict, dict[str, Tensor]]:
     """The config and the tensors of a saved reward.  Raises PrflError when it is absent, broken or of another kind."""
     folder = _local(folder_or_hub, revision)

@@ -38,11 +38,13 @@ def average_gradients(parameters: Sequence[nn.Parameter], share: float, accelera
     share: this process's samples per call over the samples of the whole step; so an uneven split stays exact.
     Every parameter takes part on every process, with zeros where it got no gradient, so that the sums line up.
     """
+    if accelerator.num_processes == 1:
+        for gradient in gradients(parameters):
+            gradient.mul_(share)
+        return
     for parameter in parameters:
-        if parameter.grad is None and accelerator.num_processes > 1:
-            parameter.grad = torch.zeros_like(parameter)
-        if parameter.grad is not None:
-            parameter.grad = accelerator.reduce(parameter.grad * share, reduction="sum")
+        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = accelerator.reduce(own * share, reduction="sum")
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:

@@ -70,10 +70,7 @@ def vae_loss(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
 def train_vae(folder: Path) -> None:
     """Single frames first, then clips: trained on video at once it settles on 'all background'."""
     torch.manual_seed(SEED)
-    vae = new_vae()
-    for module in vae.modules():  # 1.4 times faster on a CPU than the default layout
-        if isinstance(module, torch.nn.Conv3d):
-            module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
+    vae = vae_codec.channels_last(new_vae())
     captions = [a.caption for a in world.all_attributes()]
     index = 0
     for frames, batch, steps, learning_rate in VAE_PHASES:
