@@ -99,7 +99,8 @@ def train_reward(
 
     def finish(step: int) -> dict[str, float]:
         if validation is not None:
-            rows = measure_reward(config, model, {"reward": reward}, validation, clips, run.path / "reward_eval.json")
+            path = run.path / "reward_eval.json"  # one draw, no ties: `prfl eval` takes its time
+            rows = measure_reward(config, model, {"reward": reward}, validation, None, path, noise_draws=1)
             accuracy = reward_eval.accuracy_by_bin(rows, "reward")
             reward.card = card(config, accuracy)
             reward.calibrate(clean_logits(reward, model, validation))
@@ -119,6 +120,7 @@ def measure_reward(
     data: build.Dataset,
     train: build.Dataset | None,
     path: Path,
+    noise_draws: int = 3,
     **facts: str,
 ) -> list[reward_eval.Row]:
     """Every noise level, several rewards side by side: tables on the console, rows and a plot to ``path``.
@@ -131,7 +133,7 @@ def measure_reward(
         reward_eval.held_out(data),
         reward_eval.levels(sigmas[:: max(1, config.rollout.steps // 10)]),
         train=None if train is None else reward_eval.held_out(train).head(256),
-        noise_draws=2,
+        noise_draws=noise_draws,
         progress=progress("measuring the reward at every noise level"),
     )
     reward_eval.save_rows(path, rows, run=str(config.run), **facts)
