@@ -114,6 +114,23 @@ def test_eval_measures_a_saved_head(project: Path, capsys: pytest.CaptureFixture
     assert {row["level"]["kind"] for row in rows} == {"bin", "point", "sampler"}
 
 
+def test_eval_compares_rewards_on_other_clips(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """A latent and a pixel reward side by side, on a manifest that neither was trained on."""
+    assert cli.main(["train", "reward.yaml"]) == cli.main(["train", "pixel.yaml"]) == 0
+    other = Path("other")
+    rows = []
+    for index in range(4):
+        path = other / f"{index}.mp4"
+        write_video(path, torch.full((3, 5, 16, 16), 0.2 * index - 0.4), 8)
+        rows.append(LabelledVideo(path, "a yellow circle", {"light": float(index > 1), "calm": 1.0}))
+    write_manifest(other / "manifest.jsonl", rows)
+    heads = ["--head", "latent=runs/reward/reward", "--head", "pixel=runs/pixel/reward"]
+    assert cli.main(["eval", "reward.yaml", *heads, "--manifest", "other/manifest.jsonl"]) == 0, capsys.readouterr().err
+    rows = json.loads(Path("runs/reward/reward_eval-other.json").read_text())["rows"]
+    assert {row["scorer"] for row in rows} == {"latent", "pixel"}
+    assert Path("runs/reward/reward_eval-other.png").is_file()
+
+
 def test_full_fine_tuning_saves_a_transformer_for_diffusers(project: Path, tiny_pipeline_folder: Path) -> None:
     from diffusers import WanTransformer3DModel
 

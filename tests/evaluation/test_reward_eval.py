@@ -112,6 +112,17 @@ def test_ties_are_calibrated_on_the_training_samples():
     assert 0 < row.threshold < 2.5
 
 
+def test_the_head_of_the_samples_has_their_pairs_only():
+    data = held_out(dataset())
+    some = data.head(9)  # one prompt of six samples, and half of the next
+    whole = held_out(dataset(prompts=2))
+    assert some.prompts == data.prompts[:9]
+    for name, pairs in some.pairs.items():
+        assert pairs.first.max() < 9 and pairs.second.max() < 9
+        assert len(pairs) == 15 + 3 < len(whole.pairs[name])
+    assert data.head(10**6) is data
+
+
 def test_preference_pairs_are_scored_without_labels():
     latents = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
     conditions = {name: Condition(torch.ones(1, 1, 4), torch.tensor([1])) for name in ("", "p", "q")}
