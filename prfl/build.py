@@ -232,10 +232,10 @@ def new_reward(config: Config, model: WanBackbone) -> Reward:
 def trained_reward(config: Config, model: WanBackbone) -> Reward:
     """The reward at ``reward.path``, frozen."""
     assert config.reward is not None and config.reward.path is not None
-    path = shapes.reward_folder(config.reward.space) if config.reward.path == "shapes" else config.reward.path
-    reward = load_reward(path, model)
+    reward = load_reward(config.reward.path, model)
     if reward.space != config.reward.space:
-        raise PrflError(f"the reward at {path} is a {reward.space} one", where="reward.space", fix=reward.space)
+        what = f"the reward at {config.reward.path} is a {reward.space} one"
+        raise PrflError(what, where="reward.space", fix=f"space: {reward.space}")
     return reward
 
 

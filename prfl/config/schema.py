@@ -115,7 +115,7 @@ class RewardBase(Section):
     """What both spaces have in common."""
 
     space: str = Field(description="What is scored.")
-    path: str | None = Field(default=None, description="Trained reward: folder, hub id, or 'shapes' for the package's.")
+    path: str | None = Field(default=None, description="Trained reward: a folder or a hub id.")
     weights: dict[str, float] | None = Field(
         default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
     )

@@ -145,7 +145,7 @@ class Log:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def show(self, step: int, means: Mapping[str, float]) -> None:
-        shown = {k: v for k, v in means.items() if not k.startswith("seconds/") or k == "seconds/step"}
+        shown = {k: v for k, v in means.items() if "/" not in k or k == "seconds/step"}  # the rest is in metrics.jsonl
         if self.progress:
             self.progress.update(self.task, numbers=line(shown))
         else:

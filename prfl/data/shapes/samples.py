@@ -26,11 +26,6 @@ def model_folder() -> Path:
     return Path(__file__).parent / "model"
 
 
-def reward_folder(space: str) -> Path:
-    """The trained reward of that space (``latent`` or ``pixel``) that ships with the package."""
-    return Path(__file__).parent / f"reward-{space}"
-
-
 def mixture(folder: Path, captions: Sequence[str], count: int, seed: int, wrong: float, unsteady: float) -> Path:
     """Rendered clips with a share of flaws (both 0: curated clips); returns the manifest."""
     manifest = folder / "manifest.jsonl"
