@@ -28,6 +28,8 @@ from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
 from prfl.training import train as run_training
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=140)  # a file takes 80 columns otherwise, and the tables lose their first one
 
 
 def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
