@@ -124,7 +124,7 @@ def chain(config: Config, model: WanBackbone) -> Coefficients:
     return euler(chain_sigmas(config.rollout.steps, shift(config, model)))
 
 
-def sampling(config: Config, *, guidance_scale: float | None = None) -> SamplingSettings:
+def sampling(config: Config) -> SamplingSettings:
     """How videos are drawn for evaluation."""
     own = config.evaluation
     return SamplingSettings(
@@ -133,7 +133,7 @@ def sampling(config: Config, *, guidance_scale: float | None = None) -> Sampling
         width=config.data.width,
         steps=own.steps or config.rollout.steps,
         shift=config.rollout.shift,
-        guidance_scale=own.guidance_scale if guidance_scale is None else guidance_scale,
+        guidance_scale=own.guidance_scale,
         batch=own.batch,
         seed=own.seed,
     )
