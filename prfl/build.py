@@ -158,7 +158,8 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         def draw(some: list[str], indices: list[int]) -> torch.Tensor:
             return decode_all(model, sample(model, some, indices, settings), generator.batch)
 
-        name = f"samples-{model.describe()['transformer_fingerprint']}-{_key(generator)}"
+        made_by = model.describe()  # another transformer or another VAE makes other videos
+        name = f"samples-{made_by['transformer_fingerprint']}-{made_by['vae_fingerprint']}-{_key(generator)}"
         splits = {split: some for split, some in known.items() if split != "test"}
         return shapes.labelled(data.cache / name, splits, generator.per_prompt, draw, generator.batch, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
