@@ -33,7 +33,7 @@ from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import world
-from prfl.data.shapes.untrained import untrained_folder
+from prfl.data.shapes.untrained import RECIPES, untrained_folder
 from prfl.errors import PrflError
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
@@ -69,11 +69,11 @@ def device(config: BackboneConfig) -> torch.device:
 def backbone(config: Config) -> WanBackbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     own = config.backbone
-    folder = {
-        "shapes": shapes.model_folder,
-        "shapes-untrained": lambda: untrained_folder(config.data.cache / own.model),
-    }
-    place = folder[own.model]() if own.model in folder else own.model
+    place: str | Path = own.model
+    if own.model == "shapes":
+        place = shapes.model_folder()
+    elif own.model in RECIPES:
+        place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
     model = load_backbone(place, getattr(torch, own.dtype), device(own), own.revision)
     model.checkpointing = own.checkpointing
     if own.adapter:
