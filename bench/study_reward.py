@@ -106,14 +106,14 @@ def measure(domain: str, heads: list[str], out: Path) -> None:
 
 def study(with_ceiling: bool) -> dict:
     with studies.pool() as pool:
-        for domain in DOMAINS:
-            if not (RUNS / f"test-{domain}/manifest.jsonl").exists():
-                studies.run([__file__, "--draw", domain], RUNS / f"draw-{domain}.txt")
         trained("frozen", 0)  # alone: it draws the labels that the others share
         jobs = {(name, seed): pool.submit(trained, name, seed) for seed in studies.SEEDS for name in HEADS}
         folders = {key: job.result().name for key, job in jobs.items()}
         if with_ceiling:
             folders["ceiling", 0] = ceiling().name
+        for domain in DOMAINS:
+            if not (RUNS / f"test-{domain}/manifest.jsonl").exists():
+                studies.run([__file__, "--draw", domain], RUNS / f"draw-{domain}.txt")
 
         def measured(domain: str, name: str) -> dict:
             heads = [folder for (n, _), folder in folders.items() if n == name]

@@ -5,7 +5,8 @@
 
 1. Seconds per step and memory of each method; the seconds become a number of steps.
 2. Each method's settings are tried with seed 0 for that time and compared on validation prompts.
-3. The best setting of each runs with three seeds; base and policy are drawn on the test prompts from the same noise.
+3. The best setting of each runs with three seeds; base and policies are drawn on the test prompts from the same noise,
+   without guidance and at the scale that is best for the base on validation prompts.
 4. A run that is meant to hack the reward, and the same with one regulariser each.
 """
 
@@ -46,12 +47,14 @@ def rates(*values: float) -> tuple[tuple[str, ...], ...]:
     return tuple((f"training.learning_rate={value}",) for value in values)
 
 
+MIXTURE = "data.generator={name: shapes_mixture, count: 6144}"  # all that the base was trained on
 CURATED = "data.generator={name: shapes_curated, count: 2048}"
+LATENT, PIXEL = (f"reward.path={REWARDS}/{name}-0/reward" for name in ("frozen", "pixel"))
 METHODS = {
-    "sft": Method("configs/tiny/sft.yaml", rates(5e-5, 2e-4, 8e-4)),
+    "sft": Method("configs/tiny/sft.yaml", rates(5e-5, 2e-4, 8e-4), (MIXTURE,)),
     "sft, curated clips": Method("configs/tiny/sft.yaml", rates(2e-4, 5e-4, 1e-3), (CURATED,)),
-    "prfl": Method("configs/tiny/prfl.yaml", rates(2e-4, 5e-4, 1e-3), (f"reward.path={REWARDS}/frozen-0/reward",)),
-    "vader": Method("configs/tiny/vader.yaml", rates(2e-4, 5e-4, 1e-3), (f"reward.path={REWARDS}/pixel-0/reward",)),
+    "prfl": Method("configs/tiny/prfl.yaml", rates(2e-4, 5e-4, 1e-3), (MIXTURE, LATENT)),
+    "vader": Method("configs/tiny/vader.yaml", rates(2e-4, 5e-4, 1e-3), (MIXTURE, PIXEL)),
 }
 HACK = {  # what is meant to hack, and the same with one regulariser each
     "hack": ("objective.sft=null", "data.generator=null"),
@@ -70,8 +73,8 @@ def slug(text: str) -> str:
 
 def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path) -> None:
     """Samples of a run's policy, or of the base where it has none, scored by the oracle and the latent reward."""
-    overrides = [f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}", "evaluation.judge=shapes"]
-    config = load_config(config_file, overrides)
+    overrides = [f"run={out.parent}", f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}"]
+    config = load_config(config_file, [*overrides, "evaluation.judge=shapes"])
     model = build.backbone(config)
     trained = (config.run / "policy.safetensors").exists()
     if trained:
@@ -162,12 +165,7 @@ def study(seconds: float) -> dict:
 
         def final(name: str, seed: int) -> dict:
             overrides = [*METHODS[name].always, *best[name], *QUIET, f"training.steps={steps[name]}", f"seed={seed}"]
-            return measured(
-                studies.train(RUNS / f"final-{slug(name)}-{seed}", METHODS[name].config, overrides), "test", seed
-            )
-
-        def base(scale: float, seed: int) -> dict:
-            return measured(base_folder(), "test", seed, scale, METHODS["sft"].config)
+            return studies.train(RUNS / f"final-{slug(name)}-{seed}", METHODS[name].config, overrides)
 
         def hack(name: str) -> list[dict]:
             length = 2 * steps["prfl"]
@@ -177,13 +175,21 @@ def study(seconds: float) -> dict:
             folder = studies.train(RUNS / slug(name), METHODS["prfl"].config, overrides)
             return studies.records(folder, "judge/all")
 
-        generators = {
-            "base": [pool.submit(base, 1.0, seed) for seed in studies.SEEDS],
-            f"base, guidance {best_scale:g}": [pool.submit(base, best_scale, seed) for seed in studies.SEEDS],
-            **{name: [pool.submit(final, name, seed) for seed in studies.SEEDS] for name in METHODS},
-        }
+        def generator(name: str, scale: float, seed: int) -> dict:
+            if name == "base":
+                return measured(base_folder(), "test", seed, scale, METHODS["sft"].config)
+            return measured(final(name, seed), "test", seed, scale)
+
+        finals = [pool.submit(final, name, seed) for name in METHODS for seed in studies.SEEDS]
         hacks = {name: pool.submit(hack, name) for name in HACK}
-        found = {name: [each.result() for each in some] for name, some in generators.items()}
+        for each in finals:  # the training comes first: two threads must not train one run twice
+            each.result()
+        rows = {
+            (name, scale): [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
+            for name in ("base", *METHODS)
+            for scale in (1.0, best_scale)
+        }
+        found = {key: [each.result() for each in some] for key, some in rows.items()}
         return {
             "seconds": seconds,
             "cost": {
@@ -196,7 +202,7 @@ def study(seconds: float) -> dict:
             ],
             "guidance on validation": guidance,
             "chosen": {name: list(setting) for name, setting in best.items()},
-            "rows": [row(name, found, f"base, guidance {best_scale:g}") for name in found],
+            "rows": [row(key, found) for key in found],
             "hack": {name: each.result() for name, each in hacks.items()},
         }
 
@@ -207,24 +213,27 @@ def base_folder() -> Path:
     return folder
 
 
-def row(name: str, found: dict[str, list[dict]], guided: str) -> dict:
+def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> dict:
     """Means over seeds and paired differences (same prompt, same noise); intervals over prompts."""
-    runs = found[name]
+    runs = found[key]
     prompts = [prompt for run in runs for prompt in run["prompts"]]
 
-    def column(which: str, key: str) -> torch.Tensor:
-        return torch.tensor([value for run in found[which] for value in run["scores"][key]])
+    def column(which: tuple[str, float], score: str) -> torch.Tensor:
+        return torch.tensor([value for run in found[which] for value in run["scores"][score]])
 
-    result: dict = {"generator": name, "seeds": len(runs), "samples": len(prompts)}
-    result["mean"] = {key: vars(mean_interval(column(name, key), prompts)) for key in runs[0]["scores"]}
+    result: dict = {"generator": key[0], "guidance": key[1], "seeds": len(runs), "samples": len(prompts)}
+    result["mean"] = {score: vars(mean_interval(column(key, score), prompts)) for score in runs[0]["scores"]}
     result["diversity"] = vars(
         diversity_interval({p: statistics.mean(run["spread"][p] for run in runs) for p in runs[0]["spread"]})
     )
-    result["per seed"] = [mean(run) for run in runs]
-    for other in ("base", guided, "sft", "vader"):
-        if other != name:
-            between = difference_interval(column(name, "judge/all"), column(other, "judge/all"), prompts)
-            result[f"judge/all less that of {other}"] = vars(between)
+    result["right per seed"] = [mean(run) for run in runs]
+    result["right, less that of"] = {
+        f"{other[0]}, guidance {other[1]:g}": vars(
+            difference_interval(column(key, "judge/all"), column(other, "judge/all"), prompts)
+        )
+        for other in found
+        if other != key
+    }
     return result
 
 
