@@ -3,7 +3,7 @@
     prfl train configs/tiny/second.yaml          first: the generator whose samples are out of domain
     python bench/study_reward.py [--out bench/results/reward.json]
 
-1. Each reward is trained with three seeds from the same labels (2,112 samples of 88 training prompts).
+1. Each reward is trained with three seeds from the same labels (6,336 samples of 88 training prompts).
 2. Fresh samples of the 32 test prompts, of the base and of the second model (other VAE, other seed, other width;
    written as video, read and encoded again), are labelled by the oracle; every reward ranks them at every noise level.
 """
@@ -36,10 +36,10 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mean pooling": (CONFIG, ("reward.head.pooling=mean",)),
     "pixel": ("configs/tiny/pixel_reward.yaml", ()),
 }
-LABELS = "data.generator.per_prompt=24"
+LABELS = ["data.generator.per_prompt=72", "training.steps=800"]
 # As wide an adapter as the layers are, so the blocks can become anything; ten times the labels.
 CEILING = (
-    CONFIG, (f"reward.head.adapter={WHOLE}", "data.generator.per_prompt=240", "training.steps=3000",
+    CONFIG, (f"reward.head.adapter={WHOLE}", "data.generator.per_prompt=720", "training.steps=6000",
              "training.learning_rate=5e-4"),
 )  # fmt: skip
 DOMAINS = ("base", "second")
@@ -48,7 +48,7 @@ DOMAINS = ("base", "second")
 def trained(name: str, seed: int) -> Path:
     config, overrides = HEADS[name]
     folder = RUNS / f"{name.replace(' ', '-')}-{seed}"
-    return studies.train(folder, config, [LABELS, *overrides, f"seed={seed}"])
+    return studies.train(folder, config, [*LABELS, *overrides, f"seed={seed}"])
 
 
 def ceiling() -> Path:
@@ -125,7 +125,7 @@ def study(with_ceiling: bool) -> dict:
         names = list(dict.fromkeys(name for name, _ in folders))
         tables = {(d, name): pool.submit(measured, d, name) for d in DOMAINS for name in names}
         return {
-            "labels": {"train": 88 * 24, "test": 32 * PER_PROMPT, "share all right": shares()},
+            "labels": {"train": 88 * 72, "test": 32 * PER_PROMPT, "share all right": shares()},
             "accuracy": [
                 row for (domain, name), table in tables.items() for row in summary(domain, name, table.result()["rows"])
             ],
@@ -163,7 +163,7 @@ def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/reward.json"))
-    parser.add_argument("--ceiling", action="store_true", help="train it too: 26,880 labels, an hour on two cores")
+    parser.add_argument("--ceiling", action="store_true", help="train it too: 80,640 labels, hours on two cores")
     parser.add_argument("--draw", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
