@@ -242,6 +242,8 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
 
 def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
+    if path == "shapes":
+        path = shapes.reward_folder()
     if kind_of(path) == pixel.KIND:
         return PixelReward.from_pretrained(path, device=model.device)
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)
