@@ -7,7 +7,7 @@
 2. Each method's settings are tried with seed 0 for that time and compared on validation prompts.
 3. The best setting of each runs with three seeds; base and policies are drawn on the test prompts from the same noise,
    without guidance and at the scale that is best for the base on validation prompts.
-4. A run that is meant to hack the reward, and the same with one regulariser each.
+4. With --hack STEPS, to its own file: a run that is meant to hack the reward, and the same with one regulariser each.
 """
 
 from __future__ import annotations
@@ -167,21 +167,12 @@ def study(seconds: float) -> dict:
             overrides = [*METHODS[name].always, *best[name], *QUIET, f"training.steps={steps[name]}", f"seed={seed}"]
             return studies.train(RUNS / f"final-{slug(name)}-{seed}", METHODS[name].config, overrides)
 
-        def hack(name: str) -> list[dict]:
-            length = 2 * steps["prfl"]
-            watch = [f"evaluation.every={max(1, length // 10)}", "evaluation.prompts_per_round=24",
-                     "evaluation.samples_per_prompt=4", "evaluation.final_samples=0"]  # fmt: skip
-            overrides = [*METHODS["prfl"].always, *HACK[name], HACK_RATE, *watch, f"training.steps={length}"]
-            folder = studies.train(RUNS / slug(name), METHODS["prfl"].config, overrides)
-            return studies.records(folder, "judge/all")
-
         def generator(name: str, scale: float, seed: int) -> dict:
             if name == "base":
                 return measured(base_folder(), "test", seed, scale, METHODS["sft"].config)
             return measured(final(name, seed), "test", seed, scale)
 
         finals = [pool.submit(final, name, seed) for name in METHODS for seed in studies.SEEDS]
-        hacks = {name: pool.submit(hack, name) for name in HACK}
         for each in finals:  # the training comes first: two threads must not train one run twice
             each.result()
         rows = {
@@ -203,8 +194,21 @@ def study(seconds: float) -> dict:
             "guidance on validation": guidance,
             "chosen": {name: list(setting) for name, setting in best.items()},
             "rows": [row(key, found) for key in found],
-            "hack": {name: each.result() for name, each in hacks.items()},
         }
+
+
+def hacking(steps: int) -> dict:
+    """PRFL at a high rate for a long time: what oracle and trained reward do, with no regulariser and with each."""
+    watch = [f"evaluation.every={steps // 5}", "evaluation.prompts_per_round=24", "evaluation.samples_per_prompt=4"]
+
+    def hack(name: str) -> list[dict]:
+        always = [*METHODS["prfl"].always, *HACK[name], HACK_RATE, *watch, "evaluation.final_samples=0"]
+        folder = studies.train(RUNS / slug(name), METHODS["prfl"].config, [*always, f"training.steps={steps}"])
+        return studies.records(folder, "judge/all")
+
+    with studies.pool() as pool:
+        curves = {name: pool.submit(hack, name) for name in HACK}
+        return {"steps": steps, "curves": {name: curve.result() for name, curve in curves.items()}}
 
 
 def base_folder() -> Path:
@@ -240,7 +244,8 @@ def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=180, help="training time of every run")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/spine.json"))
+    parser.add_argument("--hack", type=int, metavar="STEPS", help="only the runs that are meant to hack the reward")
+    parser.add_argument("--out", type=Path, help="default: bench/results/spine.json, or hacking.json beside it")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -250,8 +255,10 @@ def main() -> None:
     elif options.memory:
         config, out, *overrides = options.memory
         memory(config, overrides, Path(out))
+    elif options.hack:
+        studies.write(options.out or Path("bench/results/hacking.json"), hacking(options.hack))
     else:
-        studies.write(options.out, study(options.seconds))
+        studies.write(options.out or Path("bench/results/spine.json"), study(options.seconds))
 
 
 if __name__ == "__main__":
