@@ -30,7 +30,7 @@ from prfl.evaluation.metrics import difference_interval, diversity_interval, mea
 RUNS = Path("runs/study-spine")
 REWARDS = Path("runs/study-reward")
 SAMPLES = 8  # of each prompt: 192 of 24 validation prompts, 256 of 32 test prompts
-GUIDANCE = (1.5, 2.0, 3.0, 4.0)
+GUIDANCE = (1.5, 2.0, 3.0)
 QUIET = ["evaluation.every=0", "evaluation.final_samples=0"]
 
 
@@ -51,10 +51,10 @@ MIXTURE = "data.generator={name: shapes_mixture, count: 6144}"  # all that the b
 CURATED = "data.generator={name: shapes_curated, count: 2048}"
 LATENT, PIXEL = (f"reward.path={REWARDS}/{name}-0/reward" for name in ("frozen", "pixel"))
 METHODS = {
-    "sft": Method("configs/tiny/sft.yaml", rates(5e-5, 2e-4, 8e-4), (MIXTURE,)),
-    "sft, curated clips": Method("configs/tiny/sft.yaml", rates(2e-4, 5e-4, 1e-3), (CURATED,)),
-    "prfl": Method("configs/tiny/prfl.yaml", rates(2e-4, 5e-4, 1e-3), (MIXTURE, LATENT)),
-    "vader": Method("configs/tiny/vader.yaml", rates(2e-4, 5e-4, 1e-3), (MIXTURE, PIXEL)),
+    "sft": Method("configs/tiny/sft.yaml", rates(1e-4, 5e-4), (MIXTURE,)),
+    "sft, curated clips": Method("configs/tiny/sft.yaml", rates(3e-4, 1e-3), (CURATED,)),
+    "prfl": Method("configs/tiny/prfl.yaml", rates(3e-4, 1e-3), (MIXTURE, LATENT)),
+    "vader": Method("configs/tiny/vader.yaml", rates(3e-4, 1e-3), (MIXTURE, PIXEL)),
 }
 HACK = {  # what is meant to hack, and the same with one regulariser each
     "hack": ("objective.sft=null", "data.generator=null"),
