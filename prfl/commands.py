@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -101,8 +101,9 @@ def train_reward(
 
     def finish(step: int) -> dict[str, float]:
         if validation is not None:
-            path = run.path / "reward_eval.json"  # one draw, no ties: `prfl eval` takes its time
-            rows = measure_reward(config, model, {"reward": reward}, validation, None, path, noise_draws=1)
+            # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
+            bins, path = [level for level in reward_eval.levels() if level.kind == "bin"], run.path / "reward_eval.json"
+            rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
             accuracy = reward_eval.accuracy_by_bin(rows, "reward")
             reward.card = card(config, accuracy)
             reward.calibrate(clean_logits(reward, model, validation))
@@ -117,23 +118,23 @@ def train_reward(
 
 def measure_reward(
     config: Config,
-    model: WanBackbone,
     rewards: Mapping[str, build.Reward],
+    model: WanBackbone,
     data: build.Dataset,
     train: build.Dataset | None,
     path: Path,
+    at: Sequence[reward_eval.Level],
     noise_draws: int = 3,
     **facts: str,
 ) -> list[reward_eval.Row]:
-    """Every noise level, several rewards side by side: tables on the console, rows and a plot to ``path``.
+    """Several rewards side by side at some noise levels: tables on the console, rows and a plot to ``path``.
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
-    sigmas = chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist()
     rows = reward_eval.evaluate(
         {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
         reward_eval.held_out(data),
-        reward_eval.levels(sigmas[:: max(1, config.rollout.steps // 10)]),
+        at,
         train=None if train is None else reward_eval.held_out(train).head(256),
         noise_draws=noise_draws,
         progress=progress("measuring the reward at every noise level"),
@@ -296,7 +297,9 @@ def evaluate(config: Config | None, *, heads: Mapping[str, Path] | None = None, 
     if held is None:
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
     name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
-    measure_reward(config, model, rewards, held, train, config.run / name, clips=str(path))
+    sigmas = chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist()
+    at = reward_eval.levels(sigmas[:: max(1, config.rollout.steps // 10)])
+    measure_reward(config, rewards, model, held, train, config.run / name, at, clips=str(path))
     console.print(f"report: {write_report(config.run)}", markup=False)
 
 
