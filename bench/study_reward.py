@@ -36,7 +36,7 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mean pooling": (CONFIG, ("reward.head.pooling=mean",)),
     "pixel": ("configs/tiny/pixel_reward.yaml", ()),
 }
-LABELS = ["data.generator.per_prompt=72", "training.steps=800"]
+LABELS = ["data.generator.per_prompt=72", "training.steps=800", "evaluation.every=0"]
 # As wide an adapter as the layers are, so the blocks can become anything; ten times the labels.
 CEILING = (
     CONFIG, (f"reward.head.adapter={WHOLE}", "data.generator.per_prompt=720", "training.steps=6000",
