@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -33,6 +37,34 @@ def check_same_parameters(objective: dict[str, nn.Parameter], regulariser: dict[
             where="training.regulariser",
             fix="give both the same adapter of the same backbone",
         )
+
+
+def check_same_on_ranks(parameters: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Every process must hold the same weights bit for bit, or each trains a model of its own.
+
+    Call it on every process: each gathers all digests and so raises the same PrflError, and none waits for another.
+    """
+    if accelerator.num_processes == 1:
+        return
+    ranks: list[dict[str, str]] = gather_object([{name: digest(value) for name, value in parameters.items()}])
+    for rank, other in enumerate(ranks):
+        differ = [name for name in {**ranks[0], **other} if ranks[0].get(name) != other.get(name)]
+        if differ:
+            raise PrflError(
+                f"the processes do not train the same weights: {differ[0]} and {len(differ) - 1} more differ between "
+                f"process 0 and process {rank}",
+                where="training",
+                fix="start every process with the same config, seed and package versions, and resume all of them from "
+                "the same checkpoint",
+            )
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's shape, dtype and bytes."""
+    plain = tensor.detach().to("cpu").contiguous()
+    named = hashlib.sha256(f"{tuple(plain.shape)}{plain.dtype}".encode())
+    named.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return named.hexdigest()
 
 
 def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> None:

@@ -125,6 +125,7 @@ def prepare(trainer: Trainer, resume: str, identity: dict[str, Any]) -> tuple[Tr
     path = find_checkpoint(trainer.run.checkpoints, resume)
     if path:
         load_checkpoint(path, state)
+    guards.check_same_on_ranks(parameters, trainer.accelerator)
     if trainer.accelerator.is_main_process:
         drop_metrics_after(trainer.run.metrics, state.step)
     return state, path
@@ -140,6 +141,7 @@ def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: L
 
 
 def save(trainer: Trainer, state: TrainState) -> Path:
+    guards.check_same_on_ranks(state.parameters, trainer.accelerator)
     if trainer.accelerator.is_main_process:
         save_checkpoint(trainer.run.checkpoints, state, trainer.settings.keep)
     trainer.accelerator.wait_for_everyone()
