@@ -51,7 +51,7 @@ def settings(**changes) -> TrainingConfig:
 
 
 def go(tmp_path, objective, name="run", resume="auto", hooks=(), regulariser=None, identity=None, **changes):
-    run = RunFolder.create(tmp_path / name)
+    run = RunFolder(tmp_path / name)
     accelerator = make_accelerator(run, "cpu", trackers=changes.get("trackers", []))
     return train(
         objective, settings(**changes), run, accelerator=accelerator, resume=resume, hooks=hooks,
@@ -84,7 +84,7 @@ def test_the_comparison_can_fail(tmp_path, left_out, monkeypatch):
     if left_out == "optimizer":
         monkeypatch.setattr("prfl.training.checkpoint.load_optimizer", lambda *_: None)
     else:
-        monkeypatch.setattr("prfl.training.loop.seed_dropout", lambda *_: None)
+        monkeypatch.setattr("prfl.training.loop.seed_generators", lambda *_: None)
     go(tmp_path, Line(dropout=0.5), "straight")
     go(tmp_path, Line(dropout=0.5), "broken", steps=3)
     go(tmp_path, Line(dropout=0.5), "broken")
