@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -391,8 +392,13 @@ def _(bench):
 
 @fault("weights that are not finite", "are not finite after step 1; they are not saved", leaves=("runs/new",))
 def _(bench):
-    wild = ["training.learning_rate=3e38", "training.weight_decay=1", "training.betas=[0.0, 0.99]"]
-    message = bench.cli("train", "sft.yaml", "run=runs/new", *wild)
+    def wild(optimizer, rate):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.data.fill_(math.inf)
+
+    bench.patch.setattr("prfl.training.loop.apply", wild)
+    message = bench.cli("train", "sft.yaml", "run=runs/new")
     assert not Path("runs/new/checkpoints").exists()
     return message
 
@@ -459,7 +465,7 @@ def _(bench):
     return bench.cli("train", "prfl.yaml")
 
 
-@fault("a head for another frame rate", "prfl.yaml: data.fps: 16, but", "with 8", "fps: 8, or train")
+@fault("a head for another frame rate", "prfl.yaml: data.fps: 16, but", "with 8", "data.fps: 8, or train")
 def _(bench):
     return bench.cli("train", "prfl.yaml", "data.fps=16")
 
@@ -574,6 +580,26 @@ def _(bench):
     data[6:10] = b"\xff\xff\xff\xff"
     Path("clips/0.gif").write_bytes(bytes(data))
     bench.rows(lambda rows: rows[0].update(video="clips/0.gif"))
+    return bench.cli("train", "reward.yaml")
+
+
+def patch_header(box: bytes, offset: int, *numbers: int) -> None:
+    """Overwrite big-endian 32-bit numbers in the first box of that name in clips/0.mp4."""
+    data = bytearray(Path("clips/0.mp4").read_bytes())
+    at = data.index(box) + offset
+    data[at : at + 4 * len(numbers)] = struct.pack(f">{len(numbers)}I", *numbers)
+    Path("clips/0.mp4").write_bytes(bytes(data))
+
+
+@fault("a header that claims a million pictures", "clips/0.mp4: holds no pictures", "mend or remove")
+def _(bench):
+    patch_header(b"stsz", 12, 1_000_000)
+    return bench.cli("train", "reward.yaml")
+
+
+@fault("a header that claims a shape beyond reason", "clips/0.mp4: claims that its pixels", "mend or remove")
+def _(bench):
+    patch_header(b"tkhd", 80, 0x86A00000, 0xFFFF0000)
     return bench.cli("train", "reward.yaml")
 
 
@@ -847,6 +873,7 @@ class Table:
 
 if __name__ == "__main__":
     table = Table()
-    code = pytest.main([__file__, "-q", "-k", "test_fault["], plugins=[table])
+    plain = ["-o", "addopts=--import-mode=importlib"]  # types are checked only where prfl is not imported yet
+    code = pytest.main([__file__, *plain, "-q", "-k", "test_fault["], plugins=[table])
     table.print()
     sys.exit(code)

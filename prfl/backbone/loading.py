@@ -29,9 +29,8 @@ class Source:
 
     def missing(self, part: str, error: Exception) -> PrflError:
         reason = str(error).strip().split("\n")[0]
-        return PrflError(
-            f"cannot load the {part}: {reason}", where=self.name, fix="give a diffusers pipeline folder or a hub id"
-        )
+        fix = "give a diffusers pipeline folder or a hub id, whose weights are whole safetensors files"
+        return PrflError(f"cannot load the {part}: {reason}", where=self.name, fix=fix)
 
     def config(self, kind: Any, subfolder: str | None = None) -> dict[str, Any]:
         try:

@@ -35,7 +35,7 @@ def _unread(section: Section, path: str, keys: list[str], reader: str) -> Iterat
     """Keys that were changed, and that nobody reads: a person who sets one believes that it does something."""
     for key in keys:
         if getattr(section, key) != type(section).model_fields[key].default:
-            yield f"{path}.{key}", f"{reader} does not read it"
+            yield f"{path}.{key}", f"{reader} does not read it; remove it"
 
 
 def _data(config: Config) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,7 @@ def kind_of(folder_or_hub: str | Path) -> str:
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
     """What makes a saved reward this one: the hash of its weights, and its normalisation."""
     config = _read_config(_local(folder_or_hub, None))
-    return {"weights": config.get("weights_sha256"), "normalisation": config.get("normalisation")}
+    return {"weights": str(config.get("weights_sha256"))[:16], "normalisation": config.get("normalisation")}
 
 
 def read_reward(folder_or_hub: str | Path, kind: str, revision: str | None = None) -> tuple[dict, dict[str, Tensor]]:
@@ -96,7 +96,7 @@ def describing(folder_or_hub: str | Path) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         if isinstance(error, PrflError):
             raise
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split("\n")[:2])
         what = f"the config and the weights do not describe one reward ({type(error).__name__}: {reason})"
         raise PrflError(what, where=str(folder_or_hub), fix=AGAIN) from error
 
@@ -154,7 +154,9 @@ def check_clip(card: RewardCard, clip: Mapping[str, int | float], reward: str) -
         if known is not None and not known[0] <= given <= known[1]:
             trained = f"{known[0]:g}" if known[0] == known[1] else f"{known[0]:g} to {known[1]:g}"
             what = f"{given:g}, but the reward at {reward} was trained on videos with {trained}"
-            raise PrflError(what, where=f"data.{name}", fix=f"{name}: {known[0]:g}, or train a reward for {given:g}")
+            raise PrflError(
+                what, where=f"data.{name}", fix=f"data.{name}: {known[0]:g}, or train a reward for {given:g}"
+            )
 
 
 def _short(value: object, limit: int = 60) -> str:
