@@ -1,38 +1,37 @@
 """The spine's study on the shapes world: SFT, PRFL and VADER from the same base and labels for the same wall time.
 
-    python bench/study_spine.py [--seconds 120] [--out bench/results/spine.json]
+    python bench/study_reward.py        first: it trains the two rewards
+    python bench/study_spine.py [--seconds 180] [--out bench/results/spine.json]
 
-1. Each method's settings are tried with seed 0 for the same time and compared on validation prompts.
-2. The best setting of each runs with three seeds; base and policy are drawn on the test prompts from the same noise.
-
-Runs go two at a time on one thread each; a run whose results are there is not run again, so a stopped study goes on.
-Seconds per step are measured beforehand, two at a time as well, and turned into a number of steps.
+1. Seconds per step and memory of each method; the seconds become a number of steps.
+2. Each method's settings are tried with seed 0 for that time and compared on validation prompts.
+3. The best setting of each runs with three seeds; base and policies are drawn on the test prompts from the same noise,
+   without guidance and at the scale that is best for the base on validation prompts.
+4. A run that is meant to hack the reward, and the same with one regulariser each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+import statistics
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
+import studies
 import torch
 
-from prfl.data.files import replacing
-from prfl.evaluation.metrics import difference_interval, mean_interval
+from prfl import build, commands
+from prfl.config import load_config
+from prfl.config.schema import SftConfig
+from prfl.evaluation import policy_eval
+from prfl.evaluation.metrics import difference_interval, diversity_interval, mean_interval
 
-RUNS = Path("runs/spine")
-SEEDS = (0, 1, 2)
-TEST_SAMPLES = 256  # 32 prompts, 8 each
-WATCH = ["evaluation.prompts_per_round=24", "evaluation.samples_per_prompt=8"]
-CURATED = "data.generator={name: shapes_curated, count: 2048}"
+RUNS = Path("runs/study-spine")
+REWARDS = Path("runs/study-reward")
+SAMPLES = 8  # of each prompt: 192 of 24 validation prompts, 256 of 32 test prompts
+GUIDANCE = (1.5, 2.0, 3.0, 4.0)
+QUIET = ["evaluation.every=0", "evaluation.final_samples=0"]
 
 
 @dataclass(frozen=True)
@@ -48,140 +47,211 @@ def rates(*values: float) -> tuple[tuple[str, ...], ...]:
     return tuple((f"training.learning_rate={value}",) for value in values)
 
 
+MIXTURE = "data.generator={name: shapes_mixture, count: 6144}"  # all that the base was trained on
+CURATED = "data.generator={name: shapes_curated, count: 2048}"
+LATENT, PIXEL = (f"reward.path={REWARDS}/{name}-0/reward" for name in ("frozen", "pixel"))
 METHODS = {
-    "sft": Method("configs/tiny/sft.yaml", rates(1e-4, 3e-4, 1e-3)),
-    "sft, curated clips": Method("configs/tiny/sft.yaml", rates(1e-4, 3e-4, 1e-3), (CURATED,)),
-    "prfl": Method("configs/tiny/prfl.yaml", rates(2e-4, 5e-4, 1e-3)),
-    "vader": Method("configs/tiny/vader.yaml", rates(2e-4, 5e-4, 1e-3)),
+    "sft": Method("configs/tiny/sft.yaml", rates(5e-5, 2e-4, 8e-4), (MIXTURE,)),
+    "sft, curated clips": Method("configs/tiny/sft.yaml", rates(2e-4, 5e-4, 1e-3), (CURATED,)),
+    "prfl": Method("configs/tiny/prfl.yaml", rates(2e-4, 5e-4, 1e-3), (MIXTURE, LATENT)),
+    "vader": Method("configs/tiny/vader.yaml", rates(2e-4, 5e-4, 1e-3), (MIXTURE, PIXEL)),
 }
-HACK = ("objective.sft=null", "data.generator=null", "training.learning_rate=2e-3")
-
-
-def train(name: str, config: str, overrides: list[str]) -> Path:
-    """One run of ``prfl train`` on one thread; its folder.  Skipped where it has finished."""
-    folder = RUNS / name
-    if (folder / "report.html").exists():
-        return folder
-    command = [sys.executable, "-m", "prfl.cli", "train", config, f"run={folder}", *overrides]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "console.txt", "a") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
-    print(f"[{time.strftime('%H:%M:%S')}] {name}", flush=True)
-    return folder
-
-
-def records(folder: Path, key: str) -> list[dict]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if key in record]
-
-
-def seconds_per_step(folder: Path) -> float:
-    """Median over the steps after the first three."""
-    return float(torch.tensor([record["seconds/step"] for record in records(folder, "seconds/step")][3:]).median())
+HACK = {  # what is meant to hack, and the same with one regulariser each
+    "hack": ("objective.sft=null", "data.generator=null"),
+    "hack + SFT": (),
+    "hack + distance": ("objective.sft=null", "data.generator=null", "objective.distance_weight=10"),
+}
+HACK_RATE = "training.learning_rate=2e-3"
 
 
 def slug(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text)
 
 
-def study(seconds: float) -> dict:
-    """Trials for the time per step, the sweep on validation prompts, and three seeds of the best on test prompts."""
-    with ThreadPoolExecutor(2) as pool:
-        quiet = ["evaluation.every=0", "evaluation.final_samples=0"]
-        trials = {
-            name: pool.submit(train, f"time-{slug(name)}", method.config, [*method.always, *quiet, "training.steps=12"])
-            for name, method in METHODS.items()
-        }
-        pace = {name: seconds_per_step(trial.result()) for name, trial in trials.items()}
-        steps = {name: max(10, round(seconds / each)) for name, each in pace.items()}
+# ------------------------------------------------------------------------------- one process each, called by the study
 
-        def sweep(name: str, setting: tuple[str, ...]) -> Path:
-            watch = [*WATCH, f"evaluation.every={steps[name]}", "evaluation.final_samples=0"]
-            overrides = [*METHODS[name].always, *setting, *watch, f"training.steps={steps[name]}"]
-            return train(f"sweep-{slug(name)}-{slug('-'.join(setting))}", METHODS[name].config, overrides)
+
+def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path) -> None:
+    """Samples of a run's policy, or of the base where it has none, scored by the oracle and the latent reward."""
+    overrides = [f"run={out.parent}", f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}"]
+    config = load_config(config_file, [*overrides, "evaluation.judge=shapes"])
+    model = build.backbone(config)
+    trained = (config.run / "policy.safetensors").exists()
+    if trained:
+        commands.load_policy(config, model)
+    reward = build.load_reward(REWARDS / "frozen-0/reward", model)
+    some = build.prompts(config.data.prompts)[split]
+    outcome = commands.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
+    rows = {"prompts": outcome.prompts, "spread": outcome.spread}
+    scores = {key: values.tolist() for key, values in outcome.scores.items()}
+    policy_eval.write_results(out.with_suffix(""), [outcome], config.data.fps)
+    out.write_text(json.dumps({**rows, "scores": scores}))
+
+
+def memory(config_file: str, overrides: list[str], out: Path) -> None:
+    """Bytes above the loaded baseline at the peak of a training step on the CPU, regulariser's step and all."""
+    config = load_config(config_file, overrides)
+    model = build.backbone(config)
+    clips = build.dataset(config, model, build.fill_cache(config, model, lambda items: items), "train")
+    if isinstance(config.objective, SftConfig):
+        objectives = [build.sft(config, model, clips)]
+    else:
+        objectives = [build.steering(config, model, build.trained_reward(config, model))]
+        extra = build.regulariser(config, model, clips)
+        objectives += [extra.objective] if extra else []
+    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak starts anew
+    before = status("VmRSS")
+    for objective in objectives:
+        objective.accumulate(0, list(range(config.training.batch)))
+    out.write_text(json.dumps(status("VmHWM") - before))
+
+
+def status(name: str) -> int:
+    """Bytes, from /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+# ------------------------------------------------------------------------------------------------------------ the study
+
+
+def measured(folder: Path, split: str, seed: int, guidance: float = 1.0, config: str | None = None) -> dict:
+    """What ``measure`` found, in its own process and only once."""
+    out = folder / f"{split}-{seed}-{guidance:g}.json"
+    if not out.exists():
+        script = [__file__, "--measure", config or str(folder / "config.yaml"), split, str(seed), str(guidance)]
+        studies.run([*script, str(out)], folder / "measure.txt")
+    return json.loads(out.read_text())
+
+
+def mean(found: dict, key: str = "judge/all") -> float:
+    return statistics.mean(found["scores"][key])
+
+
+def pace(name: str) -> tuple[float, int]:
+    """Median seconds per step after the first three, and peak bytes above the loaded baseline."""
+    method = METHODS[name]
+    overrides = [*method.always, *QUIET, "training.steps=15", "training.log_every=1"]
+    folder = studies.train(RUNS / f"pace-{slug(name)}", method.config, overrides)
+    seconds = statistics.median(r["seconds/step"] for r in studies.records(folder, "seconds/step")[3:])
+    out = folder / "memory.json"
+    if not out.exists():
+        studies.run([__file__, "--memory", method.config, str(out), *method.always], folder / "memory.txt")
+    return seconds, json.loads(out.read_text())
+
+
+def study(seconds: float) -> dict:
+    with studies.pool() as pool:
+        costs = dict(zip(METHODS, pool.map(pace, METHODS), strict=True))
+        steps = {name: max(10, round(seconds / each)) for name, (each, _) in costs.items()}
+
+        def sweep(name: str, setting: tuple[str, ...]) -> dict:
+            method = METHODS[name]
+            overrides = [*method.always, *setting, *QUIET, f"training.steps={steps[name]}"]
+            folder = RUNS / f"sweep-{slug(name)}-{slug('-'.join(setting))}"
+            return measured(studies.train(folder, method.config, overrides), "validation", 0)
+
+        def guided(scale: float) -> dict:
+            return measured(base_folder(), "validation", 0, scale, METHODS["sft"].config)
 
         swept = {
-            (name, setting): pool.submit(sweep, name, setting)
-            for name, method in METHODS.items()
-            for setting in method.settings
+            (name, setting): pool.submit(sweep, name, setting) for name, m in METHODS.items() for setting in m.settings
         }
-        validation = {key: records(run.result(), "judge/all")[-1]["judge/all"] for key, run in swept.items()}
-        best = {
-            name: max(method.settings, key=lambda s, name=name: validation[name, s]) for name, method in METHODS.items()
+        scales = {scale: pool.submit(guided, scale) for scale in (1.0, *GUIDANCE)}
+        validation = {key: mean(each.result()) for key, each in swept.items()}
+        guidance = {scale: mean(each.result()) for scale, each in scales.items()}
+        best_scale = max(GUIDANCE, key=lambda scale: guidance[scale])
+        best = {name: max(m.settings, key=lambda s, name=name: validation[name, s]) for name, m in METHODS.items()}
+
+        def final(name: str, seed: int) -> dict:
+            overrides = [*METHODS[name].always, *best[name], *QUIET, f"training.steps={steps[name]}", f"seed={seed}"]
+            return studies.train(RUNS / f"final-{slug(name)}-{seed}", METHODS[name].config, overrides)
+
+        def hack(name: str) -> list[dict]:
+            length = 2 * steps["prfl"]
+            watch = [f"evaluation.every={max(1, length // 10)}", "evaluation.prompts_per_round=24",
+                     "evaluation.samples_per_prompt=4", "evaluation.final_samples=0"]  # fmt: skip
+            overrides = [*METHODS["prfl"].always, *HACK[name], HACK_RATE, *watch, f"training.steps={length}"]
+            folder = studies.train(RUNS / slug(name), METHODS["prfl"].config, overrides)
+            return studies.records(folder, "judge/all")
+
+        def generator(name: str, scale: float, seed: int) -> dict:
+            if name == "base":
+                return measured(base_folder(), "test", seed, scale, METHODS["sft"].config)
+            return measured(final(name, seed), "test", seed, scale)
+
+        finals = [pool.submit(final, name, seed) for name in METHODS for seed in studies.SEEDS]
+        hacks = {name: pool.submit(hack, name) for name in HACK}
+        for each in finals:  # the training comes first: two threads must not train one run twice
+            each.result()
+        rows = {
+            (name, scale): [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
+            for name in ("base", *METHODS)
+            for scale in (1.0, best_scale)
+        }
+        found = {key: [each.result() for each in some] for key, some in rows.items()}
+        return {
+            "seconds": seconds,
+            "cost": {
+                name: {"seconds per step": s, "peak bytes above the loaded baseline": peak, "steps": steps[name]}
+                for name, (s, peak) in costs.items()
+            },
+            "sweep": [
+                {"method": n, "setting": list(s), "steps": steps[n], "validation": v}
+                for (n, s), v in validation.items()
+            ],
+            "guidance on validation": guidance,
+            "chosen": {name: list(setting) for name, setting in best.items()},
+            "rows": [row(key, found) for key in found],
+            "hack": {name: each.result() for name, each in hacks.items()},
         }
 
-        def final(name: str, seed: int) -> Path:
-            overrides = [*METHODS[name].always, *best[name], f"training.steps={steps[name]}", f"seed={seed}"]
-            overrides += ["evaluation.every=0", f"evaluation.final_samples={TEST_SAMPLES}"]
-            return train(f"final-{slug(name)}-{seed}", METHODS[name].config, overrides)
 
-        finals = {(name, seed): pool.submit(final, name, seed) for name in METHODS for seed in SEEDS}
-        hacked = pool.submit(
-            train,
-            "hack",
-            METHODS["prfl"].config,
-            [*HACK, f"training.steps={2 * steps['prfl']}", f"evaluation.final_samples={TEST_SAMPLES}",
-             f"evaluation.every={max(1, steps['prfl'] // 4)}"],
-        )  # fmt: skip
-        folders = {key: run.result() for key, run in finals.items()} | {("prfl, meant to hack", 0): hacked.result()}
-    sweeps = [
-        {"method": name, "setting": list(setting), "validation": value} for (name, setting), value in validation.items()
-    ]
-    return {
-        "seconds": seconds,
-        "seconds_per_step": pace,
-        "steps": steps,
-        "sweep": sweeps,
-        "chosen": {name: list(setting) for name, setting in best.items()},
-        "rows": rows(folders),
+def base_folder() -> Path:
+    folder = RUNS / "base"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> dict:
+    """Means over seeds and paired differences (same prompt, same noise); intervals over prompts."""
+    runs = found[key]
+    prompts = [prompt for run in runs for prompt in run["prompts"]]
+
+    def column(which: tuple[str, float], score: str) -> torch.Tensor:
+        return torch.tensor([value for run in found[which] for value in run["scores"][score]])
+
+    result: dict = {"generator": key[0], "guidance": key[1], "seeds": len(runs), "samples": len(prompts)}
+    result["mean"] = {score: vars(mean_interval(column(key, score), prompts)) for score in runs[0]["scores"]}
+    result["diversity"] = vars(
+        diversity_interval({p: statistics.mean(run["spread"][p] for run in runs) for p in runs[0]["spread"]})
+    )
+    result["right per seed"] = [mean(run) for run in runs]
+    result["right, less that of"] = {
+        f"{other[0]}, guidance {other[1]:g}": vars(
+            difference_interval(column(key, "judge/all"), column(other, "judge/all"), prompts)
+        )
+        for other in found
+        if other != key
     }
-
-
-def rows(folders: dict[tuple[str, int], Path]) -> list[dict]:
-    """One row a method: mean over seeds, and the paired difference to the base with an interval over prompts."""
-    found = []
-    for name in dict.fromkeys(name for name, _ in folders):
-        runs = [
-            json.loads((f / "samples/final/results.json").read_text()) for (n, _), f in folders.items() if n == name
-        ]
-        prompts = [row["prompt"] for run in runs for row in run["rows"]]
-        table = {
-            which: {
-                key: torch.tensor([row[which][key] for run in runs for row in run["rows"]])
-                for key in runs[0]["rows"][0][which]
-            }
-            for which in ("base", "policy")
-        }
-        row: dict = {"method": name, "seeds": len(runs), "samples": len(prompts)}
-        for key, values in table["policy"].items():
-            row[key] = vars(mean_interval(values, prompts))
-            row[f"{key} - base"] = vars(difference_interval(values, table["base"][key], prompts))
-        row["diversity"] = [run["outcomes"]["policy"]["summary"]["diversity"]["value"] for run in runs]
-        row["diversity of the base"] = [run["outcomes"]["base"]["summary"]["diversity"]["value"] for run in runs]
-        row["per seed"] = [float(torch.tensor([r["policy"]["judge/all"] for r in run["rows"]]).mean()) for run in runs]
-        found.append(row)
-    return found
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120, help="training time of every run")
+    parser.add_argument("--seconds", type=float, default=180, help="training time of every run")
     parser.add_argument("--out", type=Path, default=Path("bench/results/spine.json"))
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    facts = {
-        "command": "python " + " ".join(sys.argv),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, no GPU",
-        "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
-        "commit": commit,
-        "weights": "the shapes world's trained base (prfl/data/shapes/model)",
-    }
-    result = {**facts, **study(options.seconds)}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.out) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {options.out}")
+    if options.measure:
+        config, split, seed, guidance, out = options.measure
+        measure(Path(config), split, int(seed), float(guidance), Path(out))
+    elif options.memory:
+        config, out, *overrides = options.memory
+        memory(config, overrides, Path(out))
+    else:
+        studies.write(options.out, study(options.seconds))
 
 
 if __name__ == "__main__":

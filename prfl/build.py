@@ -34,7 +34,7 @@ from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import world
-from prfl.data.shapes.untrained import untrained_folder
+from prfl.data.shapes.untrained import RECIPES, untrained_folder
 from prfl.errors import PrflError, located
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
@@ -76,11 +76,11 @@ def backbone(config: Config) -> WanBackbone:
         choose_backend("modulated_layer_norm", own.kernels)
     except ValueError as error:
         raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
-    folder = {
-        "shapes": shapes.model_folder,
-        "shapes-untrained": lambda: untrained_folder(config.data.cache / own.model),
-    }
-    place = folder[own.model]() if own.model in folder else own.model
+    place: str | Path = own.model
+    if own.model == "shapes":
+        place = shapes.model_folder()
+    elif own.model in RECIPES:
+        place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
     model = load_backbone(place, getattr(torch, own.dtype), device(own), own.revision)
     model.checkpointing = own.checkpointing
     if own.adapter:
@@ -273,6 +273,8 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
 
 def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
+    if path == "shapes":
+        path = shapes.reward_folder()
     if kind_of(path) == pixel.KIND:
         return PixelReward.from_pretrained(path, device=model.device)
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)

@@ -115,7 +115,9 @@ class RewardBase(Section):
     """What both spaces have in common."""
 
     space: str = Field(description="What is scored.")
-    path: str | None = Field(default=None, description="Trained reward: a folder or a hub id.")
+    path: str | None = Field(
+        default=None, description="Trained reward: a folder, a hub id, or 'shapes' (inside the package)."
+    )
     weights: dict[str, float] | None = Field(
         default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
     )

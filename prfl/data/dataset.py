@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Condition, WanBackbone
 from prfl.data.cache import LatentCache, manifest_videos
-from prfl.data.files import did_you_mean
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window
 from prfl.errors import PrflError
@@ -32,17 +31,6 @@ class LatentBatch:
     condition: Condition
     prompts: list[str]
     labels: dict[str, Float[Tensor, " b"]]
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Two clean latents for one prompt; ``preference``: 1 a is better, 0 b is better, 0.5 a tie, nan where missing."""
-
-    latents_a: Float[Tensor, "b c t h w"]
-    latents_b: Float[Tensor, "b c t h w"]
-    condition: Condition
-    prompts: list[str]
-    preference: dict[str, Float[Tensor, " b"]]
 
 
 @dataclass(kw_only=True)
@@ -83,20 +71,6 @@ class LatentDataset(_Loaded):
         labels = {name: values[chosen].to(self.device) for name, values in self.labels.items()}
         return LatentBatch(self.latents[chosen].to(self.device), self.condition(prompts), prompts, labels)
 
-    def pairs(self, dimension: str) -> Int[Tensor, "p 2"]:
-        return pairs_within_prompt(self.labels, self.prompts, dimension)
-
-    def get_pairs(self, pairs: Int[Tensor, "b 2"]) -> PairBatch:
-        """The two videos of each index pair (of one prompt), with a preference from comparing their labels."""
-        a, b = pairs.unbind(1)
-        prompts = [self.prompts[index] for index in a.tolist()]
-        assert prompts == [self.prompts[index] for index in b.tolist()], "a pair must be of one prompt"
-        preference = {
-            name: preference_between(values[a], values[b]).to(self.device) for name, values in self.labels.items()
-        }
-        latents_a, latents_b = self.latents[a].to(self.device), self.latents[b].to(self.device)
-        return PairBatch(latents_a, latents_b, self.condition(prompts), prompts, preference)
-
 
 @dataclass(kw_only=True)
 class PairDataset(_Loaded):
@@ -105,13 +79,6 @@ class PairDataset(_Loaded):
     a: Tensor
     b: Tensor
     preference: dict[str, Tensor]
-
-    def get(self, indices: Sequence[int]) -> PairBatch:
-        chosen = list(indices)
-        prompts = [self.prompts[index] for index in chosen]
-        preference = {name: values[chosen].to(self.device) for name, values in self.preference.items()}
-        latents_a, latents_b = (self.latents[side[chosen]].to(self.device) for side in (self.a, self.b))
-        return PairBatch(latents_a, latents_b, self.condition(prompts), prompts, preference)
 
 
 def load_dataset(
@@ -175,18 +142,6 @@ def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], found: dict[Pat
         else:
             facts.append([row.prompt, found[row.a].name, found[row.b].name, row.preference])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def pairs_within_prompt(labels: dict[str, Tensor], prompts: Sequence[str], dimension: str) -> Int[Tensor, "p 2"]:
-    """All (better, worse) index pairs of samples of one prompt whose labels differ; missing labels take no part."""
-    if dimension not in labels:
-        raise PrflError(f"no label is called '{dimension}'", fix=did_you_mean(dimension, list(labels)))
-    members: dict[str, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        members.setdefault(prompt, []).append(index)
-    values = labels[dimension].tolist()
-    pairs = [(i, j) for group in members.values() for i in group for j in group if values[i] > values[j]]
-    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
 
 
 def preference_between(a: Tensor, b: Tensor) -> Tensor:

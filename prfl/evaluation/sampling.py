@@ -6,7 +6,7 @@ So samples of the base and of a policy, of two checkpoints, or of two guidance s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,9 +40,6 @@ class SamplingSettings:
     def sigmas(self, default_shift: float) -> Float[Tensor, " n"]:
         """The chain's sigmas, steps + 1 of them, from 1 to 0."""
         return chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
-
-    def guided(self, scale: float) -> SamplingSettings:
-        return replace(self, guidance_scale=scale)
 
 
 def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:

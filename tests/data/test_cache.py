@@ -253,13 +253,13 @@ def test_a_pair_manifest_loads_as_pairs(tiny_backbone, manifest):
     single = {path: tiny_backbone.encode(read_video(path, **CLIP)[None])[0] for path in videos}
     data = load(tiny_backbone, manifest)
     assert isinstance(data, PairDataset) and len(data) == 3
-    batch = data.get([1, 2])
-    torch.testing.assert_close(batch.latents_a, torch.stack([single[videos[2]], single[videos[3]]]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(batch.latents_b, torch.stack([single[videos[0]], single[videos[2]]]), atol=1e-5, rtol=0)
-    assert batch.prompts == ["a red circle", "a blue square"] and len(batch.condition) == 2
+    for side, chosen in ((data.a, (0, 2, 3)), (data.b, (1, 0, 2))):
+        expected = torch.stack([single[videos[which]] for which in chosen])
+        torch.testing.assert_close(data.latents[side], expected, atol=1e-5, rtol=0)
+    assert data.prompts == ["a red circle", "a red circle", "a blue square"] and len(data.condition(data.prompts)) == 3
     nan = float("nan")
-    torch.testing.assert_close(batch.preference["motion"], torch.tensor([0.0, nan]), equal_nan=True)
-    assert batch.preference["text"].tolist() == [0.5, 1.0] and data.get([0]).preference["motion"].tolist() == [1.0]
+    torch.testing.assert_close(data.preference["motion"], torch.tensor([1.0, 0.0, nan]), equal_nan=True)
+    torch.testing.assert_close(data.preference["text"], torch.tensor([nan, 0.5, 1.0]), equal_nan=True)
     assert len(load(tiny_backbone, manifest, split="test")) == 1
 
 

@@ -33,15 +33,15 @@ def test_wan_pipeline_loads_and_samples_it():
 
 
 def test_videos_survive_the_round_trip(backbone: WanBackbone):
-    """At least 0.90 of 512 clips, measured when the VAE was trained; fewer here, so a wider margin."""
-    assert untrained.round_trip(backbone.vae, 128)["all"] >= 0.85
+    """At least 0.90 of 512 clips, measured when the VAE was trained (1.00); fewer here."""
+    assert untrained.round_trip(backbone.vae, 128)["all"] >= 0.90
 
 
-def test_the_base_draws_colour_and_motion_imperfectly(backbone: WanBackbone):
-    """The aim is 0.35 to 0.70 of held-out samples with everything right; this base is at 0.10 (bench/LOG.md)."""
-    prompts = world.split_prompts()["test"] * 2
-    settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=64)
-    pixels = decode_all(backbone, sample(backbone, prompts, [0] * 32 + [1] * 32, settings))
+def test_the_base_draws_what_it_is_told_imperfectly(backbone: WanBackbone):
+    """0.35 to 0.70 of held-out samples have everything right (validation prompts: the test prompts are for studies)."""
+    prompts = world.split_prompts()["validation"] * 4
+    settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=96)
+    indices = [number for number in range(4) for _ in range(24)]
+    pixels = decode_all(backbone, sample(backbone, prompts, indices, settings))
     share = {name: float(values.float().mean()) for name, values in oracle.judge(pixels, prompts).items()}
-    assert share["colour"] > 0.8 and share["direction"] > 0.45, share
-    assert 0 < share["all"] < 0.7, share
+    assert 0.35 <= share["all"] <= 0.70, share

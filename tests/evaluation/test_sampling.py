@@ -44,7 +44,7 @@ def test_base_and_policy_are_paired(tiny_backbone):
 
 def test_guidance_of_one_is_none_and_of_three_is_another(tiny_backbone):
     plain = sample(tiny_backbone, PROMPTS[:1], [0], SETTINGS)
-    assert (sample(tiny_backbone, PROMPTS[:1], [0], SETTINGS.guided(3.0)) - plain).abs().max() > 1e-4
+    assert (sample(tiny_backbone, PROMPTS[:1], [0], replace(SETTINGS, guidance_scale=3.0)) - plain).abs().max() > 1e-4
 
 
 def test_decoded_pixels_are_clamped_and_the_same_in_any_batch(tiny_backbone):

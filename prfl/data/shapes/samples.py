@@ -26,6 +26,11 @@ def model_folder() -> Path:
     return Path(__file__).parent / "model"
 
 
+def reward_folder() -> Path:
+    """A latent reward for that model, trained on its own samples as the oracle labels them."""
+    return Path(__file__).parent / "reward"
+
+
 def mixture(folder: Path, captions: Sequence[str], count: int, seed: int, wrong: float, unsteady: float) -> Path:
     """Rendered clips with a share of flaws (both 0: curated clips); returns the manifest."""
     manifest = folder / "manifest.jsonl"

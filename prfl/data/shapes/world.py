@@ -18,7 +18,7 @@ from torch import Tensor
 
 FRAMES, SIZE, FPS = 17, 32, 8
 
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "bar", "triangle")
 COLOURS = {
     "red": (0.90, 0.10, 0.10),
     "green": (0.10, 0.75, 0.15),
@@ -135,11 +135,11 @@ def coverage(shape: str, offset_x: Tensor, offset_y: Tensor, radius: Tensor) -> 
     """Anti-aliased coverage in [0, 1] of pixels at an offset from the shape's centroid (all broadcast)."""
     if shape == "circle":
         distance = torch.sqrt(offset_x**2 + offset_y**2 + 1e-9) - radius
-    elif shape == "square":
-        distance = torch.maximum(offset_x.abs(), offset_y.abs()) - 0.9 * radius
+    elif shape == "bar":  # lying; wide enough that no blur makes a circle of it
+        distance = torch.maximum(offset_x.abs() - 1.3 * radius, offset_y.abs() - 0.55 * radius)
     else:  # equilateral triangle, point up; its inradius is half its circumradius
         slope = math.sqrt(3) / 2 * offset_x.abs() - 0.5 * offset_y
-        distance = torch.maximum(offset_y, slope) - 0.62 * radius
+        distance = torch.maximum(offset_y, slope) - 0.66 * radius
     return (0.5 - distance).clamp(0, 1)
 
 

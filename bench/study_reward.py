@@ -1,0 +1,180 @@
+"""How well reward heads rank the base's samples, by noise level: frozen, adapter, mean pooling, pixel; and a ceiling.
+
+    prfl train configs/tiny/second.yaml          first: the generator whose samples are out of domain
+    python bench/study_reward.py [--out bench/results/reward.json]
+
+1. Each reward is trained with three seeds from the same labels (6,336 samples of 88 training prompts).
+2. Fresh samples of the 32 test prompts, of the base and of the second model (other VAE, other seed, other width;
+   written as video, read and encoded again), are labelled by the oracle; every reward ranks them at every noise level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import studies
+import torch
+
+from prfl import build
+from prfl.config import load_config
+from prfl.data.shapes import samples as shapes
+from prfl.data.shapes import untrained
+from prfl.data.shapes.world import split_prompts
+from prfl.evaluation import reward_eval
+from prfl.evaluation.sampling import SamplingSettings, decode_all, sample
+
+RUNS = Path("runs/study-reward")
+PER_PROMPT = 12  # test samples: 384 of 32 prompts
+CONFIG = "configs/tiny/reward.yaml"
+WHOLE = "{rank: 128, alpha: 128, targets: [to_q, to_k, to_v, to_out.0, ffn.net.0.proj, ffn.net.2]}"
+HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "frozen": (CONFIG, ()),
+    "adapter": (CONFIG, ("reward.head.adapter={rank: 16, alpha: 16}",)),
+    "mean pooling": (CONFIG, ("reward.head.pooling=mean",)),
+    "pixel": ("configs/tiny/pixel_reward.yaml", ()),
+}
+LABELS = ["data.generator.per_prompt=72", "training.steps=800"]
+# As wide an adapter as the layers are, so the blocks can become anything; ten times the labels.
+CEILING = (
+    CONFIG, (f"reward.head.adapter={WHOLE}", "data.generator.per_prompt=720", "training.steps=6000",
+             "training.learning_rate=5e-4"),
+)  # fmt: skip
+DOMAINS = ("base", "second")
+
+
+def trained(name: str, seed: int) -> Path:
+    config, overrides = HEADS[name]
+    folder = RUNS / f"{name.replace(' ', '-')}-{seed}"
+    return studies.train(folder, config, [*LABELS, *overrides, f"seed={seed}"])
+
+
+def ceiling() -> Path:
+    config, overrides = CEILING
+    return studies.train(RUNS / "ceiling-0", config, list(overrides))
+
+
+# ------------------------------------------------------------------------------- one process each, called by the study
+
+
+def second_model() -> Path:
+    """The second generator as one pipeline folder: its transformer comes from its training run."""
+    folder = RUNS / "second-model"
+    if not folder.exists():
+        untrained_folder = untrained.untrained_folder(
+            Path("runs/cache/shapes-second-untrained"), untrained.RECIPES["shapes-second-untrained"]
+        )
+        shutil.copytree(untrained_folder, folder, ignore=shutil.ignore_patterns("transformer"))
+        shutil.copytree("runs/tiny-second/transformer", folder / "transformer")
+    return folder
+
+
+def draw(domain: str) -> None:
+    """Labelled videos of the test prompts, drawn by the base or by the second model."""
+    folder = None if domain == "base" else second_model()
+    config = load_config(CONFIG, [] if folder is None else [f"backbone.model={folder}"])
+    model = build.backbone(config)
+    settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=64, seed=1)
+    shapes.labelled(
+        RUNS / f"test-{domain}",
+        {"test": split_prompts()["test"]},
+        PER_PROMPT,
+        lambda prompts, indices: decode_all(model, sample(model, prompts, indices, settings), 64),
+    )
+
+
+def measure(domain: str, heads: list[str], out: Path) -> None:
+    """The named rewards at every noise level on the domain's videos."""
+    config = load_config(CONFIG)
+    model = build.backbone(config)
+    path = RUNS / f"test-{domain}/manifest.jsonl"
+    build.encode(config, model, path)
+    data = build.dataset(config, model, path, "test")
+    assert data is not None
+    scorers = {
+        name: build.latents_scorer(build.load_reward(RUNS / name / "reward", model, f"reward-{number}"), model)
+        for number, name in enumerate(heads)
+    }
+    rows = reward_eval.evaluate(scorers, reward_eval.held_out(data), reward_eval.levels(), noise_draws=1)
+    reward_eval.save_rows(out, rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ the study
+
+
+def study(with_ceiling: bool) -> dict:
+    with studies.pool() as pool:
+        trained("frozen", 0)  # alone: it draws the labels that the others share
+        jobs = {(name, seed): pool.submit(trained, name, seed) for seed in studies.SEEDS for name in HEADS}
+        folders = {key: job.result().name for key, job in jobs.items()}
+        if with_ceiling:
+            folders["ceiling", 0] = ceiling().name
+        for domain in DOMAINS:
+            if not (RUNS / f"test-{domain}/manifest.jsonl").exists():
+                studies.run([__file__, "--draw", domain], RUNS / f"draw-{domain}.txt")
+
+        def measured(domain: str, name: str) -> dict:
+            heads = [folder for (n, _), folder in folders.items() if n == name]
+            out = RUNS / f"{domain}-{name.replace(' ', '-')}.json"
+            if not out.exists():
+                studies.run([__file__, "--measure", domain, str(out), *heads], RUNS / f"measure-{out.stem}.txt")
+            return json.loads(out.read_text())
+
+        names = list(dict.fromkeys(name for name, _ in folders))
+        tables = {(d, name): pool.submit(measured, d, name) for d in DOMAINS for name in names}
+        return {
+            "labels": {"train": 88 * 72, "test": 32 * PER_PROMPT, "share all right": shares()},
+            "accuracy": [
+                row for (domain, name), table in tables.items() for row in summary(domain, name, table.result()["rows"])
+            ],
+        }
+
+
+def shares() -> dict[str, float]:
+    """Of the test samples of each domain, how many have everything right."""
+    found = {}
+    for domain in DOMAINS:
+        rows = map(json.loads, (RUNS / f"test-{domain}/manifest.jsonl").read_text().splitlines())
+        right = [min(row["label"].values()) for row in rows]
+        found[domain] = sum(right) / len(right)
+    return found
+
+
+def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
+    """Per dimension and level: the mean over seeds, each seed, and the interval over prompts of the first seed."""
+    grouped: dict[tuple[str, str, float, float], list[dict]] = {}
+    for row in rows:
+        level = row["level"]
+        grouped.setdefault((row["dimension"], level["kind"], level["low"], level["high"]), []).append(row)
+    return [
+        {
+            "domain": domain, "reward": reward, "dimension": dimension, "level": kind, "sigma": [low, high],
+            "accuracy": float(torch.tensor([row["accuracy"]["value"] for row in some]).mean()),
+            "per seed": [row["accuracy"]["value"] for row in some],
+            "interval of seed 0": [some[0]["accuracy"]["low"], some[0]["accuracy"]["high"]],
+            "auc": some[0]["auc"]["value"], "calibration error": some[0]["ece"]["value"], "pairs": some[0]["pairs"],
+        }
+        for (dimension, kind, low, high), some in grouped.items()
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/reward.json"))
+    parser.add_argument("--ceiling", action="store_true", help="train it too: 80,640 labels, hours on two cores")
+    parser.add_argument("--draw", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.draw:
+        draw(options.draw)
+    elif options.measure:
+        domain, out, *heads = options.measure
+        measure(domain, heads, Path(out))
+    else:
+        studies.write(options.out, study(options.ceiling))
+
+
+if __name__ == "__main__":
+    main()
