@@ -131,7 +131,8 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
     if clips is not None:
         facts["data (clips and labels)"] = clips.fingerprint
     if config.reward is not None and config.reward.path is not None:
-        facts |= {f"reward.path ({name})": value for name, value in saved_reward(config.reward.path).items()}
+        saved = saved_reward(reward_place(config.reward.path))
+        facts |= {f"reward.path ({name})": value for name, value in saved.items()}
     return facts
 
 
@@ -271,10 +272,14 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
     return reward
 
 
+def reward_place(path: str | Path) -> str | Path:
+    """A folder or a hub id; 'shapes' is the reward inside the package."""
+    return shapes.reward_folder() if path == "shapes" else path
+
+
 def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
-    if path == "shapes":
-        path = shapes.reward_folder()
+    path = reward_place(path)
     if kind_of(path) == pixel.KIND:
         return PixelReward.from_pretrained(path, device=model.device)
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)
