@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from prfl.data.prompts import read_prompts
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import world
 from prfl.data.shapes.untrained import RECIPES, untrained_folder
-from prfl.errors import PrflError
+from prfl.errors import PrflError, located
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
 from prfl.evaluation.reward_eval import pixel_scorer
@@ -48,12 +49,14 @@ from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
 from prfl.reward import pixel
-from prfl.reward.files import kind_of
+from prfl.reward.files import check_clip, kind_of, saved_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.reward.scores import total
 from prfl.solvers import Coefficients, euler
 from prfl.training import Regulariser
+from prfl_kernels import choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
 Reward = LatentReward | PixelReward
@@ -69,6 +72,10 @@ def device(config: BackboneConfig) -> torch.device:
 def backbone(config: Config) -> WanBackbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     own = config.backbone
+    try:
+        choose_backend("modulated_layer_norm", own.kernels)
+    except ValueError as error:
+        raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
     place: str | Path = own.model
     if own.model == "shapes":
         place = shapes.model_folder()
@@ -77,8 +84,11 @@ def backbone(config: Config) -> WanBackbone:
     model = load_backbone(place, getattr(torch, own.dtype), device(own), own.revision)
     model.checkpointing = own.checkpointing
     if own.adapter:
-        chosen = own.adapter.model_dump(include={"rank", "alpha", "targets", "dropout"})
-        model.add_adapter(POLICY, **chosen, seed=config.seed)
+        lora = own.adapter
+        with located("backbone.adapter.targets"):
+            model.add_adapter(
+                POLICY, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout, seed=config.seed
+            )
     if own.train == "full":
         model.transformer.requires_grad_(True)
     if own.compile:
@@ -109,6 +119,21 @@ def prompts(config: PromptsConfig) -> dict[str, list[str]]:
                     fix="give each prompt to one set",
                 )
     return splits
+
+
+def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[str, Any]:
+    """What lies behind the paths and names of a config, for a checkpoint's identity: a run that is resumed after its
+    reward was trained again, say, would be another run under the same config."""
+    made_by = model.describe()
+    facts = {f"backbone.model ({part})": made_by[f"{part}_fingerprint"] for part in ("transformer", "vae")}
+    some = "\n".join(prompts(config.data.prompts)["train"])
+    facts["data.prompts.train (content)"] = hashlib.sha256(some.encode()).hexdigest()[:16]
+    if clips is not None:
+        facts["data (clips and labels)"] = clips.fingerprint
+    if config.reward is not None and config.reward.path is not None:
+        saved = saved_reward(reward_place(config.reward.path))
+        facts |= {f"reward.path ({name})": value for name, value in saved.items()}
+    return facts
 
 
 def judge(config: EvaluationConfig) -> Judge | None:
@@ -185,9 +210,9 @@ def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
 
 def encode(config: Config, model: WanBackbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache."""
-    report = build_cache(
-        model, path, config.data.cache, skip_unreadable=config.data.skip_unreadable, batch_size=16, **clip(config.data)
-    )
+    skip = config.data.skip_unreadable
+    with located("data"):
+        report = build_cache(model, path, config.data.cache, skip_unreadable=skip, batch_size=16, **clip(config.data))
     print(report, flush=True)
 
 
@@ -223,11 +248,15 @@ def new_reward(config: Config, model: WanBackbone) -> Reward:
         adapter = None
         if own is not None:
             adapter = RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
-        return LatentReward(network, model, head.blocks, adapter=adapter)
+        with located("reward.head.adapter.targets"):
+            return LatentReward(network, model, head.blocks, adapter=adapter)
     assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
     text_width = model.condition([""]).prompt_embeds.shape[2]
-    own_head = config.reward.head
-    return PixelReward(PixelNetwork(text_width, own_head.dimensions, hidden=own_head.hidden).to(model.device))
+    pixel_head = config.reward.head
+    frames = PixelNetwork(
+        text_width, pixel_head.dimensions, size=pixel_head.size, hidden=pixel_head.hidden, inner=pixel_head.inner
+    )
+    return PixelReward(frames.to(model.device))
 
 
 def trained_reward(config: Config, model: WanBackbone) -> Reward:
@@ -237,13 +266,20 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
     if reward.space != config.reward.space:
         what = f"the reward at {config.reward.path} is a {reward.space} one"
         raise PrflError(what, where="reward.space", fix=f"space: {reward.space}")
+    check_clip(reward.card, clip(config.data), str(config.reward.path))
+    # A weight on a dimension that it does not have is known now, and not in the first step.
+    total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)
     return reward
+
+
+def reward_place(path: str | Path) -> str | Path:
+    """A folder or a hub id; 'shapes' is the reward inside the package."""
+    return shapes.reward_folder() if path == "shapes" else path
 
 
 def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
-    if path == "shapes":
-        path = shapes.reward_folder()
+    path = reward_place(path)
     if kind_of(path) == pixel.KIND:
         return PixelReward.from_pretrained(path, device=model.device)
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)
@@ -315,6 +351,8 @@ def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
     else:
         frames = own.frames if isinstance(own, VaderConfig) else "all"
         scorer = PixelScorer(reward, model, config.seed, frames, scores.aggregate)
+    with located("data"):
+        latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
     return Pathwise(
         model,
         method(config, chain(config, model)),
@@ -327,7 +365,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
             scale=scores.scale,
         ),
         prompts(config.data.prompts)["train"],
-        model.latent_shape(config.data.frames, config.data.height, config.data.width),
+        latent_shape,
         config.seed,
         adapter=POLICY,
         guidance=Guidance(guidance.scale, guidance.gradient),

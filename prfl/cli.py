@@ -6,11 +6,15 @@ prfl.commands is imported inside the commands, so that ``prfl --help`` answers a
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from prfl.config import dump_resolved, load_config, load_stages
+from prfl.config import Config, dump_resolved, load_config, load_stages
+from prfl.config.messages import all_keys
 from prfl.errors import PrflError
 
 TRAIN_EXAMPLES = """\
@@ -49,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(strange)}")
     options.overrides += rest  # argparse stops collecting them at the first option
     try:
-        options.command(options)
+        with ended_by_sigterm(), in_file(options.config):
+            options.command(options)
     except PrflError as error:
         print(f"prfl: {error}", file=sys.stderr)
         return 2
@@ -57,6 +62,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("prfl: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM (a cluster's way to end a job) as Ctrl-C, so that half-written files are cleaned up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def in_file(path: str | Path | None) -> Iterator[None]:
+    """Puts the config's file in front of a bare yaml path, as ``configs/x.yaml: reward.space``."""
+    try:
+        yield
+    except PrflError as error:
+        if path is None or error.where not in {key for key, _ in all_keys(Config)}:
+            raise
+        raise PrflError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,13 +124,17 @@ def parser() -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace) -> None:
     stages = load_stages(options.config, options.overrides)
+    if len(stages) > 1 and options.resume not in ("auto", "none"):
+        fix = f"prfl train {stages[-1].path} --resume {options.resume}"
+        raise PrflError(f"one checkpoint for {len(stages)} stages", where="--resume", fix=fix)
     if options.dry_run:
         for stage in stages:
             print(f"# {stage.path}\n{dump_resolved(stage.config)}")
     from prfl import commands
 
     for stage in stages:
-        commands.train(stage.config, dry_run=options.dry_run, resume=options.resume)
+        with in_file(stage.path):
+            commands.train(stage.config, dry_run=options.dry_run, resume=options.resume)
 
 
 def cache(options: argparse.Namespace) -> None:
@@ -105,7 +142,8 @@ def cache(options: argparse.Namespace) -> None:
     from prfl import commands
 
     for stage in stages:
-        commands.cache(stage.config)
+        with in_file(stage.path):
+            commands.cache(stage.config)
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -11,13 +11,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.config import dump_resolved, identity, load_config
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
-from prfl.data.files import replacing
+from prfl.data.files import read_tensors, replacing, replacing_folder
 from prfl.errors import PrflError
 from prfl.evaluation import plots, policy_eval, reward_eval, tables
 from prfl.evaluation.report import write_report
@@ -26,6 +26,7 @@ from prfl.objective import Objective
 from prfl.reward.files import RewardCard
 from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
 from prfl.training import train as run_training
+from prfl.training.guards import check_starts_as_base
 
 console = Console()
 if not console.is_terminal:
@@ -50,9 +51,11 @@ def train(config: Config, *, dry_run: bool = False, resume: str = "auto") -> Non
     if dry_run:
         return
     console.print(f"{config.objective.name}: {config.run}", style="bold")
-    run = RunFolder.create(config.run, dump_resolved(config))
+    run = RunFolder(config.run, dump_resolved(config))
     accelerator = make_accelerator(run, config.backbone.device, config.training.trackers)
     model = build.backbone(config)
+    if config.backbone.adapter:
+        check_starts_as_base(model, build.POLICY)
     reads_clips = config.data.manifest is not None or config.data.generator is not None
     path = build.fill_cache(config, model, progress("generated clips")) if reads_clips else None
     clips = build.dataset(config, model, path, "train") if path else None
@@ -63,7 +66,7 @@ def train(config: Config, *, dry_run: bool = False, resume: str = "auto") -> Non
         seed=config.seed,
         accelerator=accelerator,
         resume=resume,
-        identity=identity(config),
+        identity=identity(config) | build.contents(config, model, clips),
     )
     if isinstance(config.objective, PreferenceConfig):
         assert path is not None and clips is not None
@@ -100,6 +103,7 @@ def train_reward(
         return {f"validation accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
 
     def finish(step: int) -> dict[str, float]:
+        reward.card = card(config, {})
         if validation is not None:
             # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
             bins, path = [level for level in reward_eval.levels() if level.kind == "bin"], run.path / "reward_eval.json"
@@ -246,7 +250,8 @@ def compare_base(config: Config, model: WanBackbone, reward: build.Reward | None
 def save_policy(run: Path, model: WanBackbone, config: Config) -> None:
     """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers."""
     if config.backbone.train == "full":
-        model.transformer.save_pretrained(run / "transformer")
+        with replacing_folder(run / "transformer") as folder:
+            model.transformer.save_pretrained(folder)
         return
     tensors = model.adapter_state(build.POLICY)
     with replacing(run / "policy.safetensors") as temporary:
@@ -255,12 +260,13 @@ def save_policy(run: Path, model: WanBackbone, config: Config) -> None:
 
 def load_policy(config: Config, model: WanBackbone) -> None:
     path = config.run / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
+    fix = "run `prfl train` on this config first"
     if not path.exists():
-        raise PrflError("there is no trained policy", where=str(path), fix="run `prfl train` on this config first")
+        raise PrflError("there is no trained policy", where=str(path), fix=fix)
     if config.backbone.train == "full":
         model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(path).state_dict())
     else:
-        model.load_adapter_state(build.POLICY, load_file(path))
+        model.load_adapter_state(build.POLICY, read_tensors(path, fix))
 
 
 # ---------------------------------------------------------------------------------------------- the other commands

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PrflError(ValueError):
     """Shown by the command line without a traceback.
@@ -16,3 +19,14 @@ class PrflError(ValueError):
         if fix:
             parts.append(f"To mend it: {fix}")
         super().__init__("\n  ".join(parts))
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Gives a PrflError from inside a place, where it has none: the code that raises it does not know the yaml path."""
+    try:
+        yield
+    except PrflError as error:
+        if error.where:
+            raise
+        raise PrflError(error.what, where=where, fix=error.fix) from error

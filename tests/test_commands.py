@@ -49,11 +49,13 @@ def project(tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.Monk
             "backbone": model,
             "reward": {"space": "latent", "head": head},
             "objective": {"name": "preference", "loss": "bce"},
+            "evaluation": {"every": 2},
         },
         "pixel": {
             "backbone": model,
             "reward": {"space": "pixel", "head": {"dimensions": ["light", "calm"], "hidden": 8}},
             "objective": {"name": "preference", "loss": "bce"},
+            "evaluation": {"every": 2},
         },
         "prfl": {
             "backbone": policy,

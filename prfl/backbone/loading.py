@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from prfl.backbone import vae as vae_codec
@@ -27,9 +29,8 @@ class Source:
 
     def missing(self, part: str, error: Exception) -> PrflError:
         reason = str(error).strip().split("\n")[0]
-        return PrflError(
-            f"cannot load the {part}: {reason}", where=self.name, fix="give a diffusers pipeline folder or a hub id"
-        )
+        fix = "give a diffusers pipeline folder or a hub id, whose weights are whole safetensors files"
+        return PrflError(f"cannot load the {part}: {reason}", where=self.name, fix=fix)
 
     def config(self, kind: Any, subfolder: str | None = None) -> dict[str, Any]:
         try:
@@ -39,23 +40,49 @@ class Source:
 
     def load(self, kind: Any, subfolder: str, dtype: torch.dtype) -> Any:
         try:
-            model = kind.from_pretrained(
-                self.name, subfolder=subfolder, torch_dtype=dtype, use_safetensors=True, revision=self.revision
+            model, found = kind.from_pretrained(
+                self.name,
+                subfolder=subfolder,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                revision=self.revision,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise self.missing(subfolder, error) from error
+        self.check_complete(subfolder, found["missing_keys"], found["unexpected_keys"])
         return model.to(self.device)
+
+    def check_complete(self, part: str, missing: Iterable[str], strangers: Iterable[str] = ()) -> None:
+        """The libraries give weights that a file lacks random values, and leave out those that a config does not know,
+        with no more than a warning."""
+        for names, what in (
+            (sorted(missing), "the file lacks"),
+            (sorted(strangers), "the config knows nothing of"),
+        ):
+            if names:
+                raise PrflError(
+                    f"the {part}'s weights and its config do not fit: {what} {names[0]} and {len(names) - 1} more",
+                    where=f"{self.name}/{part}",
+                    fix="download or save the model again, whole",
+                )
 
     def load_text(self, dtype: torch.dtype) -> tuple[Any, UMT5EncoderModel]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 self.name, subfolder="tokenizer", revision=self.revision, trust_remote_code=False
             )
-            encoder = UMT5EncoderModel.from_pretrained(
-                self.name, subfolder="text_encoder", dtype=dtype, use_safetensors=True, revision=self.revision
+            encoder, found = UMT5EncoderModel.from_pretrained(
+                self.name,
+                subfolder="text_encoder",
+                dtype=dtype,
+                use_safetensors=True,
+                revision=self.revision,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise self.missing("text encoder or tokenizer", error) from error
+        self.check_complete("text_encoder", found["missing_keys"])
         return tokenizer, encoder.to(self.device).requires_grad_(False).eval()
 
 

@@ -35,7 +35,7 @@ def _unread(section: Section, path: str, keys: list[str], reader: str) -> Iterat
     """Keys that were changed, and that nobody reads: a person who sets one believes that it does something."""
     for key in keys:
         if getattr(section, key) != type(section).model_fields[key].default:
-            yield f"{path}.{key}", f"{reader} does not read it"
+            yield f"{path}.{key}", f"{reader} does not read it; remove it"
 
 
 def _data(config: Config) -> Iterator[tuple[str, str]]:
@@ -69,7 +69,11 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
         yield "reward", "objective preference trains a new reward: give reward.head and no reward.path"
         return
     # How a score becomes the loss of the video model.
-    yield from _unread(config.reward, "reward", ["shape", "target", "scale"], "objective preference")
+    yield from _unread(
+        config.reward, "reward", ["weights", "aggregate", "shape", "target", "scale"], "objective preference"
+    )
+    samples = ["prompts_per_round", "samples_per_prompt", "final_samples", "judge", "steps", "guidance_scale", "batch"]
+    yield from _unread(config.evaluation, "evaluation", [*samples, "seed"], "objective preference draws no videos and")
     if isinstance(config.reward, LatentRewardConfig):
         yield from _unread(objective, "objective", ["frames", "keep_decoded"], "a latent reward")
         yield from _latent_head(config.reward.head)

@@ -79,7 +79,8 @@ def parse(text: str, where: str) -> Any:
         return yaml.load(text, StrictLoader)  # noqa: S506  (a subclass of SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PrflError(str(error.problem or error.context), where=f"{where}:{line}") from error
+        fix = "write plain keys and values; the files in configs/tiny show the form"
+        raise PrflError(str(error.problem or error.context), where=f"{where}:{line}", fix=fix) from error
     except (yaml.YAMLError, ValueError) as error:  # unreadable characters; a number with too many digits
         raise PrflError(str(error).splitlines()[0], where=where) from error
 

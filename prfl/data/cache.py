@@ -28,7 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prfl.backbone import Condition, WanBackbone
-from prfl.data.files import content_hash, replacing
+from prfl.data.files import content_hash, read_tensors, replacing
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window, read_video
 from prfl.errors import PrflError
@@ -99,13 +99,15 @@ class LatentCache:
             else:
                 absent.append(video)
         if absent:
+            others = len(list((self.folder / "latents").glob("*.safetensors"))) - len(set(found.values()))
             what = f"{len(absent)} videos are not in the cache for this model, size and rate; the first is {absent[0]}"
+            what += f" ({others} entries are of other videos, models, sizes or rates)" if others else ""
             raise PrflError(what, where=str(self.folder), fix="run `prfl cache` with the same config")
         return found, failed
 
     def latents(self, file: Path) -> Tensor:
         """(c, t, h, w), float32."""
-        return _read(file)["latents"].float()
+        return self._entry(file)["latents"].float()
 
     def condition(self, prompt: str) -> Condition:
         """One prompt's condition, length 1.  Raises PrflError when it was never cached."""
@@ -113,7 +115,17 @@ class LatentCache:
         if not file.exists():
             fix = "run `prfl cache` with the same config"
             raise PrflError(f"the prompt {prompt[:80]!r} is not in the cache", where=str(self.folder), fix=fix)
-        return Condition.from_tensors(_read(file))
+        return Condition.from_tensors(self._entry(file))
+
+    @staticmethod
+    def _entry(file: Path) -> dict[str, Tensor]:
+        """Raises PrflError for an entry that is damaged or has values that are not finite."""
+        fix = f"delete {file.name} and run `prfl cache` again"
+        tensors = read_tensors(file, fix)
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise PrflError(f"the cached {name} are not finite", where=str(file), fix=fix)
+        return tensors
 
 
 def build_cache(
@@ -157,6 +169,9 @@ def build_cache(
         for prompt in prompts:  # one by one, so that no prompt's bits depend on its neighbours
             with torch.no_grad():
                 tensors = backbone.condition([prompt]).tensors()
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                what = f"the text encoder gives embeddings of {prompt[:80]!r} that are not finite"
+                raise PrflError(what, where="backbone.dtype", fix="load the model in float32")
             _write(cache.prompt_file(prompt), tensors, {"prompt": prompt})
             advance(1)
     encoded = sum(file.exists() for file in todo)
@@ -210,15 +225,6 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=metadata)
     with replacing(file) as temporary:
         temporary.write_bytes(data)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
-        fix = "run `prfl cache` again; it is replaced"
-        raise PrflError(f"is damaged: {error}", where=str(file), fix=fix) from error
 
 
 def _whole(file: Path) -> bool:

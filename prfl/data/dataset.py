@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,13 +35,17 @@ class LatentBatch:
 
 @dataclass(kw_only=True)
 class _Loaded:
-    """What both data sets hold: each video's latents once, each prompt's condition once, on the CPU."""
+    """What both data sets hold: each video's latents once, each prompt's condition once, on the CPU.
+
+    fingerprint: hash of the rows, and of the contents of their videos.
+    """
 
     latents: Tensor
     conditions: dict[str, Condition]
     prompts: list[str]
     device: torch.device
     skipped: list[tuple[Path, str]]
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -117,6 +123,7 @@ def load_dataset(
         "prompts": prompts,
         "device": backbone.device,
         "skipped": skipped,
+        "fingerprint": _fingerprint(kept, found),
     }
     if videos:
         index = torch.tensor([place[row.video] for row in videos])
@@ -124,6 +131,17 @@ def load_dataset(
     a, b = torch.tensor([place[row.a] for row in pairs]), torch.tensor([place[row.b] for row in pairs])
     preference = _columns([{name: _PREFERRED[side] for name, side in row.preference.items()} for row in pairs])
     return PairDataset(latents=latents, a=a, b=b, preference=preference, **common)
+
+
+def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], found: dict[Path, Path]) -> str:
+    """An entry's name in the cache is a hash of its video and its model."""
+    facts: list[Any] = []
+    for row in rows:
+        if isinstance(row, LabelledVideo):
+            facts.append([row.prompt, found[row.video].name, row.label])
+        else:
+            facts.append([row.prompt, found[row.a].name, found[row.b].name, row.preference])
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def preference_between(a: Tensor, b: Tensor) -> Tensor:

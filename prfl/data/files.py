@@ -5,13 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from prfl.errors import PrflError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the disk refuses (it is full, read-only, no folder) into a PrflError that names ``path``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "I/O error" not in str(error):  # its own words for an OSError
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        fix = f"free some space or choose another folder{_free(path)}; what was written before is whole"
+        raise PrflError(f"cannot be written: {reason}", where=str(path), fix=fix) from error
+
+
+def _free(path: Path) -> str:
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    return "" if place is None else f" ({shutil.disk_usage(place).free / 2**30:.1f} GiB are free there)"
 
 
 @contextmanager
@@ -23,14 +45,71 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        fix = "free some space or choose another folder; what was written before is whole"
-        raise PrflError(f"cannot be written: {error.strerror or error}", where=str(path), fix=fix) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """``replacing`` for a folder: an empty neighbour to fill, which is forced to the disk before it takes path's name.
+
+    A folder cannot take the place of another in one step: the old one is moved aside first.  Killed between the two,
+    a run leaves it as ``.old-NAME``, and ``restore_folders`` gives it its name back.
+    """
+    temporary, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while it wrote
+    try:
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for written in (*temporary.rglob("*"), temporary):
+                _flush(written)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(path, old)
+            os.replace(temporary, path)
+            _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folders(parent: Path) -> None:
+    """Clean up after ``replacing_folder`` was killed: half-written folders go, those moved aside come back."""
+    for half in parent.glob(".tmp-*"):
+        shutil.rmtree(half, ignore_errors=True)
+    for old in parent.glob(".old-*"):
+        final = old.with_name(old.name.removeprefix(".old-"))
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, final)
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder, and looks after its list by itself
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.  Raises PrflError when it is absent, truncated or lies."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}
+    except FileNotFoundError as error:
+        raise PrflError("there is no such file", where=str(path), fix=fix) from error
+    except (SafetensorError, OSError) as error:
+        raise PrflError(f"is damaged: {error}", where=str(path), fix=fix) from error
 
 
 def content_hash(path: Path) -> str:

@@ -30,6 +30,7 @@ SUFFIXES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv"
 # Formats such as playlists make a reader open other files or addresses, whatever the file is called.
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif"}
 _MAX_PIXELS = 8192 * 4320
+_MAX_ASPECT = 8
 _CODEC = {
     ".mp4": ("libx264", "yuv444p", {"crf": "6", "preset": "medium", "threads": "1"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "10", "b:v": "0", "cpu-used": "4", "threads": "1"}),
@@ -53,7 +54,7 @@ def read_video(
         with _opened(path) as container:
             stream = _video_stream(container, path)
             targets = [first + index / fps for index in range(frames)]
-            aspect = float(stream.sample_aspect_ratio or 1)
+            aspect = _aspect(stream, path)
             pictures: list[Tensor] = []
             distinct, last = 0, None
             for frame in _nearest(_decoded(container, stream, path), targets, path):
@@ -112,6 +113,15 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> VideoSt
         raise PrflError(f"is {stream.width} x {stream.height}, more than prfl reads", where=str(path))
     stream.thread_type = "AUTO"
     return stream
+
+
+def _aspect(stream: VideoStream, path: Path) -> float:
+    """A pixel's width / height.  A header may lie: pictures are resized by it, to any size."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if not 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT:
+        what = f"claims that its pixels are {aspect:.4g} times as wide as high"
+        raise PrflError(what, where=str(path), fix="encode the file again, with square pixels")
+    return aspect
 
 
 def _decoded(

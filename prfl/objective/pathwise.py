@@ -123,6 +123,7 @@ class Pathwise:
             trajectory = self.roll(network, start, choice, held_edge)
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
             latents = held.latents if held else scored_latents(network, trajectory, choice)
+        numbers = {"latents/max": float(latents.abs().max())}  # the trainer stops where it is not finite
         with clock("reward"):
             sigma = torch.tensor(choice.sigma, device=latents.device, dtype=torch.float32)
             seed, metrics = reward_gradient(self.scorer, self.loss, latents, sigma, condition, step)
@@ -133,7 +134,7 @@ class Pathwise:
                 walk_back(network, trajectory, choice.plan, {choice.node: seed}, parameters)
         with clock("distance"):
             metrics |= self.distance(step, trajectory, choice, condition)
-        return metrics | {"node": float(choice.node), "sigma": choice.sigma} | clock.metrics()
+        return metrics | numbers | {"node": float(choice.node), "sigma": choice.sigma} | clock.metrics()
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
         """Prompts, their condition and the start noise of these samples."""

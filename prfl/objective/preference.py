@@ -61,7 +61,8 @@ def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Seque
 
     From labelled videos, a pair loss makes every pair within a prompt: pairs whose labels differ in some dimension,
     and for ``rao_kupper``, which has an outcome for ties, the equal ones as well.
-    Raises PrflError when a dimension is not in the data, or when there is nothing to train this loss on.
+    Raises PrflError when a dimension is not in the data, or when nothing in them tells good from bad in it: no label
+    at all, or (``bce``) labels that are all alike, or (pairs) no pair of which one side is better.
     """
     sides, targets, prompts = _all_examples(dataset, loss)
     for name in dimensions:
@@ -71,22 +72,31 @@ def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Seque
                 where="reward.head.dimensions",
                 fix=did_you_mean(name, list(targets)),
             )
+        check_two_kinds(name, targets[name], loss)
     stacked = torch.stack([targets[name] for name in dimensions])
     useful = ~stacked.isnan()
     if loss != "bce" and loss != "rao_kupper":
         useful &= stacked != 0.5
     keep = useful.any(0).nonzero().flatten()
-    if not len(keep):
-        raise PrflError(
-            f"nothing in the data can train {', '.join(dimensions)} with the loss {loss}",
-            where="data.manifest",
-            fix="label the videos; a pair loss needs two or more videos of a prompt whose labels differ",
-        )
     return Examples(
         tuple(side[keep] for side in sides),
         {name: targets[name][keep] for name in dimensions},
         [prompts[row] for row in keep.tolist()],
     )
+
+
+def check_two_kinds(name: str, target: Tensor, loss: Loss) -> None:
+    """Raise PrflError when these targets cannot teach a scorer anything; see ``examples``."""
+    known = target[~target.isnan()]
+    if loss == "bce":
+        enough, kind = bool((known != known[:1]).any()), f"labels are all {float(known[0]):g}" if len(known) else ""
+        fix = "label both good and bad videos"
+    else:
+        enough, kind = bool((known != 0.5).any()), f"{len(known)} pairs are all ties" if len(known) else ""
+        fix = "label the videos; a pair loss needs two or more videos of a prompt whose labels differ"
+    if not enough:
+        what = f"nothing in the data can train '{name}' with the loss {loss}: {kind or 'none of its labels is there'}"
+        raise PrflError(what, where="data.manifest", fix=f"{fix}, or leave '{name}' out of reward.head.dimensions")
 
 
 def _all_examples(

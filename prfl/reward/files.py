@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from prfl.errors import PrflError
 
 CONFIG, WEIGHTS = "config.json", "reward.safetensors"
 VERSION = 1
+AGAIN = "save or download the reward again"
 # Where a model came from is written down for the reader; whether it is the same model, its fingerprint tells.
 PROVENANCE = ("model_id", "revision")
 
@@ -55,33 +58,60 @@ def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], te
 
 def kind_of(folder_or_hub: str | Path) -> str:
     """``latent-reward`` or ``pixel-reward``: what a saved reward is.  Raises PrflError where there is none."""
-    path = _local(folder_or_hub, None) / CONFIG
-    if not path.is_file():
-        raise PrflError(f"no {CONFIG} in it", where=str(folder_or_hub), fix="give a saved reward")
-    return str(json.loads(path.read_text()).get("format", "")).removeprefix("prfl-")
+    return str(_read_config(_local(folder_or_hub, None)).get("format", "")).removeprefix("prfl-")
+
+
+def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
+    """What makes a saved reward this one: the hash of its weights, and its normalisation."""
+    config = _read_config(_local(folder_or_hub, None))
+    return {"weights": str(config.get("weights_sha256"))[:16], "normalisation": config.get("normalisation")}
 
 
 def read_reward(folder_or_hub: str | Path, kind: str, revision: str | None = None) -> tuple[dict, dict[str, Tensor]]:
     """The config and the tensors of a saved reward.  Raises PrflError when it is absent, broken or of another kind."""
     folder = _local(folder_or_hub, revision)
-    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise PrflError(f"no {' and no '.join(missing)} in it", where=str(folder_or_hub), fix="give a saved reward")
-    config = json.loads((folder / CONFIG).read_text())
+    config = _read_config(folder)
     if (config.get("format"), config.get("version")) != (f"prfl-{kind}", VERSION):
         raise PrflError(
             f"it is {config.get('format')} version {config.get('version')}, not prfl-{kind} version {VERSION}",
             where=str(folder / CONFIG),
             fix="give a folder that this version's save_pretrained wrote",
         )
+    if not (folder / WEIGHTS).is_file():
+        raise PrflError(f"no {WEIGHTS} in it", where=str(folder), fix=AGAIN)
     weights = (folder / WEIGHTS).read_bytes()
-    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
-        raise PrflError(
-            f"{WEIGHTS} is not the file that {CONFIG} was written for",
-            where=str(folder),
-            fix="save or download the reward again",
-        )
-    return config, load(weights)
+    if hashlib.sha256(weights).hexdigest() != config.get("weights_sha256"):
+        raise PrflError(f"{WEIGHTS} is not the file that {CONFIG} was written for", where=str(folder), fix=AGAIN)
+    try:
+        return config, load(weights)
+    except SafetensorError as error:
+        raise PrflError(f"is damaged: {error}", where=str(folder / WEIGHTS), fix=AGAIN) from error
+
+
+@contextmanager
+def describing(folder_or_hub: str | Path) -> Iterator[None]:
+    """Around building a reward from its stored config and tensors: what does not fit together is a PrflError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if isinstance(error, PrflError):
+            raise
+        reason = " ".join(str(error).split("\n")[:2])
+        what = f"the config and the weights do not describe one reward ({type(error).__name__}: {reason})"
+        raise PrflError(what, where=str(folder_or_hub), fix=AGAIN) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise PrflError(f"no {CONFIG} in it", where=str(folder), fix="give a saved reward")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PrflError(f"is not JSON: {error}", where=str(path), fix=AGAIN) from error
+    if not isinstance(config, dict):
+        raise PrflError(f"is a {type(config).__name__}, not an object", where=str(path), fix=AGAIN)
+    return config
 
 
 def _local(folder_or_hub: str | Path, revision: str | None) -> Path:
@@ -112,6 +142,21 @@ def check_fit(trained_on: Mapping[str, object], given: Mapping[str, object], whe
             where=where,
             fix=f"load {trained_on.get('model_id')} (revision {trained_on.get('revision')}), or train a reward here",
         )
+
+
+def check_clip(card: RewardCard, clip: Mapping[str, int | float], reward: str) -> None:
+    """Raise PrflError where the videos to be scored are not like those that the reward was trained on.
+
+    clip: frames, fps, height and width; a reward sees speed by fps, and size by tokens.
+    """
+    for name, given in clip.items():
+        known = getattr(card, name)
+        if known is not None and not known[0] <= given <= known[1]:
+            trained = f"{known[0]:g}" if known[0] == known[1] else f"{known[0]:g} to {known[1]:g}"
+            what = f"{given:g}, but the reward at {reward} was trained on videos with {trained}"
+            raise PrflError(
+                what, where=f"data.{name}", fix=f"data.{name}: {known[0]:g}, or train a reward for {given:g}"
+            )
 
 
 def _short(value: object, limit: int = 60) -> str:

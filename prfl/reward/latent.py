@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
 from prfl.errors import PrflError
-from prfl.reward.files import RewardCard, check_fit, read_reward, write_reward
+from prfl.reward.files import RewardCard, check_fit, describing, read_reward, write_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.scores import Normalisation, Scores
 
@@ -66,7 +66,7 @@ class LatentReward:
         if not blocks or not set(blocks) <= set(range(backbone.num_blocks)):
             raise PrflError(
                 f"the backbone has blocks 0 to {backbone.num_blocks - 1}, asked for {list(blocks)}",
-                where="reward.blocks",
+                where="reward.head.blocks",
                 fix="name one or more of them",
             )
         self.head = head.to(backbone.device)
@@ -166,17 +166,18 @@ class LatentReward:
         Raises PrflError naming every way in which the backbone is not the one that the reward was trained on.
         """
         config, tensors = read_reward(folder_or_hub, KIND, revision)
-        check_fit(config["backbone"], backbone.describe(), where=str(folder_or_hub))
-        adapter = config["adapter"]
-        if adapter is not None:
-            adapter |= {"targets": tuple(adapter["targets"]), "name": adapter_name or adapter["name"]}
-        reward = LatentReward(
-            RewardHead(**config["head"]),
-            backbone,
-            config["blocks"],
-            adapter=None if adapter is None else RewardAdapter(**adapter),
-            normalisation=Normalisation(**config["normalisation"]),
-            card=RewardCard.from_json(config["card"]),
-        )
-        reward.load_state(tensors)
+        with describing(folder_or_hub):
+            check_fit(config["backbone"], backbone.describe(), where=str(folder_or_hub))
+            adapter = config["adapter"]
+            if adapter is not None:
+                adapter |= {"targets": tuple(adapter["targets"]), "name": adapter_name or adapter["name"]}
+            reward = LatentReward(
+                RewardHead(**config["head"]),
+                backbone,
+                config["blocks"],
+                adapter=None if adapter is None else RewardAdapter(**adapter),
+                normalisation=Normalisation(**config["normalisation"]),
+                card=RewardCard.from_json(config["card"]),
+            )
+            reward.load_state(tensors)
         return reward.freeze()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
 from prfl.errors import PrflError
-from prfl.reward.files import RewardCard, read_reward, write_reward
+from prfl.reward.files import RewardCard, describing, read_reward, write_reward
 from prfl.reward.head import distinct
 from prfl.reward.scores import Normalisation, Scores
 
@@ -162,7 +162,9 @@ class PixelReward:
     ) -> PixelReward:
         """Load a saved reward, frozen."""
         config, tensors = read_reward(folder_or_hub, KIND, revision)
-        network = PixelNetwork(**config["network"]).to(device)
-        reward = PixelReward(network, Normalisation(**config["normalisation"]), RewardCard.from_json(config["card"]))
-        reward.load_state(tensors)
+        with describing(folder_or_hub):
+            network = PixelNetwork(**config["network"]).to(device)
+            card = RewardCard.from_json(config["card"])
+            reward = PixelReward(network, Normalisation(**config["normalisation"]), card)
+            reward.load_state(tensors)
         return reward.freeze()

@@ -2,14 +2,17 @@
 
     checkpoints/step-000100/{weights,optimizer,ema}.safetensors, state.json
 
-``weights`` and ``ema`` hold the trained parameters by the names that the objective gives them.  There is no state of a
-random generator and no position in the data: both are functions of (seed, step).
+``weights`` and ``ema`` hold the trained parameters by the names that the objective gives them; ``state.json`` has the
+step, the sizes of the files and the ``identity``: all that decides the numbers of a run (the config, and fingerprints
+of the model, the reward, the clips and the prompts).  The learning rate, the position in the data and the state of
+every random generator are functions of (identity, step), so there is nothing of them to save.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prfl.data.files import read_tensors, replacing_folder, restore_folders
 from prfl.errors import PrflError
 from prfl.training.ema import Ema, copy_into
 from prfl.training.guards import plain
@@ -40,23 +43,19 @@ class TrainState:
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
-    """Write folder/step-N so that it is there whole or not at all; then remove all but the newest ``keep``."""
+    """Write folder/step-N so that it is there whole or not at all; then remove all but the newest ``keep``.
+
+    Raises PrflError when the disk is full; the checkpoints before are whole.
+    """
     final = folder / f"step-{state.step:06d}"
-    temporary, old = folder / f".tmp-{final.name}", folder / f".old-{final.name}"
-    for left_over in folder.glob(".*-step-*"):  # of a run that was killed while it saved
-        shutil.rmtree(left_over)
-    temporary.mkdir(parents=True)
-    for name, tensors in checkpoint_tensors(state).items():
-        save_file(plain(tensors), temporary / f"{name}.safetensors")
-    files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    facts = {"format": FORMAT, "step": state.step, "files": files, "identity": state.identity}
-    facts["ema_updates"] = state.ema.updates if state.ema else None
-    (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
-    flush(temporary)
-    if final.exists():  # a run resumed from an older checkpoint comes by again
-        os.replace(final, old)
-    os.replace(temporary, final)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing_folder(final) as temporary:
+        for name, tensors in checkpoint_tensors(state).items():
+            save_file(plain(tensors), temporary / f"{name}.safetensors")
+        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        facts = {"format": FORMAT, "step": state.step, "files": files}
+        facts |= {"config_hash": identity_hash(state.identity), "identity": state.identity}
+        facts["ema_updates"] = state.ema.updates if state.ema else None
+        (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     for stale in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(stale)
     return final
@@ -72,20 +71,48 @@ def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     return tensors
 
 
-def flush(folder: Path) -> None:
-    """Force the files to the disk before the folder gets its final name."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Checkpoints that have their final name, oldest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def tidy(folder: Path, resume: str) -> list[Path]:
+    """Bring the folder of a run that may have been killed, or whose disk failed, into order; call it on one process.
+
+    Half-written checkpoints go.  With ``auto``, damaged ones that are newer than the newest whole one are renamed to
+    ``damaged-step-N`` and returned: the whole one is then found.  Where none is whole nothing is renamed.
+    """
+    restore_folders(folder)
+    damaged: list[Path] = []
+    if resume != "auto":
+        return damaged
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            read_facts(path)
+        except PrflError:
+            damaged.append(path)
+            continue
+        break
+    else:
+        return []
+    for path in damaged:
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    return damaged
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that ``auto | none | PATH`` means; PATH is a checkpoint or a run folder."""
+    """The checkpoint that ``auto | none | PATH`` means; PATH is a checkpoint or a run folder.
+
+    Raises PrflError where PATH has none, where it is followed by newer ones of this very run (going on from it would
+    leave two histories in one folder), and where ``none`` meets a run that has some.
+    """
     found = list_checkpoints(folder)
     if resume == "auto":
         return found[-1] if found else None
@@ -103,19 +130,30 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
         return inside[-1]
     if not (path / "state.json").is_file():
         raise PrflError("there is no checkpoint to resume from", where=resume, fix="give a step-N or a run folder")
+    if found and path.resolve().parent == folder.resolve() and path.name != found[-1].name:
+        raise PrflError(
+            f"the run has gone on from there: {found[-1].name} is newer",
+            where=resume,
+            fix="give the resumed run a folder of its own (run=FOLDER), or move the newer checkpoints away first",
+        )
     return path
 
 
 def load_checkpoint(path: Path, state: TrainState) -> None:
-    """Restore everything in ``state``, or raise PrflError: truncated file, other parameters, another config."""
+    """Restore everything in ``state``, or raise PrflError and change nothing: a damaged file, other parameters,
+    another config."""
     facts = read_facts(path)
     check_identity(path, facts["identity"], state.identity)
-    weights = read_tensors(path / "weights.safetensors")
+    fix = damaged_fix(path)
+    weights, moments = (read_tensors(path / f"{name}.safetensors", fix) for name in ("weights", "optimizer"))
+    average = read_tensors(path / "ema.safetensors", fix) if state.ema else {}
     check_names(path, weights, state.parameters)
-    copy_into(state.parameters, weights)
-    load_optimizer(read_tensors(path / "optimizer.safetensors"), state)
+    check_moments(path, moments, state.parameters)
     if state.ema:
-        state.ema.load(read_tensors(path / "ema.safetensors"), facts["ema_updates"])
+        check_names(path, average, state.parameters)
+        state.ema.load(average, facts["ema_updates"])
+    copy_into(state.parameters, weights)
+    load_optimizer(moments, state)
     state.step = facts["step"]
 
 
@@ -131,24 +169,29 @@ def load_optimizer(tensors: dict[str, Tensor], state: TrainState) -> None:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint, after comparing the sizes of its files with what was written."""
-    facts = json.loads((path / "state.json").read_text())
-    for name, size in facts["files"].items():
+    try:
+        facts = json.loads((path / "state.json").read_text())
+        files, version = dict(facts["files"]), facts["format"]
+        _ = facts["step"], facts["identity"], facts["ema_updates"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        what = f"the checkpoint is damaged: state.json cannot be read ({type(error).__name__}: {error})"
+        raise PrflError(what, where=str(path), fix=damaged_fix(path)) from error
+    if version != FORMAT:
+        fix = "resume it with the version of prfl that wrote it, or start anew in another run folder"
+        raise PrflError(f"a checkpoint of format {version}, this prfl reads {FORMAT}", where=str(path), fix=fix)
+    for name, size in files.items():
         there = (path / name).stat().st_size if (path / name).is_file() else None
         if there != size:
-            raise PrflError(
-                f"the checkpoint is damaged: {name} has {there} bytes, {size} were written",
-                where=str(path),
-                fix="delete it, and the run resumes from the one before",
-            )
+            what = f"the checkpoint is damaged: {name} has {there or 0} bytes, {size} were written"
+            raise PrflError(what, where=str(path), fix=damaged_fix(path))
     return facts
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        what = f"not a readable safetensors file: {error}"
-        raise PrflError(what, where=str(path), fix="delete the checkpoint") from None
+def damaged_fix(path: Path) -> str:
+    """What to do about a damaged checkpoint: it names the one before, if there is one."""
+    older = [other for other in list_checkpoints(path.parent) if other.name < path.name]
+    before = f"--resume {older[-1]}" if older else "there is none before it, so the run starts anew"
+    return f"delete the damaged checkpoint and resume from the one before: {before}"
 
 
 def check_names(path: Path, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
@@ -160,6 +203,16 @@ def check_names(path: Path, weights: Mapping[str, Tensor], parameters: Mapping[s
                 where=str(path),
                 fix="use the adapter rank, targets and backbone of the run that wrote it",
             )
+
+
+def check_moments(path: Path, moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """The optimizer's tensors, ``PARAMETER/step`` (a number) and averages of the parameter's own shape."""
+    for name, value in moments.items():
+        parameter, _, moment = name.rpartition("/")
+        fits = parameter in parameters and (moment == "step" or value.shape == parameters[parameter].shape)
+        if not fits:
+            what = f"the optimizer's state does not fit the parameters: {name} is {tuple(value.shape)}"
+            raise PrflError(what, where=str(path), fix=damaged_fix(path))
 
 
 def check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prfl import draws
+from prfl.backbone import Condition, WanBackbone
+from prfl.data.files import replacing
 from prfl.errors import PrflError
 from prfl.objective import Objective
 from prfl.training.optimizer import gradients
 
 
 def check_trainable(parameters: dict[str, nn.Parameter]) -> None:
-    if not parameters:
+    if not any(parameter.requires_grad for parameter in parameters.values()):
         raise PrflError(
-            "nothing is trainable: the objective has no parameters",
+            f"nothing is trainable: of the objective's {len(parameters)} parameters none takes a gradient",
             where="objective",
             fix="add an adapter whose targets match modules of the network, or train a head",
         )
@@ -35,6 +42,34 @@ def check_same_parameters(objective: dict[str, nn.Parameter], regulariser: dict[
         )
 
 
+def check_same_on_ranks(parameters: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Every process must hold the same weights bit for bit, or each trains a model of its own.
+
+    Call it on every process: each gathers all digests and so raises the same PrflError, and none waits for another.
+    """
+    if accelerator.num_processes == 1:
+        return
+    ranks: list[dict[str, str]] = gather_object([{name: digest(value) for name, value in parameters.items()}])
+    for rank, other in enumerate(ranks):
+        differ = [name for name in {**ranks[0], **other} if ranks[0].get(name) != other.get(name)]
+        if differ:
+            raise PrflError(
+                f"the processes do not train the same weights: {differ[0]} and {len(differ) - 1} more differ between "
+                f"process 0 and process {rank}",
+                where="training",
+                fix="start every process with the same config, seed and package versions, and resume all of them from "
+                "the same checkpoint",
+            )
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's shape, dtype and bytes."""
+    plain = tensor.detach().to("cpu").contiguous()
+    named = hashlib.sha256(f"{tuple(plain.shape)}{plain.dtype}".encode())
+    named.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return named.hexdigest()
+
+
 def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> None:
     """After the very first backward.  A LoRA's A matrix may have a zero gradient there (its B is zero): any will do."""
     if not any(bool(grad.count_nonzero()) for grad in gradients(list(parameters.values()))):
@@ -46,34 +81,85 @@ def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> No
         )
 
 
-def check_finite(objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float]) -> None:
-    """Stop before the optimizer's step when a loss, reward or gradient is not finite, and keep the batch for study."""
+def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
+    """A new adapter must not change the model: bit for bit the same velocity at a few random tokens.
+
+    Raises PrflError when it does (an initialisation that is not zero, an adapter in the wrong place), and when the
+    base's own velocity is not finite.
+    """
+    config, dtype = backbone.transformer.config, backbone.dtype
+    shape = (1, backbone.latent_channels, *(2 * size for size in backbone.patch_size))
+    latents = draws.normal(shape[1:], 0, "start", 0, [0]).to(backbone.device)
+    embeds = draws.normal((4, config.text_dim), 0, "start/text", 0, [0]).to(backbone.device, dtype)
+    condition = Condition(embeds, torch.tensor([4], device=backbone.device))
+    sigma = torch.tensor([0.5], device=backbone.device)
+    with torch.no_grad():
+        base = backbone.velocity(latents, sigma, condition)
+        with backbone.adapter(adapter):
+            ours = backbone.velocity(latents, sigma, condition)
+    if not base.isfinite().all():
+        fix = "load it in float32 (backbone.dtype), or download it again"
+        raise PrflError("the model's output is not finite before the first step", where="backbone.model", fix=fix)
+    if not torch.equal(base, ours):
+        far = float((ours - base).abs().max() / base.abs().max())
+        raise PrflError(
+            f"the new adapter '{adapter}' changes the model before the first step (by {far:.2g} of its output)",
+            where="backbone.adapter",
+            fix="its B matrices must start at zero: check the versions of peft and diffusers with the README's, and "
+            "report it with environment.json",
+        )
+
+
+def check_finite_weights(parameters: Mapping[str, Tensor], step: int) -> None:
+    """Before a checkpoint takes the place of an older one: weights that are not finite must not be what is left."""
+    bad = [name for name, value in parameters.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise PrflError(
+            f"{bad[0]} and {len(bad) - 1} more weights are not finite after step {step}; they are not saved",
+            where="training.learning_rate",
+            fix="lower it, and resume from the last checkpoint",
+        )
+
+
+def check_finite(
+    objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float], rank: int = 0
+) -> None:
+    """Stop before the optimizer's step when latents, a reward, the loss or the gradient are not finite, and keep the
+    batch for study."""
     bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
     if not bad:
         return
-    folder = dump_batch(objective, run, step, indices, numbers)
-    name, value = next(iter(bad.items()))
+    folder = dump_batch(objective, run, step, indices, numbers, rank)
+    cause = next((name for name in ("latents/max", "reward", "loss") if name in bad), next(iter(bad)))
+    others = f" (and so are {', '.join(sorted(bad.keys() - {cause}))})" if len(bad) > 1 else ""
     raise PrflError(
-        f"{name} is {value} in step {step}; the optimizer has not stepped on it",
+        f"{cause} is {bad[cause]} in step {step}{others}; the optimizer has not stepped on it",
         where=str(folder),
         fix="the batch is in that folder; lower the learning rate or max_grad_norm, or use fp32, and resume from the "
         "last checkpoint",
     )
 
 
-def dump_batch(objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float]) -> Path:
-    """Write run/failed/step-N: the drawn batch, the parameters, their gradients (safetensors) and the facts (json)."""
+def dump_batch(
+    objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float], rank: int
+) -> Path:
+    """Write run/failed/step-N: the drawn batch, the parameters, their gradients (safetensors) and the facts (json).
+
+    Each process writes its own part of the batch: ``batch``, ``batch-1``, ``batch-2``.
+    """
     folder = run / "failed" / f"step-{step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
+    name = f"batch-{rank}" if rank else "batch"
     drawn, facts = objective.describe(step, indices)
     tensors = {f"batch/{name}": value for name, value in drawn.items()}
-    for name, parameter in objective.parameters().items():
-        tensors[f"parameter/{name}"] = parameter
+    for key, parameter in objective.parameters().items():
+        tensors[f"parameter/{key}"] = parameter
         if parameter.grad is not None:
-            tensors[f"gradient/{name}"] = parameter.grad
-    save_file(plain(tensors), folder / "batch.safetensors")
+            tensors[f"gradient/{key}"] = parameter.grad
+    with replacing(folder / f"{name}.safetensors") as temporary:
+        save_file(plain(tensors), temporary)
     facts = {"step": step, "indices": list(indices), "numbers": {k: repr(v) for k, v in numbers.items()}} | facts
-    (folder / "batch.json").write_text(json.dumps(facts, indent=2) + "\n")
+    with replacing(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from accelerate.utils import ProjectConfiguration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from prfl.data.files import replacing, writing
+
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 
@@ -26,19 +27,22 @@ class RunFolder:
     """Where everything of a run lies.
 
     config.yaml (resolved), environment.json, metrics.jsonl, trackers/, checkpoints/, samples/, failed/, report.html
+
+    resolved_config: yaml text.  Nothing is written before ``begin``, so a run that is refused leaves no trace, and the
+    config of a run that may not be resumed with this one stays as it is.
     """
 
     path: Path
+    resolved_config: str = ""
 
-    @staticmethod
-    def create(path: str | Path, resolved_config: str = "") -> RunFolder:
-        """Make the folder, and write the resolved config (yaml text) and the environment into it."""
-        run = RunFolder(Path(path))
-        run.path.mkdir(parents=True, exist_ok=True)
-        if resolved_config:
-            (run.path / "config.yaml").write_text(resolved_config)
-        (run.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        return run
+    def begin(self) -> None:
+        """Make the folder, and write the resolved config and the environment into it."""
+        texts = {"environment.json": json.dumps(environment(), indent=2) + "\n"}
+        if self.resolved_config:
+            texts["config.yaml"] = self.resolved_config
+        for name, text in texts.items():
+            with replacing(self.path / name) as temporary:
+                temporary.write_text(text)
 
     @property
     def metrics(self) -> Path:
@@ -78,9 +82,8 @@ def drop_metrics_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [r for r in read_metrics(path) if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
 
 class Log:
@@ -141,7 +144,7 @@ class Log:
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
-            with open(self.run.metrics, "a") as file:
+            with writing(self.run.metrics), open(self.run.metrics, "a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def show(self, step: int, means: Mapping[str, float]) -> None:

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 
 from prfl import draws
 from prfl.config.schema import TrainingConfig
 from prfl.errors import PrflError
 from prfl.objective import Objective
 from prfl.training import guards
-from prfl.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
+from prfl.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint, tidy
 from prfl.training.ema import Ema
 from prfl.training.log import Log, RunFolder, drop_metrics_after, make_accelerator
 from prfl.training.optimizer import adamw, apply, average_gradients, clip_gradients, learning_rate
@@ -82,15 +81,15 @@ def train(
 
     resume: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
     identity: json-able facts that must be the same when the run is resumed (the config less what may change).
-    Ctrl-C and SIGTERM finish the step, save, and return.  Raises PrflError from guards.py and checkpoint.py.
+    Ctrl-C and SIGTERM finish the step (an evaluation is left at once), save, and return.
+    Raises PrflError from guards.py and checkpoint.py; what is refused before the first step leaves no trace.
     """
     accelerator = accelerator or make_accelerator(run, trackers=settings.trackers)
     trainer = Trainer(objective, settings, run, accelerator, regulariser, seed)
-    state, checkpoint = prepare(trainer, resume, dict(identity or {}))
-    start = state.step
-    log = Log(run, accelerator, every=settings.log_every, steps=settings.steps, start=start)
+    log = Log(run, accelerator, every=settings.log_every, steps=settings.steps)
+    state, checkpoint = prepare(trainer, resume, dict(identity or {}), log)
     with StopSignals() as stop, log:
-        run_hooks(hooks, state, trainer, log)
+        run_hooks(hooks, state, trainer, log, stop)
         stopped = stop.anywhere(accelerator)
         while state.step < settings.steps and not stopped:
             log.step(state.step + 1, train_step(trainer, state))
@@ -98,7 +97,7 @@ def train(
                 checkpoint = save(trainer, state)
             stopped = stop.anywhere(accelerator)
             if not stopped:
-                run_hooks(hooks, state, trainer, log)
+                run_hooks(hooks, state, trainer, log, stop)
                 stopped = stop.anywhere(accelerator)
         if stopped:
             checkpoint = save(trainer, state)
@@ -106,7 +105,8 @@ def train(
     return TrainResult(state.step, stopped, checkpoint)
 
 
-def prepare(trainer: Trainer, resume: str, identity: dict[str, Any]) -> tuple[TrainState, Path | None]:
+def prepare(trainer: Trainer, resume: str, identity: dict[str, Any], log: Log) -> tuple[TrainState, Path | None]:
+    """The state to go on from.  The run folder is written to only when nothing stands against the run any more."""
     parameters = trainer.objective.parameters()
     guards.check_trainable(parameters)
     if trainer.regulariser:
@@ -122,24 +122,36 @@ def prepare(trainer: Trainer, resume: str, identity: dict[str, Any]) -> tuple[Tr
     optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay)
     ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
     state = TrainState(parameters, optimizer, ema, identity=identity)
+    if trainer.accelerator.is_main_process:
+        for damaged in tidy(trainer.run.checkpoints, resume):
+            log.say(f"{damaged} is damaged: it is now called damaged-{damaged.name}, and the run goes on before it")
+    trainer.accelerator.wait_for_everyone()
     path = find_checkpoint(trainer.run.checkpoints, resume)
     if path:
         load_checkpoint(path, state)
+    guards.check_same_on_ranks(parameters, trainer.accelerator)
+    log.start = state.step
     if trainer.accelerator.is_main_process:
+        trainer.run.begin()
         drop_metrics_after(trainer.run.metrics, state.step)
     return state, path
 
 
-def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: Log) -> None:
+def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: Log, stop: StopSignals) -> None:
+    """The hooks that are due.  A signal ends them: they change nothing that is saved, and run again on resuming."""
     for hook in hooks:
-        if hook.due(state.step, trainer.settings.steps):
-            with state.ema.applied() if state.ema else nullcontext():
+        if hook.due(state.step, trainer.settings.steps) and not stop.left_early:
+            metrics: Mapping[str, float] = {}
+            # In this order: the average must not be interrupted while it gives the parameters back.
+            with state.ema.applied() if state.ema else nullcontext(), stop.at_once(trainer.accelerator):
                 metrics = hook.call(state.step)
             if metrics:
                 log.event(state.step, metrics)
 
 
 def save(trainer: Trainer, state: TrainState) -> Path:
+    guards.check_same_on_ranks(state.parameters, trainer.accelerator)
+    guards.check_finite_weights(state.parameters, state.step)
     if trainer.accelerator.is_main_process:
         save_checkpoint(trainer.run.checkpoints, state, trainer.settings.keep)
     trainer.accelerator.wait_for_everyone()
@@ -163,7 +175,7 @@ def train_step(trainer: Trainer, state: TrainState) -> dict[str, float]:
 def update(trainer: Trainer, state: TrainState, objective: Objective, name: str) -> dict[str, float]:
     """One optimizer step: accumulate, average over processes, check, clip, step."""
     settings, parameters, step = trainer.settings, list(state.parameters.values()), state.step
-    seed_dropout(trainer, step, name)
+    seed_generators(trainer, step, name)
     for parameter in parameters:
         parameter.grad = None
     accelerator = trainer.accelerator
@@ -171,14 +183,15 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
         step, settings.batch, settings.accumulation, accelerator.process_index, accelerator.num_processes
     )
     records = [objective.accumulate(step, indices) for indices in parts]
-    if step == 0:
-        guards.check_gradient_arrived(state.parameters, name)
     metrics = average_metrics(records, [len(part) for part in parts])
     average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
+    if step == 0:  # after the average: a process whose own samples are all beyond the hinge is no fault
+        guards.check_gradient_arrived(state.parameters, name)
     started = time.perf_counter()
     norm = clip_gradients(parameters, settings.max_grad_norm)
     indices = [index for part in parts for index in part]
-    guards.check_finite(objective, trainer.run.path, step, indices, metrics | {"gradient_norm": norm})
+    numbers = metrics | {"gradient_norm": norm}
+    guards.check_finite(objective, trainer.run.path, step, indices, numbers, accelerator.process_index)
     rate = learning_rate(
         step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
     )
@@ -210,7 +223,8 @@ def average_metrics(records: Sequence[Mapping[str, float]], sizes: Sequence[int]
     return {n: total / count * (calls if n.startswith("seconds/") else 1) for n, (total, count) in totals.items()}
 
 
-def seed_dropout(trainer: Trainer, step: int, name: str) -> None:
-    """Dropout draws from torch's global generators: reseeded before each update, they too depend on the step only."""
+def seed_generators(trainer: Trainer, step: int, name: str) -> None:
+    """Dropout, and whatever else draws from a global generator (Python's, numpy's, torch's on every device): reseeded
+    before each update, they too depend on the step only, and a checkpoint has none of them to save."""
     rank = trainer.accelerator.process_index
-    torch.manual_seed(draws.generator(trainer.seed, f"dropout/{name}", step, rank).initial_seed())
+    set_seed(draws.generator(trainer.seed, f"dropout/{name}", step, rank).initial_seed() % 2**32)  # numpy takes 32 bits

@@ -1,13 +1,19 @@
-"""Ctrl-C and SIGTERM as a wish that the loop grants between two steps."""
+"""Ctrl-C and SIGTERM as a wish that the loop grants between two steps, or in the middle of an evaluation."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
+
+
+class Stopped(BaseException):
+    """Raised by a signal inside ``StopSignals.at_once``, and caught there."""
 
 
 class StopSignals:
@@ -18,6 +24,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.interrupts = self.left_early = False
         self.previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -29,6 +36,22 @@ class StopSignals:
     def on_signal(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         self.restore()
+        if self.interrupts:
+            raise Stopped
+
+    @contextmanager
+    def at_once(self, accelerator: Accelerator) -> Iterator[None]:
+        """Around what may take minutes and changes nothing of the run's state: a signal leaves it in the middle.
+
+        Several processes would lose step with each other, so there the signal waits until it is over.
+        """
+        try:
+            self.interrupts = accelerator.num_processes == 1
+            yield
+        except Stopped:
+            self.left_early = True
+        finally:
+            self.interrupts = False
 
     def anywhere(self, accelerator: Accelerator) -> str | None:
         """The signal, or a word for another process's: all processes must leave the loop after the same step."""

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from prfl.errors import PrflError
-from prfl.training.checkpoint import TrainState, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
+from prfl.training.checkpoint import (
+    TrainState,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    tidy,
+)
 from prfl.training.optimizer import adamw
 
 
@@ -68,7 +75,7 @@ def test_a_lying_header_is_refused(tmp_path):
     content = bytearray((path / "weights.safetensors").read_bytes())
     content[:8] = (2**40).to_bytes(8, "little")
     (path / "weights.safetensors").write_bytes(bytes(content))
-    with pytest.raises(PrflError, match="not a readable safetensors file"):
+    with pytest.raises(PrflError, match="is damaged: .*header"):
         load_checkpoint(path, state())
 
 
@@ -89,3 +96,42 @@ def test_where_to_resume_from(tmp_path):
     assert find_checkpoint(tmp_path, str(tmp_path / "run")) == path == find_checkpoint(tmp_path, str(path))
     with pytest.raises(PrflError, match="already has checkpoints"):
         find_checkpoint(folder, "none")
+
+
+def test_killed_between_the_two_renames_the_old_one_comes_back(tmp_path, monkeypatch):
+    """A checkpoint that is written again (a run resumed from an older one) is moved aside for a moment."""
+    path = save_checkpoint(tmp_path, state(1), keep=1)
+    before = (path / "weights.safetensors").read_bytes()
+    replace, calls = os.replace, []
+
+    def killed_at_the_second(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise SystemExit
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed_at_the_second)
+    with pytest.raises(SystemExit):
+        save_checkpoint(tmp_path, state(1), keep=1)
+    monkeypatch.undo()
+    assert list_checkpoints(tmp_path) == []
+    assert tidy(tmp_path, "auto") == [] and find_checkpoint(tmp_path, "auto") == path
+    assert (path / "weights.safetensors").read_bytes() == before
+    assert [there.name for there in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoints_before(tmp_path):
+    """For real: the process may write no file of more than 1,000 bytes.  safetensors reports it in its own words."""
+    resource = pytest.importorskip("resource")
+    path = save_checkpoint(tmp_path, state(1), keep=1)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(PrflError, match="step-000002: cannot be written: .*File too large") as error:
+            save_checkpoint(tmp_path, state(2, size=1000), keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "free some space" in str(error.value)
+    assert [there.name for there in tmp_path.iterdir()] == ["step-000001"]
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -51,7 +53,7 @@ def settings(**changes) -> TrainingConfig:
 
 
 def go(tmp_path, objective, name="run", resume="auto", hooks=(), regulariser=None, identity=None, **changes):
-    run = RunFolder.create(tmp_path / name)
+    run = RunFolder(tmp_path / name)
     accelerator = make_accelerator(run, "cpu", trackers=changes.get("trackers", []))
     return train(
         objective, settings(**changes), run, accelerator=accelerator, resume=resume, hooks=hooks,
@@ -84,7 +86,7 @@ def test_the_comparison_can_fail(tmp_path, left_out, monkeypatch):
     if left_out == "optimizer":
         monkeypatch.setattr("prfl.training.checkpoint.load_optimizer", lambda *_: None)
     else:
-        monkeypatch.setattr("prfl.training.loop.seed_dropout", lambda *_: None)
+        monkeypatch.setattr("prfl.training.loop.seed_generators", lambda *_: None)
     go(tmp_path, Line(dropout=0.5), "straight")
     go(tmp_path, Line(dropout=0.5), "broken", steps=3)
     go(tmp_path, Line(dropout=0.5), "broken")
@@ -232,3 +234,52 @@ def test_metrics_and_tensorboard_are_written(tmp_path, capsys):
     assert list((tmp_path / "run" / "trackers").glob("events*"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6"] and "loss" in lines[0]
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_saves_the_run_s_own_weights(tmp_path):
+    """A long evaluation must not outlast the seconds that a cluster gives; the average of the weights is in then."""
+    objective, ran_on = Line(), []
+
+    def long(step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        ran_on.append(step)
+        return {"held_out": 1.0}
+
+    result = go(tmp_path, objective, hooks=[Hook(2, long)])
+    assert (result.step, result.stopped, ran_on) == (2, "SIGTERM", [])
+    assert result.checkpoint.name == "step-000002"
+    go(tmp_path, Line(), "straight")
+    go(tmp_path, Line())
+    for key, value in weights(tmp_path, "straight", 6).items():
+        assert torch.equal(value, weights(tmp_path, "run", 6)[key]), key
+
+
+def test_generators_of_every_kind_go_on_as_in_the_straight_run(tmp_path):
+    """Python's, numpy's and torch's, whatever was drawn before: there is no state of theirs to lose."""
+
+    class Drawing(Line):
+        def accumulate(self, step, indices):
+            self.slope = 3 + random.random() + float(np.random.rand()) + float(torch.rand(()))
+            return super().accumulate(step, indices)
+
+    go(tmp_path, Drawing(), "straight")
+    go(tmp_path, Drawing(), "broken", steps=3)
+    random.random(), np.random.rand(7), torch.rand(5)
+    go(tmp_path, Drawing(), "broken")
+    straight, broken = weights(tmp_path, "straight", 6), weights(tmp_path, "broken", 6)
+    assert all(torch.equal(straight[key], broken[key]) for key in straight)
+
+
+def test_what_is_refused_leaves_the_run_folder_as_it_was(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(PrflError, match="there is no checkpoint"):
+        go(tmp_path, Line(), resume=str(tmp_path / "nowhere"))
+    assert not run.exists()
+    go(tmp_path, Line(), identity={"seed": 0}, steps=3)
+    (run / "config.yaml").write_text("seed: 0\n")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(PrflError, match="seed: 0 -> 1"):
+        run_folder = RunFolder(run, "seed: 1\n")
+        accelerator = make_accelerator(run_folder, "cpu", [])
+        train(Line(), settings(), run_folder, accelerator=accelerator, identity={"seed": 1})
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

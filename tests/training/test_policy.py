@@ -24,7 +24,7 @@ def go(pipeline, folder, steps):
     objective = latent_objective(backbone, Prfl(CHAIN, seed=0), distance_weight=0.1)
     regulariser = Regulariser(Sft(backbone, dataset(backbone), seed=0))
     settings = TrainingConfig(steps=steps, batch=2, accumulation=2, learning_rate=1e-2, ema_decay=0.9, trackers=[])
-    run = RunFolder.create(folder)
+    run = RunFolder(folder)
     accelerator = make_accelerator(run, "cpu", [])
     return train(objective, settings, run, regulariser=regulariser, accelerator=accelerator)
 

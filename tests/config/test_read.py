@@ -1,0 +1,82 @@
+"""No key of a config is read by nobody: a person who sets one believes that it does something."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from prfl import build, cli
+from prfl.config import load_config
+from prfl.config.messages import models_in
+from prfl.config.schema import Config, Section
+from tests.test_faults import make_project
+
+ONE_CHOICE = {("Config", "version"), ("RolloutConfig", "solver")}  # a single value is allowed: nothing to read
+
+
+def sections(model: type[Section]) -> set[type[Section]]:
+    return {model}.union(*(sections(inner) for f in model.model_fields.values() for inner in models_in(f.annotation)))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """(section, key) of every key that code outside prfl/config takes from a config."""
+    seen: set[tuple[str, str]] = set()
+    get = Section.__getattribute__
+    inside = f"prfl{os.sep}config{os.sep}"
+
+    def recording(self: Section, name: str) -> object:
+        if name in type(self).model_fields and inside not in sys._getframe(1).f_code.co_filename:
+            seen.add((type(self).__name__, name))
+        return get(self, name)
+
+    monkeypatch.setattr(Section, "__getattribute__", recording)
+    return seen
+
+
+def test_every_key_is_read_by_somebody(
+    tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, read: set[tuple[str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_project(tiny_pipeline_folder)
+    watched = {"every": 1, "final_samples": 1, "prompts_per_round": 1}
+
+    def write(name: str, source: str, **changes: dict) -> str:
+        config = yaml.safe_load(Path(source).read_text())
+        for key, value in changes.items():
+            config[key] = {**config[key], **value}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({**config, "run": f"runs/{name}"}))
+        return f"{name}.yaml"
+
+    adapter = {"adapter": {"rank": 1, "alpha": 1}}
+    head = {"dimensions": ["light"], "blocks": [0], "inner": 8}
+    runs = [
+        write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
+        write("pixel", "reward.yaml", reward={"space": "pixel", "head": {"dimensions": ["light"]}}),
+        write("steered", "prfl.yaml", objective={"sft": {}}, data={"manifest": "manifest.jsonl"}, evaluation=watched),
+        write("decoded", "vader.yaml"),
+        write("supervised", "sft.yaml"),
+    ]
+    for run in runs:
+        assert cli.main(["train", run, "training.steps=1"]) == 0
+    model = build.backbone(load_config("sft.yaml"))
+    monkeypatch.setattr(build.shapes, "labelled", lambda *_, **__: Path("made"))
+    monkeypatch.setattr(build, "sample", lambda *_: torch.zeros(1))
+    for generator in (
+        "shapes_mixture, count: 1",
+        "shapes_curated, count: 1",
+        "shapes_samples, per_prompt: 2, steps: 1",
+    ):
+        data = {"manifest": None, "generator": yaml.safe_load(f"{{name: {generator}}}")}
+        prompts = {"prompts": {"train": "shapes"}, "frames": 17, "height": 32, "width": 32}
+        build.manifest(load_config(write("made", "sft.yaml", data={**data, **prompts})), model, iter)
+    keys = {(model.__name__, key) for model in sections(Config) for key in model.model_fields}
+    tags = {(section, key) for section, key in keys if key in ("name", "space")}
+    bases = {(section, key) for section, key in keys if section in ("RewardBase", "SteeringConfig")}
+    unread = keys - read - ONE_CHOICE - tags - bases
+    assert not unread, f"keys that nobody reads: {sorted(unread)}"

@@ -1,0 +1,123 @@
+"""What test_kill.py runs by itself: ``python tests/training/killed_run.py FOLDER``."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from prfl import cli, commands  # noqa: F401  (commands: imported before the forks, not in each of them)
+from prfl.training import read_metrics
+from prfl.training.checkpoint import list_checkpoints
+from tests.conftest import save_tiny_pipeline
+from tests.test_faults import make_project
+
+STEPS = 10
+MOMENTS = random.Random(0)
+
+
+def main(folder: Path) -> None:
+    os.chdir(folder)
+    make_project(save_tiny_pipeline(folder / "model"))
+    config = yaml.safe_load(Path("prfl.yaml").read_text())
+    config["data"]["manifest"] = "manifest.jsonl"
+    config["objective"]["sft"] = {"every": 2}
+    config["backbone"]["adapter"]["dropout"] = 0.1
+    config["training"] |= {"ema_decay": 0.9, "keep": 1, "steps": STEPS}
+    Path("run.yaml").write_text(yaml.safe_dump(config))
+    ends(start("straight"), 0)
+    ends(start("halves", "training.steps=5"), 0)
+    ends(start("halves"), 0)
+    same("halves")
+
+    for moment in (at_random, in_a_save, in_a_save):
+        child = start("killed", slow=True)
+        moment(child, "killed")
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, "it was over before the kill"
+        half = [path.name for path in Path("runs/killed/checkpoints").glob(".tmp-*")]
+        print(f"kill -9: last checkpoint {newest('killed')}, half written {half}")
+        assert half or moment is at_random
+    for number in (signal.SIGTERM, signal.SIGINT):
+        child = start("killed", slow=True)
+        at_random(child, "killed")
+        os.kill(child, number)
+        ends(child, 130)
+        last = max(record["step"] for record in read_metrics(Path("runs/killed/metrics.jsonl")))
+        print(f"{number.name}: after step {last}, last checkpoint {newest('killed')}")
+        assert newest("killed") == last < STEPS, "a signal saves first"
+    ends(start("killed"), 0)
+    same("killed")
+    print("all equal")
+
+
+def start(name: str, *overrides: str, slow: bool = False) -> int:
+    """A process that trains runs/NAME.  slow: every flush to the disk takes its time, so that a save can be hit."""
+    child = os.fork()
+    if child:
+        return child
+    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if slow:
+        flush = os.fsync
+        os.fsync = lambda handle: (time.sleep(0.05), flush(handle))[1]
+    os._exit(cli.main(["train", "run.yaml", f"run=runs/{name}", *overrides]))
+
+
+def ends(child: int, code: int) -> None:
+    found = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    logs = "".join(path.read_text()[-2000:] for path in Path().glob("*.log"))
+    assert found == code, f"exit code {found}, not {code}\n{logs}"
+
+
+def newest(name: str) -> int:
+    found = list_checkpoints(Path("runs", name, "checkpoints"))
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def until(child: int, true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"
+        time.sleep(0.002)
+
+
+def at_random(child: int, name: str) -> None:
+    """Some time after the first checkpoint of this process."""
+    before = newest(name)
+    until(child, lambda: newest(name) > before)
+    time.sleep(MOMENTS.uniform(0, 0.3))
+
+
+def in_a_save(child: int, name: str) -> None:
+    before = newest(name)
+    until(child, lambda: newest(name) > before)
+    until(child, lambda: any(Path("runs", name, "checkpoints").glob(".tmp-step-*/weights.safetensors")))
+
+
+def same(name: str) -> None:
+    """Every byte of the last checkpoint and of the policy, and every number of the log but the times."""
+    last = f"checkpoints/step-{STEPS:06d}"
+    for file in (*(f"{last}/{part}.safetensors" for part in ("weights", "optimizer", "ema")), "policy.safetensors"):
+        one, other = (Path("runs", run, file).read_bytes() for run in ("straight", name))
+        assert one == other, f"{name}: {file} differs from the straight run's"
+    one, other = (
+        [
+            {k: v for k, v in record.items() if "seconds" not in k}
+            for record in read_metrics(Path("runs", run, "metrics.jsonl"))
+        ]
+        for run in ("straight", name)
+    )
+    assert one == other and [record["step"] for record in one] == list(range(1, STEPS + 1)), f"{name}: metrics differ"
+    print(f"{name}: {STEPS} steps equal the straight run bit for bit")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
