@@ -151,7 +151,7 @@ class RewardBase(Section):
     space: str = Field(description="What is scored.")
     path: str | None = Field(
         default=None,
-        description="A trained reward: a folder that objective preference wrote, a hub id, or 'shapes' (in the package).",
+        description="A trained reward: a folder that objective preference wrote, a hub id, or 'shapes' (inside).",
     )
     weights: dict[str, float] | None = Field(
         default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
