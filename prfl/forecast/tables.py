@@ -14,7 +14,7 @@ from prfl.forecast.work import Work
 GIB = 2**30
 
 
-def gib(size: float) -> str:
+def gib(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
