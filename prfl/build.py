@@ -48,6 +48,7 @@ from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
 from prfl.reward import pixel
+from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.files import kind_of
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
@@ -56,7 +57,8 @@ from prfl.solvers import Coefficients, euler
 from prfl.training import Regulariser
 
 POLICY = "policy"  # the name of the adapter that is aligned
-Reward = LatentReward | PixelReward
+TrainableReward = LatentReward | PixelReward
+Reward = TrainableReward | AestheticReward
 Dataset = LatentDataset | PairDataset
 
 
@@ -209,7 +211,7 @@ def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Datas
 # ---------------------------------------------------------------------------------------------------------- reward
 
 
-def new_reward(config: Config, model: WanBackbone) -> Reward:
+def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
     """An untrained reward, as ``reward.head`` describes it."""
     torch.manual_seed(config.seed)
     if isinstance(config.reward, LatentRewardConfig):
@@ -231,7 +233,10 @@ def new_reward(config: Config, model: WanBackbone) -> Reward:
 
 
 def trained_reward(config: Config, model: WanBackbone) -> Reward:
-    """The reward at ``reward.path``, frozen."""
+    """The reward at ``reward.path``, or the aesthetic score; frozen."""
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        own = config.reward.aesthetic
+        return load_aesthetic(own.clip, own.mlp, own.revision, model.device)
     assert config.reward is not None and config.reward.path is not None
     reward = load_reward(config.reward.path, model)
     if reward.space != config.reward.space:
@@ -240,7 +245,7 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
     return reward
 
 
-def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
+def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
     if path == "shapes":
         path = shapes.reward_folder()
@@ -257,7 +262,7 @@ def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
 # ------------------------------------------------------------------------------------------------------- objective
 
 
-def preference(config: Config, model: WanBackbone, reward: Reward, clips: Dataset) -> Objective:
+def preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
     own = config.objective
     assert isinstance(own, PreferenceConfig)
     if isinstance(reward, LatentReward):

@@ -8,6 +8,7 @@ from prfl.config.schema import (
     Config,
     LatentHeadConfig,
     LatentRewardConfig,
+    PixelRewardConfig,
     PreferenceConfig,
     PrflConfig,
     Section,
@@ -70,6 +71,8 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
         return
     # How a score becomes the loss of the video model.
     yield from _unread(config.reward, "reward", ["shape", "target", "scale"], "objective preference")
+    if isinstance(config.reward, PixelRewardConfig):
+        yield from _unread(config.reward, "reward", ["aesthetic"], "objective preference")
     if isinstance(config.reward, LatentRewardConfig):
         yield from _unread(objective, "objective", ["frames", "keep_decoded"], "a latent reward")
         yield from _latent_head(config.reward.head)
@@ -100,12 +103,23 @@ def _policy(config: Config) -> Iterator[tuple[str, str]]:
         yield "reward", "objective sft does not read it"
 
 
+def _aesthetic(reward: PixelRewardConfig) -> Iterator[tuple[str, str]]:
+    yield from _unread(reward, "reward", ["path"], "reward.aesthetic")
+    if reward.aggregate == "logsigmoid":
+        yield "reward.aggregate", "the aesthetic score is no logit of a label; use sum"
+    if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
+        yield "reward.target", "nearly every picture scores above it, so there is nothing to pull; VADER's is 10"
+
+
 def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
     """The video model is trained towards a reward that exists."""
     reward = config.reward
-    if reward is None or not reward.path or reward.head:
+    aesthetic = isinstance(reward, PixelRewardConfig) and reward.aesthetic
+    if reward is None or reward.head or not (reward.path or aesthetic):
         yield "reward", f"objective {objective.name} follows a trained reward: give reward.path and no reward.head"
         return
+    if isinstance(reward, PixelRewardConfig) and reward.aesthetic:
+        yield from _aesthetic(reward)
     if isinstance(objective, PrflConfig):
         low, high = objective.steps_range
         if not 0 <= low < high <= 1:

@@ -134,8 +134,17 @@ class LatentRewardConfig(RewardBase):
     head: LatentHeadConfig | None = Field(default=None, description="A new head, where objective.name is preference.")
 
 
+class AestheticConfig(Section):
+    mlp: FolderOrFile = Field(description="LAION's MLP for ViT-L/14: its .pth (only tensors are read) or safetensors.")
+    clip: str = Field(default="openai/clip-vit-large-patch14", description="CLIP ViT-L/14: a folder or a hub id.")
+    revision: str | None = Field(default=None, description="Revision of a hub CLIP; null is its newest.")
+
+
 class PixelRewardConfig(RewardBase):
     space: Literal["pixel"] = Field(description="Scores decoded pixels.")
+    aesthetic: AestheticConfig | None = Field(
+        default=None, description="LAION's aesthetic score, in place of path: mean over frames, about 1 to 10."
+    )
     head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")
 
 

@@ -81,6 +81,8 @@ def test_mistakes_on_the_command_line(write: Write, override: str, message: str)
     assert str(caught.value).startswith("command line: ") and message in str(caught.value)
 
 
+VADER = "objective={name: vader, sft: {}}"
+AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
     (["rollout.guidance.scale=3"], "rollout.guidance: gradient: none goes with scale: 1"),
@@ -98,6 +100,9 @@ RULES = [
     (["reward.space=pixel"], "objective.handoff: a pixel reward cannot score a noisy latent"),
     (["objective={name: vader, last_steps: 11, sft: {}}"], "objective.last_steps: the chain has only 10 steps"),
     (["objective={name: vader, frames: 2, sft: {}}"], "objective.frames: a latent reward scores all frames"),
+    ([VADER, AESTHETIC, "reward.target=10.0", "reward.path=x"], "reward.path: reward.aesthetic does not read it"),
+    ([VADER, AESTHETIC, "reward.target=10.0", "reward.aggregate=logsigmoid"], "reward.aggregate: the aesthetic score"),
+    ([VADER, AESTHETIC], "reward.target: nearly every picture scores above it"),
     (["objective={name: sft}"], "reward: objective sft does not read it"),
     (["objective={name: sft}", "reward=null", "rollout.step_weight=unit"], "rollout.step_weight: objective sft"),
 ]
@@ -114,6 +119,7 @@ HEAD_RULES = [
     ([PREFERENCE, *HEAD, "objective.eta=3.0"], "objective.eta: loss bce does not read it"),
     ([PREFERENCE, *HEAD, "objective.keep_decoded=true"], "objective.keep_decoded: a latent reward does not read it"),
     ([PREFERENCE, *PIXEL_HEAD, "objective.sigma_sampling=shifted"], "objective.sigma_sampling: a pixel reward"),
+    ([PREFERENCE, *PIXEL_HEAD, "reward.aesthetic={mlp: a.pth}"], "reward.aesthetic: objective preference does not"),
 ]
 
 
@@ -133,6 +139,8 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         ["objective={name: sft}", "reward=null"],
         ["objective.sft=null", "data.generator=null"],
         ["objective={name: vader, frames: 3, sft: {}}", "reward.space=pixel"],
+        [VADER, AESTHETIC, "reward.target=10.0"],
+        [VADER, AESTHETIC, "reward.shape=linear"],
         ["rollout.guidance={scale: 3, gradient: cond}"],
         ["backbone={model: shapes, train: full}"],
         ["data.generator={name: shapes_curated, count: 3}"],
