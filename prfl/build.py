@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from prfl.backbone import WanBackbone, load_backbone
 from prfl.config.schema import (
     BackboneConfig,
+    ClipsConfig,
     Config,
     CuratedConfig,
     DataConfig,
@@ -27,8 +31,10 @@ from prfl.config.schema import (
     SteeringConfig,
     VaderConfig,
 )
+from prfl.data import clips as cutting
 from prfl.data.cache import build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
+from prfl.data.files import content_hash
 from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.shapes import samples as shapes
@@ -164,9 +170,26 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         name = f"samples-{made_by['transformer_fingerprint']}-{made_by['vae_fingerprint']}-{_key(generator)}"
         splits = {split: some for split, some in known.items() if split != "test"}
         return shapes.labelled(data.cache / name, splits, generator.per_prompt, draw, generator.batch, progress)
+    if isinstance(generator, ClipsConfig):
+        return video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
     folder = data.cache / f"{generator.name}-{_key(generator)}"
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
+
+
+def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
+    """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
+    chosen = own.model_dump(exclude={"name", "videos"})
+    chosen |= {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
+    settings = cutting.ClipSettings(**clip(config.data), **chosen)
+    # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
+    videos = [content_hash(video) for video in cutting.find_videos(own.videos)]
+    parts = json.dumps([videos, asdict(settings), known.get("train"), known.get("validation")])
+    folder = config.data.cache / f"{own.name}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+    pairs, alone = cutting.write_clips(
+        folder, own.videos, known, settings, skip_unreadable=config.data.skip_unreadable, progress=progress
+    )
+    return pairs if isinstance(config.objective, PreferenceConfig) else alone
 
 
 def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:

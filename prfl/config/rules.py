@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prfl.config.schema import (
+    ClipsConfig,
     Config,
     LatentHeadConfig,
     LatentRewardConfig,
@@ -78,6 +79,8 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
         yield from _latent_head(config.reward.head)
     else:
         yield from _unread(objective, "objective", ["sigma_sampling"], "a pixel reward")
+    if objective.loss == "bce" and isinstance(config.data.generator, ClipsConfig):
+        yield "objective.loss", "the generator video_clips makes pairs, and bce needs labels; take bradley_terry"
     if objective.loss != "rao_kupper":
         yield from _unread(objective, "objective", ["eta"], f"loss {objective.loss}")
     if config.backbone.adapter:

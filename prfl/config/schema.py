@@ -72,6 +72,24 @@ class CuratedConfig(Section):
     seed: int = Field(default=0, ge=0, description="Seed of the clips.")
 
 
+class ClipsConfig(Section):
+    name: Literal["video_clips"] = Field(
+        description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
+    )
+    videos: FolderOrFile = Field(description="A video, or a folder of videos and of folders of them.")
+    kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
+        default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
+        min_length=1,
+        description="Degradations. The first three are worse in dimension look, the others in dimension motion.",
+    )
+    crops: int = Field(default=1, ge=1, description="Clips from each stretch: the whole picture, then parts of it.")
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the stretches for validation prompts.")
+    formats: list[Literal["mp4", "webm", "gif"]] = Field(
+        default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the crops and degradations.")
+
+
 class PromptsConfig(Section):
     train: str = Field(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
     validation: str | None = Field(default=None, description="Prompts watched during a run, or 'shapes'.")
@@ -80,7 +98,7 @@ class PromptsConfig(Section):
 
 class DataConfig(Section):
     manifest: FolderOrFile | None = Field(default=None, description="JSONL of labelled videos or of pairs.")
-    generator: SamplesConfig | MixtureConfig | CuratedConfig | None = Field(
+    generator: SamplesConfig | MixtureConfig | CuratedConfig | ClipsConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
     prompts: PromptsConfig = Field(description="The three sets of prompts; no prompt may be in two of them.")

@@ -108,6 +108,7 @@ RULES = [
 ]
 HEAD = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [0]}}"]
 PIXEL_HEAD = ["backbone.adapter=null", "reward={space: pixel, head: {dimensions: [a]}}"]
+CLIPS = "data.generator={name: video_clips, videos: somewhere}"
 PREFERENCE = "objective={name: preference, loss: bce}"
 HEAD_RULES = [
     ([PREFERENCE], "reward: objective preference trains a new reward"),
@@ -116,6 +117,7 @@ HEAD_RULES = [
     ([PREFERENCE, *HEAD, "reward.target=3.0"], "reward.target: objective preference does not read it"),
     ([PREFERENCE, *HEAD, "reward.head.heads=3"], "reward.head.heads: 3 does not divide inner 128"),
     ([PREFERENCE, *HEAD, "reward.head.pooling=mean", "reward.head.queries=2"], "reward.head.queries: pooling mean"),
+    ([PREFERENCE, *HEAD, CLIPS], "objective.loss: the generator video_clips makes pairs, and bce needs labels"),
     ([PREFERENCE, *HEAD, "objective.eta=3.0"], "objective.eta: loss bce does not read it"),
     ([PREFERENCE, *HEAD, "objective.keep_decoded=true"], "objective.keep_decoded: a latent reward does not read it"),
     ([PREFERENCE, *PIXEL_HEAD, "objective.sigma_sampling=shifted"], "objective.sigma_sampling: a pixel reward"),
@@ -141,6 +143,8 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         ["objective={name: vader, frames: 3, sft: {}}", "reward.space=pixel"],
         [VADER, AESTHETIC, "reward.target=10.0"],
         [VADER, AESTHETIC, "reward.shape=linear"],
+        ["objective={name: preference, loss: thurstone}", *HEAD, CLIPS, "data.generator.formats=[gif]"],
+        [CLIPS],
         ["rollout.guidance={scale: 3, gradient: cond}"],
         ["backbone={model: shapes, train: full}"],
         ["data.generator={name: shapes_curated, count: 3}"],
