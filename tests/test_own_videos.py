@@ -79,7 +79,6 @@ def test_story_from_video_files_to_a_steered_policy(project: Path, capsys: pytes
     measured = json.loads(Path("runs/reward/reward_eval.json").read_text())["rows"]
     clean = {row["dimension"]: row["accuracy"]["value"] for row in measured if row["level"]["high"] == 0}
     noise = {row["dimension"]: row["accuracy"]["value"] for row in measured if row["level"]["low"] == 1}
-    print(clean, noise)
     assert clean["look"] > 0.7 and clean["look"] > noise["look"], "held-out clips are told from their spoilt copies"
 
     steps = [json.loads(line) for line in Path("runs/prfl/metrics.jsonl").read_text().splitlines()]
