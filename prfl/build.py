@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from prfl.backbone import WanBackbone, load_backbone
 from prfl.config.schema import (
     BackboneConfig,
+    ClipsConfig,
     Config,
     CuratedConfig,
     DataConfig,
@@ -28,8 +31,10 @@ from prfl.config.schema import (
     SteeringConfig,
     VaderConfig,
 )
+from prfl.data import clips as cutting
 from prfl.data.cache import build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
+from prfl.data.files import content_hash
 from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.shapes import samples as shapes
@@ -49,6 +54,7 @@ from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
 from prfl.reward import pixel
+from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.files import check_clip, kind_of, saved_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
@@ -59,7 +65,8 @@ from prfl.training import Regulariser
 from prfl_kernels import choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
-Reward = LatentReward | PixelReward
+TrainableReward = LatentReward | PixelReward
+Reward = TrainableReward | AestheticReward
 Dataset = LatentDataset | PairDataset
 
 
@@ -133,6 +140,8 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
     if config.reward is not None and config.reward.path is not None:
         saved = saved_reward(reward_place(config.reward.path))
         facts |= {f"reward.path ({name})": value for name, value in saved.items()}
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        facts["reward.aesthetic.mlp (content)"] = content_hash(config.reward.aesthetic.mlp)[:16]
     return facts
 
 
@@ -187,9 +196,27 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         name = f"samples-{made_by['transformer_fingerprint']}-{made_by['vae_fingerprint']}-{_key(generator)}"
         splits = {split: some for split, some in known.items() if split != "test"}
         return shapes.labelled(data.cache / name, splits, generator.per_prompt, draw, generator.batch, progress)
+    if isinstance(generator, ClipsConfig):
+        return video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
     folder = data.cache / f"{generator.name}-{_key(generator)}"
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
+
+
+def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
+    """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
+    settings = cutting.ClipSettings(
+        **clip(config.data), kinds=tuple(own.kinds), crops=own.crops, held_out=own.held_out,
+        formats=tuple(own.formats), seed=own.seed,
+    )  # fmt: skip
+    # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
+    videos = [content_hash(video) for video in cutting.find_videos(own.videos)]
+    parts = json.dumps([videos, asdict(settings), known.get("train"), known.get("validation")])
+    folder = config.data.cache / f"{own.name}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+    pairs, alone = cutting.write_clips(
+        folder, own.videos, known, settings, skip_unreadable=config.data.skip_unreadable, progress=progress
+    )
+    return pairs if isinstance(config.objective, PreferenceConfig) else alone
 
 
 def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
@@ -234,7 +261,7 @@ def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Datas
 # ---------------------------------------------------------------------------------------------------------- reward
 
 
-def new_reward(config: Config, model: WanBackbone) -> Reward:
+def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
     """An untrained reward, as ``reward.head`` describes it."""
     torch.manual_seed(config.seed)
     if isinstance(config.reward, LatentRewardConfig):
@@ -260,7 +287,10 @@ def new_reward(config: Config, model: WanBackbone) -> Reward:
 
 
 def trained_reward(config: Config, model: WanBackbone) -> Reward:
-    """The reward at ``reward.path``, frozen."""
+    """The reward at ``reward.path``, or the aesthetic score; frozen."""
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        own = config.reward.aesthetic
+        return load_aesthetic(own.clip, own.mlp, own.revision, model.device)
     assert config.reward is not None and config.reward.path is not None
     reward = load_reward(config.reward.path, model)
     if reward.space != config.reward.space:
@@ -277,7 +307,7 @@ def reward_place(path: str | Path) -> str | Path:
     return shapes.reward_folder() if path == "shapes" else path
 
 
-def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
+def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
     path = reward_place(path)
     if kind_of(path) == pixel.KIND:
@@ -293,7 +323,7 @@ def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
 # ------------------------------------------------------------------------------------------------------- objective
 
 
-def preference(config: Config, model: WanBackbone, reward: Reward, clips: Dataset) -> Objective:
+def preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
     own = config.objective
     assert isinstance(own, PreferenceConfig)
     if isinstance(reward, LatentReward):

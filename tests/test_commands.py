@@ -12,6 +12,7 @@ import yaml
 from prfl import cli, draws
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
+from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 DATA = {"cache": "cache", "frames": 5, "height": 16, "width": 16, "fps": 8}
@@ -98,6 +99,17 @@ def test_pixel_reward_steers_by_vader(project: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["train", "pixel.yaml"]) == 0, capsys.readouterr().err
     assert cli.main(["train", "vader.yaml"]) == 0, capsys.readouterr().err
     assert Path("runs/vader/policy.safetensors").is_file()
+
+
+def test_aesthetic_score_steers_by_vader(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """From the files that a user has; CLIP and MLP are of the real classes, small and random."""
+    tiny_clip().save_pretrained("clip")
+    torch.save(tiny_mlp().state_dict(), "mlp.pth")
+    reward = "reward={space: pixel, aesthetic: {clip: clip, mlp: mlp.pth}, target: 10.0}"
+    assert cli.main(["train", "vader.yaml", reward, "run=runs/aesthetic"]) == 0, capsys.readouterr().err
+    steps = [record for record in metrics("runs/aesthetic") if "gradient_norm" in record]
+    assert len(steps) == 2 and all(record["gradient_norm"] > 0 for record in steps)
+    assert all("reward/aesthetic" in record for record in metrics("runs/aesthetic") if "motion" in record)
 
 
 def test_sample_compares_the_policy_with_its_base(project: Path, capsys: pytest.CaptureFixture) -> None:

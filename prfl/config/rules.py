@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prfl.config.schema import (
+    ClipsConfig,
     Config,
     LatentHeadConfig,
     LatentRewardConfig,
+    PixelRewardConfig,
     PreferenceConfig,
     PrflConfig,
     Section,
@@ -74,11 +76,15 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
     )
     samples = ["prompts_per_round", "samples_per_prompt", "final_samples", "judge", "steps", "guidance_scale", "batch"]
     yield from _unread(config.evaluation, "evaluation", [*samples, "seed"], "objective preference draws no videos and")
+    if isinstance(config.reward, PixelRewardConfig):
+        yield from _unread(config.reward, "reward", ["aesthetic"], "objective preference")
     if isinstance(config.reward, LatentRewardConfig):
         yield from _unread(objective, "objective", ["frames", "keep_decoded"], "a latent reward")
         yield from _latent_head(config.reward.head)
     else:
         yield from _unread(objective, "objective", ["sigma_sampling"], "a pixel reward")
+    if objective.loss == "bce" and isinstance(config.data.generator, ClipsConfig):
+        yield "objective.loss", "the generator video_clips makes pairs, and bce needs labels; take bradley_terry"
     if objective.loss != "rao_kupper":
         yield from _unread(objective, "objective", ["eta"], f"loss {objective.loss}")
     if config.backbone.adapter:
@@ -104,12 +110,23 @@ def _policy(config: Config) -> Iterator[tuple[str, str]]:
         yield "reward", "objective sft does not read it"
 
 
+def _aesthetic(reward: PixelRewardConfig) -> Iterator[tuple[str, str]]:
+    yield from _unread(reward, "reward", ["path"], "reward.aesthetic")
+    if reward.aggregate == "logsigmoid":
+        yield "reward.aggregate", "the aesthetic score is no logit of a label; use sum"
+    if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
+        yield "reward.target", "nearly every picture scores above it, so there is nothing to pull; VADER's is 10"
+
+
 def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
     """The video model is trained towards a reward that exists."""
     reward = config.reward
-    if reward is None or not reward.path or reward.head:
+    aesthetic = isinstance(reward, PixelRewardConfig) and reward.aesthetic
+    if reward is None or reward.head or not (reward.path or aesthetic):
         yield "reward", f"objective {objective.name} follows a trained reward: give reward.path and no reward.head"
         return
+    if isinstance(reward, PixelRewardConfig) and reward.aesthetic:
+        yield from _aesthetic(reward)
     if isinstance(objective, PrflConfig):
         low, high = objective.steps_range
         if not 0 <= low < high <= 1:

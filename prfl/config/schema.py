@@ -72,6 +72,24 @@ class CuratedConfig(Section):
     seed: int = Field(default=0, ge=0, description="Seed of the clips.")
 
 
+class ClipsConfig(Section):
+    name: Literal["video_clips"] = Field(
+        description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
+    )
+    videos: FolderOrFile = Field(description="A video, or a folder of videos and of folders of them.")
+    kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
+        default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
+        min_length=1,
+        description="Degradations. The first three are worse in dimension look, the others in dimension motion.",
+    )
+    crops: int = Field(default=1, ge=1, description="Clips from each stretch: the whole picture, then parts of it.")
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the stretches for validation prompts.")
+    formats: list[Literal["mp4", "webm", "gif"]] = Field(
+        default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the crops and degradations.")
+
+
 class PromptsConfig(Section):
     train: str = Field(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
     validation: str | None = Field(default=None, description="Prompts watched during a run, or 'shapes'.")
@@ -80,7 +98,7 @@ class PromptsConfig(Section):
 
 class DataConfig(Section):
     manifest: FolderOrFile | None = Field(default=None, description="JSONL of labelled videos or of pairs.")
-    generator: SamplesConfig | MixtureConfig | CuratedConfig | None = Field(
+    generator: SamplesConfig | MixtureConfig | CuratedConfig | ClipsConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
     prompts: PromptsConfig = Field(description="The three sets of prompts; no prompt may be in two of them.")
@@ -134,8 +152,17 @@ class LatentRewardConfig(RewardBase):
     head: LatentHeadConfig | None = Field(default=None, description="A new head, where objective.name is preference.")
 
 
+class AestheticConfig(Section):
+    mlp: FolderOrFile = Field(description="LAION's MLP for ViT-L/14: its .pth (only tensors are read) or safetensors.")
+    clip: str = Field(default="openai/clip-vit-large-patch14", description="CLIP ViT-L/14: a folder or a hub id.")
+    revision: str | None = Field(default=None, description="Revision of a hub CLIP; null is its newest.")
+
+
 class PixelRewardConfig(RewardBase):
     space: Literal["pixel"] = Field(description="Scores decoded pixels.")
+    aesthetic: AestheticConfig | None = Field(
+        default=None, description="LAION's aesthetic score, in place of path: mean over frames, about 1 to 10."
+    )
     head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")
 
 

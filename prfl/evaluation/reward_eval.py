@@ -24,6 +24,7 @@ from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability
 from prfl.evaluation.sampling import Progress
 from prfl.flow import add_noise, clean_prediction
+from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.pixel import PixelReward
 from prfl.reward.scores import Scores, total
 
@@ -111,7 +112,7 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
     return HeldOut(get, dataset.prompts * 2, {}, pairs)
 
 
-def pixel_scorer(backbone: WanBackbone, reward: PixelReward) -> Scorer:
+def pixel_scorer(backbone: WanBackbone, reward: PixelReward | AestheticReward) -> Scorer:
     """The fair pixel baseline: the base network's clean prediction, decoded, then scored."""
 
     def score(latents: Tensor, sigma: Tensor, condition: Condition) -> Scores:
