@@ -20,7 +20,8 @@ from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.files import read_tensors, replacing, replacing_folder
 from prfl.errors import PrflError
 from prfl.evaluation import plots, policy_eval, reward_eval, tables
-from prfl.evaluation.report import write_report
+from prfl.evaluation.media import browser_mp4, grid
+from prfl.evaluation.report import write_report, write_samples_page
 from prfl.flow import chain_sigmas
 from prfl.objective import Objective
 from prfl.reward.files import RewardCard
@@ -277,16 +278,29 @@ def cache(config: Config) -> None:
     build.fill_cache(config, build.backbone(config), progress("generated clips"))
 
 
-def evaluate(config: Config | None, *, heads: Mapping[str, Path] | None = None, manifest: Path | None = None) -> None:
-    """Measure trained rewards, side by side, at every noise level.
+def evaluate(
+    config: Config | None,
+    *,
+    run: Path | None = None,
+    overrides: Sequence[str] = (),
+    heads: Mapping[str, Path] | None = None,
+    manifest: Path | None = None,
+) -> None:
+    """Measure trained rewards, side by side, at every noise level; or a trained policy beside its base.
 
-    heads: saved rewards by name; none is the one that the config trained.  config: None is that of the first head.
+    run: a finished run's folder, in place of a config; None is that of the first head.  overrides: keys of the run's
+    config to change.  heads: saved rewards by name; none is the one that the config trained.
     manifest: other labelled videos, all of them held out (out of domain, say); None is the config's validation split.
     """
     if config is None:
-        assert heads
-        config = load_config(next(iter(heads.values())).parent / "config.yaml")
+        folder = run or next(iter(heads.values() if heads else [])).parent
+        if not (folder / "config.yaml").is_file():
+            raise PrflError("there is no config.yaml in it", where=str(folder), fix="give the folder of a run")
+        config = load_config(folder / "config.yaml", overrides)
+        config = config.model_copy(update={"run": folder})  # it may have been moved
     model = build.backbone(config)
+    if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
+        return evaluate_policy(config, model)
     rewards = {
         name: build.load_reward(folder, model, adapter_name=f"reward-{number}")
         for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
@@ -309,14 +323,38 @@ def evaluate(config: Config | None, *, heads: Mapping[str, Path] | None = None, 
     console.print(f"report: {write_report(config.run)}", markup=False)
 
 
+def evaluate_policy(config: Config, model: WanBackbone) -> None:
+    """Base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
+    load_policy(config, model)
+    if not config.evaluation.final_samples:
+        fix = "say how many samples: evaluation.final_samples=64"
+        raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
+    reward = None if isinstance(config.objective, SftConfig) else build.trained_reward(config, model)
+    compare_base(config, model, reward, RunFolder(config.run))
+    console.print(f"report: {write_report(config.run)}", markup=False)
+
+
 def sample(config: Config, *, compare_base: bool = False) -> None:
-    """Videos of the trained policy on the test prompts, or on the validation prompts where there are none."""
+    """Videos of the trained policy on the test prompts, or on the validation prompts where there are none.
+
+    Writes samples/sampled below the run: one mp4 a video, all of them in grid.mp4, and index.html with everything.
+    """
     model = build.backbone(config)
     load_policy(config, model)
     known = build.prompts(config.data.prompts)
     some = (known.get("test") or known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
-    outcomes = [outcome_of(config, model, None, some, config.evaluation.samples_per_prompt, name) for name in names]
+    per_prompt = config.evaluation.samples_per_prompt
+    outcomes = [
+        outcome_of(
+            config, model, None, some, per_prompt, name, keep_videos=len(some), progress=progress(f"sampling: {name}")
+        )
+        for name in names
+    ]
     path = policy_eval.write_results(config.run / "samples" / "sampled", outcomes, config.data.fps)
+    groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
+    with replacing(path.with_name("grid.mp4")) as temporary:
+        temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))
     console.print(tables.policy_table(outcomes))
-    console.print(f"videos: {path.parent / 'videos'}", markup=False)
+    page = write_samples_page(path, f"Samples of {config.run.resolve().name}")
+    console.print(f"open in a browser: {page}", markup=False, soft_wrap=True)

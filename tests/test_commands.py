@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import pytest
 import torch
 import yaml
@@ -83,7 +84,8 @@ def metrics(run: str) -> list[dict]:
 
 def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
-    assert {path.name for path in Path("runs/reward/reward").iterdir()} == {"config.json", "reward.safetensors"}
+    files = {"README.md", "config.json", "reward.safetensors"}
+    assert {path.name for path in Path("runs/reward/reward").iterdir()} == files
     card = json.loads(Path("runs/reward/reward/config.json").read_text())["card"]
     assert card["frames"] == [5, 5] and card["accuracy"]["light"], "the card of a saved reward says how good it is"
     for run in ("runs/reward", "runs/prfl"):
@@ -117,13 +119,31 @@ def test_sample_compares_the_policy_with_its_base(project: Path, capsys: pytest.
     assert "there is no trained policy" in capsys.readouterr().err
     assert cli.main(["train", "story.yaml"]) == 0
     assert cli.main(["sample", "prfl.yaml", "--compare-base"]) == 0, capsys.readouterr().err
-    assert len(list(Path("runs/prfl/samples/sampled/videos").glob("*.mp4"))) == 2
+    folder = Path("runs/prfl/samples/sampled")
+    assert len(list((folder / "videos").glob("*.mp4"))) == 2
+    page = (folder / "index.html").read_text()
+    assert page.count("<video ") == 2 and "a red square" in page and "https://" not in page
+    with av.open(str(folder / "grid.mp4")) as grid:
+        stream = grid.streams.video[0]
+        assert (stream.height, stream.width) == (192, 384) and stream.frames == 5, "base and policy side by side"
+
+    first = json.loads(Path("runs/prfl/samples/final/results.json").read_text())
+    Path("runs/prfl").rename("runs/moved")
+    Path("runs/moved/samples/final/results.json").unlink()
+    assert cli.main(["eval", "--run", "runs/moved"]) == 0, capsys.readouterr().err
+    again = json.loads(Path("runs/moved/samples/final/results.json").read_text())
+    assert again["rows"] == first["rows"], "a run's folder is enough, also a moved one, to measure what training did"
+    assert not Path("runs/prfl").exists()
+    assert cli.main(["eval", "--run", "runs/moved", "evaluation.final_samples=0"]) == 2
+    assert "evaluation.final_samples=64" in capsys.readouterr().err
 
 
 def test_eval_measures_a_saved_head(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "reward.yaml"]) == 0
     Path("runs/reward/reward_eval.json").unlink()
-    assert cli.main(["eval", "reward.yaml"]) == 0, capsys.readouterr().err
+    assert cli.main(["eval", "--run", "runs"]) == 2
+    assert "there is no config.yaml in it" in capsys.readouterr().err
+    assert cli.main(["eval", "--run", "runs/reward"]) == 0, capsys.readouterr().err
     rows = json.loads(Path("runs/reward/reward_eval.json").read_text())["rows"]
     assert {row["level"]["kind"] for row in rows} == {"bin", "point", "sampler"}
 

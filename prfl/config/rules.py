@@ -74,8 +74,9 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
     yield from _unread(
         config.reward, "reward", ["weights", "aggregate", "shape", "target", "scale"], "objective preference"
     )
-    samples = ["prompts_per_round", "samples_per_prompt", "final_samples", "judge", "steps", "guidance_scale", "batch"]
-    yield from _unread(config.evaluation, "evaluation", [*samples, "seed"], "objective preference draws no videos and")
+    # The other keys of samples are read by `prfl sample --per-prompt`, which draws videos to be labelled.
+    samples = ["samples_per_prompt", "final_samples", "judge"]
+    yield from _unread(config.evaluation, "evaluation", samples, "objective preference measures no videos and")
     if isinstance(config.reward, PixelRewardConfig):
         yield from _unread(config.reward, "reward", ["aesthetic"], "objective preference")
     if isinstance(config.reward, LatentRewardConfig):
