@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prfl.backbone import WanBackbone, load_backbone
+from prfl.backbone import WanBackbone, load_architecture, load_backbone
 from prfl.config.schema import (
     BackboneConfig,
     ClipsConfig,
@@ -88,7 +88,23 @@ def backbone(config: Config) -> WanBackbone:
         place = shapes.model_folder()
     elif own.model in RECIPES:
         place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
-    model = load_backbone(place, getattr(torch, own.dtype), device(own), own.revision)
+    model = prepared(config, load_backbone(place, getattr(torch, own.dtype), device(own), own.revision))
+    if own.compile:
+        model.transformer.compile_repeated_blocks()
+    return model
+
+
+def architecture(config: Config) -> WanBackbone:
+    """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
+    own = config.backbone
+    place = shapes.model_folder() if own.model in ("shapes", *RECIPES) else own.model
+    model = load_architecture(place, getattr(torch, own.dtype), own.revision)
+    with torch.device("meta"):
+        return prepared(config, model)
+
+
+def prepared(config: Config, model: WanBackbone) -> WanBackbone:
+    own = config.backbone
     model.checkpointing = own.checkpointing
     if own.adapter:
         lora = own.adapter
@@ -98,8 +114,6 @@ def backbone(config: Config) -> WanBackbone:
             )
     if own.train == "full":
         model.transformer.requires_grad_(True)
-    if own.compile:
-        model.transformer.compile_repeated_blocks()
     return model
 
 
@@ -237,9 +251,11 @@ def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
 
 def encode(config: Config, model: WanBackbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache."""
-    skip = config.data.skip_unreadable
+    own = config.data
     with located("data"):
-        report = build_cache(model, path, config.data.cache, skip_unreadable=skip, batch_size=16, **clip(config.data))
+        report = build_cache(
+            model, path, own.cache, skip_unreadable=own.skip_unreadable, batch_size=own.encode_batch, **clip(own)
+        )
     print(report, flush=True)
 
 
@@ -278,10 +294,9 @@ def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
         with located("reward.head.adapter.targets"):
             return LatentReward(network, model, head.blocks, adapter=adapter)
     assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
-    text_width = model.condition([""]).prompt_embeds.shape[2]
     pixel_head = config.reward.head
     frames = PixelNetwork(
-        text_width, pixel_head.dimensions, size=pixel_head.size, hidden=pixel_head.hidden, inner=pixel_head.inner
+        model.text_width, pixel_head.dimensions, size=pixel_head.size, hidden=pixel_head.hidden, inner=pixel_head.inner
     )
     return PixelReward(frames.to(model.device))
 

@@ -6,6 +6,7 @@ prfl.commands is imported inside the commands, so that ``prfl --help`` answers a
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
@@ -13,19 +14,57 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prfl.config import Config, dump_resolved, load_config, load_stages
+from prfl.config import Config, Stage, dump_resolved, json_schema, load_config, load_stages
 from prfl.config.messages import all_keys
 from prfl.errors import PrflError
 
 TRAIN_EXAMPLES = """\
   prfl train configs/tiny.yaml
       the whole story on the model inside the package: a reward head, then PRFL from it, then the report
-  prfl train configs/tiny/prfl.yaml --dry-run
-      check a config and print it with every default
+  prfl train configs/wan2.1-14b/prfl.yaml --dry-run
+      what a run would be: every setting, its work and its memory; needs no weights and no GPU
   prfl train configs/tiny/prfl.yaml training.steps=10 run=runs/try
       change keys of a config without editing it
   prfl train configs/tiny.yaml prfl.training.steps=10
       where a config has stages, the stage's name comes first
+"""
+TRAIN_TEACHES = f"""\
+{TRAIN_EXAMPLES}
+a config
+  A yaml file with one section for each thing that a run is made of: backbone (the video model), data (clips, prompts,
+  cache), reward (what is maximised), rollout (the sampling chain), objective (the method), training (optimizer and
+  loop) and evaluation (what is watched).  Files to start from are in configs/.  A key that is missing, misspelt or read
+  by nobody is an error that names it.  Every key is described in the file that `prfl schema` writes, which makes an
+  editor complete and check keys; --dry-run prints a config with all its defaults.
+
+key=value
+  Changes one key of the config; the value is YAML:
+      training.steps=10   backbone.adapter.rank=8   evaluation.every=0   reward.weights='{{motion: 1.0, quality: 0.5}}'
+      objective.sft=null   backbone.adapter.targets='[to_q, to_v]'
+
+resume
+  A run that was stopped (Ctrl-C and SIGTERM save first) goes on from the newest checkpoint of its run folder when the
+  same command is given again.  --resume none starts anew, --resume FOLDER takes a certain checkpoint.  How long, how
+  often and where (training.steps, log_every, save_every, run, evaluation) may change; anything else is refused.
+
+dry run
+  Validates the config and its prompts, builds the model without weights and prints the resolved config, tokens,
+  trainable parameters, network evaluations, the predicted peak memory by part, and which inputs are not there yet.
+  `prfl doctor CONFIG` says whether this machine can run it.
+"""
+DOCTOR_EXAMPLES = """\
+  prfl doctor                                    this machine: versions, device, attention, kernels, disk, hub, video
+  prfl doctor configs/wan2.1-1.3b/prfl.yaml      and whether a run of this config could work on it
+
+The exit code is 2 when a run could not work; the reasons are listed last.
+"""
+SCHEMA_EXAMPLES = """\
+  prfl schema prfl.schema.json
+
+With the YAML extension of VS Code (and any editor that uses yaml-language-server), make this the first line of a
+config, and keys are completed, explained and checked while you type:
+  # yaml-language-server: $schema=prfl.schema.json
+The path is relative to the config.
 """
 CACHE_EXAMPLES = """\
   prfl cache configs/tiny/reward.yaml
@@ -136,8 +175,8 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("overrides", metavar="key=value", nargs="*", help="keys to change, as training.steps=10")
         return added
 
-    options = add(train, "train", "train a reward or a video model", TRAIN_EXAMPLES, None)
-    options.add_argument("--dry-run", action="store_true", help="check everything and print the resolved config")
+    options = add(train, "train", "train a reward or a video model", TRAIN_TEACHES, None)
+    options.add_argument("--dry-run", action="store_true", help="check everything; print settings, work and memory")
     resume = "the newest checkpoint of the run folder (auto), a new start (none), or a checkpoint's folder"
     options.add_argument("--resume", default="auto", metavar="auto|none|PATH", help=f"{resume}; default: auto")
 
@@ -188,6 +227,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("file", type=Path, metavar="FILE.csv", help="one line a video, or a pair")
     options.add_argument("--out", type=Path, metavar="FILE", help="the manifest; default: FILE.jsonl")
     options.add_argument("--scale", type=span, default=(0.0, 1.0), metavar="LOW:HIGH", help="of ratings; default: 0:1")
+
+    add(doctor, "doctor", "say whether this machine can run a config, or anything", DOCTOR_EXAMPLES, "?")
+
+    options = plain(schema, "schema", "write the JSON schema of configs, for editors", SCHEMA_EXAMPLES)
+    options.add_argument("file", metavar="FILE", nargs="?", type=Path, help="where to; default: the terminal")
     return top
 
 
@@ -210,13 +254,38 @@ def train(options: argparse.Namespace) -> None:
         fix = f"prfl train {stages[-1].path} --resume {options.resume}"
         raise PrflError(f"one checkpoint for {len(stages)} stages", where="--resume", fix=fix)
     if options.dry_run:
-        for stage in stages:
-            print(f"# {stage.path}\n{dump_resolved(stage.config)}")
+        dry_run(stages)
+        return
     from prfl import commands
 
     for stage in stages:
         with in_file(stage.path):
-            commands.train(stage.config, dry_run=options.dry_run, resume=options.resume)
+            commands.train(stage.config, resume=options.resume)
+
+
+def dry_run(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        print(f"# {stage.path}\n{dump_resolved(stage.config)}", flush=True)
+    from prfl import preflight
+
+    for number, stage in enumerate(stages):
+        with in_file(stage.path):
+            preflight.dry_run(stage, earlier=stages[:number])
+
+
+def doctor(options: argparse.Namespace) -> None:
+    stages: Sequence[Stage] = load_stages(options.config, options.overrides) if options.config else ()
+    from prfl import preflight
+
+    preflight.doctor(stages)
+
+
+def schema(options: argparse.Namespace) -> None:
+    text = json.dumps(json_schema(), indent=2) + "\n"
+    if options.file is None:
+        print(text, end="")
+    else:
+        options.file.write_text(text)
 
 
 def cache(options: argparse.Namespace) -> None:

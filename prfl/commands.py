@@ -46,11 +46,9 @@ def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     return shown
 
 
-def train(config: Config, *, dry_run: bool = False, resume: str = "auto") -> None:
-    """Run one stage.  A dry run only checks what the config names."""
+def train(config: Config, *, resume: str = "auto") -> None:
+    """Run one stage."""
     build.prompts(config.data.prompts)
-    if dry_run:
-        return
     console.print(f"{config.objective.name}: {config.run}", style="bold")
     run = RunFolder(config.run, dump_resolved(config))
     accelerator = make_accelerator(run, config.backbone.device, config.training.trackers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import prfl
 from prfl import cli
-from prfl.config import load_config
+from prfl.config import json_schema, load_config
 from prfl.errors import PrflError
 
 SFT = str(Path(__file__).parents[1] / "configs/tiny/sft.yaml")
@@ -20,13 +21,15 @@ STORY = str(Path(__file__).parents[1] / "configs/tiny.yaml")
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What the commands asked of prfl.commands."""
+    """What the commands asked of prfl.commands and prfl.preflight."""
     made: list[tuple] = []
-    module = ModuleType("prfl.commands")
-    for name in ("train", "cache", "evaluate", "sample"):
-        setattr(module, name, lambda *args, _name=name, **named: made.append((_name, *args, named)))
-    monkeypatch.setitem(sys.modules, "prfl.commands", module)
-    monkeypatch.setattr(prfl, "commands", module, raising=False)
+    names = {"commands": ("train", "cache", "evaluate", "sample"), "preflight": ("dry_run", "doctor")}
+    for module_name, functions in names.items():
+        module = ModuleType(f"prfl.{module_name}")
+        for name in functions:
+            setattr(module, name, lambda *args, _name=name, **named: made.append((_name, *args, named)))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(prfl, module_name, module, raising=False)
     return made
 
 
@@ -38,7 +41,7 @@ def test_train_with_options_and_overrides_in_any_order(calls: list[tuple]) -> No
         ["train", "--resume", "none", SFT, "training.steps=3", "seed=4"],
     ):
         assert cli.main(arguments) == 0
-        assert calls.pop() == ("train", expected, {"dry_run": False, "resume": "none"})
+        assert calls.pop() == ("train", expected, {"resume": "none"})
 
 
 def test_train_runs_the_stages_in_order(calls: list[tuple]) -> None:
@@ -53,8 +56,21 @@ def test_dry_run_prints_what_reads_back_as_the_same_config(
     assert cli.main(["train", SFT, "--dry-run", "seed=9"]) == 0
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
-    assert calls == [("train", load_config(printed), {"dry_run": True, "resume": "auto"})]
-    assert calls[0][1].seed == 9
+    assert [(call[0], call[1].config, call[2]) for call in calls] == [
+        ("dry_run", load_config(printed), {"earlier": []})
+    ]
+    assert load_config(printed).seed == 9
+
+
+def test_doctor_with_and_without_a_config(calls: list[tuple]) -> None:
+    assert cli.main(["doctor"]) == cli.main(["doctor", STORY, "prfl.seed=9"]) == 0
+    assert [[stage.name for stage in call[1]] for call in calls] == [[], ["reward", "prfl"]]
+    assert calls[1][1][1].config.seed == 9
+
+
+def test_schema_goes_to_a_file_or_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["schema"]) == cli.main(["schema", str(tmp_path / "s.json")]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "s.json").read_text()) == json_schema()
 
 
 def test_cache_eval_and_sample(calls: list[tuple]) -> None:
@@ -126,6 +142,9 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> No
 
 
 def test_help_teaches_and_does_not_wait_for_torch() -> None:
+    teaches = cli.TRAIN_TEACHES
+    for word in ("a config", "key=value", "training.steps=10", "--resume none", "dry run", "prfl schema"):
+        assert word in teaches, word
     code = "import sys; from prfl import cli\ntry: cli.main(['--help'])\nfinally: print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert "prfl train configs/tiny.yaml" in run.stdout

@@ -1,7 +1,8 @@
 """One adapter per diffusers model family: network, features, text condition, VAE and LoRA adapters of a video model."""
 
+from prfl.backbone.architecture import load_architecture
 from prfl.backbone.condition import Condition
 from prfl.backbone.loading import load_backbone
 from prfl.backbone.wan import WanBackbone
 
-__all__ = ["Condition", "WanBackbone", "load_backbone"]
+__all__ = ["Condition", "WanBackbone", "load_architecture", "load_backbone"]

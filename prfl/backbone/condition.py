@@ -88,6 +88,7 @@ class FoldedTextProcessor(WanAttnProcessor):
         assert encoder_hidden_states is not None
         width = hidden_states.shape[-1]
         if encoder_hidden_states.shape[-1] == width + 1:
-            attention_mask = encoder_hidden_states[:, None, None, :, width]
+            # A mask that requires a gradient (when all weights are trained) would turn fused attention off.
+            attention_mask = encoder_hidden_states[:, None, None, :, width].detach()
             encoder_hidden_states = encoder_hidden_states[..., :width]
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,25 +122,45 @@ def load_backbone(
     Raises PrflError when the folder or a part is missing and for models of another kind (image to video, Wan 2.2).
     """
     source = Source(str(folder_or_hub), revision, torch.device(device))
+    schedule = flow_schedule(source)
+    transformer = source.load(WanTransformer3DModel, "transformer", dtype)
+    vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
+    if torch.device(device).type == "cpu":
+        vae_codec.channels_last(vae)
+    return assemble(source, schedule, transformer, vae, lambda: source.load_text(dtype))
+
+
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def flow_schedule(source: Source) -> tuple[float, float]:
+    """(shift of the sigmas, timestep of sigma 1) of a supported pipeline."""
     check_pipeline(source.config(DiffusionPipeline), source.name)
     scheduler = source.config(FlowMatchEulerDiscreteScheduler, "scheduler")
     shift = scheduler.get("flow_shift", scheduler.get("shift"))
     if shift is None:
         raise PrflError("the scheduler has no flow shift: not a flow-matching model", where=source.name)
-    transformer = source.load(WanTransformer3DModel, "transformer", dtype)
+    return float(shift), float(scheduler.get("num_train_timesteps", 1000))
+
+
+def assemble(
+    source: Source,
+    schedule: tuple[float, float],
+    transformer: WanTransformer3DModel,
+    vae: AutoencoderKLWan,
+    load_text: Callable[[], tuple[Any, UMT5EncoderModel]],
+) -> WanBackbone:
+    """Check that the parts are a text-to-video model and put them together."""
     if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
         raise PrflError("an image-to-video transformer is not supported yet", where=source.name, fix=SUPPORTED)
-    vae_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-    vae = source.load(AutoencoderKLWan, "vae", vae_dtype)
     check_vae(vae, source.name)
-    if torch.device(device).type == "cpu":
-        vae_codec.channels_last(vae)
     return WanBackbone(
         transformer,
         vae,
-        lambda: source.load_text(dtype),
+        load_text,
         model_id=Path(source.name).resolve().name if Path(source.name).is_dir() else source.name,
-        revision=revision,
-        default_shift=float(shift),
-        timestep_scale=float(scheduler.get("num_train_timesteps", 1000)),
+        revision=source.revision,
+        default_shift=schedule[0],
+        timestep_scale=schedule[1],
     )

@@ -38,14 +38,17 @@ def encode(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
     return (raw - mean) / std
 
 
-def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """Normalised latents (batch, channels, frames, height, width) to *unclamped* pixels, differentiable."""
+def decode(vae: AutoencoderKLWan, latents: Tensor, gradient_from: int = 0) -> Tensor:
+    """Normalised latents (batch, channels, frames, height, width) to *unclamped* pixels, differentiable.
+
+    gradient_from: latent frames before this one get no gradient, and nothing is kept of their decoding.
+    """
     latents = latents.to(vae.dtype)
     mean, std = latent_statistics(vae, latents)
-    return decode_raw(vae, latents * std + mean)
+    return decode_raw(vae, latents * std + mean, gradient_from)
 
 
-def decode_raw(vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
+def decode_raw(vae: AutoencoderKLWan, raw: Tensor, gradient_from: int = 0) -> Tensor:
     """Raw (not normalised) latents to unclamped pixels: ``AutoencoderKLWan._decode`` less its clamp."""
     hidden = vae.post_quant_conv(raw)
     vae.clear_cache()
@@ -53,7 +56,7 @@ def decode_raw(vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
     for frame in range(hidden.shape[2]):
         vae._conv_idx = [0]
         first = {"first_chunk": True} if frame == 0 else {}
-        chunk = hidden[:, :, frame : frame + 1]
+        chunk = (hidden if frame >= gradient_from else hidden.detach())[:, :, frame : frame + 1]
         chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
     vae.clear_cache()
     pixels = torch.cat(chunks, dim=2)

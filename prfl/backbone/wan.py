@@ -7,6 +7,7 @@ checkpointed with a guard on the adapter, and the padded text is folded (see ``c
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -26,6 +27,7 @@ from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding
 from prfl.errors import PrflError
 
 TEXT_TOKENS = 512  # WanPipeline pads every prompt to this many tokens, without a mask
+NO_WEIGHTS = "no weights"  # the fingerprint of a model on the meta device
 SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
 
 
@@ -56,6 +58,7 @@ class WanBackbone:
         config = transformer.config
         self.width: int = config.num_attention_heads * config.attention_head_dim
         self.num_blocks: int = config.num_layers
+        self.text_width: int = config.text_dim
         self.latent_channels: int = config.in_channels
         self.patch_size: tuple[int, int, int] = tuple(config.patch_size)
         self.spatial_factor: int = vae.config.scale_factor_spatial
@@ -85,7 +88,7 @@ class WanBackbone:
         Equals ``transformer(latents, sigma * 1000, text padded to 512 tokens)``.
         """
         inputs = self._embed(latents, sigma, condition)
-        *_, hidden = self._run_blocks(self.num_blocks, inputs)
+        (hidden,) = deque(self._run_blocks(self.num_blocks, inputs), maxlen=1)  # a list of all of them is gigabytes
         shift, scale = (self.transformer.scale_shift_table + inputs["time"].unsqueeze(1)).chunk(2, dim=1)
         hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         patches = self.transformer.proj_out(hidden)
@@ -133,7 +136,8 @@ class WanBackbone:
 
     def _computes_in_full_precision(self) -> bool:
         kind = self.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+        autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.dtype
         return dtype in (torch.float32, torch.float64)
 
     def _run_blocks(self, count: int, inputs: dict[str, Any]) -> Iterator[Tensor]:
@@ -189,9 +193,10 @@ class WanBackbone:
         self.latent_shape(*pixels.shape[2:])
         return vae_codec.encode(self.vae, pixels)
 
-    def decode(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b 3 f H W"]:
-        """Normalised latents to *unclamped* pixels, differentiable in the latents, in the VAE's dtype."""
-        return vae_codec.decode(self.vae, latents)
+    def decode(self, latents: Float[Tensor, "b c t h w"], gradient_from: int = 0) -> Float[Tensor, "b 3 f H W"]:
+        """Normalised latents to *unclamped* pixels, differentiable in the latents from frame ``gradient_from`` on, in
+        the VAE's dtype."""
+        return vae_codec.decode(self.vae, latents, gradient_from)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, t, h, w) of a video's latents; PrflError where the model cannot take the size."""
@@ -273,7 +278,9 @@ def nearest(size: int, unit: int, smallest: int) -> str:
 
 
 def fingerprint(modules: Sequence[nn.Module]) -> str:
-    """16 hexadecimal digits of the sha256 of the modules' parameters, each rounded to bfloat16."""
+    """16 hexadecimal digits of the sha256 of the modules' parameters, each in bfloat16; ``NO_WEIGHTS`` on meta."""
+    if any(parameter.is_meta for module in modules for parameter in module.parameters()):
+        return NO_WEIGHTS
     digest = hashlib.sha256()
     for module in modules:
         for name, parameter in module.named_parameters():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 FolderOrFile = Annotated[Path, AfterValidator(Path.expanduser)]
 # Keys marked with this may differ between a run and its resumption; they are left out of the config hash.
@@ -21,21 +21,33 @@ class Section(BaseModel):
 
 
 class AdapterConfig(Section):
-    rank: int = Field(ge=1, description="Rank of the low-rank update.")
-    alpha: float = Field(gt=0, description="The update is scaled by alpha / rank.")
+    rank: int = Field(
+        ge=1, description="Rank of the low-rank update: its size and memory grow with it; 16 to 64 is usual."
+    )
+    alpha: float = Field(gt=0, description="The update is scaled by alpha / rank; alpha = rank leaves it as it is.")
     targets: list[str] = Field(
         default=["to_q", "to_k", "to_v", "to_out.0"],
         min_length=1,
         description="Ends of the names of the linear layers that get an update.",
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the low-rank branch only.")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout on the low-rank branch only; it makes the policy noisy while it trains.",
+    )
 
 
 class BackboneConfig(Section):
     model: str = Field(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
-    revision: str | None = Field(default=None, description="Revision of a hub model; null is its newest.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type of the frozen weights.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU where there is one.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Type of the frozen weights: bfloat16 halves their memory; adapters and heads stay float32.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the run computes; auto takes a GPU where there is one."
+    )
     checkpointing: Literal["none", "full"] = Field(
         default="none", description="full recomputes every block in the backward pass: less memory, a third more time."
     )
@@ -45,22 +57,24 @@ class BackboneConfig(Section):
     compile: bool = Field(
         default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
     )
-    train: Literal["lora", "full"] = Field(default="lora", description="Train an adapter, or all weights.")
+    train: Literal["lora", "full"] = Field(
+        default="lora", description="Train an adapter (lora), or all weights of the transformer (full)."
+    )
     adapter: AdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
 
 
 class SamplesConfig(Section):
     name: Literal["shapes_samples"] = Field(description="The backbone's own samples, labelled by the shapes oracle.")
     per_prompt: int = Field(ge=2, description="Samples of each training prompt; pairs are made within a prompt.")
-    steps: int = Field(ge=1, description="Sampling steps.")
+    steps: int = Field(ge=1, description="Sampling steps of each clip that is drawn.")
     guidance: float = Field(default=1.0, ge=1, description="Guidance scale; 1 is without.")
-    batch: int = Field(default=64, ge=1, description="Samples drawn at once.")
+    batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, description="Seed of the samples.")
 
 
 class MixtureConfig(Section):
     name: Literal["shapes_mixture"] = Field(description="Rendered clips with the pretraining set's share of flaws.")
-    count: int = Field(ge=1, description="Number of clips.")
+    count: int = Field(ge=1, description="Number of clips that are rendered.")
     wrong: float = Field(default=0.2, ge=0, le=1, description="Share of clips with one wrong attribute.")
     unsteady: float = Field(default=0.3, ge=0, le=1, description="Share of clips with a wobble, a flicker or a jump.")
     seed: int = Field(default=0, ge=0, description="Seed of the clips.")
@@ -68,7 +82,7 @@ class MixtureConfig(Section):
 
 class CuratedConfig(Section):
     name: Literal["shapes_curated"] = Field(description="Rendered clips without a flaw.")
-    count: int = Field(ge=1, description="Number of clips.")
+    count: int = Field(ge=1, description="Number of clips that are rendered.")
     seed: int = Field(default=0, ge=0, description="Seed of the clips.")
 
 
@@ -97,27 +111,47 @@ class PromptsConfig(Section):
 
 
 class DataConfig(Section):
-    manifest: FolderOrFile | None = Field(default=None, description="JSONL of labelled videos or of pairs.")
+    manifest: FolderOrFile | None = Field(
+        default=None,
+        description="JSON lines: a labelled video, or a pair of videos of one prompt with a preference, in each.",
+    )
     generator: SamplesConfig | MixtureConfig | CuratedConfig | ClipsConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
     prompts: PromptsConfig = Field(description="The three sets of prompts; no prompt may be in two of them.")
     cache: FolderOrFile = Field(description="Folder of cached latents, prompt embeddings and generated clips.")
-    frames: int = Field(ge=1, description="Frames of a clip.")
-    height: int = Field(ge=8, description="Height in pixels.")
-    width: int = Field(ge=8, description="Width in pixels.")
+    frames: int = Field(
+        ge=1, description="Frames of a clip: 1 and a multiple of the VAE's temporal factor, as 81 for Wan."
+    )
+    height: int = Field(
+        ge=8, description="Height in pixels, a multiple of what the model's patches cover (16 for Wan)."
+    )
+    width: int = Field(ge=8, description="Width in pixels, a multiple of what the model's patches cover (16 for Wan).")
     fps: float = Field(gt=0, description="Frames per second at which clips are read and samples written.")
-    skip_unreadable: bool = Field(default=False, description="Go on without videos that cannot be read.")
+    skip_unreadable: bool = Field(
+        default=False, description="Go on without videos that cannot be read, instead of stopping with a list of them."
+    )
+    encode_batch: int = Field(
+        default=16,
+        ge=1,
+        description="Clips that the VAE encodes at once for the cache; 1 for large videos, or memory runs out.",
+        json_schema_extra=MAY_CHANGE,
+    )
 
 
 class LatentHeadConfig(Section):
     dimensions: list[str] = Field(min_length=1, description="Names of the labels that the head scores.")
     blocks: list[int] = Field(min_length=1, description="Read the hidden states after these blocks (the first is 0).")
-    pooling: Literal["query", "mean"] = Field(default="query", description="Learned queries, or the plain mean.")
+    pooling: Literal["query", "mean"] = Field(
+        default="query",
+        description="How tokens are gathered: query attends with learned queries, mean is the baseline.",
+    )
     inner: int = Field(default=128, ge=1, description="Channels that the tokens are projected to; heads divides it.")
-    queries: int = Field(default=1, ge=1, description="Number of learned queries.")
-    heads: int = Field(default=4, ge=1, description="Attention heads of the pooling.")
-    hidden: int = Field(default=256, ge=1, description="Width of the MLP.")
+    queries: int = Field(
+        default=1, ge=1, description="Number of learned queries that attend over all tokens; one is usually enough."
+    )
+    heads: int = Field(default=4, ge=1, description="Attention heads of the pooling; they divide inner.")
+    hidden: int = Field(default=256, ge=1, description="Width of the MLP that makes scores of what was gathered.")
     film: bool = Field(default=True, description="Scale and shift the pooled features by a function of sigma.")
     adapter: AdapterConfig | None = Field(default=None, description="The head's own adapter; null is frozen blocks.")
 
@@ -134,7 +168,8 @@ class RewardBase(Section):
 
     space: str = Field(description="What is scored.")
     path: str | None = Field(
-        default=None, description="Trained reward: a folder, a hub id, or 'shapes' (inside the package)."
+        default=None,
+        description="A trained reward: a folder that objective preference wrote, a hub id, or 'shapes' (inside).",
     )
     weights: dict[str, float] | None = Field(
         default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
@@ -142,9 +177,16 @@ class RewardBase(Section):
     aggregate: Literal["sum", "logsigmoid"] = Field(
         default="sum", description="Weighted sum of the scores, or of the log-probabilities of good labels."
     )
-    shape: Literal["linear", "hinge"] = Field(default="hinge", description="Loss: -r, or relu(target - r).")
+    shape: Literal["linear", "hinge"] = Field(
+        default="hinge",
+        description="Loss of the video model: linear is -r; hinge is relu(target - r), 0 at the target and above.",
+    )
     target: float = Field(default=2.0, description="The score r at which the hinge stops pulling.")
-    scale: float = Field(default=0.1, gt=0, description="Factor of the loss.")
+    scale: float = Field(
+        default=0.1,
+        gt=0,
+        description="Factor of the reward's loss; AdamW undoes it, except beside distance_weight.",
+    )
 
 
 class LatentRewardConfig(RewardBase):
@@ -170,7 +212,11 @@ RewardConfig = LatentRewardConfig | PixelRewardConfig
 
 
 class GuidanceConfig(Section):
-    scale: float = Field(default=1.0, ge=1, description="Guidance scale in training; 1 is without.")
+    scale: float = Field(
+        default=1.0,
+        ge=1,
+        description="Guidance scale in training; 1 is without, anything else doubles the network calls.",
+    )
     gradient: Literal["none", "cond", "both"] = Field(
         default="none", description="none: no guidance. cond: gradient through the conditional branch. both: both."
     )
@@ -178,7 +224,9 @@ class GuidanceConfig(Section):
 
 class RolloutConfig(Section):
     solver: Literal["euler"] = Field(default="euler", description="The solver of the chain.")
-    steps: int = Field(ge=1, description="Steps of the chain.")
+    steps: int = Field(
+        ge=1, description="Steps of the chain from noise to video: training rolls it out, so its cost is in proportion."
+    )
     shift: float | None = Field(default=None, gt=0, description="Shift of the sigmas; null is the backbone's own.")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="Classifier-free guidance in training.")
     step_weight: Literal["native", "unit"] = Field(
@@ -193,8 +241,12 @@ class SftConfig(Section):
 
 class PreferenceConfig(Section):
     name: Literal["preference"] = Field(description="Train a reward on labels or preferences.")
-    loss: Literal["bce", "bradley_terry", "rao_kupper", "thurstone"] = Field(description="Loss of the scores.")
-    eta: float = Field(default=5.0, gt=1, description="How likely ties are; for rao_kupper.")
+    loss: Literal["bce", "bradley_terry", "rao_kupper", "thurstone"] = Field(
+        description="bce reads labels, the others pairs; rao_kupper knows ties, thurstone trusts noisy latents less."
+    )
+    eta: float = Field(
+        default=5.0, gt=1, description="How likely ties are, for rao_kupper: larger expects more of them."
+    )
     sigma_sampling: Literal["uniform", "shifted", "mixture"] = Field(
         default="uniform", description="Noise levels: even over 0 to 1, as the sampler's shift spreads them, half each."
     )
@@ -203,17 +255,24 @@ class PreferenceConfig(Section):
 
 
 class SftRegulariserConfig(Section):
-    every: int = Field(default=1, ge=1, description="One SFT step before every such reward step.")
-    weight: float = Field(default=1.0, gt=0, description="Factor of the SFT loss.")
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="Reward steps between two SFT steps: 1 alternates, 4 is an SFT step before every fourth.",
+    )
+    weight: float = Field(default=1.0, gt=0, description="Factor of the SFT loss in its own optimizer step.")
     prompt_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of clips trained without their prompt.")
 
 
 class SteeringConfig(Section):
     """What every objective that follows a reward has in common."""
 
-    name: str = Field(description="The method.")
+    name: str = Field(description="The method: which steps of the chain get gradient, and from what.")
     distance_weight: float = Field(default=0.0, ge=0, description="Weight of the velocity's distance to the base.")
-    sft: SftRegulariserConfig | None = Field(default=None, description="SFT on the data section as a regulariser.")
+    sft: SftRegulariserConfig | None = Field(
+        default=None,
+        description="SFT on the data section as a regulariser, which keeps the model near its data; null is none.",
+    )
 
 
 class PrflConfig(SteeringConfig):
@@ -228,7 +287,11 @@ class PrflConfig(SteeringConfig):
 
 class VaderConfig(SteeringConfig):
     name: Literal["vader"] = Field(description="The last steps of the chain get the gradient of the reward at its end.")
-    last_steps: int = Field(default=1, ge=1, description="Number of last steps with gradient (K).")
+    last_steps: int = Field(
+        default=1,
+        ge=1,
+        description="Number of last steps with gradient (K); VADER's is 1, more costs a network call each.",
+    )
     frames: Literal["all", "one"] | Annotated[int, Field(ge=1)] = Field(
         default="all", description="Latent frames that are decoded and scored: all, one at random, or a number."
     )
@@ -238,19 +301,49 @@ ObjectiveConfig = SftConfig | PreferenceConfig | PrflConfig | VaderConfig
 
 
 class TrainingConfig(Section):
-    steps: int = Field(ge=1, description="Optimizer steps.", json_schema_extra=MAY_CHANGE)
+    steps: int = Field(
+        ge=1,
+        description="Optimizer steps of the whole run; a longer run goes on from a finished one.",
+        json_schema_extra=MAY_CHANGE,
+    )
     batch: int = Field(ge=1, description="Samples per optimizer step, over all processes.")
     accumulation: int = Field(default=1, ge=1, description="Parts that a batch is split into; must divide it.")
-    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
-    warmup: int = Field(default=0, ge=0, description="Steps of linear warm-up.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(default="constant", description="After the warm-up.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.99), description="AdamW's two averages.")
+    learning_rate: float = Field(
+        gt=0, description="Peak learning rate of AdamW; a reward is easily hacked, so start small (5e-6 for Wan)."
+    )
+    warmup: int = Field(default=0, ge=0, description="Steps in which the learning rate rises from 0 in a line.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="The learning rate after the warm-up: constant, or down to 0 at the last step."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW; 0 is off.")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.99), description="Decay of AdamW's averages of the gradient and of its square."
+    )
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the gradient's norm here; null is never.")
-    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="Moving average of the weights; null is off.")
-    save_every: int = Field(default=100, ge=1, description="Steps between checkpoints.", json_schema_extra=MAY_CHANGE)
-    keep: int = Field(default=2, ge=1, description="Checkpoints that are kept.", json_schema_extra=MAY_CHANGE)
-    log_every: int = Field(default=1, ge=1, description="Steps between lines of the log.", json_schema_extra=MAY_CHANGE)
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the weights, which samples are then drawn with; null is off.",
+    )
+    save_every: int = Field(
+        default=100,
+        ge=1,
+        description="Steps between checkpoints, from which a stopped run goes on.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    keep: int = Field(
+        default=2,
+        ge=1,
+        description="Newest checkpoints that are kept; older ones are deleted.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    log_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps between lines of the log on the terminal and in metrics.jsonl.",
+        json_schema_extra=MAY_CHANGE,
+    )
     trackers: list[Literal["tensorboard"]] = Field(
         default=["tensorboard"], description="Trackers beside metrics.jsonl.", json_schema_extra=MAY_CHANGE
     )
@@ -258,13 +351,17 @@ class TrainingConfig(Section):
 
 class EvaluationConfig(Section):
     every: int = Field(ge=0, description="Steps between rounds on validation prompts; 0 is never.")
-    prompts_per_round: int = Field(default=8, ge=1, description="Prompts of a round.")
+    prompts_per_round: int = Field(
+        default=8, ge=1, description="Validation prompts of a round, the first ones of the list."
+    )
     samples_per_prompt: int = Field(default=1, ge=1, description="Samples of each prompt of a round.")
     final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
     judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
-    steps: int | None = Field(default=None, ge=1, description="Sampling steps; null is rollout.steps.")
+    steps: int | None = Field(
+        default=None, ge=1, description="Sampling steps of the videos that are looked at; null is rollout.steps."
+    )
     guidance_scale: float = Field(default=1.0, ge=1, description="Guidance scale of the samples.")
-    batch: int = Field(default=32, ge=1, description="Samples drawn at once.")
+    batch: int = Field(default=32, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, description="Seed of the samples: the same noise in every round.")
 
 
@@ -273,15 +370,19 @@ class Config(Section):
 
     version: Literal[1] = Field(description="Version of this format.")
     run: FolderOrFile = Field(description="Run folder: everything that the run writes.", json_schema_extra=MAY_CHANGE)
-    seed: int = Field(ge=0, description="Seed of every random draw of the training.")
-    backbone: BackboneConfig = Field(description="The video model.")
-    data: DataConfig = Field(description="Clips, prompts and their cache.")
+    seed: int = Field(
+        ge=0, description="Seed of every random draw of the training: the same seed and config give the same run."
+    )
+    backbone: BackboneConfig = Field(description="The video model, and which of its weights are trained.")
+    data: DataConfig = Field(description="Clips, prompts, their size and their cache.")
     reward: RewardConfig | None = Field(
         default=None, discriminator="space", description="What is maximised, or trained; none for sft."
     )
-    rollout: RolloutConfig = Field(description="The sampling chain.")
-    objective: ObjectiveConfig = Field(discriminator="name", description="The method.")
-    training: TrainingConfig = Field(description="The optimizer and its loop.")
+    rollout: RolloutConfig = Field(description="The sampling chain that training rolls out.")
+    objective: ObjectiveConfig = Field(
+        discriminator="name", description="The method: which steps of the chain get gradient, and from what."
+    )
+    training: TrainingConfig = Field(description="The optimizer and its loop: how long, how much at once, how fast.")
     evaluation: EvaluationConfig = Field(
         description="What is watched during the run, and at its end.", json_schema_extra=MAY_CHANGE
     )
@@ -292,3 +393,9 @@ class StagesConfig(Section):
 
     version: Literal[1] = Field(description="Version of this format.")
     stages: list[str] = Field(min_length=1, description="Config files, found from this file's folder, in order.")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a config file: one stage, or a list of stages."""
+    schema = TypeAdapter(Config | StagesConfig).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A config of prfl", **schema}

@@ -117,8 +117,7 @@ class Pathwise:
             _, condition, start = self.draw(step, indices)
             network = self.network(condition)
         parameters = list(self.parameters().values())
-        # One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk.
-        held_edge = self.backbone.checkpointing == "full" and len(choice.plan.edges) == 1
+        held_edge = holds_edge(self.backbone, choice)
         with clock("rollout"), self.backbone.adapter(self.adapter):
             trajectory = self.roll(network, start, choice, held_edge)
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
@@ -157,8 +156,7 @@ class Pathwise:
 
     def roll(self, network: Network, start: Tensor, choice: Choice, held_edge: bool) -> Trajectory:
         """The chain up to the node that is scored, or up to where the last edge leaves it."""
-        on_chain = choice.node <= self.method.coefficients.steps
-        last = choice.node if on_chain and not held_edge else max(choice.sources)
+        last = last_rolled(choice, self.method.coefficients, held_edge)
         return rollout(network, start, self.method.coefficients, last=last, keep=choice.sources)
 
     def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
@@ -182,6 +180,16 @@ class Pathwise:
             scored = scored_latents(network, trajectory, choice)
         facts = {"prompts": prompts, "node": choice.node, "sigma": choice.sigma, "trains": sorted(choice.plan.trains)}
         return {"start": start, "scored": scored}, facts
+
+
+def holds_edge(backbone: WanBackbone, choice: Choice) -> bool:
+    """One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk."""
+    return backbone.checkpointing == "full" and len(choice.plan.edges) == 1
+
+
+def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> int:
+    """The node at which the rollout ends, and so its number of steps."""
+    return choice.node if choice.node <= coefficients.steps and not held_edge else max(choice.sources)
 
 
 def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> Tensor:

@@ -67,8 +67,8 @@ class PixelScorer:
     """A pixel reward on decoded latents (clean ones, or a clean prediction), around the decoder's clamp.
 
     frames: ``all``, ``one`` latent frame or a number of them, drawn anew each step.  Latent frames behind the last
-    that was drawn are not decoded; those before are, because the decoder is causal, but only the drawn ones receive
-    gradient, so the decoder's activations are kept for them only when they come first or alone.
+    that was drawn are not decoded; those before are, because the decoder is causal.  Only the drawn ones receive
+    gradient, and activations are kept from the first to the last of them.
     """
 
     reward: PixelReward | AestheticReward
@@ -116,7 +116,7 @@ def decode_frames(backbone: WanBackbone, latents: Tensor, chosen: Sequence[int])
     shown = [f for t in chosen for f in ([0] if t == 0 else range((t - 1) * factor + 1, t * factor + 1))]
     last = max(1, (count - 1) * factor)
     times = torch.tensor(shown, device=latents.device, dtype=torch.float32) / last
-    return backbone.decode(mixed)[:, :, shown], times
+    return backbone.decode(mixed, gradient_from=chosen[0])[:, :, shown], times
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from prfl.backbone.wan import NO_WEIGHTS
 from prfl.data.files import replacing
 from prfl.errors import PrflError
 
@@ -133,13 +134,16 @@ def _local(folder_or_hub: str | Path, revision: str | None) -> Path:
 
 
 def check_fit(trained_on: Mapping[str, object], given: Mapping[str, object], where: str) -> None:
-    """Raise PrflError listing every entry of the backbone's description that differs, provenance apart."""
+    """Raise PrflError listing every entry of the backbone's description that differs, provenance apart.
+
+    A model on ``meta`` has no weights to compare; the rest of its description still must fit.
+    """
     given = json.loads(json.dumps(given))  # tuples become lists, as they did in the file
     names = [name for name in {**trained_on, **given} if name not in PROVENANCE]
     wrong = [
         f"{name}: {_short(trained_on.get(name))} there, {_short(given.get(name))} here"
         for name in names
-        if trained_on.get(name) != given.get(name)
+        if trained_on.get(name) != given.get(name) and given.get(name) != NO_WEIGHTS
     ]
     if wrong:
         raise PrflError(

@@ -159,7 +159,7 @@ def test_what_is_right_loads_and_survives_a_round_trip(write: Write, overrides: 
 def test_a_missing_key_says_what_it_is(write: Write) -> None:
     path = write()
     path.write_text(path.read_text().replace("rollout: {steps: 10}", "rollout: {}"))
-    with pytest.raises(PrflError, match=r"x.yaml: rollout.steps: missing \(Steps of the chain.\)"):
+    with pytest.raises(PrflError, match=r"x.yaml: rollout.steps: missing \(Steps of the chain from"):
         load_config(path)
 
 

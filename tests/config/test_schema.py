@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from prfl.config import load_stages
+from prfl.config import json_schema, load_stages
 from prfl.config.messages import all_keys
 from prfl.config.schema import Config, StagesConfig
 
@@ -36,3 +37,29 @@ def test_shipped_configs_are_valid_and_have_a_header(path: Path) -> None:
 
 def test_configs_ship() -> None:
     assert {"tiny.yaml", "reward.yaml", "prfl.yaml", "vader.yaml", "sft.yaml"} <= {path.name for path in SHIPPED}
+
+
+def properties(schema: object, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Every key of a JSON schema, wherever it is nested, with what the schema says of it."""
+    if isinstance(schema, dict):
+        for name, value in schema.get("properties", {}).items():
+            yield f"{path}.{name}", value
+        for name, value in schema.items():
+            yield from properties(value, f"{path}.{name}")
+    elif isinstance(schema, list):
+        for index, value in enumerate(schema):
+            yield from properties(value, f"{path}[{index}]")
+
+
+def test_the_json_schema_describes_every_key() -> None:
+    found = dict(properties(json_schema()))
+    assert {".$defs.TrainingConfig.steps", ".$defs.SftRegulariserConfig.every", ".$defs.StagesConfig.stages"} <= set(
+        found
+    )
+    for path, value in found.items():
+        assert len(value.get("description", "").split()) >= 3, f"{path} says too little"
+
+
+def test_the_json_schema_knows_no_other_keys() -> None:
+    sections = json_schema()["$defs"]
+    assert all(section["additionalProperties"] is False for section in sections.values()), "a typing mistake is marked"

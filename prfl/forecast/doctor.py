@@ -1,0 +1,258 @@
+"""What this machine has, and whether a config could run on it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import av
+import psutil
+import torch
+from diffusers import WanTransformer3DModel
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import prfl_kernels
+from prfl import build
+from prfl.backbone import WanBackbone
+from prfl.backbone.architecture import cast
+from prfl.config.schema import Config
+from prfl.errors import PrflError
+from prfl.forecast.inputs import missing_inputs, on_hub
+from prfl.forecast.memory import device_kind, module_bytes, predict_memory
+from prfl.forecast.tables import GIB, gib
+
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
+KERNELS = ("modulated_layer_norm", "pooled_attention")
+HUB_SECONDS = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """found: what there is.  problem: why a run could not work with it; empty where it could.
+
+    working: False for what is not there, or does not work, and may not be needed.
+    """
+
+    name: str
+    found: str
+    problem: str = ""
+    working: bool = True
+
+
+def check_machine() -> list[Check]:
+    """Everything that does not depend on a config."""
+    return [
+        Check("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
+        *map(package, PACKAGES),
+        xformers(),
+        device(),
+        attention("cuda" if torch.cuda.is_available() else "cpu", torch.float32),
+        *(kernel(name, "auto") for name in KERNELS),
+        Check("hub", hub() or "reachable", working=not hub()),
+        video(),
+    ]
+
+
+def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
+    """Whether a run of this config could work here.  made: run folders that earlier stages will have filled.
+
+    Raises PrflError where no architecture is to be had."""
+    kind, dtype = device_kind(config), getattr(torch, config.backbone.dtype)
+    if kind == "cuda" and not torch.cuda.is_available():
+        device = Check("backbone.device", "cuda", "there is no usable GPU here; take auto or cpu")
+    else:
+        device = Check("backbone.device", kind)
+    runs_on = "cpu" if device.problem else kind
+    model = build.architecture(config)
+    return [
+        device,
+        attention(runs_on, dtype, model.transformer.config.attention_head_dim),
+        *(kernel(name, config.backbone.kernels) for name in KERNELS),
+        *inputs(config, made),
+        disk(config, model),
+        memory(config, model, available(runs_on) if not device.problem else None),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- what is installed
+
+
+def package(name: str) -> Check:
+    try:
+        return Check(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        needed = name != "triton" or platform.system() == "Linux"
+        return Check(name, "not installed", f"pip install {name}" if needed else "")
+
+
+def xformers() -> Check:
+    """An extra: it is nothing to worry about when it is absent or does not load."""
+    try:
+        version = metadata.version("xformers")
+        importlib.import_module("xformers.ops")
+    except metadata.PackageNotFoundError:
+        return Check("xformers", "not installed; nothing needs it", working=False)
+    except Exception as error:  # a binary for another torch raises whatever it likes
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return Check("xformers", f"{version} does not load: {reason}; nothing needs it", working=False)
+    return Check("xformers", f"{version} loads")
+
+
+def device() -> Check:
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Check("device", f"cpu, {cores} cores, {gib(available('cpu'))} of memory free; no usable GPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    free = gib(available("cuda"))
+    return Check("device", f"{', '.join(names)}; {free} free; CUDA {torch.version.cuda}; driver {driver()}")
+
+
+def driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown (no nvidia-smi)"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    return found.stdout.splitlines()[0] if found.returncode == 0 and found.stdout else "unknown"
+
+
+def available(kind: str) -> int:
+    """Bytes of free memory, within the control group's limit."""
+    if kind == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+# ------------------------------------------------------------------------------------------------- what really runs
+
+
+class Recorded(TorchDispatchMode):
+    """Names of the operations that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(func.name().removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+def attention(kind: str, dtype: torch.dtype, head_dim: int = 128) -> Check:
+    """Run a small Wan block on the device and see which attention operation it came to."""
+    shape = dict(num_attention_heads=2, attention_head_dim=head_dim, in_channels=4, out_channels=4, text_dim=16)
+    network = WanTransformer3DModel(**shape, freq_dim=16, ffn_dim=32, num_layers=1, rope_max_seq_len=32)
+    network = cast(network, dtype).to(kind)
+    latents = torch.randn(1, 4, 1, 32, 32, device=kind, dtype=dtype)
+    text = torch.randn(1, 8, 16, device=kind, dtype=dtype)
+    with Recorded() as ran:
+        network(latents, torch.full((1,), 500.0, device=kind), text).sample.sum().backward()
+    return Check(f"attention ({kind}, {str(dtype).removeprefix('torch.')})", attention_operation(ran.names))
+
+
+def attention_operation(names: list[str]) -> str:
+    fused = [name for name in names if "attention" in name.lower() and "backward" not in name]
+    if fused:
+        return ", ".join(dict.fromkeys(name.removeprefix("_scaled_dot_product_") for name in fused))
+    return "plain softmax, not fused: memory grows with tokens squared"
+
+
+def kernel(name: str, request: str) -> Check:
+    try:
+        choice = prfl_kernels.choose_backend(name, request)
+    except ValueError as error:
+        return Check(f"kernel {name}", "cannot run", str(error))
+    return Check(f"kernel {name}", f"{choice.backend} ({choice.reason})")
+
+
+@cache
+def hub() -> str:
+    """Why the hub cannot be reached; empty when it can."""
+    if constants.HF_HUB_OFFLINE:
+        return "offline, by HF_HUB_OFFLINE"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).raise_for_status()
+    except Exception as error:  # whatever a proxy or a resolver raises
+        return f"{constants.ENDPOINT} is not reachable ({type(error).__name__})"
+    return ""
+
+
+def video() -> Check:
+    program = shutil.which("ffmpeg") or "no ffmpeg program (PyAV brings its own library)"
+    codec = "libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+    try:
+        av.Codec("h264", "r")
+        av.Codec("libx264", "w")
+    except Exception as error:  # PyAV's own error for a codec that its build left out
+        return Check("video", f"PyAV {av.__version__}, {codec}; {program}", f"h264 is missing: {error}")
+    return Check("video", f"PyAV {av.__version__}, {codec}, h264; {program}")
+
+
+# ------------------------------------------------------------------------------------------------- a config
+
+
+def inputs(config: Config, made: Collection[Path]) -> Iterator[Check]:
+    """Prompt files, the manifest, the reward and the model: here, to be had, or missing."""
+    yield read("data.prompts", lambda: f"{sum(map(len, build.prompts(config.data.prompts).values()))} prompts")
+    if on_hub(config):
+        reason = hub()
+        problem = f"it is not here, and {reason}; give the folder of a downloaded model" if reason else ""
+        yield Check("backbone.model", f"{config.backbone.model}, to be downloaded", problem)
+    for line in missing_inputs(config, made):
+        name, _, rest = line.partition(": ")
+        if name != "backbone.model":
+            yield Check(name, "missing", rest)
+
+
+def read(name: str, reader: Callable[[], str]) -> Check:
+    try:
+        return Check(name, reader())
+    except PrflError as error:
+        return Check(name, "cannot be read", " ".join(str(error).split()))
+
+
+def disk(config: Config, model: WanBackbone) -> Check:
+    """Room for the checkpoints, and for the download where there is one."""
+    place = next(folder for folder in (config.run.absolute(), *config.run.absolute().parents) if folder.exists())
+    trained = [p for p in model.transformer.parameters() if p.requires_grad]
+    size = sum(p.numel() * p.element_size() for p in trained)
+    copies = 3 + (config.training.ema_decay is not None)  # weights and AdamW's two averages
+    needed = size * copies * (config.training.keep + 1)  # a new one is written before the oldest goes
+    if on_hub(config):
+        needed += sum(map(module_bytes, (model.transformer, model.vae, model.text_encoder)))
+    free = shutil.disk_usage(place).free
+    problem = f"checkpoints and downloads need {gib(needed)}" if needed > free else ""
+    return Check("disk", f"{gib(free)} free at {place}; about {gib(needed)} will be written", problem)
+
+
+def memory(config: Config, model: WanBackbone, free: int | None) -> Check:
+    predicted = predict_memory(config, model)
+    text = f"{gib(predicted.peak)} predicted at the peak, in '{predicted.largest.name}'"
+    if free is None:
+        return Check("memory", text)
+    short = predicted.peak - free
+    problem = f"{short / GIB:.1f} GiB more than is free; {advice(config)}" if short > 0 else ""
+    return Check("memory", f"{text}; {gib(free)} free", problem)
+
+
+def advice(config: Config) -> str:
+    """What would make it smaller, the cheapest first."""
+    if config.backbone.checkpointing == "none":
+        return "try backbone.checkpointing=full"
+    if config.training.accumulation < config.training.batch:
+        return f"try training.accumulation={config.training.batch}"
+    return "try fewer frames, a smaller video or a smaller model"

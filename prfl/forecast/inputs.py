@@ -1,0 +1,52 @@
+"""What a run needs and this machine does not have yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from prfl import build
+from prfl.config.schema import Config
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+
+
+def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
+    """One line each: the yaml path, what is not there, and how to get it.  Prompt files are read, not listed here.
+
+    made: run folders that earlier stages will have filled by then.
+    """
+    return [line for line in (_model(config), _reward(config, made), _manifest(config)) if line]
+
+
+def on_hub(config: Config) -> bool:
+    """Whether the model has to be downloaded."""
+    model = config.backbone.model
+    if Path(model).is_dir() or "/" not in model or model.startswith((".", "/", "~")):
+        return False
+    found = [
+        try_to_load_from_cache(model, f"transformer/{name}", revision=config.backbone.revision) for name in WEIGHTS
+    ]
+    return not any(isinstance(path, str) for path in found)
+
+
+def _model(config: Config) -> str:
+    if on_hub(config):
+        return f"backbone.model: {config.backbone.model} is not in the hub's cache here; the run downloads it"
+    return ""
+
+
+def _reward(config: Config, made: Collection[Path]) -> str:
+    path = config.reward.path if config.reward else None
+    if path is None or Path(build.reward_place(path)).is_dir() or any(Path(path).is_relative_to(run) for run in made):
+        return ""
+    return f"reward.path: there is no folder {path}; train it first, or name a saved reward (a folder or a hub id)"
+
+
+def _manifest(config: Config) -> str:
+    path = config.data.manifest
+    if path is None or path.is_file():
+        return ""
+    return f"data.manifest: there is no file {path}; write one (JSON lines: see README.md, Use), or name another"

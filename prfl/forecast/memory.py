@@ -1,0 +1,335 @@
+"""The peak memory of a run, by part, before it starts.
+
+The network, the decoder and the reward are run forward and backward on ``meta`` at the run's own shapes, and their
+tensors are counted (``live_bytes``): dtype, adapter and checkpointing are in the count because they are in the code.
+Not in it: cuDNN's workspaces, the CUDA context, the allocator's gaps.  Leave a tenth of the memory for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from prfl import build
+from prfl.backbone import Condition, WanBackbone
+from prfl.backbone.wan import TEXT_TOKENS
+from prfl.config.schema import Config, PreferenceConfig, SteeringConfig, VaderConfig
+from prfl.errors import located
+from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
+from prfl.forecast.rewards import reward_on_meta
+from prfl.forecast.work import evaluation_samples
+from prfl.objective.pathwise import Choice, holds_edge
+from prfl.objective.scorer import PixelScorer, decode_frames
+from prfl.reward.latent import LatentReward
+from prfl.reward.pixel import PixelReward
+from prfl.rollout import guided_network
+
+ADAM_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one thing.  saved: how many of them autograd keeps for the backward pass (of a phase)."""
+
+    name: str
+    bytes: int
+    saved: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """fixed: what is alive all the time.  phases: what each phase of a step adds at its peak, one after another.
+
+    trainable: number of trained parameters.  assumed: in words, what was not known; empty where everything was.
+    """
+
+    fixed: list[Part]
+    phases: list[Part]
+    trainable: int
+    assumed: str = ""
+
+    @property
+    def largest(self) -> Part:
+        return max(self.phases, key=lambda phase: phase.bytes)
+
+    @property
+    def peak(self) -> int:
+        return sum(part.bytes for part in self.fixed) + self.largest.bytes
+
+
+def device_kind(config: Config) -> str:
+    """cpu or cuda: what the config asks for, here or elsewhere; ``auto`` is what is here."""
+    chosen = config.backbone.device
+    return chosen if chosen != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def predict_memory(config: Config, model: WanBackbone) -> Memory:
+    """model: ``build.architecture(config)``; it gets gradients, so use it for nothing else."""
+    reward, assumed = reward_on_meta(config, model)
+    trained = trained_parameters(config, model, reward)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    shapes = Shapes(model, config)
+    with fused_on_meta(device_kind(config)):
+        phases = list(_phases(config, model, reward, shapes, sum_bytes(trained)))
+    fixed = list(fixed_parts(config, model, reward, trained, shapes))
+    return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed)
+
+
+def trained_parameters(config: Config, model: WanBackbone, reward: build.Reward | None) -> list[nn.Parameter]:
+    if isinstance(config.objective, PreferenceConfig):
+        assert isinstance(reward, LatentReward | PixelReward)
+        return list(reward.parameters().values())
+    if config.backbone.train == "full":
+        return [parameter for parameter in model.transformer.parameters() if parameter.requires_grad]
+    return list(model.adapter_parameters(build.POLICY).values())
+
+
+def sum_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def module_bytes(module: nn.Module) -> int:
+    return sum_bytes([*module.parameters(), *module.buffers()])
+
+
+class Shapes:
+    """Tensors of a run's shapes, on ``meta``."""
+
+    def __init__(self, model: WanBackbone, config: Config) -> None:
+        self.model = model
+        self.clip = config.data.frames, config.data.height, config.data.width
+        with located("data"):
+            self.latent = model.latent_shape(*self.clip)
+        self.tokens = text_tokens(config)
+
+    def latents(self, batch: int) -> Tensor:
+        return torch.empty(batch, *self.latent, device="meta")
+
+    def pixels(self, batch: int) -> Tensor:
+        return torch.empty(batch, 3, *self.clip, device="meta")
+
+    def condition(self, batch: int) -> Condition:
+        embeds = torch.empty(batch, self.tokens, self.model.text_width, device="meta", dtype=self.model.dtype)
+        return Condition(embeds, torch.full((batch,), self.tokens))
+
+
+def text_tokens(config: Config) -> int:
+    """The longest prompt in tokens, or more: no tokenizer makes more tokens of a text than it has bytes, and an end."""
+    known = build.prompts(config.data.prompts).values()
+    longest = max(len(prompt.encode()) + 1 for some in known for prompt in some)
+    return min(longest, TEXT_TOKENS)
+
+
+# ------------------------------------------------------------------------------------------------- alive all the time
+
+
+def fixed_parts(
+    config: Config, model: WanBackbone, reward: build.Reward | None, trained: list[nn.Parameter], shapes: Shapes
+) -> Iterator[Part]:
+    own = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
+    yield Part("transformer weights", sum_bytes([*own, *model.transformer.buffers()]))
+    yield Part("VAE weights", module_bytes(model.vae))
+    yield Part("text encoder weights (stay loaded)", module_bytes(model.text_encoder))
+    if config.backbone.train == "full" and isinstance(config.objective, SteeringConfig):
+        yield Part("frozen copies, as all weights are trained", _frozen_copies(config.objective, model, reward))
+    size = sum_bytes(trained)
+    if config.backbone.train == "lora":
+        yield Part("trained weights" if isinstance(config.objective, PreferenceConfig) else "adapter weights", size)
+    yield Part("gradients", size)
+    yield Part("optimizer (two averages)", ADAM_MOMENTS * size)
+    if config.training.ema_decay is not None:
+        yield Part("EMA of the weights", size)
+    if reward is not None and isinstance(config.objective, SteeringConfig):
+        yield Part("reward weights", sum_bytes(reward_tensors(reward)))
+    part = config.training.batch // config.training.accumulation
+    kept = 2 if isinstance(config.objective, SteeringConfig) else 3  # start and source; or clean, noise and noisy
+    count = config.objective.last_steps if isinstance(config.objective, VaderConfig) else 1
+    latents = (kept + count) * sum_bytes([shapes.latents(part)])
+    yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
+
+
+def reward_tensors(reward: build.Reward) -> list[Tensor]:
+    return list(reward.state().values()) if isinstance(reward, LatentReward | PixelReward) else []
+
+
+def _frozen_copies(objective: SteeringConfig, model: WanBackbone, reward: build.Reward | None) -> int:
+    """The blocks that a latent reward reads; the whole base where the distance to it is part of the loss."""
+    if objective.distance_weight:
+        return module_bytes(model.transformer)
+    if not isinstance(reward, LatentReward):
+        return 0
+    read = model.transformer.blocks[: max(reward.blocks) + 1]
+    others = [module for name, module in model.transformer.named_children() if name != "blocks"]
+    return sum(map(module_bytes, [read, *others]))
+
+
+# ------------------------------------------------------------------------------------------------- one after another
+
+
+def _phases(
+    config: Config, model: WanBackbone, reward: build.Reward | None, shapes: Shapes, trained: int
+) -> Iterator[Part]:
+    objective, training = config.objective, config.training
+    part = training.batch // training.accumulation
+    if config.data.manifest or config.data.generator:
+        yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes))
+    if isinstance(objective, PreferenceConfig):
+        assert reward is not None
+        sides = part * (1 if objective.loss == "bce" else 2)
+        yield from reward_phases(config, model, reward, shapes, sides, held=0)
+    else:
+        call = network_call(config, model, shapes, part, gradient=True)
+        if isinstance(objective, SteeringConfig):
+            assert reward is not None
+            yield network_call(config, model, shapes, part, gradient=False)
+            held = call.saved if holds_edge(model, _choice(config, model)) else 0
+            yield from reward_phases(config, model, reward, shapes, part, held)
+        yield call
+    yield Part("optimizer step (one more copy of what is trained)", trained)
+    if evaluation_samples(config):
+        batch = _evaluation_batch(config)
+        if batch > part:
+            yield replace(network_call(config, model, shapes, batch, gradient=False), name=f"evaluation: draw {batch}")
+        yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch))
+
+
+def measure(name: str, run: Callable[[], Tensor]) -> Part:
+    """A phase without gradients."""
+    with LiveBytes() as counted, torch.no_grad():
+        run()
+    return Part(name, counted.peak)
+
+
+def _encode(config: Config, shapes: Shapes) -> Tensor:
+    return shapes.model.encode(shapes.pixels(config.data.encode_batch).clone())
+
+
+def _decode(model: WanBackbone, shapes: Shapes, batch: int) -> Tensor:
+    return model.decode(shapes.latents(batch)).float().clamp(-1, 1)
+
+
+def _evaluation_batch(config: Config) -> int:
+    own = config.evaluation
+    most = max(own.prompts_per_round * own.samples_per_prompt if own.every else 0, own.final_samples)
+    return min(own.batch, most)
+
+
+def _choice(config: Config, model: WanBackbone) -> Choice:
+    return build.method(config, build.chain(config, model)).choose(0)
+
+
+def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
+    """One network call as training makes it: guided, under the adapter, with or without its backward pass.
+
+    Measured with two and with three blocks: every further one adds what the third added.
+    """
+    steering = isinstance(config.objective, SteeringConfig)
+    guidance = config.rollout.guidance
+    latents, condition = shapes.latents(batch), shapes.condition(batch)
+    # With several walked steps the cotangent goes on to the latents.
+    chained = isinstance(config.objective, VaderConfig) and config.objective.last_steps > 1
+    network = guided_network(
+        model.velocity,
+        condition,
+        shapes.condition(batch),
+        scale=guidance.scale if steering else 1.0,
+        gradient=guidance.gradient if steering else "none",
+    )
+
+    def run() -> Part:
+        leaf = latents.clone().requires_grad_(chained and gradient)
+        with LiveBytes() as counted, torch.set_grad_enabled(gradient), model.adapter(build.policy_adapter(config)):
+            output = network(leaf, torch.tensor(0.5))
+            saved = counted.live
+            if gradient:
+                output.backward(torch.zeros_like(output))
+        name = "walk back: a network call, forward and backward" if steering else "forward and backward"
+        return Part(name, counted.peak, saved) if gradient else Part("rollout: one network call", counted.peak)
+
+    return for_all_blocks(model, run)
+
+
+def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
+    """``run`` with two and with three blocks, continued to all of them: memory is a straight line in their number."""
+    total = model.num_blocks
+    if total <= 3:
+        return run()
+    two, three = (_with_blocks(model, count, run) for count in (2, 3))
+    further = total - 3
+    return Part(
+        three.name,
+        three.bytes + further * (three.bytes - two.bytes),
+        three.saved + further * (three.saved - two.saved),
+    )
+
+
+def _with_blocks(model: WanBackbone, count: int, run: Callable[[], Part]) -> Part:
+    with fewer_blocks(model, count):
+        return run()
+
+
+@contextmanager
+def fewer_blocks(model: WanBackbone, count: int) -> Iterator[None]:
+    blocks = model.transformer.blocks
+    model.transformer.blocks, model.num_blocks = blocks[:count], count
+    try:
+        yield
+    finally:
+        model.transformer.blocks, model.num_blocks = blocks, len(blocks)
+
+
+def reward_phases(
+    config: Config, model: WanBackbone, reward: build.Reward, shapes: Shapes, batch: int, held: int
+) -> Iterator[Part]:
+    """Forward and backward of the reward.  held: bytes of a network call's graph that stay alive beside it."""
+    trains = isinstance(config.objective, PreferenceConfig)
+    latents, condition = shapes.latents(batch), shapes.condition(batch)
+    if isinstance(reward, LatentReward):
+        leaf = latents.requires_grad_(not trains)
+        with LiveBytes() as counted, reward.selected():
+            scores = reward.logits(leaf, torch.tensor(0.5), condition)
+            saved = counted.live
+            backward(scores, leaf, trains)
+        yield Part("reward: forward and backward", held + counted.peak, saved)
+        return
+    if trains:
+        assert isinstance(config.objective, PreferenceConfig)
+        yield measure("decoder: forward", partial(_decode, model, shapes, batch))
+        pixels = shapes.pixels(batch)[:, :, : config.objective.frames]
+        leaf, times = pixels, torch.linspace(0, 1, pixels.shape[2])
+        with LiveBytes() as counted:
+            scores = reward.logits(leaf, condition, times)
+            saved = counted.live
+            backward(scores, leaf, trains)
+        yield Part("reward: forward and backward", counted.peak, saved)
+        return
+    leaf = latents.requires_grad_()
+    frames = config.objective.frames if isinstance(config.objective, VaderConfig) else "all"
+    with LiveBytes() as counted, PixelScorer(reward, model, config.seed).selected():
+        pixels, times = decode_frames(model, leaf, costliest_frames(latents.shape[2], frames))
+        decoder, decoder_peak = counted.live, counted.peak
+        scores = reward.logits(pixels, condition, times)
+        saved = counted.live - decoder
+        backward(scores, leaf, trains)
+    yield Part("decoder: forward, kept for the reward's gradient", held + decoder_peak, decoder)
+    yield Part("reward and decoder: forward and backward", held + counted.peak, saved)
+
+
+def backward(scores: dict[str, Tensor], leaf: Tensor, trains: bool) -> None:
+    total = torch.stack(list(scores.values())).sum()
+    if trains:
+        total.backward()
+    else:
+        torch.autograd.grad(total, leaf)
+
+
+def costliest_frames(count: int, frames: str | int) -> list[int]:
+    """The draw of latent frames that keeps the most: everything between the first and the last drawn stays."""
+    number = count if frames == "all" else 1 if frames == "one" else min(int(frames), count)
+    return [*range(number - 1), count - 1]

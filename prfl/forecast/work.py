@@ -1,0 +1,103 @@
+"""How often a run evaluates the network, counted from the plans that its objective will choose."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from prfl import build
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig, PrflConfig, SteeringConfig, VaderConfig
+from prfl.objective.pathwise import Choice, Pathwise, holds_edge, last_rolled
+from prfl.solvers import Coefficients
+
+ROLLOUT = "rollout forwards"
+GRADIENT = "gradient forwards and backwards"
+RECOMPUTED = "forwards again, for checkpointed blocks"
+UNGUIDED = "forwards without a prompt, for guidance"
+REWARD = "reward forwards"
+DISTANCE = "forwards for the distance to the base"
+SAMPLING = "forwards for evaluation samples"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of network evaluation, in evaluations of one sample.  per_step: mean over the optimizer steps."""
+
+    name: str
+    per_step: float
+    total: int
+
+
+def count_work(config: Config, model: WanBackbone) -> list[Work]:
+    """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
+    objective, training = config.objective, config.training
+    counts: Counter[str] = Counter()
+    if isinstance(objective, SteeringConfig):
+        counts = _steering(config, objective, model)
+        if objective.sft:
+            counts[GRADIENT] += math.ceil(training.steps / objective.sft.every)
+    elif isinstance(objective, PreferenceConfig):
+        counts[REWARD] = training.steps * (1 if objective.loss == "bce" else 2)
+    else:
+        counts[GRADIENT] = training.steps
+    if model.checkpointing == "full" and counts[GRADIENT]:
+        counts[RECOMPUTED] = counts[GRADIENT]
+    works = [Work(name, n * training.batch / training.steps, n * training.batch) for name, n in counts.items() if n]
+    samples = evaluation_samples(config)
+    if samples:
+        calls = samples * (config.evaluation.steps or config.rollout.steps)
+        calls *= 2 if config.evaluation.guidance_scale != 1 else 1
+        works.append(Work(SAMPLING, calls / training.steps, calls))
+    return works
+
+
+def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> Counter[str]:
+    """Of one sample of each step, summed over the steps: the choices are functions of (seed, step)."""
+    assert isinstance(objective, PrflConfig | VaderConfig)
+    coefficients = build.chain(config, model)
+    method = build.method(config, coefficients)
+    counts: Counter[str] = Counter()
+    for step in range(config.training.steps):
+        choice = method.choose(step)
+        counts += _of_choice(choice, coefficients, holds_edge(model, choice), config)
+        trained = len(choice.plan.trains)
+        if objective.distance_weight:
+            counts += Counter({GRADIENT: trained, DISTANCE: trained})
+        elif step % Pathwise.distance_every == 0:
+            counts[DISTANCE] += 2 * trained
+    return counts
+
+
+def _of_choice(choice: Choice, coefficients: Coefficients, held: bool, config: Config) -> Counter[str]:
+    guidance = config.rollout.guidance
+    guided = guidance.scale != 1
+    rolled = last_rolled(choice, coefficients, held)
+    if choice.node > coefficients.steps and not held:
+        rolled += 1  # the clean prediction, which the chain does not visit
+    walked = len(choice.plan.evaluations)
+    both = guidance.gradient == "both"
+    counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1), REWARD: 1})
+    if guided and not both:
+        counts[UNGUIDED] = walked
+    return counts
+
+
+def evaluation_samples(config: Config) -> int:
+    """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
+    own, steps = config.evaluation, config.training.steps
+    if isinstance(config.objective, PreferenceConfig):
+        return 0
+    rounds = 1 + math.ceil(steps / own.every) if own.every else 0
+    known = build.prompts(config.data.prompts)
+    drawn = rounds * samples_of_round(own, len(known.get("validation", [])))
+    if own.final_samples:
+        prompts = len(known["test"][: own.final_samples])
+        both = 2 if config.backbone.train == "lora" else 1
+        drawn += both * prompts * (own.final_samples // prompts)
+    return drawn
+
+
+def samples_of_round(own: EvaluationConfig, validation: int) -> int:
+    return min(own.prompts_per_round, validation) * own.samples_per_prompt

@@ -1,0 +1,79 @@
+"""What the doctor sees, and what it calls a reason not to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prfl import cli
+from prfl.forecast import doctor
+from prfl.forecast.doctor import Check
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = str(REPOSITORY / "configs/tiny/sft.yaml")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's answer is not waited for, and nothing is downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(REPOSITORY)
+    doctor.hub.cache_clear()
+
+
+def test_the_attention_that_ran_is_named() -> None:
+    assert doctor.attention("cpu", torch.float32).found == "flash_attention_for_cpu"
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert doctor.attention("cpu", torch.bfloat16).found.startswith("plain softmax, not fused")
+
+
+def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRFL_KERNELS", raising=False)
+    assert not doctor.kernel("pooled_attention", "torch").problem
+    asked = doctor.kernel("pooled_attention", "triton")
+    assert asked.found.startswith("triton") or "cannot run pooled_attention" in asked.problem
+    assert "none of auto, torch, triton" in doctor.kernel("pooled_attention", "cuda").problem
+
+
+def test_packages() -> None:
+    assert doctor.package("torch").found == torch.__version__
+    assert doctor.package("no-such-package").problem == "pip install no-such-package"
+
+
+def test_a_machine_that_can(capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["doctor", TINY]) == 0
+    shown = capsys.readouterr().out
+    for word in ("torch", "device", "attention", "kernel pooled_attention", "hub", "PyAV", "disk", "predicted"):
+        assert word in shown, word
+
+
+FAULTS = [
+    ([], {"available": lambda kind: 1 << 20}, "memory: 0.", "GiB more than is free; try"),
+    ([], {"shutil.disk_usage": lambda place: type("Usage", (), {"free": 10})}, "disk: ", "need"),
+    (["data.prompts.train=absent.txt"], {}, "data.prompts: ", "absent.txt"),
+    (["data.generator=null", "data.manifest=absent.jsonl"], {}, "data.manifest: ", "there is no file absent.jsonl"),
+    (["backbone.model=Wan-AI/Wan2.1-T2V-1.3B-Diffusers"], {}, "backbone.model: it is not here", "HF_HUB_OFFLINE"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "patches", "name", "reason"), FAULTS, ids=[fault[2] for fault in FAULTS])
+def test_reasons(overrides, patches, name, reason, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for target, replacement in patches.items():
+        monkeypatch.setattr(f"prfl.forecast.doctor.{target}", replacement)
+    monkeypatch.setattr(doctor, "check_machine", list)
+    monkeypatch.setattr("prfl.preflight.check_machine", list)
+    if not patches:  # the prediction has its own tests, and takes its time
+        monkeypatch.setattr(doctor, "memory", lambda *given: Check("memory", ""))
+    assert cli.main(["doctor", TINY, *overrides]) == 2
+    line = next(line for line in capsys.readouterr().err.splitlines() if f": {name}" in line)
+    assert line.strip().startswith(TINY) and reason in line
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor, "memory", lambda *given: Check("memory", ""))
+    monkeypatch.setattr("prfl.preflight.check_machine", list)
+    assert cli.main(["doctor", TINY, "backbone.device=cuda"]) == 2
+    assert "backbone.device: there is no usable GPU here; take auto or cpu" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""Counted evaluations against those that the objectives really make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from prfl import build
+from prfl.backbone import WanBackbone
+from prfl.config import load_config
+from prfl.config.schema import Config
+from prfl.forecast import count_work
+from prfl.forecast import work as names
+from prfl.objective.pathwise import Pathwise
+from prfl.objective.scorer import RewardLoss
+from tests.objective.parts import PROMPTS, SHAPE, latent_reward
+
+STEPS, BATCH = 6, 2
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Config]:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "more.txt").write_text("a red triangle\na green square\n")
+    path = tmp_path / "x.yaml"
+    path.write_text(f"""\
+version: 1
+run: runs/x
+seed: 0
+backbone: {{model: {tiny_pipeline_folder}, device: cpu, adapter: {{rank: 2, alpha: 2}}}}
+data:
+  prompts: {{train: {tmp_path}/prompts.txt}}
+  cache: cache
+  frames: 9
+  height: 16
+  width: 16
+  fps: 8
+reward: {{space: latent, path: absent, shape: linear, weights: {{motion: 1.0}}}}
+rollout: {{steps: 5}}
+objective: {{name: prfl}}
+training: {{steps: {STEPS}, batch: {BATCH}, learning_rate: 1e-4}}
+evaluation: {{every: 0}}
+""")
+    return lambda *overrides: load_config(path, overrides)
+
+
+def counted(config: Config, model: WanBackbone) -> dict[str, int]:
+    return {work.name: work.total for work in count_work(config, model)}
+
+
+METHODS = [
+    [],
+    ["backbone.checkpointing=full"],
+    ["objective.handoff=clean"],
+    ["objective.handoff=clean", "backbone.checkpointing=full"],
+    ["objective.distance_weight=0.5"],
+    ["rollout.guidance={scale: 2.0, gradient: cond}"],
+    ["rollout.guidance={scale: 2.0, gradient: both}"],
+    ["objective={name: vader, last_steps: 2}"],
+    ["objective={name: vader, last_steps: 1}", "backbone.checkpointing=full"],
+]
+
+
+@pytest.mark.parametrize("overrides", METHODS, ids=" ".join)
+def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Config], overrides: list[str]) -> None:
+    config = make(*overrides)
+    model = build.backbone(config)
+    made: Counter[str] = Counter()
+    velocity, features = model.velocity, model.features
+
+    def count_velocity(latents, *rest):
+        made["with gradient" if torch.is_grad_enabled() else "without"] += len(latents)
+        return velocity(latents, *rest)
+
+    def count_features(latents, *rest):
+        made["reward"] += len(latents)
+        return features(latents, *rest)
+
+    model.velocity, model.features = count_velocity, count_features  # type: ignore[method-assign]
+    guidance = config.rollout.guidance
+    from prfl.objective.scorer import LatentScorer
+
+    objective = Pathwise(
+        model, build.method(config, build.chain(config, model)), LatentScorer(latent_reward(model, False)),
+        RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
+        guidance=build.Guidance(guidance.scale, guidance.gradient),
+        distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
+    )  # fmt: skip
+    for step in range(STEPS):
+        objective.accumulate(step, range(BATCH))
+    found = counted(config, model)
+    assert made["with gradient"] == found[names.GRADIENT]
+    assert made["without"] == sum(found.get(name, 0) for name in (names.ROLLOUT, names.UNGUIDED, names.DISTANCE))
+    assert made["reward"] == found[names.REWARD] == STEPS * BATCH
+    assert found.get(names.RECOMPUTED, 0) == (found[names.GRADIENT] if model.checkpointing == "full" else 0)
+
+
+def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_path: Path) -> None:
+    config = make(f"data.prompts.test={tmp_path}/more.txt", "evaluation.final_samples=4", "evaluation.steps=3")
+    model = build.architecture(config)
+    assert counted(config, model)[names.SAMPLING] == 2 * 4 * 3, "base and policy, four samples, three steps"
+    rounds = make(f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=4")
+    assert counted(rounds, model)[names.SAMPLING] == 3 * 2 * 5, "before the first step, after 4 and after the last"
+    plain = counted(make(), model)[names.GRADIENT]
+    sft = make("objective.sft={every: 4}", "data.manifest=absent.jsonl")
+    assert counted(sft, model)[names.GRADIENT] == plain + 2 * BATCH
+
+
+def test_reward_training_and_sft(make: Callable[..., Config]) -> None:
+    head = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [1]}}", "data.manifest=m"]
+    pairs = make(*head, "objective={name: preference, loss: thurstone}")
+    model = build.architecture(pairs)
+    assert counted(pairs, model) == {names.REWARD: 2 * STEPS * BATCH}
+    assert counted(make("reward=null", "objective={name: sft}", "data.manifest=m"), model) == {
+        names.GRADIENT: STEPS * BATCH
+    }
