@@ -6,6 +6,7 @@ prfl.commands is imported inside the commands, so that ``prfl --help`` answers a
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -26,6 +27,8 @@ TRAIN_EXAMPLES = """\
       change keys of a config without editing it
   prfl train configs/tiny.yaml prfl.training.steps=10
       where a config has stages, the stage's name comes first
+  torchrun --nproc_per_node 2 -m prfl.cli train CONFIG     (or: accelerate launch -m prfl.cli train CONFIG)
+      several processes, one a GPU, share out training.batch, the cache and the evaluation: the same result
 """
 CACHE_EXAMPLES = """\
   prfl cache configs/tiny/reward.yaml
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ended_by_sigterm(), in_file(options.config):
             options.command(options)
     except PrflError as error:
-        print(f"prfl: {error}", file=sys.stderr)
+        who = f"prfl, process {os.environ['RANK']}" if "RANK" in os.environ else "prfl"
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prfl: interrupted", file=sys.stderr)
@@ -130,11 +134,12 @@ def train(options: argparse.Namespace) -> None:
     if options.dry_run:
         for stage in stages:
             print(f"# {stage.path}\n{dump_resolved(stage.config)}")
-    from prfl import commands
+    from prfl import commands, processes
 
     for stage in stages:
         with in_file(stage.path):
             commands.train(stage.config, dry_run=options.dry_run, resume=options.resume)
+    processes.end()
 
 
 def cache(options: argparse.Namespace) -> None:

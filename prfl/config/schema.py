@@ -224,6 +224,12 @@ class TrainingConfig(Section):
     save_every: int = Field(default=100, ge=1, description="Steps between checkpoints.", json_schema_extra=MAY_CHANGE)
     keep: int = Field(default=2, ge=1, description="Checkpoints that are kept.", json_schema_extra=MAY_CHANGE)
     log_every: int = Field(default=1, ge=1, description="Steps between lines of the log.", json_schema_extra=MAY_CHANGE)
+    timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that a process waits for the others before it takes them for dead.",
+        json_schema_extra=MAY_CHANGE,
+    )
     trackers: list[Literal["tensorboard"]] = Field(
         default=["tensorboard"], description="Trackers beside metrics.jsonl.", json_schema_extra=MAY_CHANGE
     )
@@ -232,7 +238,16 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     every: int = Field(ge=0, description="Steps between rounds on validation prompts; 0 is never.")
     prompts_per_round: int = Field(default=8, ge=1, description="Prompts of a round.")
-    samples_per_prompt: int = Field(default=1, ge=1, description="Samples of each prompt of a round.")
+    samples_per_prompt: int = Field(
+        default=2, ge=1, description="Samples of each prompt of a round; their diversity is measured from two on."
+    )
+    held_out_reward: str | None = Field(
+        default=None, description="A trained reward, folder or hub id, that is watched and never trained on."
+    )
+    stop_on_hacking: bool = Field(
+        default=False,
+        description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
+    )
     final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
     judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
     steps: int | None = Field(default=None, ge=1, description="Sampling steps; null is rollout.steps.")
