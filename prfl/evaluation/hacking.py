@@ -32,7 +32,7 @@ class Fall:
     def __str__(self) -> str:
         return (
             f"since step {self.since} the trained reward rose by {self.rise} and {self.measure} fell from "
-            f"{self.before:.3f} by {self.change}"
+            f"{self.before:.3f}, by {self.change}"
         )
 
 
