@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
+from transformers.utils import logging as transformers_logging
 
 from prfl import build, processes
 from prfl.backbone import WanBackbone
@@ -54,10 +56,18 @@ def train(config: Config, *, dry_run: bool = False, resume: str = "auto") -> Non
         train_stage(config, resume)
 
 
+def disable_progress_bars() -> None:
+    """Those of the libraries, while they load a model."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
 def train_stage(config: Config, resume: str) -> None:
     own, run = config.training, RunFolder(config.run, dump_resolved(config))
     accelerator = make_accelerator(run, config.backbone.device, own.trackers, own.timeout)
-    console.quiet = not processes.is_main()
+    if not processes.is_main():
+        console.quiet = True
+        disable_progress_bars()
     console.print(f"{config.objective.name}: {config.run}", style="bold")
     model = build.backbone(config)
     if config.backbone.adapter:

@@ -45,7 +45,10 @@ class BackboneConfig(Section):
     compile: bool = Field(
         default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
     )
-    train: Literal["lora", "full"] = Field(default="lora", description="Train an adapter, or all weights.")
+    train: Literal["lora", "full"] = Field(
+        default="lora",
+        description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
+    )
     adapter: AdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
 
 

@@ -24,7 +24,7 @@ def average_metrics(records: Sequence[Mapping[str, float]], sizes: Sequence[int]
                 known = largest.get(name, value)
                 largest[name] = value if math.isnan(value) else max(known, value)
                 continue
-            weight = value.count if isinstance(value, Mean) else size
+            weight = value.count if isinstance(value, Mean) else 1 if name.startswith("seconds/") else size
             total, count = totals.get(name, (0.0, 0))
             totals[name] = total + weight * value, count + weight
     means = {name: total / count for name, (total, count) in totals.items()}
