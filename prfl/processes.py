@@ -68,8 +68,10 @@ def peers() -> Iterator[None]:
     except RuntimeError as error:
         if count() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
+        first = str(error).splitlines()[0]
+        reason = (first.partition("] ")[2] or first).partition(". ")[0]  # without the line of its source, and advice
         raise PrflError(
-            f"process {rank()} of {count()} lost another one: {str(error).splitlines()[0]}",
+            f"process {rank()} of {count()} lost another one: {reason}",
             where="training on several processes",
             fix="read what the other one wrote last (nothing: the system may have killed it for want of memory), then "
             "start all of them again; the run goes on from its last checkpoint",

@@ -67,8 +67,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) 
         two_processes.write_project(tiny_pipeline_folder)
         for name in two_processes.STAGES:
             assert not two_processes.train(name, f"one-{name}")
-        assert not two_processes.train("prfl", "straight", "training.steps=4")
-        assert not two_processes.train("prfl", "mixed-one-two", "training.steps=2")
+        assert not two_processes.train("prfl", "mixed-one-two", "training.steps=2", *two_processes.UNWATCHED)
         port = free_port()
         children = [start(rank, folder, port) for rank in range(2)]
         try:
@@ -78,7 +77,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) 
                 child.kill()
         facts = [json.loads(path.read_text()) for path in sorted(folder.glob("facts-*.json"))]
         assert len(facts) == 2, "\n".join(output)
-        assert not two_processes.train("prfl", "mixed-two-one", "training.steps=4")
+        assert not two_processes.train("prfl", "mixed-two-one", *two_processes.UNWATCHED)
     return Ended(folder, facts, [child.returncode for child in children], output)
 
 
@@ -106,18 +105,24 @@ def test_metrics_are_those_of_one_process(ended, stage):
 
 
 @pytest.mark.parametrize("stage", two_processes.STAGES)
-def test_weights_are_those_of_one_process(ended, stage):
-    """AdamW divides by a gradient's size, so where one is nearly zero its rounding shows: in few places."""
+def test_gradients_and_weights_are_those_of_one_process(ended, stage):
+    """AdamW's first average holds the gradients.  It divides by their size, so where one is nearly zero its rounding
+    shows in the weight: in few places."""
+    step = two_processes.STAGES[stage]
+    one, two = (ended.weights(f"{run}-{stage}", step, "optimizer") for run in ("one", "two"))
+    names = [name for name in one if name.endswith("/exp_avg")]
+    assert names and one.keys() == two.keys()
+    size = max(float(one[name].abs().max()) for name in names)
+    assert max(float((one[name] - two[name]).abs().max()) for name in names) < 1e-4 * size
     for file in ("weights", "ema"):
-        one, two = (ended.weights(f"{run}-{stage}", 2, file) for run in ("one", "two"))
-        assert one.keys() == two.keys()
+        one, two = (ended.weights(f"{run}-{stage}", step, file) for run in ("one", "two"))
         apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
-        assert float((apart > 1e-6).double().mean()) < 0.002 and float(apart.max()) <= 4e-3
+        assert float((apart > 1e-6).double().mean()) < 0.01 and float(apart.max()) <= 2e-3 * step
 
 
 @pytest.mark.parametrize("order", ["one-two", "two-one"])
 def test_a_run_goes_on_with_another_number_of_processes(ended, order):
-    straight, mixed = ended.metrics("straight"), ended.metrics(f"mixed-{order}")
+    straight, mixed = ended.metrics("one-prfl"), ended.metrics(f"mixed-{order}")
     straight, mixed = ([r for r in records if "seconds/step" in r] for records in (straight, mixed))
     assert [r["step"] for r in mixed] == [1, 2, 3, 4]
     assert [("seconds/processes" in r) for r in mixed] == [order == "two-one"] * 2 + [order == "one-two"] * 2

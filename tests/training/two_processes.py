@@ -27,7 +27,8 @@ PROMPTS = {
     "validation": ["a green circle", "a circle moves up", "a square moves"],
     "test": ["a red square"],
 }
-STAGES = ("reward", "prfl", "full")
+STAGES = {"reward": 2, "prfl": 4, "full": 2}  # and their steps
+UNWATCHED = ("evaluation.every=0", "evaluation.final_samples=0")
 
 
 def write_project(pipeline: Path) -> None:
@@ -60,7 +61,8 @@ def write_project(pipeline: Path) -> None:
             "backbone": {**model, "adapter": {"rank": 2, "alpha": 2}},
             "reward": reward,
             "objective": {"name": "prfl", "sft": {"every": 1}, "distance_weight": 0.1},
-            "evaluation": {"every": 2, "prompts_per_round": 3, "final_samples": 1},
+            "evaluation": {"every": 4, "prompts_per_round": 3, "final_samples": 1},
+            "training": {"steps": 4},
         },
         "full": {
             "backbone": {**model, "train": "full"},
@@ -74,8 +76,9 @@ def write_project(pipeline: Path) -> None:
     data |= {"frames": 5, "height": 16, "width": 16, "fps": 8}
     training = {"steps": 2, "batch": 3, "learning_rate": 1e-3, "trackers": [], "ema_decay": 0.5}
     for name, config in own.items():
-        whole = {"version": 1, "seed": 0, "rollout": {"steps": 3}, "training": training, **config}
+        whole = {"version": 1, "seed": 0, "rollout": {"steps": 3}, **config}
         whole["data"] = data | config.get("data", {})
+        whole["training"] = training | config.get("training", {})
         Path(f"{name}.yaml").write_text(yaml.safe_dump(whole))
 
 
@@ -85,7 +88,7 @@ def train(name: str, run: str, *overrides: str) -> str:
     with contextlib.redirect_stderr(error):
         code = cli.main(["train", f"{name}.yaml", f"run=runs/{run}", f"data.cache=cache-{run}", *overrides])
     assert code in (0, 2), f"{name} ended with {code}: {error.getvalue()}"
-    return "".join(line for line in error.getvalue().splitlines() if line.startswith("prfl"))
+    return error.getvalue()[error.getvalue().find("prfl") :] if code else ""
 
 
 def everything(rank: int) -> None:
@@ -108,8 +111,8 @@ def everything(rank: int) -> None:
         counts.clear()
         assert not train(name, f"two-{name}")
         facts[name] = dict(counts)
-    assert not train("prfl", "mixed-two-one", "training.steps=2")
-    assert not train("prfl", "mixed-one-two", "training.steps=4")
+    assert not train("prfl", "mixed-two-one", "training.steps=2", *UNWATCHED)
+    assert not train("prfl", "mixed-one-two", *UNWATCHED)
 
     def other_weights(*given):
         objective = steering(*given)
@@ -118,7 +121,7 @@ def everything(rank: int) -> None:
         return objective
 
     build.steering = other_weights
-    facts["other weights"] = train("prfl", "other-weights")
+    facts["other weights"] = train("prfl", "other-weights", *UNWATCHED)
 
     def killed(*given):
         objective = steering(*given)
@@ -134,7 +137,7 @@ def everything(rank: int) -> None:
 
     build.steering = killed
     Path(f"facts-{rank}.json").write_text(json.dumps(facts))
-    facts["killed"] = train("prfl", "killed", "training.save_every=1")
+    facts["killed"] = train("prfl", "killed", "training.save_every=1", *UNWATCHED)
     Path(f"facts-{rank}.json").write_text(json.dumps(facts))
 
 
