@@ -71,7 +71,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) 
         port = free_port()
         children = [start(rank, folder, port) for rank in range(2)]
         try:
-            output = [child.communicate(timeout=600)[0] for child in children]
+            output = [child.communicate(timeout=1200)[0] for child in children]
         finally:
             for child in children:
                 child.kill()
