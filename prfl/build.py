@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from prfl.backbone import WanBackbone, load_architecture, load_backbone
+from prfl import processes
+from prfl.backbone import Condition, WanBackbone, load_architecture, load_backbone
 from prfl.config.schema import (
     BackboneConfig,
     ClipsConfig,
@@ -59,7 +60,7 @@ from prfl.reward.files import check_clip, kind_of, saved_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
-from prfl.reward.scores import total
+from prfl.reward.scores import Scores, total
 from prfl.solvers import Coefficients, euler
 from prfl.training import Regulariser
 from prfl_kernels import choose_backend
@@ -87,10 +88,12 @@ def backbone(config: Config) -> WanBackbone:
     if own.model == "shapes":
         place = shapes.model_folder()
     elif own.model in RECIPES:
-        place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
+        with processes.main_first():
+            place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
     model = prepared(config, load_backbone(place, getattr(torch, own.dtype), device(own), own.revision))
     if own.compile:
-        model.transformer.compile_repeated_blocks()
+        for transformer in (model.transformer, *model.copies.values()):
+            transformer.compile_repeated_blocks()
     return model
 
 
@@ -112,14 +115,20 @@ def prepared(config: Config, model: WanBackbone) -> WanBackbone:
             model.add_adapter(
                 POLICY, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout, seed=config.seed
             )
-    if own.train == "full":
-        model.transformer.requires_grad_(True)
+    if own.train == "full" and policy_adapter(config):
+        model.add_copy(POLICY)
+    elif own.train == "full":
+        model.train_all()
     return model
 
 
 def policy_adapter(config: Config) -> str | None:
-    """The adapter that is trained; None where all weights are."""
-    return POLICY if config.backbone.train == "lora" else None
+    """The adapter that is trained, or the copy of all weights: a reward reads the frozen base beside it.
+
+    None where all weights are trained in place, because nothing needs the base: full fine-tuning by SFT.
+    """
+    in_place = config.backbone.train == "full" and not isinstance(config.objective, SteeringConfig)
+    return None if in_place else POLICY
 
 
 def prompts(config: PromptsConfig) -> dict[str, list[str]]:
@@ -244,19 +253,21 @@ def clip(data: DataConfig) -> dict[str, Any]:
 
 def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
     """Encode what is not yet encoded; returns the manifest."""
-    path = manifest(config, model, progress)
+    with processes.main_first():
+        path = manifest(config, model, progress)
     encode(config, model, path)
     return path
 
 
 def encode(config: Config, model: WanBackbone, path: Path) -> None:
-    """The clips and prompts of a manifest, into the config's cache."""
+    """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
     own = config.data
     with located("data"):
         report = build_cache(
             model, path, own.cache, skip_unreadable=own.skip_unreadable, batch_size=own.encode_batch, **clip(own)
         )
-    print(report, flush=True)
+    if processes.is_main():
+        print(report, flush=True)
 
 
 def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
@@ -330,6 +341,31 @@ def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None =
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)
 
 
+def watched_rewards(config: Config, model: WanBackbone, trained: Reward | None) -> dict[str, LatentsScorer]:
+    """The ``reward`` that is trained on, and the ``held_out`` one: what is watched on held-out prompts."""
+    scorers: dict[str, LatentsScorer] = {}
+    if trained is not None and config.reward is not None:
+        scorers["reward"] = with_total(trained, model, config.reward.weights, config.reward.aggregate)
+    if config.evaluation.held_out_reward:
+        held_out = load_reward(config.evaluation.held_out_reward, model, adapter_name="held-out")
+        scorers["held_out"] = with_total(held_out, model, None, "sum")
+    return scorers
+
+
+def with_total(
+    reward: Reward, model: WanBackbone, weights: dict[str, float] | None, aggregate: Literal["sum", "logsigmoid"]
+) -> LatentsScorer:
+    """A reward's logits, and their ``total`` as an objective with these weights takes it."""
+    read = latents_scorer(reward, model)
+
+    def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
+        logits = read(latents, sigma, condition)
+        scores = reward.normalisation.apply(logits) if aggregate == "sum" else logits
+        return logits | {"total": total(scores, weights, aggregate)}
+
+    return score
+
+
 def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
     """Logits of a reward at noisy latents, for evaluation."""
     return reward.logits if isinstance(reward, LatentReward) else pixel_scorer(model, reward)
@@ -387,10 +423,6 @@ def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
     """A reward-gradient objective: (method, reward), whatever the two are."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
-    if config.backbone.train == "full":
-        raise PrflError(
-            "a reward's gradient trains an adapter so far", where="backbone.train", fix="train: lora and an adapter"
-        )
     if isinstance(reward, LatentReward):
         scorer: LatentScorer | PixelScorer = LatentScorer(reward, scores.aggregate)
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ TRAIN_EXAMPLES = """\
       change keys of a config without editing it
   prfl train configs/tiny.yaml prfl.training.steps=10
       where a config has stages, the stage's name comes first
+  torchrun --nproc_per_node 2 -m prfl.cli train CONFIG     (or: accelerate launch -m prfl.cli train CONFIG)
+      several processes, one a GPU, share out training.batch, the cache and the evaluation: the same result
 """
 TRAIN_TEACHES = f"""\
 {TRAIN_EXAMPLES}
@@ -121,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ended_by_sigterm(), in_file(options.config):
             options.command(options)
     except PrflError as error:
-        print(f"prfl: {error}", file=sys.stderr)
+        who = f"prfl, process {os.environ['RANK']}" if "RANK" in os.environ else "prfl"
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prfl: interrupted", file=sys.stderr)
@@ -256,11 +260,12 @@ def train(options: argparse.Namespace) -> None:
     if options.dry_run:
         dry_run(stages)
         return
-    from prfl import commands
+    from prfl import commands, processes
 
     for stage in stages:
         with in_file(stage.path):
             commands.train(stage.config, resume=options.resume)
+    processes.end()
 
 
 def dry_run(stages: Sequence[Stage]) -> None:

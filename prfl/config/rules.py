@@ -18,11 +18,14 @@ from prfl.config.schema import (
     VaderConfig,
 )
 
+FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
+
 
 def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(yaml path, what is wrong there) of every broken rule."""
     yield from _data(config)
     yield from _chain(config)
+    yield from _watch(config)
     if isinstance(config.objective, PreferenceConfig):
         yield from _preference(config, config.objective)
     else:
@@ -53,6 +56,22 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.prompts.validation", "evaluation.every needs validation prompts"
     if config.evaluation.final_samples and not data.prompts.test:
         yield "data.prompts.test", "evaluation.final_samples needs test prompts"
+
+
+def _watch(config: Config) -> Iterator[tuple[str, str]]:
+    """What is watched on held-out prompts while a video model is trained."""
+    own, name = config.evaluation, config.objective.name
+    if own.held_out_reward and isinstance(config.objective, PreferenceConfig):
+        yield "evaluation.held_out_reward", f"objective {name} draws no videos; it does not read it"
+    if own.held_out_reward and config.reward and own.held_out_reward == config.reward.path:
+        yield "evaluation.held_out_reward", "this is the reward that is trained on; give another one"
+    if own.held_out_reward and not own.every and not own.final_samples:
+        yield "evaluation.held_out_reward", "nothing is measured; set evaluation.every or evaluation.final_samples"
+    if own.stop_on_hacking and not isinstance(config.objective, SteeringConfig):
+        yield "evaluation.stop_on_hacking", f"objective {name} follows no reward; it does not read it"
+    elif own.stop_on_hacking and (not own.every or own.prompts_per_round < FEWEST_PROMPTS):
+        few = f"needs evaluation.every, and evaluation.prompts_per_round of {FEWEST_PROMPTS} or more to tell"
+        yield "evaluation.stop_on_hacking", few
 
 
 def _chain(config: Config) -> Iterator[tuple[str, str]]:

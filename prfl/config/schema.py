@@ -58,7 +58,8 @@ class BackboneConfig(Section):
         default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
     )
     train: Literal["lora", "full"] = Field(
-        default="lora", description="Train an adapter (lora), or all weights of the transformer (full)."
+        default="lora",
+        description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
     )
     adapter: AdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
 
@@ -344,6 +345,12 @@ class TrainingConfig(Section):
         description="Steps between lines of the log on the terminal and in metrics.jsonl.",
         json_schema_extra=MAY_CHANGE,
     )
+    timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that a process waits for the others before it takes them for dead.",
+        json_schema_extra=MAY_CHANGE,
+    )
     trackers: list[Literal["tensorboard"]] = Field(
         default=["tensorboard"], description="Trackers beside metrics.jsonl.", json_schema_extra=MAY_CHANGE
     )
@@ -354,7 +361,16 @@ class EvaluationConfig(Section):
     prompts_per_round: int = Field(
         default=8, ge=1, description="Validation prompts of a round, the first ones of the list."
     )
-    samples_per_prompt: int = Field(default=1, ge=1, description="Samples of each prompt of a round.")
+    samples_per_prompt: int = Field(
+        default=2, ge=1, description="Samples of each prompt of a round; their diversity is measured from two on."
+    )
+    held_out_reward: str | None = Field(
+        default=None, description="A trained reward, folder or hub id, that is watched and never trained on."
+    )
+    stop_on_hacking: bool = Field(
+        default=False,
+        description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
+    )
     final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
     judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
     steps: int | None = Field(

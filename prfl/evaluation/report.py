@@ -21,7 +21,7 @@ from prfl.evaluation.style import STYLE
 from prfl.evaluation.tables import MEASURES
 
 # Curves that a person asks for first; the rest follow, folded away.
-FIRST = ("judge/all", "reward", "loss", "gradient_norm", "distance")
+FIRST = ("judge/all", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")
 
 
 def write_report(run: Path, title: str = "") -> Path:
@@ -158,8 +158,7 @@ def verdict(scores: Mapping[str, float]) -> str:
         text = "<i class=good>right</i> " if good else f"<i class=bad>wrong: {escape(', '.join(wrong))}</i> "
     else:
         text = "".join(f"{escape(key)} {value:.2f} " for key, value in judged.items())
-    rewards = [value for key, value in scores.items() if key.startswith("reward/")]
-    return text + (f"<small>reward {sum(rewards) / len(rewards):+.2f}</small>" if rewards else "")
+    return text + (f"<small>reward {scores['reward/total']:+.2f}</small>" if "reward/total" in scores else "")
 
 
 def _ranking(run: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl import draws
+from prfl import draws, processes
 from prfl.backbone.wan import Condition, WanBackbone
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.data.files import replacing
@@ -141,12 +141,12 @@ def score(
     """Every scorer at every level on the same noised latents.
 
     Each sample has its own noise, since a policy's samples do; sigma is one for all samples of a prompt, and the draws
-    of a bin are stratified over it.
+    of a bin are stratified over it.  Several processes share the batches out, and all get the whole.
     """
     size = len(data.prompts)
     table: Table = {(name, level): {} for name in scorers for level in at}
     jobs = [(draw, start) for draw in range(noise_draws) for start in range(0, size, batch)]
-    for draw, start in progress(jobs):
+    for draw, start in progress(processes.share(jobs)):
         indices = list(range(start, min(start + batch, size)))
         clean, condition = data.get(indices)
         noise = draws.normal(clean.shape[1:], seed, "evaluation/noise", draw, indices).to(clean)
@@ -160,7 +160,17 @@ def score(
                 for dimension, values in with_overall(scorer(noisy, sigma, condition)).items():
                     column = columns.setdefault(dimension, torch.zeros(noise_draws, size))
                     column[draw, indices] = values.float().cpu()
-    return table
+    return _joined(processes.gather(table))
+
+
+def _joined(parts: Sequence[Table]) -> Table:
+    """The tables of all processes, each of which has zeros where another one has scored."""
+    whole = parts[0]
+    for part in parts[1:]:
+        for key, columns in part.items():
+            for dimension, values in columns.items():
+                whole[key][dimension] = whole[key].get(dimension, 0) + values
+    return whole
 
 
 def with_overall(logits: Scores) -> Scores:

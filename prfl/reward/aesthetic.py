@@ -22,7 +22,7 @@ from transformers import CLIPModel
 
 from prfl.backbone.condition import Condition
 from prfl.errors import PrflError
-from prfl.reward.scores import Scores
+from prfl.reward.scores import Normalisation, Scores
 
 DIMENSION = "aesthetic"
 # CLIP's own normalisation of pixels in [0, 1], by channel.
@@ -72,6 +72,7 @@ class AestheticReward:
     noise_aware = False
     differentiable = True
     dimensions = (DIMENSION,)
+    normalisation = Normalisation.none((DIMENSION,))  # the score has its own scale, about 1 to 10
 
     def __init__(self, clip: CLIPModel, mlp: AestheticMlp) -> None:
         width = mlp.layers[0].in_features
