@@ -79,7 +79,7 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     trained = (config.run / "policy.safetensors").exists()
     if trained:
         commands.load_policy(config, model)
-    reward = build.load_reward(REWARDS / "frozen-0/reward", model)
+    reward = {"reward": build.latents_scorer(build.load_reward(REWARDS / "frozen-0/reward", model), model)}
     some = build.prompts(config.data.prompts)[split]
     outcome = commands.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}

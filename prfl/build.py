@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from prfl.backbone import WanBackbone, load_architecture, load_backbone
+from prfl import processes
+from prfl.backbone import Condition, WanBackbone, load_architecture, load_backbone
 from prfl.config.schema import (
     BackboneConfig,
+    ClipsConfig,
     Config,
     CuratedConfig,
     DataConfig,
@@ -28,8 +32,10 @@ from prfl.config.schema import (
     SteeringConfig,
     VaderConfig,
 )
+from prfl.data import clips as cutting
 from prfl.data.cache import build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
+from prfl.data.files import content_hash
 from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.shapes import samples as shapes
@@ -49,17 +55,19 @@ from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
 from prfl.reward import pixel
+from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.files import check_clip, kind_of, saved_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
-from prfl.reward.scores import total
+from prfl.reward.scores import Scores, total
 from prfl.solvers import Coefficients, euler
 from prfl.training import Regulariser
 from prfl_kernels import choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
-Reward = LatentReward | PixelReward
+TrainableReward = LatentReward | PixelReward
+Reward = TrainableReward | AestheticReward
 Dataset = LatentDataset | PairDataset
 
 
@@ -80,10 +88,12 @@ def backbone(config: Config) -> WanBackbone:
     if own.model == "shapes":
         place = shapes.model_folder()
     elif own.model in RECIPES:
-        place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
+        with processes.main_first():
+            place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
     model = prepared(config, load_backbone(place, getattr(torch, own.dtype), device(own), own.revision))
     if own.compile:
-        model.transformer.compile_repeated_blocks()
+        for transformer in (model.transformer, *model.copies.values()):
+            transformer.compile_repeated_blocks()
     return model
 
 
@@ -105,14 +115,20 @@ def prepared(config: Config, model: WanBackbone) -> WanBackbone:
             model.add_adapter(
                 POLICY, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout, seed=config.seed
             )
-    if own.train == "full":
-        model.transformer.requires_grad_(True)
+    if own.train == "full" and policy_adapter(config):
+        model.add_copy(POLICY)
+    elif own.train == "full":
+        model.train_all()
     return model
 
 
 def policy_adapter(config: Config) -> str | None:
-    """The adapter that is trained; None where all weights are."""
-    return POLICY if config.backbone.train == "lora" else None
+    """The adapter that is trained, or the copy of all weights: a reward reads the frozen base beside it.
+
+    None where all weights are trained in place, because nothing needs the base: full fine-tuning by SFT.
+    """
+    in_place = config.backbone.train == "full" and not isinstance(config.objective, SteeringConfig)
+    return None if in_place else POLICY
 
 
 def prompts(config: PromptsConfig) -> dict[str, list[str]]:
@@ -147,6 +163,8 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
     if config.reward is not None and config.reward.path is not None:
         saved = saved_reward(reward_place(config.reward.path))
         facts |= {f"reward.path ({name})": value for name, value in saved.items()}
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        facts["reward.aesthetic.mlp (content)"] = content_hash(config.reward.aesthetic.mlp)[:16]
     return facts
 
 
@@ -201,9 +219,27 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         name = f"samples-{made_by['transformer_fingerprint']}-{made_by['vae_fingerprint']}-{_key(generator)}"
         splits = {split: some for split, some in known.items() if split != "test"}
         return shapes.labelled(data.cache / name, splits, generator.per_prompt, draw, generator.batch, progress)
+    if isinstance(generator, ClipsConfig):
+        return video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
     folder = data.cache / f"{generator.name}-{_key(generator)}"
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
+
+
+def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
+    """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
+    settings = cutting.ClipSettings(
+        **clip(config.data), kinds=tuple(own.kinds), crops=own.crops, held_out=own.held_out,
+        formats=tuple(own.formats), seed=own.seed,
+    )  # fmt: skip
+    # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
+    videos = [content_hash(video) for video in cutting.find_videos(own.videos)]
+    parts = json.dumps([videos, asdict(settings), known.get("train"), known.get("validation")])
+    folder = config.data.cache / f"{own.name}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+    pairs, alone = cutting.write_clips(
+        folder, own.videos, known, settings, skip_unreadable=config.data.skip_unreadable, progress=progress
+    )
+    return pairs if isinstance(config.objective, PreferenceConfig) else alone
 
 
 def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
@@ -217,19 +253,21 @@ def clip(data: DataConfig) -> dict[str, Any]:
 
 def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
     """Encode what is not yet encoded; returns the manifest."""
-    path = manifest(config, model, progress)
+    with processes.main_first():
+        path = manifest(config, model, progress)
     encode(config, model, path)
     return path
 
 
 def encode(config: Config, model: WanBackbone, path: Path) -> None:
-    """The clips and prompts of a manifest, into the config's cache."""
+    """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
     own = config.data
     with located("data"):
         report = build_cache(
             model, path, own.cache, skip_unreadable=own.skip_unreadable, batch_size=own.encode_batch, **clip(own)
         )
-    print(report, flush=True)
+    if processes.is_main():
+        print(report, flush=True)
 
 
 def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
@@ -250,7 +288,7 @@ def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Datas
 # ---------------------------------------------------------------------------------------------------------- reward
 
 
-def new_reward(config: Config, model: WanBackbone) -> Reward:
+def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
     """An untrained reward, as ``reward.head`` describes it."""
     torch.manual_seed(config.seed)
     if isinstance(config.reward, LatentRewardConfig):
@@ -275,7 +313,10 @@ def new_reward(config: Config, model: WanBackbone) -> Reward:
 
 
 def trained_reward(config: Config, model: WanBackbone) -> Reward:
-    """The reward at ``reward.path``, frozen."""
+    """The reward at ``reward.path``, or the aesthetic score; frozen."""
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        own = config.reward.aesthetic
+        return load_aesthetic(own.clip, own.mlp, own.revision, model.device)
     assert config.reward is not None and config.reward.path is not None
     reward = load_reward(config.reward.path, model)
     if reward.space != config.reward.space:
@@ -292,12 +333,37 @@ def reward_place(path: str | Path) -> str | Path:
     return shapes.reward_folder() if path == "shapes" else path
 
 
-def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> Reward:
+def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
     path = reward_place(path)
     if kind_of(path) == pixel.KIND:
         return PixelReward.from_pretrained(path, device=model.device)
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)
+
+
+def watched_rewards(config: Config, model: WanBackbone, trained: Reward | None) -> dict[str, LatentsScorer]:
+    """The ``reward`` that is trained on, and the ``held_out`` one: what is watched on held-out prompts."""
+    scorers: dict[str, LatentsScorer] = {}
+    if trained is not None and config.reward is not None:
+        scorers["reward"] = with_total(trained, model, config.reward.weights, config.reward.aggregate)
+    if config.evaluation.held_out_reward:
+        held_out = load_reward(config.evaluation.held_out_reward, model, adapter_name="held-out")
+        scorers["held_out"] = with_total(held_out, model, None, "sum")
+    return scorers
+
+
+def with_total(
+    reward: Reward, model: WanBackbone, weights: dict[str, float] | None, aggregate: Literal["sum", "logsigmoid"]
+) -> LatentsScorer:
+    """A reward's logits, and their ``total`` as an objective with these weights takes it."""
+    read = latents_scorer(reward, model)
+
+    def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
+        logits = read(latents, sigma, condition)
+        scores = reward.normalisation.apply(logits) if aggregate == "sum" else logits
+        return logits | {"total": total(scores, weights, aggregate)}
+
+    return score
 
 
 def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
@@ -308,7 +374,7 @@ def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
 # ------------------------------------------------------------------------------------------------------- objective
 
 
-def preference(config: Config, model: WanBackbone, reward: Reward, clips: Dataset) -> Objective:
+def preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
     own = config.objective
     assert isinstance(own, PreferenceConfig)
     if isinstance(reward, LatentReward):
@@ -357,10 +423,6 @@ def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
     """A reward-gradient objective: (method, reward), whatever the two are."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
-    if config.backbone.train == "full":
-        raise PrflError(
-            "a reward's gradient trains an adapter so far", where="backbone.train", fix="train: lora and an adapter"
-        )
     if isinstance(reward, LatentReward):
         scorer: LatentScorer | PixelScorer = LatentScorer(reward, scores.aggregate)
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ TRAIN_EXAMPLES = """\
       change keys of a config without editing it
   prfl train configs/tiny.yaml prfl.training.steps=10
       where a config has stages, the stage's name comes first
+  torchrun --nproc_per_node 2 -m prfl.cli train CONFIG     (or: accelerate launch -m prfl.cli train CONFIG)
+      several processes, one a GPU, share out training.batch, the cache and the evaluation: the same result
 """
 TRAIN_TEACHES = f"""\
 {TRAIN_EXAMPLES}
@@ -73,6 +76,8 @@ A cache that was stopped goes on where it stopped.  Videos that cannot be read a
 unless data.skip_unreadable is true.
 """
 EVAL_EXAMPLES = """\
+  prfl eval --run runs/tiny-reward                          a finished run: its reward by noise level
+  prfl eval --run runs/tiny-prfl                            a finished run: its policy beside the base, test prompts
   prfl eval configs/tiny/reward.yaml                        the head that this config trained
   prfl eval --head runs/tiny-reward/reward                  a saved reward, on the clips that it was trained for
   prfl eval configs/tiny/reward.yaml --head frozen=FOLDER --head pixel=FOLDER
@@ -82,6 +87,28 @@ EVAL_EXAMPLES = """\
 SAMPLE_EXAMPLES = """\
   prfl sample configs/tiny/prfl.yaml                  what this config trained
   prfl sample configs/tiny/prfl.yaml --compare-base   beside the untrained model, from the same noise
+  prfl sample configs/tiny/reward.yaml --per-prompt 4 --prompts 20 --dimensions motion,text
+                                                      four videos a prompt, and a page on which a person compares them
+"""
+SCORE_EXAMPLES = """\
+  prfl score a.mp4 b.mp4 --prompt "a dog runs" --head runs/tiny-reward/reward
+      on the standard output, as CSV
+  prfl score manifest.jsonl --head owner/name --sigmas 0,0.5,0.9 --draws 4 --out scores.json
+      every video of a manifest with its own prompt, at three noise levels, each the mean over four draws of the noise
+  prfl score latents.safetensors --prompt "a dog runs" --head owner/name --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+      normalised latents, (channels, frames, height, width), under the name 'latents'
+"""
+EXPORT_EXAMPLES = """\
+  prfl export runs/tiny-prfl                        one LoRA file for diffusers and ComfyUI, and a model card
+  prfl export runs/tiny-prfl --merged               the whole transformer too, as a diffusers folder
+  prfl export runs/tiny-reward --push owner/name    a reward, uploaded to the Hugging Face hub
+"""
+LABELS_EXAMPLES = """\
+  prfl labels import ratings.csv                    video,prompt,split,motion,text with numbers from 0 to 1
+  prfl labels import ratings.csv --scale 1:5        ... or from 1 to 5
+  prfl labels import pairs.csv --out pairs.jsonl    prompt,a,b,motion with a, b or tie
+
+Paths in the file are relative to its folder.  Other columns than video, prompt, a, b and split are dimensions.
 """
 
 
@@ -90,12 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = top.parse_known_args(arguments)
     if strange := [text for text in rest if text.startswith("-") or "=" not in text]:
         top.error(f"unrecognized arguments: {' '.join(strange)}")
-    options.overrides += rest  # argparse stops collecting them at the first option
+    if "overrides" not in options and rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides = getattr(options, "overrides", []) + rest  # argparse stops at the first option
     try:
         with ended_by_sigterm(), in_file(options.config):
             options.command(options)
     except PrflError as error:
-        print(f"prfl: {error}", file=sys.stderr)
+        who = f"prfl, process {os.environ['RANK']}" if "RANK" in os.environ else "prfl"
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prfl: interrupted", file=sys.stderr)
@@ -137,10 +167,14 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="prfl", description=overview, formatter_class=raw)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(command: Callable[[argparse.Namespace], None], name: str, summary: str, examples: str, config: str | None):
+    def plain(command: Callable[[argparse.Namespace], None], name: str, summary: str, examples: str, under=commands):
         description = f"{summary[0].upper()}{summary[1:]}.\n\n{examples}"
-        added = commands.add_parser(name, help=summary, description=description, formatter_class=raw)
-        added.set_defaults(command=command)
+        added = under.add_parser(name, help=summary, description=description, formatter_class=raw)
+        added.set_defaults(command=command, config=None)
+        return added
+
+    def add(command: Callable[[argparse.Namespace], None], name: str, summary: str, examples: str, config: str | None):
+        added = plain(command, name, summary, examples)
         added.add_argument("config", metavar="CONFIG", nargs=config, help="a yaml file, for example configs/tiny.yaml")
         added.add_argument("overrides", metavar="key=value", nargs="*", help="keys to change, as training.steps=10")
         return added
@@ -153,21 +187,69 @@ def parser() -> argparse.ArgumentParser:
     add(cache, "cache", "encode clips and prompts once, before training", CACHE_EXAMPLES, None)
 
     options = add(evaluate, "eval", "measure a reward per noise level, on held-out clips", EVAL_EXAMPLES, "?")
+    options.add_argument("--run", type=Path, metavar="FOLDER", help="a finished run, in place of a config")
     options.add_argument("--head", action="append", metavar="[NAME=]FOLDER", help="a saved reward; may be repeated")
     options.add_argument("--manifest", type=Path, metavar="FILE", help="labelled videos, all of them held out")
 
     options = add(sample, "sample", "draw videos with a trained model", SAMPLE_EXAMPLES, None)
     options.add_argument("--compare-base", action="store_true", help="draw each video with the untrained model too")
+    options.add_argument("--per-prompt", type=int, metavar="N", help="draw N videos a prompt, for a person to compare")
+    options.add_argument("--prompts", type=int, metavar="N", help="of so many training prompts (with --per-prompt)")
+    options.add_argument("--dimensions", type=names, metavar="A,B", help="what is asked of a pair (with --per-prompt)")
+
+    options = plain(score, "score", "score videos or latents with a saved reward", SCORE_EXAMPLES)
+    options.add_argument("inputs", nargs="+", metavar="FILE", help="videos, latents (.safetensors), manifests (.jsonl)")
+    options.add_argument("--head", required=True, metavar="FOLDER", help="a saved reward: a folder or a hub id")
+    options.add_argument("--prompt", help="the prompt of every FILE that is not a manifest")
+    options.add_argument(
+        "--sigmas", type=numbers, default=[0.0], metavar="S,S", help="noise levels, 0 clean to 1 noise"
+    )
+    options.add_argument("--draws", type=int, default=1, metavar="N", help="mean over N draws of the noise; default: 1")
+    options.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
+    options.add_argument("--model", help="the video model: a folder or hub id; default: what the reward was trained on")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the video model's weights")
+    options.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if any")
+    options.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json; default: CSV on the standard output")
+    for name, kind in (("frames", int), ("height", int), ("width", int), ("fps", float)):
+        options.add_argument(f"--{name}", type=kind, help="of the clip that is read; default: as the reward's training")
+
+    options = plain(export, "export", "write what a run trained for others to load", EXPORT_EXAMPLES)
+    options.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
+    options.add_argument("--out", type=Path, metavar="FOLDER", help="where to; default: RUN/export")
+    options.add_argument("--name", help="of the file and of the card; default: the run folder's name")
+    options.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the LoRA file")
+    options.add_argument("--merged", action="store_true", help="write the merged transformer too")
+    options.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to the Hugging Face hub")
+    options.add_argument("--private", action="store_true", help="make a new repository private (with --push)")
+
+    about = "labels that people gave"
+    under = commands.add_parser("labels", help=about, description=LABELS_EXAMPLES, formatter_class=raw)
+    options = plain(
+        import_labels, "import", "turn a CSV of labels into a manifest", LABELS_EXAMPLES,
+        under.add_subparsers(required=True, metavar="ACTION"),
+    )  # fmt: skip
+    options.add_argument("file", type=Path, metavar="FILE.csv", help="one line a video, or a pair")
+    options.add_argument("--out", type=Path, metavar="FILE", help="the manifest; default: FILE.jsonl")
+    options.add_argument("--scale", type=span, default=(0.0, 1.0), metavar="LOW:HIGH", help="of ratings; default: 0:1")
 
     add(doctor, "doctor", "say whether this machine can run a config, or anything", DOCTOR_EXAMPLES, "?")
 
-    description = f"Write the JSON schema of configs, for editors.\n\n{SCHEMA_EXAMPLES}"
-    options = commands.add_parser(
-        "schema", help="write the JSON schema of configs, for editors", description=description, formatter_class=raw
-    )
-    options.set_defaults(command=schema, config=None, overrides=[])
+    options = plain(schema, "schema", "write the JSON schema of configs, for editors", SCHEMA_EXAMPLES)
     options.add_argument("file", metavar="FILE", nargs="?", type=Path, help="where to; default: the terminal")
     return top
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+def span(text: str) -> tuple[float, float]:
+    low, high = text.split(":")
+    return float(low), float(high)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -178,11 +260,12 @@ def train(options: argparse.Namespace) -> None:
     if options.dry_run:
         dry_run(stages)
         return
-    from prfl import commands
+    from prfl import commands, processes
 
     for stage in stages:
         with in_file(stage.path):
             commands.train(stage.config, resume=options.resume)
+    processes.end()
 
 
 def dry_run(stages: Sequence[Stage]) -> None:
@@ -220,20 +303,65 @@ def cache(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    if options.config is None and options.head is None:
-        raise PrflError("nothing to measure", where="prfl eval", fix="give a config, or --head FOLDER, or both")
+    if options.config and options.run:  # a run brings its config, so what stands there is a key to change
+        if "=" not in options.config:
+            raise PrflError("a config and a run are given", where="prfl eval", fix="give one of them")
+        options.overrides.insert(0, options.config)
+        options.config = None
+    if options.config is None and options.head is None and options.run is None:
+        raise PrflError("nothing to measure", where="prfl eval", fix="give --run FOLDER, a config, or --head FOLDER")
     config = load_config(options.config, options.overrides) if options.config else None
     from prfl import commands
 
     heads = {name or "head": Path(folder) for name, _, folder in (text.rpartition("=") for text in options.head or [])}
-    commands.evaluate(config, heads=heads or None, manifest=options.manifest)
+    own = {} if config else {"run": options.run, "overrides": options.overrides}
+    commands.evaluate(config, heads=heads or None, manifest=options.manifest, **own)
 
 
 def sample(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
-    from prfl import commands
+    if options.per_prompt is None:
+        if options.prompts is not None or options.dimensions is not None:
+            raise PrflError("they need --per-prompt", where="--prompts, --dimensions", fix="--per-prompt 4")
+        from prfl import commands
 
-    commands.sample(config, compare_base=options.compare_base)
+        return commands.sample(config, compare_base=options.compare_base)
+    if options.compare_base:
+        raise PrflError("people compare the videos of one model", where="--compare-base", fix="leave it out")
+    from prfl.labels.draw import draw
+
+    draw(config, options.per_prompt, prompts=options.prompts, dimensions=options.dimensions)
+
+
+def score(options: argparse.Namespace) -> None:
+    from prfl.score import CLIP, score_files
+
+    score_files(
+        options.inputs,
+        options.head,
+        prompt=options.prompt,
+        model=options.model,
+        dtype=options.dtype,
+        device=options.device,
+        sigmas=options.sigmas,
+        noise_draws=options.draws,
+        seed=options.seed,
+        clip={name: getattr(options, name) for name in CLIP},
+        out=options.out,
+    )
+
+
+def export(options: argparse.Namespace) -> None:
+    from prfl.export import export_run
+
+    wanted = {name: getattr(options, name) for name in ("out", "name", "dtype", "merged", "push", "private")}
+    print(f"exported: {export_run(options.run, **wanted)}")
+
+
+def import_labels(options: argparse.Namespace) -> None:
+    from prfl.labels.table import import_csv
+
+    print(import_csv(options.file, options.out or options.file.with_suffix(".jsonl"), options.scale))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,21 @@ from typing import Any, Literal
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
+from transformers.utils import logging as transformers_logging
 
-from prfl import build
+from prfl import build, processes
 from prfl.backbone import WanBackbone
 from prfl.config import dump_resolved, identity, load_config
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.files import read_tensors, replacing, replacing_folder
 from prfl.errors import PrflError
-from prfl.evaluation import plots, policy_eval, reward_eval, tables
-from prfl.evaluation.report import write_report
+from prfl.evaluation import hacking, plots, policy_eval, reward_eval, tables
+from prfl.evaluation.media import browser_mp4, grid
+from prfl.evaluation.report import write_report, write_samples_page
 from prfl.flow import chain_sigmas
 from prfl.objective import Objective
 from prfl.reward.files import RewardCard
@@ -48,9 +51,23 @@ def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     build.prompts(config.data.prompts)
+    with processes.peers():
+        train_stage(config, resume)
+
+
+def disable_progress_bars() -> None:
+    """Those of the libraries, while they load a model."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def train_stage(config: Config, resume: str) -> None:
+    own, run = config.training, RunFolder(config.run, dump_resolved(config))
+    accelerator = make_accelerator(run, config.backbone.device, own.trackers, own.timeout)
+    if not processes.is_main():
+        console.quiet = True
+        disable_progress_bars()
     console.print(f"{config.objective.name}: {config.run}", style="bold")
-    run = RunFolder(config.run, dump_resolved(config))
-    accelerator = make_accelerator(run, config.backbone.device, config.training.trackers)
     model = build.backbone(config)
     if config.backbone.adapter:
         check_starts_as_base(model, build.POLICY)
@@ -59,7 +76,7 @@ def train(config: Config, *, resume: str = "auto") -> None:
     clips = build.dataset(config, model, path, "train") if path else None
     begin = partial(
         run_training,
-        settings=config.training,
+        settings=own,
         run=run,
         seed=config.seed,
         accelerator=accelerator,
@@ -73,7 +90,13 @@ def train(config: Config, *, resume: str = "auto") -> None:
         result = train_policy(config, model, run, begin, clips)
     if result.stopped:
         raise KeyboardInterrupt
-    console.print(f"report: {write_report(run.path)}", markup=False)
+    show_report(run.path)
+
+
+def show_report(run: Path) -> None:
+    if processes.is_main():
+        console.print(f"report: {write_report(run)}", markup=False)
+    processes.wait()
 
 
 # ------------------------------------------------------------------------------------------------- training a reward
@@ -109,7 +132,8 @@ def train_reward(
             accuracy = reward_eval.accuracy_by_bin(rows, "reward")
             reward.card = card(config, accuracy)
             reward.calibrate(clean_logits(reward, model, validation))
-        reward.save_pretrained(run.path / "reward")
+        if processes.is_main():
+            reward.save_pretrained(run.path / "reward")
         return {}
 
     hooks = [Hook(config.training.steps, finish)]
@@ -141,10 +165,11 @@ def measure_reward(
         noise_draws=noise_draws,
         progress=progress("measuring the reward at every noise level"),
     )
-    reward_eval.save_rows(path, rows, run=str(config.run), **facts)
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
-    with replacing(path.with_suffix(".png")) as temporary:
-        temporary.write_bytes(plots.ranking([row for row in rows if row.level.kind != "sampler"], dimensions))
+    if processes.is_main():
+        reward_eval.save_rows(path, rows, run=str(config.run), **facts)
+        with replacing(path.with_suffix(".png")) as temporary:
+            temporary.write_bytes(plots.ranking([row for row in rows if row.level.kind != "sampler"], dimensions))
     for dimension in dimensions:
         console.print(tables.reward_table(rows, dimension, "pairwise accuracy within a prompt"))
     return rows
@@ -179,7 +204,7 @@ def card(config: Config, accuracy: dict[str, dict[str, float]]) -> RewardCard:
 def train_policy(
     config: Config, model: WanBackbone, run: RunFolder, begin: Callable[..., TrainResult], clips: build.Dataset | None
 ) -> TrainResult:
-    """SFT or a reward-gradient method; previews on validation prompts, at the end base and policy on test prompts."""
+    """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts."""
     reward: build.Reward | None = None
     if isinstance(config.objective, SftConfig):
         assert clips is not None
@@ -187,30 +212,51 @@ def train_policy(
     else:
         reward = build.trained_reward(config, model)
         objective = build.steering(config, model, reward)
+    rewards = build.watched_rewards(config, model, reward)
     known = build.prompts(config.data.prompts)
+    fallen: list[hacking.Fall] = []
 
-    def preview(step: int) -> dict[str, float]:
+    def watch(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
-        outcome = outcome_of(config, model, reward, some, config.evaluation.samples_per_prompt, "policy")
-        policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps)
-        return policy_eval.flat(policy_eval.summarise(outcome))
+        outcome = outcome_of(config, model, rewards, some, config.evaluation.samples_per_prompt, "policy")
+        if processes.is_main():
+            policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps)
+            fallen[:] = hacking.falls(hacking.rounds(run.samples, step))
+            for fall in fallen:
+                console.print(f"warning: reward hacking? {fall}", style="bold yellow", soft_wrap=True)
+        fallen[:] = processes.gather(fallen)[0]
+        return policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
 
-    def finish(step: int) -> dict[str, float]:
-        save_policy(run.path, model, config)
-        if config.evaluation.final_samples:
-            compare_base(config, model, reward, run)
+    def stop_on_hacking(step: int) -> dict[str, float]:
+        if fallen:
+            show_report(run.path)
+            raise PrflError(
+                f"reward hacking at step {step}: {'; '.join(map(str, fallen))}",
+                where=str(run.samples),
+                fix=f"take a checkpoint of step {fallen[0].since} or soon after; train with a lower learning rate, "
+                "objective.sft or objective.distance_weight, or a better reward; or evaluation.stop_on_hacking=false",
+            )
         return {}
 
-    hooks = [Hook(config.training.steps, finish)]
-    if config.evaluation.every:
-        hooks.insert(0, Hook(config.evaluation.every, preview, at_start=True))
+    def finish(step: int) -> dict[str, float]:
+        if processes.is_main():
+            save_policy(run.path, model, config)
+        if config.evaluation.final_samples:
+            compare_base(config, model, rewards, run)
+        return {}
+
+    every = config.evaluation.every
+    hooks = [Hook(every, watch, at_start=True)] if every else []
+    if config.evaluation.stop_on_hacking:
+        hooks.append(Hook(every, stop_on_hacking))
+    hooks.append(Hook(config.training.steps, finish))
     return begin(objective, hooks=hooks, regulariser=build.regulariser(config, model, clips))
 
 
 def outcome_of(
     config: Config,
     model: WanBackbone,
-    reward: build.Reward | None,
+    rewards: Mapping[str, reward_eval.Scorer],
     some: list[str],
     per_prompt: int,
     name: Literal["base", "policy"],
@@ -224,31 +270,32 @@ def outcome_of(
         name=name,
         adapter=None if name == "base" else build.policy_adapter(config),
         judge=build.judge(config.evaluation),
-        reward=None if reward is None else build.latents_scorer(reward, model),
+        rewards=rewards,
         **options,
     )
 
 
-def compare_base(config: Config, model: WanBackbone, reward: build.Reward | None, run: RunFolder) -> None:
+def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, reward_eval.Scorer], run: RunFolder) -> None:
     """Base and policy from the same noise on the test prompts: results.json, videos, a table.
 
-    After full fine-tuning the base is gone, and the policy stands alone.
+    After full fine-tuning in place the base is gone, and the policy stands alone.
     """
     test = build.prompts(config.data.prompts)["test"][: config.evaluation.final_samples]
     per_prompt = config.evaluation.final_samples // len(test)
-    names: list[Literal["base", "policy"]] = ["base", "policy"] if config.backbone.train == "lora" else ["policy"]
+    names: list[Literal["base", "policy"]] = ["base", "policy"] if build.policy_adapter(config) else ["policy"]
     outcomes = [
-        outcome_of(config, model, reward, test, per_prompt, name, progress=progress(f"sampling: {name}"))
+        outcome_of(config, model, rewards, test, per_prompt, name, progress=progress(f"sampling: {name}"))
         for name in names
     ]
-    policy_eval.write_results(run.samples / "final", outcomes, config.data.fps)
+    if processes.is_main():
+        policy_eval.write_results(run.samples / "final", outcomes, config.data.fps)
     console.print(tables.policy_table(outcomes))
 
 
 def save_policy(run: Path, model: WanBackbone, config: Config) -> None:
     """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers."""
     if config.backbone.train == "full":
-        with replacing_folder(run / "transformer") as folder:
+        with replacing_folder(run / "transformer") as folder, model.adapter(build.policy_adapter(config)):
             model.transformer.save_pretrained(folder)
         return
     tensors = model.adapter_state(build.POLICY)
@@ -262,7 +309,8 @@ def load_policy(config: Config, model: WanBackbone) -> None:
     if not path.exists():
         raise PrflError("there is no trained policy", where=str(path), fix=fix)
     if config.backbone.train == "full":
-        model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(path).state_dict())
+        with model.adapter(build.policy_adapter(config)):
+            model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(path).state_dict())
     else:
         model.load_adapter_state(build.POLICY, read_tensors(path, fix))
 
@@ -275,16 +323,29 @@ def cache(config: Config) -> None:
     build.fill_cache(config, build.backbone(config), progress("generated clips"))
 
 
-def evaluate(config: Config | None, *, heads: Mapping[str, Path] | None = None, manifest: Path | None = None) -> None:
-    """Measure trained rewards, side by side, at every noise level.
+def evaluate(
+    config: Config | None,
+    *,
+    run: Path | None = None,
+    overrides: Sequence[str] = (),
+    heads: Mapping[str, Path] | None = None,
+    manifest: Path | None = None,
+) -> None:
+    """Measure trained rewards, side by side, at every noise level; or a trained policy beside its base.
 
-    heads: saved rewards by name; none is the one that the config trained.  config: None is that of the first head.
+    run: a finished run's folder, in place of a config; None is that of the first head.  overrides: keys of the run's
+    config to change.  heads: saved rewards by name; none is the one that the config trained.
     manifest: other labelled videos, all of them held out (out of domain, say); None is the config's validation split.
     """
     if config is None:
-        assert heads
-        config = load_config(next(iter(heads.values())).parent / "config.yaml")
+        folder = run or next(iter(heads.values() if heads else [])).parent
+        if not (folder / "config.yaml").is_file():
+            raise PrflError("there is no config.yaml in it", where=str(folder), fix="give the folder of a run")
+        config = load_config(folder / "config.yaml", overrides)
+        config = config.model_copy(update={"run": folder})  # it may have been moved
     model = build.backbone(config)
+    if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
+        return evaluate_policy(config, model)
     rewards = {
         name: build.load_reward(folder, model, adapter_name=f"reward-{number}")
         for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
@@ -304,17 +365,41 @@ def evaluate(config: Config | None, *, heads: Mapping[str, Path] | None = None, 
     sigmas = chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist()
     at = reward_eval.levels(sigmas[:: max(1, config.rollout.steps // 10)])
     measure_reward(config, rewards, model, held, train, config.run / name, at, clips=str(path))
-    console.print(f"report: {write_report(config.run)}", markup=False)
+    show_report(config.run)
+
+
+def evaluate_policy(config: Config, model: WanBackbone) -> None:
+    """Base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
+    load_policy(config, model)
+    if not config.evaluation.final_samples:
+        fix = "say how many samples: evaluation.final_samples=64"
+        raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
+    reward = None if isinstance(config.objective, SftConfig) else build.trained_reward(config, model)
+    compare_base(config, model, build.watched_rewards(config, model, reward), RunFolder(config.run))
+    show_report(config.run)
 
 
 def sample(config: Config, *, compare_base: bool = False) -> None:
-    """Videos of the trained policy on the test prompts, or on the validation prompts where there are none."""
+    """Videos of the trained policy on the test prompts, or on the validation prompts where there are none.
+
+    Writes samples/sampled below the run: one mp4 a video, all of them in grid.mp4, and index.html with everything.
+    """
     model = build.backbone(config)
     load_policy(config, model)
     known = build.prompts(config.data.prompts)
     some = (known.get("test") or known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
-    outcomes = [outcome_of(config, model, None, some, config.evaluation.samples_per_prompt, name) for name in names]
+    per_prompt = config.evaluation.samples_per_prompt
+    outcomes = [
+        outcome_of(
+            config, model, {}, some, per_prompt, name, keep_videos=len(some), progress=progress(f"sampling: {name}")
+        )
+        for name in names
+    ]
     path = policy_eval.write_results(config.run / "samples" / "sampled", outcomes, config.data.fps)
+    groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
+    with replacing(path.with_name("grid.mp4")) as temporary:
+        temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))
     console.print(tables.policy_table(outcomes))
-    console.print(f"videos: {path.parent / 'videos'}", markup=False)
+    page = write_samples_page(path, f"Samples of {config.run.resolve().name}")
+    console.print(f"open in a browser: {page}", markup=False, soft_wrap=True)

@@ -85,6 +85,45 @@ def make_tiny_pipeline() -> Callable[..., Path]:
 
 
 @pytest.fixture
+def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
+    """``tiny_run(targets=..., rank=4, alpha=2)``: the folder of a finished PRFL run whose adapter does something."""
+
+    def make(**adapter) -> Path:
+        from prfl import build, commands
+        from prfl.config import dump_resolved
+        from prfl.config.schema import Config
+
+        run = tmp_path / "runs" / "tiny-run"
+        run.mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            prompts = {"train": "a red circle\na blue square", "validation": "a green circle", "test": "a red square"}
+            (tmp_path / f"{split}.txt").write_text(prompts[split])
+        config = Config.model_validate(
+            {
+                "version": 1, "run": str(run), "seed": 0,
+                "backbone": {"model": str(tiny_pipeline_folder), "adapter": {"rank": 4, "alpha": 2, **adapter}},
+                "data": {
+                    "prompts": {s: str(tmp_path / f"{s}.txt") for s in ("train", "validation", "test")},
+                    "cache": str(tmp_path / "cache"), "frames": 5, "height": 16, "width": 16, "fps": 8,
+                },
+                "reward": {"space": "latent", "path": str(tmp_path / "reward")},
+                "rollout": {"steps": 2}, "objective": {"name": "prfl"},
+                "training": {"steps": 1, "batch": 1, "learning_rate": 1e-3},
+                "evaluation": {"every": 0, "final_samples": 1},
+            }
+        )  # fmt: skip
+        (run / "config.yaml").write_text(dump_resolved(config))
+        model = build.backbone(config)
+        with torch.no_grad():
+            for index, parameter in enumerate(model.adapter_parameters(build.POLICY).values()):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+        commands.save_policy(run, model, config)
+        return run
+
+    return make
+
+
+@pytest.fixture
 def tiny_backbone(tiny_pipeline_folder: Path) -> WanBackbone:
     """A fresh one per test, so that adapters added by one test are not seen by the next."""
     return load_backbone(tiny_pipeline_folder)

@@ -82,9 +82,17 @@ def test_cache_eval_and_sample(calls: list[tuple]) -> None:
         ("cache", config, {}),
         ("sample", config, {"compare_base": True}),
         ("evaluate", config, {"heads": None, "manifest": Path("m.jsonl")}),
-        ("evaluate", None, {"heads": {"head": Path("a/b")}, "manifest": None}),
+        ("evaluate", None, {"heads": {"head": Path("a/b")}, "manifest": None, "run": None, "overrides": []}),
         ("evaluate", config, {"heads": {"x": Path("a/b"), "y": Path("c")}, "manifest": None}),
     ]
+
+
+def test_eval_of_a_run_takes_keys_to_change(calls: list[tuple]) -> None:
+    of_a_run = {"heads": None, "manifest": None, "run": Path("runs/x")}
+    for arguments in (["--run", "runs/x", "seed=1", "seed=2"], ["seed=1", "--run", "runs/x", "seed=2"]):
+        assert cli.main(["eval", *arguments]) == 0
+        assert calls.pop() == ("evaluate", None, {**of_a_run, "overrides": ["seed=1", "seed=2"]})
+    assert cli.main(["eval", SFT, "--run", "runs/x"]) == 2
 
 
 def test_a_mistake_is_one_line_without_traceback(calls: list[tuple], capsys: pytest.CaptureFixture) -> None:
@@ -113,7 +121,20 @@ def test_errors_of_the_work_itself(calls: list[tuple], monkeypatch: pytest.Monke
         cli.main(["cache", SFT])
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["train", SFT, "--dryrun=1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["train"],
+        ["train", SFT, "--dryrun=1"],
+        ["labels"],
+        ["export", "runs/x", "seed=1"],
+        ["score", "a.mp4"],
+        ["score", "a.mp4", "--head", "x", "--sigmas", "low"],
+        ["labels", "import", "a", "--scale", "5"],
+    ],
+)
 def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import av
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from prfl import cli, draws
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
+from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 DATA = {"cache": "cache", "frames": 5, "height": 16, "width": 16, "fps": 8}
@@ -82,7 +84,8 @@ def metrics(run: str) -> list[dict]:
 
 def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
-    assert {path.name for path in Path("runs/reward/reward").iterdir()} == {"config.json", "reward.safetensors"}
+    files = {"README.md", "config.json", "reward.safetensors"}
+    assert {path.name for path in Path("runs/reward/reward").iterdir()} == files
     card = json.loads(Path("runs/reward/reward/config.json").read_text())["card"]
     assert card["frames"] == [5, 5] and card["accuracy"]["light"], "the card of a saved reward says how good it is"
     for run in ("runs/reward", "runs/prfl"):
@@ -100,18 +103,47 @@ def test_pixel_reward_steers_by_vader(project: Path, capsys: pytest.CaptureFixtu
     assert Path("runs/vader/policy.safetensors").is_file()
 
 
+def test_aesthetic_score_steers_by_vader(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """From the files that a user has; CLIP and MLP are of the real classes, small and random."""
+    tiny_clip().save_pretrained("clip")
+    torch.save(tiny_mlp().state_dict(), "mlp.pth")
+    reward = "reward={space: pixel, aesthetic: {clip: clip, mlp: mlp.pth}, target: 10.0}"
+    assert cli.main(["train", "vader.yaml", reward, "run=runs/aesthetic"]) == 0, capsys.readouterr().err
+    steps = [record for record in metrics("runs/aesthetic") if "gradient_norm" in record]
+    assert len(steps) == 2 and all(record["gradient_norm"] > 0 for record in steps)
+    assert all("reward/aesthetic" in record for record in metrics("runs/aesthetic") if "motion" in record)
+
+
 def test_sample_compares_the_policy_with_its_base(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["sample", "prfl.yaml"]) == 2
     assert "there is no trained policy" in capsys.readouterr().err
     assert cli.main(["train", "story.yaml"]) == 0
     assert cli.main(["sample", "prfl.yaml", "--compare-base"]) == 0, capsys.readouterr().err
-    assert len(list(Path("runs/prfl/samples/sampled/videos").glob("*.mp4"))) == 2
+    folder = Path("runs/prfl/samples/sampled")
+    assert len(list((folder / "videos").glob("*.mp4"))) == 2
+    page = (folder / "index.html").read_text()
+    assert page.count("<video ") == 2 and "a red square" in page and "https://" not in page
+    with av.open(str(folder / "grid.mp4")) as grid:
+        stream = grid.streams.video[0]
+        assert (stream.height, stream.width) == (192, 384) and stream.frames == 5, "base and policy side by side"
+
+    first = json.loads(Path("runs/prfl/samples/final/results.json").read_text())
+    Path("runs/prfl").rename("runs/moved")
+    Path("runs/moved/samples/final/results.json").unlink()
+    assert cli.main(["eval", "--run", "runs/moved"]) == 0, capsys.readouterr().err
+    again = json.loads(Path("runs/moved/samples/final/results.json").read_text())
+    assert again["rows"] == first["rows"], "a run's folder is enough, also a moved one, to measure what training did"
+    assert not Path("runs/prfl").exists()
+    assert cli.main(["eval", "--run", "runs/moved", "evaluation.final_samples=0"]) == 2
+    assert "evaluation.final_samples=64" in capsys.readouterr().err
 
 
 def test_eval_measures_a_saved_head(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "reward.yaml"]) == 0
     Path("runs/reward/reward_eval.json").unlink()
-    assert cli.main(["eval", "reward.yaml"]) == 0, capsys.readouterr().err
+    assert cli.main(["eval", "--run", "runs"]) == 2
+    assert "there is no config.yaml in it" in capsys.readouterr().err
+    assert cli.main(["eval", "--run", "runs/reward"]) == 0, capsys.readouterr().err
     rows = json.loads(Path("runs/reward/reward_eval.json").read_text())["rows"]
     assert {row["level"]["kind"] for row in rows} == {"bin", "point", "sampler"}
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, Literal
 
@@ -36,6 +37,9 @@ class WanBackbone:
 
     Outside ``with backbone.adapter(name)`` the frozen base is active.  ``checkpointing = "full"`` computes each block
     again in the backward pass instead of keeping its activations.
+
+    All weights can be trained, in place (``train_all``) or in a copy beside the frozen base (``add_copy``).  They are
+    float32 then, because a small step vanishes in a half precision, and compute in ``dtype`` by autocast.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class WanBackbone:
         default_shift: float,
         timestep_scale: float,
     ) -> None:
-        self.transformer = transformer.requires_grad_(False).eval()
+        self.transformer = self._base = transformer.requires_grad_(False).eval()
         self.vae = vae.requires_grad_(False).eval()
+        self.dtype: torch.dtype = transformer.patch_embedding.weight.dtype
+        self.copies: dict[str, WanTransformer3DModel] = {}
         self.model_id, self.revision = model_id, revision
         self.default_shift = default_shift
         self.checkpointing: Literal["none", "full"] = "none"
@@ -71,10 +77,6 @@ class WanBackbone:
             block.attn2.set_processor(FoldedTextProcessor())
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.patch_embedding.weight.dtype
-
-    @property
     def device(self) -> torch.device:
         return self.transformer.patch_embedding.weight.device
 
@@ -87,11 +89,12 @@ class WanBackbone:
 
         Equals ``transformer(latents, sigma * 1000, text padded to 512 tokens)``.
         """
-        inputs = self._embed(latents, sigma, condition)
-        (hidden,) = deque(self._run_blocks(self.num_blocks, inputs), maxlen=1)  # a list of all of them is gigabytes
-        shift, scale = (self.transformer.scale_shift_table + inputs["time"].unsqueeze(1)).chunk(2, dim=1)
-        hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        patches = self.transformer.proj_out(hidden)
+        with self._precision():
+            inputs = self._embed(latents, sigma, condition)
+            (hidden,) = deque(self._run_blocks(self.num_blocks, inputs), maxlen=1)  # a list of all of them is gigabytes
+            shift, scale = (self.transformer.scale_shift_table + inputs["time"].unsqueeze(1)).chunk(2, dim=1)
+            hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+            patches = self.transformer.proj_out(hidden)
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.patch_size, strict=True)]
         patches = patches.unflatten(2, (*self.patch_size, -1)).unflatten(1, grid)  # b, T, H, W, pt, ph, pw, c
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(latents.shape).to(latents.dtype)
@@ -109,8 +112,9 @@ class WanBackbone:
         """
         if not blocks or not set(blocks) <= set(range(self.num_blocks)):
             raise PrflError(f"features after blocks {list(blocks)}", fix=f"choose among 0 to {self.num_blocks - 1}")
-        states = self._run_blocks(max(blocks) + 1, self._embed(latents, sigma, condition))
-        kept = {index: hidden for index, hidden in enumerate(states) if index in blocks}
+        with self._precision():
+            states = self._run_blocks(max(blocks) + 1, self._embed(latents, sigma, condition))
+            kept = {index: hidden for index, hidden in enumerate(states) if index in blocks}
         return [kept[index] for index in blocks]
 
     def _embed(self, latents: Tensor, sigma: Tensor, condition: Condition) -> dict[str, Any]:
@@ -133,6 +137,11 @@ class WanBackbone:
             "rotary": network.rope(latents),
             "time": time,
         }
+
+    def _precision(self) -> AbstractContextManager:
+        """Autocast to ``dtype`` where the weights are kept in a wider one."""
+        wider = self.transformer.patch_embedding.weight.dtype != self.dtype
+        return torch.autocast(self.device.type, self.dtype) if wider else nullcontext()
 
     def _computes_in_full_precision(self) -> bool:
         kind = self.device.type
@@ -250,26 +259,46 @@ class WanBackbone:
     ) -> None:
         """See ``adapters.add_lora``.  The adapter is trainable and not active."""
         adapters.add_lora(
-            self.transformer, name, rank=rank, alpha=alpha, targets=targets, dropout=dropout, blocks=blocks, seed=seed
+            self._base, name, rank=rank, alpha=alpha, targets=targets, dropout=dropout, blocks=blocks, seed=seed
         )
 
-    def adapter(self, name: str | None) -> AbstractContextManager[None]:
-        """Select an adapter (None: the frozen base) for forward and backward: see ``adapters.use_adapter``."""
-        return adapters.use_adapter(self.transformer, name)
+    def train_all(self) -> None:
+        """Every weight is trained in place: there is no base any more."""
+        self.transformer.float().requires_grad_(True)
+
+    def add_copy(self, name: str) -> None:
+        """A trainable copy of the whole transformer, selected as an adapter is; the base stays frozen beside it."""
+        self.copies[name] = deepcopy(self.transformer).float().requires_grad_(True)
+
+    @contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        """Select an adapter (None: the frozen base) for forward and backward: see ``adapters.use_adapter``.
+
+        A copy becomes ``transformer`` inside.
+        """
+        before = self.transformer
+        self.transformer = self.copies[name] if name in self.copies else self._base
+        try:
+            with adapters.use_adapter(self.transformer, None if name in self.copies else name):
+                yield
+        finally:
+            self.transformer = before
 
     @property
     def active_adapter(self) -> str | None:
         return adapters.active_adapter(self.transformer)
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
-        return adapters.adapter_parameters(self.transformer, name)
+        if name in self.copies:
+            return dict(self.copies[name].named_parameters())
+        return adapters.adapter_parameters(self._base, name)
 
     def adapter_state(self, name: str) -> dict[str, Tensor]:
         """A copy of the adapter's weights, keyed ``blocks.0.attn1.to_q.lora_A.weight``."""
         return {key: value.detach().clone() for key, value in self.adapter_parameters(name).items()}
 
     def load_adapter_state(self, name: str, state: dict[str, Tensor]) -> None:
-        adapters.load_state(self.transformer, name, state)
+        adapters.load_state(self._base, name, state)
 
 
 def nearest(size: int, unit: int, smallest: int) -> str:

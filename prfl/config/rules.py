@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prfl.config.schema import (
+    ClipsConfig,
     Config,
     LatentHeadConfig,
     LatentRewardConfig,
+    PixelRewardConfig,
     PreferenceConfig,
     PrflConfig,
     Section,
@@ -16,11 +18,14 @@ from prfl.config.schema import (
     VaderConfig,
 )
 
+FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
+
 
 def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(yaml path, what is wrong there) of every broken rule."""
     yield from _data(config)
     yield from _chain(config)
+    yield from _watch(config)
     if isinstance(config.objective, PreferenceConfig):
         yield from _preference(config, config.objective)
     else:
@@ -53,6 +58,22 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.prompts.test", "evaluation.final_samples needs test prompts"
 
 
+def _watch(config: Config) -> Iterator[tuple[str, str]]:
+    """What is watched on held-out prompts while a video model is trained."""
+    own, name = config.evaluation, config.objective.name
+    if own.held_out_reward and isinstance(config.objective, PreferenceConfig):
+        yield "evaluation.held_out_reward", f"objective {name} draws no videos; it does not read it"
+    if own.held_out_reward and config.reward and own.held_out_reward == config.reward.path:
+        yield "evaluation.held_out_reward", "this is the reward that is trained on; give another one"
+    if own.held_out_reward and not own.every and not own.final_samples:
+        yield "evaluation.held_out_reward", "nothing is measured; set evaluation.every or evaluation.final_samples"
+    if own.stop_on_hacking and not isinstance(config.objective, SteeringConfig):
+        yield "evaluation.stop_on_hacking", f"objective {name} follows no reward; it does not read it"
+    elif own.stop_on_hacking and (not own.every or own.prompts_per_round < FEWEST_PROMPTS):
+        few = f"needs evaluation.every, and evaluation.prompts_per_round of {FEWEST_PROMPTS} or more to tell"
+        yield "evaluation.stop_on_hacking", few
+
+
 def _chain(config: Config) -> Iterator[tuple[str, str]]:
     rollout, guidance = config.rollout, config.rollout.guidance
     if (guidance.gradient == "none") != (guidance.scale == 1):
@@ -72,13 +93,18 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
     yield from _unread(
         config.reward, "reward", ["weights", "aggregate", "shape", "target", "scale"], "objective preference"
     )
-    samples = ["prompts_per_round", "samples_per_prompt", "final_samples", "judge", "steps", "guidance_scale", "batch"]
-    yield from _unread(config.evaluation, "evaluation", [*samples, "seed"], "objective preference draws no videos and")
+    # The other keys of samples are read by `prfl sample --per-prompt`, which draws videos to be labelled.
+    samples = ["samples_per_prompt", "final_samples", "judge"]
+    yield from _unread(config.evaluation, "evaluation", samples, "objective preference measures no videos and")
+    if isinstance(config.reward, PixelRewardConfig):
+        yield from _unread(config.reward, "reward", ["aesthetic"], "objective preference")
     if isinstance(config.reward, LatentRewardConfig):
         yield from _unread(objective, "objective", ["frames", "keep_decoded"], "a latent reward")
         yield from _latent_head(config.reward.head)
     else:
         yield from _unread(objective, "objective", ["sigma_sampling"], "a pixel reward")
+    if objective.loss == "bce" and isinstance(config.data.generator, ClipsConfig):
+        yield "objective.loss", "the generator video_clips makes pairs, and bce needs labels; take bradley_terry"
     if objective.loss != "rao_kupper":
         yield from _unread(objective, "objective", ["eta"], f"loss {objective.loss}")
     if config.backbone.adapter:
@@ -104,12 +130,23 @@ def _policy(config: Config) -> Iterator[tuple[str, str]]:
         yield "reward", "objective sft does not read it"
 
 
+def _aesthetic(reward: PixelRewardConfig) -> Iterator[tuple[str, str]]:
+    yield from _unread(reward, "reward", ["path"], "reward.aesthetic")
+    if reward.aggregate == "logsigmoid":
+        yield "reward.aggregate", "the aesthetic score is no logit of a label; use sum"
+    if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
+        yield "reward.target", "nearly every picture scores above it, so there is nothing to pull; VADER's is 10"
+
+
 def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
     """The video model is trained towards a reward that exists."""
     reward = config.reward
-    if reward is None or not reward.path or reward.head:
+    aesthetic = isinstance(reward, PixelRewardConfig) and reward.aesthetic
+    if reward is None or reward.head or not (reward.path or aesthetic):
         yield "reward", f"objective {objective.name} follows a trained reward: give reward.path and no reward.head"
         return
+    if isinstance(reward, PixelRewardConfig) and reward.aesthetic:
+        yield from _aesthetic(reward)
     if isinstance(objective, PrflConfig):
         low, high = objective.steps_range
         if not 0 <= low < high <= 1:

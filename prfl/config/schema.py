@@ -58,7 +58,8 @@ class BackboneConfig(Section):
         default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
     )
     train: Literal["lora", "full"] = Field(
-        default="lora", description="Train an adapter (lora), or all weights of the transformer (full)."
+        default="lora",
+        description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
     )
     adapter: AdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
 
@@ -86,6 +87,24 @@ class CuratedConfig(Section):
     seed: int = Field(default=0, ge=0, description="Seed of the clips.")
 
 
+class ClipsConfig(Section):
+    name: Literal["video_clips"] = Field(
+        description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
+    )
+    videos: FolderOrFile = Field(description="A video, or a folder of videos and of folders of them.")
+    kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
+        default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
+        min_length=1,
+        description="Degradations. The first three are worse in dimension look, the others in dimension motion.",
+    )
+    crops: int = Field(default=1, ge=1, description="Clips from each stretch: the whole picture, then parts of it.")
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the stretches for validation prompts.")
+    formats: list[Literal["mp4", "webm", "gif"]] = Field(
+        default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the crops and degradations.")
+
+
 class PromptsConfig(Section):
     train: str = Field(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
     validation: str | None = Field(default=None, description="Prompts watched during a run, or 'shapes'.")
@@ -97,7 +116,7 @@ class DataConfig(Section):
         default=None,
         description="JSON lines: a labelled video, or a pair of videos of one prompt with a preference, in each.",
     )
-    generator: SamplesConfig | MixtureConfig | CuratedConfig | None = Field(
+    generator: SamplesConfig | MixtureConfig | CuratedConfig | ClipsConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
     prompts: PromptsConfig = Field(description="The three sets of prompts; no prompt may be in two of them.")
@@ -176,8 +195,17 @@ class LatentRewardConfig(RewardBase):
     head: LatentHeadConfig | None = Field(default=None, description="A new head, where objective.name is preference.")
 
 
+class AestheticConfig(Section):
+    mlp: FolderOrFile = Field(description="LAION's MLP for ViT-L/14: its .pth (only tensors are read) or safetensors.")
+    clip: str = Field(default="openai/clip-vit-large-patch14", description="CLIP ViT-L/14: a folder or a hub id.")
+    revision: str | None = Field(default=None, description="Revision of a hub CLIP; null is its newest.")
+
+
 class PixelRewardConfig(RewardBase):
     space: Literal["pixel"] = Field(description="Scores decoded pixels.")
+    aesthetic: AestheticConfig | None = Field(
+        default=None, description="LAION's aesthetic score, in place of path: mean over frames, about 1 to 10."
+    )
     head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")
 
 
@@ -317,6 +345,12 @@ class TrainingConfig(Section):
         description="Steps between lines of the log on the terminal and in metrics.jsonl.",
         json_schema_extra=MAY_CHANGE,
     )
+    timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that a process waits for the others before it takes them for dead.",
+        json_schema_extra=MAY_CHANGE,
+    )
     trackers: list[Literal["tensorboard"]] = Field(
         default=["tensorboard"], description="Trackers beside metrics.jsonl.", json_schema_extra=MAY_CHANGE
     )
@@ -327,7 +361,16 @@ class EvaluationConfig(Section):
     prompts_per_round: int = Field(
         default=8, ge=1, description="Validation prompts of a round, the first ones of the list."
     )
-    samples_per_prompt: int = Field(default=1, ge=1, description="Samples of each prompt of a round.")
+    samples_per_prompt: int = Field(
+        default=2, ge=1, description="Samples of each prompt of a round; their diversity is measured from two on."
+    )
+    held_out_reward: str | None = Field(
+        default=None, description="A trained reward, folder or hub id, that is watched and never trained on."
+    )
+    stop_on_hacking: bool = Field(
+        default=False,
+        description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
+    )
     final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
     judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
     steps: int | None = Field(

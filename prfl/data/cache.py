@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from prfl import processes
 from prfl.backbone import Condition, WanBackbone
 from prfl.data.files import content_hash, read_tensors, replacing
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
@@ -145,13 +146,14 @@ def build_cache(
     """Encodes the videos and prompts of a manifest, and the empty prompt; what is there already is left alone.
 
     Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
-    PrflError, or with ``skip_unreadable`` in the report.
+    PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
     """
     rows = read_manifest(manifest)
     cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
     failed: list[tuple[Path, str]] = []
     todo: dict[Path, Path] = {}  # entry -> a video with that content
     videos = manifest_videos(rows)
+    progress = progress and processes.is_main()
     for video in videos:
         try:
             file = cache.latents_file(video)
@@ -160,13 +162,20 @@ def build_cache(
             continue
         if not _whole(file):
             todo.setdefault(file, video)
-    with _progress("videos", len(todo), progress) as advance:
-        failed += _encode_videos(backbone, cache, todo, batch_size, advance)
+    processes.wait()  # all have looked before one writes, so all have the same list
+    entries, together = list(todo.items()), batch_size * processes.count()
+    with _progress("videos", len(entries), progress) as advance:
+        for start in range(0, len(entries), together):
+            some = entries[start : start + together]
+            failed += sum(processes.gather(_encode_videos(backbone, cache, processes.share(some))), [])
+            advance(len(some))
     prompts = [
         prompt for prompt in dict.fromkeys(["", *(row.prompt for row in rows)]) if not _whole(cache.prompt_file(prompt))
     ]
-    with _progress("prompts", len(prompts), progress) as advance:
-        for prompt in prompts:  # one by one, so that no prompt's bits depend on its neighbours
+    mine = processes.share(prompts)
+    processes.wait()
+    with _progress("prompts", len(mine), progress) as advance:
+        for prompt in mine:  # one by one, so that no prompt's bits depend on its neighbours
             with torch.no_grad():
                 tensors = backbone.condition([prompt]).tensors()
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
@@ -174,6 +183,7 @@ def build_cache(
                 raise PrflError(what, where="backbone.dtype", fix="load the model in float32")
             _write(cache.prompt_file(prompt), tensors, {"prompt": prompt})
             advance(1)
+    processes.wait()
     encoded = sum(file.exists() for file in todo)
     report = CacheReport(encoded, len(videos) - len(failed) - encoded, tuple(failed), len(prompts))
     if failed and not skip_unreadable:
@@ -189,31 +199,28 @@ def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path
 
 
 def _encode_videos(
-    backbone: WanBackbone, cache: LatentCache, todo: dict[Path, Path], batch_size: int, advance: Callable[[int], None]
+    backbone: WanBackbone, cache: LatentCache, entries: Sequence[tuple[Path, Path]]
 ) -> list[tuple[Path, str]]:
+    """One batch of (file in the cache, video); returns the unreadable videos, with their reasons."""
     failed = []
-    entries = list(todo.items())
-    for start in range(0, len(entries), batch_size):
-        clips: list[Tensor] = []
-        files: list[Path] = []
-        for file, video in entries[start : start + batch_size]:
-            try:
-                clips.append(read_video(video, **cache.clip))
-                files.append(file)
-            except PrflError as error:
-                failed.append((video, error.what))
-                with replacing(file.with_suffix(".unreadable")) as temporary:
-                    temporary.write_text(error.what)
-        if clips:
-            with torch.no_grad():
-                latents = backbone.encode(torch.stack(clips).to(backbone.device)).cpu()
-            for file, tensor in zip(files, latents, strict=True):
-                if not tensor.isfinite().all():
-                    what = "the VAE gives latents that are not finite"
-                    raise PrflError(what, where=str(todo[file]), fix="load the VAE in float32")
-                _write(file, {"latents": tensor}, {"video": todo[file].name, "clip": json.dumps(cache.clip)})
-                file.with_suffix(".unreadable").unlink(missing_ok=True)
-        advance(len(entries[start : start + batch_size]))
+    clips: dict[Path, Tensor] = {}
+    for file, video in entries:
+        try:
+            clips[file] = read_video(video, **cache.clip)
+        except PrflError as error:
+            failed.append((video, error.what))
+            with replacing(file.with_suffix(".unreadable")) as temporary:
+                temporary.write_text(error.what)
+    if clips:
+        with torch.no_grad():
+            latents = backbone.encode(torch.stack(list(clips.values())).to(backbone.device)).cpu()
+        for file, tensor in zip(clips, latents, strict=True):
+            video = dict(entries)[file]
+            if not tensor.isfinite().all():
+                what = "the VAE gives latents that are not finite"
+                raise PrflError(what, where=str(video), fix="load the VAE in float32")
+            _write(file, {"latents": tensor}, {"video": video.name, "clip": json.dumps(cache.clip)})
+            file.with_suffix(".unreadable").unlink(missing_ok=True)
     return failed
 
 

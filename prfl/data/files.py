@@ -127,22 +127,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def numbered_lines(path: Path) -> list[tuple[str, str]]:
-    """(``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
+def text_of(path: Path) -> str:
+    """The whole of a UTF-8 file.  Raises PrflError that names the line where it is not."""
     try:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with this mark
     except OSError as error:
         raise PrflError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    lines = []
-    for number, raw in enumerate(data.split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        try:
-            text = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise PrflError("is not UTF-8 text", where=where, fix="save the file as UTF-8") from error
-        if text:
-            lines.append((where, text))
-    return lines
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise PrflError("is not UTF-8 text", where=f"{path}:{line}", fix="save the file as UTF-8") from error
+
+
+def numbered_lines(path: Path) -> list[tuple[str, str]]:
+    """(``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
+    lines = enumerate(text_of(path).split("\n"), start=1)
+    return [(f"{path}:{number}", text.strip()) for number, text in lines if text.strip()]
 
 
 def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -68,8 +68,14 @@ class _PairRow(_Row):
 
 def read_manifest(path: str | Path) -> list[LabelledVideo] | list[PreferencePair]:
     """All rows of one kind, paths resolved.  Raises PrflError that names file and line at the first fault."""
-    path = Path(path)
-    rows = json_rows(path)
+    return parse_rows(json_rows(Path(path)), Path(path))
+
+
+def parse_rows(rows: Sequence[tuple[str, dict[str, Any]]], path: Path) -> list[LabelledVideo] | list[PreferencePair]:
+    """(``file:line``, fields) of a manifest, or of another file that says the same, as rows.  Raises PrflError.
+
+    path: the file; the videos' paths are relative to its folder and must stay inside it.
+    """
     if not rows:
         raise PrflError("holds no rows", where=str(path), fix="write one JSON object on each line")
     pairs = _is_pair(rows[0][1])

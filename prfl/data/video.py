@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -46,28 +48,32 @@ def read_video(
     video that we read, is damaged or too short, or has so few pictures that more than half would be repeats.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        what = f"'{path.suffix}' is no video suffix that prfl reads"
-        raise PrflError(what, where=str(path), fix=f"one of {', '.join(SUFFIXES)}")
-    try:
-        first = _centred(path, frames, fps) if window == "centre" else 0.0
-        with _opened(path) as container:
-            stream = _video_stream(container, path)
-            targets = [first + index / fps for index in range(frames)]
-            aspect = _aspect(stream, path)
-            pictures: list[Tensor] = []
-            distinct, last = 0, None
-            for frame in _nearest(_decoded(container, stream, path), targets, path):
-                if frame is not last:
-                    fresh = _fit(_picture(frame), height, width, aspect if frame.rotation % 180 == 0 else 1 / aspect)
-                    distinct, last = distinct + 1, frame
-                pictures.append(fresh)
-    except (av.FFmpegError, OSError) as error:
-        raise PrflError(f"cannot be decoded: {error.strerror or error}", where=str(path)) from error
-    if distinct < frames / 2:
-        what = f"has only {distinct} different pictures where {frames} at {fps:g} fps are needed"
-        raise PrflError(what, where=str(path), fix="lower fps, or leave this file out")
-    return torch.stack(pictures, dim=1)
+    with _readable(path):
+        first = max(0.0, (_length(path) - (frames - 1) / fps) / 2) if window == "centre" else 0.0
+        targets = [first + index / fps for index in range(frames)]
+        return _clip(list(_pictures_at(path, targets, height, width)), path, fps)
+
+
+def count_clips(path: str | Path, *, frames: int, fps: int | float) -> int:
+    """How many clips ``cut_video`` finds, without decoding.  Raises PrflError as ``read_video`` does."""
+    path = Path(path)
+    with _readable(path):
+        return (math.floor(_length(path) * fps + 1e-6) + 1) // frames
+
+
+def cut_video(
+    path: str | Path, *, frames: int, height: int, width: int, fps: int | float
+) -> Iterator[Float[Tensor, "3 f h w"]]:
+    """One clip behind the other, 1/fps seconds between them too, until the video ends; it is decoded once.
+
+    Each clip is as ``read_video`` gives it.  Raises PrflError as that does.
+    """
+    path = Path(path)
+    with _readable(path):
+        count = count_clips(path, frames=frames, fps=fps)
+        pictures = _pictures_at(path, [index / fps for index in range(count * frames)], height, width)
+        for _ in range(count):
+            yield _clip(list(islice(pictures, frames)), path, fps)
 
 
 def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | float) -> None:
@@ -99,6 +105,39 @@ def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | f
         for frame in sources:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises PrflError for a suffix that is not read, and in place of PyAV's own errors."""
+    if path.suffix.lower() not in SUFFIXES:
+        what = f"'{path.suffix}' is no video suffix that prfl reads"
+        raise PrflError(what, where=str(path), fix=f"one of {', '.join(SUFFIXES)}")
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise PrflError(f"cannot be decoded: {error.strerror or error}", where=str(path)) from error
+
+
+def _pictures_at(path: Path, targets: list[float], height: int, width: int) -> Iterator[Float[Tensor, "3 h w"]]:
+    """The fitted picture nearest to each of the instants; the same tensor again where a picture is repeated."""
+    with _opened(path) as container:
+        stream = _video_stream(container, path)
+        aspect = _aspect(stream, path)
+        last = None
+        for frame in _nearest(_decoded(container, stream, path), targets, path):
+            if frame is not last:
+                fitted = _fit(_picture(frame), height, width, aspect if frame.rotation % 180 == 0 else 1 / aspect)
+                last = frame
+            yield fitted
+
+
+def _clip(pictures: list[Tensor], path: Path, fps: int | float) -> Float[Tensor, "3 f h w"]:
+    distinct = len({id(picture) for picture in pictures})
+    if distinct < len(pictures) / 2:
+        what = f"has only {distinct} different pictures where {len(pictures)} at {fps:g} fps are needed"
+        raise PrflError(what, where=str(path), fix="lower fps, or leave this file out")
+    return torch.stack(pictures, dim=1)
 
 
 def _opened(path: Path) -> av.container.InputContainer:
@@ -163,13 +202,12 @@ def _nearest(decoded: Iterable[tuple[float, VideoFrame]], targets: list[float], 
         target = next(waiting, None)
 
 
-def _centred(path: Path, frames: int, fps: int | float) -> float:
-    """When a window around the middle begins; the times come from the packets, without decoding."""
+def _length(path: Path) -> float:
+    """Seconds from the first picture to the last; the times come from the packets, without decoding."""
     with _opened(path) as container:
         stream = _video_stream(container, path)
         times = [packet.pts * packet.time_base for packet in container.demux(stream) if packet.pts is not None]
-    length = float(max(times) - min(times)) if times else 0.0
-    return max(0.0, (length - (frames - 1) / fps) / 2)
+    return float(max(times) - min(times)) if times else 0.0
 
 
 def _picture(frame: VideoFrame) -> Float[Tensor, "3 h w"]:

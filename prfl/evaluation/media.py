@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import av
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +18,30 @@ def enlarge(pixels: Float[Tensor, "3 f h w"], smallest_side: int) -> Float[Tenso
     """Repeat each pixel a whole number of times (no blur) until the short side has at least ``smallest_side``."""
     times = max(1, math.ceil(smallest_side / min(pixels.shape[2:])))
     return pixels.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+
+
+def grid(
+    groups: Sequence[Sequence[Float[Tensor, "3 f h w"]]], *, gap: int = 4, longest_side: int = 1920
+) -> Float[Tensor, "3 f H W"]:
+    """Many videos of one size as one, on grey: the videos of a group side by side, groups in a block of about a
+    screen's shape.  Every video is shrunk where the whole would pass ``longest_side``."""
+    beside, (frames, height, width) = len(groups[0]), groups[0][0].shape[1:]
+    screen = 16 / 9
+    across = min(len(groups), max(1, round(math.sqrt(screen * len(groups) * height / (width * beside)))))
+    down = math.ceil(len(groups) / across)
+    room = [(longest_side - count * gap) / count for count in (across, down)]
+    scale = min(1.0, room[0] / (beside * width), room[1] / height)
+    height, width = (max(2, int(side * scale)) for side in (height, width))
+    canvas = torch.zeros(3, frames, down * (height + gap) - gap, across * (beside * width + gap) - gap)
+    for number, group in enumerate(groups):
+        top, left = number // across * (height + gap), number % across * (beside * width + gap)
+        for place, video in enumerate(group):
+            pictures = video.transpose(0, 1)
+            if scale < 1:
+                pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
+            start = left + place * width
+            canvas[:, :, top : top + height, start : start + width] = pictures.transpose(0, 1)
+    return canvas
 
 
 def browser_mp4(pixels: Float[Tensor, "3 f h w"], fps: float, smallest_side: int = 192) -> bytes:

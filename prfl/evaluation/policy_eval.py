@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prfl import processes
 from prfl.backbone.wan import WanBackbone
 from prfl.data.files import replacing
 from prfl.evaluation import metrics
@@ -19,14 +20,19 @@ from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Scorer
-from prfl.evaluation.sampling import Progress, SamplingSettings, decode_all, jobs, sample
+from prfl.evaluation.sampling import Progress, SamplingSettings, decode_all, jobs, sample, start_noise
+from prfl.flow import add_noise
+from prfl.objective.distance import squared_difference
+
+DISTANCE_SIGMAS = (0.9, 0.6, 0.3)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Samples of one generator.
 
-    prompts, indices: of each of n samples.  scores: ``judge/...``, ``reward/...`` and ``motion``, each (n,).
+    prompts, indices: of each of n samples.  scores: ``judge/...``, ``motion``, ``distance`` (to the base) and those of
+    the rewards by their names, ``reward/...`` and ``held_out/...``, each (n,).
     spread: diversity by prompt.  pixels: of the first samples of the list only, (kept, 3, f, h, w).
     seconds: for drawing and decoding all of them.
     """
@@ -50,15 +56,48 @@ def measure(
     name: str,
     adapter: str | None,
     judge: Judge | None = None,
-    reward: Scorer | None = None,
+    rewards: Mapping[str, Scorer] | None = None,
     keep_videos: int = 8,
     progress: Progress = iter,
 ) -> Outcome:
     """Draw ``per_prompt`` samples of each prompt, decode and score them; no more than a few prompts are held at once.
 
-    reward: the trained reward, called with clean latents at sigma 0.  keep_videos: how many decoded videos are kept:
-    the first sample of each prompt, in the order of the prompts.
+    rewards: by name, called with clean latents at sigma 0.  keep_videos: how many decoded videos are kept: the first
+    sample of each prompt, in the order of the prompts.  Several processes share the prompts out, and all get the whole.
     """
+    own = processes.share(prompts)
+    part = None
+    if own:
+        part = _measure(backbone, own, per_prompt, settings, name, adapter, judge, rewards or {}, keep_videos, progress)
+    return joined([part for part in processes.gather(part) if part is not None], keep_videos)
+
+
+def joined(parts: Sequence[Outcome], keep_videos: int) -> Outcome:
+    """One outcome of several, of the same generator and measures on other prompts."""
+    return Outcome(
+        parts[0].name,
+        parts[0].settings,
+        [prompt for part in parts for prompt in part.prompts],
+        [index for part in parts for index in part.indices],
+        {key: torch.cat([part.scores[key] for part in parts]) for key in parts[0].scores},
+        {prompt: value for part in parts for prompt, value in part.spread.items()},
+        torch.cat([part.pixels for part in parts])[:keep_videos],
+        max(part.seconds for part in parts),
+    )
+
+
+def _measure(
+    backbone: WanBackbone,
+    prompts: Sequence[str],
+    per_prompt: int,
+    settings: SamplingSettings,
+    name: str,
+    adapter: str | None,
+    judge: Judge | None,
+    rewards: Mapping[str, Scorer],
+    keep_videos: int,
+    progress: Progress,
+) -> Outcome:
     columns: dict[str, list[Tensor]] = {}
     kept: list[Tensor] = []
     spread: dict[str, float] = {}
@@ -70,7 +109,11 @@ def measure(
         latents = sample(backbone, some, indices, settings, adapter=adapter)
         pixels = decode_all(backbone, latents, settings.batch)
         seconds += time.perf_counter() - began
-        for key, values in _scores(backbone, latents, pixels, some, judge, reward).items():
+        found = _scores(backbone, latents, pixels, some, judge, rewards)
+        if adapter is not None:
+            noise = start_noise(latents.shape[1:], settings.seed, some, indices)
+            found["distance"] = distance(backbone, adapter, latents, noise, some)
+        for key, values in found.items():
             columns.setdefault(key, []).append(values.detach().float().cpu())
         spread |= metrics.diversity(pixels, some)
         kept += [video.clone() for video in pixels[::per_prompt][: keep_videos - len(kept)]]
@@ -86,16 +129,34 @@ def _scores(
     pixels: Tensor,
     prompts: list[str],
     judge: Judge | None,
-    reward: Scorer | None,
+    rewards: Mapping[str, Scorer],
 ) -> dict[str, Tensor]:
     scores = {"motion": metrics.motion(latents)}
     if judge is not None:
         scores |= {f"judge/{key}": values for key, values in judge(pixels, prompts).items()}
-    if reward is not None:
+    for name, reward in rewards.items():
         sigma = torch.zeros(len(latents), device=backbone.device)
         given = reward(latents.to(backbone.device), sigma, backbone.condition(prompts))
-        scores |= {f"reward/{key}": values for key, values in given.items()}
+        scores |= {f"{name}/{key}": values for key, values in given.items()}
     return scores
+
+
+@torch.no_grad()
+def distance(
+    backbone: WanBackbone,
+    adapter: str,
+    latents: Float[Tensor, "b c t h w"],
+    noise: Float[Tensor, "b c t h w"],
+    prompts: list[str],
+) -> Float[Tensor, " b"]:
+    """Mean (v_policy - v_base)^2 at the samples, noised to a few levels."""
+    clean, noise, condition = latents.to(backbone.device), noise.to(backbone.device), backbone.condition(prompts)
+    values = []
+    with backbone.adapter(adapter):
+        for level in DISTANCE_SIGMAS:
+            sigma = torch.full((len(clean),), level, device=backbone.device)
+            values.append(squared_difference(backbone, add_noise(clean, noise, sigma), sigma, condition))
+    return torch.stack(values).mean(0)
 
 
 def summarise(outcome: Outcome) -> dict[str, Interval]:
@@ -138,6 +199,7 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], fps: float) -> Path
             outcome.name: {
                 "settings": asdict(outcome.settings),
                 "seconds": round(outcome.seconds, 3),
+                "spread": outcome.spread,
                 "summary": {key: asdict(interval) for key, interval in summarise(outcome).items()},
                 "difference": {}
                 if outcome is reference
@@ -154,6 +216,23 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], fps: float) -> Path
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     return path
+
+
+def read_outcome(path: Path, name: str) -> Outcome:
+    """One generator's outcome of a results.json, without its videos."""
+    results = json.loads(path.read_text())
+    own, rows = results["outcomes"][name], results["rows"]
+    keys = rows[0][name]
+    return Outcome(
+        name,
+        SamplingSettings(**own["settings"]),
+        [row["prompt"] for row in rows],
+        [row["sample"] for row in rows],
+        {key: torch.tensor([row[name][key] for row in rows]) for key in keys},
+        own["spread"],
+        torch.empty(0, 3, 1, 1, 1),
+        own["seconds"],
+    )
 
 
 def _videos(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:

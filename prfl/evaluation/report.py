@@ -21,7 +21,7 @@ from prfl.evaluation.style import STYLE
 from prfl.evaluation.tables import MEASURES
 
 # Curves that a person asks for first; the rest follow, folded away.
-FIRST = ("judge/all", "reward", "loss", "gradient_norm", "distance")
+FIRST = ("judge/all", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")
 
 
 def write_report(run: Path, title: str = "") -> Path:
@@ -40,15 +40,23 @@ def write_report(run: Path, title: str = "") -> Path:
         _file("Config", run / "config.yaml"),
         _environment(run / "environment.json"),
     ]
-    name = escape(title or run.name)
+    return _write_page(run / "report.html", title or run.name, parts)
+
+
+def write_samples_page(results: Path, title: str) -> Path:
+    """``index.html`` beside a results.json: the scores, and every video with its prompt, side by side."""
+    header = f"<header><h1>{escape(title)}</h1></header>"
+    return _write_page(results.with_name("index.html"), title, [header, _results(results), _videos(results, "Videos")])
+
+
+def _write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
     page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, parts)) + "\n"
         "<footer>Written by prfl. Intervals are 95 % percentile bootstraps over prompts.</footer>"
         "</main></body></html>\n"
     )
-    path = run / "report.html"
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
@@ -119,7 +127,7 @@ def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
     return f"<td{clear}>{text}</td>"
 
 
-def _videos(path: Path) -> str:
+def _videos(path: Path, heading: str = "Before and after") -> str:
     results = json.loads(path.read_text())
     if not results["videos"]:
         return ""
@@ -129,7 +137,7 @@ def _videos(path: Path) -> str:
         figures = "".join(_video(name, path.parent / file, row[name]) for name, file in entry["files"].items())
         blocks += f"<article><h3>{escape(row['prompt'])}</h3><div class=pair>{figures}</div></article>"
     note = "The first sample of the first prompts, not selected. Side by side: the same noise."
-    return f"<section><h2>Before and after</h2><p class=quiet>{note}</p><div class=grid>{blocks}</div></section>"
+    return f"<section><h2>{heading}</h2><p class=quiet>{note}</p><div class=grid>{blocks}</div></section>"
 
 
 def _video(name: str, file: Path, scores: Mapping[str, float]) -> str:
@@ -150,8 +158,7 @@ def verdict(scores: Mapping[str, float]) -> str:
         text = "<i class=good>right</i> " if good else f"<i class=bad>wrong: {escape(', '.join(wrong))}</i> "
     else:
         text = "".join(f"{escape(key)} {value:.2f} " for key, value in judged.items())
-    rewards = [value for key, value in scores.items() if key.startswith("reward/")]
-    return text + (f"<small>reward {sum(rewards) / len(rewards):+.2f}</small>" if rewards else "")
+    return text + (f"<small>reward {scores['reward/total']:+.2f}</small>" if "reward/total" in scores else "")
 
 
 def _ranking(run: Path) -> str:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl import draws
+from prfl import draws, processes
 from prfl.backbone.wan import Condition, WanBackbone
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.data.files import replacing
@@ -24,6 +24,7 @@ from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability
 from prfl.evaluation.sampling import Progress
 from prfl.flow import add_noise, clean_prediction
+from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.pixel import PixelReward
 from prfl.reward.scores import Scores, total
 
@@ -111,7 +112,7 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
     return HeldOut(get, dataset.prompts * 2, {}, pairs)
 
 
-def pixel_scorer(backbone: WanBackbone, reward: PixelReward) -> Scorer:
+def pixel_scorer(backbone: WanBackbone, reward: PixelReward | AestheticReward) -> Scorer:
     """The fair pixel baseline: the base network's clean prediction, decoded, then scored."""
 
     def score(latents: Tensor, sigma: Tensor, condition: Condition) -> Scores:
@@ -140,12 +141,12 @@ def score(
     """Every scorer at every level on the same noised latents.
 
     Each sample has its own noise, since a policy's samples do; sigma is one for all samples of a prompt, and the draws
-    of a bin are stratified over it.
+    of a bin are stratified over it.  Several processes share the batches out, and all get the whole.
     """
     size = len(data.prompts)
     table: Table = {(name, level): {} for name in scorers for level in at}
     jobs = [(draw, start) for draw in range(noise_draws) for start in range(0, size, batch)]
-    for draw, start in progress(jobs):
+    for draw, start in progress(processes.share(jobs)):
         indices = list(range(start, min(start + batch, size)))
         clean, condition = data.get(indices)
         noise = draws.normal(clean.shape[1:], seed, "evaluation/noise", draw, indices).to(clean)
@@ -159,7 +160,17 @@ def score(
                 for dimension, values in with_overall(scorer(noisy, sigma, condition)).items():
                     column = columns.setdefault(dimension, torch.zeros(noise_draws, size))
                     column[draw, indices] = values.float().cpu()
-    return table
+    return _joined(processes.gather(table))
+
+
+def _joined(parts: Sequence[Table]) -> Table:
+    """The tables of all processes, each of which has zeros where another one has scored."""
+    whole = parts[0]
+    for part in parts[1:]:
+        for key, columns in part.items():
+            for dimension, values in columns.items():
+                whole[key][dimension] = whole[key].get(dimension, 0) + values
+    return whole
 
 
 def with_overall(logits: Scores) -> Scores:

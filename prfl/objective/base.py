@@ -8,6 +8,20 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 
+class Mean(float):
+    """A metric that is a mean over only ``count`` of the samples, such as those that have a label."""
+
+    count: int
+
+    def __new__(cls, value: float, count: int) -> Mean:
+        made = super().__new__(cls, value)
+        made.count = count
+        return made
+
+    def __reduce__(self) -> tuple[type[Mean], tuple[float, int]]:  # for its way to the other processes
+        return Mean, (float(self), self.count)
+
+
 @runtime_checkable
 class Objective(Protocol):
     """One method: which samples, which forward passes, which gradients."""
@@ -17,6 +31,8 @@ class Objective(Protocol):
 
         Adds the gradient of the *mean* loss over ``indices`` to ``.grad`` of ``parameters()`` and returns metrics.
         Every random draw is a function of (seed, step, index), so how a batch is split changes nothing but rounding.
+        Each metric is a mean over ``indices`` or a ``Mean``; NAME_std, beside NAME, is a deviation over them; seconds/
+        are spent, not averaged.
         """
         ...
 

@@ -14,18 +14,21 @@ State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
 
 
 def squared_difference(backbone: WanBackbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """mean (v_policy - v_base)^2 without guidance; the base gets no graph.  Run it under the policy's adapter."""
+    """(b,) means of (v_policy - v_base)^2 without guidance; sigma: () or (b,).
+
+    The base gets no graph.  Run it under the policy's adapter.
+    """
     sigma = sigma.to(latents.device, torch.float32)
     with torch.no_grad(), backbone.adapter(None):
         base = backbone.velocity(latents, sigma, condition)
-    return (backbone.velocity(latents, sigma, condition).float() - base.float()).square().mean()
+    return (backbone.velocity(latents, sigma, condition).float() - base.float()).square().flatten(1).mean(1)
 
 
 @torch.no_grad()
 def velocity_distance(backbone: WanBackbone, adapter: str, states: Sequence[State], condition: Condition) -> float:
     """Mean over states of ``squared_difference``."""
     with backbone.adapter(adapter):
-        values = [squared_difference(backbone, x, sigma, condition) for x, sigma in states]
+        values = [squared_difference(backbone, x, sigma, condition).mean() for x, sigma in states]
     return float(torch.stack(values).mean())
 
 
@@ -36,7 +39,7 @@ def accumulate_distance(
     total = 0.0
     with backbone.adapter(adapter):
         for latents, sigma in states:
-            value = squared_difference(backbone, latents, sigma, condition) / len(states)
+            value = squared_difference(backbone, latents, sigma, condition).mean() / len(states)
             (weight * value).backward()
             total += float(value.detach())
     return total

@@ -133,7 +133,8 @@ class Pathwise:
                 walk_back(network, trajectory, choice.plan, {choice.node: seed}, parameters)
         with clock("distance"):
             metrics |= self.distance(step, trajectory, choice, condition)
-        return metrics | numbers | {"node": float(choice.node), "sigma": choice.sigma} | clock.metrics()
+        chosen = {"sampled_step": float(min(choice.plan.trains)), "node": float(choice.node), "sigma": choice.sigma}
+        return metrics | numbers | chosen | clock.metrics()
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
         """Prompts, their condition and the start noise of these samples."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from prfl.data.dataset import LatentDataset, PairDataset, preference_between
 from prfl.data.files import did_you_mean
 from prfl.errors import PrflError
 from prfl.flow import add_noise, shift_sigmas
+from prfl.objective.base import Mean
 from prfl.objective.clock import Clock
 from prfl.objective.order import shuffled
 from prfl.reward import losses
@@ -51,6 +53,11 @@ class Examples:
     sides: tuple[Int[Tensor, " m"], ...]
     targets: dict[str, Float[Tensor, " m"]]
     prompts: list[str]
+
+    @cached_property
+    def known(self) -> dict[str, float]:
+        """Share of the examples that have a target, by dimension."""
+        return {name: float((~values.isnan()).double().mean()) for name, values in self.targets.items()}
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -126,11 +133,18 @@ def _pairs_within_prompts(prompts: Sequence[str]) -> tuple[Int[Tensor, " p"], In
 
 
 def reward_loss(
-    loss: Loss, logits: Scores, targets: dict[str, Tensor], sigma: Float[Tensor, " examples"], eta: float
+    loss: Loss,
+    logits: Scores,
+    targets: dict[str, Tensor],
+    sigma: Float[Tensor, " examples"],
+    eta: float,
+    known: dict[str, float],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Mean over the dimensions that have a target in the batch, and metrics.
+    """Mean over examples and dimensions, and metrics.
 
     logits: (examples,) for ``bce``, (2 examples,) for pairs: all a, then all b.  sigma: one for both sides.
+    known: share of all examples that have a target, by dimension.  A dimension's mean is over what the batch would
+    have at that share, not over what it happens to have: so it is a sum over examples, however a batch is split.
     """
     terms, metrics = [], {}
     for name, logit in logits.items():
@@ -138,16 +152,16 @@ def reward_loss(
         if target.isnan().all():
             continue
         if loss == "bce":
-            score = logit
-            terms.append(losses.bce(logit, target))
+            score, term = logit, losses.bce(logit, target)
         else:
             a, b = logit.chunk(2)
-            score = a - b
-            terms.append(pair_loss(loss, a, b, target, sigma, eta))
+            score, term = a - b, pair_loss(loss, a, b, target, sigma, eta)
+        terms.append(term * (float((~target.isnan()).double().mean()) / known[name]))
         decided = (target - 0.5).abs() > 0  # neither missing nor a tie
         if decided.any():
-            metrics[f"accuracy/{name}"] = float(((score > 0) == (target > 0.5))[decided].double().mean())
-    mean = torch.stack(terms).mean()
+            right = ((score > 0) == (target > 0.5))[decided].double().mean()
+            metrics[f"accuracy/{name}"] = Mean(float(right), int(decided.sum()))
+    mean = torch.stack(terms).sum() / len(logits)
     return mean, {"loss": float(mean.detach()), **metrics}
 
 
@@ -218,16 +232,19 @@ class Preference:
         return batch, sigma.to(batch.latents), noise.to(batch.latents)
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
-        """See ``Objective``.  Where labels are missing, a split batch weighs the ones that are there a little apart."""
+        """See ``Objective``."""
         clock = Clock(self.reward.backbone.device)
         with clock("data"):
             batch, sigma, noise = self.draw(step, indices)
         each = sigma.repeat(batch.sides)
         noisy = add_noise(batch.latents, noise.repeat(batch.sides, 1, 1, 1, 1), each)
-        with self.reward.selected(), clock("reward"):  # until backward is over: checkpointing recomputes blocks
-            logits = self.reward.logits(noisy, each, batch.condition)
-            loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta)
-            loss.backward()
+        with self.reward.selected():  # until backward is over: checkpointing recomputes blocks
+            with clock("reward"):
+                logits = self.reward.logits(noisy, each, batch.condition)
+                known = self.examples.known
+                loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta, known)
+            with clock("backward"):
+                loss.backward()
         return metrics | clock.metrics()
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -276,7 +293,8 @@ class PixelPreference:
             times = shown / max(count - 1, 1)
             logits = self.reward.logits(pixels[:, :, shown.to(pixels.device)], batch.condition, times)
             sigma = torch.zeros(len(indices), device=pixels.device)
-            loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta)
+            loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta, self.examples.known)
+        with clock("backward"):
             loss.backward()
         return metrics | clock.metrics()
 

@@ -18,6 +18,7 @@ from prfl import draws
 from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
 from prfl.errors import PrflError
+from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.reward.scores import Scores, Shape, total
@@ -70,7 +71,7 @@ class PixelScorer:
     gradient, and activations are kept from the first to the last of them.
     """
 
-    reward: PixelReward
+    reward: PixelReward | AestheticReward
     backbone: WanBackbone
     seed: int
     frames: Frames = "all"

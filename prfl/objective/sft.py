@@ -64,12 +64,13 @@ class Sft:
         clock = Clock(self.backbone.device)
         with clock("data"):
             batch = self.draw(step, indices)
-        adapter = self.backbone.adapter(self.adapter) if self.adapter else nullcontext()
-        with adapter, clock("sft"):
-            noisy = add_noise(batch.clean, batch.noise, batch.sigma)
-            velocity = self.backbone.velocity(noisy, batch.sigma, batch.condition)
-            loss = (velocity.float() - velocity_target(batch.clean, batch.noise)).square().mean()
-            (self.scale * loss).backward()
+        with self.backbone.adapter(self.adapter) if self.adapter else nullcontext():
+            with clock("forward"):
+                noisy = add_noise(batch.clean, batch.noise, batch.sigma)
+                velocity = self.backbone.velocity(noisy, batch.sigma, batch.condition)
+                loss = (velocity.float() - velocity_target(batch.clean, batch.noise)).square().mean()
+            with clock("backward"):
+                (self.scale * loss).backward()
         return {"loss": float(loss.detach())} | clock.metrics()
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,5 +1,7 @@
-"""Rewards: on noisy latents (``LatentReward``) and on decoded pixels (``PixelReward``); losses to train them."""
+"""Rewards: on noisy latents (``LatentReward``), on decoded pixels (``PixelReward``, ``AestheticReward``); losses."""
 
+from prfl.reward.aesthetic import AestheticReward as AestheticReward
+from prfl.reward.aesthetic import load_aesthetic as load_aesthetic
 from prfl.reward.files import RewardCard as RewardCard
 from prfl.reward.head import RewardHead as RewardHead
 from prfl.reward.latent import LatentReward as LatentReward

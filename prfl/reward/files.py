@@ -57,14 +57,19 @@ def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], te
             path.write_bytes(content)
 
 
+def read_config(folder_or_hub: str | Path) -> dict[str, Any]:
+    """The config.json of a saved reward of either kind.  Raises PrflError where there is none."""
+    return _read_config(_local(folder_or_hub, None))
+
+
 def kind_of(folder_or_hub: str | Path) -> str:
     """``latent-reward`` or ``pixel-reward``: what a saved reward is.  Raises PrflError where there is none."""
-    return str(_read_config(_local(folder_or_hub, None)).get("format", "")).removeprefix("prfl-")
+    return str(read_config(folder_or_hub).get("format", "")).removeprefix("prfl-")
 
 
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
     """What makes a saved reward this one: the hash of its weights, and its normalisation."""
-    config = _read_config(_local(folder_or_hub, None))
+    config = read_config(folder_or_hub)
     return {"weights": str(config.get("weights_sha256"))[:16], "normalisation": config.get("normalisation")}
 
 

@@ -12,14 +12,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
+from prfl.data.files import replacing
 from prfl.errors import PrflError
+from prfl.reward.card import reward_card
 from prfl.reward.files import RewardCard, check_fit, describing, read_reward, write_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.scores import Normalisation, Scores
@@ -39,11 +43,13 @@ class RewardAdapter:
     seed: int = 0
 
 
-class LatentReward:
+class LatentReward(ModelHubMixin, library_name="prfl"):
     """``reward(latents, sigma, condition)`` gives {dimension: (b,)}, differentiable in the latents.
 
     blocks: 0-based indices of the transformer blocks after which hidden states are read, in the head's order; the
     forward pass stops after the last of them.  adapter: None for the frozen probe, or a LoRA that is added here.
+
+    ``push_to_hub("owner/name")`` is huggingface_hub's own (ModelHubMixin).
 
     With an own adapter and block checkpointing, the backward pass recomputes blocks: hold ``with reward.selected():``
     around forward *and* backward, or the backbone raises.  Without an adapter this is needed only inside another
@@ -144,9 +150,8 @@ class LatentReward:
         if self.adapter is not None:
             self.backbone.load_adapter_state(self.adapter.name, part["adapter"])
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``reward.safetensors`` (head and own adapter only)."""
-        config = {
+    def saved_config(self) -> dict[str, Any]:
+        return {
             "backbone": self.backbone.describe(),
             "blocks": list(self.blocks),
             "head": self.head.settings,
@@ -154,10 +159,25 @@ class LatentReward:
             "normalisation": asdict(self.normalisation),
             "card": asdict(self.card),
         }
-        write_reward(folder, KIND, config, self.state())
+
+    def save_pretrained(  # type: ignore[override] # the mixin's own removes the old config before it writes
+        self, folder: str | Path, *, config: None = None, model_card_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write ``config.json``, ``reward.safetensors`` (head and own adapter only) and the card, README.md."""
+        write_reward(folder, KIND, self.saved_config(), self.state())
+        with replacing(Path(folder) / "README.md") as path:
+            self.generate_model_card(**(model_card_kwargs or {})).save(path)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Base model, blocks, training range and accuracy by sigma bin."""
+        return reward_card({"format": f"prfl-{KIND}", **self.saved_config()}, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Save and upload to ``owner/name``; options as ModelHubMixin's.  Returns the commit's address."""
+        return super().push_to_hub(repo_id, **{"model_card_kwargs": {"name": repo_id}, **options})
 
     @staticmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override] # the mixin's own reads no pieces that a backbone must be given for
         folder_or_hub: str | Path, backbone: WanBackbone, revision: str | None = None, adapter_name: str | None = None
     ) -> LatentReward:
         """Load a saved reward, frozen, for ``backbone``.

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prfl.data.files import replacing, writing
+from prfl.errors import PrflError
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
@@ -57,10 +61,30 @@ class RunFolder:
         return self.path / "samples"
 
 
-def make_accelerator(run: RunFolder, device: str = "auto", trackers: Sequence[str] = ("tensorboard",)) -> Accelerator:
-    """accelerate's device placement, process group and trackers; ``device``: auto | cpu | cuda."""
+def make_accelerator(
+    run: RunFolder, device: str = "auto", trackers: Sequence[str] = ("tensorboard",), timeout: float = 1800.0
+) -> Accelerator:
+    """accelerate's device placement, process group and trackers; ``device``: auto | cpu | cuda.
+
+    timeout: seconds that a process waits for the others, before it takes them for dead.
+    Raises PrflError where processes were started together that accelerate would let run each for itself.
+    """
     project = ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path))
-    return Accelerator(cpu=device == "cpu", log_with=list(trackers) or None, project_config=project)
+    # Left to itself, accelerate makes no process group where torchrun started several processes and there is no GPU.
+    accelerator = Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        log_with=list(trackers) or None,
+        project_config=project,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise PrflError(
+            f"{started} processes were started, and accelerate makes {accelerator.num_processes} of them",
+            where="WORLD_SIZE",
+            fix="start them with torchrun or accelerate launch, with one GPU for each, or backbone.device: cpu",
+        )
+    return accelerator
 
 
 def environment() -> dict[str, str | int]:
@@ -107,6 +131,7 @@ class Log:
         self.window: list[Mapping[str, float]] = []
         self.progress: Progress | None = None
         self.task = TaskID(0)
+        self.began = time.monotonic()
 
     def __enter__(self) -> Log:
         self.accelerator.init_trackers("trackers")
@@ -125,16 +150,17 @@ class Log:
         self.accelerator.trackers = []
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record finished step number ``step`` (from 1)."""
+        """Record finished step number ``step`` (from 1).  Trackers and console get the means since the last time."""
         self.record(step, metrics)
         self.window.append(metrics)
         if self.progress:
             self.progress.update(self.task, completed=step)
         if step % self.every == 0 or step == self.steps:
             means = average(self.window)
+            sampled = [int(record["sampled_step"]) for record in self.window if "sampled_step" in record]
             self.window = []
             self.accelerator.log(means, step=step)
-            self.show(step, means)
+            self.show(step, means, sampled)
 
     def event(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record what is measured now and then: an evaluation, a distance."""
@@ -147,12 +173,18 @@ class Log:
             with writing(self.run.metrics), open(self.run.metrics, "a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
-    def show(self, step: int, means: Mapping[str, float]) -> None:
-        shown = {k: v for k, v in means.items() if "/" not in k or k == "seconds/step"}  # the rest is in metrics.jsonl
+    def show(self, step: int, means: Mapping[str, float], sampled: Sequence[int]) -> None:
+        """The numbers without a group, the seconds and the sampled steps; the rest is in metrics.jsonl."""
+        text = line({k: v for k, v in means.items() if "/" not in k and k != "sampled_step"})
+        if sampled:
+            text += f"  sampled_step {','.join(map(str, sampled))}"
+        if "seconds/step" in means:
+            text += f"  {seconds(means)}"
         if self.progress:
-            self.progress.update(self.task, numbers=line(shown))
+            self.progress.update(self.task, numbers=text)
         else:
-            self.say(f"step {step}/{self.steps}  {line(shown)}")
+            left = (time.monotonic() - self.began) / (step - self.start) * (self.steps - step)
+            self.say(f"step {step}/{self.steps}  {text}  left {timedelta(seconds=round(left))}")
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -166,6 +198,14 @@ def average(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
         for name, value in record.items():
             columns.setdefault(name, []).append(value)
     return {name: math.fsum(values) / len(values) for name, values in columns.items()}
+
+
+def seconds(means: Mapping[str, float]) -> str:
+    """``seconds/step 2.1 (rollout 1.2, reward 0.3, ...)``; a regulariser's steps are among the whole only."""
+    parts = {k.removeprefix("seconds/"): v for k, v in means.items() if k.startswith("seconds/")}
+    whole = parts.pop("step")
+    split = ", ".join(f"{name} {value:.2g}" for name, value in parts.items() if value >= whole / 100)
+    return f"seconds/step {whole:.3g}" + (f" ({split})" if split else "")
 
 
 def line(numbers: Mapping[str, float]) -> str:

@@ -5,7 +5,6 @@ It sees an objective, never a reward, a rollout or a backbone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 
-from prfl import draws
+from prfl import draws, processes
 from prfl.config.schema import TrainingConfig
 from prfl.errors import PrflError
 from prfl.objective import Objective
-from prfl.training import guards
+from prfl.objective.clock import Clock
+from prfl.training import guards, memory
+from prfl.training.averages import average_metrics
 from prfl.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint, tidy
 from prfl.training.ema import Ema
 from prfl.training.log import Log, RunFolder, drop_metrics_after, make_accelerator
@@ -33,7 +34,7 @@ class Hook:
     """Something done every ``every`` steps, at the last step, and (``at_start``) before the first.
 
     It gets the number of finished steps, runs under the averaged weights where there are any, and returns numbers to
-    log.  It runs on every process.
+    log.  It runs on every process, and all of them go on together.
     """
 
     every: int
@@ -147,6 +148,7 @@ def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: L
                 metrics = hook.call(state.step)
             if metrics:
                 log.event(state.step, metrics)
+            processes.wait()  # what the main process wrote is there for all
 
 
 def save(trainer: Trainer, state: TrainState) -> Path:
@@ -160,16 +162,20 @@ def save(trainer: Trainer, state: TrainState) -> Path:
 
 def train_step(trainer: Trainer, state: TrainState) -> dict[str, float]:
     """The regulariser's optimizer step where one is due, then the objective's, then the average."""
-    started = time.perf_counter()
+    device = trainer.accelerator.device
+    clock = Clock(device)
+    memory.reset_peak(device)
     metrics: dict[str, float] = {}
-    if trainer.regulariser and trainer.regulariser.due(state.step):
-        own = update(trainer, state, trainer.regulariser.objective, "regulariser")
-        metrics |= {f"regulariser/{name}": value for name, value in own.items()}
-    metrics |= update(trainer, state, trainer.objective, "objective")
-    if state.ema:
-        state.ema.update()
+    with clock("step"):
+        if trainer.regulariser and trainer.regulariser.due(state.step):
+            own = update(trainer, state, trainer.regulariser.objective, "regulariser")
+            metrics |= {f"regulariser/{name}": value for name, value in own.items()}
+        metrics |= update(trainer, state, trainer.objective, "objective")
+        if state.ema:
+            state.ema.update()
     state.step += 1
-    return metrics | {"seconds/step": time.perf_counter() - started}
+    peaks = [peak for peak in processes.gather(memory.peak_gib(device)) if peak is not None]
+    return metrics | clock.metrics() | ({"peak_gib": max(peaks)} if peaks else {})
 
 
 def update(trainer: Trainer, state: TrainState, objective: Objective, name: str) -> dict[str, float]:
@@ -183,21 +189,22 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
         step, settings.batch, settings.accumulation, accelerator.process_index, accelerator.num_processes
     )
     records = [objective.accumulate(step, indices) for indices in parts]
-    metrics = average_metrics(records, [len(part) for part in parts])
-    average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
+    clock = Clock(accelerator.device)
+    with clock("processes") if accelerator.num_processes > 1 else nullcontext():  # waits for the slowest one
+        metrics = average_metrics(records, [len(part) for part in parts])
+        average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
     if step == 0:  # after the average: a process whose own samples are all beyond the hinge is no fault
         guards.check_gradient_arrived(state.parameters, name)
-    started = time.perf_counter()
-    norm = clip_gradients(parameters, settings.max_grad_norm)
-    indices = [index for part in parts for index in part]
-    numbers = metrics | {"gradient_norm": norm}
-    guards.check_finite(objective, trainer.run.path, step, indices, numbers, accelerator.process_index)
-    rate = learning_rate(
-        step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
-    )
-    apply(state.optimizer, rate)
-    seconds = time.perf_counter() - started
-    return metrics | {"gradient_norm": norm, "learning_rate": rate, "seconds/optimizer": seconds}
+    with clock("optimizer"):
+        norm = clip_gradients(parameters, settings.max_grad_norm)
+        indices = [index for part in parts for index in part]
+        numbers = metrics | {"gradient_norm": norm}
+        guards.check_finite(objective, trainer.run.path, step, indices, numbers, accelerator.process_index)
+        rate = learning_rate(
+            step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
+        )
+        apply(state.optimizer, rate)
+    return metrics | {"gradient_norm": norm, "learning_rate": rate} | clock.metrics()
 
 
 def split_indices(step: int, batch: int, accumulation: int, rank: int, processes: int) -> list[list[int]]:
@@ -208,19 +215,6 @@ def split_indices(step: int, batch: int, accumulation: int, rank: int, processes
     size, first = batch // accumulation, step * batch
     low, high = size * rank // processes, size * (rank + 1) // processes
     return [list(range(first + part * size + low, first + part * size + high)) for part in range(accumulation)]
-
-
-def average_metrics(records: Sequence[Mapping[str, float]], sizes: Sequence[int]) -> dict[str, float]:
-    """Each number's mean over the samples of the whole step, of all processes, that have it; seconds add up over the
-    parts and are averaged over processes."""
-    parts = gather_object(list(zip(sizes, records, strict=True)))
-    totals: dict[str, tuple[float, int]] = {}
-    for size, record in parts:
-        for name, value in record.items():
-            total, count = totals.get(name, (0.0, 0))
-            totals[name] = total + size * value, count + size
-    calls = len(records)
-    return {n: total / count * (calls if n.startswith("seconds/") else 1) for n, (total, count) in totals.items()}
 
 
 def seed_generators(trainer: Trainer, step: int, name: str) -> None:

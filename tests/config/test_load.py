@@ -81,6 +81,8 @@ def test_mistakes_on_the_command_line(write: Write, override: str, message: str)
     assert str(caught.value).startswith("command line: ") and message in str(caught.value)
 
 
+VADER = "objective={name: vader, sft: {}}"
+AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
     (["rollout.guidance.scale=3"], "rollout.guidance: gradient: none goes with scale: 1"),
@@ -98,11 +100,15 @@ RULES = [
     (["reward.space=pixel"], "objective.handoff: a pixel reward cannot score a noisy latent"),
     (["objective={name: vader, last_steps: 11, sft: {}}"], "objective.last_steps: the chain has only 10 steps"),
     (["objective={name: vader, frames: 2, sft: {}}"], "objective.frames: a latent reward scores all frames"),
+    ([VADER, AESTHETIC, "reward.target=10.0", "reward.path=x"], "reward.path: reward.aesthetic does not read it"),
+    ([VADER, AESTHETIC, "reward.target=10.0", "reward.aggregate=logsigmoid"], "reward.aggregate: the aesthetic score"),
+    ([VADER, AESTHETIC], "reward.target: nearly every picture scores above it"),
     (["objective={name: sft}"], "reward: objective sft does not read it"),
     (["objective={name: sft}", "reward=null", "rollout.step_weight=unit"], "rollout.step_weight: objective sft"),
 ]
 HEAD = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [0]}}"]
 PIXEL_HEAD = ["backbone.adapter=null", "reward={space: pixel, head: {dimensions: [a]}}"]
+CLIPS = "data.generator={name: video_clips, videos: somewhere}"
 PREFERENCE = "objective={name: preference, loss: bce}"
 HEAD_RULES = [
     ([PREFERENCE], "reward: objective preference trains a new reward"),
@@ -111,9 +117,11 @@ HEAD_RULES = [
     ([PREFERENCE, *HEAD, "reward.target=3.0"], "reward.target: objective preference does not read it"),
     ([PREFERENCE, *HEAD, "reward.head.heads=3"], "reward.head.heads: 3 does not divide inner 128"),
     ([PREFERENCE, *HEAD, "reward.head.pooling=mean", "reward.head.queries=2"], "reward.head.queries: pooling mean"),
+    ([PREFERENCE, *HEAD, CLIPS], "objective.loss: the generator video_clips makes pairs, and bce needs labels"),
     ([PREFERENCE, *HEAD, "objective.eta=3.0"], "objective.eta: loss bce does not read it"),
     ([PREFERENCE, *HEAD, "objective.keep_decoded=true"], "objective.keep_decoded: a latent reward does not read it"),
     ([PREFERENCE, *PIXEL_HEAD, "objective.sigma_sampling=shifted"], "objective.sigma_sampling: a pixel reward"),
+    ([PREFERENCE, *PIXEL_HEAD, "reward.aesthetic={mlp: a.pth}"], "reward.aesthetic: objective preference does not"),
 ]
 
 
@@ -133,6 +141,10 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         ["objective={name: sft}", "reward=null"],
         ["objective.sft=null", "data.generator=null"],
         ["objective={name: vader, frames: 3, sft: {}}", "reward.space=pixel"],
+        [VADER, AESTHETIC, "reward.target=10.0"],
+        [VADER, AESTHETIC, "reward.shape=linear"],
+        ["objective={name: preference, loss: thurstone}", *HEAD, CLIPS, "data.generator.formats=[gif]"],
+        [CLIPS],
         ["rollout.guidance={scale: 3, gradient: cond}"],
         ["backbone={model: shapes, train: full}"],
         ["data.generator={name: shapes_curated, count: 3}"],

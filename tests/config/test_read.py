@@ -14,6 +14,7 @@ from prfl import build, cli
 from prfl.config import load_config
 from prfl.config.messages import models_in
 from prfl.config.schema import Config, Section
+from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 from tests.test_faults import make_project
 
 ONE_CHOICE = {("Config", "version"), ("RolloutConfig", "solver")}  # a single value is allowed: nothing to read
@@ -55,22 +56,28 @@ def test_every_key_is_read_by_somebody(
 
     adapter = {"adapter": {"rank": 1, "alpha": 1}}
     head = {"dimensions": ["light"], "blocks": [0], "inner": 8}
+    tiny_clip().save_pretrained("clip")
+    torch.save(tiny_mlp().state_dict(), "mlp.pth")
+    aesthetic = {"clip": "clip", "mlp": "mlp.pth"}
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write("pixel", "reward.yaml", reward={"space": "pixel", "head": {"dimensions": ["light"]}}),
         write("steered", "prfl.yaml", objective={"sft": {}}, data={"manifest": "manifest.jsonl"}, evaluation=watched),
         write("decoded", "vader.yaml"),
         write("supervised", "sft.yaml"),
+        write("seen", "vader.yaml", reward={"path": None, "weights": None, "target": 10.0, "aesthetic": aesthetic}),
     ]
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0
     model = build.backbone(load_config("sft.yaml"))
     monkeypatch.setattr(build.shapes, "labelled", lambda *_, **__: Path("made"))
     monkeypatch.setattr(build, "sample", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(build.cutting, "write_clips", lambda *_, **__: (Path("made"), Path("made")))
     for generator in (
         "shapes_mixture, count: 1",
         "shapes_curated, count: 1",
         "shapes_samples, per_prompt: 2, steps: 1",
+        "video_clips, videos: clips",
     ):
         data = {"manifest": None, "generator": yaml.safe_load(f"{{name: {generator}}}")}
         prompts = {"prompts": {"train": "shapes"}, "frames": 17, "height": 32, "width": 32}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+import torch
 from diffusers import WanPipeline
 
+import prfl
+from prfl import draws
 from prfl.backbone import WanBackbone, load_backbone
 from prfl.data.shapes import oracle, samples, untrained, world
 from prfl.evaluation import SamplingSettings, decode_all, sample
+from prfl.flow import add_noise
 
 MEGABYTE = 10**6
 
@@ -45,3 +51,19 @@ def test_the_base_draws_what_it_is_told_imperfectly(backbone: WanBackbone):
     pixels = decode_all(backbone, sample(backbone, prompts, indices, settings))
     share = {name: float(values.float().mean()) for name, values in oracle.judge(pixels, prompts).items()}
     assert 0.35 <= share["all"] <= 0.70, share
+
+
+def test_the_reward_inside_the_package_reads_captions(backbone: WanBackbone):
+    """Right captions above captions with one wrong attribute, for fresh clips half way to noise: 0.76 of 192 pairs of
+    dimension and clip when it was made; chance is 0.5."""
+    reward = prfl.LatentReward.from_pretrained(samples.reward_folder(), backbone=backbone)
+    scenes = world.sample_scenes(5, 0, 96, world.split_prompts()["test"])
+    clean = backbone.encode(world.render(scenes))
+    noise, sigma = draws.normal(clean.shape[1:], 0, "test", 0, range(96)), torch.full((96,), 0.5)
+    noisy, rng = add_noise(clean, noise, sigma), random.Random(0)
+    right = reward(noisy, sigma, backbone.condition([scene.said.caption for scene in scenes]))
+    above = []
+    for name in world.ATTRIBUTES:
+        captions = [world.swap_attribute(scene.said, name, rng).caption for scene in scenes]
+        above.append(right[name] > reward(noisy, sigma, backbone.condition(captions))[name])
+    assert torch.stack(above).float().mean() > 0.65

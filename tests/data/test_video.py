@@ -7,7 +7,7 @@ import pytest
 import torch
 from av.video.frame import VideoFrame
 
-from prfl.data.video import read_video, write_video
+from prfl.data.video import count_clips, cut_video, read_video, write_video
 from prfl.errors import PrflError
 
 SIZE = dict(frames=17, height=32, width=32, fps=8)
@@ -67,6 +67,26 @@ def test_frames_are_taken_by_time_not_by_number(tmp_path, suffix):
     steps(31, 24, path)
     assert which(read_video(path, frames=5, fps=8, window="centre", **clip), 31) == [9, 12, 15, 18, 21]
     assert which(read_video(path, frames=31, fps=24, window="centre", **clip), 31) == list(range(31))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+def test_a_video_is_cut_into_clips_that_follow_each_other(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    steps(31, 24, path)
+    assert count_clips(path, frames=3, fps=8) == 3 == count_clips(path, frames=10, fps=24)
+    clips = list(cut_video(path, frames=3, height=16, width=16, fps=8))
+    assert [which(clip, 31) for clip in clips] == [[0, 3, 6], [9, 12, 15], [18, 21, 24]]
+    assert torch.equal(clips[0], read_video(path, frames=3, height=16, width=16, fps=8))
+    assert count_clips(path, frames=31, fps=24) == 1 and count_clips(path, frames=32, fps=24) == 0
+    assert list(cut_video(path, frames=32, height=16, width=16, fps=24)) == []
+
+
+def test_cutting_names_a_damaged_file(tmp_path):
+    path = tmp_path / "x.mp4"
+    path.write_bytes(b"no video")
+    for read in (count_clips, lambda *a, **k: next(cut_video(*a, height=16, width=16, **k))):
+        with pytest.raises(PrflError, match="x.mp4: cannot be decoded"):
+            read(path, frames=3, fps=8)
 
 
 def test_short_side_is_resized_and_the_centre_cut(tmp_path):

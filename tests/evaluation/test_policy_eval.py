@@ -43,7 +43,7 @@ def outcome(name: str, gain: float = 0.0, prompts: int = 6, each: int = 3) -> Ou
 
 
 def test_every_sample_is_scored_in_order_and_batches_do_not_matter(tiny_backbone):
-    common = dict(name="base", adapter=None, judge=judge, reward=reward)
+    common = dict(name="base", adapter=None, judge=judge, rewards={"reward": reward})
     found = measure(tiny_backbone, PROMPTS, 2, SETTINGS, **common, keep_videos=2)
     assert found.prompts == [prompt for prompt in PROMPTS for _ in range(2)]
     assert found.indices == [0, 1] * 3
@@ -150,7 +150,7 @@ def test_verdict_names_what_is_wrong():
     assert "wrong: speed" in verdict({"judge/shape": 1.0, "judge/speed": 0.0, "judge/all": 0.0})
     assert "right" in verdict({"judge/shape": 1.0, "judge/all": 1.0})
     assert "aesthetic 0.37" in verdict({"judge/aesthetic": 0.37})
-    assert verdict({"reward/shape": 1.25}) == "<small>reward +1.25</small>"
+    assert verdict({"reward/shape": 0.5, "reward/total": 1.25}) == "<small>reward +1.25</small>"
 
 
 def test_running_mean_is_that_of_a_loop():

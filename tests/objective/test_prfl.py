@@ -54,6 +54,32 @@ def test_equals_the_joint_graph(tiny_backbone, own_adapter, checkpointing):
     assert tiny_backbone.active_adapter is None
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_all_weights_are_trained_in_a_copy_beside_the_base(tiny_backbone, checkpointing):
+    """Full fine-tuning: the same gradient as the joint graph's, and a reward that the policy's steps do not move."""
+    tiny_backbone.add_copy("policy")
+    objective = latent_objective(tiny_backbone, Prfl(CHAIN, seed=0), own_adapter=True)
+    before = {name: p.detach().clone() for name, p in tiny_backbone.transformer.named_parameters()}
+    latents = torch.randn(2, *objective.latent_shape, generator=torch.Generator().manual_seed(0))
+    condition = tiny_backbone.condition(PROMPTS[:2])
+    scores = objective.scorer.reward(latents, torch.tensor(0.5), condition)
+    for step in range(2):
+        expected = joint_gradients(objective, step)
+        tiny_backbone.checkpointing = checkpointing
+        metrics = objective.accumulate(step, INDICES)
+        tiny_backbone.checkpointing = "none"
+        found = take_gradients(objective)
+        assert_same_gradients(found, expected)
+        for name, parameter in objective.parameters().items():
+            parameter.data -= 10 * found[name]
+    assert metrics["sampled_step"] == metrics["node"] - 1
+    assert objective.accumulate(10, INDICES)["distance"] > 0
+    with tiny_backbone.adapter("policy"):  # the reward leaves the policy, wherever it is called
+        again = objective.scorer.reward(latents, torch.tensor(0.5), condition)
+    assert all(torch.equal(scores[name], again[name]) for name in scores)
+    assert all(torch.equal(before[name], p) for name, p in tiny_backbone.transformer.named_parameters())
+
+
 def test_the_comparison_catches_a_wrong_seed(tiny_backbone):
     """The same states, with the reward read one sigma off: far outside the tolerance."""
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0))

@@ -151,7 +151,7 @@ def test_round_trip_is_bit_exact_and_holds_no_backbone(tiny_backbone, tiny_pipel
     reward.calibrate({"motion": torch.tensor([0.0, 2.0, 1.0]), "look": torch.tensor([-1.0, 3.0])})
     reward.card = RewardCard(labels={"motion": "moves as asked"}, frames=(5, 17), accuracy={"motion": {"0.0-0.2": 0.9}})
     reward.save_pretrained(tmp_path / "reward")
-    assert sorted(path.name for path in (tmp_path / "reward").iterdir()) == ["config.json", "reward.safetensors"]
+    assert {path.name for path in (tmp_path / "reward").iterdir()} == {"README.md", "config.json", "reward.safetensors"}
     again = LatentReward.from_pretrained(tmp_path / "reward", load_backbone(tiny_pipeline_folder))
     for name, score in reward(latents, sigma, condition).items():
         assert torch.equal(again(latents, sigma, condition)[name], score)

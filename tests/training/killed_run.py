@@ -83,7 +83,7 @@ def newest(name: str) -> int:
 
 
 def until(child: int, true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended by itself"
         time.sleep(0.002)

@@ -41,9 +41,8 @@ def test_two_and_two_steps_equal_four_bit_for_bit(tiny_pipeline_folder, tmp_path
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     straight, broken = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("straight", "broken"))
     for one, two in zip(straight, broken, strict=True):
-        assert {k: v for k, v in one.items() if "seconds" not in k} == {
-            k: v for k, v in two.items() if "seconds" not in k
-        }
+        one, two = ({k: v for k, v in r.items() if "seconds" not in k and k != "peak_gib"} for r in (one, two))
+        assert one == two
     assert {"reward", "regulariser/loss", "distance", "node", "seconds/rollout", "seconds/backward"} <= straight[
         0
     ].keys()

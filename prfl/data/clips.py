@@ -1,0 +1,182 @@
+"""Preference pairs from videos without labels: clips cut from them, each against synthetic degradations of itself.
+
+The clip as it was cut is preferred.  What is spoilt says on which dimension: ``look`` (blur, noise, contrast) or
+``motion`` (jitter, shuffle, freeze).  Such pairs teach a reward to see damage, not taste: real preferences are better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from prfl import draws
+from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
+from prfl.data.video import SUFFIXES, count_clips, cut_video, write_video
+from prfl.errors import PrflError
+
+Clip = Float[Tensor, "3 f h w"]
+Kind = Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]
+Format = Literal["mp4", "webm", "gif"]
+DIMENSION: dict[Kind, str] = {
+    "blur": "look", "noise": "look", "contrast": "look", "jitter": "motion", "shuffle": "motion", "freeze": "motion",
+}  # fmt: skip
+# Mean difference, of a range of 2, under which nobody sees a degradation: a still clip's frames in another order.
+ALIKE = 0.01
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """frames, height, width, fps: of every clip.  crops: clips from each stretch of a video: the whole picture, then
+    drawn parts of it, at least half as high.  held_out: share of the stretches, the last ones, for validation.
+    formats: of the files; clips take turns, and both sides of a pair share one, or the codec would tell them apart."""
+
+    frames: int
+    height: int
+    width: int
+    fps: int | float
+    kinds: tuple[Kind, ...] = tuple(DIMENSION)
+    crops: int = 1
+    held_out: float = 0.2
+    formats: tuple[Format, ...] = ("mp4",)
+    seed: int = 0
+
+
+def degrade(clip: Clip, kind: Kind, generator: torch.Generator) -> Clip:
+    """The clip with one fault, of a strength and place that the generator draws; pixels stay in [-1, 1]."""
+    strength = float(torch.rand((), generator=generator))
+    frames, (height, width) = clip.shape[1], clip.shape[2:]
+    if kind == "blur":  # through a picture of a half to a quarter of the height
+        small = max(1, round(height / (2 + 2 * strength))), max(1, round(width / (2 + 2 * strength)))
+        pictures = F.interpolate(clip.transpose(0, 1), small, mode="bilinear", antialias=True)
+        return F.interpolate(pictures, (height, width), mode="bilinear").transpose(0, 1)
+    if kind == "noise":
+        noise = torch.randn(clip.shape, generator=generator)
+        return (clip + (0.15 + 0.25 * strength) * noise).clamp(-1, 1)
+    if kind == "contrast":
+        return clip.mean() + (0.5 - 0.3 * strength) * (clip - clip.mean())
+    if kind == "jitter":  # every frame moved by up to a sixteenth to an eighth of the short side, edges repeated
+        reach = max(1, round(min(height, width) * (1 + strength) / 16))
+        moves = torch.randint(0, 2 * reach + 1, (frames, 2), generator=generator).tolist()
+        wide = F.pad(clip, (reach, reach, reach, reach), mode="replicate")
+        return torch.stack([wide[:, f, y : y + height, x : x + width] for f, (y, x) in enumerate(moves)], dim=1)
+    if kind == "shuffle":
+        return clip[:, torch.randperm(frames, generator=generator)]
+    stop = round(strength * (frames - 1) / 2)  # freeze: nothing moves after a picture of the first half
+    return clip[:, torch.arange(frames).clamp(max=stop)]
+
+
+def write_clips(
+    folder: Path,
+    videos: Path,
+    prompts: Mapping[str, Sequence[str]],
+    settings: ClipSettings,
+    *,
+    skip_unreadable: bool = False,
+    progress: Callable = iter,
+) -> tuple[Path, Path]:
+    """Write the files and two manifests: (clips against their degradations, the clips alone); returns their paths.
+
+    videos: a file, or a folder with all that lies below it.  prompts: of ``train`` and, to hold clips out,
+    ``validation``; the clips of a split take its prompts in turn, whatever they show.  A finished folder is left alone.
+    Raises PrflError when there are no videos, one is unreadable, or they are too short for a clip in each split.
+    """
+    pairs_file, clips_file = folder / "pairs.jsonl", folder / "clips.jsonl"
+    if pairs_file.exists() and clips_file.exists():
+        return pairs_file, clips_file
+    pairs: list[PreferencePair] = []
+    clips: list[LabelledVideo] = []
+    alike = dict.fromkeys(settings.kinds, 0)
+    for number, split, clip in progress(_cut(find_videos(videos), "validation" in prompts, settings, skip_unreadable)):
+        suffix = settings.formats[number % len(settings.formats)]
+        known = prompts[split]
+        prompt = known[number % len(known)]
+        good = folder / "videos" / f"{number:05d}.{suffix}"
+        write_video(good, clip, settings.fps)
+        clips.append(LabelledVideo(good, prompt, {}, split))
+        for kind in settings.kinds:
+            spoilt = degrade(clip, kind, draws.generator(settings.seed, f"degrade/{kind}", 0, number))
+            if float((spoilt - clip).abs().mean()) < ALIKE:
+                alike[kind] += 1
+                continue
+            bad = good.with_name(f"{number:05d}-{kind}.{suffix}")
+            write_video(bad, spoilt, settings.fps)
+            if draws.integer(2, settings.seed, f"side/{kind}", 0, number):
+                pairs.append(PreferencePair(prompt, good, bad, {DIMENSION[kind]: "a"}, split))
+            else:
+                pairs.append(PreferencePair(prompt, bad, good, {DIMENSION[kind]: "b"}, split))
+    if not pairs:
+        what = "every clip looks the same with its degradations; does anything move or show in these videos?"
+        raise PrflError(what, where=str(videos), fix="give other videos, or other data.generator.kinds")
+    write_manifest(clips_file, clips)
+    write_manifest(pairs_file, pairs)
+    left_out = ", ".join(f"{count} of {kind}" for kind, count in alike.items() if count)
+    print(f"{len(clips)} clips, {len(pairs)} pairs" + (f"; too alike to see: {left_out}" if left_out else ""))
+    return pairs_file, clips_file
+
+
+def find_videos(place: Path) -> list[Path]:
+    """The file, or every video below the folder, in order.  Raises PrflError when there is none."""
+    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        what = "holds no videos" if place.is_dir() else "no such file or folder"
+        raise PrflError(what, where=str(place), fix=f"give a folder of videos ({', '.join(SUFFIXES)}), or one video")
+    return found
+
+
+def _cut(
+    videos: Sequence[Path], hold_out: bool, settings: ClipSettings, skip_unreadable: bool
+) -> Iterator[tuple[int, str, Clip]]:
+    """(number, split, clip).  Stretches do not overlap and validation's are the last, so nothing is in both splits."""
+    counts: dict[Path, int] = {}
+    for video in videos:
+        with _leaving_out(skip_unreadable):
+            counts[video] = count_clips(video, frames=settings.frames, fps=settings.fps)
+    total = sum(counts.values())
+    train = total - max(1, round(settings.held_out * total)) if hold_out else total
+    if train < 1:
+        what = f"{total} clips of {settings.frames} frames at {settings.fps:g} fps fit into the videos ({len(videos)})"
+        raise PrflError(what, where="data.generator.videos", fix="give more or longer videos, or fewer data.frames")
+    larger = 1 if settings.crops == 1 else 2  # parts of half the height are as sharp as the whole
+    height, width = larger * settings.height, larger * settings.width
+    first = 0
+    for video, count in counts.items():
+        with _leaving_out(skip_unreadable):
+            stretches = cut_video(video, frames=settings.frames, height=height, width=width, fps=settings.fps)
+            for stretch, whole in enumerate(stretches, start=first):
+                for crop in range(settings.crops):
+                    split = "train" if stretch < train else "validation"
+                    yield stretch * settings.crops + crop, split, _part(whole, stretch, crop, settings)
+        first += count
+
+
+@contextmanager
+def _leaving_out(unreadable: bool) -> Iterator[None]:
+    """An unreadable video is reported and left out from where it is damaged, or ends everything."""
+    try:
+        yield
+    except PrflError as error:
+        if not unreadable:
+            raise
+        print(f"left out: {error}")
+
+
+def _part(whole: Clip, stretch: int, crop: int, settings: ClipSettings) -> Float[Tensor, "3 f H W"]:
+    """Crop 0 is the whole picture; the others are parts of its shape, at least half as high, somewhere in it."""
+    size = settings.height, settings.width
+    if crop > 0:
+        scale, y, x = torch.rand(3, generator=draws.generator(settings.seed, "crop", stretch, crop)).tolist()
+        height, width = (max(side, round((1 + scale) * side)) for side in size)
+        top, left = round(y * (whole.shape[2] - height)), round(x * (whole.shape[3] - width))
+        whole = whole[:, :, top : top + height, left : left + width]
+    if whole.shape[2:] == size:
+        return whole
+    pictures = F.interpolate(whole.transpose(0, 1), size, mode="bilinear", antialias=True)
+    return pictures.transpose(0, 1).contiguous()

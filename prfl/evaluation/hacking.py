@@ -1,0 +1,73 @@
+"""Reward hacking: on held-out prompts the trained reward rises while what it stands for falls.
+
+Each round of a run is compared with the earlier ones, sample by sample from the same noise, so the policy is the only
+difference.  The rounds are read from the run folder: a resumed run remembers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prfl.config.rules import FEWEST_PROMPTS
+from prfl.evaluation.metrics import Interval
+from prfl.evaluation.policy_eval import Outcome, compare, flat, read_outcome, summarise
+
+TRAINED = "reward/total"
+# What should not fall, and the share of it whose loss is not yet a fall.  A better video may move a little less.
+WATCHED = {"held_out/total": 0.0, "judge/all": 0.0, "motion": 0.1, "diversity": 0.1}
+
+
+@dataclass(frozen=True)
+class Fall:
+    """``measure`` has changed by ``change`` since the round of ``since``, and the trained reward by ``rise``."""
+
+    measure: str
+    since: int
+    before: float
+    change: Interval
+    rise: Interval
+
+    def __str__(self) -> str:
+        return (
+            f"since step {self.since} the trained reward rose by {self.rise} and {self.measure} fell from "
+            f"{self.before:.3f}, by {self.change}"
+        )
+
+
+def rounds(samples: Path, step: int) -> list[tuple[int, Outcome]]:
+    """The policy's rounds up to a step that measured the same samples as the one of that step, oldest first."""
+    found = {number: read_outcome(path, "policy") for number, path in _files(samples) if number <= step}
+    last = found[step]
+    return [(number, found[number]) for number in sorted(found) if _same_samples(found[number], last)]
+
+
+def _files(samples: Path) -> Iterator[tuple[int, Path]]:
+    for path in samples.glob("step-*/results.json"):
+        yield int(path.parent.name.removeprefix("step-")), path
+
+
+def _same_samples(one: Outcome, other: Outcome) -> bool:
+    drawn_alike = replace(one.settings, batch=1) == replace(other.settings, batch=1)
+    return drawn_alike and (one.prompts, one.indices) == (other.prompts, other.indices)
+
+
+def falls(history: Sequence[tuple[int, Outcome]]) -> list[Fall]:
+    """Measures that are clearly below their own best round, while the trained reward is clearly above what it was in
+    that round: 95 % intervals over prompts."""
+    *earlier, (_, last) = history
+    if not earlier or len(set(last.prompts)) < FEWEST_PROMPTS:
+        return []
+    means = {step: flat(summarise(outcome)) for step, outcome in earlier}
+    found = []
+    for measure, tolerated in WATCHED.items():
+        known = [(step, outcome) for step, outcome in earlier if {measure, TRAINED} <= means[step].keys()]
+        if not known or measure not in flat(summarise(last)):
+            continue
+        since, best = max(known, key=lambda item: means[item[0]][measure])
+        change = compare(last, best)
+        before = means[since][measure]
+        if change[TRAINED].low > 0 and change[measure].high < -tolerated * abs(before):
+            found.append(Fall(measure, since, before, change[measure], change[TRAINED]))
+    return found

@@ -1,0 +1,160 @@
+"""The model card (README.md) of an exported run: how to load it, what it was trained for, and the run's own figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from prfl.config.schema import Config, SteeringConfig
+from prfl.errors import PrflError
+from prfl.evaluation.metrics import Interval
+from prfl.evaluation.reward_eval import Row, load_rows
+from prfl.reward.card import PAPER, accuracy_text, is_hub_id, table
+from prfl.reward.files import read_config
+
+METHODS = {
+    "prfl": f"the gradient of a latent reward at one random step of the denoising chain ([PRFL]({PAPER}))",
+    "vader": "the gradient of a reward on decoded pixels at the last steps (VADER, https://arxiv.org/abs/2407.08737)",
+    "sft": "flow matching on videos (SFT)",
+}
+
+
+def policy_card(config: Config, run: Path, name: str, contents: Sequence[str], repo: str) -> ModelCard:
+    """contents: which of ``lora`` and ``transformer`` are beside the card.  repo: what to load it from."""
+    hub = is_hub_id(config.backbone.model)
+    base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
+    tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if "lora" in contents else [])]
+    data = ModelCardData(
+        library_name="diffusers", pipeline_tag="text-to-video", base_model=base if hub else None, tags=tags
+    )
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}",
+        f"`{base}` trained with prfl by {METHODS[config.objective.name]}.",
+        "## Use",
+    ]
+    if "lora" in contents:
+        parts.append(USE_LORA.format(base=base, repo=repo, file=f"{name}.safetensors"))
+    if "transformer" in contents:
+        parts.append(USE_TRANSFORMER.format(base=base, repo=repo))
+    parts += ["## Figures", figures(run), "## Training", table(("", ""), settings(config))]
+    if isinstance(config.objective, SteeringConfig):
+        parts += ["## The reward", reward_text(config)]
+    return ModelCard("\n\n".join(parts) + "\n")
+
+
+USE_LORA = """\
+In diffusers:
+
+```python
+from diffusers import WanPipeline
+
+pipeline = WanPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{repo}", weight_name="{file}")
+```
+
+In ComfyUI put `{file}` into `models/loras` and load it with LoraLoaderModelOnly at strength 1."""
+
+USE_TRANSFORMER = """\
+Whole weights, without an adapter:
+
+```python
+from diffusers import WanPipeline, WanTransformer3DModel
+
+transformer = WanTransformer3DModel.from_pretrained("{repo}", subfolder="transformer")
+pipeline = WanPipeline.from_pretrained("{base}", transformer=transformer)
+```"""
+
+
+def figures(run: Path) -> str:
+    """The table of samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
+    path = run / "samples" / "final" / "results.json"
+    if not path.is_file():
+        return "None: the run drew no samples of test prompts (`evaluation.final_samples`)."
+    results = json.loads(path.read_text())
+    outcomes: dict[str, Any] = results["outcomes"]
+    first, *others = outcomes
+    head = ["score", first]
+    for name in others:
+        head += [name, f"{name} − {first}"]
+    rows = []
+    for key, fields in outcomes[first]["summary"].items():
+        cells = [key, _interval(fields)]
+        for name in others:
+            cells += [_interval(outcomes[name][part].get(key)) for part in ("summary", "difference")]
+        rows.append(cells)
+    how = outcomes[first]["settings"]
+    note = (
+        f"{results['samples']} samples of {results['prompts']} test prompts, {how['frames']} frames of "
+        f"{how['width']} x {how['height']}, {how['steps']} steps, guidance scale {how['guidance_scale']:g}, "
+        f"seed {how['seed']}; means with 95 % intervals over prompts. Differences are paired: the same noise."
+    )
+    if any(key.startswith("reward/") for key in outcomes[first]["summary"]):
+        note += " `reward/...` is what was trained on."
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def settings(config: Config) -> list[tuple[str, str]]:
+    """What a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
+    own, adapter = config.training, config.backbone.adapter
+    rows = [
+        ("objective", config.objective.name),
+        ("steps", str(own.steps)),
+        ("batch", str(own.batch)),
+        ("learning rate", f"{own.learning_rate:g}, {own.schedule}, {own.warmup} steps of warm-up"),
+        ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),
+        ("chain", f"{config.rollout.solver}, {config.rollout.steps} steps"),
+        ("seed", str(config.seed)),
+        ("data type", config.backbone.dtype),
+    ]
+    if config.backbone.train == "full":
+        return [*rows, ("trained", "all weights")]
+    assert adapter is not None
+    targets = ", ".join(adapter.targets)
+    return [*rows, ("adapter", f"LoRA, rank {adapter.rank}, alpha {adapter.alpha:g}, on {targets}")]
+
+
+def reward_text(config: Config) -> str:
+    """What the reward is, and how well it ranks by noise level, as its own card says."""
+    own = config.reward
+    assert own is not None and own.path is not None
+    weights = "all dimensions" if own.weights is None else ", ".join(f"{k} x {v:g}" for k, v in own.weights.items())
+    text = f"A {own.space} reward ({weights}; {own.aggregate}, {own.shape})."
+    try:
+        accuracy = read_config(own.path).get("card", {}).get("accuracy", {})
+    except PrflError as error:  # it was moved since, or the hub is out of reach: no reason to refuse the policy
+        print(f"the card says nothing of how well the reward ranks: {error}", file=sys.stderr)
+        return f"{text} How well it ranks is not recorded here."
+    return f"{text}\n\n{accuracy_text(accuracy)}"
+
+
+def measured_text(path: Path) -> str:
+    """A reward_eval.json as a table: accuracy with intervals by sigma bin, and AUC where there are labels."""
+    if not path.is_file():
+        return ""
+    _, rows = load_rows(path)
+    bins = [row for row in rows if row.level.kind == "bin"]
+    scorers = list(dict.fromkeys(row.scorer for row in bins))
+    text = "## With intervals"
+    for scorer in scorers:
+        some = [_measured(row) for row in bins if row.scorer == scorer]
+        head = ("dimension", "sigma", "pairwise accuracy", "AUC", "pairs")
+        text += (f"\n\n### {scorer}" if len(scorers) > 1 else "") + "\n\n" + table(head, some)
+    return text + "\n\n95 % intervals over prompts." if bins else ""
+
+
+def _measured(row: Row) -> tuple[str, ...]:
+    auc = "–" if row.auc is None else _interval(vars(row.auc))
+    return row.dimension, row.level.label, _interval(vars(row.accuracy)), auc, str(row.pairs)
+
+
+def _interval(fields: Mapping[str, float] | None) -> str:
+    if fields is None:
+        return "–"
+    interval = Interval(**fields)
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

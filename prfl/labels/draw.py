@@ -1,0 +1,114 @@
+"""Several videos of each prompt for a person to compare: the files, an unlabelled manifest and the page beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from prfl import build, commands
+from prfl.backbone.wan import WanBackbone
+from prfl.config.schema import Config, PreferenceConfig
+from prfl.data.files import content_hash
+from prfl.data.manifest import LabelledVideo, write_manifest
+from prfl.data.video import write_video
+from prfl.errors import PrflError
+from prfl.evaluation.sampling import Progress, SamplingSettings, decode_all, jobs, sample
+from prfl.labels.page import write_page
+
+MANIFEST, PAGE = "manifest.jsonl", "label.html"
+
+
+def draw(
+    config: Config,
+    per_prompt: int,
+    *,
+    prompts: int | None = None,
+    dimensions: Sequence[str] | None = None,
+) -> Path:
+    """What the config's policy, or the base where the config trains a reward, makes of prompts; returns the page.
+
+    prompts: how many training prompts; None is ``evaluation.prompts_per_round``.  Validation prompts come too, a
+    quarter as many: a reward must be measured on labels that it was not trained on.  dimensions: what a person is
+    asked; None is what the config's reward head scores.  Raises PrflError where there is no trained policy.
+    """
+    if per_prompt < 2:
+        raise PrflError("one video a prompt leaves nothing to compare", where="--per-prompt", fix="--per-prompt 4")
+    count = config.evaluation.prompts_per_round if prompts is None else prompts
+    if count < 1:
+        raise PrflError(f"{count} prompts leave nothing to draw", where="--prompts", fix="1 or more")
+    model = build.backbone(config)
+    adapter, weights = None, "base"
+    if not isinstance(config.objective, PreferenceConfig):
+        commands.load_policy(config, model)
+        adapter, weights = build.policy_adapter(config), weights_hash(config)
+    known = build.prompts(config.data.prompts)
+    some = {"train": known["train"][:count], "validation": known.get("validation", [])[: max(1, count // 4)]}
+    head = config.reward.head if config.reward else None
+    asked = dimensions or (head.dimensions if head else ["overall"])
+    settings = build.sampling(config)
+    folder = config.run / "samples" / f"label-{_key(model, weights, settings, config.data.fps)}"
+    progress = commands.progress("sampling")
+    rows = draw_candidates(
+        model, folder, some, per_prompt, settings, adapter=adapter, fps=config.data.fps, progress=progress
+    )
+    write_manifest(folder / MANIFEST, rows)
+    page = write_page(folder / PAGE, rows, asked, build.clip(config.data), commands.progress("writing the page"))
+    size = page.stat().st_size / 2**20
+    commands.console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
+    commands.console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)
+    return page
+
+
+def weights_hash(config: Config) -> str:
+    """Tells one trained policy from another: a hash of its files."""
+    full = sorted((config.run / "transformer").glob("*.safetensors"))
+    files = full if config.backbone.train == "full" else [config.run / "policy.safetensors"]
+    return " ".join(content_hash(file) for file in files)
+
+
+def _key(model: WanBackbone, weights: str, settings: SamplingSettings, fps: float) -> str:
+    """Everything that decides what a video shows: so labels cannot end up on the videos of another policy."""
+    decides = [model.describe(), weights, {**asdict(settings), "batch": None}, fps]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def draw_candidates(
+    backbone: WanBackbone,
+    folder: Path,
+    prompts: Mapping[str, Sequence[str]],
+    per_prompt: int,
+    settings: SamplingSettings,
+    *,
+    adapter: str | None,
+    fps: float,
+    progress: Progress = iter,
+) -> list[LabelledVideo]:
+    """``per_prompt`` videos of each prompt (by split) in folder/videos, as rows without labels.
+
+    Files that are there are not drawn again: a stopped run goes on, and more prompts or more videos a prompt join the
+    old ones.
+    """
+    groups = [
+        (split, prompt, [folder / "videos" / f"{file_stem(prompt)}-{index}.mp4" for index in range(per_prompt)])
+        for split, some in prompts.items()
+        for prompt in some
+    ]
+    todo = [(prompt, files) for _, prompt, files in groups if not all(file.is_file() for file in files)]
+    together = max(1, settings.batch // per_prompt)
+    for start in progress(range(0, len(todo), together)):
+        chunk = todo[start : start + together]
+        every, indices = jobs([prompt for prompt, _ in chunk], per_prompt)
+        pixels = decode_all(backbone, sample(backbone, every, indices, settings, adapter=adapter), settings.batch)
+        for file, video in zip((file for _, files in chunk for file in files), pixels, strict=True):
+            write_video(file, video, fps)
+    return [LabelledVideo(file, prompt, {}, split) for split, prompt, files in groups for file in files]
+
+
+def file_stem(prompt: str) -> str:
+    """A name that a person recognises and that no other prompt has."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}"

@@ -1,0 +1,88 @@
+"""One HTML file on which a person compares the videos of a prompt two at a time; the videos are inside it.
+
+It loads nothing and sends nothing.  Answers are kept in the browser while the person works, and saved as a manifest of
+pairs, ``preferences.jsonl``, to be put beside the videos.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from prfl.data.files import replacing
+from prfl.data.manifest import LabelledVideo
+from prfl.data.video import read_video
+from prfl.errors import PrflError
+from prfl.evaluation.media import browser_mp4
+from prfl.evaluation.sampling import Progress
+from prfl.evaluation.style import STYLE
+
+HERE = Path(__file__).parent
+
+
+def write_page(
+    path: Path,
+    rows: Sequence[LabelledVideo],
+    dimensions: Sequence[str],
+    clip: Mapping[str, Any],
+    progress: Progress = iter,
+) -> Path:
+    """Write the page (atomically) to ``path``, in the folder of the manifest of ``rows``.
+
+    dimensions: what is asked of every pair.  clip: keyword arguments of ``read_video``.
+    Raises PrflError where no prompt has two videos.
+    """
+    pairs = page_pairs(path.parent, rows)
+    if not pairs:
+        raise PrflError("no prompt has two videos to compare", where=str(path), fix="--per-prompt 2 or more")
+    videos = {}
+    for row in progress(rows):
+        data = browser_mp4(read_video(row.video, **clip), clip["fps"])
+        videos[_name(path.parent, row.video)] = base64.b64encode(data).decode()
+    content = {"id": path.parent.name, "dimensions": list(dimensions), "pairs": pairs, "videos": videos}
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "TITLE": escape(path.parent.name),
+        "STYLE": STYLE + (HERE / "page.css").read_text(encoding="utf-8"),
+        "CONTENT": json.dumps(content, ensure_ascii=False).replace("<", "\\u003c"),  # no prompt can end the script
+        "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8"),
+    }
+    for name, text in parts.items():
+        head, found, tail = page.partition("{{" + name + "}}")
+        assert found, f"page.html has no place for {name}"
+        page = head + text + tail
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def page_pairs(folder: Path, rows: Sequence[LabelledVideo]) -> list[dict[str, str]]:
+    """Every two videos of a prompt, as rows of a pair manifest that lack only the preference.
+
+    Which of the two is ``a`` (on the left), and the order of a prompt's pairs, are a hash of the names: no side and no
+    sample comes first more often, and the same videos always give the same pairs.
+    """
+    members: dict[str, list[LabelledVideo]] = {}
+    for row in rows:
+        members.setdefault(row.prompt, []).append(row)
+    pairs = []
+    for prompt, videos in members.items():
+        found = []
+        for one, other in combinations(videos, 2):
+            names = [_name(folder, one.video), _name(folder, other.video)]
+            digest = hashlib.sha256(" ".join(sorted(names)).encode()).digest()
+            a, b = sorted(names, reverse=bool(digest[0] & 1))
+            split = {} if one.split is None else {"split": one.split}
+            found.append((digest, {"prompt": prompt, "a": a, "b": b, **split}))
+        pairs += [pair for _, pair in sorted(found, key=lambda each: each[0])]
+    return pairs
+
+
+def _name(folder: Path, video: Path) -> str:
+    return video.resolve().relative_to(folder.resolve()).as_posix()

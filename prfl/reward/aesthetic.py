@@ -1,0 +1,166 @@
+"""LAION's aesthetic score as a pixel reward: CLIP ViT-L/14, then a small MLP; what VADER's authors raise.
+
+A frame's score is MLP(f / |f|), f its CLIP image embedding: about 1 to 10, most pictures 4 to 7.  A video's is the mean
+over the frames that are given.  It reads neither the prompt nor motion.
+Source: LAION's improved-aesthetic-predictor, as VADER (arXiv 2407.08737) differentiates it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import CLIPModel
+
+from prfl.backbone.condition import Condition
+from prfl.errors import PrflError
+from prfl.reward.scores import Normalisation, Scores
+
+DIMENSION = "aesthetic"
+# CLIP's own normalisation of pixels in [0, 1], by channel.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Frames that CLIP reads at once; with gradients, its activations are alive for these only (0.4 GB a frame in float32).
+FRAMES_AT_ONCE = 4
+
+
+class AestheticMlp(nn.Module):
+    """Embeddings (n, width) to scores (n,): five linear layers, nothing between them; dropout is off outside training.
+
+    The names of the parameters are those of the published weights: layers.0, 2, 4, 6 and 7.
+    """
+
+    def __init__(self, width: int = 768) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2), nn.Linear(128, 64),
+            nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1),
+        )  # fmt: skip
+
+    def forward(self, embeddings: Float[Tensor, "n w"]) -> Float[Tensor, " n"]:
+        return self.layers(embeddings).squeeze(1)
+
+
+def clip_pixels(pixels: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 s s"]:
+    """Pixels, about [-1, 1], as CLIP wants them: clamped, resized to a square (bilinear, antialiased), normalised.
+
+    The clamp is in the value only: the gradient passes straight through, or saturated pixels would never get one.
+    """
+    unit = pixels / 2 + 0.5
+    unit = unit + (unit.clamp(0, 1) - unit).detach()
+    square = F.interpolate(unit, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    mean, std = (torch.tensor(values).to(square).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (square - mean) / std
+
+
+class AestheticReward:
+    """``reward(pixels, condition)`` gives {"aesthetic": (b,)}, differentiable in the pixels; its networks are frozen.
+
+    Pixels are unclamped, about [-1, 1].  Where gradients flow, CLIP's activations are computed again, a few frames at
+    a time, in the backward pass.
+    Raises PrflError when the MLP does not take the CLIP's embeddings.
+    """
+
+    space = "pixel"
+    noise_aware = False
+    differentiable = True
+    dimensions = (DIMENSION,)
+    normalisation = Normalisation.none((DIMENSION,))  # the score has its own scale, about 1 to 10
+
+    def __init__(self, clip: CLIPModel, mlp: AestheticMlp) -> None:
+        width = mlp.layers[0].in_features
+        if clip.config.projection_dim != width:
+            raise PrflError(
+                f"the aesthetic MLP reads embeddings of width {width}, this CLIP's have {clip.config.projection_dim}",
+                where="reward.aesthetic.clip",
+                fix="take the CLIP that the MLP was trained on: openai/clip-vit-large-patch14",
+            )
+        self.vision = clip.vision_model.requires_grad_(False).eval()
+        self.projection = clip.visual_projection.requires_grad_(False)
+        self.mlp = mlp.requires_grad_(False).eval()
+        self.size: int = clip.config.vision_config.image_size
+
+    def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
+        """condition, times: not read; they are there because every pixel reward is called so."""
+        frames = pixels.transpose(1, 2).flatten(0, 1)
+        differentiated = torch.is_grad_enabled() and frames.requires_grad
+        parts = [
+            checkpoint(self.score_frames, some, use_reentrant=False, preserve_rng_state=False)
+            if differentiated
+            else self.score_frames(some)
+            for some in frames.split(FRAMES_AT_ONCE)
+        ]
+        return {DIMENSION: torch.cat(parts).unflatten(0, (len(pixels), -1)).mean(1)}
+
+    logits = __call__  # the score is used as it is; there is nothing to normalise
+
+    def score_frames(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+        frames = clip_pixels(frames.to(self.projection.weight.dtype), self.size)
+        embeddings = self.projection(self.vision(pixel_values=frames).pooler_output)
+        return self.mlp(F.normalize(embeddings, dim=1))
+
+
+def load_aesthetic(
+    clip: str | Path, mlp: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
+) -> AestheticReward:
+    """The CLIP from a folder or hub id (safetensors only), the MLP from a .pth or .safetensors file; float32.
+
+    Raises PrflError when one of them cannot be read, is something else, or the two do not fit.
+    """
+    reward = AestheticReward(_read_clip(str(clip), revision), read_mlp(mlp))
+    for network in (reward.vision, reward.projection, reward.mlp):
+        network.to(device)
+    return reward
+
+
+def read_mlp(path: str | Path) -> AestheticMlp:
+    """The MLP in a file.  A .pth is a pickle: only its tensors are read, and no code in it is run."""
+    path, where = Path(path), str(path)
+    fix = "give the published sac+logos+ava1-l14-linearMSE.pth, or its tensors as safetensors"
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        elif path.suffix in (".pth", ".pt"):
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise PrflError(f"'{path.suffix}' is neither .pth nor .safetensors", where=where, fix=fix)
+    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        if isinstance(error, PrflError):
+            raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise PrflError(f"cannot be read as the aesthetic MLP: {reason}", where=where, fix=fix) from error
+    first = tensors.get("layers.0.weight") if isinstance(tensors, Mapping) else None
+    if not isinstance(first, Tensor) or first.ndim != 2:
+        raise PrflError("holds no aesthetic MLP: it has no matrix 'layers.0.weight'", where=where, fix=fix)
+    mlp = AestheticMlp(first.shape[1])
+    try:
+        mlp.load_state_dict(dict(tensors))
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PrflError(f"holds no aesthetic MLP: {reason}", where=where, fix=fix) from error
+    broken = [name for name, values in mlp.named_parameters() if not values.isfinite().all()]
+    if broken:
+        raise PrflError(f"{', '.join(broken)} is not finite", where=where, fix="download the file again")
+    return mlp
+
+
+def _read_clip(name: str, revision: str | None) -> CLIPModel:
+    fix = "give the folder or hub id of a CLIP in transformers' format with safetensors: openai/clip-vit-large-patch14"
+    try:
+        clip, report = CLIPModel.from_pretrained(
+            name, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise PrflError(f"cannot load the CLIP of the aesthetic score: {reason}", where=name, fix=fix) from error
+    if report["missing_keys"]:  # transformers leaves these at random values
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise PrflError(f"is no CLIP, or not all of one: it has no {some}, ...", where=name, fix=fix)
+    return clip

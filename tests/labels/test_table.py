@@ -1,0 +1,93 @@
+"""Labels from a CSV: what comes out, and the file and line of everything that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prfl import cli
+from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
+from prfl.data.video import write_video
+from prfl.errors import PrflError
+from prfl.labels.table import import_csv
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c"):
+        write_video(tmp_path / "clips" / f"{name}.mp4", torch.zeros(3, 2, 16, 16), 8)
+    return tmp_path
+
+
+def test_rated_videos(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """As a spreadsheet of another country writes it: a mark in front, semicolons, Windows' line ends."""
+    table = folder / "ratings.csv"
+    lines = ["video;prompt;split;motion;text", 'clips/a.mp4;"a dog; it runs";train;5;1', "clips/b.mp4;a cat;;2;", ""]
+    table.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert cli.main(["labels", "import", str(table), "--scale", "1:5"]) == 0, capsys.readouterr().err
+    a, b = (folder / "clips" / name for name in ("a.mp4", "b.mp4"))
+    assert read_manifest(folder / "ratings.jsonl") == [
+        LabelledVideo(a.resolve(), "a dog; it runs", {"motion": 1.0, "text": 0.0}, "train"),
+        LabelledVideo(b.resolve(), "a cat", {"motion": 0.25}),
+    ]
+    assert "2 videos of 2 prompts" in capsys.readouterr().out
+
+
+def test_compared_pairs(folder: Path) -> None:
+    table = folder / "pairs.csv"
+    table.write_text('prompt,a,b,motion,text\n"a dog, running",clips/a.mp4,clips/b.mp4,A,tie\n\n')
+    told = import_csv(table, folder / "out.jsonl")
+    sides = [(folder / "clips" / name).resolve() for name in ("a.mp4", "b.mp4")]
+    assert read_manifest(folder / "out.jsonl") == [
+        PreferencePair("a dog, running", *sides, {"motion": "a", "text": "tie"})
+    ]
+    assert "motion: a x 1" in told and "1 pairs of 1 prompts" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("", 1, "the header has no column video and no prompt"),
+        ("video,motion\n", 1, "the header has no column prompt"),
+        ("prompt,a,motion\n", 1, "the header has no column b"),
+        ("video,prompt\nclips/a.mp4,x\n", 1, "names no dimension"),
+        ("video,prompt,motion,motion\n", 1, "the column 'motion' stands twice"),
+        ("video,prompt,motion,\n", 1, "the column '' stands twice, or has no name"),
+        ("prompt,a,b,video,motion\n", 1, "of a video and of a pair"),
+        ("video,prompt,motion\n", None, "holds no rows"),
+        ("video,prompt,motion\nclips/a.mp4,a dog, runs,1\n", 2, "has 4 cells, the header has 3"),
+        ("video,prompt,motion\nclips/a.mp4,x,1\nclips/b.mp4,y,good\n", 3, "'motion' is 'good', not a number"),
+        ('video,prompt,motion\nclips/a.mp4,"two\nlines",1\nclips/b.mp4,y,7\n', 4, "'motion' is 7"),
+        ("video,prompt,motion\nclips/a.mp4,x,nan\n", 2, "'motion' is nan"),
+        ("video,prompt,motion\nclips/a.mp4,,1\n", 2, "'prompt'"),
+        ("video,prompt,motion\nclips/z.mp4,x,1\n", 2, "no such file"),
+        ("video,prompt,motion\n../z.mp4,x,1\n", 2, "leaves the manifest's folder"),
+        ("video,prompt,split,motion\nclips/a.mp4,x,training,1\n", 2, "'split'"),
+        ("video,prompt,motion\nclips/a.mp4,x,1\nclips/a.mp4,x,0\n", 3, "stand already at"),
+        ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,left\n", 2, "found 'left'"),
+        ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,\n", 2, "'preference'"),
+        ("prompt,a,b,motion\nx,clips/a.mp4,clips/a.mp4,a\n", 2, "both sides"),
+        ('video,prompt,motion\nclips/a.mp4,"x,1\n', 2, "is not CSV"),
+    ],
+)
+def test_what_is_wrong_and_in_which_line(folder: Path, text: str, line: int | None, message: str) -> None:
+    table = folder / "labels.csv"
+    table.write_text(text)
+    with pytest.raises(PrflError) as caught:
+        import_csv(table, folder / "out.jsonl")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{table}{'' if line is None else f':{line}'}: ")
+    assert not (folder / "out.jsonl").exists(), "nothing is written"
+
+
+def test_other_faults(folder: Path) -> None:
+    table = folder / "labels.csv"
+    table.write_bytes("video,prompt,motion\nclips/a.mp4,a caf\xe9,1\n".encode("latin-1"))
+    with pytest.raises(PrflError, match="labels.csv:2: is not UTF-8"):
+        import_csv(table, folder / "out.jsonl")
+    with pytest.raises(PrflError, match="no scale"):
+        import_csv(table, folder / "out.jsonl", (5.0, 1.0))
+    with pytest.raises(PrflError, match="cannot be read"):
+        import_csv(folder / "absent.csv", folder / "out.jsonl")

@@ -1,0 +1,146 @@
+"""What each of two processes does for test_processes.py: the same commands as one process, under torchrun's variables.
+
+RANK=0 WORLD_SIZE=2 ... python -m tests.training.two_processes FOLDER
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+from prfl import build, cli, draws, processes
+from prfl.backbone import WanBackbone
+from prfl.data.manifest import LabelledVideo, write_manifest
+from prfl.data.video import write_video
+from prfl.evaluation import policy_eval
+
+PROMPTS = {
+    "train": ["a red circle", "a blue square", "a triangle"],
+    "validation": ["a green circle", "a circle moves up", "a square moves"],
+    "test": ["a red square"],
+}
+STAGES = {"reward": 2, "prfl": 4, "full": 2}  # and their steps
+UNWATCHED = ("evaluation.every=0", "evaluation.final_samples=0")
+
+
+def write_project(pipeline: Path) -> None:
+    """Into the current folder: prompts, clips of which some lack a label, and a config for each stage."""
+    for split, prompts in PROMPTS.items():
+        Path(f"{split}.txt").write_text("\n".join(prompts) + "\n")
+    rows = []
+    for split in ("train", "validation"):
+        for prompt in PROMPTS[split]:
+            for index in range(3):
+                path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
+                noise = draws.normal((3, 5, 16, 16), 0, prompt, 0, [index])[0]
+                write_video(path, (0.3 * noise + (0.5 if index % 2 else -0.5)).clamp(-1, 1), 8)
+                label = {"light": float(index % 2)} | ({"calm": float(index < 1)} if index < 2 else {})
+                rows.append(LabelledVideo(path, prompt, label, split))
+    write_manifest(Path("manifest.jsonl"), rows)
+    model = {"model": str(pipeline)}
+    reward = {"space": "latent", "path": "runs/one-reward/reward", "shape": "linear"}
+    own = {
+        "reward": {
+            "backbone": model,
+            "reward": {
+                "space": "latent",
+                "head": {"dimensions": ["light", "calm"], "blocks": [1], "inner": 8, "hidden": 8},
+            },
+            "objective": {"name": "preference", "loss": "bce"},
+            "evaluation": {"every": 2},
+        },
+        "prfl": {
+            "backbone": {**model, "adapter": {"rank": 2, "alpha": 2}},
+            "reward": reward,
+            "objective": {"name": "prfl", "sft": {"every": 1}, "distance_weight": 0.1},
+            "evaluation": {"every": 4, "prompts_per_round": 3, "final_samples": 1},
+            "training": {"steps": 4},
+        },
+        "full": {
+            "backbone": {**model, "train": "full"},
+            "data": {"manifest": None},
+            "reward": reward,
+            "objective": {"name": "prfl"},
+            "evaluation": {"every": 0},
+        },
+    }
+    data = {"manifest": "manifest.jsonl", "prompts": {split: f"{split}.txt" for split in PROMPTS}}
+    data |= {"frames": 5, "height": 16, "width": 16, "fps": 8}
+    training = {"steps": 2, "batch": 3, "learning_rate": 1e-3, "trackers": [], "ema_decay": 0.5}
+    for name, config in own.items():
+        whole = {"version": 1, "seed": 0, "rollout": {"steps": 3}, **config}
+        whole["data"] = data | config.get("data", {})
+        whole["training"] = training | config.get("training", {})
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(whole))
+
+
+def train(name: str, run: str, *overrides: str) -> str:
+    """Train a stage; returns what went to the standard error.  run: its folder is runs/RUN, its cache is its own."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        code = cli.main(["train", f"{name}.yaml", f"run=runs/{run}", f"data.cache=cache-{run}", *overrides])
+    assert code in (0, 2), f"{name} ended with {code}: {error.getvalue()}"
+    return error.getvalue()[error.getvalue().find("prfl") :] if code else ""
+
+
+def everything(rank: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    facts: dict = {"encoded": {}, "sampled": {}}
+    counts: Counter = Counter()
+    encode, sample, steering = WanBackbone.encode, policy_eval.sample, build.steering
+
+    def counted_encode(self, pixels):
+        counts["encoded"] += len(pixels)
+        return encode(self, pixels)
+
+    def counted_sample(backbone, prompts, *others, **more):
+        counts["sampled"] += len(prompts)
+        return sample(backbone, prompts, *others, **more)
+
+    processes.end = lambda: None  # one command after another in the same process
+    WanBackbone.encode, policy_eval.sample = counted_encode, counted_sample
+    for name in STAGES:
+        counts.clear()
+        assert not train(name, f"two-{name}")
+        facts[name] = dict(counts)
+    assert not train("prfl", "mixed-two-one", "training.steps=2", *UNWATCHED)
+    assert not train("prfl", "mixed-one-two", *UNWATCHED)
+
+    def other_weights(*given):
+        objective = steering(*given)
+        for parameter in objective.parameters().values():
+            parameter.data += rank
+        return objective
+
+    build.steering = other_weights
+    facts["other weights"] = train("prfl", "other-weights", *UNWATCHED)
+
+    def killed(*given):
+        objective = steering(*given)
+        accumulate = objective.accumulate
+
+        def once(step, indices):
+            if rank == 1 and step == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return accumulate(step, indices)
+
+        objective.accumulate = once
+        return objective
+
+    build.steering = killed
+    Path(f"facts-{rank}.json").write_text(json.dumps(facts))
+    facts["killed"] = train("prfl", "killed", "training.save_every=1", *UNWATCHED)
+    Path(f"facts-{rank}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    os.chdir(sys.argv[1])
+    everything(int(os.environ["RANK"]))
