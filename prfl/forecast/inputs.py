@@ -8,9 +8,11 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from prfl import build
-from prfl.config.schema import Config
+from prfl.config.schema import Config, PixelRewardConfig
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+
+AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
 
 
 def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
@@ -39,6 +41,9 @@ def _model(config: Config) -> str:
 
 
 def _reward(config: Config, made: Collection[Path]) -> str:
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        mlp = config.reward.aesthetic.mlp
+        return "" if mlp.is_file() else f"reward.aesthetic.mlp: there is no file {mlp}; {AESTHETIC_MLP}"
     path = config.reward.path if config.reward else None
     if path is None or Path(build.reward_place(path)).is_dir() or any(Path(path).is_relative_to(run) for run in made):
         return ""

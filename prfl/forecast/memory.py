@@ -155,7 +155,9 @@ def fixed_parts(
 
 
 def reward_tensors(reward: build.Reward) -> list[Tensor]:
-    return list(reward.state().values()) if isinstance(reward, LatentReward | PixelReward) else []
+    if isinstance(reward, LatentReward | PixelReward):
+        return list(reward.state().values())
+    return [p for part in (reward.vision, reward.projection, reward.mlp) for p in part.parameters()]
 
 
 def _frozen_copies(objective: SteeringConfig, model: WanBackbone, reward: build.Reward | None) -> int:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import CLIPConfig, CLIPModel
 
 from prfl import build
 from prfl.backbone import WanBackbone
-from prfl.config.schema import Config, LatentRewardConfig, PreferenceConfig
+from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, PreferenceConfig
+from prfl.reward.aesthetic import AestheticMlp, AestheticReward
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelNetwork, PixelReward
+
+VIT_L_14 = {  # what decides the size of openai/clip-vit-large-patch14's image side
+    "projection_dim": 768,
+    "vision_config": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "patch_size": 14, "image_size": 224,
+    },
+}  # fmt: skip
 
 
 def reward_on_meta(config: Config, model: WanBackbone) -> tuple[build.Reward | None, str]:
@@ -21,6 +31,8 @@ def reward_on_meta(config: Config, model: WanBackbone) -> tuple[build.Reward | N
     with torch.device("meta"):
         if isinstance(config.objective, PreferenceConfig):
             return build.new_reward(config, model), ""
+        if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+            return AestheticReward(CLIPModel(CLIPConfig(**VIT_L_14)), AestheticMlp()), ""
         if config.reward.path and Path(build.reward_place(config.reward.path)).is_dir():
             return build.trained_reward(config, model), ""
         if isinstance(config.reward, LatentRewardConfig):
