@@ -43,7 +43,7 @@ reward: {{space: latent, path: absent, shape: linear, weights: {{motion: 1.0}}}}
 rollout: {{steps: 5}}
 objective: {{name: prfl}}
 training: {{steps: {STEPS}, batch: {BATCH}, learning_rate: 1e-4}}
-evaluation: {{every: 0}}
+evaluation: {{every: 0, samples_per_prompt: 1}}
 """)
     return lambda *overrides: load_config(path, overrides)
 
