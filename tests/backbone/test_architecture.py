@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def random_wan() -> Callable[[str], WanBackbone]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("PRFL_SLOW_TESTS" not in os.environ, reason="half a minute; set PRFL_SLOW_TESTS to run it")
 @pytest.mark.skipif(psutil.virtual_memory().available < 6 << 30, reason="2.8 GB of weights, and room to compute")
 def test_wan_of_its_real_size_computes(random_wan: Callable[[str], WanBackbone]) -> None:
     model = random_wan(SMALL)

@@ -232,10 +232,10 @@ def test_a_held_graph_lives_beside_the_reward(make: Callable[..., Config]) -> No
 
 
 def test_a_pixel_reward_keeps_the_decoder(make: Callable[..., Config]) -> None:
-    pixel = ["reward.space=pixel"]
+    pixel = ["reward.space=pixel", "data.frames=9"]
     _, everything = predicted(make(*pixel, "objective={name: vader}"))
     _, one = predicted(make(*pixel, "objective={name: vader, frames: one}"))
-    assert everything["decoder"].saved > 3 * one["decoder"].saved > 0
+    assert everything["decoder"].saved > 1.5 * one["decoder"].saved > 0
 
 
 @pytest.mark.parametrize(
