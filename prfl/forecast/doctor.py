@@ -228,7 +228,8 @@ def read(name: str, reader: Callable[[], str]) -> Check:
 def disk(config: Config, model: WanBackbone) -> Check:
     """Room for the checkpoints, and for the download where there is one."""
     place = next(folder for folder in (config.run.absolute(), *config.run.absolute().parents) if folder.exists())
-    trained = [p for p in model.transformer.parameters() if p.requires_grad]
+    networks = (model.transformer, *model.copies.values())
+    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
     size = sum(p.numel() * p.element_size() for p in trained)
     copies = 3 + (config.training.ema_decay is not None)  # weights and AdamW's two averages
     needed = size * copies * (config.training.keep + 1)  # a new one is written before the oldest goes

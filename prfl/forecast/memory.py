@@ -23,6 +23,7 @@ from prfl.errors import located
 from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
 from prfl.forecast.rewards import reward_on_meta
 from prfl.forecast.work import evaluation_samples
+from prfl.objective import sft
 from prfl.objective.pathwise import Choice, holds_edge
 from prfl.objective.scorer import PixelScorer, decode_frames
 from prfl.reward.latent import LatentReward
@@ -85,9 +86,7 @@ def trained_parameters(config: Config, model: WanBackbone, reward: build.Reward 
     if isinstance(config.objective, PreferenceConfig):
         assert isinstance(reward, LatentReward | PixelReward)
         return list(reward.parameters().values())
-    if config.backbone.train == "full":
-        return [parameter for parameter in model.transformer.parameters() if parameter.requires_grad]
-    return list(model.adapter_parameters(build.POLICY).values())
+    return list(sft.trained_parameters(model, build.policy_adapter(config)).values())
 
 
 def sum_bytes(tensors: Iterable[Tensor]) -> int:
@@ -133,11 +132,12 @@ def fixed_parts(
     config: Config, model: WanBackbone, reward: build.Reward | None, trained: list[nn.Parameter], shapes: Shapes
 ) -> Iterator[Part]:
     own = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
-    yield Part("transformer weights", sum_bytes([*own, *model.transformer.buffers()]))
+    name = "frozen base, which reward and distance read" if model.copies else "transformer weights"
+    yield Part(name, sum_bytes([*own, *model.transformer.buffers()]))
+    if model.copies:
+        yield Part("trained copy of all weights, in float32", sum(map(module_bytes, model.copies.values())))
     yield Part("VAE weights", module_bytes(model.vae))
     yield Part("text encoder weights (stay loaded)", module_bytes(model.text_encoder))
-    if config.backbone.train == "full" and isinstance(config.objective, SteeringConfig):
-        yield Part("frozen copies, as all weights are trained", _frozen_copies(config.objective, model, reward))
     size = sum_bytes(trained)
     if config.backbone.train == "lora":
         yield Part("trained weights" if isinstance(config.objective, PreferenceConfig) else "adapter weights", size)
@@ -158,17 +158,6 @@ def reward_tensors(reward: build.Reward) -> list[Tensor]:
     if isinstance(reward, LatentReward | PixelReward):
         return list(reward.state().values())
     return [p for part in (reward.vision, reward.projection, reward.mlp) for p in part.parameters()]
-
-
-def _frozen_copies(objective: SteeringConfig, model: WanBackbone, reward: build.Reward | None) -> int:
-    """The blocks that a latent reward reads; the whole base where the distance to it is part of the loss."""
-    if objective.distance_weight:
-        return module_bytes(model.transformer)
-    if not isinstance(reward, LatentReward):
-        return 0
-    read = model.transformer.blocks[: max(reward.blocks) + 1]
-    others = [module for name, module in model.transformer.named_children() if name != "blocks"]
-    return sum(map(module_bytes, [read, *others]))
 
 
 # ------------------------------------------------------------------------------------------------- one after another
@@ -278,12 +267,17 @@ def _with_blocks(model: WanBackbone, count: int, run: Callable[[], Part]) -> Par
 
 @contextmanager
 def fewer_blocks(model: WanBackbone, count: int) -> Iterator[None]:
-    blocks = model.transformer.blocks
-    model.transformer.blocks, model.num_blocks = blocks[:count], count
+    networks = [model.transformer, *model.copies.values()]
+    blocks = [network.blocks for network in networks]
+    for network in networks:
+        network.blocks = network.blocks[:count]
+    model.num_blocks = count
     try:
         yield
     finally:
-        model.transformer.blocks, model.num_blocks = blocks, len(blocks)
+        for network, all_of_them in zip(networks, blocks, strict=True):
+            network.blocks = all_of_them
+        model.num_blocks = len(blocks[0])
 
 
 def reward_phases(
