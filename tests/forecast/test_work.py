@@ -103,9 +103,8 @@ def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_pat
     config = make(f"data.prompts.test={tmp_path}/more.txt", "evaluation.final_samples=4", "evaluation.steps=3")
     model = build.architecture(config)
     assert counted(config, model)[names.SAMPLING] == 2 * 4 * 3, "base and policy, four samples, three steps"
-    rounds = make(
-        f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=4", "evaluation.samples_per_prompt=1"
-    )
+    one = "evaluation.samples_per_prompt=1"
+    rounds = make(f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=4", one)
     assert counted(rounds, model)[names.SAMPLING] == 3 * 2 * 5, "before the first step, after 4 and after the last"
     plain = counted(make(), model)[names.GRADIENT]
     sft = make("objective.sft={every: 4}", "data.manifest=absent.jsonl")
