@@ -143,7 +143,7 @@ def _videos(path: Path, heading: str = "Before and after") -> str:
 def _video(name: str, file: Path, scores: Mapping[str, float]) -> str:
     source = f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
     return (
-        f'<figure><video src="{source}" autoplay loop muted playsinline controls></video>'
+        f'<figure><video src="{source}" autoplay loop muted playsinline></video>'
         f"<figcaption><b>{escape(name)}</b> {verdict(scores)}</figcaption></figure>"
     )
 
