@@ -303,16 +303,21 @@ def save_policy(run: Path, model: WanBackbone, config: Config) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def load_policy(config: Config, model: WanBackbone) -> None:
+def trained_weights(config: Config) -> Path:
+    """The file (an adapter) or the folder (all weights) that ``save_policy`` wrote.  Raises PrflError."""
     path = config.run / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
-    fix = "run `prfl train` on this config first"
     if not path.exists():
-        raise PrflError("there is no trained policy", where=str(path), fix=fix)
+        raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")
+    return path
+
+
+def load_policy(config: Config, model: WanBackbone) -> None:
+    path = trained_weights(config)
     if config.backbone.train == "full":
         with model.adapter(build.policy_adapter(config)):
             model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(path).state_dict())
     else:
-        model.load_adapter_state(build.POLICY, read_tensors(path, fix))
+        model.load_adapter_state(build.POLICY, read_tensors(path, "run `prfl train` on this config again"))
 
 
 # ---------------------------------------------------------------------------------------------- the other commands

@@ -65,27 +65,20 @@ def run_config(run: Path) -> Config:
 def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool) -> list[str]:
     """Which of ``lora`` and ``transformer`` it wrote."""
     if config.backbone.train == "full":
-        trained = trained_weights(config)
+        trained = commands.trained_weights(config)
         with replacing_folder(out / "transformer") as temporary:
             shutil.copytree(trained, temporary, dirs_exist_ok=True)
         return ["transformer"]
     own = config.backbone.adapter
     assert own is not None, "the config's rules ask for an adapter"
-    state = read_tensors(trained_weights(config), "run `prfl train` on its config again; it ends by writing this file")
+    again = "run `prfl train` on its config again; it ends by writing this file"
+    state = read_tensors(commands.trained_weights(config), again)
     file = out / f"{name}.safetensors"
     write_shared_file(file, state, rank=own.rank, alpha=own.alpha, dtype=getattr(torch, dtype))
     if not merged:
         return ["lora"]
     write_merged(config, out / "transformer")
     return ["lora", "transformer"]
-
-
-def trained_weights(config: Config) -> Path:
-    """The file (an adapter) or the folder (all weights) that the run ended with.  Raises PrflError."""
-    path = config.run / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
-    if not path.exists():
-        raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")
-    return path
 
 
 def write_merged(config: Config, folder: Path) -> None:
