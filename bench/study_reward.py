@@ -3,7 +3,8 @@
     prfl train configs/tiny/second.yaml          first: the generator whose samples are out of domain
     python bench/study_reward.py [--out bench/results/reward.json]
 
-1. Each reward is trained with three seeds from the same labels (6,336 samples of 88 training prompts).
+1. Each reward is trained with three seeds from the same labels: 6,336 samples of 88 training prompts, each judged for
+   its own caption and for one other that differs in one attribute.
 2. Fresh samples of the 32 test prompts, of the base and of the second model (other VAE, other seed, other width;
    written as video, read and encoded again), are labelled by the oracle; every reward ranks them at every noise level.
 """
@@ -19,12 +20,14 @@ import studies
 import torch
 
 from prfl import build
+from prfl.backbone import Condition
 from prfl.config import load_config
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import untrained
 from prfl.data.shapes.world import split_prompts
 from prfl.evaluation import reward_eval
 from prfl.evaluation.sampling import SamplingSettings, decode_all, sample
+from prfl.reward.scores import Scores
 
 RUNS = Path("runs/study-reward")
 PER_PROMPT = 12  # test samples: 384 of 32 prompts
@@ -36,11 +39,14 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mean pooling": (CONFIG, ("reward.head.pooling=mean",)),
     "pixel": ("configs/tiny/pixel_reward.yaml", ()),
 }
-LABELS = ["data.generator.per_prompt=72", "training.steps=800", "evaluation.every=0"]
+LABELS = [
+    "data.generator.per_prompt=72", "data.generator.other_captions=1", "training.steps=1600", "training.save_every=400",
+    "evaluation.every=0",
+]  # fmt: skip
 # As wide an adapter as the layers are, so the blocks can become anything; ten times the labels.
 CEILING = (
-    CONFIG, (f"reward.head.adapter={WHOLE}", "data.generator.per_prompt=720", "training.steps=6000",
-             "training.learning_rate=5e-4"),
+    CONFIG, (f"reward.head.adapter={WHOLE}", "data.generator.per_prompt=720",
+             "data.generator.other_captions=1", "training.steps=6000", "training.learning_rate=5e-4"),
 )  # fmt: skip
 DOMAINS = ("base", "second")
 
@@ -79,8 +85,8 @@ def draw(domain: str) -> None:
     settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=64, seed=1)
     shapes.labelled(
         RUNS / f"test-{domain}",
-        {"test": split_prompts()["test"]},
-        PER_PROMPT,
+        split_prompts(),
+        {"test": PER_PROMPT},
         lambda prompts, indices: decode_all(model, sample(model, prompts, indices, settings), 64),
     )
 
@@ -93,10 +99,22 @@ def measure(domain: str, heads: list[str], out: Path) -> None:
     build.encode(config, model, path)
     data = build.dataset(config, model, path, "test")
     assert data is not None
-    scorers = {
-        name: build.latents_scorer(build.load_reward(RUNS / name / "reward", model, f"reward-{number}"), model)
-        for number, name in enumerate(heads)
-    }
+    rewards = {name: build.load_reward(RUNS / name / "reward", model, f"reward-{n}") for n, name in enumerate(heads)}
+    decoded: dict[str, torch.Tensor] = {}  # the last batch, for all pixel rewards: decoding is most of their time
+
+    def scorer(reward: build.TrainableReward) -> reward_eval.Scorer:
+        if reward.space == "latent":
+            return build.latents_scorer(reward, model)
+
+        def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
+            if decoded.get("of") is not latents:
+                decoded["of"] = latents
+                decoded["pixels"] = reward_eval.decoded_prediction(model, latents, sigma, condition)
+            return reward.logits(decoded["pixels"], condition)
+
+        return score
+
+    scorers = {name: scorer(reward) for name, reward in rewards.items()}
     rows = reward_eval.evaluate(scorers, reward_eval.held_out(data), reward_eval.levels(), noise_draws=1)
     reward_eval.save_rows(out, rows)
 
@@ -125,7 +143,12 @@ def study(with_ceiling: bool) -> dict:
         names = list(dict.fromkeys(name for name, _ in folders))
         tables = {(d, name): pool.submit(measured, d, name) for d in DOMAINS for name in names}
         return {
-            "labels": {"train": 88 * 72, "test": 32 * PER_PROMPT, "share all right": shares()},
+            "labels": {
+                "train videos": 88 * 72,
+                "train": 2 * 88 * 72,
+                "test": 32 * PER_PROMPT,
+                "share all right": shares(),
+            },
             "accuracy": [
                 row for (domain, name), table in tables.items() for row in summary(domain, name, table.result()["rows"])
             ],

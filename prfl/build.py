@@ -217,8 +217,10 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
 
         made_by = model.describe()  # another transformer or another VAE makes other videos
         name = f"samples-{made_by['transformer_fingerprint']}-{made_by['vae_fingerprint']}-{_key(generator)}"
-        splits = {split: some for split, some in known.items() if split != "test"}
-        return shapes.labelled(data.cache / name, splits, generator.per_prompt, draw, generator.batch, progress)
+        counts = {"train": generator.per_prompt, "validation": generator.held_out_per_prompt}
+        return shapes.labelled(
+            data.cache / name, known, counts, draw, generator.other_captions, generator.batch, progress
+        )
     if isinstance(generator, ClipsConfig):
         return video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)

@@ -127,7 +127,13 @@ def train_reward(
         reward.card = card(config, {})
         if validation is not None:
             # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
-            bins, path = [level for level in reward_eval.levels() if level.kind == "bin"], run.path / "reward_eval.json"
+            # A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
+            bins = [
+                level
+                for level in reward_eval.levels()
+                if level.kind == "bin" and (reward.noise_aware or level.high <= 0.5)
+            ]
+            path = run.path / "reward_eval.json"
             rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
             accuracy = reward_eval.accuracy_by_bin(rows, "reward")
             reward.card = card(config, accuracy)

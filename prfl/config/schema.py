@@ -67,6 +67,11 @@ class BackboneConfig(Section):
 class SamplesConfig(Section):
     name: Literal["shapes_samples"] = Field(description="The backbone's own samples, labelled by the shapes oracle.")
     per_prompt: int = Field(ge=2, description="Samples of each training prompt; pairs are made within a prompt.")
+    held_out_per_prompt: int = Field(default=24, ge=2, description="Samples of each validation prompt.")
+    other_captions: int = Field(
+        default=0, ge=0, description="Judge each training sample for this many other training captions as well, that "
+        "differ from its own in one attribute: labels that cost no sample and teach a head to read the prompt.",
+    )  # fmt: skip
     steps: int = Field(ge=1, description="Sampling steps of each clip that is drawn.")
     guidance: float = Field(default=1.0, ge=1, description="Guidance scale; 1 is without.")
     batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")

@@ -61,15 +61,20 @@ class _Loaded:
 
 @dataclass(kw_only=True)
 class LatentDataset(_Loaded):
-    """Videos of a manifest.  ``labels[dimension]``: (n,), nan where missing.  Batches come on the backbone's device."""
+    """Labelled videos of a manifest.  Batches come on the backbone's device.
 
+    ``video``: (n,) rows of ``latents``; one video may be labelled for several prompts.
+    ``labels[dimension]``: (n,), nan where missing.
+    """
+
+    video: Tensor
     labels: dict[str, Tensor]
 
     def get(self, indices: Sequence[int]) -> LatentBatch:
         chosen = list(indices)
         prompts = [self.prompts[index] for index in chosen]
         labels = {name: values[chosen].to(self.device) for name, values in self.labels.items()}
-        return LatentBatch(self.latents[chosen].to(self.device), self.condition(prompts), prompts, labels)
+        return LatentBatch(self.latents[self.video[chosen]].to(self.device), self.condition(prompts), prompts, labels)
 
 
 @dataclass(kw_only=True)
@@ -126,8 +131,8 @@ def load_dataset(
         "fingerprint": _fingerprint(kept, found),
     }
     if videos:
-        index = torch.tensor([place[row.video] for row in videos])
-        return LatentDataset(latents=latents[index], labels=_columns([row.label for row in videos]), **common)
+        video = torch.tensor([place[row.video] for row in videos])
+        return LatentDataset(latents=latents, video=video, labels=_columns([row.label for row in videos]), **common)
     a, b = torch.tensor([place[row.a] for row in pairs]), torch.tensor([place[row.b] for row in pairs])
     preference = _columns([{name: _PREFERRED[side] for name, side in row.preference.items()} for row in pairs])
     return PairDataset(latents=latents, a=a, b=b, preference=preference, **common)

@@ -114,13 +114,18 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
 
 def pixel_scorer(backbone: WanBackbone, reward: PixelReward | AestheticReward) -> Scorer:
     """The fair pixel baseline: the base network's clean prediction, decoded, then scored."""
+    return lambda latents, sigma, condition: reward.logits(
+        decoded_prediction(backbone, latents, sigma, condition), condition
+    )
 
-    def score(latents: Tensor, sigma: Tensor, condition: Condition) -> Scores:
-        with backbone.adapter(None):
-            velocity = backbone.velocity(latents, sigma, condition)
-        return reward.logits(backbone.decode(clean_prediction(latents, velocity, sigma)), condition)
 
-    return score
+def decoded_prediction(
+    backbone: WanBackbone, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition
+) -> Float[Tensor, "b 3 f H W"]:
+    """Pixels of the base network's clean prediction from noisy latents."""
+    with backbone.adapter(None):
+        velocity = backbone.velocity(latents, sigma, condition)
+    return backbone.decode(clean_prediction(latents, velocity, sigma))
 
 
 Table = dict[tuple[str, Level], dict[str, Float[Tensor, "draws n"]]]

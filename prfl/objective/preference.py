@@ -116,10 +116,10 @@ def _all_examples(
             )
         return (dataset.a, dataset.b), dataset.preference, dataset.prompts
     if loss == "bce":
-        return (torch.arange(len(dataset)),), dataset.labels, dataset.prompts
+        return (dataset.video,), dataset.labels, dataset.prompts
     a, b = _pairs_within_prompts(dataset.prompts)
     preference = {name: preference_between(labels[a], labels[b]) for name, labels in dataset.labels.items()}
-    return (a, b), preference, [dataset.prompts[row] for row in a.tolist()]
+    return (dataset.video[a], dataset.video[b]), preference, [dataset.prompts[row] for row in a.tolist()]
 
 
 def _pairs_within_prompts(prompts: Sequence[str]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:

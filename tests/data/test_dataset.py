@@ -23,6 +23,7 @@ def data() -> LatentDataset:
         prompts=["x", "y", "x", "x", "y"],
         device=torch.device("cpu"),
         skipped=[],
+        video=torch.tensor([0, 1, 2, 3, 1]),
         labels={"motion": torch.tensor([1.0, 0.0, 0.0, NAN, 0.0]), "text": torch.tensor([0.2, 0.9, 0.2, 0.7, 0.3])},
     )
 
@@ -30,6 +31,12 @@ def data() -> LatentDataset:
 def test_preferences_compare_labels(data):
     motion = preference_between(data.labels["motion"][[0, 2, 3, 4]], data.labels["motion"][[2, 0, 0, 1]])
     assert motion[:2].tolist() == [1, 0] and motion[2].isnan() and motion[3] == 0.5
+
+
+def test_a_video_may_be_labelled_for_two_prompts(data):
+    batch = data.get([1, 4, 2])
+    assert batch.latents[:, 0, 0, 0, 0].tolist() == [1, 1, 2] and batch.prompts == ["y", "y", "x"]
+    assert batch.labels["text"].tolist() == pytest.approx([0.9, 0.3, 0.2])
 
 
 def test_conditions_of_other_lengths_are_padded(data):

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from prfl.data.shapes import oracle, world
+from prfl.data.manifest import read_manifest
+from prfl.data.shapes import oracle, samples, world
 
 CAPTIONS = [a.caption for a in world.all_attributes()]
 
@@ -41,6 +42,29 @@ def test_splits_share_no_caption():
     splits = world.split_prompts()
     assert [len(splits[name]) for name in ("train", "validation", "test")] == [88, 24, 32]
     assert sorted(sum(splits.values(), [])) == sorted(CAPTIONS)
+
+
+def test_samples_are_labelled_for_their_own_caption_and_for_neighbours(tmp_path):
+    splits = world.split_prompts()
+    counts = {"train": 2, "validation": 1}
+
+    def draw(prompts, _):  # every sample is a good one of its caption
+        rng = random.Random(0)
+        return world.render([world.make_scene(rng, world.Attributes.parse(prompt)) for prompt in prompts])
+
+    manifest = samples.labelled(tmp_path, splits, counts, draw, other_captions=3)
+    rows = read_manifest(manifest)
+    own = [row for row in rows if all(row.label.values())]
+    assert len(own) == 2 * 88 + 24 and {row.prompt for row in own if row.split == "validation"} == set(
+        splits["validation"]
+    )
+    others = [row for row in rows if row not in own]
+    assert len(others) == 3 * 2 * 88 and {row.split for row in others} == {"train"}
+    prompt_of = {row.video: row.prompt for row in own}
+    for row in others:
+        assert row.prompt in splits["train"] and sum(1 - value for value in row.label.values()) == 1
+        said, shown = world.Attributes.parse(row.prompt), world.Attributes.parse(prompt_of[row.video])
+        assert all(row.label[name] == (getattr(said, name) == getattr(shown, name)) for name in world.ATTRIBUTES)
 
 
 def test_oracle_accepts_fresh_renders():

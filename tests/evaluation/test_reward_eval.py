@@ -39,7 +39,7 @@ def dataset(prompts: int = 12, each: int = 6) -> LatentDataset:
         name: Condition(torch.full((1, 2, 4), float(number)), torch.tensor([2]))
         for number, name in enumerate(["", *dict.fromkeys(names)])
     }
-    return LatentDataset(**common(latents, conditions, names), labels=labels)
+    return LatentDataset(**common(latents, conditions, names), video=torch.arange(len(names)), labels=labels)
 
 
 def seeing(latents, sigma, condition):

@@ -23,8 +23,9 @@ def dataset(backbone, count=16, labels=None):
     conditions = {prompt: backbone.condition([prompt]) for prompt in ["", *PROMPTS]}
     labels = {"good": good.float(), "other": (torch.arange(count) % 8 < 4).float()} if labels is None else labels
     return LatentDataset(
-        latents=latents, labels=labels, prompts=prompts, conditions=conditions, device=backbone.device, skipped=[]
-    )
+        latents=latents, video=torch.arange(count), labels=labels, prompts=prompts, conditions=conditions,
+        device=backbone.device, skipped=[],
+    )  # fmt: skip
 
 
 def pairs(backbone):

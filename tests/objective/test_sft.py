@@ -16,7 +16,7 @@ def dataset(backbone, count=5) -> LatentDataset:
     return LatentDataset(
         latents=torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0)),
         conditions={prompt: backbone.condition([prompt]) for prompt in ["", *PROMPTS]},
-        prompts=prompts, device=backbone.device, skipped=[], labels={},
+        prompts=prompts, device=backbone.device, skipped=[], video=torch.arange(count), labels={},
     )  # fmt: skip
 
 

@@ -21,7 +21,11 @@ def judge(videos: Tensor, captions: list[str]) -> dict[str, Tensor]:
     videos: (batch, 3, frames, 32, 32) in [-1, 1]; captions: one per video.
     Returns bool tensors of shape (batch,).
     """
-    measured = measure(videos)
+    return compare(measure(videos), captions)
+
+
+def compare(measured: dict[str, Tensor], captions: list[str]) -> dict[str, Tensor]:
+    """``judge`` for videos that are ``measure``d already."""
     said = [Attributes.parse(caption) for caption in captions]
     right = {
         name: torch.tensor([measured[name][i] == ATTRIBUTES[name].index(getattr(a, name)) for i, a in enumerate(said)])

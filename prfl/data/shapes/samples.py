@@ -6,8 +6,11 @@ of a generator, labelled by the oracle as people would label them).  A finished 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +18,9 @@ from torch import Tensor
 
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.shapes import oracle, world
-from prfl.data.video import write_video
+from prfl.data.video import read_video, write_video
+
+CLIP: dict[str, Any] = {"frames": world.FRAMES, "height": world.SIZE, "width": world.SIZE, "fps": world.FPS}
 
 Sampler = Callable[[list[str], list[int]], Float[Tensor, "b 3 f h w"]]
 """(prompts, sample index of each) -> decoded pixels in [-1, 1]; build injects the backbone's own sampler."""
@@ -50,33 +55,65 @@ def mixture(folder: Path, captions: Sequence[str], count: int, seed: int, wrong:
 def labelled(
     folder: Path,
     splits: Mapping[str, Sequence[str]],
-    per_prompt: int,
+    per_prompt: Mapping[str, int],
     sample: Sampler,
+    other_captions: int = 0,
     batch: int = 64,
     progress: Callable = iter,
 ) -> Path:
-    """``per_prompt`` samples of a generator for each caption, with the oracle's verdicts as labels 0 or 1.
+    """Samples of a generator, with the oracle's verdicts as labels 0 or 1.
 
-    splits: the captions of each split, which its rows carry.
+    splits: the captions of each split, which its rows carry.  per_prompt: for each split that is drawn, how many
+    samples of each caption.  other_captions: for how many other training captions, each one attribute away from its
+    own, a training sample is judged as well: one row more for each.
     """
     manifest = folder / "manifest.jsonl"
     if manifest.exists():
         return manifest
-    split_of = {caption: split for split, captions in splits.items() for caption in captions}
-    jobs = [(caption, index) for caption in split_of for index in range(per_prompt)]
+    jobs = [
+        (split, caption, index)
+        for split, count in per_prompt.items()
+        for caption in splits.get(split, ())
+        for index in range(count)
+    ]
+    near = neighbours(splits.get("train", ()))
     rows = []
     for start in progress(range(0, len(jobs), batch)):
         part = jobs[start : start + batch]
-        prompts = [caption for caption, _ in part]
-        pixels = sample(prompts, [index for _, index in part]).clamp(-1, 1)
-        verdicts = oracle.judge(pixels, prompts)
-        for offset, video in enumerate(pixels):
-            path = folder / "videos" / f"{start + offset:05d}.mp4"
+        pixels = sample([caption for _, caption, _ in part], [index for *_, index in part]).clamp(-1, 1)
+        files = [folder / "videos" / f"{start + offset:05d}.mp4" for offset in range(len(part))]
+        for path, video in zip(files, pixels, strict=True):
             write_video(path, video, world.FPS)
-            label = {name: float(verdicts[name][offset]) for name in oracle.DIMENSIONS}
-            rows.append(LabelledVideo(video=path, prompt=prompts[offset], label=label, split=split_of[prompts[offset]]))
+        # Labels are of what the file shows, as people's would be.
+        measured = oracle.measure(torch.stack([read_video(path, **CLIP) for path in files]))
+        for offset, (path, (split, caption, _)) in enumerate(zip(files, part, strict=True)):
+            captions = [caption]
+            if split == "train" and other_captions:
+                draw = random.Random(f"other captions {start + offset}")
+                captions += draw.sample(near[caption], min(other_captions, len(near[caption])))
+            rows += [
+                LabelledVideo(video=path, prompt=prompt, label=verdicts(measured, offset, prompt), split=split)
+                for prompt in captions
+            ]
     write_manifest(manifest, rows)
     return manifest
+
+
+def neighbours(captions: Sequence[str]) -> dict[str, list[str]]:
+    """For each caption, those of the others that differ from it in one attribute."""
+    parsed = {caption: astuple(world.Attributes.parse(caption)) for caption in captions}
+    return {
+        caption: [
+            other for other, theirs in parsed.items() if sum(a != b for a, b in zip(own, theirs, strict=True)) == 1
+        ]
+        for caption, own in parsed.items()
+    }
+
+
+def verdicts(measured: dict[str, Tensor], video: int, caption: str) -> dict[str, float]:
+    """The oracle's labels of one measured video for a caption."""
+    judged = oracle.compare({name: values[video : video + 1] for name, values in measured.items()}, [caption])
+    return {name: float(judged[name]) for name in oracle.DIMENSIONS}
 
 
 def judge(pixels: Float[Tensor, "b 3 f h w"], prompts: list[str]) -> dict[str, Tensor]:
