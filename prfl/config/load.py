@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from prfl.config.data_schema import MAY_CHANGE
 from prfl.config.messages import Fault, faults
 from prfl.config.rules import conflicts
-from prfl.config.schema import MAY_CHANGE, Config
+from prfl.config.schema import Config
 from prfl.config.strict_yaml import parse, read_mapping
 from prfl.errors import PrflError
 

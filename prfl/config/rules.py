@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from prfl.config.data_schema import ClipsConfig, Section
 from prfl.config.schema import (
-    ClipsConfig,
     Config,
     LatentHeadConfig,
     LatentRewardConfig,
     PixelRewardConfig,
     PreferenceConfig,
     PrflConfig,
-    Section,
     SftConfig,
     SteeringConfig,
     VaderConfig,

@@ -12,6 +12,7 @@ from pathlib import Path
 from prfl import build, commands
 from prfl.backbone.wan import WanBackbone
 from prfl.config.schema import Config, PreferenceConfig
+from prfl.console import console, progress
 from prfl.data.files import content_hash
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
@@ -51,15 +52,14 @@ def draw(
     asked = dimensions or (head.dimensions if head else ["overall"])
     settings = build.sampling(config)
     folder = config.run / "samples" / f"label-{_key(model, weights, settings, config.data.fps)}"
-    progress = commands.progress("sampling")
     rows = draw_candidates(
-        model, folder, some, per_prompt, settings, adapter=adapter, fps=config.data.fps, progress=progress
+        model, folder, some, per_prompt, settings, adapter=adapter, fps=config.data.fps, progress=progress("sampling")
     )
     write_manifest(folder / MANIFEST, rows)
-    page = write_page(folder / PAGE, rows, asked, build.clip(config.data), commands.progress("writing the page"))
+    page = write_page(folder / PAGE, rows, asked, build.clip(config.data), progress("writing the page"))
     size = page.stat().st_size / 2**20
-    commands.console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
-    commands.console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)
+    console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
+    console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)
     return page
 
 

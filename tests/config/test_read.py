@@ -12,8 +12,9 @@ import yaml
 
 from prfl import build, cli
 from prfl.config import load_config
+from prfl.config.data_schema import Section
 from prfl.config.messages import models_in
-from prfl.config.schema import Config, Section
+from prfl.config.schema import Config
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 from tests.test_faults import make_project
 
@@ -70,9 +71,9 @@ def test_every_key_is_read_by_somebody(
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0
     model = build.backbone(load_config("sft.yaml"))
-    monkeypatch.setattr(build.shapes, "labelled", lambda *_, **__: Path("made"))
-    monkeypatch.setattr(build, "sample", lambda *_: torch.zeros(1))
-    monkeypatch.setattr(build.cutting, "write_clips", lambda *_, **__: (Path("made"), Path("made")))
+    monkeypatch.setattr(build.inputs.shapes, "labelled", lambda *_, **__: Path("made"))
+    monkeypatch.setattr(build.inputs, "sample", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(build.inputs.cutting, "write_clips", lambda *_, **__: (Path("made"), Path("made")))
     for generator in (
         "shapes_mixture, count: 1",
         "shapes_curated, count: 1",

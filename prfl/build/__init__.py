@@ -1,0 +1,32 @@
+"""Config to objects: the one place where a string picks a class.  What is done with them is in commands.py."""
+
+from prfl.build.identity import contents as contents
+from prfl.build.inputs import Dataset as Dataset
+from prfl.build.inputs import clip as clip
+from prfl.build.inputs import dataset as dataset
+from prfl.build.inputs import encode as encode
+from prfl.build.inputs import fill_cache as fill_cache
+from prfl.build.inputs import manifest as manifest
+from prfl.build.inputs import prompts as prompts
+from prfl.build.models import POLICY as POLICY
+from prfl.build.models import architecture as architecture
+from prfl.build.models import backbone as backbone
+from prfl.build.models import chain as chain
+from prfl.build.models import device as device
+from prfl.build.models import policy_adapter as policy_adapter
+from prfl.build.models import shift as shift
+from prfl.build.objectives import method as method
+from prfl.build.objectives import preference as preference
+from prfl.build.objectives import regulariser as regulariser
+from prfl.build.objectives import sft as sft
+from prfl.build.objectives import steering as steering
+from prfl.build.rewards import Reward as Reward
+from prfl.build.rewards import TrainableReward as TrainableReward
+from prfl.build.rewards import load_reward as load_reward
+from prfl.build.rewards import new_reward as new_reward
+from prfl.build.rewards import reward_place as reward_place
+from prfl.build.rewards import trained_reward as trained_reward
+from prfl.build.watching import judge as judge
+from prfl.build.watching import latents_scorer as latents_scorer
+from prfl.build.watching import sampling as sampling
+from prfl.build.watching import watched_rewards as watched_rewards

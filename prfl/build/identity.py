@@ -1,0 +1,30 @@
+"""What lies behind the paths and names of a config."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from prfl.backbone import WanBackbone
+from prfl.build.inputs import Dataset, prompts
+from prfl.build.rewards import reward_place
+from prfl.config.schema import Config, PixelRewardConfig
+from prfl.data.files import content_hash
+from prfl.reward.files import saved_reward
+
+
+def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[str, Any]:
+    """What lies behind the paths and names of a config, for a checkpoint's identity: a run that is resumed after its
+    reward was trained again, say, would be another run under the same config."""
+    made_by = model.describe()
+    facts = {f"backbone.model ({part})": made_by[f"{part}_fingerprint"] for part in ("transformer", "vae")}
+    some = "\n".join(prompts(config.data.prompts)["train"])
+    facts["data.prompts.train (content)"] = hashlib.sha256(some.encode()).hexdigest()[:16]
+    if clips is not None:
+        facts["data (clips and labels)"] = clips.fingerprint
+    if config.reward is not None and config.reward.path is not None:
+        saved = saved_reward(reward_place(config.reward.path))
+        facts |= {f"reward.path ({name})": value for name, value in saved.items()}
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        facts["reward.aesthetic.mlp (content)"] = content_hash(config.reward.aesthetic.mlp)[:16]
+    return facts

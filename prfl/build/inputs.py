@@ -1,0 +1,137 @@
+"""Prompts, manifests and cached clips of a config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prfl import processes
+from prfl.backbone import WanBackbone
+from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
+from prfl.config.schema import Config, PreferenceConfig
+from prfl.data import clips as cutting
+from prfl.data.cache import build_cache
+from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
+from prfl.data.files import content_hash
+from prfl.data.manifest import read_manifest
+from prfl.data.prompts import read_prompts
+from prfl.data.shapes import samples as shapes
+from prfl.data.shapes import world
+from prfl.errors import PrflError, located
+from prfl.evaluation.sampling import SamplingSettings, decode_all, sample
+
+Dataset = LatentDataset | PairDataset
+
+
+def prompts(config: PromptsConfig) -> dict[str, list[str]]:
+    """``train``, and ``validation`` and ``test`` where they are given; no prompt is in two of them."""
+    named = {"train": config.train, "validation": config.validation, "test": config.test}
+    splits = {
+        name: world.split_prompts()[name] if source == "shapes" else read_prompts(source)
+        for name, source in named.items()
+        if source is not None
+    }
+    owner: dict[str, str] = {}
+    for name, some in splits.items():
+        for prompt in some:
+            if owner.setdefault(prompt, name) != name:
+                raise PrflError(
+                    f"the prompt {prompt[:80]!r} is in {owner[prompt]} too",
+                    where=f"data.prompts.{name}",
+                    fix="give each prompt to one set",
+                )
+    return splits
+
+
+def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
+    """The manifest that the config names, or the one that its generator writes (once)."""
+    data, generator = config.data, config.data.generator
+    if data.manifest is not None:
+        return data.manifest
+    assert generator is not None, "the config's rules ask for a manifest or a generator"
+    known = prompts(data.prompts)
+    if isinstance(generator, SamplesConfig):
+        settings = SamplingSettings(
+            frames=data.frames, height=data.height, width=data.width, steps=generator.steps,
+            shift=config.rollout.shift, guidance_scale=generator.guidance, batch=generator.batch, seed=generator.seed,
+        )  # fmt: skip
+
+        def draw(some: list[str], indices: list[int]) -> torch.Tensor:
+            return decode_all(model, sample(model, some, indices, settings), generator.batch)
+
+        made_by = model.describe()  # another transformer or another VAE makes other videos
+        name = f"samples-{made_by['transformer_fingerprint']}-{made_by['vae_fingerprint']}-{_key(generator)}"
+        counts = {"train": generator.per_prompt, "validation": generator.held_out_per_prompt}
+        return shapes.labelled(
+            data.cache / name, known, counts, draw, generator.other_captions, generator.batch, progress
+        )
+    if isinstance(generator, ClipsConfig):
+        return video_clips(config, generator, known, progress)
+    wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
+    folder = data.cache / f"{generator.name}-{_key(generator)}"
+    return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
+
+
+def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
+    """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
+    settings = cutting.ClipSettings(
+        **clip(config.data), kinds=tuple(own.kinds), crops=own.crops, held_out=own.held_out,
+        formats=tuple(own.formats), seed=own.seed,
+    )  # fmt: skip
+    # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
+    videos = [content_hash(video) for video in cutting.find_videos(own.videos)]
+    parts = json.dumps([videos, asdict(settings), known.get("train"), known.get("validation")])
+    folder = config.data.cache / f"{own.name}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+    pairs, alone = cutting.write_clips(
+        folder, own.videos, known, settings, skip_unreadable=config.data.skip_unreadable, progress=progress
+    )
+    return pairs if isinstance(config.objective, PreferenceConfig) else alone
+
+
+def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
+    values = generator.model_dump(exclude={"name", "batch"})
+    return "-".join(f"{name}{value:g}" for name, value in values.items())
+
+
+def clip(data: DataConfig) -> dict[str, Any]:
+    return {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
+
+
+def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
+    """Encode what is not yet encoded; returns the manifest."""
+    with processes.main_first():
+        path = manifest(config, model, progress)
+    encode(config, model, path)
+    return path
+
+
+def encode(config: Config, model: WanBackbone, path: Path) -> None:
+    """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
+    own = config.data
+    with located("data"):
+        report = build_cache(
+            model, path, own.cache, skip_unreadable=own.skip_unreadable, batch_size=own.encode_batch, **clip(own)
+        )
+    if processes.is_main():
+        print(report, flush=True)
+
+
+def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
+    """The cached clips of a split.  A manifest whose rows name no split is all training data."""
+    has_splits = any(getattr(row, "split", None) for row in read_manifest(path))
+    if not has_splits and split != "train":
+        return None
+    return load_dataset(
+        model,
+        path,
+        config.data.cache,
+        split=split if has_splits else None,
+        skip_unreadable=config.data.skip_unreadable,
+        **clip(config.data),
+    )

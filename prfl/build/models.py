@@ -1,0 +1,88 @@
+"""The model of a config: the frozen backbone with what is trained on it, and the chain that it is sampled by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from prfl import processes
+from prfl.backbone import WanBackbone, load_architecture, load_backbone
+from prfl.config.schema import BackboneConfig, Config, SteeringConfig
+from prfl.data.shapes import samples as shapes
+from prfl.data.shapes.untrained import RECIPES, untrained_folder
+from prfl.errors import PrflError, located
+from prfl.flow import chain_sigmas
+from prfl.solvers import Coefficients, euler
+from prfl_kernels import choose_backend
+
+POLICY = "policy"  # the name of the adapter that is aligned
+
+
+def device(config: BackboneConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PrflError("no GPU is usable here", where="backbone.device", fix="device: auto or cpu")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def backbone(config: Config) -> WanBackbone:
+    """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
+    own = config.backbone
+    try:
+        choose_backend("modulated_layer_norm", own.kernels)
+    except ValueError as error:
+        raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
+    place: str | Path = own.model
+    if own.model == "shapes":
+        place = shapes.model_folder()
+    elif own.model in RECIPES:
+        with processes.main_first():
+            place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
+    model = prepared(config, load_backbone(place, getattr(torch, own.dtype), device(own), own.revision))
+    if own.compile:
+        for transformer in (model.transformer, *model.copies.values()):
+            transformer.compile_repeated_blocks()
+    return model
+
+
+def architecture(config: Config) -> WanBackbone:
+    """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
+    own = config.backbone
+    place = shapes.model_folder() if own.model in ("shapes", *RECIPES) else own.model
+    model = load_architecture(place, getattr(torch, own.dtype), own.revision)
+    with torch.device("meta"):
+        return prepared(config, model)
+
+
+def prepared(config: Config, model: WanBackbone) -> WanBackbone:
+    own = config.backbone
+    model.checkpointing = own.checkpointing
+    if own.adapter:
+        lora = own.adapter
+        with located("backbone.adapter.targets"):
+            model.add_adapter(
+                POLICY, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout, seed=config.seed
+            )
+    if own.train == "full" and policy_adapter(config):
+        model.add_copy(POLICY)
+    elif own.train == "full":
+        model.train_all()
+    return model
+
+
+def policy_adapter(config: Config) -> str | None:
+    """The adapter that is trained, or the copy of all weights: a reward reads the frozen base beside it.
+
+    None where all weights are trained in place, because nothing needs the base: full fine-tuning by SFT.
+    """
+    in_place = config.backbone.train == "full" and not isinstance(config.objective, SteeringConfig)
+    return None if in_place else POLICY
+
+
+def shift(config: Config, model: WanBackbone) -> float:
+    """Shift of the sigmas: the config's, or else the backbone's own."""
+    return model.default_shift if config.rollout.shift is None else config.rollout.shift
+
+
+def chain(config: Config, model: WanBackbone) -> Coefficients:
+    return euler(chain_sigmas(config.rollout.steps, shift(config, model)))

@@ -1,0 +1,113 @@
+"""What is trained: a reward from preferences, a policy by SFT or by the gradient of a reward."""
+
+from __future__ import annotations
+
+from prfl.backbone import WanBackbone
+from prfl.build.inputs import Dataset, prompts
+from prfl.build.models import POLICY, chain, policy_adapter, shift
+from prfl.build.rewards import Reward, TrainableReward
+from prfl.config.schema import (
+    Config,
+    PreferenceConfig,
+    PrflConfig,
+    SftConfig,
+    SftRegulariserConfig,
+    SteeringConfig,
+    VaderConfig,
+)
+from prfl.data.dataset import PairDataset
+from prfl.errors import PrflError, located
+from prfl.objective import Objective
+from prfl.objective.pathwise import Guidance, Method, Pathwise
+from prfl.objective.preference import PixelPreference, Preference
+from prfl.objective.prfl import Prfl
+from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
+from prfl.objective.sft import Sft
+from prfl.objective.vader import Vader
+from prfl.reward.latent import LatentReward
+from prfl.solvers import Coefficients
+from prfl.training import Regulariser
+
+
+def preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
+    own = config.objective
+    assert isinstance(own, PreferenceConfig)
+    if isinstance(reward, LatentReward):
+        return Preference(
+            reward,
+            clips,
+            config.seed,
+            loss=own.loss,
+            sigma_sampling=own.sigma_sampling,
+            shift=shift(config, model),
+            eta=own.eta,
+        )
+    kept = own.keep_decoded
+    return PixelPreference(
+        reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=kept
+    )
+
+
+def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
+    """SFT as the objective itself, or as the regulariser of another."""
+    own = config.objective
+    settings = own if isinstance(own, SftConfig) else own.sft if isinstance(own, SteeringConfig) else None
+    assert settings is not None, "the config's rules ask for objective.sft"
+    if isinstance(clips, PairDataset):
+        raise PrflError("SFT trains on videos, not on pairs", where="data.manifest", fix="give a manifest of videos")
+    return Sft(
+        model,
+        clips,
+        config.seed,
+        adapter=policy_adapter(config),
+        prompt_dropout=settings.prompt_dropout,
+        shift=shift(config, model),
+        scale=settings.weight if isinstance(settings, SftRegulariserConfig) else 1.0,
+    )
+
+
+def method(config: Config, coefficients: Coefficients) -> Method:
+    own, weight = config.objective, config.rollout.step_weight
+    if isinstance(own, PrflConfig):
+        return Prfl(coefficients, config.seed, handoff=own.handoff, step_weight=weight, steps_range=own.steps_range)
+    assert isinstance(own, VaderConfig)
+    return Vader(coefficients, last_steps=own.last_steps, step_weight=weight)
+
+
+def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
+    """A reward-gradient objective: (method, reward), whatever the two are."""
+    own, scores, guidance = config.objective, config.reward, config.rollout.guidance
+    assert isinstance(own, SteeringConfig) and scores is not None
+    if isinstance(reward, LatentReward):
+        scorer: LatentScorer | PixelScorer = LatentScorer(reward, scores.aggregate)
+    else:
+        frames = own.frames if isinstance(own, VaderConfig) else "all"
+        scorer = PixelScorer(reward, model, config.seed, frames, scores.aggregate)
+    with located("data"):
+        latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
+    return Pathwise(
+        model,
+        method(config, chain(config, model)),
+        scorer,
+        RewardLoss(
+            scores.weights or dict.fromkeys(reward.dimensions, 1.0),
+            aggregate=scores.aggregate,
+            shape=scores.shape,
+            target=scores.target,
+            scale=scores.scale,
+        ),
+        prompts(config.data.prompts)["train"],
+        latent_shape,
+        config.seed,
+        adapter=POLICY,
+        guidance=Guidance(guidance.scale, guidance.gradient),
+        distance_weight=own.distance_weight,
+    )
+
+
+def regulariser(config: Config, model: WanBackbone, clips: Dataset | None) -> Regulariser | None:
+    own = config.objective
+    if isinstance(own, SteeringConfig) and own.sft is not None:
+        assert clips is not None
+        return Regulariser(sft(config, model, clips), every=own.sft.every)
+    return None

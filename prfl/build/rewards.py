@@ -1,0 +1,76 @@
+"""Rewards of a config: new, trained, or the aesthetic score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from prfl.backbone import WanBackbone
+from prfl.build.inputs import clip
+from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig
+from prfl.data.shapes import samples as shapes
+from prfl.errors import PrflError, located
+from prfl.reward import pixel
+from prfl.reward.aesthetic import AestheticReward, load_aesthetic
+from prfl.reward.files import check_clip, kind_of
+from prfl.reward.head import RewardHead
+from prfl.reward.latent import LatentReward, RewardAdapter
+from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.reward.scores import total
+
+TrainableReward = LatentReward | PixelReward
+Reward = TrainableReward | AestheticReward
+
+
+def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
+    """An untrained reward, as ``reward.head`` describes it."""
+    torch.manual_seed(config.seed)
+    if isinstance(config.reward, LatentRewardConfig):
+        head = config.reward.head
+        assert head is not None
+        own = head.adapter
+        network = RewardHead(
+            model.width, head.dimensions, blocks=len(head.blocks), pooling=head.pooling, inner=head.inner,
+            n_queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
+        )  # fmt: skip
+        adapter = None
+        if own is not None:
+            adapter = RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
+        with located("reward.head.adapter.targets"):
+            return LatentReward(network, model, head.blocks, adapter=adapter)
+    assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
+    pixel_head = config.reward.head
+    frames = PixelNetwork(
+        model.text_width, pixel_head.dimensions, size=pixel_head.size, hidden=pixel_head.hidden, inner=pixel_head.inner
+    )
+    return PixelReward(frames.to(model.device))
+
+
+def trained_reward(config: Config, model: WanBackbone) -> Reward:
+    """The reward at ``reward.path``, or the aesthetic score; frozen."""
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        own = config.reward.aesthetic
+        return load_aesthetic(own.clip, own.mlp, own.revision, model.device)
+    assert config.reward is not None and config.reward.path is not None
+    reward = load_reward(config.reward.path, model)
+    if reward.space != config.reward.space:
+        what = f"the reward at {config.reward.path} is a {reward.space} one"
+        raise PrflError(what, where="reward.space", fix=f"space: {reward.space}")
+    check_clip(reward.card, clip(config.data), str(config.reward.path))
+    # A weight on a dimension that it does not have is known now, and not in the first step.
+    total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)
+    return reward
+
+
+def reward_place(path: str | Path) -> str | Path:
+    """A folder or a hub id; 'shapes' is the reward inside the package."""
+    return shapes.reward_folder() if path == "shapes" else path
+
+
+def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
+    """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
+    path = reward_place(path)
+    if kind_of(path) == pixel.KIND:
+        return PixelReward.from_pretrained(path, device=model.device)
+    return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)

@@ -1,0 +1,97 @@
+"""The ``data`` section of a config, and what all sections share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+FolderOrFile = Annotated[Path, AfterValidator(Path.expanduser)]
+# Keys marked with this may differ between a run and its resumption; they are left out of the config hash.
+MAY_CHANGE: dict[str, Any] = {"may_change": True}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class SamplesConfig(Section):
+    name: Literal["shapes_samples"] = Field(description="The backbone's own samples, labelled by the shapes oracle.")
+    per_prompt: int = Field(ge=2, description="Samples of each training prompt; pairs are made within a prompt.")
+    held_out_per_prompt: int = Field(default=24, ge=2, description="Samples of each validation prompt.")
+    other_captions: int = Field(
+        default=0, ge=0, description="Judge each training sample for this many other training captions as well, that "
+        "differ from its own in one attribute: labels that cost no sample and teach a head to read the prompt.",
+    )  # fmt: skip
+    steps: int = Field(ge=1, description="Sampling steps of each clip that is drawn.")
+    guidance: float = Field(default=1.0, ge=1, description="Guidance scale; 1 is without.")
+    batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
+    seed: int = Field(default=0, ge=0, description="Seed of the samples.")
+
+
+class MixtureConfig(Section):
+    name: Literal["shapes_mixture"] = Field(description="Rendered clips with the pretraining set's share of flaws.")
+    count: int = Field(ge=1, description="Number of clips that are rendered.")
+    wrong: float = Field(default=0.2, ge=0, le=1, description="Share of clips with one wrong attribute.")
+    unsteady: float = Field(default=0.3, ge=0, le=1, description="Share of clips with a wobble, a flicker or a jump.")
+    seed: int = Field(default=0, ge=0, description="Seed of the clips.")
+
+
+class CuratedConfig(Section):
+    name: Literal["shapes_curated"] = Field(description="Rendered clips without a flaw.")
+    count: int = Field(ge=1, description="Number of clips that are rendered.")
+    seed: int = Field(default=0, ge=0, description="Seed of the clips.")
+
+
+class ClipsConfig(Section):
+    name: Literal["video_clips"] = Field(
+        description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
+    )
+    videos: FolderOrFile = Field(description="A video, or a folder of videos and of folders of them.")
+    kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
+        default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
+        min_length=1,
+        description="Degradations. The first three are worse in dimension look, the others in dimension motion.",
+    )
+    crops: int = Field(default=1, ge=1, description="Clips from each stretch: the whole picture, then parts of it.")
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the stretches for validation prompts.")
+    formats: list[Literal["mp4", "webm", "gif"]] = Field(
+        default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the crops and degradations.")
+
+
+class PromptsConfig(Section):
+    train: str = Field(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
+    validation: str | None = Field(default=None, description="Prompts watched during a run, or 'shapes'.")
+    test: str | None = Field(default=None, description="Prompts used once, at the end, or 'shapes'.")
+
+
+class DataConfig(Section):
+    manifest: FolderOrFile | None = Field(
+        default=None,
+        description="JSON lines: a labelled video, or a pair of videos of one prompt with a preference, in each.",
+    )
+    generator: SamplesConfig | MixtureConfig | CuratedConfig | ClipsConfig | None = Field(
+        default=None, discriminator="name", description="Make the clips instead of reading a manifest."
+    )
+    prompts: PromptsConfig = Field(description="The three sets of prompts; no prompt may be in two of them.")
+    cache: FolderOrFile = Field(description="Folder of cached latents, prompt embeddings and generated clips.")
+    frames: int = Field(
+        ge=1, description="Frames of a clip: 1 and a multiple of the VAE's temporal factor, as 81 for Wan."
+    )
+    height: int = Field(
+        ge=8, description="Height in pixels, a multiple of what the model's patches cover (16 for Wan)."
+    )
+    width: int = Field(ge=8, description="Width in pixels, a multiple of what the model's patches cover (16 for Wan).")
+    fps: float = Field(gt=0, description="Frames per second at which clips are read and samples written.")
+    skip_unreadable: bool = Field(
+        default=False, description="Go on without videos that cannot be read, instead of stopping with a list of them."
+    )
+    encode_batch: int = Field(
+        default=16,
+        ge=1,
+        description="Clips that the VAE encodes at once for the cache; 1 for large videos, or memory runs out.",
+        json_schema_extra=MAY_CHANGE,
+    )

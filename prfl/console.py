@@ -1,0 +1,33 @@
+"""Where the commands print, and their progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from diffusers.utils import logging as diffusers_logging
+from rich.console import Console
+from rich.progress import track
+from transformers.utils import logging as transformers_logging
+
+console = Console()
+if not console.is_terminal:
+    console = Console(width=140)  # a file takes 80 columns otherwise, and the tables lose their first one
+
+
+def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A bar on a terminal; off it one line when the work begins."""
+
+    def shown(items: Iterable[Any]) -> Iterable[Any]:
+        if console.is_terminal:
+            return track(items, description=what, console=console, transient=True)
+        console.print(what, markup=False)
+        return items
+
+    return shown
+
+
+def disable_progress_bars() -> None:
+    """Those of the libraries, while they load a model."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

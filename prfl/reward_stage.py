@@ -1,0 +1,119 @@
+"""A stage that trains a reward, and the measuring of rewards side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from prfl import build, processes
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config
+from prfl.console import console, progress
+from prfl.data.files import replacing
+from prfl.evaluation import plots, reward_eval, tables
+from prfl.reward.files import RewardCard
+from prfl.training import Hook, RunFolder, TrainResult
+
+
+def train_reward(
+    config: Config,
+    model: WanBackbone,
+    run: RunFolder,
+    begin: Callable[..., TrainResult],
+    clips: build.Dataset,
+    validation: build.Dataset | None,
+) -> TrainResult:
+    """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
+    reward = build.new_reward(config, model)
+    objective = build.preference(config, model, reward, clips)
+
+    def watch(step: int) -> dict[str, float]:
+        """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
+        few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, 0.9)]
+        assert validation is not None
+        scorers = {"reward": build.latents_scorer(reward, model)}
+        rows = reward_eval.evaluate(scorers, reward_eval.held_out(validation), few, noise_draws=1, resamples=1)
+        last = rows[-1].dimension if rows else ""
+        return {f"validation accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
+
+    def finish(step: int) -> dict[str, float]:
+        reward.card = card(config, {})
+        if validation is not None:
+            # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
+            # A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
+            bins = [
+                level
+                for level in reward_eval.levels()
+                if level.kind == "bin" and (reward.noise_aware or level.high <= 0.5)
+            ]
+            path = run.path / "reward_eval.json"
+            rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
+            accuracy = reward_eval.accuracy_by_bin(rows, "reward")
+            reward.card = card(config, accuracy)
+            reward.calibrate(clean_logits(reward, model, validation))
+        if processes.is_main():
+            reward.save_pretrained(run.path / "reward")
+        return {}
+
+    hooks = [Hook(config.training.steps, finish)]
+    if validation is not None and config.evaluation.every:
+        hooks.insert(0, Hook(config.evaluation.every, watch))
+    return begin(objective, hooks=hooks)
+
+
+def measure_reward(
+    config: Config,
+    rewards: Mapping[str, build.Reward],
+    model: WanBackbone,
+    data: build.Dataset,
+    train: build.Dataset | None,
+    path: Path,
+    at: Sequence[reward_eval.Level],
+    noise_draws: int = 3,
+    **facts: str,
+) -> list[reward_eval.Row]:
+    """Several rewards side by side at some noise levels: tables on the console, rows and a plot to ``path``.
+
+    train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
+    """
+    rows = reward_eval.evaluate(
+        {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
+        reward_eval.held_out(data),
+        at,
+        train=None if train is None else reward_eval.held_out(train).head(256),
+        noise_draws=noise_draws,
+        progress=progress("measuring the reward at every noise level"),
+    )
+    dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    if processes.is_main():
+        reward_eval.save_rows(path, rows, run=str(config.run), **facts)
+        with replacing(path.with_suffix(".png")) as temporary:
+            temporary.write_bytes(plots.ranking([row for row in rows if row.level.kind != "sampler"], dimensions))
+    for dimension in dimensions:
+        console.print(tables.reward_table(rows, dimension, "pairwise accuracy within a prompt"))
+    return rows
+
+
+@torch.no_grad()
+def clean_logits(reward: build.Reward, model: WanBackbone, data: build.Dataset) -> dict[str, torch.Tensor]:
+    """Logits at sigma 0 of a dataset: what normalises the scores."""
+    held = reward_eval.held_out(data)
+    score = build.latents_scorer(reward, model)
+    parts = []
+    for start in range(0, len(held.prompts), 64):
+        latents, condition = held.get(list(range(start, min(start + 64, len(held.prompts)))))
+        parts.append(score(latents, torch.zeros(len(latents), device=latents.device), condition))
+    return {name: torch.cat([part[name] for part in parts]) for name in reward.dimensions}
+
+
+def card(config: Config, accuracy: dict[str, dict[str, float]]) -> RewardCard:
+    data = config.data
+    return RewardCard(
+        frames=(data.frames, data.frames),
+        fps=(data.fps, data.fps),
+        height=(data.height, data.height),
+        width=(data.width, data.width),
+        accuracy=accuracy,
+    )
