@@ -4,9 +4,10 @@
     python bench/study_spine.py [--seconds 180] [--out bench/results/spine.json]
 
 1. Seconds per step and memory of each method; the seconds become a number of steps.
-2. Each method's settings are tried with seed 0 for that time and compared on validation prompts.
+2. Each method's settings (learning rate and regulariser, three each) are tried with seed 0 for half that time and
+   compared on validation prompts, at the guidance that is best for the base there.
 3. The best setting of each runs with three seeds; base and policies are drawn on the test prompts from the same noise,
-   without guidance and at the scale that is best for the base on validation prompts.
+   without guidance and at that scale.
 4. With --hack STEPS, to its own file: a run that is meant to hack the reward, and the same with one regulariser each.
 """
 
@@ -43,18 +44,26 @@ class Method:
     always: tuple[str, ...] = ()
 
 
-def rates(*values: float) -> tuple[tuple[str, ...], ...]:
-    return tuple((f"training.learning_rate={value}",) for value in values)
+def settings(*values: tuple[float, str]) -> tuple[tuple[str, ...], ...]:
+    """(learning rate, the regulariser's override) of each."""
+    return tuple((f"training.learning_rate={rate}", regulariser) for rate, regulariser in values)
 
 
 MIXTURE = "data.generator={name: shapes_mixture, count: 6144}"  # all that the base was trained on
 CURATED = "data.generator={name: shapes_curated, count: 2048}"
-LATENT, PIXEL = (f"reward.path={REWARDS}/{name}-0/reward" for name in ("frozen", "pixel"))
+LATENT, PIXEL = (f"reward.path={REWARDS}/{name}-0/reward" for name in ("adapter", "pixel"))
+FALLING = "training.schedule=cosine"
+# Half the sampler's steps, at the guidance that the samples are drawn with: more updates in the same time.
+STEER = (MIXTURE, FALLING, "rollout.steps=10", "rollout.guidance={scale: 2, gradient: both}", "evaluation.steps=20")
+WITHOUT, DECAY = "training.weight_decay=0", "training.weight_decay=0.1"
+EACH, FOURTH = "objective.sft.every=1", "objective.sft.every=4"
+SFT = settings((1e-4, WITHOUT), (5e-4, WITHOUT), (5e-4, DECAY))
+STEERED = settings((1e-3, EACH), (3e-4, EACH), (3e-4, FOURTH))
 METHODS = {
-    "sft": Method("configs/tiny/sft.yaml", rates(1e-4, 5e-4), (MIXTURE,)),
-    "sft, curated clips": Method("configs/tiny/sft.yaml", rates(3e-4, 1e-3), (CURATED,)),
-    "prfl": Method("configs/tiny/prfl.yaml", rates(3e-4, 1e-3), (MIXTURE, LATENT)),
-    "vader": Method("configs/tiny/vader.yaml", rates(3e-4, 1e-3), (MIXTURE, PIXEL)),
+    "sft": Method("configs/tiny/sft.yaml", SFT, (MIXTURE, FALLING)),
+    "sft, curated clips": Method("configs/tiny/sft.yaml", SFT, (CURATED, FALLING)),
+    "prfl": Method("configs/tiny/prfl.yaml", STEERED, (*STEER, LATENT, "objective.steps_range=[0.3,1.0]")),
+    "vader": Method("configs/tiny/vader.yaml", STEERED, (*STEER, PIXEL)),
 }
 HACK = {  # what is meant to hack, and the same with one regulariser each
     "hack": ("objective.sft=null", "data.generator=null"),
@@ -74,12 +83,12 @@ def slug(text: str) -> str:
 def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path) -> None:
     """Samples of a run's policy, or of the base where it has none, scored by the oracle and the latent reward."""
     overrides = [f"run={out.parent}", f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}"]
-    config = load_config(config_file, [*overrides, "evaluation.judge=shapes"])
+    config = load_config(config_file, [*overrides, "evaluation.judge=shapes", "evaluation.steps=20"])
     model = build.backbone(config)
     trained = (config.run / "policy.safetensors").exists()
     if trained:
         commands.load_policy(config, model)
-    reward = {"reward": build.latents_scorer(build.load_reward(REWARDS / "frozen-0/reward", model), model)}
+    reward = {"reward": build.latents_scorer(build.load_reward(REWARDS / "adapter-0/reward", model, "measure"), model)}
     some = build.prompts(config.data.prompts)[split]
     outcome = commands.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
@@ -147,20 +156,20 @@ def study(seconds: float) -> dict:
 
         def sweep(name: str, setting: tuple[str, ...]) -> dict:
             method = METHODS[name]
-            overrides = [*method.always, *setting, *QUIET, f"training.steps={steps[name]}"]
+            overrides = [*method.always, *setting, *QUIET, f"training.steps={steps[name] // 2}"]
             folder = RUNS / f"sweep-{slug(name)}-{slug('-'.join(setting))}"
-            return measured(studies.train(folder, method.config, overrides), "validation", 0)
+            return measured(studies.train(folder, method.config, overrides), "validation", 0, best_scale)
 
         def guided(scale: float) -> dict:
             return measured(base_folder(), "validation", 0, scale, METHODS["sft"].config)
 
+        scales = {scale: pool.submit(guided, scale) for scale in (1.0, *GUIDANCE)}
+        guidance = {scale: mean(each.result()) for scale, each in scales.items()}
+        best_scale = max(GUIDANCE, key=lambda scale: guidance[scale])
         swept = {
             (name, setting): pool.submit(sweep, name, setting) for name, m in METHODS.items() for setting in m.settings
         }
-        scales = {scale: pool.submit(guided, scale) for scale in (1.0, *GUIDANCE)}
         validation = {key: mean(each.result()) for key, each in swept.items()}
-        guidance = {scale: mean(each.result()) for scale, each in scales.items()}
-        best_scale = max(GUIDANCE, key=lambda scale: guidance[scale])
         best = {name: max(m.settings, key=lambda s, name=name: validation[name, s]) for name, m in METHODS.items()}
 
         def final(name: str, seed: int) -> dict:
@@ -188,7 +197,7 @@ def study(seconds: float) -> dict:
                 for name, (s, peak) in costs.items()
             },
             "sweep": [
-                {"method": n, "setting": list(s), "steps": steps[n], "validation": v}
+                {"method": n, "setting": list(s), "steps": steps[n] // 2, "validation": v}
                 for (n, s), v in validation.items()
             ],
             "guidance on validation": guidance,
