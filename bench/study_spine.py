@@ -4,8 +4,8 @@
     python bench/study_spine.py [--seconds 180] [--out bench/results/spine.json]
 
 1. Seconds per step and memory of each method; the seconds become a number of steps.
-2. Each method's settings (learning rate and regulariser, three each) are tried with seed 0 for half that time and
-   compared on validation prompts, at the guidance that is best for the base there.
+2. Each method's settings (learning rate and regulariser, three each) are tried with seed 0 for that time and compared
+   on validation prompts, at the guidance that is best for the base there.
 3. The best setting of each runs with three seeds; base and policies are drawn on the test prompts from the same noise,
    without guidance and at that scale.
 4. With --hack STEPS, to its own file: a run that is meant to hack the reward, and the same with one regulariser each.
@@ -156,7 +156,7 @@ def study(seconds: float) -> dict:
 
         def sweep(name: str, setting: tuple[str, ...]) -> dict:
             method = METHODS[name]
-            overrides = [*method.always, *setting, *QUIET, f"training.steps={steps[name] // 2}"]
+            overrides = [*method.always, *setting, *QUIET, f"training.steps={steps[name]}"]
             folder = RUNS / f"sweep-{slug(name)}-{slug('-'.join(setting))}"
             return measured(studies.train(folder, method.config, overrides), "validation", 0, best_scale)
 
@@ -197,7 +197,7 @@ def study(seconds: float) -> dict:
                 for name, (s, peak) in costs.items()
             },
             "sweep": [
-                {"method": n, "setting": list(s), "steps": steps[n] // 2, "validation": v}
+                {"method": n, "setting": list(s), "steps": steps[n], "validation": v}
                 for (n, s), v in validation.items()
             ],
             "guidance on validation": guidance,
