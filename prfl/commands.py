@@ -48,6 +48,7 @@ def train_stage(config: Config, resume: str) -> None:
     reads_clips = config.data.manifest is not None or config.data.generator is not None
     path = build.fill_cache(config, model, progress("generated clips")) if reads_clips else None
     clips = build.dataset(config, model, path, "train") if path else None
+    model.drop_text_encoder()
     begin = partial(
         run_training,
         settings=own,
@@ -80,6 +81,9 @@ def train_policy(
     config: Config, model: WanBackbone, run: RunFolder, begin: Callable[..., TrainResult], clips: build.Dataset | None
 ) -> TrainResult:
     """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts."""
+    known = build.prompts(config.data.prompts)
+    used = [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
+    model.remember(["", *used], progress("encoding the prompts"))
     reward: build.Reward | None = None
     if isinstance(config.objective, SftConfig):
         assert clips is not None
@@ -88,7 +92,6 @@ def train_policy(
         reward = build.trained_reward(config, model)
         objective = build.steering(config, model, reward)
     rewards = build.watched_rewards(config, model, reward)
-    known = build.prompts(config.data.prompts)
     fallen: list[hacking.Fall] = []
 
     def watch(step: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from prfl.backbone import vae as vae_codec
 from prfl.backbone.wan import WanBackbone
 from prfl.errors import PrflError
 
+MIB = 2**20
 SUPPORTED = "supported are WanPipeline folders with one transformer: Wan 2.1 text to video"
 
 
@@ -66,6 +68,21 @@ class Source:
                     where=f"{self.name}/{part}",
                     fix="download or save the model again, whole",
                 )
+
+    def text_identity(self) -> str:
+        """Tells one text encoder or tokenizer from another without loading it: a hash of every file's name, size, first
+        and last MiB.  Of a model on the hub its id and revision say it, and this is empty."""
+        digest = hashlib.sha256()
+        parts = [Path(self.name, part) for part in ("text_encoder", "tokenizer")]
+        files = [file for part in parts for file in sorted(part.glob("*")) if file.is_file()]
+        for file in files:
+            size = file.stat().st_size
+            digest.update(f"{file.parent.name}/{file.name} {size}\n".encode())
+            with file.open("rb") as opened:
+                digest.update(opened.read(MIB))
+                opened.seek(max(0, size - MIB))
+                digest.update(opened.read(MIB))
+        return digest.hexdigest()[:16] if files else ""
 
     def load_text(self, dtype: torch.dtype) -> tuple[Any, UMT5EncoderModel]:
         try:
@@ -161,6 +178,7 @@ def assemble(
         load_text,
         model_id=Path(source.name).resolve().name if Path(source.name).is_dir() else source.name,
         revision=source.revision,
+        text_identity=source.text_identity(),
         default_shift=schedule[0],
         timestep_scale=schedule[1],
     )

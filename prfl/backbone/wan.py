@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property
@@ -50,6 +50,7 @@ class WanBackbone:
         *,
         model_id: str,
         revision: str | None,
+        text_identity: str,
         default_shift: float,
         timestep_scale: float,
     ) -> None:
@@ -57,10 +58,11 @@ class WanBackbone:
         self.vae = vae.requires_grad_(False).eval()
         self.dtype: torch.dtype = transformer.patch_embedding.weight.dtype
         self.copies: dict[str, WanTransformer3DModel] = {}
-        self.model_id, self.revision = model_id, revision
+        self.model_id, self.revision, self.text_identity = model_id, revision, text_identity
         self.default_shift = default_shift
         self.checkpointing: Literal["none", "full"] = "none"
         self._load_text, self._timestep_scale = load_text, timestep_scale
+        self._remembered: dict[str, Condition] = {}  # on the host
         config = transformer.config
         self.width: int = config.num_attention_heads * config.attention_head_dim
         self.num_blocks: int = config.num_layers
@@ -182,10 +184,25 @@ class WanBackbone:
         """Free the text encoder's memory; the next ``condition`` loads it again."""
         self.__dict__.pop("_text", None)
 
+    def remember(self, prompts: Iterable[str], progress: Callable[[list[str]], Iterable[str]] = iter) -> None:
+        """Encode these prompts now, keep their conditions on the host, and free the text encoder: 10.6 GiB in Wan 2.1.
+
+        One by one, since a batch's make-up would change the last bits.
+        """
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._remembered]
+        for prompt in progress(new) if new else ():
+            self._remembered[prompt] = self.condition([prompt]).to("cpu")
+        self.drop_text_encoder()
+
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """Encode prompts as WanPipeline does (cleaned, at most 512 tokens); "" is the unconditional one."""
+        """Encode prompts as WanPipeline does (cleaned, at most 512 tokens); "" is the unconditional one.
+
+        Prompts that are ``remember``ed are looked up.
+        """
         assert not isinstance(prompts, str), "condition takes a list of prompts"
+        if prompts and all(prompt in self._remembered for prompt in prompts):
+            return Condition.cat([self._remembered[prompt] for prompt in prompts]).to(self.device)
         encoder = self.text_encoder
         tokens = self.tokenizer(
             [prompt_clean(prompt) for prompt in prompts],

@@ -51,13 +51,16 @@ class CacheReport:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Where the entries of one model, clip size and rate lie.  ``clip``: the keyword arguments of ``read_video``."""
+    """Where the entries of one model, clip size and rate lie.
+
+    clip: the keyword arguments of ``read_video``.  text: identity of the text encoder, and the dtype of its embeddings.
+    """
 
     folder: Path
     clip: dict[str, Any]
     model: dict[str, Any]
     vae_dtype: str
-    text_dtype: str
+    text: tuple[str, str]
 
     @classmethod
     def of(
@@ -73,7 +76,13 @@ class LatentCache:
     ) -> LatentCache:
         backbone.latent_shape(frames, height, width)  # a size that the model cannot take is refused before any work
         clip = {"frames": frames, "height": height, "width": width, "fps": float(fps), "window": window}
-        return cls(Path(folder), clip, backbone.describe(), str(backbone.vae.dtype), str(backbone.dtype))
+        return cls(
+            Path(folder),
+            clip,
+            backbone.describe(),
+            str(backbone.vae.dtype),
+            (backbone.text_identity, str(backbone.dtype)),
+        )
 
     def latents_file(self, video: Path) -> Path:
         """Raises OSError when the video's bytes cannot be read."""
@@ -81,7 +90,7 @@ class LatentCache:
         return self.folder / "latents" / f"{key}.safetensors"
 
     def prompt_file(self, prompt: str) -> Path:
-        return self.folder / "prompts" / f"{_key([prompt, self.model, self.text_dtype])}.safetensors"
+        return self.folder / "prompts" / f"{_key([prompt, self.model, self.text])}.safetensors"
 
     def find(self, videos: Iterable[Path]) -> tuple[dict[Path, Path], list[tuple[Path, str]]]:
         """({video: its entry}, [(unreadable video, reason)]).  Raises PrflError when a video was never cached."""

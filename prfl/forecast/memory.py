@@ -137,7 +137,6 @@ def fixed_parts(
     if model.copies:
         yield Part("trained copy of all weights, in float32", sum(map(module_bytes, model.copies.values())))
     yield Part("VAE weights", module_bytes(model.vae))
-    yield Part("text encoder weights (stay loaded)", module_bytes(model.text_encoder))
     size = sum_bytes(trained)
     if config.backbone.train == "lora":
         yield Part("trained weights" if isinstance(config.objective, PreferenceConfig) else "adapter weights", size)
@@ -168,6 +167,7 @@ def _phases(
 ) -> Iterator[Part]:
     objective, training = config.objective, config.training
     part = training.batch // training.accumulation
+    yield Part("encoding the prompts: the text encoder, freed afterwards", module_bytes(model.text_encoder))
     if config.data.manifest or config.data.generator:
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes))
     if isinstance(objective, PreferenceConfig):

@@ -10,7 +10,7 @@ A method says only which plan and which node (``Choice``); this is how it is car
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -89,7 +89,6 @@ class Pathwise:
     guidance: Guidance = Guidance()
     distance_weight: float = 0.0
     distance_every: int = 10
-    conditions: dict[str, Condition] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -106,6 +105,8 @@ class Pathwise:
                 where="reward",
                 fix="take a latent reward, or objective.handoff: clean, which scores clean predictions",
             )
+
+        self.backbone.remember(["", *self.prompts])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.backbone.adapter_parameters(self.adapter)
@@ -139,20 +140,14 @@ class Pathwise:
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
         """Prompts, their condition and the start noise of these samples."""
         prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, "prompts")]
-        condition = Condition.cat([self.condition(prompt) for prompt in prompts]).to(self.backbone.device)
+        condition = self.backbone.condition(prompts)
         start = draws.normal(self.latent_shape, self.seed, "start", step, indices)
         return prompts, condition, start.to(self.backbone.device)
-
-    def condition(self, prompt: str) -> Condition:
-        """Kept on the host per prompt, and encoded one by one: a batch's make-up would change the last bits."""
-        if prompt not in self.conditions:
-            self.conditions[prompt] = self.backbone.condition([prompt]).to("cpu")
-        return self.conditions[prompt]
 
     def network(self, condition: Condition) -> Network:
         scale, empty = self.guidance.scale, None
         if scale != 1:
-            empty = self.condition("").to(self.backbone.device)[[0] * len(condition)]
+            empty = self.backbone.condition([""] * len(condition))
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
     def roll(self, network: Network, start: Tensor, choice: Choice, held_edge: bool) -> Trajectory:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from prfl.backbone import Condition, load_backbone
+from prfl.data.cache import LatentCache
 from prfl.errors import PrflError
 
 
@@ -59,6 +60,31 @@ def test_the_text_encoder_can_be_dropped(folder: Path) -> None:
     backbone.drop_text_encoder()
     assert torch.equal(backbone.condition(["a red circle"]).prompt_embeds, first.prompt_embeds)
     assert backbone.text_encoder is not encoder
+
+
+def test_remembered_prompts_need_no_text_encoder(folder: Path) -> None:
+    backbone = load_backbone(folder)
+    prompts = ["a red circle", "a blue square that moves", ""]
+    alone = [backbone.condition([prompt]) for prompt in prompts]
+    backbone.remember(prompts)
+    shutil.rmtree(folder / "text_encoder")
+    together = backbone.condition([prompts[1], "", prompts[0]])
+    assert torch.equal(together.prompt_embeds, Condition.cat([alone[1], alone[2], alone[0]]).prompt_embeds)
+    with pytest.raises(PrflError, match="text encoder"):
+        backbone.condition([prompts[0], "another prompt"])
+
+
+def test_another_text_encoder_has_another_identity(folder: Path) -> None:
+    before = load_backbone(folder)
+    weights = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    name = sorted(tensors)[-1]
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    after = load_backbone(folder)
+    assert before.text_identity != after.text_identity and before.describe() == after.describe()
+    caches = [LatentCache.of(some, folder, frames=5, height=16, width=16, fps=8) for some in (before, after)]
+    assert caches[0].prompt_file("a") != caches[1].prompt_file("a"), "embeddings of the old one would be found"
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:
