@@ -15,7 +15,7 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.forecast import count_work
 from prfl.forecast import work as names
-from prfl.objective.pathwise import Pathwise
+from prfl.objective.pathwise import Guidance, Pathwise
 from prfl.objective.scorer import RewardLoss
 from tests.objective.parts import PROMPTS, SHAPE, latent_reward
 
@@ -87,7 +87,7 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     objective = Pathwise(
         model, build.method(config, build.chain(config, model)), LatentScorer(latent_reward(model, False)),
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
-        guidance=build.Guidance(guidance.scale, guidance.gradient),
+        guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
     )  # fmt: skip
     for step in range(STEPS):
