@@ -122,10 +122,10 @@ def measure(domain: str, heads: list[str], out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ the study
 
 
-def study(with_ceiling: bool) -> dict:
+def study(heads: list[str], with_ceiling: bool) -> dict:
     with studies.pool() as pool:
-        trained("frozen", 0)  # alone: it draws the labels that the others share
-        jobs = {(name, seed): pool.submit(trained, name, seed) for seed in studies.SEEDS for name in HEADS}
+        trained(heads[0], 0)  # alone: it draws the labels that the others share
+        jobs = {(name, seed): pool.submit(trained, name, seed) for seed in studies.SEEDS for name in heads}
         folders = {key: job.result().name for key, job in jobs.items()}
         if with_ceiling:
             folders["ceiling", 0] = ceiling().name
@@ -183,20 +183,39 @@ def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
     ]  # fmt: skip
 
 
+def table(path: Path) -> None:
+    """README's table of a results file: everything right together, by noise level, the mean over seeds."""
+    shown = {"0 to 0.2": (0, 0.2), "0.4 to 0.5": (0.4, 0.5), "0.7 to 0.8": (0.7, 0.8), "0.8 to 0.85": (0.8, 0.85),
+             "0.9 to 0.925": (0.9, 0.925), "0.925 to 0.95": (0.925, 0.95), "1 (floor)": (1, 1)}  # fmt: skip
+    rows = [row for row in json.loads(path.read_text())["accuracy"] if row["dimension"] == reward_eval.OVERALL]
+    print(f"| samples of | reward | {' | '.join(shown)} |")
+    print(f"| --- | --- |{' --- |' * len(shown)}")
+    for domain, reward in dict.fromkeys((row["domain"], row["reward"]) for row in rows):
+        at = {tuple(row["sigma"]): row for row in rows if (row["domain"], row["reward"]) == (domain, reward)}
+        cells = [f"{at[level]['accuracy']:.3f}" for level in shown.values()]
+        low, high = at[0, 0.2]["interval of seed 0"]
+        cells[0] += f" [{low:.3f}, {high:.3f}]"
+        print(f"| {domain} | {reward} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/reward.json"))
     parser.add_argument("--ceiling", action="store_true", help="train it too: 80,640 labels, hours on two cores")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="only these (default: all)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--draw", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.draw:
         draw(options.draw)
+    elif options.table:
+        table(options.table)
     elif options.measure:
         domain, out, *heads = options.measure
         measure(domain, heads, Path(out))
     else:
-        studies.write(options.out, study(options.ceiling))
+        studies.write(options.out, study(options.heads, options.ceiling))
 
 
 if __name__ == "__main__":
