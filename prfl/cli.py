@@ -290,7 +290,10 @@ def schema(options: argparse.Namespace) -> None:
     if options.file is None:
         print(text, end="")
     else:
-        options.file.write_text(text)
+        from prfl.data.files import replacing
+
+        with replacing(options.file) as temporary:
+            temporary.write_text(text)
 
 
 def cache(options: argparse.Namespace) -> None:
@@ -313,7 +316,12 @@ def evaluate(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides) if options.config else None
     from prfl import commands
 
-    heads = {name or "head": Path(folder) for name, _, folder in (text.rpartition("=") for text in options.head or [])}
+    heads: dict[str, Path] = {}
+    for text in options.head or []:
+        name, _, folder = text.rpartition("=")
+        name = name or (folder if len(options.head) > 1 else "head")
+        if heads.setdefault(name, Path(folder)) != Path(folder):
+            raise PrflError(f"two heads are called {name!r}", where="--head", fix="give each a name of its own")
     own = {} if config else {"run": options.run, "overrides": options.overrides}
     commands.evaluate(config, heads=heads or None, manifest=options.manifest, **own)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from prfl import build, processes
 from prfl.backbone import WanBackbone
 from prfl.config import dump_resolved, identity, load_config
+from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.console import console, disable_progress_bars, progress
 from prfl.data.files import read_tensors, replacing, replacing_folder
@@ -93,6 +95,9 @@ def train_policy(
         objective = build.steering(config, model, reward)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []
+    if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
+        what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(known['validation'])}"
+        raise PrflError(what, where="data.prompts.validation", fix="give more, or evaluation.stop_on_hacking=false")
 
     def watch(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
@@ -193,7 +198,13 @@ def load_policy(config: Config, model: WanBackbone) -> None:
     path = trained_weights(config)
     if config.backbone.train == "full":
         with model.adapter(build.policy_adapter(config)):
-            model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(path).state_dict())
+            try:
+                trained = WanTransformer3DModel.from_pretrained(path, use_safetensors=True)
+                model.transformer.load_state_dict(trained.state_dict())
+            except (OSError, RuntimeError, SafetensorError) as error:
+                reason = str(error).strip().split("\n")[0]
+                fix = "run `prfl train` on this config again"
+                raise PrflError(f"its weights cannot be read: {reason}", where=str(path), fix=fix) from error
     else:
         model.load_adapter_state(build.POLICY, read_tensors(path, "run `prfl train` on this config again"))
 
@@ -233,20 +244,19 @@ def evaluate(
         name: build.load_reward(folder, model, adapter_name=f"reward-{number}")
         for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
     }
-    train: build.Dataset | None = None
+    path = build.fill_cache(config, model, progress("generated clips"))
+    train = build.dataset(config, model, path, "train")  # its samples say how far apart two scores are still a tie
     if manifest is None:
-        path = build.fill_cache(config, model, progress("generated clips"))
-        held, train = build.dataset(config, model, path, "validation"), build.dataset(config, model, path, "train")
-        fix = 'add "split": "validation" to the held-out rows'
+        held = build.dataset(config, model, path, "validation")
     else:
         path = manifest
         build.encode(config, model, path)
-        held, fix = build.dataset(config, model, path, "train"), "leave the splits out; all rows are held out"
+        held = build.cached(config, model, path)
     if held is None:
+        fix = 'add "split": "validation" to the held-out rows'
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
     name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
-    sigmas = chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist()
-    at = reward_eval.levels(sigmas[:: max(1, config.rollout.steps // 10)])
+    at = reward_eval.levels(chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist())
     measure_reward(config, rewards, model, held, train, config.run / name, at, clips=str(path))
     show_report(config.run)
 
@@ -263,14 +273,20 @@ def evaluate_policy(config: Config, model: WanBackbone) -> None:
 
 
 def sample(config: Config, *, compare_base: bool = False) -> None:
-    """Videos of the trained policy on the test prompts, or on the validation prompts where there are none.
+    """Videos of the trained policy on the validation prompts, or on the training prompts where there are none.
 
     Writes samples/sampled below the run: one mp4 a video, all of them in grid.mp4, and index.html with everything.
     """
+    if isinstance(config.objective, PreferenceConfig):
+        fix = "give the config of a policy; --per-prompt 4 draws the base's videos, for people to compare"
+        raise PrflError("this config trains a reward, which draws no videos", where="objective.name", fix=fix)
+    if compare_base and not build.policy_adapter(config):
+        fix = "leave --compare-base out; sample the base's own config for its videos"
+        raise PrflError("all weights were trained in place: there is no base left", where="backbone.train", fix=fix)
     model = build.backbone(config)
     load_policy(config, model)
     known = build.prompts(config.data.prompts)
-    some = (known.get("test") or known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
+    some = (known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
     per_prompt = config.evaluation.samples_per_prompt
     outcomes = [

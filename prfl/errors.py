@@ -10,10 +10,10 @@ class PrflError(ValueError):
     """Shown by the command line without a traceback.
 
     what: the fault in one sentence.  where: a yaml path (``configs/x.yaml: rollout.steps``) or ``file:line``.
-    fix: what to do about it.
+    fix: what to do about it; empty only where ``what`` says it.
     """
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+    def __init__(self, what: str, *, where: str = "", fix: str) -> None:
         self.what, self.where, self.fix = what, where, fix
         parts = [f"{where}: {what}" if where else what]
         if fix:

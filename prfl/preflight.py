@@ -40,7 +40,9 @@ def doctor(stages: Sequence[Stage]) -> None:
         show(str(stage.path), found := check_config(stage.config, runs_of(stages[:number])))
         problems += [f"{stage.path}: {check.name}: {check.problem}" for check in found if check.problem]
     if problems:
-        raise PrflError("a run could not work here\n  " + "\n  ".join(problems), where="prfl doctor")
+        raise PrflError(
+            "a run could not work here\n  " + "\n  ".join(problems), where="prfl doctor", fix=""
+        )  # each says it
 
 
 def runs_of(stages: Sequence[Stage]) -> list[Path]:

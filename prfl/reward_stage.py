@@ -12,6 +12,7 @@ from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
 from prfl.console import console, progress
 from prfl.data.files import replacing
+from prfl.errors import PrflError
 from prfl.evaluation import plots, reward_eval, tables
 from prfl.reward.files import RewardCard
 from prfl.training import Hook, RunFolder, TrainResult
@@ -52,7 +53,10 @@ def train_reward(
             rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
             accuracy = reward_eval.accuracy_by_bin(rows, "reward")
             reward.card = card(config, accuracy)
-            reward.calibrate(clean_logits(reward, model, validation))
+            try:
+                reward.calibrate(clean_logits(reward, model, validation))
+            except PrflError as error:  # what was trained is saved all the same
+                console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
         return {}
@@ -92,7 +96,9 @@ def measure_reward(
         with replacing(path.with_suffix(".png")) as temporary:
             temporary.write_bytes(plots.ranking([row for row in rows if row.level.kind != "sampler"], dimensions))
     for dimension in dimensions:
-        console.print(tables.reward_table(rows, dimension, "pairwise accuracy within a prompt"))
+        for measure, read in tables.MEASURES.items():
+            if any(read(row) for row in rows if row.dimension == dimension):
+                console.print(tables.reward_table(rows, dimension, measure))
     return rows
 
 

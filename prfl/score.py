@@ -122,7 +122,11 @@ def score_files(
         write_scores(rows, out, facts)
     if failed:
         more = "\n".join(failed[1:])
-        raise PrflError(f"{failed[0]}\n{more}".rstrip(), where=f"{len(failed)} of {len(items)} files were not scored")
+        raise PrflError(
+            f"{failed[0]}\n{more}".rstrip(),
+            where=f"{len(failed)} of {len(items)} files were not scored",
+            fix="mend or leave out these files; the others are scored",
+        )
 
 
 def read_items(inputs: Sequence[str], prompt: str | None) -> list[Item]:
@@ -138,7 +142,9 @@ def read_items(inputs: Sequence[str], prompt: str | None) -> list[Item]:
             known = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
             raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {known}")
         if not path.is_file():
-            raise PrflError("there is no such file", where=name)
+            raise PrflError(
+                "there is no such file", where=name, fix="give the path of a video, a latents file or a manifest"
+            )
         if prompt is None:
             fix = '--prompt "what the video shows", or a manifest (.jsonl) whose rows have prompts'
             raise PrflError("a reward reads the prompt too, and this file has none", where=name, fix=fix)
@@ -199,7 +205,11 @@ def read_latents(file: Path, backbone: WanBackbone, clip: Mapping[str, Any]) -> 
             raise PrflError(what, where=str(file), fix="give latents of this model's VAE, or score the video")
         for name, size, patch in zip(CLIP, latents.shape[2:], backbone.patch_size, strict=False):
             if size % patch:
-                raise PrflError(f"a latent {name} of {size} does not split into patches of {patch}", where=str(file))
+                raise PrflError(
+                    f"a latent {name} of {size} does not split into patches of {patch}",
+                    where=str(file),
+                    fix="cut the latents to a multiple of the patch",
+                )
     if not latents.isfinite().all():
         raise PrflError("its latents are not finite", where=str(file), fix="encode the video again, in float32")
     return latents
@@ -214,7 +224,9 @@ def load_latents(file: Path) -> Float[Tensor, "b c t h w"]:
             name = "latents" if "latents" in names else names[0] if len(names) == 1 else None
             latents = opened.get_tensor(name) if name else None
     except (SafetensorError, OSError) as error:
-        raise PrflError(f"is not a readable safetensors file: {error}", where=str(file)) from error
+        raise PrflError(
+            f"is not a readable safetensors file: {error}", where=str(file), fix="write it again with safetensors"
+        ) from error
     if latents is None:
         shown = ", ".join(names[:5]) or "none"
         raise PrflError(f"has no tensor 'latents'; it has {shown}", where=str(file), fix="save them under that name")

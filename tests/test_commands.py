@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -11,8 +12,9 @@ import torch
 import yaml
 
 from prfl import cli, draws
-from prfl.data.manifest import LabelledVideo, write_manifest
+from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
+from prfl.evaluation.tables import MEASURES
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
@@ -122,7 +124,7 @@ def test_sample_compares_the_policy_with_its_base(project: Path, capsys: pytest.
     folder = Path("runs/prfl/samples/sampled")
     assert len(list((folder / "videos").glob("*.mp4"))) == 2
     page = (folder / "index.html").read_text()
-    assert page.count("<video ") == 2 and "a red square" in page and "https://" not in page
+    assert page.count("<video ") == 2 and "a green circle" in page and "https://" not in page
     with av.open(str(folder / "grid.mp4")) as grid:
         stream = grid.streams.video[0]
         assert (stream.height, stream.width) == (192, 384) and stream.frames == 5, "base and policy side by side"
@@ -157,15 +159,23 @@ def test_eval_compares_rewards_on_other_clips(project: Path, capsys: pytest.Capt
         path = other / f"{index}.mp4"
         write_video(path, torch.full((3, 5, 16, 16), 0.2 * index - 0.4), 8)
         rows.append(LabelledVideo(path, "a yellow circle", {"light": float(index > 1), "calm": 1.0}))
+    # Whatever split a row names, it is held out here.
+    rows[:] = [replace(row, split="test") for row in rows]
     write_manifest(other / "manifest.jsonl", rows)
     heads = ["--head", "latent=runs/reward/reward", "--head", "pixel=runs/pixel/reward"]
     assert cli.main(["eval", "reward.yaml", *heads, "--manifest", "other/manifest.jsonl"]) == 0, capsys.readouterr().err
     rows = json.loads(Path("runs/reward/reward_eval-other.json").read_text())["rows"]
-    assert {row["scorer"] for row in rows} == {"latent", "pixel"}
+    assert {row["scorer"] for row in rows} == {"latent", "pixel"} and all(row["accuracy_ties"] for row in rows)
+    shown = capsys.readouterr().out
+    assert all(measure in shown for measure in MEASURES), "every measure is printed"
+    assert cli.main(["eval", "reward.yaml", "--head", "a=runs/reward/reward", "--head", "a=runs/pixel/reward"]) == 2
+    assert "two heads are called 'a'" in capsys.readouterr().err
     assert Path("runs/reward/reward_eval-other.png").is_file()
 
 
-def test_full_fine_tuning_saves_a_transformer_for_diffusers(project: Path, tiny_pipeline_folder: Path) -> None:
+def test_full_fine_tuning_saves_a_transformer_for_diffusers(
+    project: Path, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     from diffusers import WanTransformer3DModel
 
     assert cli.main(["train", "full.yaml"]) == 0
@@ -173,6 +183,42 @@ def test_full_fine_tuning_saves_a_transformer_for_diffusers(project: Path, tiny_
     base = WanTransformer3DModel.from_pretrained(tiny_pipeline_folder / "transformer").state_dict()
     assert any(not torch.equal(trained[name], base[name]) for name in base)
     assert cli.main(["sample", "full.yaml"]) == 0
+    # The base would be the policy itself.
+    assert cli.main(["sample", "full.yaml", "--compare-base"]) == 2
+    assert "there is no base left" in capsys.readouterr().err
+    assert cli.main(["sample", "reward.yaml"]) == 2
+    assert "--per-prompt 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["reward", "prfl", "full"])
+def test_a_half_precision_model_trains_float32_weights(
+    project: Path, stage: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["train", "reward.yaml"]) == 0  # prfl reads it
+    half = ["backbone.dtype=bfloat16", "run=runs/half"]
+    assert cli.main(["train", f"{stage}.yaml", *half]) == 0, capsys.readouterr().err
+    steps = [record for record in metrics("runs/half") if "gradient_norm" in record]
+    assert len(steps) == 2 and all(0 < record["gradient_norm"] < float("inf") for record in steps)
+
+
+def test_rows_that_are_all_for_training_train_a_reward(project: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [row for row in read_manifest("manifest.jsonl") if row.split == "train"]
+    write_manifest(Path("manifest.jsonl"), rows)
+    assert cli.main(["train", "reward.yaml", "evaluation.every=0"]) == 0, capsys.readouterr().err
+    assert Path("runs/reward/reward/reward.safetensors").is_file()
+
+
+def test_held_out_prompts_are_not_trained_on(project: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [replace(row, split=None) for row in read_manifest("manifest.jsonl")]
+    write_manifest(Path("manifest.jsonl"), rows)
+    assert cli.main(["train", "reward.yaml", "evaluation.every=0"]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "4 rows for training have a prompt of data.prompts.validation" in shown and "manifest.jsonl" in shown
+
+
+def test_a_cache_of_no_clips(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["cache", "prfl.yaml", "data.manifest=null", "objective.sft=null"]) == 2
+    assert "names no clips" in capsys.readouterr().err
 
 
 def test_cache_is_filled_once(project: Path, capsys: pytest.CaptureFixture) -> None:

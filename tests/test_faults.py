@@ -260,6 +260,44 @@ def _(bench):
     return bench.cli("train", "sft.yaml")
 
 
+@fault("a decay outside its range", "training.betas[0]", "less than 1, got 2.0")
+def _(bench):
+    return bench.cli("train", "sft.yaml", "training.betas=[2.0,3.0]")
+
+
+@fault("a seed that torch does not take", "command line: seed: should be less than")
+def _(bench):
+    return bench.cli("train", "sft.yaml", "seed=99999999999999999999999")
+
+
+@fault("a schema where no file can be", "cannot be written")
+def _(bench):
+    return bench.cli("schema", "manifest.jsonl/schema.json")
+
+
+@fault(
+    "an aesthetic score without its MLP", "reward.aesthetic.mlp: there is no file nowhere.pth", "To mend it: download"
+)
+def _(bench):
+    return bench.cli(
+        "train", "vader.yaml", "reward={space: pixel, target: 10.0, shape: hinge, aesthetic: {mlp: nowhere.pth}}"
+    )
+
+
+@fault("a watch over too few prompts", "data.prompts.validation", "stop_on_hacking compares 4 prompts")
+def _(bench):
+    return bench.cli("train", "prfl.yaml", "evaluation.stop_on_hacking=true", "evaluation.every=1")
+
+
+@fault(
+    "held-out prompts among the training rows", "manifest.jsonl", "rows for training have a prompt of data.prompts.test"
+)
+def _(bench):
+    Path("test.txt").write_text(Path("train.txt").read_text())
+    Path("train.txt").write_text("another prompt\n")
+    return bench.cli("train", "sft.yaml")
+
+
 @fault("a yaml tag that names code", "tag.yaml:1: the tag", "is not read")
 def _(bench):
     Path("tag.yaml").write_text("run: !!python/object/apply:os.system ['touch pwned']\n")

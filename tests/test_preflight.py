@@ -33,12 +33,27 @@ def test_prfl_on_14b_at_720p(capsys: pytest.CaptureFixture) -> None:
     assert not Path("runs").exists(), "a dry run writes nothing"
 
 
-@pytest.mark.parametrize(("config", "absent"), [("reward", "data.manifest"), ("vader", "reward.aesthetic.mlp")])
-def test_the_others_on_short_clips(config: str, absent: str, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(("model", "weights"), [("1.3b", "1,418,996,800 in 30"), ("14b", "14,288,491,584 in 40")])
+@pytest.mark.parametrize(
+    ("config", "absent"),
+    [
+        ("reward", "data.manifest: there is no file"),
+        ("prfl", "reward.path: there is no folder"),
+        ("vader", "reward.aesthetic.mlp: there is no file"),
+    ],
+)
+def test_all_on_short_clips(model: str, weights: str, config: str, absent: str, capsys: pytest.CaptureFixture) -> None:
     short = ["data.frames=5", "data.height=64", "data.width=64"]
-    assert cli.main(["train", f"configs/wan2.1-1.3b/{config}.yaml", "--dry-run", *short]) == 0
+    assert cli.main(["train", f"configs/wan2.1-{model}/{config}.yaml", "--dry-run", *short]) == 0
     shown = capsys.readouterr().out
-    assert "1,418,996,800 in 30 blocks" in shown and f"{absent}: there is no file" in shown
+    assert f"{weights} blocks" in shown and absent in shown
+
+
+def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "manifest.jsonl").write_text('{"video": \n')
+    broken = f"data.manifest={tmp_path}/manifest.jsonl"
+    assert cli.main(["train", "configs/wan2.1-1.3b/reward.yaml", "--dry-run", broken]) == 2
+    assert "manifest.jsonl:1" in capsys.readouterr().err
 
 
 def test_a_later_stage_may_read_what_an_earlier_one_makes() -> None:

@@ -157,7 +157,7 @@ def flow_schedule(source: Source) -> tuple[float, float]:
     scheduler = source.config(FlowMatchEulerDiscreteScheduler, "scheduler")
     shift = scheduler.get("flow_shift", scheduler.get("shift"))
     if shift is None:
-        raise PrflError("the scheduler has no flow shift: not a flow-matching model", where=source.name)
+        raise PrflError("the scheduler has no flow shift: not a flow-matching model", where=source.name, fix=SUPPORTED)
     return float(shift), float(scheduler.get("num_train_timesteps", 1000))
 
 

@@ -2,6 +2,7 @@
 
 from prfl.build.identity import contents as contents
 from prfl.build.inputs import Dataset as Dataset
+from prfl.build.inputs import cached as cached
 from prfl.build.inputs import clip as clip
 from prfl.build.inputs import dataset as dataset
 from prfl.build.inputs import encode as encode

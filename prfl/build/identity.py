@@ -10,6 +10,8 @@ from prfl.build.inputs import Dataset, prompts
 from prfl.build.rewards import reward_place
 from prfl.config.schema import Config, PixelRewardConfig
 from prfl.data.files import content_hash
+from prfl.errors import PrflError
+from prfl.reward.aesthetic import AESTHETIC_MLP
 from prfl.reward.files import saved_reward
 
 
@@ -18,6 +20,7 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
     reward was trained again, say, would be another run under the same config."""
     made_by = model.describe()
     facts = {f"backbone.model ({part})": made_by[f"{part}_fingerprint"] for part in ("transformer", "vae")}
+    facts["backbone.model (text encoder)"] = model.text_identity
     some = "\n".join(prompts(config.data.prompts)["train"])
     facts["data.prompts.train (content)"] = hashlib.sha256(some.encode()).hexdigest()[:16]
     if clips is not None:
@@ -26,5 +29,8 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
         saved = saved_reward(reward_place(config.reward.path))
         facts |= {f"reward.path ({name})": value for name, value in saved.items()}
     if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        if not config.reward.aesthetic.mlp.is_file():
+            what = f"there is no file {config.reward.aesthetic.mlp}"
+            raise PrflError(what, where="reward.aesthetic.mlp", fix=AESTHETIC_MLP)
         facts["reward.aesthetic.mlp (content)"] = content_hash(config.reward.aesthetic.mlp)[:16]
     return facts

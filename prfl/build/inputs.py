@@ -54,7 +54,9 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
     data, generator = config.data, config.data.generator
     if data.manifest is not None:
         return data.manifest
-    assert generator is not None, "the config's rules ask for a manifest or a generator"
+    if generator is None:
+        fix = "data.manifest=FILE, or a data.generator"
+        raise PrflError("the config names no clips", where="data", fix=fix)
     known = prompts(data.prompts)
     if isinstance(generator, SamplesConfig):
         settings = SamplingSettings(
@@ -65,8 +67,9 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         def draw(some: list[str], indices: list[int]) -> torch.Tensor:
             return decode_all(model, sample(model, some, indices, settings), generator.batch)
 
-        made_by = model.describe()  # another transformer or another VAE makes other videos
-        name = f"samples-{made_by['transformer_fingerprint']}-{made_by['vae_fingerprint']}-{_key(generator)}"
+        # Another model, other prompts or another size make other videos.
+        made_by = [model.describe()[f"{part}_fingerprint"] for part in ("transformer", "vae")]
+        name = f"samples-{_key(generator)}-{_hash([made_by, known, asdict(settings)])}"
         counts = {"train": generator.per_prompt, "validation": generator.held_out_per_prompt}
         return shapes.labelled(
             data.cache / name, known, counts, draw, generator.other_captions, generator.batch, progress
@@ -74,7 +77,7 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
     if isinstance(generator, ClipsConfig):
         return video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
-    folder = data.cache / f"{generator.name}-{_key(generator)}"
+    folder = data.cache / f"{generator.name}-{_key(generator)}-{_hash(known['train'])}"
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
 
 
@@ -86,8 +89,8 @@ def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], p
     )  # fmt: skip
     # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
     videos = [content_hash(video) for video in cutting.find_videos(own.videos)]
-    parts = json.dumps([videos, asdict(settings), known.get("train"), known.get("validation")])
-    folder = config.data.cache / f"{own.name}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+    parts = [videos, asdict(settings), known.get("train"), known.get("validation")]
+    folder = config.data.cache / f"{own.name}-{_hash(parts)}"
     pairs, alone = cutting.write_clips(
         folder, own.videos, known, settings, skip_unreadable=config.data.skip_unreadable, progress=progress
     )
@@ -97,6 +100,10 @@ def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], p
 def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
     values = generator.model_dump(exclude={"name", "batch"})
     return "-".join(f"{name}{value:g}" for name, value in values.items())
+
+
+def _hash(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def clip(data: DataConfig) -> dict[str, Any]:
@@ -123,15 +130,33 @@ def encode(config: Config, model: WanBackbone, path: Path) -> None:
 
 
 def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
-    """The cached clips of a split.  A manifest whose rows name no split is all training data."""
-    has_splits = any(getattr(row, "split", None) for row in read_manifest(path))
-    if not has_splits and split != "train":
+    """The cached clips of a split, None where there are none.  A manifest whose rows name no split is all for training.
+
+    Raises PrflError for a training row whose prompt is held out (``data.prompts``).
+    """
+    rows = read_manifest(path)
+    has_splits = any(row.split for row in rows)
+    if split != "train" and not any(row.split == split for row in rows):
         return None
+    if split == "train":
+        held = {p: name for name, some in prompts(config.data.prompts).items() if name != "train" for p in some}
+        leaks = [row.prompt for row in rows if row.split in (None, "train") and row.prompt in held]
+        if leaks:
+            raise PrflError(
+                f"{len(leaks)} rows for training have a prompt of data.prompts.{held[leaks[0]]}, as {leaks[0][:80]!r}",
+                where=str(path),
+                fix="give these rows that split, or take their prompts out of the held-out prompts",
+            )
+    return cached(config, model, path, split if has_splits else None)
+
+
+def cached(config: Config, model: WanBackbone, path: Path, split: str | None = None) -> Dataset:
+    """The rows of a split, or (None) all of them, with their cached clips."""
     return load_dataset(
         model,
         path,
         config.data.cache,
-        split=split if has_splits else None,
+        split=split,
         skip_unreadable=config.data.skip_unreadable,
         **clip(config.data),
     )

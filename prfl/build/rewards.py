@@ -65,7 +65,7 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
 
 def reward_place(path: str | Path) -> str | Path:
     """A folder or a hub id; 'shapes' is the reward inside the package."""
-    return shapes.reward_folder() if path == "shapes" else path
+    return shapes.reward_folder() if str(path) == "shapes" else path
 
 
 def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:

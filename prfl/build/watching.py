@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from prfl.backbone import Condition, WanBackbone
+from prfl.build.inputs import clip
 from prfl.build.rewards import Reward, load_reward
 from prfl.config.schema import Config, EvaluationConfig
 from prfl.data.shapes import samples as shapes
@@ -14,6 +15,7 @@ from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
 from prfl.evaluation.reward_eval import pixel_scorer
 from prfl.evaluation.sampling import SamplingSettings
+from prfl.reward.files import check_clip
 from prfl.reward.latent import LatentReward
 from prfl.reward.scores import Scores, total
 
@@ -44,6 +46,7 @@ def watched_rewards(config: Config, model: WanBackbone, trained: Reward | None) 
         scorers["reward"] = with_total(trained, model, config.reward.weights, config.reward.aggregate)
     if config.evaluation.held_out_reward:
         held_out = load_reward(config.evaluation.held_out_reward, model, adapter_name="held-out")
+        check_clip(held_out.card, clip(config.data), config.evaluation.held_out_reward)
         scorers["held_out"] = with_total(held_out, model, None, "sum")
     return scorers
 

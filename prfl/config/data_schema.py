@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 FolderOrFile = Annotated[Path, AfterValidator(Path.expanduser)]
 # Keys marked with this may differ between a run and its resumption; they are left out of the config hash.
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
+SEEDS = 2**63  # torch takes no larger seed
 
 
 class Section(BaseModel):
@@ -27,7 +28,7 @@ class SamplesConfig(Section):
     steps: int = Field(ge=1, description="Sampling steps of each clip that is drawn.")
     guidance: float = Field(default=1.0, ge=1, description="Guidance scale; 1 is without.")
     batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
-    seed: int = Field(default=0, ge=0, description="Seed of the samples.")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples.")
 
 
 class MixtureConfig(Section):
@@ -35,13 +36,13 @@ class MixtureConfig(Section):
     count: int = Field(ge=1, description="Number of clips that are rendered.")
     wrong: float = Field(default=0.2, ge=0, le=1, description="Share of clips with one wrong attribute.")
     unsteady: float = Field(default=0.3, ge=0, le=1, description="Share of clips with a wobble, a flicker or a jump.")
-    seed: int = Field(default=0, ge=0, description="Seed of the clips.")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the clips.")
 
 
 class CuratedConfig(Section):
     name: Literal["shapes_curated"] = Field(description="Rendered clips without a flaw.")
     count: int = Field(ge=1, description="Number of clips that are rendered.")
-    seed: int = Field(default=0, ge=0, description="Seed of the clips.")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the clips.")
 
 
 class ClipsConfig(Section):
@@ -59,7 +60,7 @@ class ClipsConfig(Section):
     formats: list[Literal["mp4", "webm", "gif"]] = Field(
         default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the crops and degradations.")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the crops and degradations.")
 
 
 class PromptsConfig(Section):

@@ -68,7 +68,7 @@ def report(path: Path, found: Sequence[Fault], overridden: Sequence[str]) -> Non
 
     if found:
         more = [f"\n{where(key)}: {what}" for key, what in found[1:]]
-        raise PrflError(found[0][1] + "".join(more), where=where(found[0][0]))
+        raise PrflError(found[0][1] + "".join(more), where=where(found[0][0]), fix="")  # each says what it should be
 
 
 def set_key(tree: dict[str, Any], override: str) -> str:
@@ -82,7 +82,11 @@ def set_key(tree: dict[str, Any], override: str) -> str:
             tree[part] = {}
         tree = tree[part]
         if not isinstance(tree, dict):
-            raise PrflError(f"'{part}' has no keys below it", where=f"command line: {key}")
+            raise PrflError(
+                f"'{part}' has no keys below it",
+                where=f"command line: {key}",
+                fix="name a key of a section, as training.steps=100",
+            )
     tree[parts[-1]] = parse(text, f"command line: {key}")
     return key
 
@@ -114,7 +118,7 @@ def stage_run(found: re.Match[str], path: Path, stage_runs: Mapping[str, Path] |
         raise PrflError(f"no earlier stage '{name}', and no {beside}", where=where, fix=f"give {key} a folder")
     run = read_mapping(beside).get("run")
     if not isinstance(run, str) or REFERENCE.search(run):
-        raise PrflError("missing, or not the name of a folder", where=f"{beside}: run")
+        raise PrflError("missing, or not the name of a folder", where=f"{beside}: run", fix="run: runs/my-run")
     return Path(run)
 
 

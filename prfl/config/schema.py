@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from prfl.config.data_schema import MAY_CHANGE, DataConfig, FolderOrFile, Section
+from prfl.config.data_schema import MAY_CHANGE, SEEDS, DataConfig, FolderOrFile, Section
 
 
 class AdapterConfig(Section):
@@ -234,7 +234,7 @@ class TrainingConfig(Section):
         default="constant", description="The learning rate after the warm-up: constant, or down to 0 at the last step."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW; 0 is off.")
-    betas: tuple[float, float] = Field(
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.99), description="Decay of AdamW's averages of the gradient and of its square."
     )
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the gradient's norm here; null is never.")
@@ -259,7 +259,7 @@ class TrainingConfig(Section):
     log_every: int = Field(
         default=1,
         ge=1,
-        description="Steps between lines of the log on the terminal and in metrics.jsonl.",
+        description="Steps between lines of the log on the terminal; metrics.jsonl has every step.",
         json_schema_extra=MAY_CHANGE,
     )
     timeout: float = Field(
@@ -295,7 +295,7 @@ class EvaluationConfig(Section):
     )
     guidance_scale: float = Field(default=1.0, ge=1, description="Guidance scale of the samples.")
     batch: int = Field(default=32, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
-    seed: int = Field(default=0, ge=0, description="Seed of the samples: the same noise in every round.")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples: the same noise in every round.")
 
 
 class Config(Section):
@@ -304,7 +304,9 @@ class Config(Section):
     version: Literal[1] = Field(description="Version of this format.")
     run: FolderOrFile = Field(description="Run folder: everything that the run writes.", json_schema_extra=MAY_CHANGE)
     seed: int = Field(
-        ge=0, description="Seed of every random draw of the training: the same seed and config give the same run."
+        ge=0,
+        lt=SEEDS,
+        description="Seed of every random draw of the training: the same seed and config give the same run.",
     )
     backbone: BackboneConfig = Field(description="The video model, and which of its weights are trained.")
     data: DataConfig = Field(description="Clips, prompts, their size and their cache.")

@@ -48,7 +48,11 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
         runs = {stage.name: stage.config.run for stage in stages}
         config = config_from(tree, file, own[name], runs)
         if config.run in runs.values():
-            raise PrflError(f"an earlier stage has the run folder {config.run} too", where=f"{file}: run")
+            raise PrflError(
+                f"an earlier stage has the run folder {config.run} too",
+                where=f"{file}: run",
+                fix="give each stage its own run",
+            )
         stages.append(Stage(name, file, config))
     return stages
 

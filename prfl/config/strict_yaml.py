@@ -82,7 +82,7 @@ def parse(text: str, where: str) -> Any:
         fix = "write plain keys and values; the files in configs/tiny show the form"
         raise PrflError(str(error.problem or error.context), where=f"{where}:{line}", fix=fix) from error
     except (yaml.YAMLError, ValueError) as error:  # unreadable characters; a number with too many digits
-        raise PrflError(str(error).splitlines()[0], where=where) from error
+        raise PrflError(str(error).splitlines()[0], where=where, fix="mend the yaml at this line") from error
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -90,12 +90,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PrflError("no such file", where=str(path), fix="give a config, for example configs/tiny.yaml")
     if path.stat().st_size > LARGEST_FILE:
-        raise PrflError(f"larger than {LARGEST_FILE} bytes; this is no config", where=str(path))
+        raise PrflError(
+            f"larger than {LARGEST_FILE} bytes; this is no config", where=str(path), fix="give the config file of a run"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise PrflError(f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from error
+        raise PrflError(
+            f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path), fix="save the file as UTF-8"
+        ) from error
     tree = parse(text, str(path))
     if not isinstance(tree, dict):
-        raise PrflError("not a mapping of keys to values", where=str(path))
+        raise PrflError("not a mapping of keys to values", where=str(path), fix="write lines of the form `key: value`")
     return tree

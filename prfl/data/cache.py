@@ -160,7 +160,7 @@ def build_cache(
     rows = read_manifest(manifest)
     cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
     failed: list[tuple[Path, str]] = []
-    todo: dict[Path, Path] = {}  # entry -> a video with that content
+    todo: dict[Path, list[Path]] = {}  # entry -> the videos with that content
     videos = manifest_videos(rows)
     progress = progress and processes.is_main()
     for video in videos:
@@ -170,9 +170,9 @@ def build_cache(
             failed.append((video, str(error.strerror)))
             continue
         if not _whole(file):
-            todo.setdefault(file, video)
+            todo.setdefault(file, []).append(video)
     processes.wait()  # all have looked before one writes, so all have the same list
-    entries, together = list(todo.items()), batch_size * processes.count()
+    entries, together = [(file, some[0]) for file, some in todo.items()], batch_size * processes.count()
     with _progress("videos", len(entries), progress) as advance:
         for start in range(0, len(entries), together):
             some = entries[start : start + together]
@@ -193,6 +193,8 @@ def build_cache(
             _write(cache.prompt_file(prompt), tensors, {"prompt": prompt})
             advance(1)
     processes.wait()
+    same = {some[0]: some for some in todo.values()}
+    failed = [(video, reason) for first, reason in failed for video in same.get(first, [first])]
     encoded = sum(file.exists() for file in todo)
     report = CacheReport(encoded, len(videos) - len(failed) - encoded, tuple(failed), len(prompts))
     if failed and not skip_unreadable:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is no folder that it could be in
+            temporary.unlink()
 
 
 @contextmanager
@@ -132,7 +133,9 @@ def text_of(path: Path) -> str:
     try:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with this mark
     except OSError as error:
-        raise PrflError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise PrflError(
+            f"cannot be read: {error.strerror}", where=str(path), fix="let this user read it, or name another file"
+        ) from error
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -33,6 +33,7 @@ SUFFIXES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv"
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif"}
 _MAX_PIXELS = 8192 * 4320
 _MAX_ASPECT = 8
+AGAIN = "download or encode it again: ffmpeg -i IN OUT.mp4"
 _CODEC = {
     ".mp4": ("libx264", "yuv444p", {"crf": "6", "preset": "medium", "threads": "1"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "10", "b:v": "0", "cpu-used": "4", "threads": "1"}),
@@ -116,7 +117,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        raise PrflError(f"cannot be decoded: {error.strerror or error}", where=str(path)) from error
+        raise PrflError(f"cannot be decoded: {error.strerror or error}", where=str(path), fix=AGAIN) from error
 
 
 def _pictures_at(path: Path, targets: list[float], height: int, width: int) -> Iterator[Float[Tensor, "3 h w"]]:
@@ -146,10 +147,14 @@ def _opened(path: Path) -> av.container.InputContainer:
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
     if not container.streams.video:
-        raise PrflError("holds no video stream", where=str(path))
+        raise PrflError("holds no video stream", where=str(path), fix="give a video file, not a sound or a still")
     stream = container.streams.video[0]
     if stream.width * stream.height > _MAX_PIXELS:
-        raise PrflError(f"is {stream.width} x {stream.height}, more than prfl reads", where=str(path))
+        raise PrflError(
+            f"is {stream.width} x {stream.height}, more than prfl reads",
+            where=str(path),
+            fix="scale it down first: ffmpeg -i IN -vf scale=-2:720 OUT",
+        )
     stream.thread_type = "AUTO"
     return stream
 
@@ -170,9 +175,9 @@ def _decoded(
     start = None
     for frame in container.decode(stream):
         if frame.is_corrupt or frame.width * frame.height > _MAX_PIXELS:
-            raise PrflError("is damaged: a picture cannot be decoded", where=str(path))
+            raise PrflError("is damaged: a picture cannot be decoded", where=str(path), fix=AGAIN)
         if frame.time is None:
-            raise PrflError("has a picture without a time", where=str(path))
+            raise PrflError("has a picture without a time", where=str(path), fix=AGAIN)
         start = frame.time if start is None else start
         yield frame.time - start, frame
 
@@ -194,7 +199,7 @@ def _nearest(decoded: Iterable[tuple[float, VideoFrame]], targets: list[float], 
         previous = (time, frame)
     while target is not None:  # the file is over: its last picture stands for half an interval more
         if previous is None:
-            raise PrflError("holds no pictures", where=str(path))
+            raise PrflError("holds no pictures", where=str(path), fix=AGAIN)
         if target > previous[0] + interval / 2:
             what = f"is too short: its last picture is at {previous[0]:.2f} s, one at {targets[-1]:.2f} s is needed"
             raise PrflError(what, where=str(path), fix="fewer frames, a higher fps, or leave this file out")

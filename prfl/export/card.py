@@ -10,7 +10,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prfl.config.schema import Config, SteeringConfig
+from prfl import build
+from prfl.config.schema import Config, PixelRewardConfig, SteeringConfig
 from prfl.errors import PrflError
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
@@ -122,11 +123,14 @@ def settings(config: Config) -> list[tuple[str, str]]:
 def reward_text(config: Config) -> str:
     """What the reward is, and how well it ranks by noise level, as its own card says."""
     own = config.reward
-    assert own is not None and own.path is not None
+    assert own is not None
+    if isinstance(own, PixelRewardConfig) and own.aesthetic:
+        return f"LAION's aesthetic score on CLIP ({own.aesthetic.clip}); {own.shape}, target {own.target:g}."
+    assert own.path is not None
     weights = "all dimensions" if own.weights is None else ", ".join(f"{k} x {v:g}" for k, v in own.weights.items())
     text = f"A {own.space} reward ({weights}; {own.aggregate}, {own.shape})."
     try:
-        accuracy = read_config(own.path).get("card", {}).get("accuracy", {})
+        accuracy = read_config(build.reward_place(own.path)).get("card", {}).get("accuracy", {})
     except PrflError as error:  # it was moved since, or the hub is out of reach: no reason to refuse the policy
         print(f"the card says nothing of how well the reward ranks: {error}", file=sys.stderr)
         return f"{text} How well it ranks is not recorded here."

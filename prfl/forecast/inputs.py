@@ -8,11 +8,12 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from prfl import build
+from prfl.config.data_schema import ClipsConfig
 from prfl.config.schema import Config, PixelRewardConfig
+from prfl.data.manifest import read_manifest
+from prfl.reward.aesthetic import AESTHETIC_MLP
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
-
-AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
 
 
 def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
@@ -20,7 +21,8 @@ def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
 
     made: run folders that earlier stages will have filled by then.
     """
-    return [line for line in (_model(config), _reward(config, made), _manifest(config)) if line]
+    lines = _model(config), _reward(config, made), _held_out(config, made), _manifest(config), _videos(config)
+    return [line for line in lines if line]
 
 
 def on_hub(config: Config) -> bool:
@@ -45,13 +47,34 @@ def _reward(config: Config, made: Collection[Path]) -> str:
         mlp = config.reward.aesthetic.mlp
         return "" if mlp.is_file() else f"reward.aesthetic.mlp: there is no file {mlp}; {AESTHETIC_MLP}"
     path = config.reward.path if config.reward else None
+    return _saved("reward.path", path, made)
+
+
+def _held_out(config: Config, made: Collection[Path]) -> str:
+    return _saved("evaluation.held_out_reward", config.evaluation.held_out_reward, made)
+
+
+def _saved(key: str, path: str | None, made: Collection[Path]) -> str:
+    """A saved reward.  An id of the hub is not looked for here."""
     if path is None or Path(build.reward_place(path)).is_dir() or any(Path(path).is_relative_to(run) for run in made):
         return ""
-    return f"reward.path: there is no folder {path}; train it first, or name a saved reward (a folder or a hub id)"
+    if path.count("/") == 1 and not path.startswith((".", "/", "~", "runs/")) and not Path(path).parent.is_dir():
+        return ""
+    return f"{key}: there is no folder {path}; train it first, or name a saved reward (a folder or a hub id)"
 
 
 def _manifest(config: Config) -> str:
     path = config.data.manifest
-    if path is None or path.is_file():
+    if path is None:
+        return ""
+    if path.is_file():
+        read_manifest(path)
         return ""
     return f"data.manifest: there is no file {path}; write one (JSON lines: see README.md, Use), or name another"
+
+
+def _videos(config: Config) -> str:
+    own = config.data.generator
+    if not isinstance(own, ClipsConfig) or own.videos.exists():
+        return ""
+    return f"data.generator.videos: there is nothing at {own.videos}; name a video, or a folder of videos"

@@ -25,6 +25,7 @@ from prfl.errors import PrflError
 from prfl.reward.scores import Normalisation, Scores
 
 DIMENSION = "aesthetic"
+AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
 # CLIP's own normalisation of pixels in [0, 1], by channel.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Frames that CLIP reads at once; with gradients, its activations are alive for these only (0.4 GB a frame in float32).

@@ -121,8 +121,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _local(folder_or_hub: str | Path, revision: str | None) -> Path:
-    if Path(folder_or_hub).is_dir():
-        return Path(folder_or_hub)
+    folder = Path(folder_or_hub)
+    if folder.is_dir():
+        return folder
+    if folder.parent.is_dir() and folder.parent != Path():  # runs/x/reward is no repository of somebody's
+        fix = "let `prfl train` make it first; the folder that it is in is there"
+        raise PrflError("there is no such folder", where=str(folder), fix=fix)
     try:
         return Path(snapshot_download(str(folder_or_hub), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except (HFValidationError, HfHubHTTPError, OSError) as error:

@@ -16,6 +16,8 @@ from prfl.backbone import wan as wan_module
 from prfl.backbone.condition import fold_padding
 from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
+from prfl.rollout import guided_network, rollout
+from prfl.solvers import euler
 
 PROMPTS = ["a red circle moves left quickly", "a blue square", ""]
 
@@ -185,19 +187,14 @@ def pipeline_latents(folder: Path, start: torch.Tensor, steps: int, guidance: fl
 
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_wan_pipeline_and_our_euler_loop_give_the_same_latents(tiny_pipeline_folder: Path, guidance: float) -> None:
+def test_wan_pipeline_and_our_rollout_give_the_same_latents(tiny_pipeline_folder: Path, guidance: float) -> None:
     backbone = load_backbone(tiny_pipeline_folder)
     assert backbone.default_shift == 3.0
     start, steps = make_latents(backbone, batch=2), 6
     sigmas = chain_sigmas(steps, backbone.default_shift)
     condition, empty = backbone.condition(PROMPTS[:2]), backbone.condition(["", ""])
-    latents = start
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        velocity = backbone.velocity(latents, sigma, condition)
-        if guidance != 1.0:
-            unconditional = backbone.velocity(latents, sigma, empty)
-            velocity = unconditional + guidance * (velocity - unconditional)
-        latents = latents + (following - sigma).float() * velocity
+    network = guided_network(backbone.velocity, condition, empty, scale=guidance, gradient="both")
+    latents = rollout(network, start, euler(sigmas), keep=set()).at(steps)
     expected = pipeline_latents(tiny_pipeline_folder, start, steps, guidance)
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
     assert (latents - start).abs().max() > 0.1

@@ -196,6 +196,14 @@ def test_every_unreadable_file_is_listed_with_its_reason(counted, manifest):
     assert len(load(backbone, manifest, skip_unreadable=True)) == 4
 
 
+def test_two_unreadable_files_with_the_same_bytes_are_both_listed(counted, manifest):
+    backbone, _ = counted
+    for name in ("0.mp4", "1.webm"):
+        (manifest.parent / name).write_bytes(b"the same")
+    report = build(backbone, manifest, skip_unreadable=True)
+    assert sorted(path.name for path, _ in report.failed) == ["0.mp4", "1.webm"] and report.reused == 0
+
+
 def test_a_file_that_may_not_be_read_is_listed_too(counted, manifest, monkeypatch):
     backbone, _ = counted
     real = cache_module.content_hash

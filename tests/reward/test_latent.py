@@ -235,6 +235,14 @@ def test_what_is_neither_a_folder_nor_a_repository(tiny_backbone, tmp_path):
         LatentReward.from_pretrained(tmp_path / "nothing" / "here" / "at all", tiny_backbone)
 
 
+def test_a_run_that_has_no_reward_yet_is_not_sought_on_the_hub(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "myrun").mkdir()
+    monkeypatch.setattr("prfl.reward.files.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(PrflError, match="there is no such folder"):
+        LatentReward.from_pretrained("myrun/reward", tiny_backbone)
+
+
 @pytest.mark.parametrize("blocks", [[], [0, 3], [-1]])
 def test_blocks_that_do_not_exist(tiny_backbone, blocks):
     with pytest.raises(PrflError, match="blocks 0 to 2"):
