@@ -63,6 +63,10 @@ METHODS = {
     "sft": Method("configs/tiny/sft.yaml", SFT, (MIXTURE, FALLING)),
     "sft, curated clips": Method("configs/tiny/sft.yaml", SFT, (CURATED, FALLING)),
     "prfl": Method("configs/tiny/prfl.yaml", STEERED, (*STEER, LATENT, "objective.steps_range=[0.3,1.0]")),
+    # For those who sample without guidance; the setting that was best for prfl.
+    "prfl, rolled out without guidance": Method(
+        "configs/tiny/prfl.yaml", STEERED[:1], (MIXTURE, LATENT, FALLING, "rollout.steps=20")
+    ),
     "vader": Method("configs/tiny/vader.yaml", STEERED, (*STEER, PIXEL)),
 }
 HACK = {  # what is meant to hack, and the same with one regulariser each
