@@ -40,7 +40,8 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pixel": ("configs/tiny/pixel_reward.yaml", ()),
 }
 LABELS = [
-    "data.generator.per_prompt=72", "data.generator.other_captions=1", "training.steps=1600", "training.save_every=400",
+    "data.generator.per_prompt=72", "data.generator.held_out_per_prompt=24", "data.generator.other_captions=1",
+    "training.steps=1600", "training.save_every=400",
     "evaluation.every=0",
 ]  # fmt: skip
 # As wide an adapter as the layers are, so the blocks can become anything; ten times the labels.
