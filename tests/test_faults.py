@@ -25,7 +25,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from prfl import build, cli, draws
+from prfl import cli, draws
 from prfl.backbone import WanBackbone, adapters, load_backbone
 from prfl.config.schema import TrainingConfig
 from prfl.data.dataset import load_dataset
@@ -881,7 +881,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(bench: Bench) -> 
 
 def test_no_pickle_is_loaded_and_no_remote_code_is_trusted() -> None:
     """In the sources; torch.load only with weights_only=True."""
-    root = Path(build.__file__).parent
+    root = Path(cli.__file__).parent
     sources = {path: path.read_text() for folder in (root, root.parent / "kernels") for path in folder.rglob("*.py")}
     assert len(sources) > 50
     for path, text in sources.items():
@@ -890,6 +890,9 @@ def test_no_pickle_is_loaded_and_no_remote_code_is_trusted() -> None:
         assert not re.search(r"yaml\.(?:unsafe_|full_)?load\((?!text, StrictLoader)", text), path
         for call in re.finditer(r"torch\.load\(", text):
             assert "weights_only=True" in text[call.start() : call.start() + 200], path
+        weights = r"(?:WanTransformer3DModel|AutoencoderKLWan|UMT5EncoderModel|CLIPModel|kind)\.from_pretrained\("
+        for call in re.finditer(weights, "" if path.name == "card.py" else text):  # a card shows code to its reader
+            assert "use_safetensors=True" in text[call.start() : call.start() + 300], path
 
 
 class Table:

@@ -148,7 +148,7 @@ def test_what_is_no_video_gives_one_clear_line(tmp_path, name):
     path.write_bytes(damaged(path, (tmp_path / "other.mp4").read_bytes()))
     with pytest.raises(PrflError, match="cannot be decoded") as caught:
         read_video(path, **SIZE)
-    assert caught.value.where == str(path) and "\n" not in str(caught.value)
+    assert caught.value.where == str(path) and "\n" not in caught.value.what
 
 
 @pytest.mark.parametrize("suffix", ["webm", "gif"])

@@ -206,8 +206,8 @@ def untrained_folder(folder: Path, recipe: Recipe) -> Path:
     if not (folder / "model_index.json").exists():
         WanPipeline(
             tokenizer=PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
-            text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
-            vae=AutoencoderKLWan.from_pretrained(folder / "vae"),
+            text_encoder=UMT5EncoderModel.from_pretrained(folder / "text_encoder", use_safetensors=True),
+            vae=AutoencoderKLWan.from_pretrained(folder / "vae", use_safetensors=True),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
             transformer=new_transformer(recipe),
         ).save_pretrained(folder)
