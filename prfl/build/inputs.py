@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
 
         # Another model, other prompts or another size make other videos.
         made_by = [model.describe()[f"{part}_fingerprint"] for part in ("transformer", "vae")]
-        name = f"samples-{_key(generator)}-{_hash([made_by, known, asdict(settings)])}"
+        name = f"samples-{_key(generator)}-{_hash([made_by, known, asdict(replace(settings, batch=1))])}"
         counts = {"train": generator.per_prompt, "validation": generator.held_out_per_prompt}
         return shapes.labelled(
             data.cache / name, known, counts, draw, generator.other_captions, generator.batch, progress
