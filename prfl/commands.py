@@ -47,10 +47,8 @@ def train_stage(config: Config, resume: str) -> None:
     model = build.backbone(config)
     if config.backbone.adapter:
         check_starts_as_base(model, build.POLICY)
-    reads_clips = config.data.manifest is not None or config.data.generator is not None
-    path = build.fill_cache(config, model, progress("generated clips")) if reads_clips else None
+    path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
     clips = build.dataset(config, model, path, "train") if path else None
-    model.drop_text_encoder()
     begin = partial(
         run_training,
         settings=own,
@@ -62,6 +60,7 @@ def train_stage(config: Config, resume: str) -> None:
     )
     if isinstance(config.objective, PreferenceConfig):
         assert path is not None and clips is not None
+        model.drop_text_encoder()  # a policy's stage encodes its prompts first
         result = train_reward(config, model, run, begin, clips, build.dataset(config, model, path, "validation"))
     else:
         result = train_policy(config, model, run, begin, clips)
@@ -84,6 +83,9 @@ def train_policy(
 ) -> TrainResult:
     """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts."""
     known = build.prompts(config.data.prompts)
+    if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
+        what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(known['validation'])}"
+        raise PrflError(what, where="data.prompts.validation", fix="give more, or evaluation.stop_on_hacking=false")
     used = [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
     model.remember(["", *used], progress("encoding the prompts"))
     reward: build.Reward | None = None
@@ -95,9 +97,6 @@ def train_policy(
         objective = build.steering(config, model, reward)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []
-    if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
-        what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(known['validation'])}"
-        raise PrflError(what, where="data.prompts.validation", fix="give more, or evaluation.stop_on_hacking=false")
 
     def watch(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
@@ -244,8 +243,10 @@ def evaluate(
         name: build.load_reward(folder, model, adapter_name=f"reward-{number}")
         for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
     }
-    path = build.fill_cache(config, model, progress("generated clips"))
-    train = build.dataset(config, model, path, "train")  # its samples say how far apart two scores are still a tie
+    train = None  # its samples say how far apart two scores are still a tie
+    if manifest is None or build.has_clips(config):
+        path = build.fill_cache(config, model, progress("generated clips"))
+        train = build.dataset(config, model, path, "train")
     if manifest is None:
         held = build.dataset(config, model, path, "validation")
     else:

@@ -171,6 +171,10 @@ def test_eval_compares_rewards_on_other_clips(project: Path, capsys: pytest.Capt
     assert cli.main(["eval", "reward.yaml", "--head", "a=runs/reward/reward", "--head", "a=runs/pixel/reward"]) == 2
     assert "two heads are called 'a'" in capsys.readouterr().err
     assert Path("runs/reward/reward_eval-other.png").is_file()
+    # A config that names no clips of its own will do: then no tie is known of.
+    alone = ["eval", "prfl.yaml", "data.manifest=null", "objective.sft=null", "run=runs/alone"]
+    assert cli.main([*alone, *heads, "--manifest", "other/manifest.jsonl"]) == 0, capsys.readouterr().err
+    assert Path("runs/alone/reward_eval-other.json").is_file()
 
 
 def test_full_fine_tuning_saves_a_transformer_for_diffusers(

@@ -7,6 +7,7 @@ from prfl.build.inputs import clip as clip
 from prfl.build.inputs import dataset as dataset
 from prfl.build.inputs import encode as encode
 from prfl.build.inputs import fill_cache as fill_cache
+from prfl.build.inputs import has_clips as has_clips
 from prfl.build.inputs import manifest as manifest
 from prfl.build.inputs import prompts as prompts
 from prfl.build.models import POLICY as POLICY

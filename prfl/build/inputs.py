@@ -49,6 +49,10 @@ def prompts(config: PromptsConfig) -> dict[str, list[str]]:
     return splits
 
 
+def has_clips(config: Config) -> bool:
+    return config.data.manifest is not None or config.data.generator is not None
+
+
 def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
     """The manifest that the config names, or the one that its generator writes (once)."""
     data, generator = config.data, config.data.generator

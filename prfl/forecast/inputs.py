@@ -12,12 +12,13 @@ from prfl.config.data_schema import ClipsConfig
 from prfl.config.schema import Config, PixelRewardConfig
 from prfl.data.manifest import read_manifest
 from prfl.reward.aesthetic import AESTHETIC_MLP
+from prfl.reward.card import is_hub_id
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 
 
 def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
-    """One line each: the yaml path, what is not there, and how to get it.  Prompt files are read, not listed here.
+    """One line each: the yaml path, what is not there, and how to get it.  Prompt files and manifests are read.
 
     made: run folders that earlier stages will have filled by then.
     """
@@ -58,7 +59,7 @@ def _saved(key: str, path: str | None, made: Collection[Path]) -> str:
     """A saved reward.  An id of the hub is not looked for here."""
     if path is None or Path(build.reward_place(path)).is_dir() or any(Path(path).is_relative_to(run) for run in made):
         return ""
-    if path.count("/") == 1 and not path.startswith((".", "/", "~", "runs/")) and not Path(path).parent.is_dir():
+    if is_hub_id(path) and not path.startswith("runs/") and not Path(path).parent.is_dir():
         return ""
     return f"{key}: there is no folder {path}; train it first, or name a saved reward (a folder or a hub id)"
 

@@ -168,7 +168,7 @@ def _phases(
     objective, training = config.objective, config.training
     part = training.batch // training.accumulation
     yield Part("encoding the prompts: the text encoder, freed afterwards", module_bytes(model.text_encoder))
-    if config.data.manifest or config.data.generator:
+    if build.has_clips(config):
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes))
     if isinstance(objective, PreferenceConfig):
         assert reward is not None
