@@ -20,7 +20,7 @@ from prfl.data.cache import build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.files import content_hash
 from prfl.data.manifest import read_manifest
-from prfl.data.prompts import read_prompts
+from prfl.data.prompts import read_prompts, split_prompts
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import world
 from prfl.errors import PrflError, located
@@ -30,13 +30,20 @@ Dataset = LatentDataset | PairDataset
 
 
 def prompts(config: PromptsConfig) -> dict[str, list[str]]:
-    """``train``, and ``validation`` and ``test`` where they are given; no prompt is in two of them."""
+    """``train``, and ``validation`` and ``test`` where they are given; no prompt is in two of them.
+
+    A file that is named for several sets is split among them, once and for all (``split_prompts``).
+    """
     named = {"train": config.train, "validation": config.validation, "test": config.test}
-    splits = {
-        name: world.split_prompts()[name] if source == "shapes" else read_prompts(source)
-        for name, source in named.items()
-        if source is not None
-    }
+    splits: dict[str, list[str]] = {}
+    for name, source in named.items():
+        if source is None or name in splits:
+            continue
+        if source == "shapes":
+            splits[name] = world.split_prompts()[name]
+            continue
+        with located(f"data.prompts.{name}"):
+            splits |= split_prompts(read_prompts(source), [other for other in named if named[other] == source])
     owner: dict[str, str] = {}
     for name, some in splits.items():
         for prompt in some:

@@ -77,7 +77,10 @@ class DataConfig(Section):
     generator: SamplesConfig | MixtureConfig | CuratedConfig | ClipsConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
-    prompts: PromptsConfig = Field(description="The three sets of prompts; no prompt may be in two of them.")
+    prompts: PromptsConfig = Field(
+        description="The three sets of prompts; no prompt may be in two of them. A file that is named for several "
+        "is split among them, in parts of 80, 10 and 10 %, by a hash of each prompt."
+    )
     cache: FolderOrFile = Field(description="Folder of cached latents, prompt embeddings and generated clips.")
     frames: int = Field(
         ge=1, description="Frames of a clip: 1 and a multiple of the VAE's temporal factor, as 81 for Wan."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -12,7 +13,7 @@ from prfl.data.files import json_rows, numbered_lines
 from prfl.data.manifest import Text, checked
 from prfl.errors import PrflError
 
-SPLITS = ("train", "validation", "test")
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of a list that several sets are taken from
 
 
 class _PromptRow(BaseModel):
@@ -42,25 +43,18 @@ def read_prompts(path: str | Path) -> list[str]:
     return list(first)
 
 
-def split_prompts(
-    prompts: Sequence[str], fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> dict[str, list[str]]:
-    """``{"train": ..., "validation": ..., "test": ...}``, each in the order given.
+def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) -> dict[str, list[str]]:
+    """One list's prompts for each of ``names``, in proportion to ``SHARES``, each in the order given.
 
-    A prompt's place depends on a hash of (seed, prompt), not on its line: reordering the list changes nothing.
-    Raises PrflError when the fractions do not sum to 1, a split with a fraction would be empty, or a prompt repeats.
+    A prompt's place depends on a hash of its text, not on its line: reordering the list changes nothing.
+    Raises PrflError where a set would be empty.
     """
-    if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        fix = "three numbers of at least 0 that sum to 1"
-        raise PrflError(f"the fractions {list(fractions)} for {', '.join(SPLITS)} are wrong", fix=fix)
-    if len(set(prompts)) < len(prompts):
-        raise PrflError("a prompt stands twice, so it could be in two splits", fix="remove the repeated prompt")
-    order = sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}/{prompt}".encode()).digest())
-    bounds = [round(len(order) * sum(fractions[:end])) for end in range(len(SPLITS) + 1)]
-    split = {}
-    for name, fraction, start, end in zip(SPLITS, fractions, bounds, bounds[1:], strict=False):
-        chosen = set(order[start:end])
-        if fraction > 0 and not chosen:
-            raise PrflError(f"{len(prompts)} prompts leave '{name}' empty", fix="more prompts, or other fractions")
-        split[name] = [prompt for prompt in prompts if prompt in chosen]
-    return split
+    order = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    shares = [SHARES[name] for name in names]
+    bounds = [round(len(order) * sum(shares[:end]) / sum(shares)) for end in range(len(names) + 1)]
+    chosen = {name: set(order[start:end]) for name, (start, end) in zip(names, pairwise(bounds), strict=True)}
+    for name, some in chosen.items():
+        if not some:
+            fix = "more prompts, or a file for each set"
+            raise PrflError(f"{len(prompts)} prompts, split among {', '.join(names)}, leave {name} empty", fix=fix)
+    return {name: [prompt for prompt in prompts if prompt in some] for name, some in chosen.items()}

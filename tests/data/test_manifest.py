@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from prfl import build
+from prfl.config.data_schema import PromptsConfig
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.errors import PrflError
@@ -153,24 +155,28 @@ def test_prompt_faults(tmp_path, name, text, message):
 
 def test_split_covers_everything_once_and_ignores_order():
     prompts = [f"prompt {i}" for i in range(50)]
-    split = split_prompts(prompts, (0.7, 0.1, 0.2), seed=3)
-    assert {name: len(part) for name, part in split.items()} == {"train": 35, "validation": 5, "test": 10}
+    split = split_prompts(prompts)
+    assert {name: len(part) for name, part in split.items()} == {"train": 40, "validation": 5, "test": 5}
     assert sorted(sum(split.values(), [])) == sorted(prompts)
-    backwards = split_prompts(prompts[::-1], (0.7, 0.1, 0.2), seed=3)
+    backwards = split_prompts(prompts[::-1])
     assert {name: set(part) for name, part in split.items()} == {name: set(part) for name, part in backwards.items()}
-    assert split_prompts(prompts, (0.7, 0.1, 0.2), seed=4) != split
+    two = split_prompts(prompts, ["train", "validation"])
+    assert {name: len(part) for name, part in two.items()} == {"train": 44, "validation": 6}
+    assert split_prompts(prompts, ["test"]) == {"test": prompts}
 
 
-@pytest.mark.parametrize(
-    ("prompts", "fractions", "message"),
-    [
-        (["a", "b", "c"], (0.5, 0.5, 0.5), "fractions"),
-        (["a", "b", "c"], (1.5, -0.5, 0.0), "fractions"),
-        (["a", "b", "c"], (0.9, 0.05, 0.05), "empty"),
-        (["a", "a", "c"], (0.4, 0.3, 0.3), "twice"),
-    ],
-)
-def test_split_faults(prompts, fractions, message):
-    with pytest.raises(PrflError, match=message):
-        split_prompts(prompts, fractions)
-    assert split_prompts(["a", "b"], (0.5, 0.0, 0.5))["validation"] == []
+def test_a_set_that_would_be_empty_is_named():
+    with pytest.raises(PrflError, match="3 prompts, split among train, validation, test, leave test empty"):
+        split_prompts(["a", "b", "c"])
+
+
+def test_one_file_for_all_sets_is_split(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"prompt {i}\n" for i in range(20)))
+    other = tmp_path / "test.txt"
+    other.write_text("another\n")
+    found = build.prompts(PromptsConfig(train=str(path), validation=str(path), test=str(path)))
+    assert {name: len(some) for name, some in found.items()} == {"train": 16, "validation": 2, "test": 2}
+    found = build.prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
+    assert {name: len(some) for name, some in found.items()} == {"train": 18, "validation": 2, "test": 1}
+    assert len(build.prompts(PromptsConfig(train=str(path)))["train"]) == 20
