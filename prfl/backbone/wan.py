@@ -28,6 +28,7 @@ from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding
 from prfl.errors import PrflError
 
 TEXT_TOKENS = 512  # WanPipeline pads every prompt to this many tokens, without a mask
+SAMPLED = 1024  # values of each parameter that the transformer's fingerprint reads
 NO_WEIGHTS = "no weights"  # the fingerprint of a model on the meta device
 SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
 
@@ -72,8 +73,8 @@ class WanBackbone:
         self.spatial_factor: int = vae.config.scale_factor_spatial
         self.temporal_factor: int = vae.config.scale_factor_temporal
         self._fingerprints = {
-            "transformer_fingerprint": fingerprint([transformer.patch_embedding, transformer.blocks[0]]),
-            "vae_fingerprint": fingerprint([vae]),
+            "transformer_fingerprint": fingerprint(transformer, most=SAMPLED),
+            "vae_fingerprint": fingerprint(vae),
         }
         for block in transformer.blocks:
             block.attn2.set_processor(FoldedTextProcessor())
@@ -323,14 +324,19 @@ def nearest(size: int, unit: int, smallest: int) -> str:
     return f"take {below} or {below + unit}"
 
 
-def fingerprint(modules: Sequence[nn.Module]) -> str:
-    """16 hexadecimal digits of the sha256 of the modules' parameters, each in bfloat16; ``NO_WEIGHTS`` on meta."""
-    if any(parameter.is_meta for module in modules for parameter in module.parameters()):
+def fingerprint(module: nn.Module, most: int | None = None) -> str:
+    """16 hexadecimal digits of the sha256 of the parameters, each in bfloat16; ``NO_WEIGHTS`` on meta.
+
+    most: of each parameter at most about so many values, evenly spaced: any training moves nearly all of them, and
+    hashing the 14 billion of a large model would take a minute.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
         return NO_WEIGHTS
     digest = hashlib.sha256()
-    for module in modules:
-        for name, parameter in module.named_parameters():
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            plain = parameter.detach().to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
-            digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    for name, parameter in module.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // most)] if most else flat
+        plain = some.to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import WanPipeline
+from diffusers import WanPipeline, WanTransformer3DModel
 
 from prfl.backbone import Condition, WanBackbone, load_backbone
 from prfl.backbone import wan as wan_module
@@ -246,3 +247,16 @@ def test_describe_tells_models_apart(
     assert other["model_id"] == described["model_id"]
     assert other["transformer_fingerprint"] != described["transformer_fingerprint"]
     assert other["vae_fingerprint"] != described["vae_fingerprint"]
+
+
+@pytest.mark.parametrize("layer", ["blocks.2.attn2.to_q", "blocks.1.ffn.net.2", "proj_out"])
+def test_a_fine_tune_of_any_layer_is_another_model(tiny_pipeline_folder: Path, layer: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-wan"
+    shutil.copytree(tiny_pipeline_folder, folder)
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
+    with torch.no_grad():
+        transformer.get_submodule(layer).weight.mul_(1.01)
+    transformer.save_pretrained(folder / "transformer")
+    one, other = load_backbone(tiny_pipeline_folder).describe(), load_backbone(folder).describe()
+    changed = {key for key in one if one[key] != other[key]}
+    assert changed == {"transformer_fingerprint"}
