@@ -78,7 +78,7 @@ def measure_reward(
     noise_draws: int = 3,
     **facts: str,
 ) -> list[reward_eval.Row]:
-    """Several rewards side by side at some noise levels: tables on the console, rows and a plot to ``path``.
+    """Several rewards side by side at some noise levels: tables on the console, rows to ``path`` and plots beside it.
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
@@ -93,12 +93,12 @@ def measure_reward(
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if processes.is_main():
         reward_eval.save_rows(path, rows, run=str(config.run), **facts)
-        with replacing(path.with_suffix(".png")) as temporary:
-            temporary.write_bytes(plots.ranking([row for row in rows if row.level.kind != "sampler"], dimensions))
+        for name, measure in reward_eval.measured(rows).items():
+            with replacing(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
+                temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
     for dimension in dimensions:
-        for measure, read in tables.MEASURES.items():
-            if any(read(row) for row in rows if row.dimension == dimension):
-                console.print(tables.reward_table(rows, dimension, measure))
+        for measure in reward_eval.measured([row for row in rows if row.dimension == dimension]).values():
+            console.print(tables.reward_table(rows, dimension, measure))
     return rows
 
 

@@ -14,7 +14,7 @@ import yaml
 from prfl import cli, draws
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
-from prfl.evaluation.tables import MEASURES
+from prfl.evaluation.reward_eval import MEASURES
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
@@ -167,10 +167,11 @@ def test_eval_compares_rewards_on_other_clips(project: Path, capsys: pytest.Capt
     rows = json.loads(Path("runs/reward/reward_eval-other.json").read_text())["rows"]
     assert {row["scorer"] for row in rows} == {"latent", "pixel"} and all(row["accuracy_ties"] for row in rows)
     shown = capsys.readouterr().out
-    assert all(measure in shown for measure in MEASURES), "every measure is printed"
+    assert all(measure.title in shown for measure in MEASURES.values()), "every measure is printed"
     assert cli.main(["eval", "reward.yaml", "--head", "a=runs/reward/reward", "--head", "a=runs/pixel/reward"]) == 2
     assert "two heads are called 'a'" in capsys.readouterr().err
-    assert Path("runs/reward/reward_eval-other.png").is_file()
+    pictures = {path.name for path in Path("runs/reward").glob("reward_eval-other*.png")}
+    assert pictures == {f"reward_eval-other{end}.png" for end in ("", ".ties", ".auc", ".calibration")}
     # A config that names no clips of its own will do: then no tie is known of.
     alone = ["eval", "prfl.yaml", "data.manifest=null", "objective.sft=null", "run=runs/alone"]
     assert cli.main([*alone, *heads, "--manifest", "other/manifest.jsonl"]) == 0, capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prfl.evaluation.reward_eval import Row
+from prfl.evaluation.reward_eval import Measure, Row
 
 COLOURS = ("#3b6fd4", "#e07b39", "#2f9e6e", "#b0489b", "#8a7a2b", "#5f6b7a")
 GREY = "#7d8590"
@@ -67,8 +67,8 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) -> bytes:
-    """Pairwise accuracy within a prompt against sigma, one panel a dimension, one band a scorer.
+def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, shift: float = 5.0) -> bytes:
+    """A measure against sigma, one panel a dimension, one band a scorer; dots are at the sampler's own sigmas.
 
     The sigma axis is spread as a sampler with this shift spreads its steps, so that 0.9 to 1 can be read.
     """
@@ -79,8 +79,10 @@ def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) 
     scorers = list(dict.fromkeys(row.scorer for row in rows))
     for axes, dimension in zip(grid, dimensions, strict=False):
         for colour, scorer in zip(COLOURS, scorers, strict=False):
-            _band(axes, [row for row in rows if (row.scorer, row.dimension) == (scorer, dimension)], scorer, colour)
-        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+            own = [row for row in rows if (row.scorer, row.dimension) == (scorer, dimension)]
+            _band(axes, own, measure, scorer, colour)
+        if measure.ignorant is not None:
+            axes.axhline(measure.ignorant, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_xscale("function", functions=(lambda s: s / (shift - (shift - 1) * s), lambda u: _shifted(u, shift)))
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 1])
@@ -100,13 +102,20 @@ def ranking(rows: Sequence[Row], dimensions: Sequence[str], shift: float = 5.0) 
     return png(figure)
 
 
-def _band(axes: Axes, rows: Sequence[Row], name: str, colour: str) -> None:
-    """Bins at their middle and points at their place, joined."""
-    order = sorted(rows, key=lambda row: row.level.low + row.level.high)
-    middle = [(row.level.low + row.level.high) / 2 for row in order]
-    axes.plot(middle, [row.accuracy.value for row in order], color=colour, linewidth=1.6, label=name)
-    low, high = [row.accuracy.low for row in order], [row.accuracy.high for row in order]
+def _band(axes: Axes, rows: Sequence[Row], measure: Measure, name: str, colour: str) -> None:
+    """Bins at their middle and points at their place, joined; the sampler's own sigmas as dots."""
+    found = [(row, value) for row in rows if (value := measure.read(row))]
+    found.sort(key=lambda pair: pair[0].level.low + pair[0].level.high)
+    line = [((row.level.low + row.level.high) / 2, value) for row, value in found if row.level.kind != "sampler"]
+    if not line:
+        return
+    middle = [sigma for sigma, _ in line]
+    axes.plot(middle, [value.value for _, value in line], color=colour, linewidth=1.6, label=name)
+    low, high = [value.low for _, value in line], [value.high for _, value in line]
     axes.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
+    dots = [(row.level.low, value.value) for row, value in found if row.level.kind == "sampler"]
+    if dots:
+        axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=2.2)
 
 
 def _shifted(u: np.ndarray, shift: float) -> np.ndarray:

@@ -16,9 +16,8 @@ from typing import Any
 from prfl.data.files import replacing
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
-from prfl.evaluation.reward_eval import OVERALL, Level, Row, load_rows
+from prfl.evaluation.reward_eval import OVERALL, Level, Row, load_rows, measured
 from prfl.evaluation.style import STYLE
-from prfl.evaluation.tables import MEASURES
 
 # Curves that a person asks for first; the rest follow, folded away.
 FIRST = ("judge/all", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")
@@ -170,12 +169,15 @@ def _ranking(run: Path) -> str:
         dimensions = list(dict.fromkeys(row.dimension for row in rows))
         dimensions.sort(key=lambda name: name != OVERALL)
         about = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
-        shown = [row for row in rows if row.level.kind != "sampler"]
+        accuracy, *others = measured(rows).values()
+        more = "".join(_details(measure.title, _image(plots.by_sigma(rows, dimensions, measure), measure.title))
+                       for measure in others)  # fmt: skip
         text += (
             f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
             f"level; 0.5 is chance, sigma 1 the floor. {escape(about)}</p>"
-            + _image(plots.ranking(shown, dimensions), "pairwise accuracy against sigma")
-            + _ranking_table(shown, dimensions[0])
+            + _image(plots.by_sigma(rows, dimensions, accuracy), "pairwise accuracy against sigma")
+            + more
+            + _ranking_table([row for row in rows if row.level.kind != "sampler"], dimensions[0])
             + _calibration(rows, dimensions[0])
             + "</section>"
         )
@@ -188,17 +190,19 @@ def _calibration(rows: Sequence[Row], dimension: str, sigma: float = 0.8) -> str
     if not at:
         return ""
     image = _image(plots.reliability(at), "predicted probability against the share of good samples")
-    return f"<details><summary>calibration at sigma {sigma} ({escape(dimension)})</summary>{image}</details>"
+    return _details(f"calibration at sigma {sigma} ({dimension})", image)
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _ranking_table(rows: Sequence[Row], dimension: str) -> str:
     rows = [row for row in rows if row.dimension == dimension]
     tables = ""
-    for measure, read in MEASURES.items():
-        if all(read(row) is None for row in rows):
-            continue
+    for measure in measured(rows).values():
         scorers = list(dict.fromkeys(row.scorer for row in rows))
-        found = {(row.scorer, row.level): read(row) for row in rows}
+        found = {(row.scorer, row.level): measure.read(row) for row in rows}
         head = "".join(f"<th>{escape(scorer)}</th>" for scorer in scorers)
         body = ""
         for level in dict.fromkeys(row.level for row in rows):
@@ -207,10 +211,8 @@ def _ranking_table(rows: Sequence[Row], dimension: str) -> str:
                 value = found.get((scorer, level))
                 cells += _cell(None if value is None else vars(value))
             body += f"<tr><td>{escape(level.label)}</td>{cells}</tr>"
-        tables += (
-            f"<details><summary>{escape(measure)} ({escape(dimension)})</summary><div class=wide>"
-            f"<table><thead><tr><th>sigma</th>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
-        )
+        table = f"<table><thead><tr><th>sigma</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        tables += _details(f"{measure.title} ({dimension})", f"<div class=wide>{table}</div>")
     return tables
 
 

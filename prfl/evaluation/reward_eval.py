@@ -200,6 +200,28 @@ class Row:
     ties: int
 
 
+@dataclass(frozen=True)
+class Measure:
+    """One of the numbers of a row, and what a scorer that knows nothing has there."""
+
+    title: str
+    read: Callable[[Row], Interval | None]
+    ignorant: float | None = None
+
+
+MEASURES = {
+    "accuracy": Measure("pairwise accuracy within a prompt", lambda row: row.accuracy, 0.5),
+    "ties": Measure("the same, ties counted", lambda row: row.accuracy_ties),
+    "auc": Measure("AUC over all samples", lambda row: row.auc, 0.5),
+    "calibration": Measure("expected calibration error", lambda row: row.ece),
+}
+
+
+def measured(rows: Sequence[Row]) -> dict[str, Measure]:
+    """The measures that at least one of these rows has: pairs without labels have no AUC and no calibration."""
+    return {name: measure for name, measure in MEASURES.items() if any(measure.read(row) for row in rows)}
+
+
 def evaluate(
     scorers: Mapping[str, Scorer],
     data: HeldOut,

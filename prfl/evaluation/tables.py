@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.policy_eval import Outcome, compare, summarise
-from prfl.evaluation.reward_eval import Row
-
-MEASURES: dict[str, Callable[[Row], Interval | None]] = {
-    "pairwise accuracy within a prompt": lambda row: row.accuracy,
-    "the same, ties counted": lambda row: row.accuracy_ties,
-    "AUC over all samples": lambda row: row.auc,
-    "expected calibration error": lambda row: row.ece,
-}
+from prfl.evaluation.reward_eval import Measure, Row
 
 
-def reward_table(rows: Sequence[Row], dimension: str, measure: str, title: str = "") -> Table:
-    """One line a noise level, one column a scorer.  measure: a key of ``MEASURES``."""
+def reward_table(rows: Sequence[Row], dimension: str, measure: Measure, title: str = "") -> Table:
+    """One line a noise level, one column a scorer."""
     rows = [row for row in rows if row.dimension == dimension]
     scorers = list(dict.fromkeys(row.scorer for row in rows))
-    table = Table(title=f"{title + ': ' if title else ''}{measure} ({dimension})", title_justify="left")
+    table = Table(title=f"{title + ': ' if title else ''}{measure.title} ({dimension})", title_justify="left")
     table.add_column("sigma")
     for scorer in scorers:
         table.add_column(scorer, justify="right", no_wrap=True)
-    found = {(row.scorer, row.level): MEASURES[measure](row) for row in rows}
+    found = {(row.scorer, row.level): measure.read(row) for row in rows}
     kind = None
     for level in dict.fromkeys(row.level for row in rows):
         if level.kind != kind:

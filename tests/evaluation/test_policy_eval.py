@@ -126,7 +126,7 @@ def test_report_is_one_file_that_loads_nothing(tmp_path):
     page = write_report(tmp_path, title="tiny & <fine>").read_text()
     assert not re.search(r"https?://|src=\"(?!data:)|href=|@import|url\(|<script", page)
     assert page.count("data:video/mp4;base64,") == 6  # three prompts, before and after, of the final results
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6  # curves twice, three measures by sigma, calibration
     assert "tiny &amp; &lt;fine&gt;" in page and "run: &lt;here&gt;" in page
     for heading in ("Results", "Before and after", "How well the reward ranks", "Curves", "Config", "Environment"):
         assert f"<h2>{heading}</h2>" in page

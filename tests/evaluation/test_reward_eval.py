@@ -8,6 +8,7 @@ import torch
 from prfl.backbone.condition import Condition
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.evaluation.reward_eval import (
+    MEASURES,
     Level,
     accuracy_by_bin,
     evaluate,
@@ -18,7 +19,7 @@ from prfl.evaluation.reward_eval import (
     save_rows,
     score,
 )
-from prfl.evaluation.tables import MEASURES, reward_table
+from prfl.evaluation.tables import reward_table
 from prfl.reward.pixel import PixelReward
 
 AT = [Level("point", 0.0, 0.0), Level("bin", 0.4, 0.6), Level("point", 1.0, 1.0)]
@@ -143,7 +144,7 @@ def test_rows_survive_a_file_and_make_tables(tmp_path):
     facts, again = load_rows(tmp_path / "reward_eval.json")
     assert facts == {"domain": "in"} and again == rows
     assert list(accuracy_by_bin(rows, "seeing")["shape"]) == ["0.4-0.6"]
-    for measure in MEASURES:
+    for measure in MEASURES.values():
         assert reward_table(rows, "shape", measure).row_count == len(AT) + 3
 
 
