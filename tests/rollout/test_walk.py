@@ -226,7 +226,7 @@ def test_step_weight_on_the_cotangent_is_caught(toy, start, conditions, monkeypa
 # Named methods against hand-written loops that know nothing of plans.
 
 
-def test_full_chain_equals_autograd_and_finite_differences(toy, start, conditions):
+def test_full_chain_equals_autograd(toy, start, conditions):
     coefficients, parameters = SOLVERS["euler"], list(toy.parameters())
 
     def plain() -> Tensor:
@@ -241,42 +241,45 @@ def test_full_chain_equals_autograd_and_finite_differences(toy, start, condition
     got = two_phase(toy, trajectory, conditions, full_chain(coefficients), [3, STEPS])
     assert_same(got, list(torch.autograd.grad(plain(), parameters)))
 
-    def rolled() -> Tensor:
-        trajectory = roll(toy, start, conditions, coefficients)
-        return reward(3, trajectory.at(3)) + reward(STEPS, trajectory.at(STEPS))
 
-    direction = [torch.randn_like(p) for p in parameters]
-    values, size = [], 1e-6
-    for sign in (1, -1):
-        with torch.no_grad():
-            for p, d in zip(parameters, direction, strict=True):
-                p.add_(d, alpha=sign * size)
-            values.append(rolled())
-            for p, d in zip(parameters, direction, strict=True):
-                p.add_(d, alpha=-sign * size)
-    slope = sum((g * d).sum() for g, d in zip(got, direction, strict=True))
-    torch.testing.assert_close(slope, (values[0] - values[1]) / (2 * size), rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("gradient, scale", [("none", 1.0), ("cond", 3.0), ("both", 3.0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_finite_differences(toy, start, conditions, solver, gradient, scale, seed):
+    """The slope of the rolled-out rewards themselves: the parameters are moved a little, in the trained steps only.
 
+    Where only the conditional branch has gradient, the outputs of the other are held as they were.
+    """
+    coefficients, dice = SOLVERS[solver], random.Random(seed)
+    trains = sorted(dice.sample(range(STEPS), dice.randint(1, STEPS)))
+    nodes = sorted({STEPS, dice.randint(trains[0] + 1, STEPS)})
+    plan = chain_plan(coefficients, trains)  # beta = 1 everywhere: all that follows from a step counts
+    trajectory = roll(toy, start, conditions, coefficients, gradient=gradient, scale=scale)
+    got = two_phase(toy, trajectory, conditions, plan, nodes, gradient=gradient, scale=scale)
 
-@pytest.mark.parametrize("solver", ["ddim", "ddim-eta", "multistep"])
-def test_full_chain_of_other_solvers_equals_finite_differences(toy, start, conditions, solver):
-    coefficients = SOLVERS[solver]
-    got = two_phase(toy, roll(toy, start, conditions, coefficients), conditions, full_chain(coefficients), [2, STEPS])
+    torch.manual_seed(seed)
+    named = dict(toy.named_parameters())
+    direction = {name: torch.randn_like(p) for name, p in named.items()}
+    trained_at = {float(coefficients.sigmas[k]) for k in trains}
+    unmoved: dict[float, Tensor] = {}
 
-    def value(weights: Tensor) -> float:
-        with torch.no_grad():
-            kept = toy.w1.clone()
-            toy.w1.copy_(weights)
-            trajectory = roll(toy, start, conditions, coefficients)
-            toy.w1.copy_(kept)
-        return float(sum(reward(node, trajectory.at(node)) for node in (2, STEPS)))
+    def rolled(size: float) -> Tensor:
+        moved = {name: p + size * direction[name] for name, p in named.items()}
 
-    index = next(i for i, (name, _) in enumerate(toy.named_parameters()) if name == "w1")
-    for place in [(0, 0), (4, 2)]:
-        shift = torch.zeros_like(toy.w1)
-        shift[place] = 1e-6
-        slope = (value(toy.w1 + shift) - value(toy.w1 - shift)) / 2e-6
-        assert float(got[index][place]) == pytest.approx(slope, rel=1e-6, abs=1e-7)
+        def velocity(x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+            if size and gradient == "cond" and condition is conditions[1]:
+                return unmoved[float(sigma)]
+            output = functional_call(toy, moved if float(sigma) in trained_at else named, (x, sigma, condition))
+            if condition is conditions[1]:
+                unmoved.setdefault(float(sigma), output)
+            return output
+
+        trajectory = roll(velocity, start, conditions, coefficients, gradient=gradient, scale=scale)
+        return torch.stack([reward(node, trajectory.at(node)) for node in nodes]).sum()
+
+    rolled(0.0)
+    slope = sum((g * d).sum() for g, d in zip(got, direction.values(), strict=True))
+    torch.testing.assert_close(slope, (rolled(1e-6) - rolled(-1e-6)) / 2e-6, rtol=1e-5, atol=1e-6)
 
 
 def test_prfl_is_one_step_with_its_seed_at_the_next_node(toy, start, conditions):
