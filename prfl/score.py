@@ -21,6 +21,7 @@ from torch import Tensor
 from prfl import build, draws
 from prfl.backbone import Condition, WanBackbone, load_backbone
 from prfl.config import load_config
+from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import BackboneConfig
 from prfl.data.cache import manifest_videos
 from prfl.data.files import replacing
@@ -28,7 +29,6 @@ from prfl.data.manifest import read_manifest
 from prfl.data.video import SUFFIXES, read_video
 from prfl.errors import PrflError
 from prfl.flow import add_noise
-from prfl.reward.card import is_hub_id
 from prfl.reward.files import RewardCard, read_config
 
 LATENTS = ".safetensors"

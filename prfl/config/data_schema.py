@@ -13,6 +13,12 @@ MAY_CHANGE: dict[str, Any] = {"may_change": True}
 SEEDS = 2**63  # torch takes no larger seed
 
 
+def is_hub_id(name: object) -> bool:
+    """``owner/name``, and no folder here."""
+    text = str(name)
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prfl.config.data_schema import ClipsConfig, Section
+from prfl.config.data_schema import ClipsConfig, Section, is_hub_id
 from prfl.config.schema import (
     Config,
     LatentHeadConfig,
@@ -22,6 +22,8 @@ FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
 
 def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     """(yaml path, what is wrong there) of every broken rule."""
+    if not is_hub_id(config.backbone.model):
+        yield from _unread(config.backbone, "backbone", ["revision"], "a model in a folder")
     yield from _data(config)
     yield from _chain(config)
     yield from _watch(config)
@@ -51,6 +53,8 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.manifest", "the objective trains on clips; give data.manifest or data.generator"
     if not reads_clips and (data.manifest or data.generator):
         yield "data", "clips are given that nobody reads; remove them or add objective.sft"
+    if not (data.manifest or data.generator):
+        yield from _unread(data, "data", ["skip_unreadable", "encode_batch"], "a config without clips")
     if config.evaluation.every and not data.prompts.validation:
         yield "data.prompts.validation", "evaluation.every needs validation prompts"
     if config.evaluation.final_samples and not data.prompts.test:
@@ -131,6 +135,9 @@ def _policy(config: Config) -> Iterator[tuple[str, str]]:
 
 def _aesthetic(reward: PixelRewardConfig) -> Iterator[tuple[str, str]]:
     yield from _unread(reward, "reward", ["path"], "reward.aesthetic")
+    assert reward.aesthetic is not None
+    if not is_hub_id(reward.aesthetic.clip):
+        yield from _unread(reward.aesthetic, "reward.aesthetic", ["revision"], "a CLIP in a folder")
     if reward.aggregate == "logsigmoid":
         yield "reward.aggregate", "the aesthetic score is no logit of a label; use sum"
     if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
@@ -146,6 +153,8 @@ def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, 
         return
     if isinstance(reward, PixelRewardConfig) and reward.aesthetic:
         yield from _aesthetic(reward)
+    if reward.shape == "linear":
+        yield from _unread(reward, "reward", ["target"], "shape linear")
     if isinstance(objective, PrflConfig):
         low, high = objective.steps_range
         if not 0 <= low < high <= 1:

@@ -11,11 +11,12 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from prfl import build
+from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import Config, PixelRewardConfig, SteeringConfig
 from prfl.errors import PrflError
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
-from prfl.reward.card import PAPER, accuracy_text, is_hub_id, table
+from prfl.reward.card import PAPER, accuracy_text, table
 from prfl.reward.files import read_config
 
 METHODS = {

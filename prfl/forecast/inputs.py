@@ -8,11 +8,10 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from prfl import build
-from prfl.config.data_schema import ClipsConfig
+from prfl.config.data_schema import ClipsConfig, is_hub_id
 from prfl.config.schema import Config, PixelRewardConfig
 from prfl.data.manifest import read_manifest
 from prfl.reward.aesthetic import AESTHETIC_MLP
-from prfl.reward.card import is_hub_id
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 

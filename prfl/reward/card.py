@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+
+from prfl.config.data_schema import is_hub_id
 
 PAPER = "https://arxiv.org/abs/2511.21541"
 
@@ -63,12 +64,6 @@ def accuracy_text(accuracy: Mapping[str, Mapping[str, float]]) -> str:
     ]
     note = "Held-out pairwise accuracy *within a prompt*; 0.5 is chance. Sigma is the noise level: 0 clean, 1 noise."
     return f"{note}\n\n" + table(("sigma", *accuracy), rows)
-
-
-def is_hub_id(model_id: object) -> bool:
-    """``owner/name``, and no folder here: what a card may name as its base model."""
-    text = str(model_id)
-    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
 
 
 def _facts(card: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -33,13 +33,14 @@ FORMAT = 1
 
 @dataclass
 class TrainState:
-    """All that changes while a run trains.  ``step`` counts finished steps."""
+    """All that changes while a run trains.  ``step`` counts finished steps, ``steps`` is where the run is to end."""
 
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     step: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
@@ -52,7 +53,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
         for name, tensors in checkpoint_tensors(state).items():
             save_file(plain(tensors), temporary / f"{name}.safetensors")
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        facts = {"format": FORMAT, "step": state.step, "files": files}
+        facts = {"format": FORMAT, "step": state.step, "steps": state.steps, "files": files}
         facts |= {"config_hash": identity_hash(state.identity), "identity": state.identity}
         facts["ema_updates"] = state.ema.updates if state.ema else None
         (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -139,9 +140,9 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     return path
 
 
-def load_checkpoint(path: Path, state: TrainState) -> None:
+def load_checkpoint(path: Path, state: TrainState) -> int:
     """Restore everything in ``state``, or raise PrflError and change nothing: a damaged file, other parameters,
-    another config."""
+    another config.  Returns where the run was to end when it was saved."""
     facts = read_facts(path)
     check_identity(path, facts["identity"], state.identity)
     fix = damaged_fix(path)
@@ -155,6 +156,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
     copy_into(state.parameters, weights)
     load_optimizer(moments, state)
     state.step = facts["step"]
+    return facts["steps"]
 
 
 def load_optimizer(tensors: dict[str, Tensor], state: TrainState) -> None:
@@ -172,7 +174,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads((path / "state.json").read_text())
         files, version = dict(facts["files"]), facts["format"]
-        _ = facts["step"], facts["identity"], facts["ema_updates"]
+        _ = facts["step"], facts["steps"], facts["identity"], facts["ema_updates"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         what = f"the checkpoint is damaged: state.json cannot be read ({type(error).__name__}: {error})"
         raise PrflError(what, where=str(path), fix=damaged_fix(path)) from error

@@ -122,14 +122,19 @@ def prepare(trainer: Trainer, resume: str, identity: dict[str, Any], log: Log) -
         )
     optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay)
     ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
-    state = TrainState(parameters, optimizer, ema, identity=identity)
+    state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity)
     if trainer.accelerator.is_main_process:
         for damaged in tidy(trainer.run.checkpoints, resume):
             log.say(f"{damaged} is damaged: it is now called damaged-{damaged.name}, and the run goes on before it")
     trainer.accelerator.wait_for_everyone()
     path = find_checkpoint(trainer.run.checkpoints, resume)
     if path:
-        load_checkpoint(path, state)
+        before = load_checkpoint(path, state)
+        if before != settings.steps and settings.schedule != "constant":
+            log.say(
+                f"training.steps was {before} and is {settings.steps}: from step {state.step} on the rate falls "
+                f"along the {settings.schedule} of the new length"
+            )
     guards.check_same_on_ranks(parameters, trainer.accelerator)
     log.start = state.step
     if trainer.accelerator.is_main_process:

@@ -103,6 +103,13 @@ RULES = [
     ([VADER, AESTHETIC, "reward.target=10.0", "reward.path=x"], "reward.path: reward.aesthetic does not read it"),
     ([VADER, AESTHETIC, "reward.target=10.0", "reward.aggregate=logsigmoid"], "reward.aggregate: the aesthetic score"),
     ([VADER, AESTHETIC], "reward.target: nearly every picture scores above it"),
+    (
+        [VADER, AESTHETIC, "reward.target=10.0", "reward.aesthetic.clip=.", "reward.aesthetic.revision=v1"],
+        "reward.aesthetic.revision: a CLIP in a folder does not read it",
+    ),
+    (["reward.shape=linear", "reward.target=10.0"], "reward.target: shape linear does not read it"),
+    (["backbone.revision=v1", "backbone.model=somewhere"], "backbone.revision: a model in a folder does not read it"),
+    (["objective.sft=null", "data.generator=null", "data.encode_batch=1"], "data.encode_batch: a config without clips"),
     (["objective={name: sft}"], "reward: objective sft does not read it"),
     (["objective={name: sft}", "reward=null", "rollout.step_weight=unit"], "rollout.step_weight: objective sft"),
 ]

@@ -66,7 +66,7 @@ def test_every_key_is_read_by_somebody(
         write("steered", "prfl.yaml", objective={"sft": {}}, data={"manifest": "manifest.jsonl"}, evaluation=watched),
         write("decoded", "vader.yaml"),
         write("supervised", "sft.yaml"),
-        write("seen", "vader.yaml", reward={"path": None, "weights": None, "target": 10.0, "aesthetic": aesthetic}),
+        write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic}),
     ]
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0

@@ -80,6 +80,14 @@ def test_three_and_three_steps_equal_six_bit_for_bit(tmp_path):
     assert not torch.equal(straight["weights/weight"], straight["ema/weight"])
 
 
+@pytest.mark.parametrize(("schedule", "told"), [("cosine", True), ("constant", False)])
+def test_a_run_that_is_lengthened_says_that_its_rate_falls_anew(tmp_path, capsys, schedule, told):
+    go(tmp_path, Line(), schedule=schedule, steps=3)
+    capsys.readouterr()
+    go(tmp_path, Line(), schedule=schedule, steps=6)
+    assert ("training.steps was 3 and is 6: from step 3 on" in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize("left_out", ["optimizer", "dropout seed"])
 def test_the_comparison_can_fail(tmp_path, left_out, monkeypatch):
     """What the bit-for-bit test would miss if it could not fail: lost moments, a generator that is not reseeded."""
