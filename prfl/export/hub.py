@@ -1,13 +1,33 @@
-"""Upload of an exported folder, by huggingface_hub's own client; who uploads is whoever ran ``hf auth login``."""
+"""Upload of an exported folder by huggingface_hub's own mixin; who uploads is whoever ran ``hf auth login``."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import ModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from prfl.errors import PrflError
+
+
+class Exported(ModelHubMixin, library_name="prfl"):
+    """What ``prfl export`` wrote to a folder, model card and all; ``push_to_hub("owner/name")`` is the mixin's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        shutil.copytree(self.folder, save_directory, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    """Merged weights are many gigabytes; a copy is made only where the upload's folder is on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def push(folder: Path, repo: str, *, private: bool = False) -> str:
@@ -15,10 +35,8 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
 
     Raises PrflError when the hub refuses, cannot be reached, or the name is none.
     """
-    api = HfApi(library_name="prfl")
     try:
-        repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with prfl export")
+        return str(Exported(folder).push_to_hub(repo, private=private, commit_message="Upload with prfl export"))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise PrflError(
@@ -26,4 +44,3 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
             where=f"--push {repo}",
             fix=f"log in with `hf auth login` and a token that may write; what was exported is whole in {folder}",
         ) from error
-    return str(commit.commit_url)
