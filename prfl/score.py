@@ -88,6 +88,8 @@ def score_files(
     backbone = find_backbone(head, saved, model, dtype, device)
     reward = build.load_reward(head, backbone)
     scorer = build.latents_scorer(reward, backbone)
+    if reward.space == "pixel" and any(sigmas):
+        messages.print("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
     shape = clip_of(reward.card, clip or {}) if any(item.file.suffix != LATENTS for item in items) else {}
     conditions = {text: backbone.condition([text]) for text in dict.fromkeys(item.prompt for item in items)}
     backbone.drop_text_encoder()

@@ -98,7 +98,9 @@ def test_a_pixel_reward_of_a_run_needs_no_model_option(tiny_run, tmp_path: Path,
     PixelReward(PixelNetwork(16, ["light"], hidden=8, inner=8), card=CARD).save_pretrained(run / "reward")
     arguments = [str(tmp_path / "a.mp4"), "--prompt", "a red circle", "--head", str(run / "reward"), "--sigmas", "0.3"]
     assert cli.main(["score", *arguments]) == 0, capsys.readouterr().err
-    assert len(rows_of(capsys.readouterr().out)) == 1
+    shown = capsys.readouterr()
+    assert len(rows_of(shown.out)) == 1
+    assert "above sigma 0 it scores the decoded clean prediction" in shown.err.replace("\n", " ")
 
 
 def test_what_cannot_be_scored(reward: LatentReward, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixture) -> None:

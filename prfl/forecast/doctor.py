@@ -27,7 +27,7 @@ from prfl.backbone import WanBackbone
 from prfl.backbone.architecture import cast
 from prfl.config.schema import Config
 from prfl.errors import PrflError
-from prfl.forecast.inputs import missing_inputs, on_hub
+from prfl.forecast.inputs import downloads, missing_inputs
 from prfl.forecast.memory import device_kind, module_bytes, predict_memory
 from prfl.forecast.tables import GIB, gib
 
@@ -208,13 +208,14 @@ def video() -> Check:
 def inputs(config: Config, made: Collection[Path]) -> Iterator[Check]:
     """Prompt files, the manifest, the reward and the model: here, to be had, or missing."""
     yield read("data.prompts", lambda: f"{sum(map(len, build.prompts(config.data.prompts).values()))} prompts")
-    if on_hub(config):
-        reason = hub()
-        problem = f"it is not here, and {reason}; give the folder of a downloaded model" if reason else ""
-        yield Check("backbone.model", f"{config.backbone.model}, to be downloaded", problem)
+    absent = downloads(config)
+    reason = hub() if absent else ""
+    for key, name in absent.items():
+        problem = f"it is not here, and {reason}; give a folder that it was downloaded to" if reason else ""
+        yield Check(key, f"{name}, to be downloaded", problem)
     for line in missing_inputs(config, made):
         name, _, rest = line.partition(": ")
-        if name != "backbone.model":
+        if name not in absent:
             yield Check(name, "missing", rest)
 
 
@@ -233,7 +234,7 @@ def disk(config: Config, model: WanBackbone) -> Check:
     size = sum(p.numel() * p.element_size() for p in trained)
     copies = 3 + (config.training.ema_decay is not None)  # weights and AdamW's two averages
     needed = size * copies * (config.training.keep + 1)  # a new one is written before the oldest goes
-    if on_hub(config):
+    if "backbone.model" in downloads(config):
         needed += sum(map(module_bytes, (model.transformer, model.vae, model.text_encoder)))
     free = shutil.disk_usage(place).free
     problem = f"checkpoints and downloads need {gib(needed)}" if needed > free else ""

@@ -14,6 +14,7 @@ from prfl.data.manifest import read_manifest
 from prfl.reward.aesthetic import AESTHETIC_MLP
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+CLIP_WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 
 
 def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
@@ -21,25 +22,25 @@ def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
 
     made: run folders that earlier stages will have filled by then.
     """
-    lines = _model(config), _reward(config, made), _held_out(config, made), _manifest(config), _videos(config)
+    absent = [f"{key}: {name} is not in the hub's cache here; the run downloads it"
+              for key, name in downloads(config).items()]  # fmt: skip
+    lines = *absent, _reward(config, made), _held_out(config, made), _manifest(config), _videos(config)
     return [line for line in lines if line]
 
 
-def on_hub(config: Config) -> bool:
-    """Whether the model has to be downloaded."""
-    model = config.backbone.model
-    if Path(model).is_dir() or "/" not in model or model.startswith((".", "/", "~")):
-        return False
-    found = [
-        try_to_load_from_cache(model, f"transformer/{name}", revision=config.backbone.revision) for name in WEIGHTS
-    ]
-    return not any(isinstance(path, str) for path in found)
-
-
-def _model(config: Config) -> str:
-    if on_hub(config):
-        return f"backbone.model: {config.backbone.model} is not in the hub's cache here; the run downloads it"
-    return ""
+def downloads(config: Config) -> dict[str, str]:
+    """Yaml key -> hub id of what has to be downloaded: it is in no folder and not in the hub's cache here."""
+    model = config.backbone
+    wanted = {"backbone.model": (model.model, model.revision, [f"transformer/{name}" for name in WEIGHTS])}
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        clip = config.reward.aesthetic
+        wanted["reward.aesthetic.clip"] = (clip.clip, clip.revision, CLIP_WEIGHTS)
+    return {
+        key: name
+        for key, (name, revision, files) in wanted.items()
+        if is_hub_id(name)
+        and not any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files)
+    }
 
 
 def _reward(config: Config, made: Collection[Path]) -> str:

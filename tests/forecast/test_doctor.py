@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prfl import cli
+from prfl.config import load_config
 from prfl.forecast import doctor
 from prfl.forecast.doctor import Check
 
@@ -69,6 +70,16 @@ def test_reasons(overrides, patches, name, reason, monkeypatch: pytest.MonkeyPat
     assert cli.main(["doctor", TINY, *overrides]) == 2
     line = next(line for line in capsys.readouterr().err.splitlines() if f": {name}" in line)
     assert line.strip().startswith(TINY) and reason in line
+
+
+def test_all_that_has_to_be_downloaded_is_named() -> None:
+    """The video model, and the CLIP of the aesthetic score."""
+    found = list(doctor.inputs(load_config("configs/wan2.1-1.3b/vader.yaml"), ()))
+    named = {check.name: check.problem for check in found}
+    for key in ("backbone.model", "reward.aesthetic.clip"):
+        assert "it is not here" in named[key] and "HF_HUB_OFFLINE" in named[key]
+    assert "there is no file" in named["reward.aesthetic.mlp"]
+    assert list(doctor.downloads(load_config(TINY))) == []
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

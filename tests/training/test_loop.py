@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import random
+import re
 import signal
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,6 +21,7 @@ from prfl import draws
 from prfl.config.schema import TrainingConfig
 from prfl.errors import PrflError
 from prfl.training import Hook, Regulariser, RunFolder, make_accelerator, read_metrics, train
+from prfl.training.log import Log
 from prfl.training.loop import split_indices
 
 
@@ -291,3 +295,20 @@ def test_what_is_refused_leaves_the_run_folder_as_it_was(tmp_path):
         accelerator = make_accelerator(run_folder, "cpu", [])
         train(Line(), settings(), run_folder, accelerator=accelerator, identity={"seed": 1})
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_terminal_gets_a_bar_with_the_time_that_is_left(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.begin()
+    screen = io.StringIO()
+    log = Log(
+        run, make_accelerator(run, "cpu", trackers=[]), every=2, steps=4,
+        console=Console(file=screen, force_terminal=True, width=200),
+    )  # fmt: skip
+    with log:
+        for step in (1, 2, 3):
+            log.step(step, {"loss": step / 8, "seconds/step": 0.1, "seconds/rollout": 0.05})
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert "3/4" in shown and "loss 0.1875" in shown and "rollout 0.05" in shown
+    assert re.search(r"0:00:0\d", shown), "the time that is left"
+    assert len(read_metrics(run.metrics)) == 3
