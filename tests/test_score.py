@@ -100,7 +100,7 @@ def test_a_pixel_reward_of_a_run_needs_no_model_option(tiny_run, tmp_path: Path,
     assert cli.main(["score", *arguments]) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
     assert len(rows_of(shown.out)) == 1
-    assert "above sigma 0 it scores the decoded clean prediction" in shown.err.replace("\n", " ")
+    assert "above sigma 0 it scores the decoded clean prediction" in " ".join(shown.err.split())
 
 
 def test_what_cannot_be_scored(reward: LatentReward, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixture) -> None:
