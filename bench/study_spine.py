@@ -68,6 +68,9 @@ METHODS = {
         "configs/tiny/prfl.yaml", STEERED[:1], (MIXTURE, LATENT, FALLING, "rollout.steps=20")
     ),
     "vader": Method("configs/tiny/vader.yaml", STEERED, (*STEER, PIXEL)),
+    "vader, rolled out without guidance": Method(
+        "configs/tiny/vader.yaml", STEERED[:1], (MIXTURE, PIXEL, FALLING, "rollout.steps=20")
+    ),
 }
 HACK = {  # what is meant to hack, and the same with one regulariser each
     "hack": ("objective.sft=null", "data.generator=null"),
