@@ -81,7 +81,11 @@ def _chain(config: Config) -> Iterator[tuple[str, str]]:
     rollout, guidance = config.rollout, config.rollout.guidance
     if (guidance.gradient == "none") != (guidance.scale == 1):
         yield "rollout.guidance", "gradient: none goes with scale: 1; a larger scale needs gradient: cond or both"
+    if rollout.solver != "flow_sde":
+        yield from _unread(rollout, "rollout", ["eta"], f"solver {rollout.solver}")
     if not isinstance(config.objective, SteeringConfig):
+        if rollout.solver == "flow_sde":
+            yield "rollout.solver", f"objective {config.objective.name} rolls no chain out; take euler or unipc"
         for key, unread in (("guidance", guidance.scale != 1), ("step_weight", rollout.step_weight != "native")):
             if unread:
                 yield f"rollout.{key}", f"objective {config.objective.name} does not read it"

@@ -76,7 +76,7 @@ def _of_choice(choice: Choice, coefficients: Coefficients, held: bool, config: C
     rolled = last_rolled(choice, coefficients, held)
     if choice.node > coefficients.steps and not held:
         rolled += 1  # the clean prediction, which the chain does not visit
-    walked = len(choice.plan.evaluations)
+    walked = len(choice.plan.recomputed)
     both = guidance.gradient == "both"
     counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1), REWARD: 1})
     if guided and not both:

@@ -38,7 +38,7 @@ class Choice:
     @property
     def sources(self) -> frozenset[int]:
         """The latents that the walk back starts its network calls from."""
-        return self.plan.evaluations | {edge.source for edge in self.plan.edges}
+        return self.plan.recomputed | {edge.source for edge in self.plan.edges}
 
     @property
     def sigma(self) -> float:
@@ -120,7 +120,7 @@ class Pathwise:
         parameters = list(self.parameters().values())
         held_edge = holds_edge(self.backbone, choice)
         with clock("rollout"), self.backbone.adapter(self.adapter):
-            trajectory = self.roll(network, start, choice, held_edge)
+            trajectory = self.roll(network, start, self.noises(step, indices), choice, held_edge)
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
             latents = held.latents if held else scored_latents(network, trajectory, choice)
         numbers = {"latents/max": float(latents.abs().max())}  # the trainer stops where it is not finite
@@ -144,16 +144,27 @@ class Pathwise:
         start = draws.normal(self.latent_shape, self.seed, "start", step, indices)
         return prompts, condition, start.to(self.backbone.device)
 
+    def noises(self, step: int, indices: Sequence[int]) -> draws.ChainNoises:
+        """The noise of a stochastic solver's steps for these samples."""
+        return draws.ChainNoises(self.latent_shape, self.seed, step, indices)
+
     def network(self, condition: Condition) -> Network:
         scale, empty = self.guidance.scale, None
         if scale != 1:
             empty = self.backbone.condition([""] * len(condition))
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
-    def roll(self, network: Network, start: Tensor, choice: Choice, held_edge: bool) -> Trajectory:
+    def roll(
+        self, network: Network, start: Tensor, noises: draws.ChainNoises, choice: Choice, held_edge: bool
+    ) -> Trajectory:
         """The chain up to the node that is scored, or up to where the last edge leaves it."""
-        last = last_rolled(choice, self.method.coefficients, held_edge)
-        return rollout(network, start, self.method.coefficients, last=last, keep=choice.sources)
+        coefficients = self.method.coefficients
+        last = last_rolled(choice, coefficients, held_edge)
+        # A held edge of a multistep solver is made of earlier outputs too.
+        constants = choice.plan.evaluations - choice.sources if held_edge else frozenset[int]()
+        return rollout(
+            network, start, coefficients, last=last, noises=noises, keep=choice.sources, keep_outputs=constants
+        )
 
     def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
         """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
@@ -172,7 +183,7 @@ class Pathwise:
         choice = self.method.choose(step)
         network = self.network(condition)
         with self.backbone.adapter(self.adapter):
-            trajectory = self.roll(network, start, choice, held_edge=False)
+            trajectory = self.roll(network, start, self.noises(step, indices), choice, held_edge=False)
             scored = scored_latents(network, trajectory, choice)
         facts = {"prompts": prompts, "node": choice.node, "sigma": choice.sigma, "trains": sorted(choice.plan.trains)}
         return {"start": start, "scored": scored}, facts

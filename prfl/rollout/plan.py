@@ -59,6 +59,12 @@ class Plan:
         return frozenset(k for edge in self.edges for k in edge.b)
 
     @property
+    def recomputed(self) -> frozenset[int]:
+        """The evaluations that a walk back may call the network for; the others enter the edges as constants."""
+        useful = self.useful_nodes
+        return frozenset(k for k in self.evaluations if k in self.trains or self.passes(k, useful))
+
+    @property
     def useful_nodes(self) -> frozenset[int]:
         """Nodes from which a cotangent reaches a trained evaluation: where a seed has an effect."""
         useful: set[int] = set()

@@ -112,6 +112,10 @@ RULES = [
     (["objective.sft=null", "data.generator=null", "data.encode_batch=1"], "data.encode_batch: a config without clips"),
     (["objective={name: sft}"], "reward: objective sft does not read it"),
     (["objective={name: sft}", "reward=null", "rollout.step_weight=unit"], "rollout.step_weight: objective sft"),
+    (["objective={name: sft}", "reward=null", "rollout.solver=flow_sde"], "rollout.solver: objective sft"),
+    (["rollout.eta=0.5"], "rollout.eta: solver euler does not read it"),
+    (["rollout.solver=unipc", "rollout.eta=0.5"], "rollout.eta: solver unipc does not read it"),
+    (["rollout.solver=flow_sde", "rollout.eta=0"], "rollout.eta: should be greater than 0"),
 ]
 HEAD = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [0]}}"]
 PIXEL_HEAD = ["backbone.adapter=null", "reward={space: pixel, head: {dimensions: [a]}}"]
@@ -153,6 +157,9 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         ["objective={name: preference, loss: thurstone}", *HEAD, CLIPS, "data.generator.formats=[gif]"],
         [CLIPS],
         ["rollout.guidance={scale: 3, gradient: cond}"],
+        ["rollout.solver=unipc"],
+        ["rollout.solver=flow_sde", "rollout.eta=0.3"],
+        ["objective={name: sft}", "reward=null", "rollout.solver=unipc"],
         ["backbone={model: shapes, train: full}"],
         ["data.generator={name: shapes_curated, count: 3}"],
         ["data.generator=null", "data.manifest=a.jsonl"],

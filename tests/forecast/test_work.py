@@ -61,6 +61,10 @@ METHODS = [
     ["rollout.guidance={scale: 2.0, gradient: cond}"],
     ["rollout.guidance={scale: 2.0, gradient: both}"],
     ["objective={name: vader, last_steps: 2}"],
+    ["rollout.solver=unipc"],
+    ["rollout.solver=unipc", "backbone.checkpointing=full"],
+    ["rollout.solver=unipc", "objective={name: vader, last_steps: 2}"],
+    ["rollout.solver=flow_sde", "backbone.checkpointing=full"],
     ["objective={name: vader, last_steps: 1}", "backbone.checkpointing=full"],
 ]
 

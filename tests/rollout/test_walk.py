@@ -31,7 +31,7 @@ from prfl.rollout import (
     walk,
     walk_back,
 )
-from prfl.solvers import Coefficients, ddim, euler, unit_step_weight
+from prfl.solvers import Coefficients, ddim, euler, flow_sde, unipc, unit_step_weight
 
 STEPS = 6
 SIGMAS = chain_sigmas(STEPS, 3.0)
@@ -52,6 +52,8 @@ SOLVERS = {
     "ddim": ddim(torch.linspace(0.05, 1.0, STEPS + 1, dtype=torch.float64)),
     "ddim-eta": ddim(torch.linspace(0.05, 1.0, STEPS + 1, dtype=torch.float64), eta=0.7),
     "multistep": two_step(SIGMAS),
+    "unipc": unipc(SIGMAS),
+    "flow-sde": flow_sde(SIGMAS, eta=0.7),
 }
 
 
