@@ -20,7 +20,7 @@ from prfl.data import clips as cutting
 from prfl.data.cache import build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.files import content_hash
-from prfl.data.manifest import read_manifest
+from prfl.data.manifest import read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import world
@@ -71,27 +71,47 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         raise PrflError("the config names no clips", where="data", fix=fix)
     known = prompts(data.prompts)
     if isinstance(generator, SamplesConfig):
-        settings = SamplingSettings(
-            frames=data.frames, height=data.height, width=data.width, steps=generator.steps,
-            shift=config.rollout.shift, guidance_scale=generator.guidance, batch=generator.batch, seed=generator.seed,
-            solver=sampling_solver(config),
-        )  # fmt: skip
-
-        def draw(some: list[str], indices: list[int]) -> torch.Tensor:
-            return decode_all(model, sample(model, some, indices, settings), generator.batch)
-
-        # Another model, other prompts or another size make other videos.
-        made_by = [model.describe()[f"{part}_fingerprint"] for part in ("transformer", "vae")]
-        name = f"samples-{_key(generator)}-{_hash([made_by, known, asdict(replace(settings, batch=1))])}"
-        counts = {"train": generator.per_prompt, "validation": generator.held_out_per_prompt}
-        return shapes.labelled(
-            data.cache / name, known, counts, draw, generator.other_captions, generator.batch, progress
-        )
+        drawn = [samples(config, generator, scale, model, known, progress) for scale in generator.guidance]
+        return drawn[0] if len(drawn) == 1 else joined(drawn)
     if isinstance(generator, ClipsConfig):
         return video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
     folder = data.cache / f"{generator.name}-{_key(generator)}-{_hash(known['train'])}"
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
+
+
+def samples(
+    config: Config,
+    own: SamplesConfig,
+    scale: float,
+    model: WanBackbone,
+    known: dict[str, list[str]],
+    progress: Callable,
+) -> Path:
+    """The backbone's own samples at one guidance scale, with the oracle's labels."""
+    data = config.data
+    settings = SamplingSettings(
+        frames=data.frames, height=data.height, width=data.width, steps=own.steps, shift=config.rollout.shift,
+        guidance_scale=scale, batch=own.batch, seed=own.seed, solver=sampling_solver(config),
+    )  # fmt: skip
+
+    def draw(some: list[str], indices: list[int]) -> torch.Tensor:
+        return decode_all(model, sample(model, some, indices, settings), own.batch)
+
+    # Another model, other prompts or another size make other videos.
+    made_by = [model.describe()[f"{part}_fingerprint"] for part in ("transformer", "vae")]
+    one = own.model_copy(update={"guidance": [scale]})
+    folder = data.cache / f"samples-{_key(one)}-{_hash([made_by, known, asdict(replace(settings, batch=1))])}"
+    counts = {"train": own.per_prompt, "validation": own.held_out_per_prompt}
+    return shapes.labelled(folder, known, counts, draw, own.other_captions, own.batch, progress)
+
+
+def joined(manifests: list[Path]) -> Path:
+    """One manifest of all their rows; it lies above their folders, since rows may not leave a manifest's own."""
+    path = manifests[0].parents[1] / f"samples-{_hash([manifest.parent.name for manifest in manifests])}.jsonl"
+    if not path.exists():
+        write_manifest(path, [row for manifest in manifests for row in read_manifest(manifest)])
+    return path
 
 
 def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
@@ -112,7 +132,8 @@ def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], p
 
 def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
     values = generator.model_dump(exclude={"name", "batch"})
-    return "-".join(f"{name}{value:g}" for name, value in values.items())
+    numbers = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    return "-".join(name + ",".join(f"{one:g}" for one in some) for name, some in numbers.items())
 
 
 def _hash(parts: object) -> str:

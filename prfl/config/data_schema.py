@@ -32,7 +32,9 @@ class SamplesConfig(Section):
         "differ from its own in one attribute: labels that cost no sample and teach a head to read the prompt.",
     )  # fmt: skip
     steps: int = Field(ge=1, description="Sampling steps of each clip that is drawn.")
-    guidance: float = Field(default=1.0, ge=1, description="Guidance scale; 1 is without.")
+    guidance: list[Annotated[float, Field(ge=1)]] = Field(
+        default=[1.0], min_length=1, description="Guidance scales; so many samples are drawn at each. 1 is without."
+    )
     batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples.")
 

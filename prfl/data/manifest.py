@@ -98,7 +98,7 @@ def parse_rows(rows: Sequence[tuple[str, dict[str, Any]]], path: Path) -> list[L
     return read
 
 
-def write_manifest(path: str | Path, rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> None:
+def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePair]) -> None:
     """Atomic.  Paths are written relative to the manifest's folder.  Raises PrflError for a path outside it."""
     path = Path(path)
     lines = []
