@@ -28,6 +28,8 @@ def test_samples_of_several_guidance_scales_are_one_manifest(
 
     def few(folder: Path, known: dict, counts: dict, draw: Callable, *rest: object) -> Path:
         draw(["a red circle"], [0])
+        (folder / "videos").mkdir(parents=True)
+        (folder / "videos/0.mp4").touch()
         write_manifest(folder / "manifest.jsonl", [LabelledVideo(folder / "videos/0.mp4", "a red circle", {}, "train")])
         return folder / "manifest.jsonl"
 
