@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,18 +19,26 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, or None where it was not kept."""
+    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, or None where it was not kept.
+
+    beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
+    """
 
     latents: list[Tensor | None]
     coefficients: Coefficients
     noises: Sequence[Tensor] | Mapping[int, Tensor] | None = None
     device: torch.device | None = None  # where ``at`` brings latents that are stored elsewhere
+    beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
 
     def at(self, node: int) -> Tensor:
         """x[node]; it must have been kept."""
-        latents = self.latents[node]
+        latents = self.beside[node][1] if node in self.beside else self.latents[node]
         assert latents is not None, f"the rollout did not keep the latents of node {node}"
         return latents if self.device is None else latents.to(self.device)
+
+    def sigma(self, node: int, like: Tensor) -> Float[Tensor, ""]:
+        """The noise level of x[node], as ``sigma_at`` gives it."""
+        return sigma_at(self.coefficients, self.beside[node][0] if node in self.beside else node, like)
 
 
 def sigma_at(coefficients: Coefficients, node: int, like: Tensor) -> Float[Tensor, ""]:

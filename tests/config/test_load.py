@@ -37,14 +37,15 @@ def test_the_file_of_a_misspelt_key_is_named(write: Write) -> None:
         # keys
         ("rollout.stepz=3", "rollout.stepz: unknown key. Did you mean 'steps'?"),
         ("training.step_weight=unit", "training.step_weight: unknown key. Did you mean 'rollout.step_weight'?"),
-        ("objective.last_steps=1", "objective.last_steps: unknown key; it belongs to name: vader"),
-        ("objective.frames=1", "objective.frames: unknown key; it belongs to name: preference or vader"),
+        ("objective.last_steps=1", "objective.last_steps: unknown key; it belongs to name: vader or alignprop"),
+        ("objective.beta=1", "objective.beta: unknown key; it belongs to name: dense_process"),
         ("objective.sft.evry=2", "objective.sft.evry: unknown key. Did you mean 'every'?"),
         ("data.generator.wrnog=0.1", "data.generator.wrnog: unknown key. Did you mean 'wrong'?"),
         ("backbone.adapter.dora=true", "backbone.adapter.dora: unknown key; the keys here are rank, alpha"),
         ("qqq=1", "qqq: unknown key; the keys here are version, run, seed"),
         # choices
-        ("objective.name=prlf", "objective.name: 'prlf' is none of sft, preference, prfl, vader. Did you mean 'prfl'?"),
+        ("objective.name=prlf", "objective.name: 'prlf' is none of sft, preference, prfl, vader, "),
+        ("objective.name=prlf", "dense_process. Did you mean 'prfl'?"),
         ("objective={sft: {}}", "objective.name: missing"),
         ("reward.space=latents", "reward.space: 'latents' is none of latent, pixel. Did you mean 'latent'?"),
         ("backbone.dtype=float3", "Did you mean 'float32'?"),

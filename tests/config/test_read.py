@@ -68,6 +68,17 @@ def test_every_key_is_read_by_somebody(
         write("supervised", "sft.yaml"),
         write("seen", "vader.yaml", reward={"path": None, "weights": None, "target": 10.0, "aesthetic": aesthetic}),
     ]
+    # Pixel rewards, so that the keys of frames are read too.
+    methods = [
+        {"name": "prfl", "handoff": "clean"}, {"name": "refl"}, {"name": "full_chain"}, {"name": "alignprop"},
+        {"name": "draft_lv"}, {"name": "drtune"}, {"name": "leapalign"}, {"name": "instructvideo"},
+        {"name": "dense_process", "handoff": "clean"},
+    ]  # fmt: skip
+    for method in methods:
+        data = {"manifest": "manifest.jsonl"} if method["name"] == "instructvideo" else {}
+        runs.append(write(str(method["name"]), "vader.yaml", data=data))
+        config = yaml.safe_load(Path(runs[-1]).read_text())
+        Path(runs[-1]).write_text(yaml.safe_dump({**config, "objective": method}))
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0
     model = build.backbone(load_config("sft.yaml"))

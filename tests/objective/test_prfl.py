@@ -112,7 +112,7 @@ def test_unit_step_weight_scales_the_whole_gradient(tiny_backbone):
     native = take_gradients(objective)
     m = objective.method.choose(0).node - 1
     sizes = CHAIN.sigmas.diff().abs()
-    objective.method = Prfl(CHAIN, seed=0, step_weight="unit")
+    objective.step_weight = "unit"
     objective.accumulate(0, INDICES)
     factor = float(sizes.mean() / sizes[m])
     assert abs(factor - 1) > 0.05
@@ -263,6 +263,7 @@ def test_distance_to_the_base(tiny_backbone):
 def test_the_failed_batch_can_be_described(tiny_backbone):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0))
     tensors, facts = objective.describe(3, [6, 7])
-    assert facts["node"] == objective.method.choose(3).node and len(facts["prompts"]) == 2
-    x, _ = joint_graph_chain(objective, 3, [6, 7], 99, facts["node"])
-    torch.testing.assert_close(tensors["scored"], x, rtol=1e-4, atol=1e-5)
+    node = objective.method.choose(3).node
+    assert list(facts["nodes"]) == [str(node)] and len(facts["prompts"]) == 2
+    x, _ = joint_graph_chain(objective, 3, [6, 7], 99, node)
+    torch.testing.assert_close(tensors[f"scored/{node}"], x, rtol=1e-4, atol=1e-5)
