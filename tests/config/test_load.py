@@ -83,6 +83,7 @@ def test_mistakes_on_the_command_line(write: Write, override: str, message: str)
 
 
 VADER = "objective={name: vader, sft: {}}"
+DENSE = "objective={name: dense_process"
 AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
@@ -101,6 +102,26 @@ RULES = [
     (["reward.space=pixel"], "objective.handoff: a pixel reward cannot score a noisy latent"),
     (["objective={name: vader, last_steps: 11, sft: {}}"], "objective.last_steps: the chain has only 10 steps"),
     (["objective={name: vader, frames: 2, sft: {}}"], "objective.frames: a latent reward scores all frames"),
+    (["objective={name: prfl, frames: one, sft: {}}"], "objective.frames: a latent reward scores all frames"),
+    (["objective={name: drtune, trained_steps: 11, sft: {}}"], "objective.trained_steps: the chain has only 10 steps"),
+    (["objective={name: alignprop, last_steps: [3, 2], sft: {}}"], "objective.last_steps: needs low <= high <= 10"),
+    (["objective={name: alignprop, last_steps: [1, 11], sft: {}}"], "objective.last_steps: needs low <= high <= 10"),
+    (["objective={name: alignprop, last_steps: [0, 2], sft: {}}"], "objective.last_steps[0]: should be greater"),
+    (["objective={name: leapalign, sft: {}}", "rollout.steps=1"], "rollout.steps: objective leapalign needs a chain"),
+    (["objective={name: draft_lv, sft: {}}", "rollout.steps=1"], "rollout.steps: objective draft_lv needs a chain"),
+    (["objective={name: refl, steps_range: [0.9, 0.8], sft: {}}"], "objective.steps_range: needs 0 <= low < high <= 1"),
+    ([f"{DENSE}, rewards: 11, sft: {{}}}}"], "objective.rewards: steps_range has only 10 of the chain's 10 steps"),
+    ([f"{DENSE}, steps_range: [0.8, 1.0], sft: {{}}}}"], "objective.rewards: steps_range has only 2 of the chain's"),
+    ([f"{DENSE}, steps_range: [0.8, 0.8], sft: {{}}}}"], "objective.steps_range: needs 0 <= low < high <= 1"),
+    ([f"{DENSE}, credit: step, beta: 1.0, sft: {{}}}}"], "objective.beta: credit: step does not read it"),
+    ([f"{DENSE}, sft: {{}}}}", "reward.space=pixel"], "objective.handoff: a pixel reward cannot score a noisy latent"),
+    (["objective={name: instructvideo}", "data.generator=null"], "data.manifest: the objective trains on clips"),
+    (["objective={name: instructvideo, last_steps: 7}"], "objective.last_steps: objective.start leaves only 6 of"),
+    (["objective={name: instructvideo, temporal_decay: 1.0}"], "objective.temporal_decay: a latent reward does not"),
+    (
+        ["objective={name: instructvideo, temporal_decay: 1.0}", "reward.space=pixel", "reward.aggregate=logsigmoid"],
+        "objective.temporal_decay: a weighted logit is no logit",
+    ),
     ([VADER, AESTHETIC, "reward.target=10.0", "reward.path=x"], "reward.path: reward.aesthetic does not read it"),
     ([VADER, AESTHETIC, "reward.target=10.0", "reward.aggregate=logsigmoid"], "reward.aggregate: the aesthetic score"),
     ([VADER, AESTHETIC], "reward.target: nearly every picture scores above it"),
@@ -143,6 +164,15 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         ["objective.sft=null", "data.generator=null"],
         ["objective={name: vader, frames: 3, sft: {}}", "reward.space=pixel"],
         [VADER, AESTHETIC, "reward.target=10.0"],
+        ["objective={name: full_chain, sft: {}}"],
+        ["objective={name: alignprop, last_steps: [2, 10], sft: {}}"],
+        ["objective={name: draft_lv, copies: 4, sft: {}}"],
+        ["objective={name: refl, frames: one, sft: {}}", "reward.space=pixel"],
+        ["objective={name: drtune, trained_steps: 10, spacing: random, early_stop: 0.4, sft: {}}"],
+        ["objective={name: leapalign, alpha: 0.0, similarity_floor: null, sft: {}}"],
+        ["objective={name: instructvideo, frames: 4, temporal_decay: 1.0, last_steps: 6}", "reward.space=pixel"],
+        [f"{DENSE}, rewards: 10, beta: 1.0, sft: {{}}}}"],
+        [f"{DENSE}, handoff: clean, credit: step, sft: {{}}}}", "reward.space=pixel"],
         [VADER, AESTHETIC, "reward.shape=linear"],
         ["objective={name: preference, loss: thurstone}", *HEAD, CLIPS, "data.generator.formats=[gif]"],
         [CLIPS],

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from prfl import draws
 from prfl.backbone import Condition, WanBackbone
-from prfl.data.dataset import LatentDataset
 from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
 from prfl.objective.alignprop import AlignProp
@@ -32,6 +31,7 @@ from tests.objective.parts import (
     PROMPTS,
     SHAPE,
     assert_same_gradients,
+    clips,
     latent_objective,
     pixel_objective,
     take_gradients,
@@ -92,16 +92,6 @@ METHODS: dict[str, tuple[Method, Callable]] = {
     "dense_process, clean, exact": (DenseProcess(CHAIN, 5, rewards=2, handoff="clean", beta=1.0), dense),
     "dense_process, clean, each its step": (DenseProcess(CHAIN, 6, rewards=4, handoff="clean", credit="step"), dense),
 }
-
-
-def clips(shape: tuple[int, ...], conditions: dict[str, Condition]) -> LatentDataset:
-    """Three clips, for methods that start from data; their prompts are in another order than the run's."""
-    latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(9))
-    device = torch.device("cpu")
-    return LatentDataset(
-        latents=latents, conditions=conditions, prompts=PROMPTS[::-1], device=device, skipped=[],
-        video=torch.arange(3), labels={},
-    )  # fmt: skip
 
 
 def start_of(objective: Pathwise, step: int) -> Tensor:

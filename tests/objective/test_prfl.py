@@ -176,19 +176,6 @@ def test_the_rollout_stops_where_the_reward_is_read(tiny_backbone):
             assert len(calls) == node + again
 
 
-def test_latent_methods_never_call_the_vae(tiny_backbone, monkeypatch):
-    def called(*_, **__):
-        raise AssertionError("the VAE was called")
-
-    for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"):
-        monkeypatch.setattr(getattr(tiny_backbone.vae, part), "forward", called)
-    objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0))
-    for step in range(2):
-        objective.accumulate(step, INDICES)
-    with pytest.raises(AssertionError, match="the VAE was called"):
-        pixel_objective(tiny_backbone, Prfl(CHAIN, seed=0, handoff="clean")).accumulate(0, INDICES)
-
-
 def test_a_reward_that_does_not_know_noise_is_refused(tiny_backbone):
     with pytest.raises(PrflError, match="not noise-aware"):
         pixel_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0))
