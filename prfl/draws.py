@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,22 @@ def generator(seed: int, purpose: str, step: int, index: int = 0) -> torch.Gener
 def normal(shape: Sequence[int], seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
     """Standard normal (len(indices), *shape), float32: one independent draw per global sample index."""
     return torch.stack([torch.randn(*shape, generator=generator(seed, purpose, step, i)) for i in indices])
+
+
+@dataclass(frozen=True)
+class ChainNoises:
+    """``noises[i]``: standard normal (len(indices), *shape) for step i of a chain of any length.
+
+    Drawn anew, and the same, each time it is asked for: a chain's noise takes no memory.
+    """
+
+    shape: Sequence[int]
+    seed: int
+    step: int
+    indices: Sequence[int]
+
+    def __getitem__(self, i: int) -> Tensor:
+        return normal(self.shape, self.seed, f"noise/{i}", self.step, self.indices)
 
 
 def uniform(seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from prfl.errors import PrflError
 from prfl.flow import add_noise, chain_sigmas, clean_prediction
-from prfl.solvers import combine, ddim, euler, leap, unit_step_weight
+from prfl.solvers import Coefficients, combine, ddim, euler, flow_sde, leap, unipc, unit_step_weight
 
 F64 = torch.float64
 
@@ -93,6 +93,79 @@ def test_unit_step_weight_makes_every_step_weigh_alike_and_keeps_the_mean():
     assert max(sizes) / min(sizes) == pytest.approx(22, abs=1)
     weighed = [size * unit_step_weight(coefficients)[i] for i, size in enumerate(sizes)]
     assert weighed == pytest.approx([sum(sizes) / 40] * 40)
+
+
+def test_unit_step_weight_of_a_multistep_solver_is_of_each_steps_own_output():
+    coefficients = unipc(chain_sigmas(10, 3.0))
+    weights = unit_step_weight(coefficients)
+    assert set(weights) == set(range(10))
+    weighed = [abs(coefficients.b[i][i]) * weights[i] for i in range(10)]
+    assert weighed == pytest.approx([sum(abs(b[i]) for i, b in enumerate(coefficients.b)) / 10] * 10)
+
+
+def test_unit_step_weight_leaves_out_steps_without_their_own_output():
+    b = ({0: -0.2}, {0: -0.3}, {2: 0.0, 1: -0.1}, {3: -0.4, 1: 5.0})
+    assert unit_step_weight(Coefficients(torch.linspace(1, 0, 5), (1.0,) * 4, b, (0.0,) * 4)) == pytest.approx(
+        {0: 1.5, 3: 0.75}
+    )
+    assert unit_step_weight(Coefficients(torch.linspace(1, 0, 2), (1.0,), ({},), (0.0,))) == {}
+
+
+def test_flow_sde_without_noise_is_euler():
+    sigmas = chain_sigmas(12, 5.0)
+    one, other = flow_sde(sigmas, 0.0), euler(sigmas)
+    assert (one.a, one.b, one.c) == (other.a, other.b, other.c)
+
+
+def test_flow_sde_is_flow_grpos_step():
+    """Mean and deviation as the paper writes them, on tensors; the step to sigma 0 is Euler's."""
+    sigmas, eta = chain_sigmas(8, 3.0), 0.7
+    coefficients = flow_sde(sigmas, eta)
+    x, v, noise = torch.randn(3, 2, 3, dtype=F64)
+    for i in range(7):
+        t, dt = sigmas[i], sigmas[i] - sigmas[i + 1]
+        std = eta * torch.sqrt(t / (1 - (sigmas[1] if i == 0 else t)))
+        score = -(x + (1 - t) * v) / t
+        expected = x - (v - std**2 / 2 * score) * dt + std * torch.sqrt(dt) * noise
+        got = combine(x, coefficients.a[i], coefficients.b[i], {i: v}, coefficients.c[i], noise)
+        torch.testing.assert_close(got, expected)
+    last = float(sigmas[7])
+    assert coefficients.a[7] == 1 and coefficients.b[7] == {7: -last} and coefficients.c[7] == 0
+    assert flow_sde(sigmas[[0, 8]], eta).b == euler(sigmas[[0, 8]]).b, "one step from sigma 1 to 0"
+
+
+MEAN, SPREAD = 1.5, 0.4
+
+
+def gaussian_velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """E[noise - x0 | x] for data N(MEAN, SPREAD^2)."""
+    signal = 1 - sigma
+    variance = signal**2 * SPREAD**2 + sigma**2
+    centred = (x - signal * MEAN) / variance
+    return sigma * centred - (MEAN + signal * SPREAD**2 * centred)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_flow_sde_keeps_the_marginals_of_gaussian_data(eta: float):
+    """Every latent of a chain of 400 steps is distributed as noised data."""
+    samples, steps = 40_000, 400
+    coefficients = flow_sde(chain_sigmas(steps, 3.0), eta)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, dtype=F64, generator=generator)
+    for i in range(steps):
+        output = {i: gaussian_velocity(x, coefficients.sigmas[i])}
+        noise = torch.randn(samples, dtype=F64, generator=generator)
+        x = combine(x, coefficients.a[i], coefficients.b[i], output, coefficients.c[i], noise)
+        sigma = float(coefficients.sigmas[i + 1])
+        variance = (1 - sigma) ** 2 * SPREAD**2 + sigma**2
+        if sigma < 0.9:  # above, where g grows without bound, the first steps are coarse however many there are
+            assert float(x.mean()) == pytest.approx((1 - sigma) * MEAN, abs=4 * math.sqrt(variance / samples) + 0.005)
+            assert float(x.var()) == pytest.approx(variance, rel=4 * math.sqrt(2 / samples) + 0.01)
+
+
+def test_flow_sde_refuses_eta_out_of_range():
+    with pytest.raises(PrflError, match="eta"):
+        flow_sde(chain_sigmas(4, 1.0), eta=1.5)
 
 
 def test_combine_keeps_the_dtype_of_the_latents():

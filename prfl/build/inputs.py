@@ -13,6 +13,7 @@ import torch
 
 from prfl import processes
 from prfl.backbone import WanBackbone
+from prfl.build.models import sampling_solver
 from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import clips as cutting
@@ -66,6 +67,7 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         settings = SamplingSettings(
             frames=data.frames, height=data.height, width=data.width, steps=generator.steps,
             shift=config.rollout.shift, guidance_scale=generator.guidance, batch=generator.batch, seed=generator.seed,
+            solver=sampling_solver(config),
         )  # fmt: skip
 
         def draw(some: list[str], indices: list[int]) -> torch.Tensor:

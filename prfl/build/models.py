@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from prfl.data.shapes import samples as shapes
 from prfl.data.shapes.untrained import RECIPES, untrained_folder
 from prfl.errors import PrflError, located
 from prfl.flow import chain_sigmas
-from prfl.solvers import Coefficients, euler
+from prfl.solvers import DETERMINISTIC, Coefficients, flow_sde
 from prfl_kernels import choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
@@ -86,4 +87,11 @@ def shift(config: Config, model: WanBackbone) -> float:
 
 
 def chain(config: Config, model: WanBackbone) -> Coefficients:
-    return euler(chain_sigmas(config.rollout.steps, shift(config, model)))
+    """The chain that training rolls out."""
+    own, sigmas = config.rollout, chain_sigmas(config.rollout.steps, shift(config, model))
+    return flow_sde(sigmas, own.eta) if own.solver == "flow_sde" else DETERMINISTIC[own.solver](sigmas)
+
+
+def sampling_solver(config: Config) -> Literal["euler", "unipc"]:
+    """What videos are drawn with: the solver of the training, or, as its noise only explores, Euler for flow_sde."""
+    return "euler" if config.rollout.solver == "flow_sde" else config.rollout.solver

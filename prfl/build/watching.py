@@ -8,6 +8,7 @@ import torch
 
 from prfl.backbone import Condition, WanBackbone
 from prfl.build.inputs import clip
+from prfl.build.models import sampling_solver
 from prfl.build.rewards import Reward, load_reward
 from prfl.config.schema import Config, EvaluationConfig
 from prfl.data.shapes import samples as shapes
@@ -33,6 +34,7 @@ def sampling(config: Config) -> SamplingSettings:
         width=config.data.width,
         steps=own.steps or config.rollout.steps,
         shift=config.rollout.shift,
+        solver=sampling_solver(config),
         guidance_scale=own.guidance_scale,
         batch=own.batch,
         seed=own.seed,

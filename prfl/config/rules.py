@@ -89,7 +89,11 @@ def _chain(config: Config) -> Iterator[tuple[str, str]]:
     rollout, guidance = config.rollout, config.rollout.guidance
     if (guidance.gradient == "none") != (guidance.scale == 1):
         yield "rollout.guidance", "gradient: none goes with scale: 1; a larger scale needs gradient: cond or both"
+    if rollout.solver != "flow_sde":
+        yield from _unread(rollout, "rollout", ["eta"], f"solver {rollout.solver}")
     if not isinstance(config.objective, SteeringConfig):
+        if rollout.solver == "flow_sde":
+            yield "rollout.solver", f"objective {config.objective.name} rolls no chain out; take euler or unipc"
         for key, unread in (("guidance", guidance.scale != 1), ("step_weight", rollout.step_weight != "native")):
             if unread:
                 yield f"rollout.{key}", f"objective {config.objective.name} does not read it"
@@ -188,6 +192,8 @@ def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[t
             if objective.credit == "step":
                 yield from _unread(objective, "objective", ["beta"], "credit: step")
         case InstructVideoConfig():
+            if config.rollout.solver == "unipc":
+                yield "rollout.solver", f"objective {objective.name} starts inside the chain; unipc needs all before it"
             rest = steps - inner_node(objective.start, steps)
             if steps > 1 and objective.last_steps > rest:
                 yield "objective.last_steps", f"objective.start leaves only {rest} of the chain's {steps} steps"

@@ -153,7 +153,11 @@ class GuidanceConfig(Section):
 
 
 class RolloutConfig(Section):
-    solver: Literal["euler"] = Field(default="euler", description="The solver of the chain.")
+    solver: Literal["euler", "unipc", "flow_sde"] = Field(
+        default="euler",
+        description="euler, Wan's own unipc, or the stochastic flow_sde for training, with videos then drawn by euler.",
+    )
+    eta: float = Field(default=0.7, gt=0, le=1, description="Noise of flow_sde: 0.7 is Flow-GRPO's, near 0 is euler.")
     steps: int = Field(
         ge=1, description="Steps of the chain from noise to video: training rolls it out, so its cost is in proportion."
     )

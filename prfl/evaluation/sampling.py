@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from prfl.backbone.wan import WanBackbone
 from prfl.flow import chain_sigmas
 from prfl.rollout.chain import rollout
 from prfl.rollout.guidance import guided_network
-from prfl.solvers import euler
+from prfl.solvers import DETERMINISTIC, Coefficients
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 """Wraps a sequence of batches and shows how far it is (``rich.progress.track``); ``iter`` shows nothing."""
@@ -26,7 +26,10 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without."""
+    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without.
+
+    solver: one without noise, so that samples that are compared differ in nothing but what is compared.
+    """
 
     frames: int
     height: int
@@ -36,10 +39,11 @@ class SamplingSettings:
     guidance_scale: float = 1.0
     batch: int = 32
     seed: int = 0
+    solver: Literal["euler", "unipc"] = "euler"
 
-    def sigmas(self, default_shift: float) -> Float[Tensor, " n"]:
-        """The chain's sigmas, steps + 1 of them, from 1 to 0."""
-        return chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
+    def chain(self, default_shift: float) -> Coefficients:
+        sigmas = chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
+        return DETERMINISTIC[self.solver](sigmas)
 
 
 def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
@@ -67,7 +71,7 @@ def sample(
 ) -> Float[Tensor, "n c t h w"]:
     """Clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is the base."""
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
-    coefficients = euler(settings.sigmas(backbone.default_shift))
+    coefficients = settings.chain(backbone.default_shift)
     empty = backbone.condition([""])
     done = []
     with backbone.adapter(adapter):

@@ -103,7 +103,8 @@ def figures(run: Path) -> str:
     how = outcomes[first]["settings"]
     note = (
         f"{results['samples']} samples of {results['prompts']} test prompts, {how['frames']} frames of "
-        f"{how['width']} x {how['height']}, {how['steps']} steps, guidance scale {how['guidance_scale']:g}, "
+        f"{how['width']} x {how['height']}, {how['steps']} {how.get('solver', 'euler')} steps, "
+        f"guidance scale {how['guidance_scale']:g}, "
         f"seed {how['seed']}; means with 95 % intervals over prompts. Differences are paired: the same noise."
     )
     if any(key.startswith("reward/") for key in outcomes[first]["summary"]):
@@ -114,13 +115,14 @@ def figures(run: Path) -> str:
 def settings(config: Config) -> list[tuple[str, str]]:
     """What a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
     own, adapter = config.training, config.backbone.adapter
+    noise = f" (eta {config.rollout.eta:g})" if config.rollout.solver == "flow_sde" else ""
     rows = [
         ("objective", config.objective.name),
         ("steps", str(own.steps)),
         ("batch", str(own.batch)),
         ("learning rate", f"{own.learning_rate:g}, {own.schedule}, {own.warmup} steps of warm-up"),
         ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),
-        ("chain", f"{config.rollout.solver}, {config.rollout.steps} steps"),
+        ("chain", f"{config.rollout.solver}{noise}, {config.rollout.steps} steps"),
         ("seed", str(config.seed)),
         ("data type", config.backbone.dtype),
     ]

@@ -30,6 +30,7 @@ from prfl.objective.scorer import PixelScorer, decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout import Plan, guided_network
+from prfl.solvers import Coefficients
 
 ADAM_MOMENTS = 2
 
@@ -153,6 +154,13 @@ def fixed_parts(
         count = max(_latents_of(choice, config.rollout.steps) for choice in _choices(config, model))
     latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
+    if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build.chain(config, model))):
+        yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
+
+
+def earlier_outputs(chain: Coefficients) -> int:
+    """How many network outputs a rollout holds at most beside the one that it has just made."""
+    return max(map(len, chain.b)) - 1
 
 
 def reward_tensors(reward: build.Reward) -> list[Tensor]:
@@ -188,7 +196,10 @@ def _phases(
     if evaluation_samples(config):
         batch = _evaluation_batch(config)
         if batch > part:
-            yield replace(network_call(config, model, shapes, batch, gradient=False), name=f"evaluation: draw {batch}")
+            call = network_call(config, model, shapes, batch, gradient=False)
+            earlier = earlier_outputs(build.sampling(config).chain(model.default_shift))
+            size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
+            yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
         yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch))
 
 

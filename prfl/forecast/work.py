@@ -73,9 +73,10 @@ def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> 
 def _of_choice(choice: Choice, coefficients: Coefficients, held: bool, config: Config) -> Counter[str]:
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
-    rolled = last_rolled(choice, coefficients, held) - choice.first
-    if not held:  # clean predictions, which the chain does not visit, and leaps that are compared with it
-        rolled += sum(len(edge.b) for edge in choice.computed(coefficients.steps))
+    last = last_rolled(choice, coefficients, held)
+    rolled = last - choice.first
+    if not held:  # clean predictions from where the rollout did not make the output
+        rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
     walked = len(choice.plan.recomputed)
     both = guidance.gradient == "both"
     read = len(choice.seeds)

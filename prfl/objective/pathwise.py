@@ -73,12 +73,21 @@ class Choice:
     def kept(self, steps: int, held_edge: bool) -> frozenset[int]:
         """The chain's latents that are needed after the rollout, less those that are scored at once."""
         edges = self.plan.edges if held_edge else self.computed(steps)
-        nodes = {*self.plan.recomputed, *(node for edge in edges for node in (edge.source, *edge.b))}
+        nodes = {*self.plan.recomputed, *(edge.source for edge in edges)}
         if self.similarity:
             nodes |= {edge.target for edge in edges}
         if self.noised:
             nodes.add(steps)
         return frozenset(node for node in nodes if node <= steps)
+
+    def constants(self, steps: int, held_edge: bool) -> frozenset[int]:
+        """The rollout's outputs that are worth keeping: what computed ends are made of needs no second network call.
+
+        A held edge computes its own; of a multistep solver it has earlier ones too.
+        """
+        if held_edge:
+            return self.plan.evaluations - self.plan.recomputed
+        return frozenset(k for edge in self.computed(steps) for k in edge.b)
 
 
 @runtime_checkable
@@ -164,7 +173,8 @@ class Pathwise:
         parameters = list(self.parameters().values())
         held_edge = holds_edge(self.backbone, choice)
         with clock("rollout"), self.backbone.adapter(self.adapter):
-            trajectory = self.noise_again(self.roll(network, start, choice, held_edge), choice, step, indices)
+            rolled = self.roll(network, start, self.noises(step, indices), choice, held_edge)
+            trajectory = self.noise_again(rolled, choice, step, indices)
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
             latents = {choice.node: held.latents} if held else scored_latents(network, trajectory, choice)
             weights = leap_similarity(network, trajectory, choice) if choice.similarity else None
@@ -194,18 +204,26 @@ class Pathwise:
         clips = self.clips.get(shuffled(indices, len(self.clips), self.seed, "clips"))
         return clips.prompts, clips.condition, renoised(self.method.coefficients, first, clips.latents.to(noise), noise)
 
+    def noises(self, step: int, indices: Sequence[int]) -> draws.ChainNoises:
+        """The noise of a stochastic solver's steps for these samples."""
+        return draws.ChainNoises(self.latent_shape, self.seed, step, indices)
+
     def network(self, condition: Condition) -> Network:
         scale, empty = self.guidance.scale, None
         if scale != 1:
             empty = self.backbone.condition([""] * len(condition))
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
-    def roll(self, network: Network, start: Tensor, choice: Choice, held_edge: bool) -> Trajectory:
+    def roll(
+        self, network: Network, start: Tensor, noises: draws.ChainNoises, choice: Choice, held_edge: bool
+    ) -> Trajectory:
         """The chain up to the last node that is scored, or up to where the last edge leaves it."""
         coefficients = self.method.coefficients
         keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
-        last = last_rolled(choice, coefficients, held_edge)
-        return rollout(network, start, coefficients, first=choice.first, last=last, keep=keep)
+        return rollout(
+            network, start, coefficients, first=choice.first, last=last_rolled(choice, coefficients, held_edge),
+            noises=noises, keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
+        )  # fmt: skip
 
     def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
         """The trajectory with the nodes that the choice has beside the chain."""
@@ -249,7 +267,7 @@ class Pathwise:
         choice = self.choose(step)
         network = self.network(condition)
         with self.backbone.adapter(self.adapter):
-            trajectory = self.roll(network, start, choice, held_edge=False)
+            trajectory = self.roll(network, start, self.noises(step, indices), choice, held_edge=False)
             trajectory = self.noise_again(trajectory, choice, step, indices)
             scored = scored_latents(network, trajectory, choice)
         nodes = {str(node): choice.sigma(node) for node in choice.seeds}

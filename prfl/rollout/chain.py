@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,17 +17,26 @@ from prfl.solvers import Coefficients, combine
 Network = Callable[[Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
+class Noises(Protocol):
+    """The noise of each stochastic step: a list, a mapping, or ``draws.ChainNoises``, which stores nothing."""
+
+    def __getitem__(self, step: int, /) -> Tensor: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, or None where it was not kept.
 
+    outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
     beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
     """
 
     latents: list[Tensor | None]
     coefficients: Coefficients
-    noises: Sequence[Tensor] | Mapping[int, Tensor] | None = None
+    noises: Noises | None = None
     device: torch.device | None = None  # where ``at`` brings latents that are stored elsewhere
+    outputs: Mapping[int, Tensor] = field(default_factory=dict)
     beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
 
     def at(self, node: int) -> Tensor:
@@ -54,15 +63,17 @@ def rollout(
     *,
     first: int = 0,
     last: int | None = None,
-    noises: Sequence[Tensor] | Mapping[int, Tensor] | None = None,
+    noises: Noises | None = None,
     keep: Literal["all"] | Set[int] = "all",
+    keep_outputs: Set[int] = frozenset(),
     store: torch.device | str | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Trajectory:
     """x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
 
-    keep: which nodes stay, "all" or a set; x[last] always does.  store: where kept latents live ("cpu" spares the
-    accelerator), default where they are made.  noises: standard normal, by step, needed where c[i] is not 0.
+    keep: which nodes stay, "all" or a set; x[last] always does.  keep_outputs: which f[k] stay.
+    store: where kept latents live ("cpu" spares the accelerator), default where they are made.
+    noises: standard normal, by step, needed where c[i] is not 0.
     on_step(i, x[i+1]) is called after each step.
     Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there.
     """
@@ -77,12 +88,12 @@ def rollout(
         outputs[i] = network(x, sigma_at(coefficients, i, x))
         noise = noises[i].to(x.device) if noises is not None and coefficients.c[i] else None
         x = combine(x, coefficients.a[i], coefficients.b[i], outputs, coefficients.c[i], noise)
-        still_needed = set().union(*coefficients.b[i + 1 : last])
+        still_needed = set(keep_outputs).union(*coefficients.b[i + 1 : last])
         outputs = {k: output for k, output in outputs.items() if k in still_needed}
         if on_step is not None:
             on_step(i, x)
     latents[last] = x if store is None else x.to(store)
-    return Trajectory(latents, coefficients, noises, start.device)
+    return Trajectory(latents, coefficients, noises, start.device, outputs)
 
 
 def _check_span(coefficients: Coefficients, first: int, last: int, has_noises: bool) -> None:

@@ -176,6 +176,7 @@ def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Tens
 
 @torch.no_grad()
 def _target(network: Network, trajectory: Trajectory, edge: Edge, outputs: dict[int, Tensor]) -> Tensor:
+    outputs = {**trajectory.outputs, **outputs}
     for k in edge.b:
         if k not in outputs:
             x = trajectory.at(k)

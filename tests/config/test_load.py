@@ -116,6 +116,7 @@ RULES = [
     ([f"{DENSE}, credit: step, beta: 1.0, sft: {{}}}}"], "objective.beta: credit: step does not read it"),
     ([f"{DENSE}, sft: {{}}}}", "reward.space=pixel"], "objective.handoff: a pixel reward cannot score a noisy latent"),
     (["objective={name: instructvideo}", "data.generator=null"], "data.manifest: the objective trains on clips"),
+    (["objective={name: instructvideo}", "rollout.solver=unipc"], "rollout.solver: objective instructvideo starts"),
     (["objective={name: instructvideo, last_steps: 7}"], "objective.last_steps: objective.start leaves only 6 of"),
     (["objective={name: instructvideo, temporal_decay: 1.0}"], "objective.temporal_decay: a latent reward does not"),
     (
@@ -127,6 +128,10 @@ RULES = [
     ([VADER, AESTHETIC], "reward.target: nearly every picture scores above it"),
     (["objective={name: sft}"], "reward: objective sft does not read it"),
     (["objective={name: sft}", "reward=null", "rollout.step_weight=unit"], "rollout.step_weight: objective sft"),
+    (["objective={name: sft}", "reward=null", "rollout.solver=flow_sde"], "rollout.solver: objective sft"),
+    (["rollout.eta=0.5"], "rollout.eta: solver euler does not read it"),
+    (["rollout.solver=unipc", "rollout.eta=0.5"], "rollout.eta: solver unipc does not read it"),
+    (["rollout.solver=flow_sde", "rollout.eta=0"], "rollout.eta: should be greater than 0"),
 ]
 HEAD = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [0]}}"]
 PIXEL_HEAD = ["backbone.adapter=null", "reward={space: pixel, head: {dimensions: [a]}}"]
@@ -177,6 +182,9 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         ["objective={name: preference, loss: thurstone}", *HEAD, CLIPS, "data.generator.formats=[gif]"],
         [CLIPS],
         ["rollout.guidance={scale: 3, gradient: cond}"],
+        ["rollout.solver=unipc"],
+        ["rollout.solver=flow_sde", "rollout.eta=0.3"],
+        ["objective={name: sft}", "reward=null", "rollout.solver=unipc"],
         ["backbone={model: shapes, train: full}"],
         ["data.generator={name: shapes_curated, count: 3}"],
         ["data.generator=null", "data.manifest=a.jsonl"],

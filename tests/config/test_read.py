@@ -18,7 +18,7 @@ from prfl.config.schema import Config
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 from tests.test_faults import make_project
 
-ONE_CHOICE = {("Config", "version"), ("RolloutConfig", "solver")}  # a single value is allowed: nothing to read
+ONE_CHOICE = {("Config", "version")}  # a single value is allowed: nothing to read
 
 
 def sections(model: type[Section]) -> set[type[Section]]:
@@ -64,7 +64,7 @@ def test_every_key_is_read_by_somebody(
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write("pixel", "reward.yaml", reward={"space": "pixel", "head": {"dimensions": ["light"]}}),
         write("steered", "prfl.yaml", objective={"sft": {}}, data={"manifest": "manifest.jsonl"}, evaluation=watched),
-        write("decoded", "vader.yaml"),
+        write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}),
         write("supervised", "sft.yaml"),
         write("seen", "vader.yaml", reward={"path": None, "weights": None, "target": 10.0, "aesthetic": aesthetic}),
     ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from prfl.evaluation.sampling import SamplingSettings, decode_all, jobs, sample, start_noise
+from prfl.flow import chain_sigmas
 
 PROMPTS = ["a red circle moves left", "a blue square moves up"]
 SETTINGS = SamplingSettings(frames=5, height=8, width=8, steps=2, batch=3)
@@ -40,6 +42,21 @@ def test_base_and_policy_are_paired(tiny_backbone):
     assert (policy - base).abs().max() > 1e-3
     torch.testing.assert_close(sample(tiny_backbone, prompts, indices, SETTINGS), base)
     assert tiny_backbone.active_adapter is None
+
+
+def test_another_solver_is_sampled_by_its_own_states(tiny_backbone):
+    """UniPC's samples are those of diffusers' scheduler, and not Euler's."""
+    settings = replace(SETTINGS, steps=4, shift=3.0)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    scheduler.set_timesteps(sigmas=chain_sigmas(4, 3.0)[:-1].numpy())
+    x = start_noise(tiny_backbone.latent_shape(5, 8, 8), 0, PROMPTS[:1], [0])
+    with torch.no_grad(), tiny_backbone.adapter(None):
+        for sigma, timestep in zip(chain_sigmas(4, 3.0)[:-1].float(), scheduler.timesteps, strict=True):
+            velocity = tiny_backbone.velocity(x, sigma, tiny_backbone.condition(PROMPTS[:1]))
+            x = scheduler.step(velocity, timestep, x).prev_sample
+    samples = sample(tiny_backbone, PROMPTS[:1], [0], replace(settings, solver="unipc"))
+    torch.testing.assert_close(samples, x, rtol=1e-4, atol=1e-4)
+    assert (samples - sample(tiny_backbone, PROMPTS[:1], [0], settings)).abs().max() > 1e-2
 
 
 def test_guidance_of_one_is_none_and_of_three_is_another(tiny_backbone):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from prfl import build
 from prfl.backbone import Condition, WanBackbone
 from prfl.config import load_config
 from prfl.config.schema import Config
+from prfl.draws import ChainNoises
 from prfl.forecast import memory
 from prfl.forecast.live_bytes import fused_on_meta
 from prfl.forecast.memory import Memory, Part, predict_memory
 from prfl.objective.scorer import decode_frames
 from prfl.reward.latent import LatentReward
+from prfl.rollout import rollout
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
@@ -263,3 +266,27 @@ def test_reward_training(make: Callable[..., Config], head: str) -> None:
     found, parts = predicted(config)
     assert not found.assumed and parts["reward"].saved > 0 and parts["filling the cache"].bytes > 0
     assert parts["gradients"].bytes == parts["trained weights"].bytes == 4 * found.trainable
+
+
+@pytest.mark.parametrize("solver", ["euler", "flow_sde", "unipc"])
+def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config], solver: str) -> None:
+    config = make(f"rollout.solver={solver}")
+    chain = build.chain(config, build.architecture(config))
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def network(latents: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal most
+        output = 0.1 * latents
+        alive.append(weakref.ref(output))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return output
+
+    model = build.backbone(config)
+    latents, _ = inputs(model)
+    noises = ChainNoises(model.latent_shape(17, 32, 32), 0, 0, [0, 1])
+    rollout(network, latents, chain, noises=noises, keep=set())
+    _, parts = predicted(config)
+    part = parts.get("earlier outputs of a multistep solver")
+    assert (part.bytes if part else 0) == (most - 1) * latents.nbytes
+    assert (part is not None) == (solver == "unipc")

@@ -32,7 +32,7 @@ from prfl.rollout import (
     walk,
     walk_back,
 )
-from prfl.solvers import Coefficients, ddim, euler, unit_step_weight
+from prfl.solvers import Coefficients, ddim, euler, flow_sde, unipc, unit_step_weight
 
 STEPS = 6
 SIGMAS = chain_sigmas(STEPS, 3.0)
@@ -53,6 +53,8 @@ SOLVERS = {
     "ddim": ddim(torch.linspace(0.05, 1.0, STEPS + 1, dtype=torch.float64)),
     "ddim-eta": ddim(torch.linspace(0.05, 1.0, STEPS + 1, dtype=torch.float64), eta=0.7),
     "multistep": two_step(SIGMAS),
+    "unipc": unipc(SIGMAS),
+    "flow-sde": flow_sde(SIGMAS, eta=0.7),
 }
 
 
@@ -263,7 +265,7 @@ def test_full_chain_equals_autograd_and_finite_differences(toy, start, condition
     torch.testing.assert_close(slope, (values[0] - values[1]) / (2 * size), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddim-eta", "multistep"])
+@pytest.mark.parametrize("solver", ["ddim", "ddim-eta", "multistep", "unipc", "flow-sde"])
 def test_full_chain_of_other_solvers_equals_finite_differences(toy, start, conditions, solver):
     coefficients = SOLVERS[solver]
     got = two_phase(toy, roll(toy, start, conditions, coefficients), conditions, full_chain(coefficients), [2, STEPS])
