@@ -5,7 +5,8 @@ and the reward is read behind each: at (x[m+1], sigma[m+1]), or at the clean pre
 
     L = mean over the drawn m of loss(r[m])
 
-credit ``step``: each reward trains its own step alone: the mean of as many PRFL gradients, from one rollout.
+credit ``step``: each reward trains its own step alone: the mean of as many PRFL gradients, from one rollout.  (A
+multistep solver's later steps contain earlier outputs, and train those too.)
 credit ``chain``: rewards reach the steps before them too, along the chain; beta is the share of the gradient that
 passes through the networks' inputs.  With beta 0 the drawn steps are trained, a network call each; above 0 every step
 from the first drawn one on is walked and trained; 1 is the exact gradient from there on.
