@@ -115,7 +115,7 @@ class LeapAlignConfig(SteeringConfig):
         default=0.1,
         gt=0,
         description="A sample weighs 1 / (how far its two leaps land from the chain, each no less than this, a mean "
-        "absolute difference of latents); null weighs all alike and saves two network calls.",
+        "absolute difference of latents); null weighs all alike.",
     )
 
 
