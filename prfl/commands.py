@@ -94,7 +94,7 @@ def train_policy(
         objective: Objective = build.sft(config, model, clips)
     else:
         reward = build.trained_reward(config, model)
-        objective = build.steering(config, model, reward)
+        objective = build.steering(config, model, reward, clips)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []
 

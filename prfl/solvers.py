@@ -189,6 +189,15 @@ def leap(coefficients: Coefficients, source: int, sigma: float) -> tuple[float, 
     return a, sigma - a * start
 
 
+def renoised(
+    coefficients: Coefficients, node: int, clean: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """Clean latents noised to a node's sigma, in the convention of ``coefficients.prediction``."""
+    sigma = float(coefficients.sigmas[node])
+    signal = 1 - sigma if coefficients.prediction == "velocity" else math.sqrt(1 - sigma**2)
+    return signal * clean + sigma * noise
+
+
 def combine(
     latents: Float[Tensor, "*shape"],
     a: float,

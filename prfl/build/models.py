@@ -9,7 +9,8 @@ import torch
 
 from prfl import processes
 from prfl.backbone import WanBackbone, load_architecture, load_backbone
-from prfl.config.schema import BackboneConfig, Config, SteeringConfig
+from prfl.config.schema import BackboneConfig, Config
+from prfl.config.steering_schema import SteeringConfig
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes.untrained import RECIPES, untrained_folder
 from prfl.errors import PrflError, located

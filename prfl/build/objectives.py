@@ -6,18 +6,31 @@ from prfl.backbone import WanBackbone
 from prfl.build.inputs import Dataset, prompts
 from prfl.build.models import POLICY, chain, policy_adapter, shift
 from prfl.build.rewards import Reward, TrainableReward
-from prfl.config.schema import (
-    Config,
-    PreferenceConfig,
+from prfl.config.schema import Config, PreferenceConfig, SftConfig
+from prfl.config.steering_schema import (
+    AlignPropConfig,
+    DenseProcessConfig,
+    DraftLvConfig,
+    DrTuneConfig,
+    FullChainConfig,
+    InstructVideoConfig,
+    LeapAlignConfig,
     PrflConfig,
-    SftConfig,
+    ReflConfig,
     SftRegulariserConfig,
     SteeringConfig,
     VaderConfig,
 )
 from prfl.data.dataset import PairDataset
 from prfl.errors import PrflError, located
+from prfl.flow import inner_node
 from prfl.objective import Objective
+from prfl.objective.alignprop import AlignProp
+from prfl.objective.dense_process import DenseProcess
+from prfl.objective.draft_lv import DraftLv
+from prfl.objective.drtune import DrTune
+from prfl.objective.instructvideo import InstructVideo
+from prfl.objective.leapalign import LeapAlign
 from prfl.objective.pathwise import Guidance, Method, Pathwise
 from prfl.objective.preference import PixelPreference, Preference
 from prfl.objective.prfl import Prfl
@@ -67,24 +80,51 @@ def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
 
 
 def method(config: Config, coefficients: Coefficients) -> Method:
-    own, weight = config.objective, config.rollout.step_weight
-    if isinstance(own, PrflConfig):
-        return Prfl(coefficients, config.seed, handoff=own.handoff, step_weight=weight, steps_range=own.steps_range)
-    assert isinstance(own, VaderConfig)
-    return Vader(coefficients, last_steps=own.last_steps, step_weight=weight)
+    own, seed = config.objective, config.seed
+    match own:
+        case PrflConfig():
+            return Prfl(coefficients, seed, handoff=own.handoff, steps_range=own.steps_range)
+        case ReflConfig():
+            return Prfl(coefficients, seed, handoff="clean", steps_range=own.steps_range)
+        case VaderConfig():
+            return Vader(coefficients, last_steps=own.last_steps)
+        case FullChainConfig():
+            return Vader(coefficients, last_steps=coefficients.steps)
+        case AlignPropConfig():
+            return AlignProp(coefficients, seed, last_steps=own.last_steps)
+        case DraftLvConfig():
+            return DraftLv(coefficients, copies=own.copies)
+        case DrTuneConfig():
+            return DrTune(
+                coefficients, seed, trained_steps=own.trained_steps, spacing=own.spacing, early_stop=own.early_stop
+            )
+        case LeapAlignConfig():
+            return LeapAlign(coefficients, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
+        case InstructVideoConfig():
+            return InstructVideo(coefficients, inner_node(own.start, coefficients.steps), last_steps=own.last_steps)
+        case DenseProcessConfig():
+            return DenseProcess(
+                coefficients, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,
+                steps_range=own.steps_range,
+            )  # fmt: skip
+    raise AssertionError(f"objective {own.name} follows no reward")
 
 
-def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
-    """A reward-gradient objective: (method, reward), whatever the two are."""
+def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
+    """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
     if isinstance(reward, LatentReward):
         scorer: LatentScorer | PixelScorer = LatentScorer(reward, scores.aggregate)
     else:
-        frames = own.frames if isinstance(own, VaderConfig) else "all"
-        scorer = PixelScorer(reward, model, config.seed, frames, scores.aggregate)
+        decay = own.temporal_decay if isinstance(own, InstructVideoConfig) else None
+        scorer = PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
     with located("data"):
         latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
+    starts = clips if isinstance(own, InstructVideoConfig) else None
+    if isinstance(starts, PairDataset):
+        what = f"objective {own.name} starts from videos, not from pairs"
+        raise PrflError(what, where="data.manifest", fix="give a manifest of videos")
     return Pathwise(
         model,
         method(config, chain(config, model)),
@@ -102,6 +142,8 @@ def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
         adapter=POLICY,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=own.distance_weight,
+        step_weight=config.rollout.step_weight,
+        clips=starts,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from prfl.config.data_schema import ClipsConfig, Section, is_hub_id
@@ -11,11 +12,21 @@ from prfl.config.schema import (
     LatentRewardConfig,
     PixelRewardConfig,
     PreferenceConfig,
-    PrflConfig,
     SftConfig,
+)
+from prfl.config.steering_schema import (
+    AlignPropConfig,
+    DenseProcessConfig,
+    DraftLvConfig,
+    DrTuneConfig,
+    InstructVideoConfig,
+    LeapAlignConfig,
+    PrflConfig,
+    ReflConfig,
     SteeringConfig,
     VaderConfig,
 )
+from prfl.flow import inner_node
 
 FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
 
@@ -48,7 +59,8 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
     data, objective = config.data, config.objective
     if data.manifest and data.generator:
         yield "data.generator", "data.manifest is given too; keep one of them"
-    reads_clips = not isinstance(objective, SteeringConfig) or objective.sft is not None
+    from_data = isinstance(objective, InstructVideoConfig)
+    reads_clips = from_data or not isinstance(objective, SteeringConfig) or objective.sft is not None
     if reads_clips and not (data.manifest or data.generator):
         yield "data.manifest", "the objective trains on clips; give data.manifest or data.generator"
     if not reads_clips and (data.manifest or data.generator):
@@ -159,14 +171,42 @@ def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, 
         yield from _aesthetic(reward)
     if reward.shape == "linear":
         yield from _unread(reward, "reward", ["target"], "shape linear")
-    if isinstance(objective, PrflConfig):
+    if reward.space == "latent" and objective.frames != "all":
+        yield "objective.frames", "a latent reward scores all frames; frames is for pixel rewards"
+    if isinstance(objective, PrflConfig | DenseProcessConfig) and reward.space == "pixel":
+        if objective.handoff == "next":
+            yield "objective.handoff", "a pixel reward cannot score a noisy latent; use handoff: clean"
+    yield from _method(config, objective, config.rollout.steps)
+
+
+def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[tuple[str, str]]:
+    """What the method's own keys ask of each other and of a chain of so many steps."""
+    if isinstance(objective, PrflConfig | ReflConfig | DenseProcessConfig):
         low, high = objective.steps_range
         if not 0 <= low < high <= 1:
             yield "objective.steps_range", f"needs 0 <= low < high <= 1, got [{low:g}, {high:g}]"
-        if reward.space == "pixel" and objective.handoff == "next":
-            yield "objective.handoff", "a pixel reward cannot score a noisy latent; use handoff: clean"
-    if isinstance(objective, VaderConfig):
-        if reward.space == "latent" and objective.frames != "all":
-            yield "objective.frames", "a latent reward scores all frames; frames is for pixel rewards"
-        if objective.last_steps > config.rollout.steps:
-            yield "objective.last_steps", f"the chain has only {config.rollout.steps} steps"
+    if isinstance(objective, AlignPropConfig | DraftLvConfig | LeapAlignConfig | InstructVideoConfig) and steps < 2:
+        yield "rollout.steps", f"objective {objective.name} needs a chain of two steps or more"
+    match objective:
+        case VaderConfig() if objective.last_steps > steps:
+            yield "objective.last_steps", f"the chain has only {steps} steps"
+        case DrTuneConfig() if objective.trained_steps > steps:
+            yield "objective.trained_steps", f"the chain has only {steps} steps"
+        case AlignPropConfig(last_steps=(low, high)) if not low <= high <= steps:
+            yield "objective.last_steps", f"needs low <= high <= {steps}, the chain's steps; got [{low}, {high}]"
+        case DenseProcessConfig():
+            parts = math.ceil(high * steps) - math.floor(low * steps)
+            if objective.rewards > parts:
+                yield "objective.rewards", f"steps_range has only {parts} of the chain's {steps} steps"
+            if objective.credit == "step":
+                yield from _unread(objective, "objective", ["beta"], "credit: step")
+        case InstructVideoConfig():
+            if config.rollout.solver == "unipc":
+                yield "rollout.solver", f"objective {objective.name} starts inside the chain; unipc needs all before it"
+            rest = steps - inner_node(objective.start, steps)
+            if steps > 1 and objective.last_steps > rest:
+                yield "objective.last_steps", f"objective.start leaves only {rest} of the chain's {steps} steps"
+            if isinstance(config.reward, LatentRewardConfig):
+                yield from _unread(objective, "objective", ["temporal_decay"], "a latent reward")
+            elif objective.temporal_decay is not None and config.reward and config.reward.aggregate == "logsigmoid":
+                yield "objective.temporal_decay", "a weighted logit is no logit of a label; use reward.aggregate: sum"

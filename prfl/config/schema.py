@@ -11,6 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from prfl.config.data_schema import MAY_CHANGE, SEEDS, DataConfig, FolderOrFile, Section
+from prfl.config.steering_schema import (
+    AlignPropConfig,
+    DenseProcessConfig,
+    DraftLvConfig,
+    DrTuneConfig,
+    FullChainConfig,
+    InstructVideoConfig,
+    LeapAlignConfig,
+    PrflConfig,
+    ReflConfig,
+    VaderConfig,
+)
 
 
 class AdapterConfig(Section):
@@ -176,50 +188,20 @@ class PreferenceConfig(Section):
     keep_decoded: bool = Field(default=False, description="Keep a pixel reward's decoded clips in host memory.")
 
 
-class SftRegulariserConfig(Section):
-    every: int = Field(
-        default=1,
-        ge=1,
-        description="Reward steps between two SFT steps: 1 alternates, 4 is an SFT step before every fourth.",
-    )
-    weight: float = Field(default=1.0, gt=0, description="Factor of the SFT loss in its own optimizer step.")
-    prompt_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of clips trained without their prompt.")
-
-
-class SteeringConfig(Section):
-    """What every objective that follows a reward has in common."""
-
-    name: str = Field(description="The method: which steps of the chain get gradient, and from what.")
-    distance_weight: float = Field(default=0.0, ge=0, description="Weight of the velocity's distance to the base.")
-    sft: SftRegulariserConfig | None = Field(
-        default=None,
-        description="SFT on the data section as a regulariser, which keeps the model near its data; null is none.",
-    )
-
-
-class PrflConfig(SteeringConfig):
-    name: Literal["prfl"] = Field(description="One random step of the chain gets the gradient of a latent reward.")
-    handoff: Literal["next", "clean"] = Field(
-        default="next", description="Score the next latent, or the clean prediction of the step."
-    )
-    steps_range: tuple[float, float] = Field(
-        default=(0.0, 1.0), description="Part of the chain that the step is drawn from: 0 is noise, 1 is clean."
-    )
-
-
-class VaderConfig(SteeringConfig):
-    name: Literal["vader"] = Field(description="The last steps of the chain get the gradient of the reward at its end.")
-    last_steps: int = Field(
-        default=1,
-        ge=1,
-        description="Number of last steps with gradient (K); VADER's is 1, more costs a network call each.",
-    )
-    frames: Literal["all", "one"] | Annotated[int, Field(ge=1)] = Field(
-        default="all", description="Latent frames that are decoded and scored: all, one at random, or a number."
-    )
-
-
-ObjectiveConfig = SftConfig | PreferenceConfig | PrflConfig | VaderConfig
+ObjectiveConfig = (
+    SftConfig
+    | PreferenceConfig
+    | PrflConfig
+    | VaderConfig
+    | FullChainConfig
+    | AlignPropConfig
+    | DraftLvConfig
+    | ReflConfig
+    | DrTuneConfig
+    | LeapAlignConfig
+    | InstructVideoConfig
+    | DenseProcessConfig
+)
 
 
 class TrainingConfig(Section):

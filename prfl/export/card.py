@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from prfl import build
 from prfl.config.data_schema import is_hub_id
-from prfl.config.schema import Config, PixelRewardConfig, SteeringConfig
+from prfl.config.schema import Config, PixelRewardConfig
+from prfl.config.steering_schema import SteeringConfig
 from prfl.errors import PrflError
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
@@ -22,6 +23,16 @@ from prfl.reward.files import read_config
 METHODS = {
     "prfl": f"the gradient of a latent reward at one random step of the denoising chain ([PRFL]({PAPER}))",
     "vader": "the gradient of a reward on decoded pixels at the last steps (VADER, https://arxiv.org/abs/2407.08737)",
+    "full_chain": "the exact gradient of a reward through the whole denoising chain (DRaFT, https://arxiv.org/abs/2309.17400)",
+    "alignprop": "the gradient of a reward at a random number of last steps (AlignProp, https://arxiv.org/abs/2310.03739)",
+    "draft_lv": "the gradient of a reward at the last step, averaged over noises (DRaFT-LV, "
+    "https://arxiv.org/abs/2309.17400)",
+    "refl": "the gradient of a reward at the clean prediction of a late step (ReFL, https://arxiv.org/abs/2304.05977)",
+    "drtune": "the gradient of a reward at a few steps of the chain (DRTune, https://arxiv.org/abs/2405.00760)",
+    "leapalign": "the gradient of a reward along two leaps over the chain (LeapAlign, https://arxiv.org/abs/2604.15311)",
+    "instructvideo": "the gradient of a reward at the end of a chain that starts from noised clips (InstructVideo, "
+    "https://arxiv.org/abs/2312.12490)",
+    "dense_process": "the gradients of rewards at several states of each denoising chain",
     "sft": "flow matching on videos (SFT)",
 }
 

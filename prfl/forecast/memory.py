@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from prfl import build
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.config.schema import Config, PreferenceConfig, SteeringConfig, VaderConfig
+from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.steering_schema import SteeringConfig
 from prfl.errors import located
 from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
 from prfl.forecast.rewards import reward_on_meta
@@ -28,7 +29,7 @@ from prfl.objective.pathwise import Choice, holds_edge
 from prfl.objective.scorer import PixelScorer, decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
-from prfl.rollout import guided_network
+from prfl.rollout import Plan, guided_network
 from prfl.solvers import Coefficients
 
 ADAM_MOMENTS = 2
@@ -148,9 +149,10 @@ def fixed_parts(
     if reward is not None and isinstance(config.objective, SteeringConfig):
         yield Part("reward weights", sum_bytes(reward_tensors(reward)))
     part = config.training.batch // config.training.accumulation
-    kept = 2 if isinstance(config.objective, SteeringConfig) else 3  # start and source; or clean, noise and noisy
-    count = config.objective.last_steps if isinstance(config.objective, VaderConfig) else 1
-    latents = (kept + count) * sum_bytes([shapes.latents(part)])
+    count = 4  # clean, noise and noisy, and what is predicted
+    if isinstance(config.objective, SteeringConfig):
+        count = max(_latents_of(choice, config.rollout.steps) for choice in _choices(config, model))
+    latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
     if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build.chain(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
@@ -187,7 +189,7 @@ def _phases(
         if isinstance(objective, SteeringConfig):
             assert reward is not None
             yield network_call(config, model, shapes, part, gradient=False)
-            held = call.saved if holds_edge(model, _choice(config, model)) else 0
+            held = call.saved if any(holds_edge(model, choice) for choice in _choices(config, model)) else 0
             yield from reward_phases(config, model, reward, shapes, part, held)
         yield call
     yield Part("optimizer step (one more copy of what is trained)", trained)
@@ -222,8 +224,20 @@ def _evaluation_batch(config: Config) -> int:
     return min(own.batch, most)
 
 
-def _choice(config: Config, model: WanBackbone) -> Choice:
-    return build.method(config, build.chain(config, model)).choose(0)
+def _choices(config: Config, model: WanBackbone) -> list[Choice]:
+    """What the steps of the run differentiate: some methods draw how much that is."""
+    method = build.method(config, build.chain(config, model))
+    return [method.choose(step) for step in range(config.training.steps)]
+
+
+def _leads_on(plan: Plan) -> bool:
+    useful = plan.useful_nodes
+    return any(plan.passes(k, useful) for k in plan.evaluations)
+
+
+def _latents_of(choice: Choice, steps: int) -> int:
+    """Latents that are alive together: the start, what the rollout keeps, what is scored, and a seed for each."""
+    return 1 + len(choice.kept(steps, False) | choice.noised.keys() | choice.seeds.keys()) + len(choice.seeds) - 1
 
 
 def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
@@ -234,8 +248,8 @@ def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int,
     steering = isinstance(config.objective, SteeringConfig)
     guidance = config.rollout.guidance
     latents, condition = shapes.latents(batch), shapes.condition(batch)
-    # With several walked steps the cotangent goes on to the latents.
-    chained = isinstance(config.objective, VaderConfig) and config.objective.last_steps > 1
+    # Where one walked step leads on to another, the cotangent goes on to the latents.
+    chained = steering and any(_leads_on(choice.plan) for choice in _choices(config, model))
     network = guided_network(
         model.velocity,
         condition,
@@ -317,7 +331,8 @@ def reward_phases(
         yield Part("reward: forward and backward", counted.peak, saved)
         return
     leaf = latents.requires_grad_()
-    frames = config.objective.frames if isinstance(config.objective, VaderConfig) else "all"
+    assert isinstance(config.objective, SteeringConfig)
+    frames = config.objective.frames
     with LiveBytes() as counted, PixelScorer(reward, model, config.seed).selected():
         pixels, times = decode_frames(model, leaf, costliest_frames(latents.shape[2], frames))
         decoder, decoder_peak = counted.live, counted.peak

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from prfl import build
 from prfl.backbone import WanBackbone
-from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig, PrflConfig, SteeringConfig, VaderConfig
+from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
+from prfl.config.steering_schema import SteeringConfig
 from prfl.objective.pathwise import Choice, Pathwise, holds_edge, last_rolled
 from prfl.solvers import Coefficients
 
@@ -55,7 +56,6 @@ def count_work(config: Config, model: WanBackbone) -> list[Work]:
 
 def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> Counter[str]:
     """Of one sample of each step, summed over the steps: the choices are functions of (seed, step)."""
-    assert isinstance(objective, PrflConfig | VaderConfig)
     coefficients = build.chain(config, model)
     method = build.method(config, coefficients)
     counts: Counter[str] = Counter()
@@ -73,12 +73,14 @@ def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> 
 def _of_choice(choice: Choice, coefficients: Coefficients, held: bool, config: Config) -> Counter[str]:
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
-    rolled = last_rolled(choice, coefficients, held)
-    if choice.node > coefficients.steps and not held:
-        rolled += 1  # the clean prediction, which the chain does not visit
+    last = last_rolled(choice, coefficients, held)
+    rolled = last - choice.first
+    if not held:  # clean predictions from where the rollout did not make the output
+        rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
     walked = len(choice.plan.recomputed)
     both = guidance.gradient == "both"
-    counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1), REWARD: 1})
+    read = len(choice.seeds)
+    counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1), REWARD: read})
     if guided and not both:
         counts[UNGUIDED] = walked
     return counts

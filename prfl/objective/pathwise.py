@@ -1,16 +1,16 @@
 """The two-phase step that every reward-gradient method shares: rollout, score, walk back.
 
-A method says only which plan and which node (``Choice``); this is how it is carried out:
+A method says only which plan, which seeds and where the chain starts (``Choice``); this is how it is carried out:
 
 1. rollout without autograd under the policy's adapter, as far as the choice needs;
-2. the reward on detached latents, its gradient there (the seed), and everything it held is freed;
+2. the reward on detached latents, node by node, its gradient there (the seeds), and everything it held is freed;
 3. the walk back along the plan, under the policy's adapter again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -19,31 +19,75 @@ from torch import Tensor, nn
 from prfl import draws
 from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
+from prfl.data.dataset import LatentDataset
 from prfl.errors import PrflError
 from prfl.objective.clock import Clock
 from prfl.objective.distance import accumulate_distance, velocity_distance
 from prfl.objective.order import shuffled
 from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
-from prfl.rollout import Network, Plan, Trajectory, guided_network, hold_edge, rollout, target_latents, walk_back
-from prfl.solvers import Coefficients
+from prfl.rollout import (
+    Edge,
+    Network,
+    Plan,
+    Trajectory,
+    guided_network,
+    hold_edge,
+    rollout,
+    target_latents,
+    unit_steps,
+    walk_back,
+)
+from prfl.solvers import Coefficients, renoised
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one optimizer step differentiates: a plan, and the node at which the reward is read."""
+    """What one optimizer step differentiates.
+
+    seeds: the nodes at which the reward is read, each with the weight of its loss.
+    first: the node that the chain starts at: 0 from noise, else from a clip of the data, noised to that node's sigma.
+    noised: nodes beside the chain: x[N] noised anew, to the sigma of a node of the chain.
+    similarity: None, or the floor of ``leap_similarity``, by which the samples are weighed.
+    """
 
     plan: Plan
-    node: int
+    seeds: Mapping[int, float]
+    first: int = 0
+    noised: Mapping[int, int] = field(default_factory=dict)
+    similarity: float | None = None
 
     @property
-    def sources(self) -> frozenset[int]:
-        """The latents that the walk back starts its network calls from."""
-        return self.plan.recomputed | {edge.source for edge in self.plan.edges}
+    def node(self) -> int:
+        """The first node that is scored: for the log."""
+        return min(self.seeds)
 
-    @property
-    def sigma(self) -> float:
-        """Noise level at the node."""
-        return next(edge.sigma for edge in self.plan.edges if edge.target == self.node)
+    def sigma(self, node: int) -> float:
+        """Noise level at a node that an edge leads to."""
+        return next(edge.sigma for edge in self.plan.edges if edge.target == node)
+
+    def computed(self, steps: int) -> list[Edge]:
+        """The edges whose ends the rollout does not give: what it does not visit, and what it is compared with."""
+        off_chain = {node for node in self.seeds if node > steps}
+        return [e for e in self.plan.edges if e.target in off_chain or (self.similarity and e.target <= steps)]
+
+    def kept(self, steps: int, held_edge: bool) -> frozenset[int]:
+        """The chain's latents that are needed after the rollout, less those that are scored at once."""
+        edges = self.plan.edges if held_edge else self.computed(steps)
+        nodes = {*self.plan.recomputed, *(edge.source for edge in edges)}
+        if self.similarity:
+            nodes |= {edge.target for edge in edges}
+        if self.noised:
+            nodes.add(steps)
+        return frozenset(node for node in nodes if node <= steps)
+
+    def constants(self, steps: int, held_edge: bool) -> frozenset[int]:
+        """The rollout's outputs that are worth keeping: what computed ends are made of needs no second network call.
+
+        A held edge computes its own; of a multistep solver it has earlier ones too.
+        """
+        if held_edge:
+            return self.plan.evaluations - self.plan.recomputed
+        return frozenset(k for edge in self.computed(steps) for k in edge.b)
 
 
 @runtime_checkable
@@ -75,6 +119,8 @@ class Pathwise:
 
     latent_shape: (c, t, h, w).  distance_weight: weight of the velocity's mean squared distance to the base at the
     states the step trains at; with weight 0 it is only measured, every ``distance_every`` steps (0 = never).
+    step_weight: ``native``, or ``unit``, which makes every trained step's gradient weigh alike (native: in proportion
+    to |sigma[m+1] - sigma[m]|, 22-fold over Wan's chain).  clips: what chains start from that do not from noise.
     Raises PrflError for a reward that the method cannot use.
     """
 
@@ -89,6 +135,8 @@ class Pathwise:
     guidance: Guidance = Guidance()
     distance_weight: float = 0.0
     distance_every: int = 10
+    step_weight: Literal["native", "unit"] = "native"
+    clips: LatentDataset | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -105,44 +153,56 @@ class Pathwise:
                 where="reward",
                 fix="take a latent reward, or objective.handoff: clean, which scores clean predictions",
             )
-
         self.backbone.remember(["", *self.prompts])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.backbone.adapter_parameters(self.adapter)
 
+    def choose(self, step: int) -> Choice:
+        choice = self.method.choose(step)
+        if self.step_weight == "native":
+            return choice
+        return replace(choice, plan=unit_steps(self.method.coefficients, choice.plan))
+
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
         clock = Clock(self.backbone.device)
-        choice = self.method.choose(step)
+        choice = self.choose(step)
         with clock("condition"):
             _, condition, start = self.draw(step, indices)
             network = self.network(condition)
         parameters = list(self.parameters().values())
         held_edge = holds_edge(self.backbone, choice)
         with clock("rollout"), self.backbone.adapter(self.adapter):
-            trajectory = self.roll(network, start, self.noises(step, indices), choice, held_edge)
+            rolled = self.roll(network, start, self.noises(step, indices), choice, held_edge)
+            trajectory = self.noise_again(rolled, choice, step, indices)
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
-            latents = held.latents if held else scored_latents(network, trajectory, choice)
-        numbers = {"latents/max": float(latents.abs().max())}  # the trainer stops where it is not finite
+            latents = {choice.node: held.latents} if held else scored_latents(network, trajectory, choice)
+            weights = leap_similarity(network, trajectory, choice) if choice.similarity else None
+        largest = max(float(x.abs().max()) for x in latents.values())  # the trainer stops where it is not finite
         with clock("reward"):
-            sigma = torch.tensor(choice.sigma, device=latents.device, dtype=torch.float32)
-            seed, metrics = reward_gradient(self.scorer, self.loss, latents, sigma, condition, step)
+            seeds, metrics = self.score(latents, choice, condition, step, weights)
         with clock("backward"), self.backbone.adapter(self.adapter):
             if held:
-                held.backward(seed)
+                held.backward(seeds[choice.node])
             else:
-                walk_back(network, trajectory, choice.plan, {choice.node: seed}, parameters)
+                walk_back(network, trajectory, choice.plan, seeds, parameters)
         with clock("distance"):
             metrics |= self.distance(step, trajectory, choice, condition)
-        chosen = {"sampled_step": float(min(choice.plan.trains)), "node": float(choice.node), "sigma": choice.sigma}
-        return metrics | numbers | chosen | clock.metrics()
+        metrics |= {"latents/max": largest, "sampled_step": float(min(choice.plan.trains))}
+        return metrics | {"node": float(choice.node), "sigma": choice.sigma(choice.node)} | clock.metrics()
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
-        """Prompts, their condition and the start noise of these samples."""
-        prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, "prompts")]
-        condition = self.backbone.condition(prompts)
-        start = draws.normal(self.latent_shape, self.seed, "start", step, indices)
-        return prompts, condition, start.to(self.backbone.device)
+        """Prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
+        noise = draws.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.device)
+        first = self.method.choose(step).first
+        if first == 0:
+            prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, "prompts")]
+            return prompts, self.backbone.condition(prompts), noise
+        if self.clips is None:
+            what = "the method's chains start from clips of the data, and there are none"
+            raise PrflError(what, where="data", fix="give data.manifest or data.generator")
+        clips = self.clips.get(shuffled(indices, len(self.clips), self.seed, "clips"))
+        return clips.prompts, clips.condition, renoised(self.method.coefficients, first, clips.latents.to(noise), noise)
 
     def noises(self, step: int, indices: Sequence[int]) -> draws.ChainNoises:
         """The noise of a stochastic solver's steps for these samples."""
@@ -157,18 +217,42 @@ class Pathwise:
     def roll(
         self, network: Network, start: Tensor, noises: draws.ChainNoises, choice: Choice, held_edge: bool
     ) -> Trajectory:
-        """The chain up to the node that is scored, or up to where the last edge leaves it."""
+        """The chain up to the last node that is scored, or up to where the last edge leaves it."""
         coefficients = self.method.coefficients
-        last = last_rolled(choice, coefficients, held_edge)
-        # A held edge of a multistep solver is made of earlier outputs too.
-        constants = choice.plan.evaluations - choice.sources if held_edge else frozenset[int]()
+        keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
         return rollout(
-            network, start, coefficients, last=last, noises=noises, keep=choice.sources, keep_outputs=constants
-        )
+            network, start, coefficients, first=choice.first, last=last_rolled(choice, coefficients, held_edge),
+            noises=noises, keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
+        )  # fmt: skip
+
+    def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
+        """The trajectory with the nodes that the choice has beside the chain."""
+        beside = {}
+        for node, at in choice.noised.items():
+            clean = trajectory.at(trajectory.coefficients.steps)
+            noise = draws.normal(self.latent_shape, self.seed, f"noised/{node}", step, indices).to(clean)
+            beside[node] = at, renoised(trajectory.coefficients, at, clean, noise)
+        return replace(trajectory, beside=beside)
+
+    def score(
+        self, latents: Mapping[int, Tensor], choice: Choice, condition: Condition, step: int, weights: Tensor | None
+    ) -> tuple[dict[int, Tensor], dict[str, float]]:
+        """The seeds, one reward at a time, and the means of their metrics.  weights: (b,), of each sample's loss."""
+        seeds, metrics = dict[int, Tensor](), dict[str, float]()
+        for node, share in choice.seeds.items():
+            x = latents[node]
+            sigma = torch.tensor(choice.sigma(node), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+            gradient, found = reward_gradient(self.scorer, self.loss, x, sigma, condition, step)
+            seeds[node] = share * gradient
+            if weights is not None:
+                seeds[node] *= weights.to(gradient).reshape(-1, *[1] * (gradient.ndim - 1))
+            for name, value in found.items():
+                metrics[name] = metrics.get(name, 0.0) + share / sum(choice.seeds.values()) * value
+        return seeds, metrics if weights is None else metrics | {"similarity": float(weights.mean())}
 
     def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
         """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
-        states = [(trajectory.at(k), self.method.coefficients.sigmas[k]) for k in sorted(choice.plan.trains)]
+        states = [(trajectory.at(k), trajectory.sigma(k, trajectory.at(k))) for k in sorted(choice.plan.trains)]
         if self.distance_weight:
             value = accumulate_distance(self.backbone, self.adapter, states, condition, self.distance_weight)
         elif self.distance_every and step % self.distance_every == 0:
@@ -180,13 +264,15 @@ class Pathwise:
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The batch as it was drawn, and its latents rolled out anew."""
         prompts, condition, start = self.draw(step, indices)
-        choice = self.method.choose(step)
+        choice = self.choose(step)
         network = self.network(condition)
         with self.backbone.adapter(self.adapter):
             trajectory = self.roll(network, start, self.noises(step, indices), choice, held_edge=False)
+            trajectory = self.noise_again(trajectory, choice, step, indices)
             scored = scored_latents(network, trajectory, choice)
-        facts = {"prompts": prompts, "node": choice.node, "sigma": choice.sigma, "trains": sorted(choice.plan.trains)}
-        return {"start": start, "scored": scored}, facts
+        nodes = {str(node): choice.sigma(node) for node in choice.seeds}
+        facts = {"prompts": prompts, "first": choice.first, "nodes": nodes, "trains": sorted(choice.plan.trains)}
+        return {"start": start} | {f"scored/{node}": x for node, x in scored.items()}, facts
 
 
 def holds_edge(backbone: WanBackbone, choice: Choice) -> bool:
@@ -195,13 +281,27 @@ def holds_edge(backbone: WanBackbone, choice: Choice) -> bool:
 
 
 def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> int:
-    """The node at which the rollout ends, and so its number of steps."""
-    return choice.node if choice.node <= coefficients.steps and not held_edge else max(choice.sources)
+    """The node at which the rollout ends."""
+    scored = [] if held_edge else [node for node in choice.seeds if node <= coefficients.steps]
+    return max([*choice.kept(coefficients.steps, held_edge), *scored])
 
 
-def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> Tensor:
-    """The latents at the choice's node; a clean prediction, which the chain does not visit, is computed."""
-    if choice.node <= trajectory.coefficients.steps:
-        return trajectory.at(choice.node)
-    (edge,) = (edge for edge in choice.plan.edges if edge.target == choice.node)
-    return target_latents(network, trajectory, edge)
+def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
+    """The latents at the choice's seeds; clean predictions, which the chain does not visit, are computed."""
+    steps = trajectory.coefficients.steps
+    on_chain = {node: trajectory.at(node) for node in choice.seeds if node <= steps}
+    ends = [edge for edge in choice.computed(steps) if edge.target > steps]
+    return on_chain | {edge.target: target_latents(network, trajectory, edge) for edge in ends}
+
+
+def leap_similarity(network: Network, trajectory: Trajectory, choice: Choice) -> Tensor:
+    """(b,) weights 1 / sum over leaps of max(floor, mean |where it lands - the chain's own latents there|).
+
+    LeapAlign's: a sample counts by how well its leaps stand for the chain that they shorten.
+    """
+    assert choice.similarity is not None
+    distances = []
+    for edge in choice.computed(trajectory.coefficients.steps):
+        missed = target_latents(network, trajectory, edge) - trajectory.at(edge.target)
+        distances.append(missed.abs().flatten(1).mean(1).clamp(min=choice.similarity))
+    return 1 / torch.stack(distances).sum(0)

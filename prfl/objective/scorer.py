@@ -6,6 +6,7 @@ active while it is run and differentiated (``selected``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -66,9 +67,11 @@ class LatentScorer:
 class PixelScorer:
     """A pixel reward on decoded latents (clean ones, or a clean prediction), around the decoder's clamp.
 
-    frames: ``all``, ``one`` latent frame or a number of them, drawn anew each step.  Latent frames behind the last
-    that was drawn are not decoded; those before are, because the decoder is causal.  Only the drawn ones receive
-    gradient, and activations are kept from the first to the last of them.
+    frames: ``all``, ``one`` latent frame or a number of them (``draw_frames``), drawn anew each step.  Latent frames
+    behind the last that was drawn are not decoded; those before are, because the decoder is causal.  Only the drawn
+    ones receive gradient, and activations are kept from the first to the last of them.
+    temporal_decay: None scores all of them together; else each latent frame t of T is scored by itself, and the score
+    is the mean over the drawn ones of exp(-decay |t - (T - 1) / 2|) times theirs (InstructVideo).
     """
 
     reward: PixelReward | AestheticReward
@@ -76,6 +79,7 @@ class PixelScorer:
     seed: int
     frames: Frames = "all"
     aggregate: Shape = "sum"
+    temporal_decay: float | None = None
 
     @property
     def noise_aware(self) -> bool:
@@ -93,15 +97,21 @@ class PixelScorer:
         chosen = draw_frames(count, self.frames, self.seed, step)
         pixels, times = decode_frames(self.backbone, latents, chosen)
         read = self.reward if self.aggregate == "sum" else self.reward.logits
-        return read(pixels, condition, times)
+        if self.temporal_decay is None:
+            return read(pixels, condition, times)
+        lengths = [1 if t == 0 else self.backbone.temporal_factor for t in chosen]
+        weights = [math.exp(-self.temporal_decay * abs(t - (count - 1) / 2)) / len(chosen) for t in chosen]
+        clips = zip(pixels.split(lengths, dim=2), times.split(lengths), weights, strict=True)
+        parts = [(weight, read(some, condition, at)) for some, at, weight in clips]
+        return {name: torch.stack([w * scores[name] for w, scores in parts]).sum(0) for name in parts[0][1]}
 
 
 def draw_frames(count: int, frames: Frames, seed: int, step: int) -> list[int]:
-    """Sorted indices of the latent frames that are decoded in this step."""
-    if frames == "all":
-        return list(range(count))
-    number = 1 if frames == "one" else min(frames, count)
-    return sorted(draws.permutation(count, seed, "frames", step)[:number])
+    """Sorted indices of the latent frames that are decoded in this step: one of each of so many equal parts."""
+    number = count if frames == "all" else 1 if frames == "one" else min(frames, count)
+    bounds = [count * part // number for part in range(number + 1)]
+    spans = zip(bounds[:-1], bounds[1:], strict=True)
+    return [low + draws.integer(high - low, seed, "frames", step, part) for part, (low, high) in enumerate(spans)]
 
 
 def decode_frames(backbone: WanBackbone, latents: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from prfl.rollout.plan import last_steps as last_steps
 from prfl.rollout.plan import leap_edge as leap_edge
 from prfl.rollout.plan import one_step as one_step
 from prfl.rollout.plan import step_edge as step_edge
+from prfl.rollout.plan import unit_steps as unit_steps
 from prfl.rollout.walk import HeldEdge as HeldEdge
 from prfl.rollout.walk import WalkStats as WalkStats
 from prfl.rollout.walk import hold_edge as hold_edge

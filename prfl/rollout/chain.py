@@ -29,6 +29,7 @@ class Trajectory:
     """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, or None where it was not kept.
 
     outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
+    beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
     """
 
     latents: list[Tensor | None]
@@ -36,12 +37,17 @@ class Trajectory:
     noises: Noises | None = None
     device: torch.device | None = None  # where ``at`` brings latents that are stored elsewhere
     outputs: Mapping[int, Tensor] = field(default_factory=dict)
+    beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
 
     def at(self, node: int) -> Tensor:
         """x[node]; it must have been kept."""
-        latents = self.latents[node]
+        latents = self.beside[node][1] if node in self.beside else self.latents[node]
         assert latents is not None, f"the rollout did not keep the latents of node {node}"
         return latents if self.device is None else latents.to(self.device)
+
+    def sigma(self, node: int, like: Tensor) -> Float[Tensor, ""]:
+        """The noise level of x[node], as ``sigma_at`` gives it."""
+        return sigma_at(self.coefficients, self.beside[node][0] if node in self.beside else node, like)
 
 
 def sigma_at(coefficients: Coefficients, node: int, like: Tensor) -> Float[Tensor, ""]:

@@ -1,7 +1,8 @@
 """Plans: along which edges, into which network evaluations and how strongly gradient flows.
 
-Nodes 0 .. N are the latents of the chain; N + 1 + m is the clean prediction from node m.  Evaluation k is the network's
-output f[k] at node k.  A plan's edges say how a node follows from an earlier one,
+Nodes 0 .. N are the latents of the chain; N + 1 + m is the clean prediction from node m; numbers from 2 N + 1 on are
+other latents (``Trajectory.beside``) and what they lead to.  Evaluation k is the network's output f[k] at node k.  A
+plan's edges say how a node follows from an earlier one,
 
     x[target] = a x[source] + sum over k of b[k] f[k] + c noise
 
@@ -11,14 +12,17 @@ and not every node needs one: nothing flows where there is no edge.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from prfl.solvers import Coefficients, leap
+from prfl.solvers import Coefficients, leap, unit_step_weight
 
 
 @dataclass(frozen=True)
 class Edge:
-    """x[target] = a x[source] + sum over k of b[k] f[k] + c noise[source]; ``sigma`` is the target's."""
+    """x[target] = a x[source] + sum over k of b[k] f[k] + c noise[source]; ``sigma`` is the target's.
+
+    through: the share of the target's cotangent that goes on to the source's latents; 0 cuts the chain there.
+    """
 
     source: int
     target: int
@@ -26,6 +30,7 @@ class Edge:
     b: Mapping[int, float]
     sigma: float
     c: float = 0.0
+    through: float = 1.0
 
     def __post_init__(self) -> None:
         assert max(self.source, *self.b) < self.target, f"an edge must lead forward: {self}"
@@ -69,7 +74,9 @@ class Plan:
         """Nodes from which a cotangent reaches a trained evaluation: where a seed has an effect."""
         useful: set[int] = set()
         for edge in sorted(self.edges, key=lambda edge: edge.target):
-            if edge.source in useful or any(k in self.trains or self.passes(k, useful) for k in edge.b):
+            if (edge.through and edge.source in useful) or any(
+                k in self.trains or self.passes(k, useful) for k in edge.b
+            ):
                 useful.add(edge.target)
         return frozenset(useful)
 
@@ -108,7 +115,6 @@ def chain_plan(
     *,
     beta: float = 1.0,
     last: int | None = None,
-    step_weight: Mapping[int, float] | None = None,
 ) -> Plan:
     """The chain from the first trained step to node ``last`` (default N), with gradient for the steps in ``trains``.
 
@@ -117,30 +123,38 @@ def chain_plan(
     last = coefficients.steps if last is None else last
     edges = tuple(step_edge(coefficients, i) for i in range(min(trains), last))
     betas = {k: beta for edge in edges for k in edge.b}
-    return Plan(edges, frozenset(trains), betas, step_weight or {})
+    return Plan(edges, frozenset(trains), betas)
 
 
-def one_step(coefficients: Coefficients, m: int, *, step_weight: Mapping[int, float] | None = None) -> Plan:
+def one_step(coefficients: Coefficients, m: int) -> Plan:
     """PRFL: step m alone, seed at node m + 1: dL/dtheta = B[m] J_theta f[m]^T r[m+1]."""
-    return chain_plan(coefficients, [m], beta=0.0, last=m + 1, step_weight=step_weight)
+    return chain_plan(coefficients, [m], beta=0.0, last=m + 1)
 
 
-def last_steps(
-    coefficients: Coefficients, count: int, *, beta: float = 1.0, step_weight: Mapping[int, float] | None = None
-) -> Plan:
+def last_steps(coefficients: Coefficients, count: int, *, beta: float = 1.0) -> Plan:
     """DRaFT-K, and VADER with count = 1: the last ``count`` steps, seed at node N."""
     steps = coefficients.steps
     assert 1 <= count <= steps, f"the last {count} of {steps} steps"
-    return chain_plan(coefficients, range(steps - count, steps), beta=beta, step_weight=step_weight)
+    return chain_plan(coefficients, range(steps - count, steps), beta=beta)
 
 
-def full_chain(
-    coefficients: Coefficients, *, beta: float = 1.0, step_weight: Mapping[int, float] | None = None
-) -> Plan:
+def full_chain(coefficients: Coefficients, *, beta: float = 1.0) -> Plan:
     """Every step, seeds anywhere; beta = 1 is the exact gradient of the whole sampler."""
-    return last_steps(coefficients, coefficients.steps, beta=beta, step_weight=step_weight)
+    return last_steps(coefficients, coefficients.steps, beta=beta)
 
 
-def clean_jump(coefficients: Coefficients, m: int, *, step_weight: Mapping[int, float] | None = None) -> Plan:
+def clean_jump(coefficients: Coefficients, m: int) -> Plan:
     """ReFL: one jump from node m to its clean prediction, seed at ``clean_node(coefficients, m)``."""
-    return Plan((jump_edge(coefficients, m),), frozenset([m]), {m: 0.0}, step_weight or {})
+    return Plan((jump_edge(coefficients, m),), frozenset([m]), {m: 0.0})
+
+
+def unit_steps(coefficients: Coefficients, plan: Plan) -> Plan:
+    """The plan with ``step_weight: unit``: every trained evaluation's parameter gradient weighs alike.
+
+    Evaluation k enters the edges from its own node with factors b[k]; the largest is brought to the chain's mean |B|.
+    Under a shift |B| varies many-fold along the chain, and a jump's b is sigma: both weigh steps unlike.
+    """
+    i, weight = next(iter(unit_step_weight(coefficients).items()))
+    mean = weight * abs(coefficients.b[i][i])
+    sizes = {k: max(abs(edge.b[k]) for edge in plan.edges if edge.source == k) for k in plan.trains}
+    return replace(plan, step_weight={k: mean / size for k, size in sizes.items()})

@@ -1,6 +1,6 @@
 """The walk back: one network call at a time is recomputed with autograd and pulled back.
 
-    cotangent of x[i]:  a[i] = r[i] + sum over edges i -> j of A a[j] + beta[i] J_x f[i]^T g[i]
+    cotangent of x[i]:  a[i] = r[i] + sum over edges i -> j of through A a[j] + beta[i] J_x f[i]^T g[i]
     cotangent of f[i]:  g[i] = sum over edges e that contain f[i] of b_e[i] a[target of e]
     parameters:         dL/dtheta = sum over i in S of step_weight[i] J_theta f[i]^T g[i]
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prfl.errors import PrflError
-from prfl.rollout.chain import Network, Trajectory, sigma_at
+from prfl.rollout.chain import Network, Trajectory
 from prfl.rollout.plan import Edge, Plan
 from prfl.solvers import combine
 
@@ -80,8 +80,8 @@ def _spread(
     at_outputs: dict[int, Tensor],
 ) -> None:
     """Through one edge: A a to its source and b[k] a to its outputs, where they lead on to a parameter."""
-    if edge.source in useful:
-        _add(at_latents, edge.source, edge.a * cotangent)
+    if edge.through and edge.source in useful:
+        _add(at_latents, edge.source, edge.through * edge.a * cotangent)
     for k, factor in edge.b.items():
         if k in plan.trains or plan.passes(k, useful):
             _add(at_outputs, k, factor * cotangent)
@@ -103,7 +103,7 @@ def _pull_back(
     """Recompute f[k]; add step_weight J_theta^T g to the parameters, return beta J_x^T g where it is needed."""
     x = trajectory.at(k).detach().requires_grad_(needs_input)
     with torch.enable_grad():
-        output = network(x, sigma_at(trajectory.coefficients, k, x))
+        output = network(x, trajectory.sigma(k, x))
     if k not in plan.trains:
         (gradient,) = torch.autograd.grad(output, x, cotangent.to(output.dtype))
         return plan.beta[k] * gradient.to(cotangent.dtype)
@@ -162,7 +162,7 @@ def hold_edge(network: Network, trajectory: Trajectory, plan: Plan, parameters: 
     (edge,), (k,) = plan.edges, plan.trains
     x = trajectory.at(k)
     with torch.enable_grad():
-        output = network(x, sigma_at(trajectory.coefficients, k, x))
+        output = network(x, trajectory.sigma(k, x))
     return HeldEdge(_target(network, trajectory, edge, {k: output.detach()}), plan, parameters, output)
 
 
@@ -180,7 +180,7 @@ def _target(network: Network, trajectory: Trajectory, edge: Edge, outputs: dict[
     for k in edge.b:
         if k not in outputs:
             x = trajectory.at(k)
-            outputs[k] = network(x, sigma_at(trajectory.coefficients, k, x))
+            outputs[k] = network(x, trajectory.sigma(k, x))
     x = trajectory.at(edge.source)
     noise = trajectory.noises[edge.source].to(x.device) if edge.c and trajectory.noises is not None else None
     return combine(x, edge.a, edge.b, outputs, edge.c, noise)

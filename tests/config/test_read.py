@@ -68,9 +68,23 @@ def test_every_key_is_read_by_somebody(
         write("supervised", "sft.yaml"),
         write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic}),
     ]
+    # Pixel rewards, so that the keys of frames are read too.
+    methods = [
+        {"name": "prfl", "handoff": "clean"}, {"name": "refl"}, {"name": "full_chain"}, {"name": "alignprop"},
+        {"name": "draft_lv"}, {"name": "drtune"}, {"name": "leapalign"}, {"name": "instructvideo"},
+        {"name": "dense_process", "handoff": "clean"},
+    ]  # fmt: skip
+    for method in methods:
+        data = {"manifest": "manifest.jsonl"} if method["name"] == "instructvideo" else {}
+        name = write(method["name"], "vader.yaml", data=data)
+        Path(name).write_text(yaml.safe_dump({**yaml.safe_load(Path(name).read_text()), "objective": method}))
+    runs.append("instructvideo.yaml")
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0
     model = build.backbone(load_config("sft.yaml"))
+    for config in [load_config(f"{method['name']}.yaml") for method in methods]:
+        build.steering(config, model, build.trained_reward(config, model), None)
+        build.regulariser(config, model, None)
     monkeypatch.setattr(build.inputs.shapes, "labelled", lambda *_, **__: Path("made"))
     monkeypatch.setattr(build.inputs, "sample", lambda *_: torch.zeros(1))
     monkeypatch.setattr(build.inputs.cutting, "write_clips", lambda *_, **__: (Path("made"), Path("made")))

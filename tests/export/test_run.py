@@ -16,8 +16,11 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from prfl import build, cli, commands, draws
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
+from prfl.config.messages import models_in, tag_of
+from prfl.config.schema import ObjectiveConfig
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Level, Row, save_rows
+from prfl.export.card import METHODS
 from prfl.export.run import export_run, run_config
 from prfl.reward import LatentReward, RewardCard, RewardHead
 
@@ -100,6 +103,11 @@ def test_the_card_has_the_figures_of_the_run(
     assert 'load_lora_weights("me/tiny", weight_name="tiny-run.safetensors")' in card.text
     assert "| 0-0.2 | 0.812 |" in card.text, "and how well the reward ranks"
     assert "rank 4, alpha 2" in card.text
+
+
+def test_the_card_has_words_for_every_method() -> None:
+    names = {tag[1] for model in models_in(ObjectiveConfig) if (tag := tag_of(model))}
+    assert set(METHODS) == names - {"preference"}
 
 
 def test_a_reward_run_exports_its_reward(

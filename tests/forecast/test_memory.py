@@ -234,6 +234,22 @@ def test_a_held_graph_lives_beside_the_reward(make: Callable[..., Config]) -> No
     assert held["reward"].bytes == plain["reward"].bytes + held["walk back"].saved
 
 
+def test_methods_that_draw_are_predicted_at_their_most(make: Callable[..., Config]) -> None:
+    """AlignProp's deepest draw walks as DRaFT-K does; DRTune's inputs need no gradient, however many its steps."""
+    found = {
+        name: predicted(make(f"objective={{name: {method}}}"))[1]
+        for name, method in {
+            "one": "vader", "two": "vader, last_steps: 2", "random": "alignprop", "stopped": "drtune, trained_steps: 4",
+            "leaps": "leapalign", "dense": "dense_process", "exact": "dense_process, beta: 1.0", "lv": "draft_lv",
+        }.items()
+    }  # fmt: skip
+    walk = {name: parts["walk back"].bytes for name, parts in found.items()}
+    assert walk["one"] == walk["stopped"] == walk["dense"] == walk["lv"] < walk["two"]
+    assert walk["two"] == walk["random"] == walk["leaps"] == walk["exact"]
+    kept = {name: parts["latents and prompt embeddings"].bytes for name, parts in found.items()}
+    assert kept["one"] < kept["two"] < kept["random"] and kept["dense"] > kept["one"]
+
+
 def test_a_pixel_reward_keeps_the_decoder(make: Callable[..., Config]) -> None:
     pixel = ["reward.space=pixel", "data.frames=9"]
     _, everything = predicted(make(*pixel, "objective={name: vader}"))

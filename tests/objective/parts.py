@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Condition, WanBackbone
+from prfl.data.dataset import LatentDataset
 from prfl.objective.pathwise import Pathwise
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
@@ -45,6 +46,16 @@ def pixel_reward() -> PixelReward:
 
 
 LOSS = RewardLoss({"motion": 1.0, "look": -0.5}, shape="linear", scale=3.0)
+
+
+def clips(shape: tuple[int, ...], conditions: dict[str, Condition]) -> LatentDataset:
+    """Three clips, for methods that start from data; their prompts are in another order than the run's."""
+    latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(9))
+    device = torch.device("cpu")
+    return LatentDataset(
+        latents=latents, conditions=conditions, prompts=PROMPTS[::-1], device=device, skipped=[],
+        video=torch.arange(3), labels={},
+    )  # fmt: skip
 
 
 def latent_objective(backbone, method, *, own_adapter=True, loss=LOSS, **more) -> Pathwise:

@@ -56,7 +56,7 @@ def joint_gradients(objective, make_loop, step):
         with torch.set_grad_enabled(i in trained), backbone.adapter("policy"):
             v = backbone.velocity(x, SIGMAS[i].float(), condition)
         x = x - SIGMAS[i].float() * v if choice.node > STEPS and i in trained else advance(i, x, v, step)
-    sigma = torch.tensor(choice.sigma, dtype=torch.float32).expand(len(x))
+    sigma = torch.tensor(choice.sigma(choice.node), dtype=torch.float32).expand(len(x))
     per_sample, _ = objective.loss(objective.scorer.reward(x, sigma, condition))
     per_sample.mean().backward()
     return take_gradients(objective)
@@ -81,15 +81,15 @@ def test_equals_the_joint_graph(tiny_backbone, chain, method, checkpointing):
 def test_noise_is_a_function_of_seed_step_and_sample(tiny_backbone):
     """Parts of a batch, a resumed run and a description of a step see the noise that the whole batch saw."""
     objective = latent_objective(with_policy(tiny_backbone), Vader(CHAINS["flow_sde"][0], last_steps=1))
-    whole = objective.describe(3, [4, 7])[0]["scored"]
-    assert torch.equal(objective.describe(3, [4, 7])[0]["scored"], whole)
-    torch.testing.assert_close(objective.describe(3, [7])[0]["scored"], whole[1:], rtol=1e-4, atol=1e-5)
+    whole = objective.describe(3, [4, 7])[0][f"scored/{STEPS}"]
+    assert torch.equal(objective.describe(3, [4, 7])[0][f"scored/{STEPS}"], whole)
+    torch.testing.assert_close(objective.describe(3, [7])[0][f"scored/{STEPS}"], whole[1:], rtol=1e-4, atol=1e-5)
     noises = objective.noises(3, [4, 7])
     assert torch.equal(noises[2][1], objective.noises(3, [7])[2][0])
     others = [objective.noises(4, [7])[2][0], noises[1][1], noises[2][0], objective.draw(3, [7])[2][0]]
     assert all((noises[2][1] - other).abs().max() > 0.1 for other in others)
     objective.method = Vader(euler(SIGMAS), last_steps=1)
-    assert (objective.describe(3, [4, 7])[0]["scored"] - whole).abs().max() > 0.1
+    assert (objective.describe(3, [4, 7])[0][f"scored/{STEPS}"] - whole).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(

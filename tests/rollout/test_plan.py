@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,7 +64,7 @@ def test_useful_nodes_are_those_that_lead_to_a_trained_evaluation():
         lambda: Plan((step_edge(CHAIN, 2), leap_edge(CHAIN, 0, 3)), frozenset({2}), {0: 1.0, 2: 1.0}),
         lambda: Plan((step_edge(CHAIN, 2),), frozenset({3}), {2: 1.0, 3: 1.0}),
         lambda: Plan((step_edge(CHAIN, 2),), frozenset({2}), {}),
-        lambda: one_step(CHAIN, 2, step_weight={2: 0.0}),
+        lambda: replace(one_step(CHAIN, 2), step_weight={2: 0.0}),
         lambda: last_steps(CHAIN, 7),
     ],
     ids=["loop", "output of the target", "two edges to a node", "trains off the edges", "no beta", "weight 0", "K > N"],

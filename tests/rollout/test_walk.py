@@ -28,6 +28,7 @@ from prfl.rollout import (
     rollout,
     step_edge,
     target_latents,
+    unit_steps,
     walk,
     walk_back,
 )
@@ -110,7 +111,8 @@ def joint_graph(toy, trajectory, conditions, plan: Plan, nodes, **guidance) -> l
 
     x = {node: trajectory.at(node) for node in range(STEPS + 1)}
     for edge in sorted(plan.edges, key=lambda edge: edge.target):
-        value = edge.a * x[edge.source] + sum(b * evaluate(k, x[k]) for k, b in edge.b.items())
+        source = edge.through * x[edge.source] + (1 - edge.through) * x[edge.source].detach()
+        value = edge.a * source + sum(b * evaluate(k, x[k]) for k, b in edge.b.items())
         if edge.c:
             value = value + edge.c * trajectory.noises[edge.source]
         if edge.target <= STEPS:  # straight-through: the chain's own value, the edge's gradient
@@ -137,6 +139,7 @@ def random_plan(coefficients: Coefficients, seed: int) -> tuple[Plan, list[int]]
             elif kind == "leap":
                 edges.append(leap_edge(coefficients, dice.randrange(target), target))
         edges += [jump_edge(coefficients, m) for m in range(STEPS) if dice.random() < 0.3]
+        edges = [dataclasses.replace(edge, through=dice.choice([1.0, 1.0, 0.0, 0.3])) for edge in edges]
         dice.shuffle(edges)
         evaluations = sorted({k for edge in edges for k in edge.b})
         trains = frozenset(k for k in evaluations if dice.random() < 0.5)
@@ -165,6 +168,7 @@ def test_random_plans_are_varied():
     spans = {edge.target - edge.source for plan, _ in drawn for edge in plan.edges}
     assert {1, 2, 3} <= spans and max(spans) > STEPS
     assert {beta for plan, _ in drawn for beta in plan.beta.values()} == {0.0, 1.0, 0.3}
+    assert {edge.through for plan, _ in drawn for edge in plan.edges} == {0.0, 1.0, 0.3}
     assert sum(len(nodes) > 1 for _, nodes in drawn) >= 4
     assert any(plan.evaluations - plan.trains for plan, _ in drawn)
 
@@ -201,7 +205,8 @@ def _no_step_weight(plan: Plan, nodes: list[int]):
 @pytest.mark.parametrize("plant", [_wrong_b, _wrong_a, _wrong_beta, _dropped_seed, _untrained_step, _no_step_weight])
 def test_a_planted_error_is_caught(toy, start, conditions, plant):
     coefficients = SOLVERS["euler"]
-    plan, nodes = full_chain(coefficients, step_weight=unit_step_weight(coefficients)), [2, 5, STEPS]
+    plan = dataclasses.replace(full_chain(coefficients), step_weight=unit_step_weight(coefficients))
+    nodes = [2, 5, STEPS]
     trajectory = roll(toy, start, conditions, coefficients)
     wanted = joint_graph(toy, trajectory, conditions, plan, nodes)
     assert_same(two_phase(toy, trajectory, conditions, plan, nodes), wanted)
@@ -211,7 +216,7 @@ def test_a_planted_error_is_caught(toy, start, conditions, plant):
 
 def test_step_weight_on_the_cotangent_is_caught(toy, start, conditions, monkeypatch):
     coefficients = SOLVERS["euler"]
-    plan = full_chain(coefficients, step_weight=unit_step_weight(coefficients))
+    plan = dataclasses.replace(full_chain(coefficients), step_weight=unit_step_weight(coefficients))
     trajectory = roll(toy, start, conditions, coefficients)
     wanted = joint_graph(toy, trajectory, conditions, plan, [STEPS])
     pull_back = walk._pull_back
@@ -364,7 +369,8 @@ def test_unit_step_weight_scales_a_single_step_exactly(toy, start, conditions):
     weights = unit_step_weight(coefficients)
     for m in (0, STEPS - 1):
         native = two_phase(toy, trajectory, conditions, one_step(coefficients, m), [m + 1])
-        unit = two_phase(toy, trajectory, conditions, one_step(coefficients, m, step_weight=weights), [m + 1])
+        plan = unit_steps(coefficients, one_step(coefficients, m))
+        unit = two_phase(toy, trajectory, conditions, plan, [m + 1])
         assert_same(unit, [weights[m] * g for g in native])
 
 
@@ -428,8 +434,7 @@ def test_a_held_edge_saves_the_second_forward(toy, start, conditions, solver, ju
     coefficients, m = SOLVERS[solver], 3
     trajectory = roll(toy, start, conditions, coefficients)
     network, parameters = guided_network(toy, conditions[0]), list(toy.parameters())
-    weights = unit_step_weight(coefficients)
-    plan = (clean_jump if jump else one_step)(coefficients, m, step_weight=weights)
+    plan = unit_steps(coefficients, (clean_jump if jump else one_step)(coefficients, m))
     node = clean_node(coefficients, m) if jump else m + 1
     wanted = two_phase(toy, trajectory, conditions, plan, [node])
     toy.zero_grad()

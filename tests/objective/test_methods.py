@@ -1,0 +1,377 @@
+"""Every reward-gradient method against its naive loop: in float64 on a toy network, and on real Wan blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prfl import draws
+from prfl.backbone import Condition, WanBackbone
+from prfl.errors import PrflError
+from prfl.flow import chain_sigmas
+from prfl.objective.alignprop import AlignProp
+from prfl.objective.dense_process import DenseProcess
+from prfl.objective.draft_lv import DraftLv
+from prfl.objective.drtune import DrTune
+from prfl.objective.instructvideo import InstructVideo
+from prfl.objective.leapalign import LeapAlign
+from prfl.objective.pathwise import Method, Pathwise
+from prfl.objective.prfl import Prfl
+from prfl.objective.scorer import RewardLoss, draw_frames
+from prfl.objective.vader import Vader
+from prfl.rollout import last_steps, unit_steps
+from prfl.solvers import euler
+from tests.objective import naive
+from tests.objective.parts import (
+    PROMPTS,
+    SHAPE,
+    assert_same_gradients,
+    clips,
+    latent_objective,
+    pixel_objective,
+    take_gradients,
+    with_policy,
+)
+
+STEPS = 5
+CHAIN = euler(chain_sigmas(STEPS, 3.0))
+INDICES = [3, 4]
+
+
+def draft_lv(world: naive.World, method: DraftLv, step: int) -> Tensor:
+    shape = world.start.shape[1:]
+    names = [f"noised/{2 * STEPS + 1 + 2 * copy}" for copy in range(method.copies)]
+    noises = [draws.normal(shape, 0, name, step, INDICES).to(world.start) for name in names]
+    return naive.low_variance(world, noises)
+
+
+def drtune(world: naive.World, method: DrTune, step: int) -> Tensor:
+    end = method.end(step)
+    return naive.stopped_inputs(world, method.drawn(step, end + 1), end if method.early_stop else None)
+
+
+def leapalign(world: naive.World, method: LeapAlign, step: int) -> Tensor:
+    k, j = sorted(method.choose(step).plan.trains)
+    return naive.two_leaps(world, k, j, method.alpha, method.similarity_floor)
+
+
+def dense(world: naive.World, method: DenseProcess, step: int) -> Tensor:
+    return naive.dense(world, method.drawn(step), method.beta, method.credit, method.handoff)
+
+
+def trained(method: Method, step: int) -> frozenset[int]:
+    return method.choose(step).plan.trains
+
+
+METHODS: dict[str, tuple[Method, Callable]] = {
+    "prfl": (Prfl(CHAIN, 0), lambda w, own, step: naive.one_step(w, *trained(own, step))),
+    "refl": (
+        Prfl(CHAIN, 0, handoff="clean", steps_range=(0.4, 1.0)),
+        lambda w, own, step: naive.one_prediction(w, *trained(own, step)),
+    ),
+    "draft_k": (Vader(CHAIN, 3), lambda w, own, step: naive.truncated(w, 3)),
+    "full_chain": (Vader(CHAIN, STEPS), lambda w, own, step: naive.truncated(w, STEPS)),
+    "alignprop": (AlignProp(CHAIN, 0), lambda w, own, step: naive.truncated(w, len(trained(own, step)))),
+    "draft_lv": (DraftLv(CHAIN, 2), draft_lv),
+    "drtune": (DrTune(CHAIN, 0, 2), drtune),
+    "drtune, random, early stop": (DrTune(CHAIN, 0, 2, spacing="random", early_stop=0.6), drtune),
+    "leapalign": (LeapAlign(CHAIN, 0), leapalign),
+    "leapalign, high floor": (LeapAlign(CHAIN, 1, alpha=0.6, similarity_floor=0.7), leapalign),
+    "leapalign, no weights": (LeapAlign(CHAIN, 2, similarity_floor=None), leapalign),
+    "instructvideo": (InstructVideo(CHAIN, 2, last_steps=2), lambda w, own, step: naive.truncated(w, 2, first=2)),
+    "dense_process": (DenseProcess(CHAIN, 0, rewards=3), dense),
+    "dense_process, exact": (DenseProcess(CHAIN, 1, rewards=2, beta=1.0), dense),
+    "dense_process, damped": (DenseProcess(CHAIN, 2, rewards=2, beta=0.3), dense),
+    "dense_process, each its step": (DenseProcess(CHAIN, 3, rewards=4, credit="step"), dense),
+    "dense_process, clean": (DenseProcess(CHAIN, 4, rewards=3, handoff="clean"), dense),
+    "dense_process, clean, exact": (DenseProcess(CHAIN, 5, rewards=2, handoff="clean", beta=1.0), dense),
+    "dense_process, clean, each its step": (DenseProcess(CHAIN, 6, rewards=4, handoff="clean", credit="step"), dense),
+}
+
+
+def start_of(objective: Pathwise, step: int) -> Tensor:
+    """What the chain starts from, without ``Pathwise.draw``."""
+    method, shape = objective.method, objective.latent_shape
+    noise = draws.normal(shape, 0, "start", step, INDICES)
+    if not isinstance(method, InstructVideo):
+        return noise
+    order = draws.permutation(3, 0, "order/clips", 1)
+    clean = torch.stack([objective.clips.latents[order[index % 3]] for index in INDICES])
+    sigma = float(CHAIN.sigmas[method.first])
+    return (1 - sigma) * clean + sigma * noise
+
+
+# ------------------------------------------------------------------------------------------------- toy, in float64
+
+
+class ToyBackbone(WanBackbone):
+    """A network of three numbers a sample that depends on latents, sigma and condition, with no adapter to select."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        shapes = {"w1": (5, 3), "w2": (3, 5), "u": (5,), "v": (5, 2), "g": (3,)}
+        self.weights = {name: nn.Parameter(torch.randn(*shape).double()) for name, shape in shapes.items()}
+        self.embeds = {prompt: torch.randn(1, 1, 2).double() for prompt in PROMPTS}
+        self.checkpointing = "none"
+
+    device = torch.device("cpu")  # type: ignore[assignment]
+
+    def remember(self, prompts, progress=iter):
+        pass
+
+    def condition(self, prompts):
+        return Condition.cat([Condition(self.embeds[prompt], torch.ones(1, dtype=torch.long)) for prompt in prompts])
+
+    def adapter(self, name):
+        return nullcontext()
+
+    def adapter_parameters(self, name):
+        return self.weights
+
+    def velocity(self, latents, sigma, condition):
+        own, x = self.weights, latents.flatten(1)
+        hidden = torch.tanh(x @ own["w1"].T + sigma * own["u"] + condition.prompt_embeds[:, 0] @ own["v"].T)
+        return (hidden @ own["w2"].T + own["g"] * sigma * x).reshape(latents.shape)
+
+
+@dataclass
+class ToyScorer:
+    noise_aware: bool = True
+    differentiable = True
+
+    def selected(self):
+        return nullcontext()
+
+    def __call__(self, latents, sigma, condition, step):
+        x = latents.flatten(1)
+        mixed = torch.sin(2 * x + sigma[:, None]).sum(1) + (1 - sigma) * x.square().sum(1)
+        return {"motion": mixed + condition.prompt_embeds[:, 0, 0] * x[:, 0]}
+
+
+class InDouble(Pathwise):
+    def draw(self, step, indices):
+        prompts, condition, start = super().draw(step, indices)
+        return prompts, condition, start.double()
+
+
+LOSS = RewardLoss({"motion": 1.0}, shape="linear", scale=0.7)
+
+
+def toy_objective(method: Method, **more) -> Pathwise:
+    backbone = ToyBackbone()
+    data = clips((3, 1, 1, 1), {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
+    return InDouble(
+        backbone, method, ToyScorer(), LOSS, PROMPTS, (3, 1, 1, 1), seed=0, distance_every=0, clips=data, **more
+    )
+
+
+def toy_world(objective: Pathwise, step: int) -> naive.World:
+    prompts, condition, _ = objective.draw(step, INDICES)
+    if isinstance(objective.method, InstructVideo):
+        order = draws.permutation(3, 0, "order/clips", 1)
+        assert prompts == [PROMPTS[::-1][order[index % 3]] for index in INDICES], "a clip goes with its own prompt"
+    return naive.World(
+        start_of(objective, step).double(),
+        CHAIN.sigmas,
+        lambda x, sigma: objective.backbone.velocity(x, sigma, condition),
+        lambda x, sigma: LOSS(objective.scorer(x, sigma.expand(len(x)), condition, step))[0],
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equals_the_naive_loop_in_float64(name: str) -> None:
+    method, loop = METHODS[name]
+    objective = toy_objective(method)
+    drawn = set()
+    for step in range(5):
+        loss = loop(toy_world(objective, step), method, step)
+        loss.backward()
+        expected = take_gradients(objective)
+        metrics = objective.accumulate(step, INDICES)
+        found = take_gradients(objective)
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], rtol=1e-9, atol=1e-11)
+        if "similarity" not in metrics:
+            assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-9)
+        drawn.add((trained(method, step), metrics["node"]))
+    assert len(drawn) > 1 or name in ("draft_k", "full_chain", "draft_lv", "instructvideo"), "the draws vary"
+
+
+@pytest.mark.parametrize("name", ["draft_lv", "leapalign", "instructvideo", "dense_process"])
+def test_the_batch_in_two_halves_is_the_batch(name: str) -> None:
+    objective = toy_objective(METHODS[name][0])
+    objective.accumulate(1, [3, 4])
+    whole = take_gradients(objective)
+    for index in (3, 4):
+        objective.accumulate(1, [index])
+    for key, gradient in take_gradients(objective).items():
+        torch.testing.assert_close(gradient / 2, whole[key], rtol=1e-9, atol=1e-11)
+
+
+PLANTED = {
+    "another beta": ("leapalign", lambda c: replace(c, plan=replace(c.plan, beta=dict.fromkeys(c.plan.beta, 0.5)))),
+    "no weights": ("leapalign", lambda c: replace(c, similarity=None)),
+    "one seed less": ("dense_process", lambda c: replace(c, seeds=dict(list(c.seeds.items())[1:]))),
+    "a step not trained": (
+        "drtune", lambda c: replace(c, plan=replace(c.plan, trains=frozenset(sorted(c.plan.trains)[:-1]))),
+    ),
+    "credit for other steps": (
+        "dense_process, each its step",
+        lambda c: replace(c, plan=replace(c.plan, edges=[replace(edge, through=1.0) for edge in c.plan.edges])),
+    ),
+    "another level of the new noise": ("draft_lv", lambda c: replace(c, noised=dict.fromkeys(c.noised, STEPS - 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_the_comparison_catches(plant: str) -> None:
+    name, spoil = PLANTED[plant]
+    method, loop = METHODS[name]
+    objective = toy_objective(method)
+    objective.choose = lambda step: spoil(method.choose(step))  # type: ignore[method-assign]
+    wrong = []
+    for step in range(5):
+        loop(toy_world(objective, step), method, step).backward()
+        expected = take_gradients(objective)
+        objective.accumulate(step, INDICES)
+        found = take_gradients(objective)
+        error = sum(float((found[k] - expected[k]).norm()) for k in expected)
+        wrong.append(error / sum(float(g.norm()) for g in expected.values()))
+    assert max(wrong) > 1e-2
+
+
+# ------------------------------------------------------------------------------------------------- real Wan blocks
+
+
+def wan_world(objective: Pathwise, step: int) -> naive.World:
+    backbone, scorer = objective.backbone, objective.scorer
+    _, condition, _ = objective.draw(step, INDICES)
+
+    def velocity(x: Tensor, sigma: Tensor) -> Tensor:
+        with backbone.adapter("policy"):
+            return backbone.velocity(x, sigma, condition)
+
+    def loss(x: Tensor, sigma: Tensor) -> Tensor:
+        if scorer.reward.space == "latent":
+            return objective.loss(scorer.reward(x, sigma.expand(len(x)), condition))[0]
+        assert sigma == 0
+        return objective.loss(scorer.reward(backbone.decode(x), condition))[0]
+
+    return naive.World(start_of(objective, step), CHAIN.sigmas.float(), velocity, loss)
+
+
+def wan_objective(backbone: WanBackbone, method: Method, space: str, **more) -> Pathwise:
+    backbone = with_policy(backbone)
+    data = clips(SHAPE, {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
+    make = latent_objective if space == "latent" else pixel_objective
+    return make(backbone, method, distance_every=0, clips=data, **more)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("space", ["latent", "pixel"])
+@pytest.mark.parametrize("name", METHODS)
+def test_equals_the_naive_loop_on_wan(tiny_backbone: WanBackbone, name: str, space: str, checkpointing: str) -> None:
+    method, loop = METHODS[name]
+    if space == "pixel" and method.noisy:
+        with pytest.raises(PrflError, match="not noise-aware"):
+            wan_objective(tiny_backbone, method, space)
+        return
+    objective = wan_objective(tiny_backbone, method, space)
+    loop(wan_world(objective, 1), method, 1).backward()
+    expected = take_gradients(objective)
+    tiny_backbone.checkpointing = checkpointing
+    objective.accumulate(1, INDICES)
+    assert_same_gradients(take_gradients(objective), expected)
+
+
+def test_frames_that_are_scored_one_by_one(tiny_backbone: WanBackbone) -> None:
+    """InstructVideo's segments and temporal weights, through the decoder."""
+    method = InstructVideo(CHAIN, 3)
+    objective = wan_objective(tiny_backbone, method, "pixel", frames=2)
+    objective.scorer = replace(objective.scorer, temporal_decay=0.5)
+    chosen = draw_frames(3, 2, seed=0, step=1)
+    shown = {0: [0], 1: [1, 2, 3, 4], 2: [5, 6, 7, 8]}
+    world, condition = wan_world(objective, 1), objective.draw(1, INDICES)[1]
+
+    def loss(x: Tensor, sigma: Tensor) -> Tensor:
+        mixed = torch.stack([x[:, :, t] if t in chosen else x[:, :, t].detach() for t in range(3)], dim=2)
+        pixels = tiny_backbone.decode(mixed)
+        total = 0
+        for t in chosen:
+            scores = objective.scorer.reward(pixels[:, :, shown[t]], condition, torch.tensor(shown[t]) / 8)
+            weight = torch.exp(torch.tensor(-0.5 * abs(t - 1)))
+            total = total + weight / 2 * (scores["motion"] - 0.5 * scores["look"])
+        return -3.0 * total
+
+    naive.truncated(replace(world, loss=loss), 1, first=3).backward()
+    expected = take_gradients(objective)
+    objective.accumulate(1, INDICES)
+    assert_same_gradients(take_gradients(objective), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_latent_methods_never_call_the_vae(tiny_backbone: WanBackbone, monkeypatch, name: str) -> None:
+    def called(*_, **__):
+        raise AssertionError("the VAE was called")
+
+    for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"):
+        monkeypatch.setattr(getattr(tiny_backbone.vae, part), "forward", called)
+    objective = wan_objective(tiny_backbone, METHODS[name][0], "latent")
+    for step in range(2):
+        objective.accumulate(step, INDICES)
+        objective.describe(step, INDICES)
+    if name == "refl":  # this would see it
+        with pytest.raises(AssertionError, match="the VAE was called"):
+            objective = pixel_objective(tiny_backbone, METHODS[name][0])
+            objective.accumulate(0, INDICES)
+
+
+# ------------------------------------------------------------------------------------------------- draws and weights
+
+
+def test_draws_are_shared_by_the_batch_and_the_same_again() -> None:
+    for name, (method, _) in METHODS.items():
+        again = replace(method)  # type: ignore[type-var]
+        assert [method.choose(step) for step in range(5)] == [again.choose(step) for step in range(5)], name
+
+
+def test_unit_steps_brings_every_trained_evaluation_to_the_mean_step() -> None:
+    mean = float(CHAIN.sigmas.diff().abs().mean())
+    for name, (method, _) in METHODS.items():
+        plan = unit_steps(CHAIN, method.choose(3).plan)
+        for k in plan.trains:
+            sizes = [abs(edge.b[k]) for edge in plan.edges if edge.source == k]
+            assert plan.step_weight[k] * max(sizes) == pytest.approx(mean), name
+    assert len(set(unit_steps(CHAIN, last_steps(CHAIN, 5)).step_weight.values())) == 5
+
+
+@pytest.mark.parametrize("name", ["full_chain", "refl", "leapalign, no weights"])
+def test_unit_step_weight_scales_each_steps_own_gradient(name: str) -> None:
+    """Steps one at a time, the others' parameters left out: so their own gradients are seen."""
+    method = METHODS[name][0]
+    plan = method.choose(2).plan
+    whole = toy_objective(method, step_weight="unit")
+    whole.accumulate(2, INDICES)
+    found, weights = take_gradients(whole), unit_steps(CHAIN, plan).step_weight
+    total: dict[str, Tensor] = {}
+    for k in plan.trains:
+        alone = toy_objective(method)
+        choice = replace(method.choose(2), plan=replace(plan, trains=frozenset({k})))
+        alone.choose = lambda step, choice=choice: choice  # type: ignore[method-assign]
+        alone.accumulate(2, INDICES)
+        for key, gradient in take_gradients(alone).items():
+            total[key] = total.get(key, 0) + weights[k] * gradient
+    for key in found:
+        torch.testing.assert_close(found[key], total[key], rtol=1e-9, atol=1e-11)
+
+
+def test_chains_from_data_need_clips() -> None:
+    objective = toy_objective(InstructVideo(CHAIN, 2))
+    objective.clips = None
+    with pytest.raises(PrflError, match="start from clips of the data"):
+        objective.accumulate(0, INDICES)
