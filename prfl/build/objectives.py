@@ -102,6 +102,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward) -> Pathwise:
         adapter=POLICY,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=own.distance_weight,
+        reward_batch=scores.batch,
     )
 
 

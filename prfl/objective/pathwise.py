@@ -24,6 +24,7 @@ from prfl.objective.clock import Clock
 from prfl.objective.distance import accumulate_distance, velocity_distance
 from prfl.objective.order import shuffled
 from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
+from prfl.offload import HostStore
 from prfl.rollout import Network, Plan, Trajectory, guided_network, hold_edge, rollout, target_latents, walk_back
 from prfl.solvers import Coefficients
 
@@ -75,6 +76,7 @@ class Pathwise:
 
     latent_shape: (c, t, h, w).  distance_weight: weight of the velocity's mean squared distance to the base at the
     states the step trains at; with weight 0 it is only measured, every ``distance_every`` steps (0 = never).
+    reward_batch: samples scored at once; None is all.
     Raises PrflError for a reward that the method cannot use.
     """
 
@@ -89,6 +91,7 @@ class Pathwise:
     guidance: Guidance = Guidance()
     distance_weight: float = 0.0
     distance_every: int = 10
+    reward_batch: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -126,7 +129,9 @@ class Pathwise:
         numbers = {"latents/max": float(latents.abs().max())}  # the trainer stops where it is not finite
         with clock("reward"):
             sigma = torch.tensor(choice.sigma, device=latents.device, dtype=torch.float32)
-            seed, metrics = reward_gradient(self.scorer, self.loss, latents, sigma, condition, step)
+            seed, metrics = reward_gradient(
+                self.scorer, self.loss, latents, sigma, condition, step, at_once=self.reward_batch
+            )
         with clock("backward"), self.backbone.adapter(self.adapter):
             if held:
                 held.backward(seed)
@@ -153,7 +158,8 @@ class Pathwise:
     def roll(self, network: Network, start: Tensor, choice: Choice, held_edge: bool) -> Trajectory:
         """The chain up to the node that is scored, or up to where the last edge leaves it."""
         last = last_rolled(choice, self.method.coefficients, held_edge)
-        return rollout(network, start, self.method.coefficients, last=last, keep=choice.sources)
+        store = HostStore() if self.backbone.offload else None
+        return rollout(network, start, self.method.coefficients, last=last, keep=choice.sources, store=store)
 
     def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
         """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
@@ -180,7 +186,7 @@ class Pathwise:
 
 def holds_edge(backbone: WanBackbone, choice: Choice) -> bool:
     """One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk."""
-    return backbone.checkpointing == "full" and len(choice.plan.edges) == 1
+    return backbone.checkpointing != "none" and len(choice.plan.edges) == 1
 
 
 def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> int:
