@@ -117,6 +117,7 @@ def test_compiled_blocks(backbone: WanBackbone, mode: Any) -> None:
     expected = gradients(backbone)
     backbone.checkpointing, backbone.offload = mode, True
     backbone.transformer.compile_repeated_blocks()
+    torch._dynamo.reset()
     counters.clear()
     with Calls() as calls:
         found = gradients(backbone)
