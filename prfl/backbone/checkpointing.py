@@ -64,9 +64,10 @@ def _inputs_to(store: HostStore | None, hidden: Tensor) -> AbstractContextManage
     if store is None:
         return nullcontext()
 
+    own = hidden.untyped_storage()._cdata  # not the tensor: the graph refers to these functions
+
     def pack(tensor: Tensor) -> Any:
-        same = tensor.untyped_storage()._cdata == hidden.untyped_storage()._cdata
-        return store.put(tensor) if same else tensor
+        return store.put(tensor) if tensor.untyped_storage()._cdata == own else tensor
 
     def unpack(packed: Any) -> Tensor:
         return packed if isinstance(packed, Tensor) else store.take(packed)

@@ -20,7 +20,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None where it was not kept."""
+    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None where none was kept."""
 
     latents: list[Tensor | Parked | None]
     coefficients: Coefficients
