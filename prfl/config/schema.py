@@ -113,7 +113,10 @@ class RewardBase(Section):
         description="Factor of the reward's loss; AdamW undoes it, except beside distance_weight.",
     )
     batch: int | None = Field(
-        default=None, ge=1, description="Samples scored at once, to save memory: the same gradient; null is all."
+        default=None,
+        ge=1,
+        description="Samples scored at once, to save memory: the same gradient; null is all.",
+        json_schema_extra=MAY_CHANGE,
     )
 
 

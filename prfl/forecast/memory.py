@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prfl import build
 from prfl.backbone import Condition, WanBackbone
+from prfl.backbone.architecture import cast
 from prfl.backbone.wan import TEXT_TOKENS
 from prfl.config.schema import Config, PreferenceConfig, SteeringConfig, VaderConfig
 from prfl.errors import located
@@ -47,12 +48,14 @@ class Memory:
     """fixed: what is alive all the time.  phases: what each phase of a step adds at its peak, one after another.
 
     trainable: number of trained parameters.  assumed: in words, what was not known; empty where everything was.
+    host: bytes that a GPU run moves to host memory (``backbone.offload``).
     """
 
     fixed: list[Part]
     phases: list[Part]
     trainable: int
     assumed: str = ""
+    host: int = 0
 
     @property
     def largest(self) -> Part:
@@ -71,15 +74,52 @@ def device_kind(config: Config) -> str:
 
 def predict_memory(config: Config, model: WanBackbone) -> Memory:
     """model: ``build.architecture(config)``; it gets gradients, so use it for nothing else."""
+    model.offload = offloads(config)
     reward, assumed = reward_on_meta(config, model)
     trained = trained_parameters(config, model, reward)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     shapes = Shapes(model, config)
-    with fused_on_meta(device_kind(config)):
-        phases = list(_phases(config, model, reward, shapes, sum_bytes(trained)))
     fixed = list(fixed_parts(config, model, reward, trained, shapes))
-    return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed)
+    fixed += without_autocast(model)
+    with fused_on_meta(device_kind(config)):
+        phases = list(
+            _phases(config, model, reward, shapes, sum_bytes([p.grad for p in trained if p.grad is not None]))
+        )
+        host = host_bytes(config, model, shapes) if model.offload else 0
+    return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
+
+
+def without_autocast(model: WanBackbone) -> Iterator[Part]:
+    """``meta`` knows no autocast: weights that are wider than what is computed in are made that narrow, and the copies
+    that autocast makes of them (one of each, until a call ends) are a part of their own."""
+    for network in {model.transformer, *model.copies.values()}:
+        if network.patch_embedding.weight.dtype != model.dtype:
+            yield Part(
+                f"the weights in {str(model.dtype).removeprefix('torch.')}, by autocast",
+                module_bytes(cast(network, model.dtype)),
+            )
+
+
+def offloads(config: Config) -> bool:
+    """Whether anything leaves the device: on a CPU, host memory is the same memory."""
+    return config.backbone.offload and device_kind(config) == "cuda"
+
+
+def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
+    """Host memory of one network call's checkpointed blocks and of the rollout's latents."""
+    part = config.training.batch // config.training.accumulation
+    with_store = network_call(config, model, shapes, part, gradient=True).saved
+    model.offload = False
+    without = network_call(config, model, shapes, part, gradient=True).saved
+    model.offload = True
+    rolled = kept_latents(config) if isinstance(config.objective, SteeringConfig) else 0
+    return without - with_store + rolled * sum_bytes([shapes.latents(part)])
+
+
+def kept_latents(config: Config) -> int:
+    """Latents of the rollout that the walk back starts from."""
+    return config.objective.last_steps if isinstance(config.objective, VaderConfig) else 1
 
 
 def trained_parameters(config: Config, model: WanBackbone, reward: build.Reward | None) -> list[nn.Parameter]:
@@ -148,7 +188,7 @@ def fixed_parts(
         yield Part("reward weights", sum_bytes(reward_tensors(reward)))
     part = config.training.batch // config.training.accumulation
     kept = 2 if isinstance(config.objective, SteeringConfig) else 3  # start and source; or clean, noise and noisy
-    count = config.objective.last_steps if isinstance(config.objective, VaderConfig) else 1
+    count = min(kept_latents(config), 2) if offloads(config) else kept_latents(config)  # this one and the next
     latents = (kept + count) * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
 
@@ -180,7 +220,8 @@ def _phases(
             assert reward is not None
             yield network_call(config, model, shapes, part, gradient=False)
             held = call.saved if holds_edge(model, _choice(config, model)) else 0
-            yield from reward_phases(config, model, reward, shapes, part, held)
+            assert config.reward is not None
+            yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
     yield Part("optimizer step (one more copy of what is trained)", trained)
     if evaluation_samples(config):
