@@ -196,9 +196,22 @@ class WanBackbone:
         One by one, since a batch's make-up would change the last bits.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._remembered]
-        for prompt in progress(new) if new else ():
-            self._remembered[prompt] = self.condition([prompt]).to("cpu")
-        self.drop_text_encoder()
+        with self._transformer_on_host() if new else nullcontext():
+            for prompt in progress(new) if new else ():
+                self._remembered[prompt] = self.condition([prompt]).to("cpu")
+            self.drop_text_encoder()
+
+    @contextmanager
+    def _transformer_on_host(self) -> Iterator[None]:
+        """Makes room for the text encoder, which at 1.3B is four times as large."""
+        networks, device = [self._base, *self.copies.values()], self.device
+        for network in networks:
+            network.to("cpu")
+        try:
+            yield
+        finally:
+            for network in networks:
+                network.to(device)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Condition:

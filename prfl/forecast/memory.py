@@ -36,11 +36,13 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one thing.  saved: how many of them autograd keeps for the backward pass (of a phase)."""
+    """Bytes of one thing.  saved: how many of them autograd keeps for the backward pass (of a phase).  alone: a phase
+    before the training, with all there is by then: what is fixed is not alive yet."""
 
     name: str
     bytes: int
     saved: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,14 @@ class Memory:
 
     @property
     def largest(self) -> Part:
-        return max(self.phases, key=lambda phase: phase.bytes)
+        return max(self.phases, key=self._with_fixed)
 
     @property
     def peak(self) -> int:
-        return sum(part.bytes for part in self.fixed) + self.largest.bytes
+        return self._with_fixed(self.largest)
+
+    def _with_fixed(self, phase: Part) -> int:
+        return phase.bytes + (0 if phase.alone else sum(part.bytes for part in self.fixed))
 
 
 def device_kind(config: Config) -> str:
@@ -207,7 +212,7 @@ def _phases(
 ) -> Iterator[Part]:
     objective, training = config.objective, config.training
     part = training.batch // training.accumulation
-    yield Part("encoding the prompts: the text encoder, freed afterwards", module_bytes(model.text_encoder))
+    yield encoding_prompts(config, model)
     if build.has_clips(config):
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes))
     if isinstance(objective, PreferenceConfig):
@@ -229,6 +234,14 @@ def _phases(
         if batch > part:
             yield replace(network_call(config, model, shapes, batch, gradient=False), name=f"evaluation: draw {batch}")
         yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch))
+
+
+def encoding_prompts(config: Config, model: WanBackbone) -> Part:
+    """The text encoder beside the model.  ``remember`` sends the transformer to the host; filling a cache does not."""
+    here = module_bytes(model.text_encoder) + module_bytes(model.vae)
+    if device_kind(config) == "cpu" or build.has_clips(config):
+        here += sum(map(module_bytes, (model.transformer, *model.copies.values())))
+    return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
 
 def measure(name: str, run: Callable[[], Tensor]) -> Part:

@@ -207,7 +207,23 @@ def test_parts_of_a_lora_run(make: Callable[..., Config]) -> None:
     assert parts["EMA of the weights"].bytes == adapter
     assert parts["VAE weights"].bytes == sum(p.nbytes for p in model.vae.parameters())
     assert found.trainable == sum(p.numel() for p in model.adapter_parameters("policy").values())
-    assert found.peak == sum(part.bytes for part in found.fixed) + max(part.bytes for part in found.phases)
+    later = [part.bytes for part in found.phases if not part.alone]
+    assert found.peak == sum(part.bytes for part in found.fixed) + max(later)
+
+
+def test_encoding_the_prompts_comes_before_all_else(make: Callable[..., Config]) -> None:
+    """Beside the VAE; the transformer is there too on a CPU, and while a cache is filled."""
+    model = build.architecture(make())
+    encoder, vae, transformer = map(memory.module_bytes, (model.text_encoder, model.vae, model.transformer))
+    for overrides, expected in (
+        ([], encoder + vae + transformer),
+        (["backbone.device=cuda"], encoder + vae),
+        (["backbone.device=cuda", "objective.sft={}", "data.manifest=absent.jsonl"], encoder + vae + transformer),
+    ):
+        found, parts = predicted(make(*overrides))
+        assert parts["encoding the prompts"].alone and parts["encoding the prompts"].bytes == expected
+    huge = memory.Memory([Part("fixed", 5)], [Part("before", 9, alone=True), Part("later", 3)], 1)
+    assert huge.peak == 9 and huge.largest.name == "before"
     assert "first 1 of 5 blocks" in found.assumed
 
 
