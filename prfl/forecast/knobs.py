@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from prfl import build
+from prfl.config import identity
 from prfl.config.data_schema import Section
 from prfl.config.rules import conflicts
 from prfl.config.schema import AdapterConfig, Config
@@ -43,7 +44,8 @@ def knobs(config: Config) -> list[Knob]:
         other = with_keys(config, changes)
         if not list(conflicts(other)):
             saves = peak - predict_memory(other, build.architecture(other)).peak
-            found.append(Knob(overrides, saves, note))
+            anew = "" if identity(other) == identity(config) else "a new run"
+            found.append(Knob(overrides, saves, "; ".join(filter(None, [note, anew]))))
     return sorted((knob for knob in found if knob.saves > LEAST * peak), key=lambda knob: -knob.saves)
 
 
@@ -113,7 +115,7 @@ def out_of_memory(config: Config) -> Iterator[None]:
         raise PrflError(
             f"memory ran out ({said}); {gib(predicted.peak)} were predicted at the peak, in '{predicted.largest.name}'",
             where=str(config.run),
-            fix=f"{advice(config)}. The run goes on from its last checkpoint",
+            fix=f"{advice(config)}. Where it needs no new run, this one goes on from its last checkpoint",
         ) from error
 
 

@@ -167,7 +167,6 @@ def reward_gradient(
         losses.append(part.detach())
         rewards.append(reward.detach())
         scored.append({name: values.detach() for name, values in scores.items()})
-        del scores, per_sample, reward, part  # or their graph is alive beside the next one's
     reward = torch.cat(rewards)
     arrived = [gradient for gradient in gradients if gradient is not None]
     unmet = loss.shape == "linear" or bool((reward < loss.target).any())

@@ -60,6 +60,10 @@ def test_each_knob_saves_what_it_says(
     before = peak(make(*overrides))
     for knob in found:  # as it would be typed
         assert before - peak(make(*overrides, *shlex.split(knob.overrides))) == knob.saves > 0, knob
+        resumes = knob.overrides.split("=")[0] not in ("training.accumulation", "data.frames", "objective.frames")
+        assert ("a new run" in knob.note) != (
+            resumes and "lora" not in knob.overrides and "dtype" not in knob.overrides
+        )
     assert any(first in knob.overrides for knob in found) and not any(absent in knob.overrides for knob in found)
 
 
