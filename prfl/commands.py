@@ -23,6 +23,7 @@ from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_report, write_samples_page
 from prfl.flow import chain_sigmas
+from prfl.forecast import out_of_memory
 from prfl.objective import Objective
 from prfl.reward_stage import measure_reward, train_reward
 from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
@@ -33,7 +34,7 @@ from prfl.training.guards import check_starts_as_base
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     build.prompts(config.data.prompts)
-    with processes.peers():
+    with processes.peers(), out_of_memory(config):
         train_stage(config, resume)
 
 
