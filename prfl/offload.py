@@ -42,6 +42,11 @@ class Parked:
         size, _, dtype = self.layout
         return size.numel() * dtype.itemsize
 
+    def __del__(self) -> None:
+        """What was sent for and never taken (a backward pass that failed): its memory is not to be handed on yet."""
+        if self.coming is not None and self.coming[1] is not None:
+            streams(self.device)[0].wait_event(self.coming[1])  # type: ignore[index]
+
 
 @dataclass(eq=False)
 class HostStore:
@@ -71,7 +76,7 @@ class HostStore:
     def put(self, tensor: Tensor) -> Parked:
         """Into the newest group.  The tensor's own memory is free once nobody else refers to it.
 
-        The layout is kept (attention gives its output transposed), so the tensor must be dense.
+        The layout is kept (attention gives its output transposed); no expanded tensors.
         """
         tensor = tensor.detach()
         layout, pair = (tensor.size(), tensor.stride(), tensor.dtype), streams(tensor.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from traceback import clear_frames
 from typing import Any, TypeVar
@@ -42,7 +42,9 @@ def knobs(config: Config) -> list[Knob]:
     found = []
     for overrides, changes, note in _candidates(config):
         other = with_keys(config, changes)
-        if not list(conflicts(other)):
+        with suppress(PrflError):  # a trained reward may refuse it: then it is none
+            if list(conflicts(other)):
+                continue
             saves = peak - predict_memory(other, build.architecture(other)).peak
             anew = "" if identity(other) == identity(config) else "a new run"
             found.append(Knob(overrides, saves, "; ".join(filter(None, [note, anew]))))

@@ -7,6 +7,7 @@ Not in it: cuDNN's workspaces, the CUDA context, the allocator's gaps.  Leave a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -120,12 +121,17 @@ def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
     model.offload = False
     without = network_call(config, model, shapes, part, gradient=True).saved
     model.offload = True
+    tokens = math.prod(shapes.latent[1:]) // math.prod(model.patch_size)
+    hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
     rolled = 0
-    if isinstance(config.objective, SteeringConfig):
-        rolled = (
-            max(len(_rolled(choice, config.rollout.steps)) for choice in _choices(config, model)) - 1
-        )  # not its end
-    return without - with_store + rolled * sum_bytes([shapes.latents(part)])
+    if isinstance(config.objective, SteeringConfig):  # all but the end of the rollout, which is wanted first
+        rolled = max(len(_rolled(choice, config.rollout.steps)) for choice in _choices(config, model)) - 1
+    return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
+
+
+def pinned(size: int) -> int:
+    """torch takes pinned memory in powers of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def trained_parameters(config: Config, model: WanBackbone, reward: build.Reward | None) -> list[nn.Parameter]:

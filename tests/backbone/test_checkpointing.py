@@ -236,3 +236,10 @@ def test_copies_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
         assert computing.log.pop() == ("wait for event", base + 4 + 2 - index) and not computing.log
         assert Counter(kind for kind, _ in copying.log)["record"] == min(3, 4 - index)
     assert torch.equal(store.take(parked[2]), tensors[2]), "it can be taken again"
+    parked[1].taken = False
+    store.take(parked[2])
+    del computing.log[:]
+    on_its_way = parked[1].coming
+    assert on_its_way is not None
+    del store, parked
+    assert computing.log == [("wait for event", on_its_way[1])], "its memory is still being written to"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,15 @@ def test_each_knob_saves_what_it_says(
             resumes and "lora" not in knob.overrides and "dtype" not in knob.overrides
         )
     assert any(first in knob.overrides for knob in found) and not any(absent in knob.overrides for knob in found)
+
+
+def test_what_the_reward_refuses_is_no_knob(make: Callable[..., Config]) -> None:
+    """The one inside the package was trained on 17 frames; and nothing is said of weights that are not there."""
+    own = ["backbone.model=shapes", "reward.path=shapes", "training.accumulation=4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = [knob.overrides for knob in knobs(make(*own))]
+    assert "backbone.checkpointing=full" in found and not any("frames" in overrides for overrides in found)
 
 
 def test_keys_are_changed_at_any_depth(make: Callable[..., Config]) -> None:
