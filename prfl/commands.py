@@ -50,6 +50,7 @@ def train_stage(config: Config, resume: str) -> None:
         check_starts_as_base(model, build.POLICY)
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
     clips = build.dataset(config, model, path, "train") if path else None
+    model.park_vae()
     begin = partial(
         run_training,
         settings=own,
@@ -145,7 +146,7 @@ def outcome_of(
     name: Literal["base", "policy"],
     **options: Any,
 ) -> policy_eval.Outcome:
-    return policy_eval.measure(
+    outcome = policy_eval.measure(
         model,
         some,
         per_prompt,
@@ -156,6 +157,8 @@ def outcome_of(
         rewards=rewards,
         **options,
     )
+    model.park_vae()
+    return outcome
 
 
 def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, reward_eval.Scorer], run: RunFolder) -> None:

@@ -237,12 +237,16 @@ class WanBackbone:
     def encode(self, pixels: Float[Tensor, "b 3 f H W"]) -> Float[Tensor, "b c t h w"]:
         """Pixels in [-1, 1] to normalised latents (the posterior's mean), in the VAE's dtype."""
         self.latent_shape(*pixels.shape[2:])
-        return vae_codec.encode(self.vae, pixels)
+        return vae_codec.encode(self.vae.to(self.device), pixels)
 
     def decode(self, latents: Float[Tensor, "b c t h w"], gradient_from: int = 0) -> Float[Tensor, "b 3 f H W"]:
         """Normalised latents to *unclamped* pixels, differentiable in the latents from frame ``gradient_from`` on, in
         the VAE's dtype."""
-        return vae_codec.decode(self.vae, latents, gradient_from)
+        return vae_codec.decode(self.vae.to(self.device), latents, gradient_from)
+
+    def park_vae(self) -> None:
+        """The VAE waits on the host; the next ``encode`` or ``decode`` brings it back."""
+        self.vae.to("cpu")
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, t, h, w) of a video's latents; PrflError where the model cannot take the size."""

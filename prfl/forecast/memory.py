@@ -20,7 +20,7 @@ from prfl import build
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.architecture import cast
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config, PixelRewardConfig, PreferenceConfig
 from prfl.config.steering_schema import SteeringConfig
 from prfl.errors import located
 from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
@@ -114,6 +114,11 @@ def offloads(config: Config) -> bool:
     return config.backbone.offload and device_kind(config) == "cuda"
 
 
+def parks_vae(config: Config) -> bool:
+    """Whether the VAE is off the device but for the cache and the evaluation: a pixel reward decodes in every step."""
+    return device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
+
+
 def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
     """Host memory of one network call's checkpointed blocks and of the rollout's latents."""
     part = config.training.batch // config.training.accumulation
@@ -188,7 +193,8 @@ def fixed_parts(
     yield Part(name, sum_bytes([*own, *model.transformer.buffers()]))
     if model.copies:
         yield Part("trained copy of all weights, in float32", sum(map(module_bytes, model.copies.values())))
-    yield Part("VAE weights", module_bytes(model.vae))
+    if not parks_vae(config):
+        yield Part("VAE weights", module_bytes(model.vae))
     size = sum_bytes(trained)
     if config.backbone.train == "lora":
         yield Part("trained weights" if isinstance(config.objective, PreferenceConfig) else "adapter weights", size)
@@ -228,9 +234,10 @@ def _phases(
 ) -> Iterator[Part]:
     objective, training = config.objective, config.training
     part = training.batch // training.accumulation
+    vae = module_bytes(model.vae) if parks_vae(config) else 0
     yield encoding_prompts(config, model)
     if build.has_clips(config):
-        yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes))
+        yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
     if isinstance(objective, PreferenceConfig):
         assert reward is not None
         sides = part * (1 if objective.loss == "bce" else 2)
@@ -252,22 +259,22 @@ def _phases(
             earlier = earlier_outputs(build.sampling(config).chain(model.default_shift))
             size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
             yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
-        yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch))
+        yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
 
 
 def encoding_prompts(config: Config, model: WanBackbone) -> Part:
-    """The text encoder beside the model.  ``remember`` sends the transformer to the host; filling a cache does not."""
-    here = module_bytes(model.text_encoder) + module_bytes(model.vae)
+    """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
+    here = module_bytes(model.text_encoder)
     if device_kind(config) == "cpu" or build.has_clips(config):
-        here += sum(map(module_bytes, (model.transformer, *model.copies.values())))
+        here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
 
-def measure(name: str, run: Callable[[], Tensor]) -> Part:
-    """A phase without gradients."""
+def measure(name: str, run: Callable[[], Tensor], weights: int) -> Part:
+    """A phase without gradients.  weights: bytes that are on the device for this phase alone."""
     with LiveBytes() as counted, torch.no_grad():
         run()
-    return Part(name, counted.peak)
+    return Part(name, counted.peak + weights)
 
 
 def _encode(config: Config, shapes: Shapes) -> Tensor:
@@ -390,7 +397,7 @@ def reward_phases(
         return
     if trains:
         assert isinstance(config.objective, PreferenceConfig)
-        yield measure("decoder: forward", partial(_decode, model, shapes, batch))
+        yield measure("decoder: forward", partial(_decode, model, shapes, batch), 0)
         pixels = shapes.pixels(batch)[:, :, : config.objective.frames]
         leaf, times = pixels, torch.linspace(0, 1, pixels.shape[2])
         with LiveBytes() as counted:

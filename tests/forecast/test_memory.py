@@ -215,13 +215,23 @@ def test_parts_of_a_lora_run(make: Callable[..., Config]) -> None:
     assert found.peak == sum(part.bytes for part in found.fixed) + max(later)
 
 
+def test_a_vae_that_nothing_decodes_with_is_not_on_the_gpu(make: Callable[..., Config], tmp_path: Path) -> None:
+    watched = ["backbone.device=cuda", f"data.prompts.validation={tmp_path}/prompts2.txt", "evaluation.every=1"]
+    (tmp_path / "prompts2.txt").write_text("a bar\n")
+    _, latent = predicted(make(*watched))
+    _, here = predicted(make(*watched[1:], "backbone.device=cpu"))
+    vae = memory.module_bytes(build.architecture(make()).vae)
+    assert "VAE weights" not in latent and here["VAE weights"].bytes == vae
+    assert latent["evaluation"].bytes == here["evaluation"].bytes + vae
+
+
 def test_encoding_the_prompts_comes_before_all_else(make: Callable[..., Config]) -> None:
-    """Beside the VAE; the transformer is there too on a CPU, and while a cache is filled."""
+    """Alone; VAE and transformer are there too on a CPU, and while a cache is filled."""
     model = build.architecture(make())
     encoder, vae, transformer = map(memory.module_bytes, (model.text_encoder, model.vae, model.transformer))
     for overrides, expected in (
         ([], encoder + vae + transformer),
-        (["backbone.device=cuda"], encoder + vae),
+        (["backbone.device=cuda"], encoder),
         (["backbone.device=cuda", "objective.sft={}", "data.manifest=absent.jsonl"], encoder + vae + transformer),
     ):
         found, parts = predicted(make(*overrides))
