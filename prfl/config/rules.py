@@ -19,6 +19,7 @@ from prfl.config.steering_schema import (
     DenseProcessConfig,
     DraftLvConfig,
     DrTuneConfig,
+    FromDataConfig,
     InstructVideoConfig,
     LeapAlignConfig,
     PrflConfig,
@@ -59,7 +60,7 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
     data, objective = config.data, config.objective
     if data.manifest and data.generator:
         yield "data.generator", "data.manifest is given too; keep one of them"
-    from_data = isinstance(objective, InstructVideoConfig)
+    from_data = isinstance(objective, InstructVideoConfig) or _from_data(objective)
     reads_clips = from_data or not isinstance(objective, SteeringConfig) or objective.sft is not None
     if reads_clips and not (data.manifest or data.generator):
         yield "data.manifest", "the objective trains on clips; give data.manifest or data.generator"
@@ -71,6 +72,10 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.prompts.validation", "evaluation.every needs validation prompts"
     if config.evaluation.final_samples and not data.prompts.test:
         yield "data.prompts.test", "evaluation.final_samples needs test prompts"
+
+
+def _from_data(objective: Section) -> bool:
+    return isinstance(objective, FromDataConfig) and objective.from_data > 0
 
 
 def _watch(config: Config) -> Iterator[tuple[str, str]]:
@@ -185,6 +190,8 @@ def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[t
         low, high = objective.steps_range
         if not 0 <= low < high <= 1:
             yield "objective.steps_range", f"needs 0 <= low < high <= 1, got [{low:g}, {high:g}]"
+    if _from_data(objective) and config.rollout.solver == "unipc":
+        yield "rollout.solver", "objective.from_data starts inside the chain; unipc needs all before it"
     if isinstance(objective, AlignPropConfig | DraftLvConfig | LeapAlignConfig | InstructVideoConfig) and steps < 2:
         yield "rollout.steps", f"objective {objective.name} needs a chain of two steps or more"
     match objective:
@@ -194,10 +201,13 @@ def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[t
             yield "objective.trained_steps", f"the chain has only {steps} steps"
         case AlignPropConfig(last_steps=(low, high)) if not low <= high <= steps:
             yield "objective.last_steps", f"needs low <= high <= {steps}, the chain's steps; got [{low}, {high}]"
+        case PrflConfig() if objective.from_data and math.ceil(high * steps) < 2:
+            yield "objective.from_data", "steps_range has no step behind the chain's first, where all is noise"
         case DenseProcessConfig():
-            parts = math.ceil(high * steps) - math.floor(low * steps)
+            first = max(math.floor(low * steps), 1 if objective.from_data else 0)
+            parts, which = math.ceil(high * steps) - first, " behind the first" if objective.from_data else ""
             if objective.rewards > parts:
-                yield "objective.rewards", f"steps_range has only {parts} of the chain's {steps} steps"
+                yield "objective.rewards", f"steps_range has only {parts} of the chain's {steps} steps{which}"
             if objective.credit == "step":
                 yield from _unread(objective, "objective", ["beta"], "credit: step")
         case InstructVideoConfig():

@@ -189,6 +189,8 @@ class Pathwise:
         with clock("distance"):
             metrics |= self.distance(step, trajectory, choice, condition)
         metrics |= {"latents/max": largest, "sampled_step": float(min(choice.plan.trains))}
+        if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
+            metrics["from_data"] = float(choice.first > 0)
         return metrics | {"node": float(choice.node), "sigma": choice.sigma(choice.node)} | clock.metrics()
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
