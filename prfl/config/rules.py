@@ -20,6 +20,7 @@ from prfl.config.steering_schema import (
     DraftLvConfig,
     DrTuneConfig,
     FromDataConfig,
+    FullChainConfig,
     InstructVideoConfig,
     LeapAlignConfig,
     PrflConfig,
@@ -103,9 +104,22 @@ def _chain(config: Config) -> Iterator[tuple[str, str]]:
     if not isinstance(config.objective, SteeringConfig):
         if rollout.solver == "flow_sde":
             yield "rollout.solver", f"objective {config.objective.name} rolls no chain out; take euler or unipc"
-        for key, unread in (("guidance", guidance.scale != 1), ("step_weight", rollout.step_weight != "native")):
-            if unread:
-                yield f"rollout.{key}", f"objective {config.objective.name} does not read it"
+        yield from _unread(
+            rollout, "rollout", ["guidance", "step_weight", "stride"], f"objective {config.objective.name}"
+        )
+    elif rollout.stride > 1:
+        yield from _stride(config, config.objective)
+
+
+def _stride(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
+    """A coarse rollout."""
+    if config.rollout.solver != "euler":
+        yield "rollout.stride", f"{config.rollout.solver} takes no leaps; it is for solver: euler"
+    all_trained = isinstance(objective, VaderConfig) and objective.last_steps == config.rollout.steps
+    if all_trained or isinstance(objective, FullChainConfig):
+        yield "rollout.stride", f"objective {objective.name} trains every step; there is none to leap over"
+    if isinstance(objective, PrflConfig) and objective.from_data == 1:
+        yield "rollout.stride", "objective.from_data: 1 needs no rollout"
 
 
 def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[str, str]]:

@@ -163,6 +163,11 @@ class RolloutConfig(Section):
     )
     shift: float | None = Field(default=None, gt=0, description="Shift of the sigmas; null is the backbone's own.")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="Classifier-free guidance in training.")
+    stride: int = Field(
+        default=1,
+        ge=1,
+        description="Steps that the rollout leaps over at a time on its way to the trained ones, which stay fine.",
+    )
     step_weight: Literal["native", "unit"] = Field(
         default="native", description="unit scales step i's gradient by mean|B| / |B[i]|; native leaves it."
     )

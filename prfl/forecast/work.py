@@ -10,7 +10,7 @@ from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.config.steering_schema import SteeringConfig
-from prfl.objective.pathwise import Choice, Pathwise, holds_edge, last_rolled
+from prfl.objective.pathwise import Choice, Pathwise, holds_edge, visited
 from prfl.solvers import Coefficients
 
 ROLLOUT = "rollout forwards"
@@ -73,8 +73,8 @@ def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> 
 def _of_choice(choice: Choice, coefficients: Coefficients, held: bool, config: Config) -> Counter[str]:
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
-    last = last_rolled(choice, coefficients, held)
-    rolled = last - choice.first
+    path = visited(choice, coefficients, held, config.rollout.stride)
+    rolled, last = len(path) - 1, path[-1]
     if not held:  # clean predictions from where the rollout did not make the output
         rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
     walked = len(choice.plan.recomputed)

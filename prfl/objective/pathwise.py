@@ -30,6 +30,7 @@ from prfl.rollout import (
     Network,
     Plan,
     Trajectory,
+    coarse,
     guided_network,
     hold_edge,
     rollout,
@@ -121,6 +122,7 @@ class Pathwise:
     states the step trains at; with weight 0 it is only measured, every ``distance_every`` steps (0 = never).
     step_weight: ``native``, or ``unit``, which makes every trained step's gradient weigh alike (native: in proportion
     to |sigma[m+1] - sigma[m]|, 22-fold over Wan's chain).  clips: what chains start from that do not from noise.
+    stride: of the rollout, which leaps over that many steps at a time where no node is needed (``visited``).
     Raises PrflError for a reward that the method cannot use.
     """
 
@@ -137,6 +139,7 @@ class Pathwise:
     distance_every: int = 10
     step_weight: Literal["native", "unit"] = "native"
     clips: LatentDataset | None = None
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -224,7 +227,8 @@ class Pathwise:
         keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
         return rollout(
             network, start, coefficients, first=choice.first, last=last_rolled(choice, coefficients, held_edge),
-            noises=noises, keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
+            visits=visited(choice, coefficients, held_edge, self.stride), noises=noises,
+            keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
         )  # fmt: skip
 
     def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
@@ -286,6 +290,14 @@ def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> 
     """The node at which the rollout ends."""
     scored = [] if held_edge else [node for node in choice.seeds if node <= coefficients.steps]
     return max([*choice.kept(coefficients.steps, held_edge), *scored])
+
+
+def visited(choice: Choice, coefficients: Coefficients, held_edge: bool, stride: int) -> list[int]:
+    """The nodes that the rollout goes through; both ends of every trained edge, so that these stay the chain's own."""
+    plan, last = choice.plan, last_rolled(choice, coefficients, held_edge)
+    ends = {node for e in plan.edges if plan.trains & e.b.keys() for node in (e.source, e.target)}
+    needed = choice.kept(coefficients.steps, held_edge) | choice.seeds.keys() | ends
+    return coarse({choice.first, last, *(node for node in needed if node <= last)}, stride)
 
 
 def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:

@@ -76,6 +76,10 @@ METHODS = [
     ["objective={name: leapalign, similarity_floor: null}", "objective.distance_weight=0.5"],
     ["objective={name: instructvideo, last_steps: 2}", "data.manifest=absent.jsonl"],
     ["objective={name: prfl, from_data: 0.5}", "data.manifest=absent.jsonl"],
+    ["rollout.stride=2"],
+    ["rollout.stride=3", "backbone.checkpointing=full", "objective.handoff=clean"],
+    ["rollout.stride=2", "objective={name: leapalign}", "rollout.guidance={scale: 2.0, gradient: cond}"],
+    ["rollout.stride=2", "objective={name: drtune, trained_steps: 1}"],
     ["objective={name: prfl, from_data: 1.0}", "data.manifest=absent.jsonl", "backbone.checkpointing=full"],
     ["objective={name: dense_process, rewards: 3, from_data: 0.5}", "data.manifest=absent.jsonl"],
     ["objective={name: dense_process, rewards: 3}", "objective.distance_weight=0.5"],
@@ -109,6 +113,7 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
+        stride=config.rollout.stride,
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prfl import draws
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import WanBackbone
 from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
 from prfl.objective.alignprop import AlignProp
@@ -22,7 +21,7 @@ from prfl.objective.instructvideo import InstructVideo
 from prfl.objective.leapalign import LeapAlign
 from prfl.objective.pathwise import Method, Pathwise
 from prfl.objective.prfl import Prfl
-from prfl.objective.scorer import RewardLoss, draw_frames
+from prfl.objective.scorer import draw_frames
 from prfl.objective.steps import starts_from_data
 from prfl.objective.vader import Vader
 from prfl.rollout import last_steps, unit_steps
@@ -38,6 +37,7 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
+from tests.objective.toy import LOSS, toy_objective
 
 STEPS = 5
 CHAIN = euler(chain_sigmas(STEPS, 3.0))
@@ -119,67 +119,6 @@ def start_of(objective: Pathwise, step: int) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------- toy, in float64
-
-
-class ToyBackbone(WanBackbone):
-    """A network of three numbers a sample that depends on latents, sigma and condition, with no adapter to select."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        shapes = {"w1": (5, 3), "w2": (3, 5), "u": (5,), "v": (5, 2), "g": (3,)}
-        self.weights = {name: nn.Parameter(torch.randn(*shape).double()) for name, shape in shapes.items()}
-        self.embeds = {prompt: torch.randn(1, 1, 2).double() for prompt in PROMPTS}
-        self.checkpointing = "none"
-
-    device = torch.device("cpu")  # type: ignore[assignment]
-
-    def remember(self, prompts, progress=iter):
-        pass
-
-    def condition(self, prompts):
-        return Condition.cat([Condition(self.embeds[prompt], torch.ones(1, dtype=torch.long)) for prompt in prompts])
-
-    def adapter(self, name):
-        return nullcontext()
-
-    def adapter_parameters(self, name):
-        return self.weights
-
-    def velocity(self, latents, sigma, condition):
-        own, x = self.weights, latents.flatten(1)
-        hidden = torch.tanh(x @ own["w1"].T + sigma * own["u"] + condition.prompt_embeds[:, 0] @ own["v"].T)
-        return (hidden @ own["w2"].T + own["g"] * sigma * x).reshape(latents.shape)
-
-
-@dataclass
-class ToyScorer:
-    noise_aware: bool = True
-    differentiable = True
-
-    def selected(self):
-        return nullcontext()
-
-    def __call__(self, latents, sigma, condition, step):
-        x = latents.flatten(1)
-        mixed = torch.sin(2 * x + sigma[:, None]).sum(1) + (1 - sigma) * x.square().sum(1)
-        return {"motion": mixed + condition.prompt_embeds[:, 0, 0] * x[:, 0]}
-
-
-class InDouble(Pathwise):
-    def draw(self, step, indices):
-        prompts, condition, start = super().draw(step, indices)
-        return prompts, condition, start.double()
-
-
-LOSS = RewardLoss({"motion": 1.0}, shape="linear", scale=0.7)
-
-
-def toy_objective(method: Method, **more) -> Pathwise:
-    backbone = ToyBackbone()
-    data = clips((3, 1, 1, 1), {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
-    return InDouble(
-        backbone, method, ToyScorer(), LOSS, PROMPTS, (3, 1, 1, 1), seed=0, distance_every=0, clips=data, **more
-    )
 
 
 def toy_world(objective: Pathwise, step: int) -> naive.World:
