@@ -35,6 +35,7 @@ from prfl.objective.leapalign import LeapAlign
 from prfl.objective.pathwise import Guidance, Method, Pathwise
 from prfl.objective.preference import PixelPreference, Preference
 from prfl.objective.prfl import Prfl
+from prfl.objective.reuse import Reuse
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
@@ -111,6 +112,13 @@ def method(config: Config, coefficients: Coefficients) -> Method:
     raise AssertionError(f"objective {own.name} follows no reward")
 
 
+def reuse(config: Config) -> Reuse | None:
+    own = config.rollout
+    if own.gradients_per_rollout == 1:
+        return None
+    return Reuse(own.gradients_per_rollout, config.training.batch, own.drift_limit)
+
+
 def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
@@ -147,6 +155,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
         step_weight=config.rollout.step_weight,
         clips=starts,
         stride=config.rollout.stride,
+        reuse=reuse(config),
     )
 
 

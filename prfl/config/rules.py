@@ -105,10 +105,16 @@ def _chain(config: Config) -> Iterator[tuple[str, str]]:
         if rollout.solver == "flow_sde":
             yield "rollout.solver", f"objective {config.objective.name} rolls no chain out; take euler or unipc"
         yield from _unread(
-            rollout, "rollout", ["guidance", "step_weight", "stride"], f"objective {config.objective.name}"
-        )
-    elif rollout.stride > 1:
+            rollout, "rollout", ["guidance", "step_weight", "stride", "gradients_per_rollout", "drift_limit"],
+            f"objective {config.objective.name}",
+        )  # fmt: skip
+        return
+    if rollout.stride > 1:
         yield from _stride(config, config.objective)
+    if rollout.gradients_per_rollout > 1:
+        yield from _reuse(config, config.objective)
+    else:
+        yield from _unread(rollout, "rollout", ["drift_limit"], "gradients_per_rollout: 1")
 
 
 def _stride(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
@@ -120,6 +126,21 @@ def _stride(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, st
         yield "rollout.stride", f"objective {objective.name} trains every step; there is none to leap over"
     if isinstance(objective, PrflConfig) and objective.from_data == 1:
         yield "rollout.stride", "objective.from_data: 1 needs no rollout"
+
+
+def _reuse(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
+    """A rollout that serves several optimizer steps."""
+    key, adapter = "rollout.gradients_per_rollout", config.backbone.adapter
+    if not isinstance(objective, PrflConfig | ReflConfig | DenseProcessConfig):
+        yield key, f"objective {objective.name} needs its own rollout each time; it is for prfl, refl and dense_process"
+    if _from_data(objective):
+        yield key, "objective.from_data: chains from clips need no rollout; take one of the two"
+    if isinstance(objective, DenseProcessConfig) and objective.beta:
+        yield key, "objective.beta: a gradient along the chain needs latents of the present policy; take beta: 0"
+    if config.rollout.solver == "unipc":
+        yield key, "unipc's steps contain outputs of the policy that made the rollout; take euler or flow_sde"
+    if adapter and adapter.dropout:
+        yield key, "backbone.adapter.dropout would pass for drift; set it to 0"
 
 
 def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[str, str]]:

@@ -84,6 +84,7 @@ def test_mistakes_on_the_command_line(write: Write, override: str, message: str)
 
 VADER = "objective={name: vader, sft: {}}"
 DENSE = "objective={name: dense_process"
+REUSE = "rollout.gradients_per_rollout=2"
 AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
@@ -157,6 +158,13 @@ RULES = [
     (["rollout.stride=2", "objective.from_data=1"], "rollout.stride: objective.from_data: 1 needs no rollout"),
     (["rollout.stride=2", "objective={name: sft}", "reward=null"], "rollout.stride: objective sft does not read it"),
     (["rollout.stride=0"], "rollout.stride: should be greater than or equal to 1"),
+    (["rollout.drift_limit=0.5"], "rollout.drift_limit: gradients_per_rollout: 1 does not read it"),
+    ([REUSE, "objective={name: vader, sft: {}}"], f"{REUSE[:-2]}: objective vader needs its own rollout each time"),
+    ([REUSE, "objective.from_data=0.5"], f"{REUSE[:-2]}: objective.from_data: chains from clips need no rollout"),
+    ([REUSE, f"{DENSE}, beta: 0.5, sft: {{}}}}"], f"{REUSE[:-2]}: objective.beta: a gradient along the chain"),
+    ([REUSE, "rollout.solver=unipc"], f"{REUSE[:-2]}: unipc's steps contain outputs"),
+    ([REUSE, "backbone.adapter.dropout=0.1"], f"{REUSE[:-2]}: backbone.adapter.dropout would pass for drift"),
+    ([REUSE, "objective={name: sft}", "reward=null"], f"{REUSE[:-2]}: objective sft does not read it"),
     (["rollout.eta=0.5"], "rollout.eta: solver euler does not read it"),
     (["rollout.solver=unipc", "rollout.eta=0.5"], "rollout.eta: solver unipc does not read it"),
     (["rollout.solver=flow_sde", "rollout.eta=0"], "rollout.eta: should be greater than 0"),
@@ -213,6 +221,8 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         [CLIPS],
         ["rollout.guidance={scale: 3, gradient: cond}"],
         ["rollout.solver=unipc"],
+        [REUSE, "rollout.drift_limit=null", "rollout.stride=2", "objective={name: refl, sft: {}}"],
+        [REUSE, f"{DENSE}, sft: {{}}}}", "rollout.solver=flow_sde"],
         ["rollout.stride=4", "objective.from_data=0.5"],
         ["rollout.solver=flow_sde", "rollout.eta=0.3"],
         ["objective={name: sft}", "reward=null", "rollout.solver=unipc"],

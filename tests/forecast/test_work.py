@@ -77,6 +77,16 @@ METHODS = [
     ["objective={name: instructvideo, last_steps: 2}", "data.manifest=absent.jsonl"],
     ["objective={name: prfl, from_data: 0.5}", "data.manifest=absent.jsonl"],
     ["rollout.stride=2"],
+    ["rollout.gradients_per_rollout=4"],
+    ["rollout.gradients_per_rollout=3", "backbone.checkpointing=full"],
+    ["rollout.gradients_per_rollout=3", "objective.handoff=clean", "rollout.stride=2"],
+    ["rollout.gradients_per_rollout=2", "objective={name: refl}", "backbone.checkpointing=full"],
+    ["rollout.gradients_per_rollout=3", "objective={name: dense_process, rewards: 3}", "objective.distance_weight=0.5"],
+    [
+        "rollout.gradients_per_rollout=3",
+        "objective={name: dense_process, rewards: 2, handoff: clean}",
+        "rollout.guidance={scale: 2.0, gradient: cond}",
+    ],
     ["rollout.stride=3", "backbone.checkpointing=full", "objective.handoff=clean"],
     ["rollout.stride=2", "objective={name: leapalign}", "rollout.guidance={scale: 2.0, gradient: cond}"],
     ["rollout.stride=2", "objective={name: drtune, trained_steps: 1}"],
@@ -113,11 +123,11 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
-        stride=config.rollout.stride,
+        stride=config.rollout.stride, reuse=build.reuse(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):
-        objective.accumulate(step, range(BATCH))
+        objective.accumulate(step, range(step * BATCH, (step + 1) * BATCH))
     found = counted(config, model)
     assert made["with gradient"] == found[names.GRADIENT]
     assert made["without"] == sum(found.get(name, 0) for name in (names.ROLLOUT, names.UNGUIDED, names.DISTANCE))
