@@ -57,7 +57,6 @@ def test_two_and_two_steps_equal_four_bit_for_bit(tiny_pipeline_folder, tmp_path
 
 REUSED = {  # method, limit of the drift, finished steps at the break, the step that made the rollout then, stale then
     "prfl": (Prfl(CHAINS["euler"], seed=0), None, 5, 4, False),
-    "prfl, inside a span": (Prfl(CHAINS["euler"], seed=1), None, 7, 4, False),
     "prfl, stochastic": (Prfl(CHAINS["flow_sde"], seed=0), None, 6, 4, False),
     "prfl, clean, with a limit": (Prfl(CHAINS["euler"], seed=0, handoff="clean"), 0.03, 5, 3, False),
     "prfl, clean, above the limit": (Prfl(CHAINS["euler"], seed=0, handoff="clean"), 0.03, 6, 3, True),
