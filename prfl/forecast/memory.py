@@ -26,6 +26,7 @@ from prfl.forecast.rewards import reward_on_meta
 from prfl.forecast.work import evaluation_samples
 from prfl.objective import sft
 from prfl.objective.pathwise import Choice, holds_edge
+from prfl.objective.reuse import span
 from prfl.objective.scorer import PixelScorer, decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
@@ -156,6 +157,16 @@ def fixed_parts(
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
     if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build.chain(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
+    if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cpu":  # else it is in host memory
+        stored = stored_tensors(config, model) * sum_bytes([shapes.latents(config.training.batch)])
+        yield Part("rollout that several steps use, and the weights that made it", stored + size)
+
+
+def stored_tensors(config: Config, model: WanBackbone) -> int:
+    """Latents and outputs of a sample that a rollout for several steps keeps, at most."""
+    choices, steps = _choices(config, model), config.rollout.gradients_per_rollout
+    spans = [span(choices[first : first + steps], 1, held_edge=False) for first in range(0, len(choices), steps)]
+    return max(len(own.latents | {own.path[-1]}) + len(own.outputs) for own in spans)
 
 
 def earlier_outputs(chain: Coefficients) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +233,20 @@ def test_a_held_graph_lives_beside_the_reward(make: Callable[..., Config]) -> No
     _, plain = predicted(make("backbone.checkpointing=full", "objective={name: vader, last_steps: 2}"))
     _, held = predicted(make("backbone.checkpointing=full", "objective={name: vader, last_steps: 1}"))
     assert held["reward"].bytes == plain["reward"].bytes + held["walk back"].saved
+
+
+def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
+    """Of each sample of the batch, at most x[m] and f[m] for each of three drawn steps, and where the rollout ends."""
+    name = "rollout that several steps use, and the weights that made it"
+    config = make("rollout.gradients_per_rollout=3")
+    _, parts = predicted(config)
+    assert name not in predicted(make())[1]
+    model = build.architecture(config)
+    method = build.method(config, build.chain(config, model))
+    most = max(len({m for s in span for m in method.choose(s).plan.trains}) for span in (range(3), range(3, 5)))
+    tensors = 4 * (2 * most + 1) * 4 * math.prod(model.latent_shape(17, 32, 32))
+    assert parts[name].bytes == tensors + parts["adapter weights"].bytes
+    assert name not in predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))[1], "in host memory"
 
 
 def test_methods_that_draw_are_predicted_at_their_most(make: Callable[..., Config]) -> None:
