@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 class Reuse:
     """gradients: optimizer steps that a rollout serves at most.  batch: samples of a step, over all processes.
 
-    drift_limit: None keeps every rollout for all its steps.  The indices of a step that makes no rollout are skipped, so
-    an epoch of prompts is a random part of them.
+    drift_limit: None keeps every rollout for all its steps.  The indices of a step that makes no rollout are skipped,
+    so an epoch of prompts is a random part of them.
 
     What changes, and is saved: ``rolled_at``, the step R; ``weights``, the policy's then, in host memory, with which a
     resumed run (on another number of processes, too) makes the rollout again; ``stale``, whether the next step is to
