@@ -12,6 +12,7 @@ from prfl.config.steering_schema import (
     DenseProcessConfig,
     DraftLvConfig,
     DrTuneConfig,
+    FromDataConfig,
     FullChainConfig,
     InstructVideoConfig,
     LeapAlignConfig,
@@ -34,6 +35,7 @@ from prfl.objective.leapalign import LeapAlign
 from prfl.objective.pathwise import Guidance, Method, Pathwise
 from prfl.objective.preference import PixelPreference, Preference
 from prfl.objective.prfl import Prfl
+from prfl.objective.reuse import Reuse
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
@@ -83,7 +85,7 @@ def method(config: Config, coefficients: Coefficients) -> Method:
     own, seed = config.objective, config.seed
     match own:
         case PrflConfig():
-            return Prfl(coefficients, seed, handoff=own.handoff, steps_range=own.steps_range)
+            return Prfl(coefficients, seed, handoff=own.handoff, steps_range=own.steps_range, from_data=own.from_data)
         case ReflConfig():
             return Prfl(coefficients, seed, handoff="clean", steps_range=own.steps_range)
         case VaderConfig():
@@ -105,9 +107,16 @@ def method(config: Config, coefficients: Coefficients) -> Method:
         case DenseProcessConfig():
             return DenseProcess(
                 coefficients, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,
-                steps_range=own.steps_range,
+                steps_range=own.steps_range, from_data=own.from_data,
             )  # fmt: skip
     raise AssertionError(f"objective {own.name} follows no reward")
+
+
+def reuse(config: Config) -> Reuse | None:
+    own = config.rollout
+    if own.gradients_per_rollout == 1:
+        return None
+    return Reuse(own.gradients_per_rollout, config.training.batch, own.drift_limit)
 
 
 def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
@@ -121,7 +130,8 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
         scorer = PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
     with located("data"):
         latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
-    starts = clips if isinstance(own, InstructVideoConfig) else None
+    from_data = isinstance(own, InstructVideoConfig) or (isinstance(own, FromDataConfig) and own.from_data > 0)
+    starts = clips if from_data else None
     if isinstance(starts, PairDataset):
         what = f"objective {own.name} starts from videos, not from pairs"
         raise PrflError(what, where="data.manifest", fix="give a manifest of videos")
@@ -145,6 +155,8 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
         step_weight=config.rollout.step_weight,
         clips=starts,
         reward_batch=scores.batch,
+        stride=config.rollout.stride,
+        reuse=reuse(config),
     )
 
 

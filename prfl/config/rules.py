@@ -19,6 +19,8 @@ from prfl.config.steering_schema import (
     DenseProcessConfig,
     DraftLvConfig,
     DrTuneConfig,
+    FromDataConfig,
+    FullChainConfig,
     InstructVideoConfig,
     LeapAlignConfig,
     PrflConfig,
@@ -61,7 +63,7 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
     data, objective = config.data, config.objective
     if data.manifest and data.generator:
         yield "data.generator", "data.manifest is given too; keep one of them"
-    from_data = isinstance(objective, InstructVideoConfig)
+    from_data = isinstance(objective, InstructVideoConfig) or _from_data(objective)
     reads_clips = from_data or not isinstance(objective, SteeringConfig) or objective.sft is not None
     if reads_clips and not (data.manifest or data.generator):
         yield "data.manifest", "the objective trains on clips; give data.manifest or data.generator"
@@ -73,6 +75,10 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.prompts.validation", "evaluation.every needs validation prompts"
     if config.evaluation.final_samples and not data.prompts.test:
         yield "data.prompts.test", "evaluation.final_samples needs test prompts"
+
+
+def _from_data(objective: Section) -> bool:
+    return isinstance(objective, FromDataConfig) and objective.from_data > 0
 
 
 def _watch(config: Config) -> Iterator[tuple[str, str]]:
@@ -100,9 +106,43 @@ def _chain(config: Config) -> Iterator[tuple[str, str]]:
     if not isinstance(config.objective, SteeringConfig):
         if rollout.solver == "flow_sde":
             yield "rollout.solver", f"objective {config.objective.name} rolls no chain out; take euler or unipc"
-        for key, unread in (("guidance", guidance.scale != 1), ("step_weight", rollout.step_weight != "native")):
-            if unread:
-                yield f"rollout.{key}", f"objective {config.objective.name} does not read it"
+        yield from _unread(
+            rollout, "rollout", ["guidance", "step_weight", "stride", "gradients_per_rollout", "drift_limit"],
+            f"objective {config.objective.name}",
+        )  # fmt: skip
+        return
+    if rollout.stride > 1:
+        yield from _stride(config, config.objective)
+    if rollout.gradients_per_rollout > 1:
+        yield from _reuse(config, config.objective)
+    else:
+        yield from _unread(rollout, "rollout", ["drift_limit"], "gradients_per_rollout: 1")
+
+
+def _stride(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
+    """A coarse rollout."""
+    if config.rollout.solver != "euler":
+        yield "rollout.stride", f"{config.rollout.solver} takes no leaps; it is for solver: euler"
+    all_trained = isinstance(objective, VaderConfig) and objective.last_steps == config.rollout.steps
+    if all_trained or isinstance(objective, FullChainConfig):
+        yield "rollout.stride", f"objective {objective.name} trains every step; there is none to leap over"
+    if isinstance(objective, PrflConfig) and objective.from_data == 1:
+        yield "rollout.stride", "objective.from_data: 1 needs no rollout"
+
+
+def _reuse(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
+    """A rollout that serves several optimizer steps."""
+    key, adapter = "rollout.gradients_per_rollout", config.backbone.adapter
+    if not isinstance(objective, PrflConfig | ReflConfig | DenseProcessConfig):
+        yield key, f"objective {objective.name} needs its own rollout each time; it is for prfl, refl and dense_process"
+    if _from_data(objective):
+        yield key, "objective.from_data: chains from clips need no rollout; take one of the two"
+    if isinstance(objective, DenseProcessConfig) and objective.beta:
+        yield key, "objective.beta: a gradient along the chain needs latents of the present policy; take beta: 0"
+    if config.rollout.solver == "unipc":
+        yield key, "unipc's steps contain outputs of the policy that made the rollout; take euler or flow_sde"
+    if adapter and adapter.dropout:
+        yield key, "backbone.adapter.dropout would pass for drift; set it to 0"
 
 
 def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[str, str]]:
@@ -187,6 +227,8 @@ def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[t
         low, high = objective.steps_range
         if not 0 <= low < high <= 1:
             yield "objective.steps_range", f"needs 0 <= low < high <= 1, got [{low:g}, {high:g}]"
+    if _from_data(objective) and config.rollout.solver == "unipc":
+        yield "rollout.solver", "objective.from_data starts inside the chain; unipc needs all before it"
     if isinstance(objective, AlignPropConfig | DraftLvConfig | LeapAlignConfig | InstructVideoConfig) and steps < 2:
         yield "rollout.steps", f"objective {objective.name} needs a chain of two steps or more"
     match objective:
@@ -196,10 +238,13 @@ def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[t
             yield "objective.trained_steps", f"the chain has only {steps} steps"
         case AlignPropConfig(last_steps=(low, high)) if not low <= high <= steps:
             yield "objective.last_steps", f"needs low <= high <= {steps}, the chain's steps; got [{low}, {high}]"
+        case PrflConfig() if objective.from_data and math.ceil(high * steps) < 2:
+            yield "objective.from_data", "steps_range has no step behind the chain's first, where all is noise"
         case DenseProcessConfig():
-            parts = math.ceil(high * steps) - math.floor(low * steps)
+            first = max(math.floor(low * steps), 1 if objective.from_data else 0)
+            parts, which = math.ceil(high * steps) - first, " behind the first" if objective.from_data else ""
             if objective.rewards > parts:
-                yield "objective.rewards", f"steps_range has only {parts} of the chain's {steps} steps"
+                yield "objective.rewards", f"steps_range has only {parts} of the chain's {steps} steps{which}"
             if objective.credit == "step":
                 yield from _unread(objective, "objective", ["beta"], "credit: step")
         case InstructVideoConfig():

@@ -176,6 +176,22 @@ class RolloutConfig(Section):
     )
     shift: float | None = Field(default=None, gt=0, description="Shift of the sigmas; null is the backbone's own.")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="Classifier-free guidance in training.")
+    stride: int = Field(
+        default=1,
+        ge=1,
+        description="Steps that the rollout leaps over at a time on its way to the trained ones, which stay fine.",
+    )
+    gradients_per_rollout: int = Field(
+        default=1,
+        ge=1,
+        description="Optimizer steps that take their gradients from one rollout's latents, each at steps of its own.",
+    )
+    drift_limit: float | None = Field(
+        default=0.1,
+        gt=0,
+        description="For gradients_per_rollout: how far the trained steps may drift from the rollout's own, as a share "
+        "of their length, before a new rollout is made; null is any distance.",
+    )
     step_weight: Literal["native", "unit"] = Field(
         default="native", description="unit scales step i's gradient by mean|B| / |B[i]|; native leaves it."
     )

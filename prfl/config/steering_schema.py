@@ -37,7 +37,15 @@ class SteeringConfig(Section):
     )
 
 
-class PrflConfig(SteeringConfig):
+class FromDataConfig(SteeringConfig):
+    from_data: Share = Field(
+        default=0.0,
+        description="Share of the steps whose chains start from noised clips of the data, at the step that is drawn: "
+        "they need no rollout up to there.",
+    )
+
+
+class PrflConfig(FromDataConfig):
     name: Literal["prfl"] = Field(description="One random step of the chain gets the gradient of a latent reward.")
     handoff: Literal["next", "clean"] = Field(
         default="next", description="Score the next latent, or the clean prediction of the step."
@@ -136,7 +144,7 @@ class InstructVideoConfig(SteeringConfig):
     )
 
 
-class DenseProcessConfig(SteeringConfig):
+class DenseProcessConfig(FromDataConfig):
     name: Literal["dense_process"] = Field(
         description="Rewards at several states of one rollout, their gradients summed in one walk back."
     )

@@ -28,6 +28,7 @@ from prfl.forecast.rewards import reward_on_meta
 from prfl.forecast.work import evaluation_samples
 from prfl.objective import sft
 from prfl.objective.pathwise import Choice, holds_edge
+from prfl.objective.reuse import span
 from prfl.objective.scorer import PixelScorer, decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
@@ -95,6 +96,8 @@ def predict_memory(config: Config, model: WanBackbone) -> Memory:
             _phases(config, model, reward, shapes, sum_bytes([p.grad for p in trained if p.grad is not None]))
         )
         host = host_bytes(config, model, shapes) if model.offload else 0
+    if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cuda":
+        host += stored_rollout(config, model)[0] * pinned(sum_bytes([shapes.latents(config.training.batch)]))
     return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
 
 
@@ -213,6 +216,19 @@ def fixed_parts(
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
     if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build.chain(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
+    if config.rollout.gradients_per_rollout > 1:
+        waiting, here = stored_rollout(config, model)
+        of_all = sum_bytes([shapes.latents(config.training.batch)])
+        on_cpu = waiting * of_all + size if device_kind(config) == "cpu" else 0
+        yield Part("rollout that several steps use, and the weights that made it", here * of_all + on_cpu)
+
+
+def stored_rollout(config: Config, model: WanBackbone) -> tuple[int, int]:
+    """What a rollout for several steps keeps of a sample, at most: latents that wait in host memory; its outputs and
+    its end, which stay where they are made."""
+    choices, steps = _choices(config, model), config.rollout.gradients_per_rollout
+    spans = [span(choices[first : first + steps], 1, held_edge=False) for first in range(0, len(choices), steps)]
+    return max(len(own.latents - {own.path[-1]}) for own in spans), max(len(own.outputs) for own in spans) + 1
 
 
 def earlier_outputs(chain: Coefficients) -> int:

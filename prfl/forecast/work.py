@@ -10,7 +10,8 @@ from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.config.steering_schema import SteeringConfig
-from prfl.objective.pathwise import Choice, Pathwise, holds_edge, last_rolled
+from prfl.objective.pathwise import Choice, Pathwise, holds_edge, visited
+from prfl.objective.reuse import span
 from prfl.solvers import Coefficients
 
 ROLLOUT = "rollout forwards"
@@ -55,13 +56,24 @@ def count_work(config: Config, model: WanBackbone) -> list[Work]:
 
 
 def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> Counter[str]:
-    """Of one sample of each step, summed over the steps: the choices are functions of (seed, step)."""
+    """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
+
+    A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.
+    """
     coefficients = build.chain(config, model)
     method = build.method(config, coefficients)
     counts: Counter[str] = Counter()
     for step in range(config.training.steps):
         choice = method.choose(step)
-        counts += _of_choice(choice, coefficients, holds_edge(model, choice), config)
+        held = holds_edge(model, choice)
+        if config.rollout.gradients_per_rollout == 1:
+            rolled = _rolled(choice, coefficients, held, config.rollout.stride)
+        elif step % config.rollout.gradients_per_rollout == 0:
+            served = [method.choose(step + later) for later in range(config.rollout.gradients_per_rollout)]
+            rolled = len(span(served, config.rollout.stride, held).path) - 1
+        else:  # the ends of the trained edges, to be scored
+            rolled = 0 if held else len(choice.seeds)
+        counts += _of_choice(choice, rolled, config)
         trained = len(choice.plan.trains)
         if objective.distance_weight:
             counts += Counter({GRADIENT: trained, DISTANCE: trained})
@@ -70,13 +82,18 @@ def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> 
     return counts
 
 
-def _of_choice(choice: Choice, coefficients: Coefficients, held: bool, config: Config) -> Counter[str]:
-    guidance = config.rollout.guidance
-    guided = guidance.scale != 1
-    last = last_rolled(choice, coefficients, held)
-    rolled = last - choice.first
+def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> int:
+    """Evaluations without gradient up to where the reward is read."""
+    path = visited(choice, coefficients, held, stride)
+    rolled, last = len(path) - 1, path[-1]
     if not held:  # clean predictions from where the rollout did not make the output
         rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
+    return rolled
+
+
+def _of_choice(choice: Choice, rolled: int, config: Config) -> Counter[str]:
+    guidance = config.rollout.guidance
+    guided = guidance.scale != 1
     walked = len(choice.plan.recomputed)
     both = guidance.gradient == "both"
     read = len(choice.seeds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -20,6 +20,23 @@ class Mean(float):
 
     def __reduce__(self) -> tuple[type[Mean], tuple[float, int]]:  # for its way to the other processes
         return Mean, (float(self), self.count)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that carries something from one optimizer step to the next."""
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """After each step: its metrics over the whole batch, the same on every process."""
+        ...
+
+    def carried(self) -> dict[str, Tensor]:
+        """What a checkpoint saves of it, the same on every process; empty where there is nothing."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what ``carried`` gave.  Raises PrflError, and changes nothing, when it does not fit."""
+        ...
 
 
 @runtime_checkable

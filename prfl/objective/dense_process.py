@@ -10,6 +10,8 @@ multistep solver's later steps contain earlier outputs, and train those too.)
 credit ``chain``: rewards reach the steps before them too, along the chain; beta is the share of the gradient that
 passes through the networks' inputs.  With beta 0 the drawn steps are trained, a network call each; above 0 every step
 from the first drawn one on is walked and trained; 1 is the exact gradient from there on.
+
+In a share ``from_data`` of the optimizer steps the chain starts at the first drawn step, from noised clips.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from typing import Literal
 
 from prfl import draws
 from prfl.objective.pathwise import Choice
-from prfl.objective.steps import steps_in
+from prfl.objective.steps import behind_noise, starts_from_data, steps_in
 from prfl.rollout import Plan, clean_node, jump_edge, step_edge
 from prfl.solvers import Coefficients
 
 
 @dataclass(frozen=True)
 class DenseProcess:
-    """rewards: how many, no more than there are steps in ``steps_range`` (as for PRFL).  beta: for credit ``chain``."""
+    """rewards: how many, no more than there are steps in ``steps_range`` (as for PRFL).  beta: for credit ``chain``.
+
+    from_data: as for PRFL; there must be ``rewards`` steps behind the chain's first one.
+    """
 
     coefficients: Coefficients
     seed: int
@@ -35,6 +40,7 @@ class DenseProcess:
     credit: Literal["chain", "step"] = "chain"
     beta: float = 0.0
     steps_range: tuple[float, float] = (0.0, 1.0)
+    from_data: float = 0.0
 
     @property
     def noisy(self) -> bool:
@@ -43,12 +49,17 @@ class DenseProcess:
     def drawn(self, step: int) -> list[int]:
         """One step of each part, ascending."""
         among = steps_in(self.coefficients, self.steps_range)
+        if self.starts_from_data(step):
+            among = behind_noise(among)
         bounds = [len(among) * part // self.rewards for part in range(self.rewards + 1)]
         spans = zip(bounds[:-1], bounds[1:], strict=True)
         return [
             among[low + draws.integer(high - low, self.seed, "dense/step", step, part)]
             for part, (low, high) in enumerate(spans)
         ]
+
+    def starts_from_data(self, step: int) -> bool:
+        return starts_from_data(self.from_data, self.seed, step)
 
     def choose(self, step: int) -> Choice:
         drawn = self.drawn(step)
@@ -63,4 +74,4 @@ class DenseProcess:
         beta = self.beta if self.credit == "chain" else 0.0
         plan = Plan(edges, frozenset(range(first, last + 1) if beta else drawn), {k: beta for e in edges for k in e.b})
         nodes = [clean_node(self.coefficients, m) if clean else m + 1 for m in drawn]
-        return Choice(plan, dict.fromkeys(nodes, 1 / len(nodes)))
+        return Choice(plan, dict.fromkeys(nodes, 1 / len(nodes)), first if self.starts_from_data(step) else 0)

@@ -10,6 +10,7 @@ A method says only which plan, which seeds and where the chain starts (``Choice`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from prfl import draws
 from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
+from prfl.backbone.weights import holding
 from prfl.data.dataset import LatentDataset
 from prfl.errors import PrflError
 from prfl.objective.clock import Clock
 from prfl.objective.distance import accumulate_distance, velocity_distance
 from prfl.objective.order import shuffled
+from prfl.objective.reuse import Reuse, drift, edge_ends, span
 from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
 from prfl.offload import HostStore
 from prfl.rollout import (
@@ -31,6 +34,7 @@ from prfl.rollout import (
     Network,
     Plan,
     Trajectory,
+    coarse,
     guided_network,
     hold_edge,
     rollout,
@@ -123,6 +127,8 @@ class Pathwise:
     step_weight: ``native``, or ``unit``, which makes every trained step's gradient weigh alike (native: in proportion
     to |sigma[m+1] - sigma[m]|, 22-fold over Wan's chain).  clips: what chains start from that do not from noise.
     reward_batch: samples scored at once; None is all.
+    stride: of the rollout, which leaps over that many steps at a time where no node is needed (``visited``).
+    reuse: one rollout for several steps; for methods whose chains start from noise and whose edges are trained alone.
     Raises PrflError for a reward that the method cannot use.
     """
 
@@ -140,6 +146,8 @@ class Pathwise:
     step_weight: Literal["native", "unit"] = "native"
     clips: LatentDataset | None = None
     reward_batch: int | None = None
+    stride: int = 1
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -170,20 +178,26 @@ class Pathwise:
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
         clock = Clock(self.backbone.device)
         choice = self.choose(step)
+        made, own = self.origin(step, indices)
         with clock("condition"):
-            _, condition, start = self.draw(step, indices)
+            _, condition, start = self.draw(made, own)
             network = self.network(condition)
         parameters = list(self.parameters().values())
         held_edge = holds_edge(self.backbone, choice)
         with clock("rollout"), self.backbone.adapter(self.adapter):
-            rolled = self.roll(network, start, self.noises(step, indices), choice, held_edge)
-            trajectory = self.noise_again(rolled, choice, step, indices)
+            trajectory = self.trajectory(network, start, choice, step, indices, held_edge)
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
-            latents = {choice.node: held.latents} if held else scored_latents(network, trajectory, choice)
+            latents = {choice.node: held.latents} if held else self.scored(network, trajectory, choice)
             weights = leap_similarity(network, trajectory, choice) if choice.similarity else None
+            metrics = {}
+            if self.reuse:
+                metrics["rollout_age"] = float(step - made)
+                if made < step:
+                    metrics["drift"] = drift(network, self.reuse.trajectories[tuple(own)], latents, choice)
         largest = max(float(x.abs().max()) for x in latents.values())  # the trainer stops where it is not finite
         with clock("reward"):
-            seeds, metrics = self.score(latents, choice, condition, step, weights)
+            seeds, found = self.score(latents, choice, condition, step, weights)
+            metrics |= found
         with clock("backward"), self.backbone.adapter(self.adapter):
             if held:
                 held.backward(seeds[choice.node])
@@ -192,7 +206,16 @@ class Pathwise:
         with clock("distance"):
             metrics |= self.distance(step, trajectory, choice, condition)
         metrics |= {"latents/max": largest, "sampled_step": float(min(choice.plan.trains))}
+        if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
+            metrics["from_data"] = float(choice.first > 0)
         return metrics | {"node": float(choice.node), "sigma": choice.sigma(choice.node)} | clock.metrics()
+
+    def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
+        """The step whose rollout is used, and the indices that these samples had in it."""
+        if self.reuse is None:
+            return step, list(indices)
+        self.reuse.begin(step, self.parameters())
+        return self.reuse.origin(step, indices)
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
         """Prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
@@ -217,6 +240,32 @@ class Pathwise:
             empty = self.backbone.condition([""] * len(condition))
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
+    def trajectory(
+        self, network: Network, start: Tensor, choice: Choice, step: int, indices: Sequence[int], held_edge: bool
+    ) -> Trajectory:
+        """What the step works on: rolled out for it, or what it sees of a rollout that serves several steps."""
+        if self.reuse is None:
+            rolled = self.roll(network, start, self.noises(step, indices), choice, held_edge)
+            return self.noise_again(rolled, choice, step, indices)
+        made, own = self.reuse.origin(step, indices)
+        if tuple(own) not in self.reuse.trajectories:
+            # A resumed run makes it again with the weights that the policy had then.
+            with nullcontext() if made == step else holding(self.parameters(), self.reuse.weights):
+                rolled = self.roll_for_all(network, start, made, own)
+            self.reuse.trajectories[tuple(own)] = rolled
+        return self.reuse.of_step(self.reuse.trajectories[tuple(own)], step)
+
+    def roll_for_all(self, network: Network, start: Tensor, step: int, indices: Sequence[int]) -> Trajectory:
+        """The rollout of ``step`` that serves the steps after it too: their choices are known by now."""
+        assert self.reuse is not None
+        choices = [self.choose(later) for later in range(step, step + self.reuse.gradients)]
+        needs = span(choices, self.stride, holds_edge(self.backbone, choices[0]))
+        return rollout(
+            network, start, self.method.coefficients, last=needs.path[-1], visits=needs.path,
+            noises=self.noises(step, indices), keep=needs.latents, keep_outputs=needs.outputs,
+            store=HostStore(),
+        )  # fmt: skip
+
     def roll(
         self, network: Network, start: Tensor, noises: draws.ChainNoises, choice: Choice, held_edge: bool
     ) -> Trajectory:
@@ -225,9 +274,14 @@ class Pathwise:
         keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
         return rollout(
             network, start, coefficients, first=choice.first, last=last_rolled(choice, coefficients, held_edge),
-            noises=noises, keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
+            visits=visited(choice, coefficients, held_edge, self.stride), noises=noises,
+            keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
             store=HostStore() if self.backbone.offload else None,
         )  # fmt: skip
+
+    def scored(self, network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
+        """The latents that are scored, by node; of a stored rollout they are computed under the present policy."""
+        return (edge_ends if self.reuse else scored_latents)(network, trajectory, choice)
 
     def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
         """The trajectory with the nodes that the choice has beside the chain."""
@@ -267,15 +321,25 @@ class Pathwise:
             return {}
         return {"distance": value}
 
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        if self.reuse:
+            self.reuse.observe(metrics)
+
+    def carried(self) -> dict[str, Tensor]:
+        return self.reuse.carried() if self.reuse else {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.reuse:
+            self.reuse.restore(tensors, self.parameters())
+
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The batch as it was drawn, and its latents rolled out anew."""
-        prompts, condition, start = self.draw(step, indices)
+        prompts, condition, start = self.draw(*self.origin(step, indices))
         choice = self.choose(step)
         network = self.network(condition)
         with self.backbone.adapter(self.adapter):
-            trajectory = self.roll(network, start, self.noises(step, indices), choice, held_edge=False)
-            trajectory = self.noise_again(trajectory, choice, step, indices)
-            scored = scored_latents(network, trajectory, choice)
+            trajectory = self.trajectory(network, start, choice, step, indices, held_edge=False)
+            scored = self.scored(network, trajectory, choice)
         nodes = {str(node): choice.sigma(node) for node in choice.seeds}
         facts = {"prompts": prompts, "first": choice.first, "nodes": nodes, "trains": sorted(choice.plan.trains)}
         return {"start": start} | {f"scored/{node}": x for node, x in scored.items()}, facts
@@ -290,6 +354,14 @@ def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> 
     """The node at which the rollout ends."""
     scored = [] if held_edge else [node for node in choice.seeds if node <= coefficients.steps]
     return max([*choice.kept(coefficients.steps, held_edge), *scored])
+
+
+def visited(choice: Choice, coefficients: Coefficients, held_edge: bool, stride: int) -> list[int]:
+    """The nodes that the rollout goes through; both ends of every trained edge, so that these stay the chain's own."""
+    plan, last = choice.plan, last_rolled(choice, coefficients, held_edge)
+    ends = {node for e in plan.edges if plan.trains & e.b.keys() for node in (e.source, e.target)}
+    needed = choice.kept(coefficients.steps, held_edge) | choice.seeds.keys() | ends
+    return coarse({choice.first, last, *(node for node in needed if node <= last)}, stride)
 
 
 def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:

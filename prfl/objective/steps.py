@@ -1,9 +1,10 @@
-"""Which steps of a chain a method draws from."""
+"""Which steps of a chain a method draws from, and where its chain starts."""
 
 from __future__ import annotations
 
 import math
 
+from prfl import draws
 from prfl.errors import PrflError
 from prfl.solvers import Coefficients
 
@@ -16,3 +17,13 @@ def steps_in(coefficients: Coefficients, shares: tuple[float, float]) -> range:
         what = f"no step of the chain lies in {low} to {high}"
         raise PrflError(what, where="objective.steps_range", fix="widen it")
     return steps
+
+
+def starts_from_data(share: float, seed: int, step: int) -> bool:
+    """Whether the chains of an optimizer step start from clips of the data, as a ``share`` of all steps do."""
+    return share > 0 and float(draws.uniform(seed, "from_data", step, [0])) < share
+
+
+def behind_noise(among: range) -> range:
+    """The steps that a noised clip can stand before: not the chain's first, where sigma is 1 and no clip is left."""
+    return range(max(1, among.start), among.stop)

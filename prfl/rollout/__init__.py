@@ -2,6 +2,7 @@
 
 from prfl.rollout.chain import Network as Network
 from prfl.rollout.chain import Trajectory as Trajectory
+from prfl.rollout.chain import coarse as coarse
 from prfl.rollout.chain import rollout as rollout
 from prfl.rollout.guidance import guided_network as guided_network
 from prfl.rollout.plan import Edge as Edge

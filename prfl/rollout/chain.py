@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from prfl.errors import PrflError
 from prfl.offload import HostStore, Parked
-from prfl.solvers import Coefficients, combine
+from prfl.solvers import Coefficients, combine, leap
 
 # (latents (batch, ...), sigma ()) -> output (batch, ...).  Condition and guidance are closed over.
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -67,6 +68,7 @@ def rollout(
     *,
     first: int = 0,
     last: int | None = None,
+    visits: Collection[int] | None = None,
     noises: Noises | None = None,
     keep: Literal["all"] | Set[int] = "all",
     keep_outputs: Set[int] = frozenset(),
@@ -75,23 +77,32 @@ def rollout(
 ) -> Trajectory:
     """x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
 
+    visits: the nodes between them that the chain goes through, default all; it leaps over the others, one deterministic
+    step of the last node's output each time (``solvers.leap``), and steps between neighbours are the solver's own.
     keep: which nodes stay, "all" or a set; x[last] always does.  keep_outputs: which f[k] stay.
     store: where kept latents wait, all but x[last], which is wanted first; default is where they are made.
     noises: standard normal, by step, needed where c[i] is not 0.
-    on_step(i, x[i+1]) is called after each step.
-    Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there.
+    on_step(i, x) is called after each step from node i.
+    Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there; and for a leap of
+    a solver that is stochastic or multistep.
     """
     last = coefficients.steps if last is None else last
     _check_span(coefficients, first, last, noises is not None)
+    path = [i for i in range(first, last + 1) if visits is None or i in visits or i in (first, last)]
+    _check_leaps(coefficients, path)
     latents: list[Tensor | Parked | None] = [None] * (coefficients.steps + 1)
     outputs: dict[int, Tensor] = {}
     x = start.detach()
-    for i in range(first, last):
+    for i, after in pairwise(path):
         if keep == "all" or i in keep:
             latents[i] = x if store is None else parked(x, store)
         outputs[i] = network(x, sigma_at(coefficients, i, x))
-        noise = noises[i].to(x.device) if noises is not None and coefficients.c[i] else None
-        x = combine(x, coefficients.a[i], coefficients.b[i], outputs, coefficients.c[i], noise)
+        if after > i + 1:
+            a, b = leap(coefficients, i, float(coefficients.sigmas[after]))
+            x = combine(x, a, {i: b}, outputs)
+        else:
+            noise = noises[i].to(x.device) if noises is not None and coefficients.c[i] else None
+            x = combine(x, coefficients.a[i], coefficients.b[i], outputs, coefficients.c[i], noise)
         still_needed = set(keep_outputs).union(*coefficients.b[i + 1 : last])
         outputs = {k: output for k, output in outputs.items() if k in still_needed}
         if on_step is not None:
@@ -105,6 +116,26 @@ def rollout(
 def parked(x: Tensor, store: HostStore) -> Parked:
     store.new_group()  # of its own: a walk takes one after another
     return store.put(x)
+
+
+def coarse(needed: Collection[int], stride: int) -> list[int]:
+    """The nodes to visit on a coarse way through all that are needed: from each of them back, every ``stride``-th.
+
+    What is left over is the first step of each stretch: the steps next to a needed node are alike.
+    """
+    nodes = sorted(needed)
+    between = {node for low, high in pairwise(nodes) for node in range(high, low, -stride)}
+    return sorted({nodes[0]} | between)
+
+
+def _check_leaps(coefficients: Coefficients, path: list[int]) -> None:
+    for i, after in pairwise(path):
+        if after > i + 1 and (any(coefficients.c) or any(set(b) != {k} for k, b in enumerate(coefficients.b))):
+            raise PrflError(
+                f"a leap from node {i} to {after} of a chain whose solver is stochastic or multistep",
+                where="rollout.stride",
+                fix="leave it at 1, or use a deterministic one-step solver (euler)",
+            )
 
 
 def _check_span(coefficients: Coefficients, first: int, last: int, has_noises: bool) -> None:

@@ -1,11 +1,12 @@
 """Atomic checkpoints: safetensors and json only, written to a hidden folder and moved into place.
 
-    checkpoints/step-000100/{weights,optimizer,ema}.safetensors, state.json
+    checkpoints/step-000100/{weights,optimizer,ema,objective}.safetensors, state.json
 
-``weights`` and ``ema`` hold the trained parameters by the names that the objective gives them; ``state.json`` has the
-step, the sizes of the files and the ``identity``: all that decides the numbers of a run (the config, and fingerprints
-of the model, the reward, the clips and the prompts).  The learning rate, the position in the data and the state of
-every random generator are functions of (identity, step), so there is nothing of them to save.
+``weights`` and ``ema`` hold the trained parameters by the names that the objective gives them, ``objective`` is there
+where the objective carries something of its own from step to step; ``state.json`` has the step, the sizes of the files
+and the ``identity``: all that decides the numbers of a run (the config, and fingerprints of the model, the reward, the
+clips and the prompts).  The learning rate, the position in the data and the state of every random generator are
+functions of (identity, step), so there is nothing of them to save.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prfl.backbone.weights import copy_into
 from prfl.data.files import read_tensors, replacing_folder, restore_folders
 from prfl.errors import PrflError
-from prfl.training.ema import Ema, copy_into
+from prfl.objective import Stateful
+from prfl.training.ema import Ema
 from prfl.training.guards import plain
 
 FORMAT = 1
@@ -41,6 +44,7 @@ class TrainState:
     step: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
+    objective: Stateful | None = None
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
@@ -69,6 +73,8 @@ def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
         tensors["optimizer"] |= {f"{names[index]}/{name}": value for name, value in moments.items()}
     if state.ema:
         tensors["ema"] = dict(state.ema.average)
+    if state.objective and (carried := state.objective.carried()):
+        tensors["objective"] = carried
     return tensors
 
 
@@ -148,8 +154,12 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
     fix = damaged_fix(path)
     weights, moments = (read_tensors(path / f"{name}.safetensors", fix) for name in ("weights", "optimizer"))
     average = read_tensors(path / "ema.safetensors", fix) if state.ema else {}
+    carried = "objective.safetensors"
+    carries = read_tensors(path / carried, fix) if carried in facts["files"] else {}
     check_names(path, weights, state.parameters)
     check_moments(path, moments, state.parameters)
+    if state.objective and carries:
+        state.objective.restore(carries)
     if state.ema:
         check_names(path, average, state.parameters)
         state.ema.load(average, facts["ema_updates"])

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from prfl.backbone.weights import holding
+
 
 class Ema:
     """Average of named parameters.  The decay grows as (1 + n) / (10 + n) up to ``decay``, so early averages are not
@@ -33,20 +35,10 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the parameters hold the average; afterwards, their own values again."""
-        own = {name: p.detach().clone() for name, p in self.parameters.items()}
-        copy_into(self.parameters, self.average)
-        try:
+        with holding(self.parameters, self.average):
             yield
-        finally:
-            copy_into(self.parameters, own)
 
     def load(self, average: dict[str, Tensor], updates: int) -> None:
         self.updates = updates
         for name, value in average.items():
             self.average[name].copy_(value)
-
-
-@torch.no_grad()
-def copy_into(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])

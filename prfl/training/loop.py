@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from prfl import draws, processes
 from prfl.config.schema import TrainingConfig
 from prfl.errors import PrflError
-from prfl.objective import Objective
+from prfl.objective import Objective, Stateful
 from prfl.objective.clock import Clock
 from prfl.training import guards, memory
 from prfl.training.averages import average_metrics
@@ -122,7 +122,8 @@ def prepare(trainer: Trainer, resume: str, identity: dict[str, Any], log: Log) -
         )
     optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay)
     ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
-    state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity)
+    carrier = trainer.objective if isinstance(trainer.objective, Stateful) else None
+    state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity, objective=carrier)
     if trainer.accelerator.is_main_process:
         for damaged in tidy(trainer.run.checkpoints, resume):
             log.say(f"{damaged} is damaged: it is now called damaged-{damaged.name}, and the run goes on before it")
@@ -198,6 +199,8 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
     with clock("processes") if accelerator.num_processes > 1 else nullcontext():  # waits for the slowest one
         metrics = average_metrics(records, [len(part) for part in parts])
         average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
+    if isinstance(objective, Stateful):
+        objective.observe(metrics)
     if step == 0:  # after the average: a process whose own samples are all beyond the hinge is no fault
         guards.check_gradient_arrived(state.parameters, name)
     with clock("optimizer"):

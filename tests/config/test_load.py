@@ -84,6 +84,7 @@ def test_mistakes_on_the_command_line(write: Write, override: str, message: str)
 
 VADER = "objective={name: vader, sft: {}}"
 DENSE = "objective={name: dense_process"
+REUSE = "rollout.gradients_per_rollout=2"
 AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
@@ -115,6 +116,14 @@ RULES = [
     ([f"{DENSE}, steps_range: [0.8, 0.8], sft: {{}}}}"], "objective.steps_range: needs 0 <= low < high <= 1"),
     ([f"{DENSE}, credit: step, beta: 1.0, sft: {{}}}}"], "objective.beta: credit: step does not read it"),
     ([f"{DENSE}, sft: {{}}}}", "reward.space=pixel"], "objective.handoff: a pixel reward cannot score a noisy latent"),
+    (["objective={name: prfl, from_data: 0.5}", "data.generator=null"], "data.manifest: the objective trains on clips"),
+    (["objective.from_data=0.5", "rollout.solver=unipc"], "rollout.solver: objective.from_data starts inside"),
+    (["objective.from_data=0.5", "objective.steps_range=[0.0, 0.1]"], "objective.from_data: steps_range has no step"),
+    (
+        [f"{DENSE}, rewards: 10, from_data: 0.5}}"],
+        "objective.rewards: steps_range has only 9 of the chain's 10 steps b",
+    ),
+    ([f"{DENSE}, from_data: 1.5}}"], "objective.from_data: should be less than or equal to 1"),
     (["objective={name: instructvideo}", "data.generator=null"], "data.manifest: the objective trains on clips"),
     (["objective={name: instructvideo}", "rollout.solver=unipc"], "rollout.solver: objective instructvideo starts"),
     (["objective={name: instructvideo, last_steps: 7}"], "objective.last_steps: objective.start leaves only 6 of"),
@@ -136,6 +145,26 @@ RULES = [
     (["objective={name: sft}"], "reward: objective sft does not read it"),
     (["objective={name: sft}", "reward=null", "rollout.step_weight=unit"], "rollout.step_weight: objective sft"),
     (["objective={name: sft}", "reward=null", "rollout.solver=flow_sde"], "rollout.solver: objective sft"),
+    (["rollout.stride=2", "rollout.solver=unipc"], "rollout.stride: unipc takes no leaps"),
+    (["rollout.stride=2", "rollout.solver=flow_sde"], "rollout.stride: flow_sde takes no leaps"),
+    (
+        ["rollout.stride=2", "objective={name: full_chain, sft: {}}"],
+        "rollout.stride: objective full_chain trains every",
+    ),
+    (
+        ["rollout.stride=2", "objective={name: vader, last_steps: 10, sft: {}}"],
+        "rollout.stride: objective vader trains",
+    ),
+    (["rollout.stride=2", "objective.from_data=1"], "rollout.stride: objective.from_data: 1 needs no rollout"),
+    (["rollout.stride=2", "objective={name: sft}", "reward=null"], "rollout.stride: objective sft does not read it"),
+    (["rollout.stride=0"], "rollout.stride: should be greater than or equal to 1"),
+    (["rollout.drift_limit=0.5"], "rollout.drift_limit: gradients_per_rollout: 1 does not read it"),
+    ([REUSE, "objective={name: vader, sft: {}}"], f"{REUSE[:-2]}: objective vader needs its own rollout each time"),
+    ([REUSE, "objective.from_data=0.5"], f"{REUSE[:-2]}: objective.from_data: chains from clips need no rollout"),
+    ([REUSE, f"{DENSE}, beta: 0.5, sft: {{}}}}"], f"{REUSE[:-2]}: objective.beta: a gradient along the chain"),
+    ([REUSE, "rollout.solver=unipc"], f"{REUSE[:-2]}: unipc's steps contain outputs"),
+    ([REUSE, "backbone.adapter.dropout=0.1"], f"{REUSE[:-2]}: backbone.adapter.dropout would pass for drift"),
+    ([REUSE, "objective={name: sft}", "reward=null"], f"{REUSE[:-2]}: objective sft does not read it"),
     (["rollout.eta=0.5"], "rollout.eta: solver euler does not read it"),
     (["rollout.solver=unipc", "rollout.eta=0.5"], "rollout.eta: solver unipc does not read it"),
     (["rollout.solver=flow_sde", "rollout.eta=0"], "rollout.eta: should be greater than 0"),
@@ -183,6 +212,8 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         ["objective={name: drtune, trained_steps: 10, spacing: random, early_stop: 0.4, sft: {}}"],
         ["objective={name: leapalign, alpha: 0.0, similarity_floor: null, sft: {}}"],
         ["objective={name: instructvideo, frames: 4, temporal_decay: 1.0, last_steps: 6}", "reward.space=pixel"],
+        ["objective={name: prfl, from_data: 0.5}"],
+        [f"{DENSE}, rewards: 9, from_data: 1.0}}"],
         [f"{DENSE}, rewards: 10, beta: 1.0, sft: {{}}}}"],
         [f"{DENSE}, handoff: clean, credit: step, sft: {{}}}}", "reward.space=pixel"],
         [VADER, AESTHETIC, "reward.shape=linear"],
@@ -190,6 +221,9 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         [CLIPS],
         ["rollout.guidance={scale: 3, gradient: cond}"],
         ["rollout.solver=unipc"],
+        [REUSE, "rollout.drift_limit=null", "rollout.stride=2", "objective={name: refl, sft: {}}"],
+        [REUSE, f"{DENSE}, sft: {{}}}}", "rollout.solver=flow_sde"],
+        ["rollout.stride=4", "objective.from_data=0.5"],
         ["rollout.solver=flow_sde", "rollout.eta=0.3"],
         ["objective={name: sft}", "reward=null", "rollout.solver=unipc"],
         ["backbone={model: shapes, train: full}"],

@@ -63,7 +63,14 @@ def test_every_key_is_read_by_somebody(
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write("pixel", "reward.yaml", reward={"space": "pixel", "head": {"dimensions": ["light"]}}),
-        write("steered", "prfl.yaml", objective={"sft": {}}, data={"manifest": "manifest.jsonl"}, evaluation=watched),
+        write(
+            "steered",
+            "prfl.yaml",
+            objective={"sft": {}},
+            data={"manifest": "manifest.jsonl"},
+            evaluation=watched,
+            rollout={"gradients_per_rollout": 2},
+        ),
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}),
         write("supervised", "sft.yaml"),
         write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic}),

@@ -337,6 +337,22 @@ def test_a_held_graph_lives_beside_the_reward(make: Callable[..., Config]) -> No
     assert held["reward"].bytes == plain["reward"].bytes + held["walk back"].saved
 
 
+def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
+    """Of each sample of the batch, at most x[m] and f[m] for each of three drawn steps, and where the rollout ends."""
+    name = "rollout that several steps use, and the weights that made it"
+    config = make("rollout.gradients_per_rollout=3")
+    _, parts = predicted(config)
+    assert name not in predicted(make())[1]
+    model = build.architecture(config)
+    method = build.method(config, build.chain(config, model))
+    most = max(len({m for s in span for m in method.choose(s).plan.trains}) for span in (range(3), range(3, 5)))
+    tensors = 4 * (2 * most + 1) * 4 * math.prod(model.latent_shape(17, 32, 32))
+    assert parts[name].bytes == tensors + parts["adapter weights"].bytes
+    found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
+    assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
+    assert found.host == most * memory.pinned(tensors // (2 * most + 1)), "the latents"
+
+
 def test_methods_that_draw_are_predicted_at_their_most(make: Callable[..., Config]) -> None:
     """AlignProp's deepest draw walks as DRaFT-K does; DRTune's inputs need no gradient, however many its steps."""
     found = {

@@ -76,6 +76,23 @@ METHODS = [
     ["objective={name: leapalign}", "rollout.guidance={scale: 2.0, gradient: cond}"],
     ["objective={name: leapalign, similarity_floor: null}", "objective.distance_weight=0.5"],
     ["objective={name: instructvideo, last_steps: 2}", "data.manifest=absent.jsonl"],
+    ["objective={name: prfl, from_data: 0.5}", "data.manifest=absent.jsonl"],
+    ["rollout.stride=2"],
+    ["rollout.gradients_per_rollout=4"],
+    ["rollout.gradients_per_rollout=3", "backbone.checkpointing=full"],
+    ["rollout.gradients_per_rollout=3", "objective.handoff=clean", "rollout.stride=2"],
+    ["rollout.gradients_per_rollout=2", "objective={name: refl}", "backbone.checkpointing=full"],
+    ["rollout.gradients_per_rollout=3", "objective={name: dense_process, rewards: 3}", "objective.distance_weight=0.5"],
+    [
+        "rollout.gradients_per_rollout=3",
+        "objective={name: dense_process, rewards: 2, handoff: clean}",
+        "rollout.guidance={scale: 2.0, gradient: cond}",
+    ],
+    ["rollout.stride=3", "backbone.checkpointing=full", "objective.handoff=clean"],
+    ["rollout.stride=2", "objective={name: leapalign}", "rollout.guidance={scale: 2.0, gradient: cond}"],
+    ["rollout.stride=2", "objective={name: drtune, trained_steps: 1}"],
+    ["objective={name: prfl, from_data: 1.0}", "data.manifest=absent.jsonl", "backbone.checkpointing=full"],
+    ["objective={name: dense_process, rewards: 3, from_data: 0.5}", "data.manifest=absent.jsonl"],
     ["objective={name: dense_process, rewards: 3}", "objective.distance_weight=0.5"],
     ["objective={name: dense_process, rewards: 1, credit: step}", "backbone.checkpointing=full"],
     ["objective={name: dense_process, rewards: 2, beta: 1.0}"],
@@ -107,15 +124,24 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
+        stride=config.rollout.stride, reuse=build.reuse(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):
-        objective.accumulate(step, range(BATCH))
+        objective.accumulate(step, range(step * BATCH, (step + 1) * BATCH))
     found = counted(config, model)
     assert made["with gradient"] == found[names.GRADIENT]
     assert made["without"] == sum(found.get(name, 0) for name in (names.ROLLOUT, names.UNGUIDED, names.DISTANCE))
     assert made["reward"] == found[names.REWARD]
     assert found.get(names.RECOMPUTED, 0) == (found[names.GRADIENT] if model.checkpointing != "none" else 0)
+
+
+def test_chains_that_start_from_data_need_no_rollout(make: Callable[..., Config]) -> None:
+    data = ["objective={name: prfl, from_data: 1.0}", "data.manifest=absent.jsonl"]
+    held = make(*data, "backbone.checkpointing=full")
+    assert names.ROLLOUT not in counted(held, build.architecture(held)), "the trained step is all"
+    plain = make(*data)
+    assert counted(plain, build.architecture(plain))[names.ROLLOUT] == STEPS * BATCH, "its end, to be scored"
 
 
 def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_path: Path) -> None:

@@ -64,7 +64,11 @@ def one_prediction(world: World, m: int) -> Tensor:
 
 def one_step(world: World, m: int) -> Tensor:
     """PRFL: the state behind step m."""
-    x = world.states()[m]
+    return one_step_from(world, m, world.states()[m])
+
+
+def one_step_from(world: World, m: int, x: Tensor) -> Tensor:
+    """x: the state at node m."""
     x = x + (world.sigmas[m + 1] - world.sigmas[m]) * world.velocity(x, world.sigmas[m])
     return world.loss(x, world.sigmas[m + 1]).mean()
 
@@ -99,10 +103,10 @@ def two_leaps(world: World, k: int, j: int, alpha: float, floor: float | None) -
     return (weight * world.loss(end, sigmas[-1])).mean()
 
 
-def dense(world: World, drawn: Sequence[int], beta: float, credit: str, handoff: str) -> Tensor:
+def dense(world: World, drawn: Sequence[int], beta: float, credit: str, handoff: str, first: int = 0) -> Tensor:
     """Rewards behind the drawn steps; beta > 0 trains every step from the first drawn one on."""
     x, losses = world.start, []
-    for i in range(drawn[-1] + 1):
+    for i in range(first, drawn[-1] + 1):
         if credit == "step":
             x = x.detach()
         with torch.set_grad_enabled(i in drawn if beta == 0 else i >= drawn[0]):

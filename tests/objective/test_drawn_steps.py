@@ -8,6 +8,7 @@ from prfl.objective.dense_process import DenseProcess
 from prfl.objective.drtune import DrTune
 from prfl.objective.leapalign import LeapAlign
 from prfl.objective.pathwise import Method
+from prfl.objective.prfl import Prfl
 from prfl.rollout import clean_node
 from prfl.solvers import euler
 
@@ -47,3 +48,18 @@ def test_dense_process_draws_one_step_of_each_part() -> None:
     assert DenseProcess(CHAIN, 0, rewards=5).drawn(3) == [0, 1, 2, 3, 4]
     late = DenseProcess(CHAIN, 0, rewards=1, steps_range=(0.8, 1.0))
     assert late.drawn(0) == [4] and not late.noisy and DenseProcess(CHAIN, 0).noisy
+
+
+def test_a_share_of_the_chains_starts_from_data_at_the_drawn_step() -> None:
+    method = Prfl(CHAIN, 0, from_data=0.3)
+    choices = [method.choose(step) for step in range(400)]
+    data = [choice for choice in choices if choice.first]
+    assert 0.22 < len(data) / 400 < 0.38
+    assert all(choice.plan.trains == {choice.first} for choice in data)
+    assert {choice.first for choice in data} == {1, 2, 3, 4}, "at the first node nothing is left of a clip"
+    plain = [Prfl(CHAIN, 0).choose(step) for step in range(400)]
+    assert all(one == other for one, other in zip(choices, plain, strict=True) if not one.first), (
+        "the others are as ever"
+    )
+    dense = [DenseProcess(CHAIN, 0, rewards=4, from_data=1.0).choose(step) for step in range(5)]
+    assert all(choice.first == 1 and choice.plan.trains == {1, 2, 3, 4} for choice in dense)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prfl import draws
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import WanBackbone
 from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
 from prfl.objective.alignprop import AlignProp
@@ -22,7 +21,8 @@ from prfl.objective.instructvideo import InstructVideo
 from prfl.objective.leapalign import LeapAlign
 from prfl.objective.pathwise import Method, Pathwise
 from prfl.objective.prfl import Prfl
-from prfl.objective.scorer import RewardLoss, draw_frames
+from prfl.objective.scorer import draw_frames
+from prfl.objective.steps import starts_from_data
 from prfl.objective.vader import Vader
 from prfl.rollout import last_steps, unit_steps
 from prfl.solvers import euler
@@ -37,6 +37,7 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
+from tests.objective.toy import LOSS, toy_objective
 
 STEPS = 5
 CHAIN = euler(chain_sigmas(STEPS, 3.0))
@@ -61,7 +62,18 @@ def leapalign(world: naive.World, method: LeapAlign, step: int) -> Tensor:
 
 
 def dense(world: naive.World, method: DenseProcess, step: int) -> Tensor:
-    return naive.dense(world, method.drawn(step), method.beta, method.credit, method.handoff)
+    drawn = method.drawn(step)
+    first = drawn[0] if method.starts_from_data(step) else 0
+    return naive.dense(world, drawn, method.beta, method.credit, method.handoff, first)
+
+
+def prfl(world: naive.World, method: Prfl, step: int) -> Tensor:
+    (m,) = trained(method, step)
+    if not starts_from_data(method.from_data, 0, step):
+        return naive.one_step(world, m) if method.handoff == "next" else naive.one_prediction(world, m)
+    if method.handoff == "next":
+        return naive.one_step_from(world, m, world.start)
+    return world.end(world.start - world.sigmas[m] * world.velocity(world.start, world.sigmas[m]))
 
 
 def trained(method: Method, step: int) -> frozenset[int]:
@@ -69,11 +81,10 @@ def trained(method: Method, step: int) -> frozenset[int]:
 
 
 METHODS: dict[str, tuple[Method, Callable]] = {
-    "prfl": (Prfl(CHAIN, 0), lambda w, own, step: naive.one_step(w, *trained(own, step))),
-    "refl": (
-        Prfl(CHAIN, 0, handoff="clean", steps_range=(0.4, 1.0)),
-        lambda w, own, step: naive.one_prediction(w, *trained(own, step)),
-    ),
+    "prfl": (Prfl(CHAIN, 0), prfl),
+    "prfl, from data": (Prfl(CHAIN, 0, from_data=0.6), prfl),
+    "refl": (Prfl(CHAIN, 0, handoff="clean", steps_range=(0.4, 1.0)), prfl),
+    "refl, from data": (Prfl(CHAIN, 0, handoff="clean", from_data=1.0), prfl),
     "draft_k": (Vader(CHAIN, 3), lambda w, own, step: naive.truncated(w, 3)),
     "full_chain": (Vader(CHAIN, STEPS), lambda w, own, step: naive.truncated(w, STEPS)),
     "alignprop": (AlignProp(CHAIN, 0), lambda w, own, step: naive.truncated(w, len(trained(own, step)))),
@@ -85,6 +96,7 @@ METHODS: dict[str, tuple[Method, Callable]] = {
     "leapalign, no weights": (LeapAlign(CHAIN, 2, similarity_floor=None), leapalign),
     "instructvideo": (InstructVideo(CHAIN, 2, last_steps=2), lambda w, own, step: naive.truncated(w, 2, first=2)),
     "dense_process": (DenseProcess(CHAIN, 0, rewards=3), dense),
+    "dense_process, from data": (DenseProcess(CHAIN, 0, rewards=3, from_data=0.6), dense),
     "dense_process, exact": (DenseProcess(CHAIN, 1, rewards=2, beta=1.0), dense),
     "dense_process, damped": (DenseProcess(CHAIN, 2, rewards=2, beta=0.3), dense),
     "dense_process, each its step": (DenseProcess(CHAIN, 3, rewards=4, credit="step"), dense),
@@ -96,83 +108,22 @@ METHODS: dict[str, tuple[Method, Callable]] = {
 
 def start_of(objective: Pathwise, step: int) -> Tensor:
     """What the chain starts from, without ``Pathwise.draw``."""
-    method, shape = objective.method, objective.latent_shape
+    first, shape = objective.method.choose(step).first, objective.latent_shape
     noise = draws.normal(shape, 0, "start", step, INDICES)
-    if not isinstance(method, InstructVideo):
+    if first == 0:
         return noise
     order = draws.permutation(3, 0, "order/clips", 1)
     clean = torch.stack([objective.clips.latents[order[index % 3]] for index in INDICES])
-    sigma = float(CHAIN.sigmas[method.first])
+    sigma = float(CHAIN.sigmas[first])
     return (1 - sigma) * clean + sigma * noise
 
 
 # ------------------------------------------------------------------------------------------------- toy, in float64
 
 
-class ToyBackbone(WanBackbone):
-    """A network of three numbers a sample that depends on latents, sigma and condition, with no adapter to select."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        shapes = {"w1": (5, 3), "w2": (3, 5), "u": (5,), "v": (5, 2), "g": (3,)}
-        self.weights = {name: nn.Parameter(torch.randn(*shape).double()) for name, shape in shapes.items()}
-        self.embeds = {prompt: torch.randn(1, 1, 2).double() for prompt in PROMPTS}
-        self.checkpointing = "none"
-
-    device = torch.device("cpu")  # type: ignore[assignment]
-
-    def remember(self, prompts, progress=iter):
-        pass
-
-    def condition(self, prompts):
-        return Condition.cat([Condition(self.embeds[prompt], torch.ones(1, dtype=torch.long)) for prompt in prompts])
-
-    def adapter(self, name):
-        return nullcontext()
-
-    def adapter_parameters(self, name):
-        return self.weights
-
-    def velocity(self, latents, sigma, condition):
-        own, x = self.weights, latents.flatten(1)
-        hidden = torch.tanh(x @ own["w1"].T + sigma * own["u"] + condition.prompt_embeds[:, 0] @ own["v"].T)
-        return (hidden @ own["w2"].T + own["g"] * sigma * x).reshape(latents.shape)
-
-
-@dataclass
-class ToyScorer:
-    noise_aware: bool = True
-    differentiable = True
-
-    def selected(self):
-        return nullcontext()
-
-    def __call__(self, latents, sigma, condition, step):
-        x = latents.flatten(1)
-        mixed = torch.sin(2 * x + sigma[:, None]).sum(1) + (1 - sigma) * x.square().sum(1)
-        return {"motion": mixed + condition.prompt_embeds[:, 0, 0] * x[:, 0]}
-
-
-class InDouble(Pathwise):
-    def draw(self, step, indices):
-        prompts, condition, start = super().draw(step, indices)
-        return prompts, condition, start.double()
-
-
-LOSS = RewardLoss({"motion": 1.0}, shape="linear", scale=0.7)
-
-
-def toy_objective(method: Method, **more) -> Pathwise:
-    backbone = ToyBackbone()
-    data = clips((3, 1, 1, 1), {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
-    return InDouble(
-        backbone, method, ToyScorer(), LOSS, PROMPTS, (3, 1, 1, 1), seed=0, distance_every=0, clips=data, **more
-    )
-
-
 def toy_world(objective: Pathwise, step: int) -> naive.World:
     prompts, condition, _ = objective.draw(step, INDICES)
-    if isinstance(objective.method, InstructVideo):
+    if objective.method.choose(step).first:
         order = draws.permutation(3, 0, "order/clips", 1)
         assert prompts == [PROMPTS[::-1][order[index % 3]] for index in INDICES], "a clip goes with its own prompt"
     return naive.World(
@@ -224,6 +175,7 @@ PLANTED = {
         "dense_process, each its step",
         lambda c: replace(c, plan=replace(c.plan, edges=[replace(edge, through=1.0) for edge in c.plan.edges])),
     ),
+    "a chain from noise": ("prfl, from data", lambda c: replace(c, first=0)),
     "another level of the new noise": ("draft_lv", lambda c: replace(c, noised=dict.fromkeys(c.noised, STEPS - 2))),
 }  # fmt: skip
 

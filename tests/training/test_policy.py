@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +11,9 @@ from safetensors.torch import load_file
 from prfl.backbone import load_backbone
 from prfl.config.schema import TrainingConfig
 from prfl.flow import chain_sigmas
+from prfl.objective.dense_process import DenseProcess
 from prfl.objective.prfl import Prfl
+from prfl.objective.reuse import Reuse
 from prfl.objective.sft import Sft
 from prfl.solvers import euler, flow_sde
 from prfl.training import Regulariser, RunFolder, make_accelerator, read_metrics, train
@@ -49,3 +53,48 @@ def test_two_and_two_steps_equal_four_bit_for_bit(tiny_pipeline_folder, tmp_path
         0
     ].keys()
     assert "lora_A" in next(iter(load_file(tmp_path / "straight/checkpoints/step-000004/weights.safetensors")))
+
+
+REUSED = {  # method, limit of the drift, finished steps at the break, the step that made the rollout then, stale then
+    "prfl": (Prfl(CHAINS["euler"], seed=0), None, 5, 4, False),
+    "prfl, stochastic": (Prfl(CHAINS["flow_sde"], seed=0), None, 6, 4, False),
+    "prfl, clean, with a limit": (Prfl(CHAINS["euler"], seed=0, handoff="clean"), 0.03, 5, 3, False),
+    "prfl, clean, above the limit": (Prfl(CHAINS["euler"], seed=0, handoff="clean"), 0.03, 6, 3, True),
+    "dense_process": (DenseProcess(CHAINS["euler"], seed=0, rewards=2), None, 5, 4, False),
+}
+
+
+@pytest.mark.parametrize("name", REUSED)
+def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, tmp_path, name):
+    """Five and five steps equal ten bit for bit: rollouts for 4 steps are made in steps 0, 4 and 8, or earlier."""
+    method, limit, at, made, stale = REUSED[name]
+
+    def go(folder, steps):
+        backbone = with_policy(load_backbone(tiny_pipeline_folder))
+        objective = latent_objective(backbone, method, reuse=Reuse(4, 2, limit))
+        regulariser = Regulariser(Sft(backbone, dataset(backbone), seed=0), every=3)
+        settings = TrainingConfig(steps=steps, batch=2, accumulation=2, learning_rate=1e-2, trackers=[])
+        run = RunFolder(tmp_path / folder)
+        train(objective, settings, run, regulariser=regulariser, accelerator=make_accelerator(run, "cpu", []))
+        names = ("weights", "optimizer", "objective")
+        folder = run.path / f"checkpoints/step-{steps:06d}"
+        return [load_file(folder / f"{n}.safetensors") for n in names], read_metrics(run.metrics)
+
+    files, straight = go("straight", 10)
+    (_, _, carried), _ = go("broken", at)
+    assert (int(carried["rolled_at"]), bool(carried["stale"])) == (made, stale)
+    found, broken = go("broken", 10)
+    for one, two in zip(files, found, strict=True):
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    for one, two in zip(straight, broken, strict=True):
+        one, two = ({k: v for k, v in r.items() if "seconds" not in k and k != "peak_gib"} for r in (one, two))
+        assert one == two
+    ages = [int(record["rollout_age"]) for record in straight]
+    assert ages == ([0, 1, 2, 0, 1, 2, 0, 1, 2, 0] if limit else [0, 1, 2, 3, 0, 1, 2, 3, 0, 1])
+
+
+def test_the_comparison_of_resumed_rollouts_can_fail(tiny_pipeline_folder, tmp_path, monkeypatch):
+    """Were the rollout made again with the present weights, the resumed run would be another one."""
+    monkeypatch.setattr("prfl.objective.pathwise.holding", lambda *_: nullcontext())
+    with pytest.raises(AssertionError):
+        test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, tmp_path, "prfl")

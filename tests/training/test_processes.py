@@ -124,7 +124,7 @@ def test_gradients_and_weights_are_those_of_one_process(ended, stage):
 def test_a_run_goes_on_with_another_number_of_processes(ended, order):
     straight, mixed = ended.metrics("one-prfl"), ended.metrics(f"mixed-{order}")
     straight, mixed = ([r for r in records if "seconds/step" in r] for records in (straight, mixed))
-    assert [r["step"] for r in mixed] == [1, 2, 3, 4]
+    assert [(r["step"], r["rollout_age"]) for r in mixed] == [(1, 0), (2, 1), (3, 2), (4, 0)]
     assert [("seconds/processes" in r) for r in mixed] == [order == "two-one"] * 2 + [order == "one-two"] * 2
     for first, second in zip(straight, mixed, strict=True):
         same_but_time(first, second)

@@ -61,6 +61,7 @@ def write_project(pipeline: Path) -> None:
             "backbone": {**model, "adapter": {"rank": 2, "alpha": 2}},
             "reward": reward,
             "objective": {"name": "prfl", "sft": {"every": 1}, "distance_weight": 0.1},
+            "rollout": {"steps": 3, "gradients_per_rollout": 3},  # a run is broken off after two of the three
             "evaluation": {"every": 4, "prompts_per_round": 3, "final_samples": 1},
             "training": {"steps": 4},
         },
