@@ -13,6 +13,7 @@ from prfl.config.schema import (
     PixelRewardConfig,
     PreferenceConfig,
     SftConfig,
+    listed,
 )
 from prfl.config.steering_schema import (
     AlignPropConfig,
@@ -78,7 +79,7 @@ def _watch(config: Config) -> Iterator[tuple[str, str]]:
     own, name = config.evaluation, config.objective.name
     if own.held_out_reward and isinstance(config.objective, PreferenceConfig):
         yield "evaluation.held_out_reward", f"objective {name} draws no videos; it does not read it"
-    if own.held_out_reward and config.reward and own.held_out_reward == config.reward.path:
+    if own.held_out_reward and config.reward and own.held_out_reward in listed(config.reward.path):
         yield "evaluation.held_out_reward", "this is the reward that is trained on; give another one"
     if own.held_out_reward and not own.every and not own.final_samples:
         yield "evaluation.held_out_reward", "nothing is measured; set evaluation.every or evaluation.final_samples"
@@ -119,6 +120,7 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
         yield from _unread(config.reward, "reward", ["aesthetic"], "objective preference")
     if isinstance(config.reward, LatentRewardConfig):
         yield from _unread(objective, "objective", ["frames", "keep_decoded"], "a latent reward")
+        yield from _unread(config.reward, "reward", ["uncertainty_weight"], "objective preference")
         yield from _latent_head(config.reward.head)
     else:
         yield from _unread(objective, "objective", ["sigma_sampling"], "a pixel reward")
@@ -171,6 +173,12 @@ def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, 
         yield from _aesthetic(reward)
     if reward.shape == "linear":
         yield from _unread(reward, "reward", ["target"], "shape linear")
+    if isinstance(reward, LatentRewardConfig):
+        some = listed(reward.path)
+        if len(some) < 2:
+            yield from _unread(reward, "reward", ["uncertainty_weight"], "one reward, with nobody to disagree with,")
+        for path in sorted({path for path in some if some.count(path) > 1}):
+            yield "reward.path", f"{path} is named twice; an ensemble needs rewards that differ"
     if reward.space == "latent" and objective.frames != "all":
         yield "objective.frames", "a latent reward scores all frames; frames is for pixel rewards"
     if isinstance(objective, PrflConfig | DenseProcessConfig) and reward.space == "pixel":
