@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prfl import build, cli
 from prfl.config import load_config
 from prfl.errors import PrflError
+from prfl.evaluation.policy_eval import write_results
 from prfl.forecast import missing_inputs, predict_memory
 from prfl.forecast.work import REWARD, count_work
+from prfl.keeping import BestRound
 from prfl.reward import LatentReward, RewardAdapter, RewardEnsemble, RewardHead
+from prfl.training import RunFolder
+from tests.evaluation.test_hacking import measured, planted_project, size_or_natural
 from tests.test_commands import metrics, project  # noqa: F401
 
 TWO = "reward.path=[runs/one/reward, runs/two/reward]"
@@ -93,3 +98,138 @@ def test_rewards_that_do_not_go_together_are_refused(project: Path, capsys: pyte
         load_config("prfl.yaml", [TWO, *ALONE, "evaluation.held_out_reward=runs/two/reward"])
     with pytest.raises(PrflError, match=r"reward\.path"):
         load_config("vader.yaml", [TWO, *ALONE])
+
+
+KEEP = ["evaluation.keep_best=held_out/total", "training.keep=1"]
+
+
+def bests(run: str) -> list[str]:
+    return sorted(path.name for path in Path(run, "best").iterdir())
+
+
+def held_out(run: str) -> dict[int, float]:
+    return {record["step"]: record["held_out/total"] for record in metrics(run) if "held_out/total" in record}
+
+
+def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys) -> None:
+    """On a planted reward whose held-out counterpart rises and then falls; stopped and gone on with it is the same."""
+    monkeypatch.chdir(tmp_path)
+    planted_project(tiny_pipeline_folder)
+    monkeypatch.setattr(LatentReward, "logits", size_or_natural)
+    assert cli.main(["train", "hack.yaml", "run=whole", *KEEP]) == 0
+    values = held_out("whole")
+    best = max(values, key=lambda step: values[step])
+    assert 0 < best < 16, "it rises and falls"
+    told = [record for record in metrics("whole") if "kept/step" in record]
+    assert [record["kept/step"] for record in told][-1] == best and told[-1]["kept/held_out/total"] == pytest.approx(
+        values[best], abs=1e-5
+    )
+    assert f"kept: the policy of step {best}, held_out/total" in capsys.readouterr().out
+    kept = load_file("whole/policy.safetensors")
+    last = load_file("whole/checkpoints/step-000016/weights.safetensors")
+    assert bests("whole") == [f"step-{best:06d}"]
+    written = load_file(f"whole/best/{bests('whole')[0]}/policy.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in written.items())
+    assert any(not torch.equal(kept[name], value) for name, value in last.items()), "the last step's weights go on"
+    assert len(kept) == len(last)
+
+    # With patience it ends where two rounds were no better, and again when it is started again.
+    assert cli.main(["train", "hack.yaml", "run=short", *KEEP, "evaluation.patience=1"]) == 0
+    ended = best + 4
+    for _ in range(2):
+        assert list(held_out("short").items()) == [item for item in values.items() if item[0] <= ended]
+        assert sorted(Path("short/checkpoints").iterdir())[-1].name == f"step-{ended:06d}"
+        again = load_file("short/policy.safetensors")
+        assert all(torch.equal(again[name], value) for name, value in kept.items())
+        assert f"ended at step {ended}: 1 rounds without a better held_out/total" in capsys.readouterr().out
+        assert cli.main(["train", "hack.yaml", "run=short", *KEEP, "evaluation.patience=1"]) == 0
+    # Without it, it goes on to the same end as the run that was never stopped.
+    assert cli.main(["train", "hack.yaml", "run=short", *KEEP]) == 0
+    assert held_out("short") == values
+    again = load_file("short/policy.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in kept.items())
+
+
+def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
+    tmp_path, tiny_pipeline_folder, monkeypatch
+) -> None:
+    """The weights of the round that was the best by the last checkpoint are there still."""
+    monkeypatch.chdir(tmp_path)
+    planted_project(tiny_pipeline_folder)
+    config = load_config("hack.yaml", KEEP)
+    model, run = build.backbone(config), RunFolder(Path("run"))
+
+    def round_at(step: int, value: float) -> BestRound:
+        kept = BestRound(config, model, run)  # anew each time, as a resumed run has it
+        write_results(run.samples / f"step-{step:06d}", [measured(held_out__total=value)], 8.0)
+        with torch.no_grad():
+            for parameter in model.adapter_parameters("policy").values():
+                parameter.fill_(float(step))
+        kept.after_round(step)
+        return kept
+
+    def checkpoint(step: int) -> None:
+        for old in run.checkpoints.glob("*"):
+            old.rmdir()
+        (run.checkpoints / f"step-{step:06d}").mkdir(parents=True)
+
+    def restored(kept: BestRound) -> float:
+        kept.restore()
+        return float(next(iter(model.adapter_parameters("policy").values())).flatten()[0])
+
+    noise = {0: 0.1, 10: 0.5, 20: 0.4, 30: 0.7, 40: 0.7, 50: float("nan"), 60: 0.9}
+    for step in (0, 10):
+        round_at(step, noise[step])
+    checkpoint(20)
+    assert restored(round_at(20, noise[20])) == 10 and bests("run") == ["step-000010"]
+    assert restored(round_at(30, noise[30])) == 30
+    assert bests("run") == ["step-000010", "step-000030"], "a run that goes on from 20 may need 10's"
+    # Killed; it goes on from 20, and this time 30 is worse (another evaluation seed, say).
+    kept = round_at(30, 0.3)
+    assert restored(kept) == 10 and kept.rounds_since == 2 and bests("run") == ["step-000010"]
+    round_at(30, noise[30])
+    checkpoint(40)
+    assert restored(round_at(40, noise[40])) == 30, "of equal rounds the earlier"
+    assert bests("run") == ["step-000030"]
+    assert restored(round_at(50, noise[50])) == 30, "what is not a number is no better"
+    assert restored(round_at(60, noise[60])) == 60 and bests("run") == ["step-000030", "step-000060"]
+
+
+def test_full_fine_tuning_keeps_the_best_transformer(project: Path, capsys) -> None:  # noqa: F811
+    save_reward("one", 0)
+    keep = ["evaluation.held_out_reward=runs/one/reward", "evaluation.keep_best=held_out/total", "evaluation.every=1"]
+    assert cli.main(["train", "full.yaml", *keep, "training.learning_rate=0.3"]) == 0, capsys.readouterr().err
+    told = [record for record in metrics("runs/full") if "kept/step" in record]
+    values = held_out("runs/full")
+    best = max(values, key=lambda step: values[step])
+    assert told[-1]["kept/step"] == best and bests("runs/full")[-1] == f"step-{best:06d}"
+    config = load_config("full.yaml")
+    model, other = build.backbone(config), build.backbone(config)
+    build.load_policy(config, model)
+    build.load_policy(config, other, Path("runs/full/best", f"step-{best:06d}", "transformer"))
+    pairs = zip(model.transformer.parameters(), other.transformer.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["evaluation.keep_best=judge/all"], "evaluation.keep_best: no round records it; set evaluation.judge"),
+        (["evaluation.keep_best=held_out/total"], "set evaluation.held_out_reward"),
+        (["evaluation.keep_best=reward/total"], "no measure that nothing is trained on"),
+        (["evaluation.keep_best=judge/all", "evaluation.judge=shapes", "evaluation.every=0"], "there are no rounds"),
+        (["evaluation.patience=3"], "a run without evaluation.keep_best does not read it"),
+    ],
+)
+def test_what_nobody_records_cannot_be_kept(project: Path, overrides: list[str], fault: str) -> None:  # noqa: F811
+    with pytest.raises(PrflError, match=fault):
+        load_config("full.yaml", overrides)
+
+
+def test_a_measure_that_no_round_has_is_refused_at_the_first(project: Path, capsys) -> None:  # noqa: F811
+    save_reward("one", 0)
+    keep = ["evaluation.held_out_reward=runs/one/reward", "evaluation.keep_best=held_out/lihgt"]
+    assert cli.main(["train", "full.yaml", *keep]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "evaluation.keep_best: no round records held_out/lihgt" in shown and "held_out/light, held_out/calm" in shown
+    assert not Path("runs/full/checkpoints").exists(), "before the first step"

@@ -39,6 +39,7 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     yield from _data(config)
     yield from _chain(config)
     yield from _watch(config)
+    yield from _keep_best(config)
     if isinstance(config.objective, PreferenceConfig):
         yield from _preference(config, config.objective)
     else:
@@ -88,6 +89,25 @@ def _watch(config: Config) -> Iterator[tuple[str, str]]:
     elif own.stop_on_hacking and (not own.every or own.prompts_per_round < FEWEST_PROMPTS):
         few = f"needs evaluation.every, and evaluation.prompts_per_round of {FEWEST_PROMPTS} or more to tell"
         yield "evaluation.stop_on_hacking", few
+
+
+def _keep_best(config: Config) -> Iterator[tuple[str, str]]:
+    own, key = config.evaluation, config.evaluation.keep_best
+    if key is None:
+        yield from _unread(own, "evaluation", ["patience"], "a run without evaluation.keep_best")
+        return
+    readers = {"judge": own.judge, "held_out": own.held_out_reward}
+    group, slash, measure = key.partition("/")
+    if isinstance(config.objective, PreferenceConfig):
+        yield "evaluation.keep_best", f"objective {config.objective.name} draws no videos; it does not read it"
+    elif group not in readers or not slash or not measure:
+        kinds = "judge/all, of evaluation.judge, or held_out/total, of evaluation.held_out_reward"
+        yield "evaluation.keep_best", f"'{key}' is no measure that nothing is trained on; such are {kinds}"
+    elif not readers[group]:
+        key = {"judge": "evaluation.judge", "held_out": "evaluation.held_out_reward"}[group]
+        yield "evaluation.keep_best", f"no round records it; set {key}"
+    elif not own.every:
+        yield "evaluation.keep_best", "there are no rounds; set evaluation.every"
 
 
 def _chain(config: Config) -> Iterator[tuple[str, str]]:

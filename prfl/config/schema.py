@@ -285,6 +285,14 @@ class EvaluationConfig(Section):
         default=False,
         description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
     )
+    keep_best: str | None = Field(
+        default=None,
+        description="A measure of the rounds (judge/all, held_out/total): the policy of its best round is the run's "
+        "result, of equal ones the earliest; null keeps the last step's.",
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="End the run after so many rounds without a better keep_best; null is never."
+    )
     final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
     judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
     steps: int | None = Field(
