@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from prfl import build, processes
 from prfl.backbone import WanBackbone
-from prfl.config import dump_resolved, identity, load_config
+from prfl.config import dump_resolved, identity
 from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.console import console, disable_progress_bars, progress
@@ -200,10 +200,7 @@ def evaluate(
     """
     if config is None:
         folder = run or next(iter(heads.values() if heads else [])).parent
-        if not (folder / "config.yaml").is_file():
-            raise PrflError("there is no config.yaml in it", where=str(folder), fix="give the folder of a run")
-        config = load_config(folder / "config.yaml", overrides)
-        config = config.model_copy(update={"run": folder})  # it may have been moved
+        config = build.finished_run(folder, overrides)
     model = build.backbone(config)
     if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
         return evaluate_policy(config, model)

@@ -22,6 +22,7 @@ from prfl.build.objectives import preference as preference
 from prfl.build.objectives import regulariser as regulariser
 from prfl.build.objectives import sft as sft
 from prfl.build.objectives import steering as steering
+from prfl.build.policies import finished_run as finished_run
 from prfl.build.policies import load_policy as load_policy
 from prfl.build.policies import policy_place as policy_place
 from prfl.build.policies import save_policy as save_policy

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from prfl.backbone import WanBackbone
-from prfl.build.models import POLICY, policy_adapter
+from prfl.build.models import POLICY, backbone, policy_adapter
+from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.data.files import content_hash, read_tensors, replacing, replacing_folder
 from prfl.errors import PrflError
@@ -66,6 +68,35 @@ def _check_names(file: Path, own: dict[str, torch.Size], found: dict[str, torch.
     if wrong:
         what = f"{len(wrong)} of its weights do not fit the model, the first is {wrong[0]}"
         raise PrflError(what, where=str(file), fix=AGAIN)
+
+
+def finished_run(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a run's folder, wherever that was moved to.  overrides: of its keys.  Raises PrflError."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise PrflError("there is no config.yaml in it", where=str(run), fix="give the folder of a run")
+    return load_config(path, overrides).model_copy(update={"run": run})
+
+
+def policy_model(config: Config, run: Path, model: WanBackbone) -> tuple[WanBackbone, str | None]:
+    """A backbone of its own with a run's trained policy, and the adapter to draw with; ``model`` stays as it is.
+
+    Raises PrflError for a policy of another model than ``model``, the config's own.
+    """
+    trained = finished_run(run)
+    where = {"device": config.backbone.device, "compile": False}
+    trained = trained.model_copy(update={"backbone": trained.backbone.model_copy(update=where)})
+    trained_weights(trained)
+    drawing = backbone(trained)
+    for part in ("transformer_fingerprint", "vae_fingerprint"):
+        if drawing.describe()[part] != model.describe()[part]:
+            raise PrflError(
+                f"the policy of {run} was trained from another model ({trained.backbone.model})",
+                where="data.generator.policies",
+                fix=f"name a run with backbone.model: {config.backbone.model}",
+            )
+    load_policy(trained, drawing)
+    return drawing, policy_adapter(trained)
 
 
 def weights_hash(config: Config) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from prfl.config.data_schema import ClipsConfig, Section, is_hub_id
+from prfl.config.data_schema import ClipsConfig, SamplesConfig, Section, is_hub_id
 from prfl.config.schema import (
     Config,
     LatentHeadConfig,
@@ -69,6 +69,10 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
         yield "data", "clips are given that nobody reads; remove them or add objective.sft"
     if not (data.manifest or data.generator):
         yield from _unread(data, "data", ["skip_unreadable", "encode_batch"], "a config without clips")
+    if isinstance(data.generator, SamplesConfig):
+        by = data.generator.policies
+        for policy in [policy for number, policy in enumerate(by) if policy in by[:number]]:
+            yield "data.generator.policies", f"{policy or 'null'} is named twice; its samples would be the same"
     if config.evaluation.every and not data.prompts.validation:
         yield "data.prompts.validation", "evaluation.every needs validation prompts"
     if config.evaluation.final_samples and not data.prompts.test:

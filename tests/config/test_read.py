@@ -86,7 +86,7 @@ def test_every_key_is_read_by_somebody(
         build.steering(config, model, build.trained_reward(config, model), None)
         build.regulariser(config, model, None)
     monkeypatch.setattr(build.inputs.shapes, "labelled", lambda *_, **__: Path("made"))
-    monkeypatch.setattr(build.inputs, "sample", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(build.inputs, "sample", lambda *_, **__: torch.zeros(1))
     monkeypatch.setattr(build.inputs.cutting, "write_clips", lambda *_, **__: (Path("made"), Path("made")))
     for generator in (
         "shapes_mixture, count: 1",
