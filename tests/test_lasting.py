@@ -13,6 +13,7 @@ from prfl import build, cli
 from prfl.config import load_config
 from prfl.errors import PrflError
 from prfl.evaluation.policy_eval import write_results
+from prfl.export.card import reward_text
 from prfl.forecast import missing_inputs, predict_memory
 from prfl.forecast.work import REWARD, count_work
 from prfl.keeping import BestRound
@@ -59,6 +60,9 @@ def test_several_rewards_steer_as_one(project: Path, capsys: pytest.CaptureFixtu
     weights = [{part.name: part.bytes for part in m.fixed}["reward weights"] for m in memory]
     peaks = [{part.name: part.bytes for part in m.phases}["reward: forward and backward"] for m in memory]
     assert weights[1] > 2 * weights[0] and peaks[1] < 1.6 * peaks[0], "never two passes' activations at once"
+
+    text = reward_text(load_config("runs/prfl/config.yaml"))
+    assert text.startswith("The mean of 2 latent rewards less 1.5 times the deviation between them (light x 1; sum, ")
 
     # A reward that was trained again makes another run.
     capsys.readouterr()

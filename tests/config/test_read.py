@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def test_every_key_is_read_by_somebody(
         Path(f"{name}.yaml").write_text(yaml.safe_dump({**config, "run": f"runs/{name}"}))
         return f"{name}.yaml"
 
+    for name in ("second", "held-out"):
+        shutil.copytree("heads/latent", f"heads/{name}")
+    several = {"path": ["heads/latent", "heads/second"]}
+    kept = {**watched, "held_out_reward": "heads/held-out", "keep_best": "held_out/total"}
     adapter = {"adapter": {"rank": 1, "alpha": 1}}
     head = {"dimensions": ["light"], "blocks": [0], "inner": 8}
     tiny_clip().save_pretrained("clip")
@@ -64,6 +69,7 @@ def test_every_key_is_read_by_somebody(
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write("pixel", "reward.yaml", reward={"space": "pixel", "head": {"dimensions": ["light"]}}),
         write("steered", "prfl.yaml", objective={"sft": {}}, data={"manifest": "manifest.jsonl"}, evaluation=watched),
+        write("kept", "prfl.yaml", reward=several, evaluation=kept),
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}),
         write("supervised", "sft.yaml"),
         write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic}),
