@@ -115,8 +115,8 @@ def train_policy(
                 f"reward hacking at step {step}: {'; '.join(map(str, fallen))}",
                 where=str(run.samples),
                 fix=f"take a checkpoint of step {fallen[0].since} or soon after; train with a lower learning rate, "
-                "objective.sft or objective.distance_weight, or a better reward; or evaluation.stop_on_hacking=false and "
-                "evaluation.keep_best, which takes the best round",
+                "objective.sft or objective.distance_weight, or a better reward; or evaluation.stop_on_hacking=false, "
+                "with evaluation.keep_best to have the best round",
             )
         return {}
 
