@@ -19,6 +19,7 @@ from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_report, write_samples_page
 from prfl.flow import chain_sigmas
+from prfl.forecast import out_of_memory
 from prfl.keeping import BestRound
 from prfl.objective import Objective
 from prfl.reward_stage import measure_reward, train_reward
@@ -30,7 +31,7 @@ from prfl.training.guards import check_starts_as_base
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     build.prompts(config.data.prompts)
-    with processes.peers():
+    with processes.peers(), out_of_memory(config):
         train_stage(config, resume)
 
 
@@ -46,6 +47,7 @@ def train_stage(config: Config, resume: str) -> None:
         check_starts_as_base(model, build.POLICY)
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
     clips = build.dataset(config, model, path, "train") if path else None
+    model.park_vae()
     begin = partial(
         run_training,
         settings=own,
@@ -147,7 +149,7 @@ def outcome_of(
     name: Literal["base", "policy"],
     **options: Any,
 ) -> policy_eval.Outcome:
-    return policy_eval.measure(
+    outcome = policy_eval.measure(
         model,
         some,
         per_prompt,
@@ -158,6 +160,8 @@ def outcome_of(
         rewards=rewards,
         **options,
     )
+    model.park_vae()
+    return outcome
 
 
 def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, reward_eval.Scorer], run: RunFolder) -> None:

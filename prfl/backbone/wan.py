@@ -12,20 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import UMT5EncoderModel
 
 from prfl.backbone import adapters
 from prfl.backbone import vae as vae_codec
+from prfl.backbone.checkpointing import Checkpointing, run_block
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
 from prfl.errors import PrflError
+from prfl.offload import HostStore
 
 TEXT_TOKENS = 512  # WanPipeline pads every prompt to this many tokens, without a mask
 SAMPLED = 1024  # values of each parameter that the transformer's fingerprint reads
@@ -36,8 +37,9 @@ SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
 class WanBackbone:
     """A Wan text-to-video model.  Made by ``load_backbone``; every base weight is frozen.
 
-    Outside ``with backbone.adapter(name)`` the frozen base is active.  ``checkpointing = "full"`` computes each block
-    again in the backward pass instead of keeping its activations.
+    Outside ``with backbone.adapter(name)`` the frozen base is active.  ``checkpointing`` other than ``none`` computes
+    each block again in the backward pass instead of keeping its activations (see checkpointing.py); with ``offload``
+    what it does keep waits in host memory.
 
     All weights can be trained, in place (``train_all``) or in a copy beside the frozen base (``add_copy``).  They are
     float32 then, because a small step vanishes in a half precision, and compute in ``dtype`` by autocast.
@@ -61,7 +63,8 @@ class WanBackbone:
         self.copies: dict[str, WanTransformer3DModel] = {}
         self.model_id, self.revision, self.text_identity = model_id, revision, text_identity
         self.default_shift = default_shift
-        self.checkpointing: Literal["none", "full"] = "none"
+        self.checkpointing: Checkpointing = "none"
+        self.offload = False
         self._load_text, self._timestep_scale = load_text, timestep_scale
         self._remembered: dict[str, Condition] = {}  # on the host
         config = transformer.config
@@ -156,14 +159,17 @@ class WanBackbone:
         """Hidden states after each of the first ``count`` blocks."""
         hidden = inputs["hidden"]
         others = inputs["text"], inputs["modulation"], inputs["rotary"]
-        recompute = self.checkpointing == "full" and torch.is_grad_enabled()
+        checkpointed = self.checkpointing != "none" and torch.is_grad_enabled()
+        store = HostStore() if checkpointed and self.offload else None
         for block in self.transformer.blocks[:count]:
-            if recompute:
+            if checkpointed:
                 guarded = adapters.same_adapter_only(self.transformer, block)
-                hidden = checkpoint(guarded, hidden, *others, use_reentrant=False)
+                hidden = run_block(guarded, hidden, *others, mode=self.checkpointing, store=store)
             else:
                 hidden = block(hidden, *others)
             yield hidden
+        if store is not None:
+            store.settle()
 
     # ------------------------------------------------------------------------------------------------- the condition
 
@@ -191,9 +197,22 @@ class WanBackbone:
         One by one, since a batch's make-up would change the last bits.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._remembered]
-        for prompt in progress(new) if new else ():
-            self._remembered[prompt] = self.condition([prompt]).to("cpu")
-        self.drop_text_encoder()
+        with self._transformer_on_host() if new else nullcontext():
+            for prompt in progress(new) if new else ():
+                self._remembered[prompt] = self.condition([prompt]).to("cpu")
+            self.drop_text_encoder()
+
+    @contextmanager
+    def _transformer_on_host(self) -> Iterator[None]:
+        """Makes room for the text encoder, which at 1.3B is four times as large."""
+        networks, device = [self._base, *self.copies.values()], self.device
+        for network in networks:
+            network.to("cpu")
+        try:
+            yield
+        finally:
+            for network in networks:
+                network.to(device)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -218,12 +237,16 @@ class WanBackbone:
     def encode(self, pixels: Float[Tensor, "b 3 f H W"]) -> Float[Tensor, "b c t h w"]:
         """Pixels in [-1, 1] to normalised latents (the posterior's mean), in the VAE's dtype."""
         self.latent_shape(*pixels.shape[2:])
-        return vae_codec.encode(self.vae, pixels)
+        return vae_codec.encode(self.vae.to(self.device), pixels)
 
     def decode(self, latents: Float[Tensor, "b c t h w"], gradient_from: int = 0) -> Float[Tensor, "b 3 f H W"]:
         """Normalised latents to *unclamped* pixels, differentiable in the latents from frame ``gradient_from`` on, in
         the VAE's dtype."""
-        return vae_codec.decode(self.vae, latents, gradient_from)
+        return vae_codec.decode(self.vae.to(self.device), latents, gradient_from)
+
+    def park_vae(self) -> None:
+        """The VAE waits on the host; the next ``encode`` or ``decode`` brings it back."""
+        self.vae.to("cpu")
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(channels, t, h, w) of a video's latents; PrflError where the model cannot take the size."""

@@ -58,7 +58,7 @@ def architecture(config: Config) -> WanBackbone:
 
 def prepared(config: Config, model: WanBackbone) -> WanBackbone:
     own = config.backbone
-    model.checkpointing = own.checkpointing
+    model.checkpointing, model.offload = own.checkpointing, own.offload
     if own.adapter:
         lora = own.adapter
         with located("backbone.adapter.targets"):

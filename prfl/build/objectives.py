@@ -145,6 +145,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
         distance_weight=own.distance_weight,
         step_weight=config.rollout.step_weight,
         clips=starts,
+        reward_batch=scores.batch,
     )
 
 

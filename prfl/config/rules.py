@@ -40,6 +40,8 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     yield from _chain(config)
     yield from _watch(config)
     yield from _keep_best(config)
+    if config.backbone.offload and config.backbone.checkpointing == "none":
+        yield "backbone.offload", "it moves what checkpointed blocks keep; set backbone.checkpointing or remove it"
     if isinstance(config.objective, PreferenceConfig):
         yield from _preference(config, config.objective)
     else:
@@ -135,7 +137,7 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
         return
     # How a score becomes the loss of the video model.
     yield from _unread(
-        config.reward, "reward", ["weights", "aggregate", "shape", "target", "scale"], "objective preference"
+        config.reward, "reward", ["weights", "aggregate", "shape", "target", "scale", "batch"], "objective preference"
     )
     # The other keys of samples are read by `prfl sample --per-prompt`, which draws videos to be labelled.
     samples = ["samples_per_prompt", "final_samples", "judge"]

@@ -53,8 +53,15 @@ class BackboneConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the run computes; auto takes a GPU where there is one."
     )
-    checkpointing: Literal["none", "full"] = Field(
-        default="none", description="full recomputes every block in the backward pass: less memory, a third more time."
+    checkpointing: Literal["none", "attention", "full"] = Field(
+        default="none",
+        description="Recompute blocks in the backward pass: all of them (full), or all but their attention's output.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    offload: bool = Field(
+        default=False,
+        description="Keep what checkpointed blocks save, and the rollout's latents, in host memory.",
+        json_schema_extra=MAY_CHANGE,
     )
     kernels: Literal["auto", "torch", "triton"] = Field(
         default="auto", description="Which kernels run; the variable PRFL_KERNELS decides where this says auto."
@@ -115,6 +122,12 @@ class RewardBase(Section):
         default=0.1,
         gt=0,
         description="Factor of the reward's loss; AdamW undoes it, except beside distance_weight.",
+    )
+    batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Samples scored at once, to save memory: the same gradient; null is all.",
+        json_schema_extra=MAY_CHANGE,
     )
 
 

@@ -28,6 +28,7 @@ from prfl.backbone.architecture import cast
 from prfl.config.schema import Config
 from prfl.errors import PrflError
 from prfl.forecast.inputs import downloads, missing_inputs
+from prfl.forecast.knobs import advice
 from prfl.forecast.memory import device_kind, module_bytes, predict_memory
 from prfl.forecast.tables import GIB, gib
 
@@ -248,13 +249,6 @@ def memory(config: Config, model: WanBackbone, free: int | None) -> Check:
         return Check("memory", text)
     short = predicted.peak - free
     problem = f"{short / GIB:.1f} GiB more than is free; {advice(config)}" if short > 0 else ""
+    if not problem and predicted.host > available("cpu"):
+        problem = f"backbone.offload moves {gib(predicted.host)} to host memory, where {gib(available('cpu'))} are free"
     return Check("memory", f"{text}; {gib(free)} free", problem)
-
-
-def advice(config: Config) -> str:
-    """What would make it smaller, the cheapest first."""
-    if config.backbone.checkpointing == "none":
-        return "try backbone.checkpointing=full"
-    if config.training.accumulation < config.training.batch:
-        return f"try training.accumulation={config.training.batch}"
-    return "try fewer frames, a smaller video or a smaller model"

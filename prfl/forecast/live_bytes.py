@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,14 +46,13 @@ class LiveBytes(TorchDispatchMode):
         if key in self._storages:
             return
         size = storage.nbytes()
-
-        def freed(_: weakref.ref) -> None:
-            self.live -= size
-            del self._storages[key]
-
-        self._storages[key] = weakref.ref(storage, freed)
+        self._storages[key] = weakref.ref(storage, partial(self._freed, key, size))
         self.live += size
         self.peak = max(self.peak, self.live)
+
+    def _freed(self, key: int, size: int, _: weakref.ref) -> None:
+        self.live -= size
+        del self._storages[key]
 
 
 def _key(tensor: Tensor) -> int:

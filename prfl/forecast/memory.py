@@ -7,6 +7,7 @@ Not in it: cuDNN's workspaces, the CUDA context, the allocator's gaps.  Leave a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from prfl import build
 from prfl.backbone import Condition, WanBackbone
+from prfl.backbone.architecture import cast
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config, PixelRewardConfig, PreferenceConfig
 from prfl.config.steering_schema import SteeringConfig
 from prfl.errors import located
 from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
@@ -38,11 +40,13 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of one thing.  saved: how many of them autograd keeps for the backward pass (of a phase)."""
+    """Bytes of one thing.  saved: how many of them autograd keeps for the backward pass (of a phase).  alone: a phase
+    before the training, with all there is by then: what is fixed is not alive yet."""
 
     name: str
     bytes: int
     saved: int = 0
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,20 +54,25 @@ class Memory:
     """fixed: what is alive all the time.  phases: what each phase of a step adds at its peak, one after another.
 
     trainable: number of trained parameters.  assumed: in words, what was not known; empty where everything was.
+    host: bytes that a GPU run moves to host memory (``backbone.offload``).
     """
 
     fixed: list[Part]
     phases: list[Part]
     trainable: int
     assumed: str = ""
+    host: int = 0
 
     @property
     def largest(self) -> Part:
-        return max(self.phases, key=lambda phase: phase.bytes)
+        return max(self.phases, key=self._with_fixed)
 
     @property
     def peak(self) -> int:
-        return sum(part.bytes for part in self.fixed) + self.largest.bytes
+        return self._with_fixed(self.largest)
+
+    def _with_fixed(self, phase: Part) -> int:
+        return phase.bytes + (0 if phase.alone else sum(part.bytes for part in self.fixed))
 
 
 def device_kind(config: Config) -> str:
@@ -74,15 +83,61 @@ def device_kind(config: Config) -> str:
 
 def predict_memory(config: Config, model: WanBackbone) -> Memory:
     """model: ``build.architecture(config)``; it gets gradients, so use it for nothing else."""
+    model.offload = offloads(config)
     reward, assumed = reward_on_meta(config, model)
     trained = trained_parameters(config, model, reward)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     shapes = Shapes(model, config)
-    with fused_on_meta(device_kind(config)):
-        phases = list(_phases(config, model, reward, shapes, sum_bytes(trained)))
     fixed = list(fixed_parts(config, model, reward, trained, shapes))
-    return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed)
+    fixed += without_autocast(model)
+    with fused_on_meta(device_kind(config)):
+        phases = list(
+            _phases(config, model, reward, shapes, sum_bytes([p.grad for p in trained if p.grad is not None]))
+        )
+        host = host_bytes(config, model, shapes) if model.offload else 0
+    return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
+
+
+def without_autocast(model: WanBackbone) -> Iterator[Part]:
+    """``meta`` knows no autocast: weights that are wider than what is computed in are made that narrow, and the copies
+    that autocast makes of them (one of each, until a call ends) are a part of their own."""
+    for network in {model.transformer, *model.copies.values()}:
+        if network.patch_embedding.weight.dtype != model.dtype:
+            yield Part(
+                f"the weights in {str(model.dtype).removeprefix('torch.')}, by autocast",
+                module_bytes(cast(network, model.dtype)),
+            )
+
+
+def offloads(config: Config) -> bool:
+    """Whether anything leaves the device: on a CPU, host memory is the same memory."""
+    return config.backbone.offload and device_kind(config) == "cuda"
+
+
+def parks_vae(config: Config) -> bool:
+    """Whether the VAE is off the device but for the cache and the evaluation: a pixel reward decodes in every step."""
+    return device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
+
+
+def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
+    """Host memory of one network call's checkpointed blocks and of the rollout's latents."""
+    part = config.training.batch // config.training.accumulation
+    with_store = network_call(config, model, shapes, part, gradient=True).saved
+    model.offload = False
+    without = network_call(config, model, shapes, part, gradient=True).saved
+    model.offload = True
+    tokens = math.prod(shapes.latent[1:]) // math.prod(model.patch_size)
+    hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
+    rolled = 0
+    if isinstance(config.objective, SteeringConfig):  # all but the end of the rollout, which is wanted first
+        rolled = max(len(_rolled(choice, config.rollout.steps)) for choice in _choices(config, model)) - 1
+    return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
+
+
+def pinned(size: int) -> int:
+    """torch takes pinned memory in powers of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def trained_parameters(config: Config, model: WanBackbone, reward: build.Reward | None) -> list[nn.Parameter]:
@@ -139,7 +194,8 @@ def fixed_parts(
     yield Part(name, sum_bytes([*own, *model.transformer.buffers()]))
     if model.copies:
         yield Part("trained copy of all weights, in float32", sum(map(module_bytes, model.copies.values())))
-    yield Part("VAE weights", module_bytes(model.vae))
+    if not parks_vae(config):
+        yield Part("VAE weights", module_bytes(model.vae))
     size = sum_bytes(trained)
     if config.backbone.train == "lora":
         yield Part("trained weights" if isinstance(config.objective, PreferenceConfig) else "adapter weights", size)
@@ -152,7 +208,8 @@ def fixed_parts(
     part = config.training.batch // config.training.accumulation
     count = 4  # clean, noise and noisy, and what is predicted
     if isinstance(config.objective, SteeringConfig):
-        count = max(_latents_of(choice, config.rollout.steps) for choice in _choices(config, model))
+        alive = [_latents_of(choice, config.rollout.steps, offloads(config)) for choice in _choices(config, model)]
+        count = max(alive)
     latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
     if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build.chain(config, model))):
@@ -180,9 +237,10 @@ def _phases(
 ) -> Iterator[Part]:
     objective, training = config.objective, config.training
     part = training.batch // training.accumulation
-    yield Part("encoding the prompts: the text encoder, freed afterwards", module_bytes(model.text_encoder))
+    vae = module_bytes(model.vae) if parks_vae(config) else 0
+    yield encoding_prompts(config, model)
     if build.has_clips(config):
-        yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes))
+        yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
     if isinstance(objective, PreferenceConfig):
         assert reward is not None
         sides = part * (1 if objective.loss == "bce" else 2)
@@ -193,7 +251,8 @@ def _phases(
             assert reward is not None
             yield network_call(config, model, shapes, part, gradient=False)
             held = call.saved if any(holds_edge(model, choice) for choice in _choices(config, model)) else 0
-            yield from reward_phases(config, model, reward, shapes, part, held)
+            assert config.reward is not None
+            yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
     yield Part("optimizer step (one more copy of what is trained)", trained)
     if evaluation_samples(config):
@@ -203,14 +262,22 @@ def _phases(
             earlier = earlier_outputs(build.sampling(config).chain(model.default_shift))
             size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
             yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
-        yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch))
+        yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
 
 
-def measure(name: str, run: Callable[[], Tensor]) -> Part:
-    """A phase without gradients."""
+def encoding_prompts(config: Config, model: WanBackbone) -> Part:
+    """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
+    here = module_bytes(model.text_encoder)
+    if device_kind(config) == "cpu" or build.has_clips(config):
+        here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
+    return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
+
+
+def measure(name: str, run: Callable[[], Tensor], weights: int) -> Part:
+    """A phase without gradients.  weights: bytes that are on the device for this phase alone."""
     with LiveBytes() as counted, torch.no_grad():
         run()
-    return Part(name, counted.peak)
+    return Part(name, counted.peak + weights)
 
 
 def _encode(config: Config, shapes: Shapes) -> Tensor:
@@ -238,9 +305,18 @@ def _leads_on(plan: Plan) -> bool:
     return any(plan.passes(k, useful) for k in plan.evaluations)
 
 
-def _latents_of(choice: Choice, steps: int) -> int:
-    """Latents that are alive together: the start, what the rollout keeps, what is scored, and a seed for each."""
-    return 1 + len(choice.kept(steps, False) | choice.noised.keys() | choice.seeds.keys()) + len(choice.seeds) - 1
+def _rolled(choice: Choice, steps: int) -> set[int]:
+    """The nodes whose latents outlive the rollout."""
+    return {*choice.kept(steps, False), *choice.noised, *choice.seeds}
+
+
+def _latents_of(choice: Choice, steps: int, offload: bool) -> int:
+    """Latents that are alive together: the start, what the rollout keeps, what is scored, and a seed for each.
+
+    With offload three of the rollout's are on the device: the one in use, the next, and its end, which never leaves.
+    """
+    rolled = len(_rolled(choice, steps))
+    return 1 + (min(rolled, 3) if offload else rolled) + len(choice.seeds) - 1
 
 
 def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
@@ -324,7 +400,7 @@ def reward_phases(
         return
     if trains:
         assert isinstance(config.objective, PreferenceConfig)
-        yield measure("decoder: forward", partial(_decode, model, shapes, batch))
+        yield measure("decoder: forward", partial(_decode, model, shapes, batch), 0)
         pixels = shapes.pixels(batch)[:, :, : config.objective.frames]
         leaf, times = pixels, torch.linspace(0, 1, pixels.shape[2])
         with LiveBytes() as counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,7 +31,10 @@ def reward_on_meta(config: Config, model: WanBackbone) -> tuple[build.Reward | N
     """The reward, and in words what had to be assumed of one that is not trained yet."""
     if config.reward is None:
         return None, ""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "for .* copying from a non-meta parameter"
+        )  # of a trained one: only sizes count
         if isinstance(config.objective, PreferenceConfig):
             return build.new_reward(config, model), ""
         if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:

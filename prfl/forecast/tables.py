@@ -56,8 +56,11 @@ def memory_table(config: Config, memory: Memory) -> Table:
     table.add_section()
     table.add_row("one after another, above what is always alive:", "", "", style="dim")
     for phase in memory.phases:
-        mark = " (the largest)" if phase is memory.largest else ""
+        mark = " (nothing else is there yet)" if phase.alone else ""
+        mark += " (the largest)" if phase is memory.largest else ""
         table.add_row(f"{phase.name}{mark}", gib(phase.bytes), gib(phase.saved) if phase.saved else "")
     table.add_section()
     table.add_row("peak: all that is always alive, and the largest phase", gib(memory.peak), "", style="bold")
+    if memory.host:
+        table.add_row("beside it, in host memory: what is offloaded", gib(memory.host), "")
     return table

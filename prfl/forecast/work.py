@@ -44,7 +44,7 @@ def count_work(config: Config, model: WanBackbone) -> list[Work]:
         counts[REWARD] = training.steps * (1 if objective.loss == "bce" else 2)
     else:
         counts[GRADIENT] = training.steps
-    if model.checkpointing == "full" and counts[GRADIENT]:
+    if model.checkpointing != "none" and counts[GRADIENT]:
         counts[RECOMPUTED] = counts[GRADIENT]
     works = [Work(name, n * training.batch / training.steps, n * training.batch) for name, n in counts.items() if n]
     samples = evaluation_samples(config)

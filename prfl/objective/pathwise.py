@@ -25,6 +25,7 @@ from prfl.objective.clock import Clock
 from prfl.objective.distance import accumulate_distance, velocity_distance
 from prfl.objective.order import shuffled
 from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
+from prfl.offload import HostStore
 from prfl.rollout import (
     Edge,
     Network,
@@ -121,6 +122,7 @@ class Pathwise:
     states the step trains at; with weight 0 it is only measured, every ``distance_every`` steps (0 = never).
     step_weight: ``native``, or ``unit``, which makes every trained step's gradient weigh alike (native: in proportion
     to |sigma[m+1] - sigma[m]|, 22-fold over Wan's chain).  clips: what chains start from that do not from noise.
+    reward_batch: samples scored at once; None is all.
     Raises PrflError for a reward that the method cannot use.
     """
 
@@ -137,6 +139,7 @@ class Pathwise:
     distance_every: int = 10
     step_weight: Literal["native", "unit"] = "native"
     clips: LatentDataset | None = None
+    reward_batch: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -223,6 +226,7 @@ class Pathwise:
         return rollout(
             network, start, coefficients, first=choice.first, last=last_rolled(choice, coefficients, held_edge),
             noises=noises, keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
+            store=HostStore() if self.backbone.offload else None,
         )  # fmt: skip
 
     def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
@@ -242,7 +246,9 @@ class Pathwise:
         for node, share in choice.seeds.items():
             x = latents[node]
             sigma = torch.tensor(choice.sigma(node), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-            gradient, found = reward_gradient(self.scorer, self.loss, x, sigma, condition, step)
+            gradient, found = reward_gradient(
+                self.scorer, self.loss, x, sigma, condition, step, at_once=self.reward_batch
+            )
             seeds[node] = share * gradient
             if weights is not None:
                 seeds[node] *= weights.to(gradient).reshape(-1, *[1] * (gradient.ndim - 1))
@@ -277,7 +283,7 @@ class Pathwise:
 
 def holds_edge(backbone: WanBackbone, choice: Choice) -> bool:
     """One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk."""
-    return backbone.checkpointing == "full" and len(choice.plan.edges) == 1
+    return backbone.checkpointing != "none" and len(choice.plan.edges) == 1
 
 
 def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> int:

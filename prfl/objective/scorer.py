@@ -151,25 +151,42 @@ class RewardLoss:
 
 
 def reward_gradient(
-    scorer: Scorer, loss: RewardLoss, latents: Tensor, sigma: Tensor, condition: Condition, step: int
+    scorer: Scorer,
+    loss: RewardLoss,
+    latents: Tensor,
+    sigma: Tensor,
+    condition: Condition,
+    step: int,
+    *,
+    at_once: int | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """d mean(loss) / d latents on a detached leaf, and metrics; nothing of the reward's graph is left behind.
 
-    sigma: ().  Raises PrflError when no gradient gets from the reward to the latents, or it is not finite.
+    sigma: ().  at_once: samples whose graph lives at once, None is all; the mean is a sum over samples, so the gradient
+    is the same.  Raises PrflError when no gradient gets from the reward to the latents, or it is not finite.
     """
-    leaf = latents.detach().requires_grad_()
-    with scorer.selected(), torch.enable_grad():
-        scores = scorer(leaf, sigma.expand(len(leaf)), condition, step)
-        per_sample, reward = loss(scores)
-        mean = per_sample.mean()
-        gradient = torch.autograd.grad(mean, leaf, allow_unused=True)[0] if mean.requires_grad else None
+    count = len(latents)
+    gradients, losses, rewards, scored = [], [], [], []
+    for first in range(0, count, at_once or count):
+        some = slice(first, first + (at_once or count))
+        leaf = latents[some].detach().requires_grad_()
+        with scorer.selected(), torch.enable_grad():
+            scores = scorer(leaf, sigma.expand(len(leaf)), condition[some], step)
+            per_sample, reward = loss(scores)
+            part = per_sample.sum() / count
+            gradients.append(torch.autograd.grad(part, leaf, allow_unused=True)[0] if part.requires_grad else None)
+        losses.append(part.detach())
+        rewards.append(reward.detach())
+        scored.append({name: values.detach() for name, values in scores.items()})
+    reward = torch.cat(rewards)
+    arrived = [gradient for gradient in gradients if gradient is not None]
     unmet = loss.shape == "linear" or bool((reward < loss.target).any())
-    if gradient is None or (unmet and not bool(gradient.count_nonzero())):
+    if len(arrived) < len(gradients) or (unmet and not any(bool(gradient.count_nonzero()) for gradient in arrived)):
         raise PrflError(
             "the reward gives no gradient to the latents",
             where="reward",
             fix="use a reward that is differentiable in its input, and check that it does not run under no_grad",
         )
-    metrics = {"loss": float(mean.detach()), "reward": float(reward.detach().mean())}
-    metrics |= {f"reward/{name}": float(values.detach().mean()) for name, values in scores.items()}
-    return gradient, metrics | {"reward_std": float(reward.detach().std(correction=0))}
+    metrics = {"loss": float(torch.stack(losses).sum()), "reward": float(reward.mean())}
+    metrics |= {f"reward/{name}": float(torch.cat([s[name] for s in scored]).mean()) for name in scored[0]}
+    return torch.cat(arrived), metrics | {"reward_std": float(reward.std(correction=0))}

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.errors import PrflError
+from prfl.offload import HostStore, Parked
 from prfl.solvers import Coefficients, combine
 
 # (latents (batch, ...), sigma ()) -> output (batch, ...).  Condition and guidance are closed over.
@@ -26,16 +27,16 @@ class Noises(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, or None where it was not kept.
+    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None where it was not kept.
 
     outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
     beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
     """
 
-    latents: list[Tensor | None]
+    latents: list[Tensor | Parked | None]
     coefficients: Coefficients
     noises: Noises | None = None
-    device: torch.device | None = None  # where ``at`` brings latents that are stored elsewhere
+    store: HostStore | None = None
     outputs: Mapping[int, Tensor] = field(default_factory=dict)
     beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
 
@@ -43,7 +44,10 @@ class Trajectory:
         """x[node]; it must have been kept."""
         latents = self.beside[node][1] if node in self.beside else self.latents[node]
         assert latents is not None, f"the rollout did not keep the latents of node {node}"
-        return latents if self.device is None else latents.to(self.device)
+        if isinstance(latents, Tensor):
+            return latents
+        assert self.store is not None
+        return self.store.take(latents)
 
     def sigma(self, node: int, like: Tensor) -> Float[Tensor, ""]:
         """The noise level of x[node], as ``sigma_at`` gives it."""
@@ -66,25 +70,25 @@ def rollout(
     noises: Noises | None = None,
     keep: Literal["all"] | Set[int] = "all",
     keep_outputs: Set[int] = frozenset(),
-    store: torch.device | str | None = None,
+    store: HostStore | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Trajectory:
     """x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
 
     keep: which nodes stay, "all" or a set; x[last] always does.  keep_outputs: which f[k] stay.
-    store: where kept latents live ("cpu" spares the accelerator), default where they are made.
+    store: where kept latents wait, all but x[last], which is wanted first; default is where they are made.
     noises: standard normal, by step, needed where c[i] is not 0.
     on_step(i, x[i+1]) is called after each step.
     Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there.
     """
     last = coefficients.steps if last is None else last
     _check_span(coefficients, first, last, noises is not None)
-    latents: list[Tensor | None] = [None] * (coefficients.steps + 1)
+    latents: list[Tensor | Parked | None] = [None] * (coefficients.steps + 1)
     outputs: dict[int, Tensor] = {}
     x = start.detach()
     for i in range(first, last):
         if keep == "all" or i in keep:
-            latents[i] = x if store is None else x.to(store)
+            latents[i] = x if store is None else parked(x, store)
         outputs[i] = network(x, sigma_at(coefficients, i, x))
         noise = noises[i].to(x.device) if noises is not None and coefficients.c[i] else None
         x = combine(x, coefficients.a[i], coefficients.b[i], outputs, coefficients.c[i], noise)
@@ -92,8 +96,15 @@ def rollout(
         outputs = {k: output for k, output in outputs.items() if k in still_needed}
         if on_step is not None:
             on_step(i, x)
-    latents[last] = x if store is None else x.to(store)
-    return Trajectory(latents, coefficients, noises, start.device, outputs)
+    if store is not None:
+        store.settle()
+    latents[last] = x
+    return Trajectory(latents, coefficients, noises, store, outputs)
+
+
+def parked(x: Tensor, store: HostStore) -> Parked:
+    store.new_group()  # of its own: a walk takes one after another
+    return store.put(x)
 
 
 def _check_span(coefficients: Coefficients, first: int, last: int, has_noises: bool) -> None:

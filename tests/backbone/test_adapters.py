@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,3 +295,54 @@ def test_half_precision_base_has_float32_master_weights(tiny_pipeline_folder) ->
         backbone.velocity(torch.randn(2, 4, 2, 4, 4), SIGMA, backbone.condition(["a", "red"])).sum().backward()
     gradients = [p.grad for p in backbone.adapter_parameters("policy").values()]
     assert all(g is not None and g.dtype == torch.float32 for g in gradients)
+
+
+def half_precision_gradients(folder: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> tuple[dict[str, Tensor], int]:
+    """Gradients under a policy on attention and feed-forward, and the bytes that autograd keeps.
+
+    way: ``ours``, ``peft`` (computes in the adapter's float32), ``half`` (peft with a bfloat16 adapter), or ``exact``
+    (a float32 model of the same weights).
+    """
+    backbone = load_backbone(folder, dtype=torch.bfloat16)
+    if way == "exact":
+        backbone.transformer.float()
+        backbone.dtype = torch.float32
+    with monkeypatch.context() as patch:
+        if way in ("peft", "half"):
+            patch.setattr(adapters, "compute_in_input_type", lambda layer, name: None)
+        targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+        backbone.add_adapter("policy", rank=4, alpha=4, targets=targets)
+    randomise(backbone, "policy", 1)
+    for parameter in backbone.adapter_parameters("policy").values() if way == "half" else ():
+        parameter.data = parameter.data.bfloat16()
+    weights = {p.untyped_storage().data_ptr() for p in backbone.transformer.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    latents = torch.randn(2, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = backbone.condition(["a red circle", "a"])
+    with backbone.adapter("policy"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        velocity = backbone.velocity(latents, SIGMA, condition)
+        size = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
+        velocity.sin().sum().backward()
+    return {key: p.grad for key, p in backbone.adapter_parameters("policy").items() if p.grad is not None}, size
+
+
+def test_an_adapter_keeps_no_float32_copies(tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """peft does, of each layer's input.  The gradients are float32, and as near the exact ones as bfloat16 allows."""
+    ours, kept = half_precision_gradients(tiny_pipeline_folder, monkeypatch, "ours")
+    peft, kept_by_peft = half_precision_gradients(tiny_pipeline_folder, monkeypatch, "peft")
+    exact, _ = half_precision_gradients(tiny_pipeline_folder, monkeypatch, "exact")
+    assert len(ours) == 3 * 2 * 10 and all(gradient.dtype == torch.float32 for gradient in ours.values())
+    _, least = half_precision_gradients(tiny_pipeline_folder, monkeypatch, "half")
+    casts = 2 * sum(gradient.numel() for gradient in ours.values())  # of the weights: nothing at a real model's tokens
+    assert kept <= least + casts and kept_by_peft > 1.25 * kept
+
+    def error(found: dict[str, Tensor]) -> float:
+        difference = sum(float((found[key] - exact[key]).square().sum()) for key in exact)
+        return (difference / sum(float(exact[key].square().sum()) for key in exact)) ** 0.5
+
+    assert error(ours) < 2 * error(peft) < 0.01, "bfloat16 itself is good to 0.004"

@@ -131,3 +131,23 @@ def test_a_scheduler_of_another_kind(folder: Path) -> None:
     path.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
     with pytest.raises(PrflError, match="flow-matching"):
         load_backbone(folder)
+
+
+def test_the_transformer_makes_room_for_the_text_encoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load_backbone(folder)
+    backbone.add_copy("policy")
+    before = list(backbone.transformer.parameters())
+    seen: list[str] = []
+    networks = {id(backbone.transformer): "base", id(backbone.copies["policy"]): "copy"}
+    move, load = type(backbone.transformer).to, backbone._load_text
+    monkeypatch.setattr(
+        type(backbone.transformer),
+        "to",
+        lambda self, where: (seen.append(f"{networks[id(self)]} to {where}"), move(self, where))[1],
+    )
+    backbone._load_text = lambda: (seen.append("load"), load())[1]
+    backbone.remember(["a", "a red circle"])
+    assert seen == ["base to cpu", "copy to cpu", "load", "base to cpu", "copy to cpu"], "the device is a CPU here"
+    assert all(a is b for a, b in zip(backbone.transformer.parameters(), before, strict=True))
+    backbone.remember(["a"])
+    assert len(seen) == 5, "nothing new to encode"

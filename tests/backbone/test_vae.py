@@ -57,3 +57,15 @@ def test_the_network_never_calls_the_vae(tiny_backbone: WanBackbone) -> None:
     tiny_backbone.features(latents, torch.tensor(0.5), condition, [1])[0].sum().backward()
     with pytest.raises(AssertionError, match="the VAE was called"):
         tiny_backbone.decode(latents)
+
+
+def test_a_parked_vae_comes_back_when_it_is_used(tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(tiny_backbone.vae, "to", lambda place: (moved.append(str(place)), tiny_backbone.vae)[1])
+    tiny_backbone.park_vae()
+    tiny_backbone.decode(torch.zeros(1, 4, 1, 2, 2))
+    tiny_backbone.encode(torch.zeros(1, 3, 1, 8, 8))
+    assert moved == ["cpu", str(tiny_backbone.device), str(tiny_backbone.device)]
+    monkeypatch.setattr(WanBackbone, "device", torch.device("cuda"))
+    tiny_backbone.decode(torch.zeros(1, 4, 1, 2, 2))
+    assert moved[-1] == "cuda", "to where the transformer is"

@@ -38,7 +38,7 @@ def joint_gradients(objective, step):
     return take_gradients(objective)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "attention", "full"])
 @pytest.mark.parametrize("own_adapter", [True, False])
 def test_equals_the_joint_graph(tiny_backbone, own_adapter, checkpointing):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0), own_adapter=own_adapter)
@@ -168,7 +168,7 @@ def test_the_rollout_stops_where_the_reward_is_read(tiny_backbone):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0), distance_every=0)
     velocity, calls = tiny_backbone.velocity, []
     tiny_backbone.velocity = lambda *inputs: calls.append(1) or velocity(*inputs)
-    for checkpointing, again in (("none", 1), ("full", 0)):  # "full" keeps the one edge's graph
+    for checkpointing, again in (("none", 1), ("attention", 0), ("full", 0)):  # they keep the one edge's graph
         tiny_backbone.checkpointing = checkpointing
         for step in range(3):
             calls.clear()

@@ -142,8 +142,8 @@ def test_members_with_adapters_on_a_checkpointed_backbone(tiny_backbone) -> None
     ensemble = RewardEnsemble(members, 0.7)
     scores = [{n: reward(leaf, SIGMA, condition)[n] for n in NAMES} for reward in members]
     expected = torch.autograd.grad(loss(ensemble.combine(scores))[0].mean(), leaf)[0]
-    for checkpointing in ("none", "full"):
-        tiny_backbone.checkpointing = checkpointing
+    for checkpointing, offload in (("none", False), ("full", False), ("attention", False), ("full", True)):
+        tiny_backbone.checkpointing, tiny_backbone.offload = checkpointing, offload
         again = x.clone().requires_grad_()
         with ensemble.selected():
             value = loss(ensemble(again, SIGMA, condition))[0].mean()

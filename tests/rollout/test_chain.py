@@ -5,6 +5,7 @@ import torch
 
 from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
+from prfl.offload import HostStore, Parked
 from prfl.rollout import guided_network, rollout
 from prfl.solvers import Coefficients, ddim, euler
 
@@ -43,7 +44,10 @@ def test_keep_stores_only_what_is_asked_for(toy, start, conditions):
     network = guided_network(toy, conditions[0])
     coefficients = euler(chain_sigmas(5, 3.0))
     seen = []
-    trajectory = rollout(network, start, coefficients, keep={2}, store="cpu", on_step=lambda i, x: seen.append(i))
+    trajectory = rollout(network, start, coefficients, keep={2}, store=HostStore(), on_step=lambda i, x: seen.append(i))
+    assert isinstance(trajectory.latents[2], Parked) and torch.equal(
+        trajectory.at(2), rollout(network, start, coefficients).at(2)
+    )
     assert [x is not None for x in trajectory.latents] == [False, False, True, False, False, True]
     assert seen == [0, 1, 2, 3, 4]
     with pytest.raises(AssertionError, match="node 3"):

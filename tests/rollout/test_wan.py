@@ -85,7 +85,7 @@ def relative_error(got: list[Tensor], wanted: list[Tensor]) -> float:
     return float((flat - reference).norm() / reference.norm())
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "attention", "full"])
 @pytest.mark.parametrize("guidance", [{}, {"scale": 3.0, "gradient": "cond"}, {"scale": 3.0, "gradient": "both"}])
 def test_full_chain_with_seeds_at_two_nodes(backbone, start, checkpointing, guidance):
     plan, nodes = full_chain(CHAIN), [1, 3]
@@ -94,7 +94,7 @@ def test_full_chain_with_seeds_at_two_nodes(backbone, start, checkpointing, guid
     assert relative_error(walked_gradients(backbone, start, plan, nodes, **guidance), wanted) < 1e-5
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "attention", "full"])
 @pytest.mark.parametrize("held", [False, True])
 def test_one_step_walked_and_held(backbone, start, checkpointing, held):
     plan = one_step(CHAIN, 1)

@@ -1,0 +1,130 @@
+"""Blocks that keep little for their backward pass, and compute the rest again.
+
+``full`` keeps a block's input, one hidden state.  ``attention`` keeps the output of its self-attention as well, which
+is most of the computing of a long video: selective activation checkpointing, as torch's own
+(``create_selective_checkpoint_contexts``), whose storage cannot be moved to the host.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from prfl.errors import PrflError
+from prfl.offload import HostStore
+
+Checkpointing = Literal["none", "attention", "full"]
+
+# What fused scaled dot product attention comes to on a GPU or a CPU.  The first result is the attention's output; the
+# small ones beside it (log-sum-exp, random state) are what its backward needs.
+FUSED_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable.default,
+}
+
+Kept = Callable[[], Tensor]
+
+
+def run_block(
+    block: Callable[..., Tensor], hidden: Tensor, *others: Any, mode: Checkpointing, store: HostStore | None = None
+) -> Tensor:
+    """``block(hidden, *others)`` under checkpointing (not ``none``).  store: where what it keeps goes to.
+
+    Raises PrflError where ``attention`` finds no fused attention to keep.
+    """
+    if store is not None:
+        store.new_group()
+    with _inputs_to(store, hidden):
+        if mode == "full":
+            return checkpoint(block, hidden, *others, use_reentrant=False)
+        kept: deque[tuple[Any, ...]] = deque()
+        contexts = KeepAttention(kept, store), GiveAttention(kept)
+        result = checkpoint(block, hidden, *others, use_reentrant=False, context_fn=lambda: contexts)
+    if not kept:
+        raise PrflError(
+            "no fused self-attention ran in a block, so there is no output to keep",
+            where="backbone.checkpointing",
+            fix="use full; `prfl doctor` says which attention runs here",
+        )
+    return result
+
+
+def _inputs_to(store: HostStore | None, hidden: Tensor) -> AbstractContextManager:
+    """What checkpointing saves itself are a block's inputs.  The hidden states move; the rest all blocks share."""
+    if store is None:
+        return nullcontext()
+
+    own = hidden.untyped_storage()._cdata  # not the tensor: the graph refers to these functions
+
+    def pack(tensor: Tensor) -> Any:
+        return store.put(tensor) if tensor.untyped_storage()._cdata == own else tensor
+
+    def unpack(packed: Any) -> Tensor:
+        return packed if isinstance(packed, Tensor) else store.take(packed)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+class _AttentionMode(TorchDispatchMode):
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled blocks stay compiled: they call fused attention as an operation of its own, seen here."""
+        return True
+
+    @staticmethod
+    def is_self_attention(func: Callable, args: Sequence[Any]) -> bool:
+        """As many keys as queries.  Attention to the text is cheap: it is computed again."""
+        return func in FUSED_ATTENTION and args[0].shape[-2] == args[1].shape[-2]
+
+
+class KeepAttention(_AttentionMode):
+    """The forward pass: puts the results of self-attention by."""
+
+    def __init__(self, kept: deque[tuple[Any, ...]], store: HostStore | None) -> None:
+        super().__init__()
+        self.kept, self.store = kept, store
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if self.is_self_attention(func, args):
+            # Detached: autograd is about to hang its graph on the results themselves.
+            output, *small = (x.detach() if isinstance(x, Tensor) else x for x in results)
+            self.kept.append((_kept(output, self.store), *small))
+        return results
+
+
+class GiveAttention(_AttentionMode):
+    """The recomputation: gives them in the place of computing them."""
+
+    def __init__(self, kept: deque[tuple[Any, ...]]) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not self.is_self_attention(func, args):
+            return func(*args, **(kwargs or {}))
+        if not self.kept:
+            raise RuntimeError("a second backward pass through blocks whose attention was kept for one")
+        output, *small = self.kept.popleft()
+        return output(), *small
+
+
+def _kept(output: Tensor, store: HostStore | None) -> Kept:
+    if store is None:
+        return lambda: output
+    parked = store.put(output)
+    return lambda: store.take(parked)

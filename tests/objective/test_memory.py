@@ -1,0 +1,191 @@
+"""What a whole training step keeps for its backward passes: flat in the number of gradient steps, so much a block."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prfl.backbone import Condition, WanBackbone
+from prfl.backbone.architecture import load_architecture
+from prfl.flow import chain_sigmas
+from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
+from prfl.objective.pathwise import Pathwise
+from prfl.objective.scorer import LatentScorer, RewardLoss, reward_gradient
+from prfl.objective.vader import Vader
+from prfl.solvers import euler
+from tests.objective.parts import (
+    LOSS,
+    PROMPTS,
+    joint_graph_chain,
+    latent_objective,
+    latent_reward,
+    pixel_objective,
+    with_policy,
+)
+
+SHAPE = (4, 5, 8, 8)  # 80 tokens
+LATENTS = 2 * 4 * 5 * 8 * 8 * 4  # bytes, of two samples
+CHAIN = euler(chain_sigmas(6, 3.0))
+INDICES = [0, 1]
+MODES = [("none", False), ("attention", False), ("attention", True), ("full", False), ("full", True)]
+
+
+@dataclass(eq=False)
+class Packed:
+    tensor: Tensor
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Bytes of the distinct storages that autograd keeps: ``live`` now, and at most (``peak``)."""
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+        self.owners: Counter[int] = Counter()
+        super().__init__(self.pack, lambda packed: packed.tensor)
+
+    def pack(self, tensor: Tensor) -> Any:
+        storage, packed = tensor.untyped_storage(), Packed(tensor)
+        key, size = storage._cdata, storage.nbytes()
+        self.owners[key] += 1
+        if self.owners[key] == 1:
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        weakref.finalize(packed, self.drop, key, size)
+        return packed
+
+    def drop(self, key: int, size: int) -> None:
+        self.owners[key] -= 1
+        if not self.owners[key]:
+            self.live -= size
+
+
+def make_objective(backbone: WanBackbone, last_steps: int, **more: Any) -> Pathwise:
+    scorer = LatentScorer(latent_reward(backbone, own_adapter=False))
+    method = Vader(CHAIN, last_steps)
+    objective = Pathwise(backbone, method, scorer, LOSS, PROMPTS, SHAPE, seed=0, distance_every=0, **more)
+    for parameter in objective.parameters().values():
+        parameter.grad = torch.zeros_like(parameter)
+    return objective
+
+
+def training_step(objective: Pathwise) -> tuple[int, int]:
+    """Peaks of a step: what autograd keeps, and what is alive at all."""
+    with (saved := SavedBytes()):
+        objective.accumulate(0, INDICES)
+    with LiveBytes() as counted:
+        objective.accumulate(0, INDICES)
+    assert saved.live == counted.live == 0, "something of the step's graph outlives it"
+    return saved.peak, counted.peak
+
+
+@pytest.mark.parametrize("mode, offload", MODES)
+def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: WanBackbone, mode: Any, offload: bool) -> None:
+    backbone = with_policy(tiny_backbone)
+    backbone.checkpointing, backbone.offload = mode, offload
+    saved, alive = {}, {}
+    for last_steps in (1, 2, 5):
+        saved[last_steps], alive[last_steps] = training_step(make_objective(backbone, last_steps))
+    # From two steps on the cotangent goes on to the latents; a step more is its latents more, and between two steps
+    # with gradient two more cotangents are alive.
+    assert saved[5] == saved[2] <= 1.1 * saved[1]
+    held = mode != "none"  # of one edge: the reward lives beside it
+    assert alive[5] <= alive[2] + (3 + 2) * LATENTS + 64
+    assert held or alive[2] <= 1.1 * alive[1]
+
+
+def test_the_joint_graph_is_not_flat(tiny_backbone: WanBackbone) -> None:
+    """What the test above would see if a graph were hidden somewhere."""
+    backbone = with_policy(tiny_backbone)
+    peaks = {}
+    for last_steps in (1, 2, 5):
+        objective = make_objective(backbone, last_steps)
+        with (saved := SavedBytes()):
+            joint_graph_chain(objective, 0, INDICES, CHAIN.steps - last_steps, CHAIN.steps)[0].sum()
+        peaks[last_steps] = saved.peak
+    assert peaks[2] > 1.9 * peaks[1] and peaks[5] > 4.5 * peaks[1]
+
+
+# ------------------------------------------------------------------------------------------------------- per block
+
+# In u: the bytes of one bfloat16 hidden state.  none: that of a LoRA on all six kinds of layers, on a CPU and on a GPU
+# (whose RMS norm is fused).  attention: its input, its output and four bytes a head (log-sum-exp).
+BUDGETS = {
+    ("none", False, "cpu"): 33.0, ("none", False, "cuda"): 30.0, ("attention", False, "cuda"): 2.02,
+    ("attention", True, "cuda"): 0.02, ("full", False, "cuda"): 1.0, ("full", True, "cuda"): 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode, offload, device", BUDGETS)
+def test_a_block_of_wan_1_3b_keeps_within_its_budget(mode: Any, offload: bool, device: str) -> None:
+    """At 480 x 832 and 81 frames, on ``meta``: what the third block adds to two."""
+    tokens, shape = 32760, (1, 16, 21, 60, 104)
+    unit = tokens * 1536 * 2
+
+    def kept(blocks: int) -> int:
+        with torch.device("meta"):
+            model = load_architecture("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", torch.bfloat16)
+            model.transformer.blocks, model.num_blocks = model.transformer.blocks[:blocks], blocks
+            targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+            model.add_adapter("policy", rank=32, alpha=32, targets=targets)
+            condition = Condition(torch.empty(1, 80, model.text_width, dtype=torch.bfloat16), torch.tensor([80]))
+            latents = torch.empty(shape)
+        model.checkpointing, model.offload = mode, offload
+        with fused_on_meta(device), LiveBytes() as counted, model.adapter("policy"):
+            output = model.velocity(latents, torch.tensor(0.5), condition)
+            assert output.requires_grad
+            return counted.live
+
+    added = (kept(3) - kept(2)) / unit
+    budget = BUDGETS[mode, offload, device]
+    assert budget - 0.1 <= added <= budget + 1e-3
+
+
+# ------------------------------------------------------------------------------------------------------- the reward
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
+@pytest.mark.parametrize("space", ["latent", "pixel"])
+def test_scoring_in_parts_gives_the_same_seeds(tiny_backbone: WanBackbone, at_once: int, space: str) -> None:
+    """And metrics; a part may be beyond the hinge as a whole."""
+    make = latent_objective if space == "latent" else pixel_objective
+    objective = make(with_policy(tiny_backbone), Vader(CHAIN))
+    latents = torch.randn(5, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    condition = tiny_backbone.condition([PROMPTS[i % 3] for i in range(5)])
+    sigma = torch.tensor(0.0)
+
+    def seeds(loss: RewardLoss, at_once: int | None) -> tuple[Tensor, dict[str, float]]:
+        return reward_gradient(objective.scorer, loss, latents, sigma, condition, 0, at_once=at_once)
+
+    _, scored = seeds(LOSS, None)
+    for loss in (LOSS, RewardLoss(LOSS.weights, shape="hinge", target=scored["reward"])):
+        expected, metrics = seeds(loss, None)
+        found, in_parts = seeds(loss, at_once)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+        assert in_parts == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        pulled = int(expected.flatten(1).abs().amax(1).gt(0).sum())
+        assert pulled == 5 if loss is LOSS else 0 < pulled < 5
+
+
+def test_scoring_in_parts_takes_less(tiny_backbone: WanBackbone) -> None:
+    objective = latent_objective(with_policy(tiny_backbone), Vader(CHAIN))
+    peaks = {}
+    for at_once in (1, None):
+        objective.reward_batch, taken = at_once, []
+
+        def counted(*inputs: Any, taken: list[int] = taken, **more: Any) -> Any:
+            with LiveBytes() as live:
+                result = reward_gradient(*inputs, **more)
+            taken.append(live.peak)
+            return result
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("prfl.objective.pathwise.reward_gradient", counted)
+            objective.accumulate(0, range(4))
+        peaks[at_once] = taken[0]
+    assert peaks[1] < 0.3 * peaks[None]
