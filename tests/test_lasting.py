@@ -104,7 +104,7 @@ def test_rewards_that_do_not_go_together_are_refused(project: Path, capsys: pyte
         load_config("vader.yaml", [TWO, *ALONE])
 
 
-KEEP = ["evaluation.keep_best=held_out/total", "training.keep=1"]
+KEEP = ["evaluation.keep_best=held_out/total", "training.keep=1", "evaluation.samples_per_prompt=1"]
 
 
 def bests(run: str) -> list[str]:
