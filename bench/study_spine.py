@@ -94,7 +94,7 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     model = build.backbone(config)
     trained = (config.run / "policy.safetensors").exists()
     if trained:
-        commands.load_policy(config, model)
+        build.load_policy(config, model)
     reward = {"reward": build.latents_scorer(build.load_reward(REWARDS / "adapter-0/reward", model, "measure"), model)}
     some = build.prompts(config.data.prompts)[split]
     outcome = commands.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")

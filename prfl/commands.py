@@ -7,23 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from diffusers import WanTransformer3DModel
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 from prfl import build, processes
 from prfl.backbone import WanBackbone
-from prfl.config import dump_resolved, identity, load_config
+from prfl.config import dump_resolved, identity
 from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.console import console, disable_progress_bars, progress
-from prfl.data.files import read_tensors, replacing, replacing_folder
+from prfl.data.files import replacing
 from prfl.errors import PrflError
 from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_report, write_samples_page
 from prfl.flow import chain_sigmas
 from prfl.forecast import out_of_memory
+from prfl.keeping import BestRound
 from prfl.objective import Objective
 from prfl.reward_stage import measure_reward, train_reward
 from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
@@ -99,6 +96,7 @@ def train_policy(
         objective = build.steering(config, model, reward, clips)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []
+    kept = BestRound(config, model, run) if config.evaluation.keep_best else None
 
     def watch(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
@@ -109,7 +107,8 @@ def train_policy(
             for fall in fallen:
                 console.print(f"warning: reward hacking? {fall}", style="bold yellow", soft_wrap=True)
         fallen[:] = processes.gather(fallen)[0]
-        return policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
+        found = policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
+        return found | (kept.after_round(step) if kept else {})
 
     def stop_on_hacking(step: int) -> dict[str, float]:
         if fallen:
@@ -118,13 +117,16 @@ def train_policy(
                 f"reward hacking at step {step}: {'; '.join(map(str, fallen))}",
                 where=str(run.samples),
                 fix=f"take a checkpoint of step {fallen[0].since} or soon after; train with a lower learning rate, "
-                "objective.sft or objective.distance_weight, or a better reward; or evaluation.stop_on_hacking=false",
+                "objective.sft or objective.distance_weight, or a better reward; or evaluation.stop_on_hacking=false, "
+                "with evaluation.keep_best to have the best round",
             )
         return {}
 
     def finish(step: int) -> dict[str, float]:
+        if kept:
+            kept.restore()
         if processes.is_main():
-            save_policy(run.path, model, config)
+            build.save_policy(run.path, model, config)
         if config.evaluation.final_samples:
             compare_base(config, model, rewards, run)
         return {}
@@ -133,8 +135,9 @@ def train_policy(
     hooks = [Hook(every, watch, at_start=True)] if every else []
     if config.evaluation.stop_on_hacking:
         hooks.append(Hook(every, stop_on_hacking))
-    hooks.append(Hook(config.training.steps, finish))
-    return begin(objective, hooks=hooks, regulariser=build.regulariser(config, model, clips))
+    enough = kept.spent if kept else None
+    regulariser = build.regulariser(config, model, clips)
+    return begin(objective, hooks=hooks, regulariser=regulariser, enough=enough, finish=finish)
 
 
 def outcome_of(
@@ -178,40 +181,6 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
     console.print(tables.policy_table(outcomes))
 
 
-def save_policy(run: Path, model: WanBackbone, config: Config) -> None:
-    """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers."""
-    if config.backbone.train == "full":
-        with replacing_folder(run / "transformer") as folder, model.adapter(build.policy_adapter(config)):
-            model.transformer.save_pretrained(folder)
-        return
-    tensors = model.adapter_state(build.POLICY)
-    with replacing(run / "policy.safetensors") as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-
-
-def trained_weights(config: Config) -> Path:
-    """The file (an adapter) or the folder (all weights) that ``save_policy`` wrote.  Raises PrflError."""
-    path = config.run / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
-    if not path.exists():
-        raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")
-    return path
-
-
-def load_policy(config: Config, model: WanBackbone) -> None:
-    path = trained_weights(config)
-    if config.backbone.train == "full":
-        with model.adapter(build.policy_adapter(config)):
-            try:
-                trained = WanTransformer3DModel.from_pretrained(path, use_safetensors=True)
-                model.transformer.load_state_dict(trained.state_dict())
-            except (OSError, RuntimeError, SafetensorError) as error:
-                reason = str(error).strip().split("\n")[0]
-                fix = "run `prfl train` on this config again"
-                raise PrflError(f"its weights cannot be read: {reason}", where=str(path), fix=fix) from error
-    else:
-        model.load_adapter_state(build.POLICY, read_tensors(path, "run `prfl train` on this config again"))
-
-
 # ---------------------------------------------------------------------------------------------- the other commands
 
 
@@ -236,10 +205,7 @@ def evaluate(
     """
     if config is None:
         folder = run or next(iter(heads.values() if heads else [])).parent
-        if not (folder / "config.yaml").is_file():
-            raise PrflError("there is no config.yaml in it", where=str(folder), fix="give the folder of a run")
-        config = load_config(folder / "config.yaml", overrides)
-        config = config.model_copy(update={"run": folder})  # it may have been moved
+        config = build.finished_run(folder, overrides)
     model = build.backbone(config)
     if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
         return evaluate_policy(config, model)
@@ -268,7 +234,7 @@ def evaluate(
 
 def evaluate_policy(config: Config, model: WanBackbone) -> None:
     """Base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
-    load_policy(config, model)
+    build.load_policy(config, model)
     if not config.evaluation.final_samples:
         fix = "say how many samples: evaluation.final_samples=64"
         raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
@@ -289,7 +255,7 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
         fix = "leave --compare-base out; sample the base's own config for its videos"
         raise PrflError("all weights were trained in place: there is no base left", where="backbone.train", fix=fix)
     model = build.backbone(config)
-    load_policy(config, model)
+    build.load_policy(config, model)
     known = build.prompts(config.data.prompts)
     some = (known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]

@@ -61,10 +61,8 @@ def train_reward(
             reward.save_pretrained(run.path / "reward")
         return {}
 
-    hooks = [Hook(config.training.steps, finish)]
-    if validation is not None and config.evaluation.every:
-        hooks.insert(0, Hook(config.evaluation.every, watch))
-    return begin(objective, hooks=hooks)
+    watched = validation is not None and config.evaluation.every
+    return begin(objective, hooks=[Hook(config.evaluation.every, watch)] if watched else [], finish=finish)
 
 
 def measure_reward(

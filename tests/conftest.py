@@ -89,7 +89,7 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
     """``tiny_run(targets=..., rank=4, alpha=2)``: the folder of a finished PRFL run whose adapter does something."""
 
     def make(**adapter) -> Path:
-        from prfl import build, commands
+        from prfl import build
         from prfl.config import dump_resolved
         from prfl.config.schema import Config
 
@@ -117,7 +117,7 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
         with torch.no_grad():
             for index, parameter in enumerate(model.adapter_parameters(build.POLICY).values()):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
-        commands.save_policy(run, model, config)
+        build.save_policy(run, model, config)
         return run
 
     return make

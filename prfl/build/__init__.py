@@ -23,6 +23,12 @@ from prfl.build.objectives import regulariser as regulariser
 from prfl.build.objectives import reuse as reuse
 from prfl.build.objectives import sft as sft
 from prfl.build.objectives import steering as steering
+from prfl.build.policies import finished_run as finished_run
+from prfl.build.policies import load_policy as load_policy
+from prfl.build.policies import policy_place as policy_place
+from prfl.build.policies import save_policy as save_policy
+from prfl.build.policies import trained_weights as trained_weights
+from prfl.build.policies import weights_hash as weights_hash
 from prfl.build.rewards import Reward as Reward
 from prfl.build.rewards import TrainableReward as TrainableReward
 from prfl.build.rewards import load_reward as load_reward

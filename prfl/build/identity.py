@@ -8,7 +8,7 @@ from typing import Any
 from prfl.backbone import WanBackbone
 from prfl.build.inputs import Dataset, prompts
 from prfl.build.rewards import reward_place
-from prfl.config.schema import Config, PixelRewardConfig
+from prfl.config.schema import Config, PixelRewardConfig, listed
 from prfl.data.files import content_hash
 from prfl.errors import PrflError
 from prfl.reward.aesthetic import AESTHETIC_MLP
@@ -25,9 +25,10 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
     facts["data.prompts.train (content)"] = hashlib.sha256(some.encode()).hexdigest()[:16]
     if clips is not None:
         facts["data (clips and labels)"] = clips.fingerprint
-    if config.reward is not None and config.reward.path is not None:
-        saved = saved_reward(reward_place(config.reward.path))
-        facts |= {f"reward.path ({name})": value for name, value in saved.items()}
+    paths = listed(config.reward.path) if config.reward else []
+    for number, path in enumerate(paths):
+        key = f"reward.path[{number}]" if len(paths) > 1 else "reward.path"
+        facts |= {f"{key} ({name})": value for name, value in saved_reward(reward_place(path)).items()}
     if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
         if not config.reward.aesthetic.mlp.is_file():
             what = f"there is no file {config.reward.aesthetic.mlp}"

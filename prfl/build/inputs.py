@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from prfl import processes
 from prfl.backbone import WanBackbone
 from prfl.build.models import sampling_solver
+from prfl.build.policies import finished_run, policy_model, weights_hash
 from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import clips as cutting
@@ -71,7 +73,8 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         raise PrflError("the config names no clips", where="data", fix=fix)
     known = prompts(data.prompts)
     if isinstance(generator, SamplesConfig):
-        drawn = [samples(config, generator, scale, model, known, progress) for scale in generator.guidance]
+        by = [(policy, scale) for policy in generator.policies for scale in generator.guidance]
+        drawn = [samples(config, generator, policy, scale, model, known, progress) for policy, scale in by]
         return drawn[0] if len(drawn) == 1 else joined(drawn)
     if isinstance(generator, ClipsConfig):
         return video_clips(config, generator, known, progress)
@@ -83,25 +86,35 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
 def samples(
     config: Config,
     own: SamplesConfig,
+    policy: Path | None,
     scale: float,
     model: WanBackbone,
     known: dict[str, list[str]],
     progress: Callable,
 ) -> Path:
-    """The backbone's own samples at one guidance scale, with the oracle's labels."""
+    """Samples of the backbone, or of a run's policy, at one guidance scale, with the oracle's labels."""
     data = config.data
     settings = SamplingSettings(
         frames=data.frames, height=data.height, width=data.width, steps=own.steps, shift=config.rollout.shift,
         guidance_scale=scale, batch=own.batch, seed=own.seed, solver=sampling_solver(config),
     )  # fmt: skip
 
+    @cache
+    def generator() -> tuple[WanBackbone, str | None]:
+        return (model, None) if policy is None else policy_model(config, policy, model)
+
     def draw(some: list[str], indices: list[int]) -> torch.Tensor:
-        return decode_all(model, sample(model, some, indices, settings), own.batch)
+        drawing, adapter = generator()
+        return decode_all(drawing, sample(drawing, some, indices, settings, adapter=adapter), own.batch)
 
     # Another model, other prompts or another size make other videos.
     made_by = [model.describe()[f"{part}_fingerprint"] for part in ("transformer", "vae")]
     one = own.model_copy(update={"guidance": [scale]})
-    folder = data.cache / f"samples-{_key(one)}-{_hash([made_by, known, asdict(replace(settings, batch=1))])}"
+    decides = [made_by, known, asdict(replace(settings, batch=1))]
+    if policy is not None:
+        trained = finished_run(policy)
+        decides += [weights_hash(trained), trained.backbone.model_dump(mode="json", include={"adapter"})]
+    folder = data.cache / f"samples-{_key(one)}-{_hash(decides)}"
     counts = {"train": own.per_prompt, "validation": own.held_out_per_prompt}
     return shapes.labelled(folder, known, counts, draw, own.other_captions, own.batch, progress)
 
@@ -131,7 +144,7 @@ def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], p
 
 
 def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
-    values = generator.model_dump(exclude={"name", "batch"})
+    values = generator.model_dump(exclude={"name", "batch", "policies"})
     numbers = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
     return "-".join(name + ",".join(f"{one:g}" for one in some) for name, some in numbers.items())
 

@@ -39,6 +39,7 @@ from prfl.objective.reuse import Reuse
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.objective.vader import Vader
+from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.solvers import Coefficients
 from prfl.training import Regulariser
@@ -123,7 +124,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
-    if isinstance(reward, LatentReward):
+    if isinstance(reward, LatentReward | RewardEnsemble):
         scorer: LatentScorer | PixelScorer = LatentScorer(reward, scores.aggregate)
     else:
         decay = own.temporal_decay if isinstance(own, InstructVideoConfig) else None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from prfl.backbone import WanBackbone
 from prfl.build.inputs import clip
-from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig
+from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.data.shapes import samples as shapes
 from prfl.errors import PrflError, located
 from prfl.reward import pixel
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
+from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.files import check_clip, kind_of
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
@@ -20,7 +23,7 @@ from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.scores import total
 
 TrainableReward = LatentReward | PixelReward
-Reward = TrainableReward | AestheticReward
+Reward = TrainableReward | RewardEnsemble | AestheticReward
 
 
 def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
@@ -53,14 +56,35 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
         own = config.reward.aesthetic
         return load_aesthetic(own.clip, own.mlp, own.revision, model.device)
     assert config.reward is not None and config.reward.path is not None
-    reward = load_reward(config.reward.path, model)
-    if reward.space != config.reward.space:
-        what = f"the reward at {config.reward.path} is a {reward.space} one"
-        raise PrflError(what, where="reward.space", fix=f"space: {reward.space}")
-    check_clip(reward.card, clip(config.data), str(config.reward.path))
+    paths = listed(config.reward.path)
+    members = []
+    for number, path in enumerate(paths):
+        several = len(paths) > 1
+        with _member(number) if several else nullcontext():
+            member = load_reward(path, model, adapter_name=f"reward-{number}" if several else None)
+        if member.space != config.reward.space:
+            what = f"the reward at {path} is a {member.space} one"
+            fix = f"space: {member.space}" if not several else f"name {config.reward.space} rewards only"
+            raise PrflError(what, where="reward.path" if several else "reward.space", fix=fix)
+        check_clip(member.card, clip(config.data), path)
+        members.append(member)
+    reward: Reward = members[0]
+    if isinstance(config.reward, LatentRewardConfig) and len(members) > 1:
+        latent = [member for member in members if isinstance(member, LatentReward)]
+        reward = RewardEnsemble(latent, config.reward.uncertainty_weight)
     # A weight on a dimension that it does not have is known now, and not in the first step.
     total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)
     return reward
+
+
+@contextmanager
+def _member(number: int) -> Iterator[None]:
+    """Around loading one of several rewards: a fault names the yaml path too."""
+    try:
+        yield
+    except PrflError as error:
+        what = f"{error.where}: {error.what}"
+        raise PrflError(what, where=f"reward.path[{number}]", fix=error.fix) from error
 
 
 def reward_place(path: str | Path) -> str | Path:

@@ -16,6 +16,7 @@ from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
 from prfl.evaluation.reward_eval import pixel_scorer
 from prfl.evaluation.sampling import SamplingSettings
+from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.files import check_clip
 from prfl.reward.latent import LatentReward
 from prfl.reward.scores import Scores, total
@@ -61,12 +62,18 @@ def with_total(
 
     def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
         logits = read(latents, sigma, condition)
-        scores = reward.normalisation.apply(logits) if aggregate == "sum" else logits
-        return logits | {"total": total(scores, weights, aggregate)}
+        if aggregate == "logsigmoid":
+            scores = logits
+        elif isinstance(reward, RewardEnsemble):  # each member has its own normalisation
+            scores = reward(latents, sigma, condition)
+        else:
+            scores = reward.normalisation.apply(logits)
+        counted = weights or dict.fromkeys(reward.dimensions, 1.0)
+        return logits | {"total": total(scores, counted, aggregate)}
 
     return score
 
 
 def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
     """Logits of a reward at noisy latents, for evaluation."""
-    return reward.logits if isinstance(reward, LatentReward) else pixel_scorer(model, reward)
+    return reward.logits if isinstance(reward, LatentReward | RewardEnsemble) else pixel_scorer(model, reward)

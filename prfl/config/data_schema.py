@@ -35,6 +35,11 @@ class SamplesConfig(Section):
     guidance: list[Annotated[float, Field(ge=1)]] = Field(
         default=[1.0], min_length=1, description="Guidance scales; so many samples are drawn at each. 1 is without."
     )
+    policies: list[FolderOrFile | None] = Field(
+        default=[None],
+        min_length=1,
+        description="Who draws so many samples each: null is the backbone as it is, a finished run its policy.",
+    )
     batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from prfl.config.data_schema import ClipsConfig, Section, is_hub_id
+from prfl.config.data_schema import ClipsConfig, SamplesConfig, Section, is_hub_id
 from prfl.config.schema import (
     Config,
     LatentHeadConfig,
@@ -13,6 +13,7 @@ from prfl.config.schema import (
     PixelRewardConfig,
     PreferenceConfig,
     SftConfig,
+    listed,
 )
 from prfl.config.steering_schema import (
     AlignPropConfig,
@@ -40,6 +41,7 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     yield from _data(config)
     yield from _chain(config)
     yield from _watch(config)
+    yield from _keep_best(config)
     if config.backbone.offload and config.backbone.checkpointing == "none":
         yield "backbone.offload", "it moves what checkpointed blocks keep; set backbone.checkpointing or remove it"
     if isinstance(config.objective, PreferenceConfig):
@@ -71,6 +73,10 @@ def _data(config: Config) -> Iterator[tuple[str, str]]:
         yield "data", "clips are given that nobody reads; remove them or add objective.sft"
     if not (data.manifest or data.generator):
         yield from _unread(data, "data", ["skip_unreadable", "encode_batch"], "a config without clips")
+    if isinstance(data.generator, SamplesConfig):
+        by = data.generator.policies
+        for policy in [policy for number, policy in enumerate(by) if policy in by[:number]]:
+            yield "data.generator.policies", f"{policy or 'null'} is named twice; its samples would be the same"
     if config.evaluation.every and not data.prompts.validation:
         yield "data.prompts.validation", "evaluation.every needs validation prompts"
     if config.evaluation.final_samples and not data.prompts.test:
@@ -86,7 +92,7 @@ def _watch(config: Config) -> Iterator[tuple[str, str]]:
     own, name = config.evaluation, config.objective.name
     if own.held_out_reward and isinstance(config.objective, PreferenceConfig):
         yield "evaluation.held_out_reward", f"objective {name} draws no videos; it does not read it"
-    if own.held_out_reward and config.reward and own.held_out_reward == config.reward.path:
+    if own.held_out_reward and config.reward and own.held_out_reward in listed(config.reward.path):
         yield "evaluation.held_out_reward", "this is the reward that is trained on; give another one"
     if own.held_out_reward and not own.every and not own.final_samples:
         yield "evaluation.held_out_reward", "nothing is measured; set evaluation.every or evaluation.final_samples"
@@ -95,6 +101,25 @@ def _watch(config: Config) -> Iterator[tuple[str, str]]:
     elif own.stop_on_hacking and (not own.every or own.prompts_per_round < FEWEST_PROMPTS):
         few = f"needs evaluation.every, and evaluation.prompts_per_round of {FEWEST_PROMPTS} or more to tell"
         yield "evaluation.stop_on_hacking", few
+
+
+def _keep_best(config: Config) -> Iterator[tuple[str, str]]:
+    own, key = config.evaluation, config.evaluation.keep_best
+    if key is None:
+        yield from _unread(own, "evaluation", ["patience"], "a run without evaluation.keep_best")
+        return
+    readers = {"judge": own.judge, "held_out": own.held_out_reward}
+    group, slash, measure = key.partition("/")
+    if isinstance(config.objective, PreferenceConfig):
+        yield "evaluation.keep_best", f"objective {config.objective.name} draws no videos; it does not read it"
+    elif group not in readers or not slash or not measure:
+        kinds = "judge/all, of evaluation.judge, or held_out/total, of evaluation.held_out_reward"
+        yield "evaluation.keep_best", f"'{key}' is no measure that nothing is trained on; such are {kinds}"
+    elif not readers[group]:
+        key = {"judge": "evaluation.judge", "held_out": "evaluation.held_out_reward"}[group]
+        yield "evaluation.keep_best", f"no round records it; set {key}"
+    elif not own.every:
+        yield "evaluation.keep_best", "there are no rounds; set evaluation.every"
 
 
 def _chain(config: Config) -> Iterator[tuple[str, str]]:
@@ -161,6 +186,7 @@ def _preference(config: Config, objective: PreferenceConfig) -> Iterator[tuple[s
         yield from _unread(config.reward, "reward", ["aesthetic"], "objective preference")
     if isinstance(config.reward, LatentRewardConfig):
         yield from _unread(objective, "objective", ["frames", "keep_decoded"], "a latent reward")
+        yield from _unread(config.reward, "reward", ["uncertainty_weight"], "objective preference")
         yield from _latent_head(config.reward.head)
     else:
         yield from _unread(objective, "objective", ["sigma_sampling"], "a pixel reward")
@@ -213,6 +239,12 @@ def _steering(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, 
         yield from _aesthetic(reward)
     if reward.shape == "linear":
         yield from _unread(reward, "reward", ["target"], "shape linear")
+    if isinstance(reward, LatentRewardConfig):
+        some = listed(reward.path)
+        if len(some) < 2:
+            yield from _unread(reward, "reward", ["uncertainty_weight"], "one reward, with nobody to disagree with,")
+        for path in sorted({path for path in some if some.count(path) > 1}):
+            yield "reward.path", f"{path} is named twice; an ensemble needs rewards that differ"
     if reward.space == "latent" and objective.frames != "all":
         yield "objective.frames", "a latent reward scores all frames; frames is for pixel rewards"
     if isinstance(objective, PrflConfig | DenseProcessConfig) and reward.space == "pixel":

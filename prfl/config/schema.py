@@ -100,14 +100,13 @@ class PixelHeadConfig(Section):
     inner: int = Field(default=96, ge=4, multiple_of=4, description="Channels of a frame's description.")
 
 
+TRAINED_REWARD = "A trained reward: a folder that objective preference wrote, a hub id, or 'shapes' (inside)."
+
+
 class RewardBase(Section):
     """What both spaces have in common."""
 
     space: str = Field(description="What is scored.")
-    path: str | None = Field(
-        default=None,
-        description="A trained reward: a folder that objective preference wrote, a hub id, or 'shapes' (inside).",
-    )
     weights: dict[str, float] | None = Field(
         default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
     )
@@ -134,6 +133,12 @@ class RewardBase(Section):
 
 class LatentRewardConfig(RewardBase):
     space: Literal["latent"] = Field(description="Scores noisy latents: no VAE in the loop.")
+    path: str | Annotated[list[str], Field(min_length=2)] | None = Field(
+        default=None, description=f"{TRAINED_REWARD} A list of them is followed as one: their mean."
+    )
+    uncertainty_weight: float = Field(
+        default=0.0, ge=0, description="Of several rewards: subtract this times the deviation between their scores."
+    )
     head: LatentHeadConfig | None = Field(default=None, description="A new head, where objective.name is preference.")
 
 
@@ -145,6 +150,7 @@ class AestheticConfig(Section):
 
 class PixelRewardConfig(RewardBase):
     space: Literal["pixel"] = Field(description="Scores decoded pixels.")
+    path: str | None = Field(default=None, description=TRAINED_REWARD)
     aesthetic: AestheticConfig | None = Field(
         default=None, description="LAION's aesthetic score, in place of path: mean over frames, about 1 to 10."
     )
@@ -152,6 +158,11 @@ class PixelRewardConfig(RewardBase):
 
 
 RewardConfig = LatentRewardConfig | PixelRewardConfig
+
+
+def listed(path: str | list[str] | None) -> list[str]:
+    """``reward.path`` as a list, whichever way it was given."""
+    return [path] if isinstance(path, str) else list(path or [])
 
 
 class GuidanceConfig(Section):
@@ -302,6 +313,14 @@ class EvaluationConfig(Section):
     stop_on_hacking: bool = Field(
         default=False,
         description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
+    )
+    keep_best: str | None = Field(
+        default=None,
+        description="A measure of the rounds (judge/all, held_out/total): the policy of its best round is the run's "
+        "result, of equal ones the earliest; null keeps the last step's.",
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="End the run after so many rounds without a better keep_best; null is never."
     )
     final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
     judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from prfl import build
 from prfl.config.data_schema import is_hub_id
-from prfl.config.schema import Config, PixelRewardConfig
+from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.config.steering_schema import SteeringConfig
 from prfl.errors import PrflError
 from prfl.evaluation.metrics import Interval
@@ -140,15 +140,20 @@ def reward_text(config: Config) -> str:
     assert own is not None
     if isinstance(own, PixelRewardConfig) and own.aesthetic:
         return f"LAION's aesthetic score on CLIP ({own.aesthetic.clip}); {own.shape}, target {own.target:g}."
-    assert own.path is not None
+    paths = listed(own.path)
     weights = "all dimensions" if own.weights is None else ", ".join(f"{k} x {v:g}" for k, v in own.weights.items())
     text = f"A {own.space} reward ({weights}; {own.aggregate}, {own.shape})."
+    if isinstance(own, LatentRewardConfig) and len(paths) > 1:
+        text = (
+            f"The mean of {len(paths)} latent rewards less {own.uncertainty_weight:g} times the deviation between them "
+            f"({weights}; {own.aggregate}, {own.shape})."
+        )
     try:
-        accuracy = read_config(build.reward_place(own.path)).get("card", {}).get("accuracy", {})
+        accuracies = [read_config(build.reward_place(path)).get("card", {}).get("accuracy", {}) for path in paths]
     except PrflError as error:  # it was moved since, or the hub is out of reach: no reason to refuse the policy
         print(f"the card says nothing of how well the reward ranks: {error}", file=sys.stderr)
         return f"{text} How well it ranks is not recorded here."
-    return f"{text}\n\n{accuracy_text(accuracy)}"
+    return "\n\n".join([text, *map(accuracy_text, accuracies)])
 
 
 def measured_text(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from prfl import build, commands
+from prfl import build
 from prfl.backbone import adapters
 from prfl.config import load_config
 from prfl.config.schema import Config, PreferenceConfig
@@ -65,14 +65,14 @@ def run_config(run: Path) -> Config:
 def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool) -> list[str]:
     """Which of ``lora`` and ``transformer`` it wrote."""
     if config.backbone.train == "full":
-        trained = commands.trained_weights(config)
+        trained = build.trained_weights(config)
         with replacing_folder(out / "transformer") as temporary:
             shutil.copytree(trained, temporary, dirs_exist_ok=True)
         return ["transformer"]
     own = config.backbone.adapter
     assert own is not None, "the config's rules ask for an adapter"
     again = "run `prfl train` on its config again; it ends by writing this file"
-    state = read_tensors(commands.trained_weights(config), again)
+    state = read_tensors(build.trained_weights(config), again)
     file = out / f"{name}.safetensors"
     write_shared_file(file, state, rank=own.rank, alpha=own.alpha, dtype=getattr(torch, dtype))
     if not merged:
@@ -84,7 +84,7 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
 def write_merged(config: Config, folder: Path) -> None:
     """The base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
     model = build.backbone(config)
-    commands.load_policy(config, model)
+    build.load_policy(config, model)
     adapters.set_active(model.transformer, build.POLICY)
     model.transformer.fuse_lora(adapter_names=[build.POLICY], safe_fusing=True)
     model.transformer.unload_lora()

@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from prfl import build
-from prfl.config.data_schema import ClipsConfig, is_hub_id
-from prfl.config.schema import Config, PixelRewardConfig
+from prfl.config.data_schema import ClipsConfig, SamplesConfig, is_hub_id
+from prfl.config.schema import Config, PixelRewardConfig, listed
 from prfl.data.manifest import read_manifest
 from prfl.reward.aesthetic import AESTHETIC_MLP
 
@@ -24,7 +24,8 @@ def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
     """
     absent = [f"{key}: {name} is not in the hub's cache here; the run downloads it"
               for key, name in downloads(config).items()]  # fmt: skip
-    lines = *absent, _reward(config, made), _held_out(config, made), _manifest(config), _videos(config)
+    saved = *_rewards(config, made), _held_out(config, made), *_policies(config, made)
+    lines = *absent, *saved, _manifest(config), _videos(config)
     return [line for line in lines if line]
 
 
@@ -43,12 +44,12 @@ def downloads(config: Config) -> dict[str, str]:
     }
 
 
-def _reward(config: Config, made: Collection[Path]) -> str:
+def _rewards(config: Config, made: Collection[Path]) -> list[str]:
     if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
         mlp = config.reward.aesthetic.mlp
-        return "" if mlp.is_file() else f"reward.aesthetic.mlp: there is no file {mlp}; {AESTHETIC_MLP}"
-    path = config.reward.path if config.reward else None
-    return _saved("reward.path", path, made)
+        return [] if mlp.is_file() else [f"reward.aesthetic.mlp: there is no file {mlp}; {AESTHETIC_MLP}"]
+    paths = listed(config.reward.path) if config.reward else []
+    return [_saved("reward.path", path, made) for path in paths]
 
 
 def _held_out(config: Config, made: Collection[Path]) -> str:
@@ -62,6 +63,13 @@ def _saved(key: str, path: str | None, made: Collection[Path]) -> str:
     if is_hub_id(path) and not path.startswith("runs/") and not Path(path).parent.is_dir():
         return ""
     return f"{key}: there is no folder {path}; train it first, or name a saved reward (a folder or a hub id)"
+
+
+def _policies(config: Config, made: Collection[Path]) -> list[str]:
+    own = config.data.generator
+    runs = [run for run in own.policies if run is not None] if isinstance(own, SamplesConfig) else []
+    absent = [run for run in runs if run not in made and not (run / "config.yaml").is_file()]
+    return [f"data.generator.policies: there is no finished run in {run}; train it first" for run in absent]
 
 
 def _manifest(config: Config) -> str:

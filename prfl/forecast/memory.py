@@ -30,6 +30,7 @@ from prfl.objective import sft
 from prfl.objective.pathwise import Choice, holds_edge
 from prfl.objective.reuse import span
 from prfl.objective.scorer import PixelScorer, decode_frames
+from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout import Plan, guided_network
@@ -237,6 +238,8 @@ def earlier_outputs(chain: Coefficients) -> int:
 
 
 def reward_tensors(reward: build.Reward) -> list[Tensor]:
+    if isinstance(reward, RewardEnsemble):
+        return [tensor for member in reward.members for tensor in member.state().values()]
     if isinstance(reward, LatentReward | PixelReward):
         return list(reward.state().values())
     return [p for part in (reward.vision, reward.projection, reward.mlp) for p in part.parameters()]
@@ -403,7 +406,7 @@ def reward_phases(
     """Forward and backward of the reward.  held: bytes of a network call's graph that stay alive beside it."""
     trains = isinstance(config.objective, PreferenceConfig)
     latents, condition = shapes.latents(batch), shapes.condition(batch)
-    if isinstance(reward, LatentReward):
+    if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
         with LiveBytes() as counted, reward.selected():
             scores = reward.logits(leaf, torch.tensor(0.5), condition)

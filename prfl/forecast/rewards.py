@@ -10,8 +10,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from prfl import build
 from prfl.backbone import WanBackbone
-from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, PreferenceConfig
+from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, PreferenceConfig, listed
 from prfl.reward.aesthetic import AestheticMlp, AestheticReward
+from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.files import read_config
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelNetwork, PixelReward
@@ -37,14 +39,24 @@ def reward_on_meta(config: Config, model: WanBackbone) -> tuple[build.Reward | N
             return build.new_reward(config, model), ""
         if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
             return AestheticReward(CLIPModel(CLIPConfig(**VIT_L_14)), AestheticMlp()), ""
-        if config.reward.path and Path(build.reward_place(config.reward.path)).is_dir():
+        paths = listed(config.reward.path)
+        if paths and all(Path(build.reward_place(path)).is_dir() for path in paths):
             return build.trained_reward(config, model), ""
         if isinstance(config.reward, LatentRewardConfig):
             blocks = max(1, model.num_blocks // 5)
-            head = LatentReward(RewardHead(model.width, ["reward"]), model, [blocks - 1]).freeze()
-            return (
-                head,
-                f"a frozen reward head on the first {blocks} of {model.num_blocks} blocks (it is not trained yet)",
-            )
+            heads = [LatentReward(RewardHead(model.width, ["reward"]), model, [blocks - 1]).freeze() for _ in paths]
+            many = f"{len(heads)} frozen reward heads" if len(heads) > 1 else "a frozen reward head"
+            what = f"{many} on the first {blocks} of {model.num_blocks} blocks (not trained yet)"
+            return RewardEnsemble(heads) if len(heads) > 1 else heads[0], what
         network = PixelNetwork(model.text_width, ["reward"])
         return PixelReward(network).freeze(), "prfl's own small pixel reward (it is not trained yet)"
+
+
+def reads_of_a_score(config: Config) -> int:
+    """Forward passes of the reward for one score with its gradient: of an ensemble whose members have adapters, two for
+    each adapter and, together, for those that have none (``RewardEnsemble``).  A reward that is not trained yet, or not
+    in a folder, counts as one without."""
+    paths = listed(config.reward.path) if config.reward else []
+    places = [Path(build.reward_place(path)) for path in paths]
+    passes = {i if place.is_dir() and read_config(place).get("adapter") else None for i, place in enumerate(places)}
+    return 2 * len(passes) if len(passes) > 1 else 1

@@ -10,6 +10,7 @@ from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.config.steering_schema import SteeringConfig
+from prfl.forecast.rewards import reads_of_a_score
 from prfl.objective.pathwise import Choice, Pathwise, holds_edge, visited
 from prfl.objective.reuse import span
 from prfl.solvers import Coefficients
@@ -63,6 +64,7 @@ def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> 
     coefficients = build.chain(config, model)
     method = build.method(config, coefficients)
     counts: Counter[str] = Counter()
+    reads = reads_of_a_score(config)
     for step in range(config.training.steps):
         choice = method.choose(step)
         held = holds_edge(model, choice)
@@ -74,6 +76,7 @@ def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> 
         else:  # the ends of the trained edges, to be scored
             rolled = 0 if held else len(choice.seeds)
         counts += _of_choice(choice, rolled, config)
+        counts[REWARD] += reads * len(choice.seeds)
         trained = len(choice.plan.trains)
         if objective.distance_weight:
             counts += Counter({GRADIENT: trained, DISTANCE: trained})
@@ -96,8 +99,7 @@ def _of_choice(choice: Choice, rolled: int, config: Config) -> Counter[str]:
     guided = guidance.scale != 1
     walked = len(choice.plan.recomputed)
     both = guidance.gradient == "both"
-    read = len(choice.seeds)
-    counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1), REWARD: read})
+    counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1)})
     if guided and not both:
         counts[UNGUIDED] = walked
     return counts

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prfl import build, commands
+from prfl import build
 from prfl.backbone.wan import WanBackbone
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.console import console, progress
-from prfl.data.files import content_hash
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.errors import PrflError
@@ -44,8 +43,8 @@ def draw(
     model = build.backbone(config)
     adapter, weights = None, "base"
     if not isinstance(config.objective, PreferenceConfig):
-        commands.load_policy(config, model)
-        adapter, weights = build.policy_adapter(config), weights_hash(config)
+        build.load_policy(config, model)
+        adapter, weights = build.policy_adapter(config), build.weights_hash(config)
     known = build.prompts(config.data.prompts)
     some = {"train": known["train"][:count], "validation": known.get("validation", [])[: max(1, count // 4)]}
     head = config.reward.head if config.reward else None
@@ -61,13 +60,6 @@ def draw(
     console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
     console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)
     return page
-
-
-def weights_hash(config: Config) -> str:
-    """Tells one trained policy from another: a hash of its files."""
-    full = sorted((config.run / "transformer").glob("*.safetensors"))
-    files = full if config.backbone.train == "full" else [config.run / "policy.safetensors"]
-    return " ".join(content_hash(file) for file in files)
 
 
 def _key(model: WanBackbone, weights: str, settings: SamplingSettings, fps: float) -> str:

@@ -20,6 +20,7 @@ from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
 from prfl.errors import PrflError
 from prfl.reward.aesthetic import AestheticReward
+from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.reward.scores import Scores, Shape, total
@@ -42,9 +43,9 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class LatentScorer:
-    """A latent reward at (latents, sigma): normalised scores, or raw logits for the ``logsigmoid`` aggregate."""
+    """A latent reward, or several, at (latents, sigma): normalised scores, or logits for ``logsigmoid``."""
 
-    reward: LatentReward
+    reward: LatentReward | RewardEnsemble
     aggregate: Shape = "sum"
 
     @property

@@ -75,11 +75,15 @@ def train(
     regulariser: Regulariser | None = None,
     accelerator: Accelerator | None = None,
     hooks: Sequence[Hook] = (),
+    enough: Callable[[], bool] | None = None,
+    finish: Callable[[int], Mapping[str, float]] | None = None,
     resume: str = "auto",
     identity: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train ``objective.parameters()`` in place for ``settings.steps`` steps.
 
+    enough: asked after the hooks of each step, with the same answer on every process; True ends the run there.
+    finish: a hook for the end of the run, after the last checkpoint: it may put other weights into the model.
     resume: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
     identity: json-able facts that must be the same when the run is resumed (the config less what may change).
     Ctrl-C and SIGTERM finish the step (an evaluation is left at once), save, and return.
@@ -92,7 +96,7 @@ def train(
     with StopSignals() as stop, log:
         run_hooks(hooks, state, trainer, log, stop)
         stopped = stop.anywhere(accelerator)
-        while state.step < settings.steps and not stopped:
+        while state.step < settings.steps and not stopped and not (enough and enough()):
             log.step(state.step + 1, train_step(trainer, state))
             if state.step % settings.save_every == 0 or state.step == settings.steps:
                 checkpoint = save(trainer, state)
@@ -100,8 +104,12 @@ def train(
             if not stopped:
                 run_hooks(hooks, state, trainer, log, stop)
                 stopped = stop.anywhere(accelerator)
-        if stopped:
+        if stopped or checkpoint is None or checkpoint.name != f"step-{state.step:06d}":  # else it is saved
             checkpoint = save(trainer, state)
+        if finish and not stopped:
+            run_hooks([Hook(1, finish, at_start=True)], state, trainer, log, stop)
+            stopped = stop.anywhere(accelerator)
+        if stopped:
             log.say(f"{stopped}: stopped after step {state.step}, saved {checkpoint}")
     return TrainResult(state.step, stopped, checkpoint)
 

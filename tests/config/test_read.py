@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -55,6 +56,10 @@ def test_every_key_is_read_by_somebody(
         Path(f"{name}.yaml").write_text(yaml.safe_dump({**config, "run": f"runs/{name}"}))
         return f"{name}.yaml"
 
+    for name in ("second", "held-out"):
+        shutil.copytree("heads/latent", f"heads/{name}")
+    several = {"path": ["heads/latent", "heads/second"]}
+    kept = {**watched, "held_out_reward": "heads/held-out", "keep_best": "held_out/total"}
     adapter = {"adapter": {"rank": 1, "alpha": 1}}
     head = {"dimensions": ["light"], "blocks": [0], "inner": 8}
     tiny_clip().save_pretrained("clip")
@@ -71,6 +76,7 @@ def test_every_key_is_read_by_somebody(
             evaluation=watched,
             rollout={"gradients_per_rollout": 2},
         ),
+        write("kept", "prfl.yaml", reward=several, evaluation=kept),
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}),
         write("supervised", "sft.yaml"),
         write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic}),
@@ -93,7 +99,7 @@ def test_every_key_is_read_by_somebody(
         build.steering(config, model, build.trained_reward(config, model), None)
         build.regulariser(config, model, None)
     monkeypatch.setattr(build.inputs.shapes, "labelled", lambda *_, **__: Path("made"))
-    monkeypatch.setattr(build.inputs, "sample", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(build.inputs, "sample", lambda *_, **__: torch.zeros(1))
     monkeypatch.setattr(build.inputs.cutting, "write_clips", lambda *_, **__: (Path("made"), Path("made")))
     for generator in (
         "shapes_mixture, count: 1",

@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from prfl import build, commands
+from prfl import build
 from prfl.backbone.adapters import matching_layers
 from prfl.errors import PrflError
 from prfl.export import export_run
@@ -47,7 +47,7 @@ def test_diffusers_loads_exactly_what_was_trained(
 
     config = run_config(run)
     model = build.backbone(config)
-    commands.load_policy(config, model)
+    build.load_policy(config, model)
     with model.adapter(build.POLICY):
         # The same attention processor as the pipeline's: ours folds the padding, which rounds otherwise.
         model.transformer.set_attn_processor(pipeline.transformer.blocks[0].attn1.processor)

@@ -13,7 +13,7 @@ from diffusers import WanTransformer3DModel
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from prfl import build, cli, commands, draws
+from prfl import build, cli, draws
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
 from prfl.config.messages import models_in, tag_of
@@ -59,7 +59,7 @@ def test_merged_weights_are_the_trained_model(tiny_run: Callable[..., Path]) -> 
     merged = WanTransformer3DModel.from_pretrained(export_run(run, merged=True) / "transformer")
     config = run_config(run)
     model = build.backbone(config)
-    commands.load_policy(config, model)
+    build.load_policy(config, model)
     latents = draws.normal((4, 2, 4, 4), 0, "test", 0, [0])
     condition = model.condition(["a red circle"])
     with torch.no_grad(), model.adapter(build.POLICY):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import build, cli, commands
+from prfl import build, cli
 from prfl.data.manifest import LabelledVideo, read_manifest
 from prfl.data.video import read_video
 from prfl.evaluation.sampling import decode_all, sample
@@ -30,7 +30,7 @@ def test_from_videos_to_labels(tiny_run: Callable[..., Path], capsys: pytest.Cap
 
     config = run_config(run)
     model = build.backbone(config)
-    commands.load_policy(config, model)
+    build.load_policy(config, model)
     drawn = sample(model, ["a blue square"], [1], build.sampling(config), adapter=build.POLICY)
     file = rows[4].video
     assert (read_video(file, **build.clip(config.data)) - decode_all(model, drawn)[0]).abs().mean() < 0.02

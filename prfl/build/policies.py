@@ -1,0 +1,105 @@
+"""The weights of a trained policy: written, found again, put into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from prfl.backbone import WanBackbone
+from prfl.build.models import POLICY, backbone, policy_adapter
+from prfl.config import load_config
+from prfl.config.schema import Config
+from prfl.data.files import content_hash, read_tensors, replacing, replacing_folder
+from prfl.errors import PrflError
+
+AGAIN = "run `prfl train` on this config again"
+
+
+def save_policy(folder: Path, model: WanBackbone, config: Config) -> None:
+    """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers."""
+    if config.backbone.train == "full":
+        with replacing_folder(folder / "transformer") as written, model.adapter(policy_adapter(config)):
+            model.transformer.save_pretrained(written)
+        return
+    tensors = model.adapter_state(POLICY)
+    with replacing(folder / "policy.safetensors") as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def policy_place(config: Config, folder: Path) -> Path:
+    """The file (an adapter) or the folder (all weights) that ``save_policy`` writes below ``folder``."""
+    return folder / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
+
+
+def trained_weights(config: Config) -> Path:
+    """Where the policy of the config's run is.  Raises PrflError where there is none."""
+    path = policy_place(config, config.run)
+    if not path.exists():
+        raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")
+    return path
+
+
+def load_policy(config: Config, model: WanBackbone, path: Path | None = None) -> None:
+    """Put trained weights into the adapter, or all of them into the model.  path: None is ``trained_weights``."""
+    path = trained_weights(config) if path is None else path
+    if config.backbone.train == "lora":
+        model.load_adapter_state(POLICY, read_tensors(path, AGAIN))
+        return
+    with model.adapter(policy_adapter(config)):
+        own = model.transformer.state_dict()
+        missing = set(own)
+        for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
+            tensors = read_tensors(file, AGAIN)
+            _check_names(file, {name: own[name].shape for name in own}, {n: t.shape for n, t in tensors.items()})
+            for name, tensor in tensors.items():
+                with torch.no_grad():
+                    own[name].copy_(tensor)
+            missing -= tensors.keys()
+        if missing:
+            what = f"{len(missing)} of its weights are missing, the first is {min(missing)}"
+            raise PrflError(what, where=str(path), fix=AGAIN)
+
+
+def _check_names(file: Path, own: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
+    wrong = sorted(name for name, shape in found.items() if own.get(name) != shape)
+    if wrong:
+        what = f"{len(wrong)} of its weights do not fit the model, the first is {wrong[0]}"
+        raise PrflError(what, where=str(file), fix=AGAIN)
+
+
+def finished_run(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a run's folder, wherever that was moved to.  overrides: of its keys.  Raises PrflError."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise PrflError("there is no config.yaml in it", where=str(run), fix="give the folder of a run")
+    return load_config(path, overrides).model_copy(update={"run": run})
+
+
+def policy_model(config: Config, run: Path, model: WanBackbone) -> tuple[WanBackbone, str | None]:
+    """A backbone of its own with a run's trained policy, and the adapter to draw with; ``model`` stays as it is.
+
+    Raises PrflError for a policy of another model than ``model``, the config's own.
+    """
+    trained = finished_run(run)
+    where = {"device": config.backbone.device, "compile": False}
+    trained = trained.model_copy(update={"backbone": trained.backbone.model_copy(update=where)})
+    trained_weights(trained)
+    drawing = backbone(trained)
+    for part in ("transformer_fingerprint", "vae_fingerprint"):
+        if drawing.describe()[part] != model.describe()[part]:
+            raise PrflError(
+                f"the policy of {run} was trained from another model ({trained.backbone.model})",
+                where="data.generator.policies",
+                fix=f"name a run with backbone.model: {config.backbone.model}",
+            )
+    load_policy(trained, drawing)
+    return drawing, policy_adapter(trained)
+
+
+def weights_hash(config: Config) -> str:
+    """Tells one trained policy from another: a hash of its files."""
+    path = trained_weights(config)
+    return " ".join(content_hash(file) for file in ([path] if path.is_file() else sorted(path.glob("*.safetensors"))))

@@ -1,0 +1,144 @@
+"""Several latent rewards as one: their mean, less a multiple of how far they disagree.
+
+A policy that is pushed beyond what its reward has seen finds what one head likes by mistake; other heads do not share
+the mistake, so there they disagree.  After the uncertainty-weighted ensembles of Coste et al. 2023 (arXiv 2310.02743),
+who subtract the variance; the deviation subtracted here has the scores' own unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from prfl.backbone.condition import Condition
+from prfl.errors import PrflError
+from prfl.reward.latent import LatentReward
+from prfl.reward.scores import Scores
+
+UNCERTAINTY = "uncertainty"  # a score beside those of the dimensions: the members' deviation, mean over dimensions
+
+
+class RewardEnsemble:
+    """``ensemble(latents, sigma, condition)`` gives {dimension: (b,)} and ``uncertainty``, differentiable in latents.
+
+        score = mean over members of s_k - uncertainty_weight * their deviation        for each dimension
+
+    s_k: each member's normalised score, or (``logits``) its logit.  The deviation is that of these members
+    (divided by their number), not an estimate for others.
+
+    Members are frozen and share one backbone.  Those without an adapter share one forward pass too.  Each adapter needs
+    its own, and only one adapter can be selected: with any adapter the passes run without a graph, and the backward
+    pass repeats them one by one, each with the gradient that the combined score has in this member's scores.  That is
+    the chain rule, so it is exact, and never are two passes' activations alive.
+
+    Raises PrflError for members of other dimensions, or on other backbones.
+    """
+
+    space = "latent"
+    noise_aware = True
+    differentiable = True
+
+    def __init__(self, members: Sequence[LatentReward], uncertainty_weight: float = 0.0) -> None:
+        first = members[0]
+        for number, member in enumerate(members[1:], start=2):
+            if set(member.dimensions) != set(first.dimensions):
+                raise PrflError(
+                    f"the rewards score different dimensions: the first {', '.join(first.dimensions)}; "
+                    f"number {number} {', '.join(member.dimensions)}",
+                    where="reward.path",
+                    fix="name rewards that were trained on the same labels",
+                )
+            assert member.backbone is first.backbone, "members read the same copy of the weights"
+        if UNCERTAINTY in first.dimensions:
+            fix = "train the rewards with another name for it"
+            raise PrflError(f"a dimension cannot be called '{UNCERTAINTY}' here", where="reward.path", fix=fix)
+        self.members = [member.freeze() for member in members]
+        self.backbone = first.backbone
+        self.uncertainty_weight = uncertainty_weight
+        passes: dict[str | None, list[LatentReward]] = {}
+        for member in self.members:
+            passes.setdefault(member.adapter.name if member.adapter else None, []).append(member)
+        assert all(len(some) == 1 for name, some in passes.items() if name), "each adapter has its own name"
+        self.passes = list(passes.values())
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        return self.members[0].dimensions
+
+    def selected(self) -> AbstractContextManager:
+        """What is active outside the passes; around a backward pass it matters where there is only one of them."""
+        return self.passes[0][0].selected()
+
+    def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
+        """Of the members' normalised scores.  sigma: (b,) or (), in [0, 1]."""
+        logits = self.member_logits(latents, sigma, condition)
+        return self.combine([m.normalisation.apply(some) for m, some in zip(self._ordered, logits, strict=True)])
+
+    def logits(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
+        """Of the members' raw logits."""
+        return self.combine(self.member_logits(latents, sigma, condition))
+
+    @property
+    def _ordered(self) -> list[LatentReward]:
+        """The members in the order of their passes."""
+        return [member for some in self.passes for member in some]
+
+    def member_logits(self, latents: Tensor, sigma: Tensor, condition: Condition) -> list[Scores]:
+        """Each member's logits, in the order of the passes."""
+        sigma = sigma.to(latents.device, torch.float32).expand(len(latents))
+        found: list[Scores] = []
+        for members in self.passes:
+
+            def read(x: Tensor, members: list[LatentReward] = members) -> Tensor:
+                return self._read(members, x, sigma, condition)
+
+            alone = len(self.passes) == 1
+            scores = read(latents) if alone else _RunAgain.apply(latents, read, members[0].selected)
+            found += [dict(zip(self.dimensions, some.unbind(1), strict=True)) for some in scores]
+        return found
+
+    def _read(self, members: list[LatentReward], latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """(members, b, dimensions) logits of members that read the same hidden states."""
+        blocks = sorted({block for member in members for block in member.blocks})
+        with members[0].selected():
+            states = dict(zip(blocks, self.backbone.features(latents, sigma, condition, blocks), strict=True))
+        columns = [[member.dimensions.index(name) for name in self.dimensions] for member in members]
+        heads = [member.head([states[block] for block in member.blocks], sigma) for member in members]
+        return torch.stack([logits[:, order] for logits, order in zip(heads, columns, strict=True)])
+
+    def combine(self, members: Sequence[Scores]) -> Scores:
+        """The pessimistic mean of the members' scores, and ``uncertainty``."""
+        combined, deviations = Scores(), []
+        for name in self.dimensions:
+            scores = torch.stack([some[name] for some in members])
+            deviations.append(scores.std(0, correction=0))  # where all agree torch gives it the gradient 0
+            combined[name] = scores.mean(0) - self.uncertainty_weight * deviations[-1]
+        return combined | {UNCERTAINTY: torch.stack(deviations).mean(0).detach()}
+
+
+class _RunAgain(torch.autograd.Function):
+    """A pass without a graph, which the backward pass runs again under the adapter that it had, and frees at once.
+
+    torch's own checkpoint would leave this graph's backward to whichever adapter is active by then.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, latents: Tensor, read: Callable[[Tensor], Tensor], selected: Callable[[], AbstractContextManager]
+    ) -> Tensor:
+        ctx.save_for_backward(latents)
+        ctx.read, ctx.selected = read, selected
+        return read(latents)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        leaf = ctx.saved_tensors[0].detach().requires_grad_()
+        with ctx.selected(), torch.enable_grad():
+            return torch.autograd.grad(ctx.read(leaf), leaf, gradients[0])[0], None, None
