@@ -29,7 +29,8 @@ from prfl.config.schema import Config
 from prfl.errors import PrflError
 from prfl.forecast.inputs import downloads, missing_inputs
 from prfl.forecast.knobs import advice
-from prfl.forecast.memory import device_kind, module_bytes, predict_memory
+from prfl.forecast.memory import predict_memory
+from prfl.forecast.parts import device_kind, module_bytes
 from prfl.forecast.tables import GIB, gib
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")

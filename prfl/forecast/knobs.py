@@ -16,7 +16,8 @@ from prfl.config.data_schema import Section
 from prfl.config.rules import conflicts
 from prfl.config.schema import AdapterConfig, Config
 from prfl.errors import PrflError
-from prfl.forecast.memory import device_kind, predict_memory
+from prfl.forecast.memory import predict_memory
+from prfl.forecast.parts import device_kind
 from prfl.forecast.tables import gib
 
 LEAST = 0.01  # of the peak: what saves less is not worth a line

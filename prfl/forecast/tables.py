@@ -8,7 +8,8 @@ from rich.table import Table
 
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
-from prfl.forecast.memory import Memory, device_kind
+from prfl.forecast.memory import Memory
+from prfl.forecast.parts import device_kind
 from prfl.forecast.work import Work
 
 GIB = 2**30

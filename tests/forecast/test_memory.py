@@ -20,13 +20,15 @@ from prfl.backbone.checkpointing import run_block
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.draws import ChainNoises
-from prfl.forecast import memory
+from prfl.forecast import memory, phases
 from prfl.forecast.live_bytes import fused_on_meta
-from prfl.forecast.memory import Memory, Part, predict_memory
+from prfl.forecast.memory import Memory, predict_memory
+from prfl.forecast.parts import Part, Shapes, module_bytes, pinned
+from prfl.forecast.rewards import reward_on_meta
 from prfl.objective.scorer import decode_frames
 from prfl.offload import HostStore
 from prfl.reward.latent import LatentReward
-from prfl.rollout import rollout
+from prfl.rollout import guided_network, rollout
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
@@ -60,7 +62,7 @@ def make(tmp_path: Path, make_tiny_pipeline: Callable[..., Path]) -> Callable[..
 def network_call(config: Config, *, gradient: bool = True) -> Part:
     model = build.architecture(config)
     with fused_on_meta("cpu"):
-        return memory.network_call(config, model, memory.Shapes(model, config), 2, gradient=gradient)
+        return phases.network_call(config, model, Shapes(model, config), 2, gradient=gradient)
 
 
 def predicted(config: Config) -> tuple[Memory, dict[str, Part]]:
@@ -132,7 +134,7 @@ def test_activations_saved_by_the_network_call(make: Callable[..., Config], over
     model = build.backbone(config)
     latents, condition = inputs(model)
     guidance = config.rollout.guidance
-    network = memory.guided_network(
+    network = guided_network(
         model.velocity, condition, inputs(model)[1], scale=guidance.scale, gradient=guidance.gradient
     )
     outputs: list[Tensor] = []
@@ -148,7 +150,7 @@ def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpoint
     latents, condition = inputs(model)
     leaf = latents.requires_grad_()
     torch.manual_seed(0)
-    head = memory.reward_on_meta(config, build.architecture(config))[0]
+    head = reward_on_meta(config, build.architecture(config))[0]
     assert isinstance(head, LatentReward) and head.blocks == (0,)
     own = type(head.head)(**head.head.settings)  # type: ignore[arg-type]
     reward = LatentReward(own, model, head.blocks).freeze()
@@ -156,9 +158,9 @@ def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpoint
     kept = kept_bytes(model, lambda: reward.logits(leaf, torch.tensor(0.5), condition)["reward"], weights)
     empty = build.architecture(config)
     with fused_on_meta("cpu"):
-        on_meta, _ = memory.reward_on_meta(config, empty)
+        on_meta, _ = reward_on_meta(config, empty)
         assert on_meta is not None
-        (phase,) = memory.reward_phases(config, empty, on_meta, memory.Shapes(empty, config), 2, held=0)
+        (phase,) = phases.reward_phases(config, empty, on_meta, Shapes(empty, config), 2, held=0)
     assert phase.saved == pytest.approx(kept, rel=0.02)
 
 
@@ -168,7 +170,7 @@ def test_it_is_a_straight_line_in_the_number_of_blocks(
 ) -> None:
     config = make(*f"backbone.checkpointing={mode}".split())
     continued = [network_call(config, gradient=gradient) for gradient in (False, True)]
-    monkeypatch.setattr(memory, "for_all_blocks", lambda model, run: run())
+    monkeypatch.setattr(phases, "for_all_blocks", lambda model, run: run())
     assert continued == [network_call(config, gradient=gradient) for gradient in (False, True)]
 
 
@@ -220,7 +222,7 @@ def test_a_vae_that_nothing_decodes_with_is_not_on_the_gpu(make: Callable[..., C
     (tmp_path / "prompts2.txt").write_text("a bar\n")
     _, latent = predicted(make(*watched))
     _, here = predicted(make(*watched[1:], "backbone.device=cpu"))
-    vae = memory.module_bytes(build.architecture(make()).vae)
+    vae = module_bytes(build.architecture(make()).vae)
     assert "VAE weights" not in latent and here["VAE weights"].bytes == vae
     assert latent["evaluation"].bytes == here["evaluation"].bytes + vae
 
@@ -228,7 +230,7 @@ def test_a_vae_that_nothing_decodes_with_is_not_on_the_gpu(make: Callable[..., C
 def test_encoding_the_prompts_comes_before_all_else(make: Callable[..., Config]) -> None:
     """Alone; VAE and transformer are there too on a CPU, and while a cache is filled."""
     model = build.architecture(make())
-    encoder, vae, transformer = map(memory.module_bytes, (model.text_encoder, model.vae, model.transformer))
+    encoder, vae, transformer = map(module_bytes, (model.text_encoder, model.vae, model.transformer))
     for overrides, expected in (
         ([], encoder + vae + transformer),
         (["backbone.device=cuda"], encoder),
@@ -245,9 +247,9 @@ def test_all_weights_need_the_frozen_base_as_well(make: Callable[..., Config]) -
     def fixed(*overrides: str) -> dict[str, int]:
         config = make("backbone.train=full", "backbone.adapter=null", "backbone.dtype=bfloat16", *overrides)
         model = build.architecture(config)
-        reward, _ = memory.reward_on_meta(config, model)
+        reward, _ = reward_on_meta(config, model)
         trained = memory.trained_parameters(config, model, reward)
-        parts = memory.fixed_parts(config, model, reward, trained, memory.Shapes(model, config))
+        parts = memory.fixed_parts(config, model, reward, trained, Shapes(model, config))
         return {part.name: part.bytes for part in parts}
 
     steered = fixed()
@@ -350,7 +352,7 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
-    assert found.host == most * memory.pinned(tensors // (2 * most + 1)), "the latents"
+    assert found.host == most * pinned(tensors // (2 * most + 1)), "the latents"
 
 
 def test_methods_that_draw_are_predicted_at_their_most(make: Callable[..., Config]) -> None:
