@@ -1,0 +1,178 @@
+"""Which recipe gives the most held-out reward per network evaluation and per second?  Every method, equal budgets.
+
+    python bench/study_reward.py        first: it trains the rewards
+    python bench/study_methods.py [--evaluations 1600] [--methods prfl dense ...] [--out bench/results/methods.json]
+
+1. Every recipe starts from the same base, follows the same latent reward (vader the pixel reward from the same labels)
+   and alternates with SFT.  Its steps are as many as the budget of network evaluations allows: a forward counts 1, one
+   with its backward 3, a reward's the share of blocks that it reads.
+2. Two learning rates each, seed 0, compared on validation prompts; the better one runs with three seeds.  Rounds on
+   validation prompts during each run are its learning curve; test prompts are drawn at the end.
+3. Seconds per step are measured with nothing beside them (``--pace`` first, on an idle machine), and give the curves
+   over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import studies
+import study_spine as spine
+
+from prfl import build
+from prfl.config import load_config
+from prfl.forecast import work
+from prfl.reward.ensemble import RewardEnsemble
+
+RUNS = Path("runs/study-methods")
+ROUNDS = 5
+RATES = ("1e-3", "4e-4")
+BATCH = 16
+LATENT, PIXEL = spine.LATENT, spine.PIXEL
+ENSEMBLE = f"reward.path=[{', '.join(str(spine.REWARDS / f'adapter-{seed}/reward') for seed in studies.SEEDS)}]"
+OWN = "data.generator={name: shapes_samples, per_prompt: 72, held_out_per_prompt: 24, other_captions: 1, steps: 20}"
+CLIPS = spine.MIXTURE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """config: in configs/tiny.  overrides: what makes it another recipe.  clips: what SFT and noised starts read."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    reward: str = LATENT
+    clips: str = CLIPS
+
+
+RECIPES = {
+    "prfl": Recipe("prfl"),
+    "prfl, clean hand-off": Recipe("prfl", ("objective.handoff=clean",)),
+    "prfl, unit weights": Recipe("prfl", ("rollout.step_weight=unit",)),
+    "prfl, stride 2": Recipe("prfl", ("rollout.stride=2",)),
+    "prfl, stride 4": Recipe("prfl", ("rollout.stride=4",)),
+    "prfl, 10 steps": Recipe("prfl", ("rollout.steps=10",)),
+    "prfl, 4 gradients a rollout": Recipe("prfl", ("rollout.gradients_per_rollout=4",)),
+    "prfl, from data, half": Recipe("prfl", ("objective.from_data=0.5",)),
+    "prfl, from data": Recipe("prfl", ("objective.from_data=1.0",)),
+    "prfl, from own samples": Recipe("prfl", ("objective.from_data=1.0",), clips=OWN),
+    "prfl, three heads": Recipe("prfl", ("reward.uncertainty_weight=1.0",), reward=ENSEMBLE),
+    "dense, own steps": Recipe("dense_process", ("objective.credit=step",)),
+    "dense, beta 0": Recipe("dense_process"),
+    "dense, beta 1": Recipe("dense_process", ("objective.beta=1.0",)),
+    "dense, own steps, stride 2": Recipe("dense_process", ("objective.credit=step", "rollout.stride=2")),
+    "draft_k": Recipe("draft_k"),
+    "draft_lv": Recipe("draft_lv"),
+    "alignprop": Recipe("alignprop"),
+    "refl": Recipe("refl"),
+    "drtune": Recipe("drtune"),
+    "leapalign": Recipe("leapalign"),
+    "instructvideo": Recipe("instructvideo"),
+    "full chain": Recipe("full_chain"),
+    "vader": Recipe("vader", reward=PIXEL),
+}
+
+
+def always(name: str) -> list[str]:
+    recipe = RECIPES[name]
+    return [
+        recipe.reward, recipe.clips, "rollout.steps=20", *recipe.overrides, spine.FALLING, spine.EACH,
+        f"training.batch={BATCH}", "evaluation.prompts_per_round=24", "evaluation.samples_per_prompt=4",
+        "evaluation.steps=20", "evaluation.final_samples=0",
+    ]  # fmt: skip
+
+
+def config_of(name: str) -> str:
+    return f"configs/tiny/{RECIPES[name].config}.yaml"
+
+
+def evaluations(name: str) -> float:
+    """Of one sample in one step, the regulariser's among them: forwards 1, with a backward 3."""
+    config = load_config(config_of(name), [*always(name), "evaluation.every=0", "training.steps=200"])
+    model = build.backbone(config)
+    if config.reward is not None and config.reward.space == "latent":
+        reward = build.trained_reward(config, model)
+        one = reward.members[0] if isinstance(reward, RewardEnsemble) else reward  # as many reads are counted as needed
+        share = (max(one.blocks) + 1) / model.num_blocks
+    else:
+        share = 0.0  # a pixel reward runs no part of the network
+    price = {work.GRADIENT: 3.0, work.REWARD: 3 * share}
+    return sum(each.per_step * price.get(each.name, 1.0) for each in work.count_work(config, model)) / BATCH
+
+
+def pace(name: str) -> float:
+    """Median seconds per step after the first three."""
+    overrides = [*always(name), "evaluation.every=0", "training.steps=15", "training.log_every=1"]
+    folder = studies.train(RUNS / f"pace-{spine.slug(name)}", config_of(name), overrides)
+    return statistics.median(record["seconds/step"] for record in studies.records(folder, "seconds/step")[3:])
+
+
+def run(name: str, rate: str, seed: int, steps: int) -> Path:
+    own = [f"training.learning_rate={rate}", f"training.steps={steps}", f"evaluation.every={max(1, steps // ROUNDS)}"]
+    folder = RUNS / f"{spine.slug(name)}-{rate}-{seed}"
+    return studies.train(folder, config_of(name), [*always(name), *own, f"seed={seed}"])
+
+
+def curve(folder: Path, price: float, seconds: float) -> list[dict]:
+    """Rounds on validation prompts, over network evaluations of a sample and over seconds."""
+    return [
+        {
+            "evaluations": record["step"] * price, "seconds": record["step"] * seconds, "step": record["step"],
+            **{key: record[key] for key in ("judge/all", "reward/total", "motion", "diversity", "distance")},
+        }
+        for record in studies.records(folder, "judge/all")
+    ]  # fmt: skip
+
+
+def study(names: list[str], budget: float) -> dict:
+    prices = {name: evaluations(name) for name in names}
+    steps = {name: max(ROUNDS, round(budget / price)) for name, price in prices.items()}
+    paces = {name: pace(name) for name in names}  # one after another: alone
+    with studies.pool() as pool:
+        swept = {(n, rate): pool.submit(run, n, rate, 0, steps[n]) for n in names for rate in RATES}
+        last = {key: studies.records(each.result(), "judge/all")[-1]["judge/all"] for key, each in swept.items()}
+        best = {n: max(RATES, key=lambda rate, n=n: last[n, rate]) for n in names}
+        runs = {(n, s): pool.submit(run, n, best[n], s, steps[n]) for n in names for s in studies.SEEDS}
+        folders = {key: each.result() for key, each in runs.items()}
+
+        def drawn(name: str) -> list[dict]:
+            if name == "base":
+                base = spine.METHODS["sft"].config
+                return [spine.measured(spine.base_folder(), "test", seed, 1.0, base) for seed in studies.SEEDS]
+            return [spine.measured(folders[name, seed], "test", seed) for seed in studies.SEEDS]
+
+        found = dict(zip(("base", *names), pool.map(drawn, ("base", *names)), strict=True))
+    keyed = {(name, 1.0): some for name, some in found.items()}
+    return {
+        "budget": f"{budget:g} network evaluations of a sample: forward 1, with backward 3, SFT's step among them",
+        "recipes": {
+            n: {
+                "config": config_of(n), "overrides": always(n), "rate": best[n], "steps": steps[n],
+                "evaluations per step": prices[n], "seconds per step": paces[n],
+                "swept": {rate: last[n, rate] for rate in RATES},
+                "curves": [curve(folders[n, seed], prices[n], paces[n]) for seed in studies.SEEDS],
+            }
+            for n in names
+        },
+        "rows": [spine.row(key, keyed) for key in keyed],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluations", type=float, default=1600, help="of a sample, for every run")
+    parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES), help="only these")
+    parser.add_argument("--pace", action="store_true", help="only the seconds per step, on an idle machine")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/methods.json"))
+    options = parser.parse_args()
+    if options.pace:
+        print(json.dumps({name: {"seconds": pace(name), "evaluations": evaluations(name)} for name in options.methods}))
+    else:
+        studies.write(options.out, study(options.methods, options.evaluations))
+
+
+if __name__ == "__main__":
+    main()
