@@ -23,11 +23,6 @@ def chain_sigmas(steps: int, shift: float) -> Tensor:
     return shift_sigmas(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
 
 
-def inner_node(share: float, steps: int) -> int:
-    """The node at a share of a chain of two steps or more (0 is noise, 1 clean) that is neither of its ends."""
-    return min(max(1, round(share * steps)), steps - 1)
-
-
 def expand_sigma(sigma: Tensor, like: Tensor) -> Tensor:
     """sigma (batch,) or () as a tensor that broadcasts against latents (batch, ...), in their dtype and device."""
     sigma = sigma.to(like)

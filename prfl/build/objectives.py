@@ -24,7 +24,6 @@ from prfl.config.steering_schema import (
 )
 from prfl.data.dataset import PairDataset
 from prfl.errors import PrflError, located
-from prfl.flow import inner_node
 from prfl.objective import Objective
 from prfl.objective.alignprop import AlignProp
 from prfl.objective.dense_process import DenseProcess
@@ -104,7 +103,7 @@ def method(config: Config, coefficients: Coefficients) -> Method:
         case LeapAlignConfig():
             return LeapAlign(coefficients, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
         case InstructVideoConfig():
-            return InstructVideo(coefficients, inner_node(own.start, coefficients.steps), last_steps=own.last_steps)
+            return InstructVideo(coefficients, own.first(coefficients.steps), last_steps=own.last_steps)
         case DenseProcessConfig():
             return DenseProcess(
                 coefficients, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,

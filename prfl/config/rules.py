@@ -29,7 +29,6 @@ from prfl.config.steering_schema import (
     SteeringConfig,
     VaderConfig,
 )
-from prfl.flow import inner_node
 
 FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
 
@@ -282,7 +281,7 @@ def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[t
         case InstructVideoConfig():
             if config.rollout.solver == "unipc":
                 yield "rollout.solver", f"objective {objective.name} starts inside the chain; unipc needs all before it"
-            rest = steps - inner_node(objective.start, steps)
+            rest = steps - objective.first(steps)
             if steps > 1 and objective.last_steps > rest:
                 yield "objective.last_steps", f"objective.start leaves only {rest} of the chain's {steps} steps"
             if isinstance(config.reward, LatentRewardConfig):

@@ -143,6 +143,10 @@ class InstructVideoConfig(SteeringConfig):
         "to the clip's middle frame), InstructVideo's is 1; null scores all of them together.",
     )
 
+    def first(self, steps: int) -> int:
+        """The node of a chain of two steps or more that it starts at: neither of the chain's ends."""
+        return min(max(1, round(self.start * steps)), steps - 1)
+
 
 class DenseProcessConfig(FromDataConfig):
     name: Literal["dense_process"] = Field(
