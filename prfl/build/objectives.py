@@ -21,6 +21,7 @@ from prfl.config.steering_schema import (
     SftRegulariserConfig,
     SteeringConfig,
     VaderConfig,
+    inner_node,
 )
 from prfl.data.dataset import PairDataset
 from prfl.errors import PrflError, located
@@ -103,7 +104,7 @@ def method(config: Config, coefficients: Coefficients) -> Method:
         case LeapAlignConfig():
             return LeapAlign(coefficients, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
         case InstructVideoConfig():
-            return InstructVideo(coefficients, own.first(coefficients.steps), last_steps=own.last_steps)
+            return InstructVideo(coefficients, inner_node(own.start, coefficients.steps), last_steps=own.last_steps)
         case DenseProcessConfig():
             return DenseProcess(
                 coefficients, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,

@@ -28,6 +28,7 @@ from prfl.config.steering_schema import (
     ReflConfig,
     SteeringConfig,
     VaderConfig,
+    inner_node,
 )
 
 FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
@@ -281,7 +282,7 @@ def _method(config: Config, objective: SteeringConfig, steps: int) -> Iterator[t
         case InstructVideoConfig():
             if config.rollout.solver == "unipc":
                 yield "rollout.solver", f"objective {objective.name} starts inside the chain; unipc needs all before it"
-            rest = steps - objective.first(steps)
+            rest = steps - inner_node(objective.start, steps)
             if steps > 1 and objective.last_steps > rest:
                 yield "objective.last_steps", f"objective.start leaves only {rest} of the chain's {steps} steps"
             if isinstance(config.reward, LatentRewardConfig):

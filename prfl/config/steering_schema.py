@@ -143,9 +143,10 @@ class InstructVideoConfig(SteeringConfig):
         "to the clip's middle frame), InstructVideo's is 1; null scores all of them together.",
     )
 
-    def first(self, steps: int) -> int:
-        """The node of a chain of two steps or more that it starts at: neither of the chain's ends."""
-        return min(max(1, round(self.start * steps)), steps - 1)
+
+def inner_node(share: float, steps: int) -> int:
+    """The node at a share of a chain of two steps or more (0 is noise, 1 clean) that is neither of its ends."""
+    return min(max(1, round(share * steps)), steps - 1)
 
 
 class DenseProcessConfig(FromDataConfig):
