@@ -170,7 +170,7 @@ def _ranking(run: Path) -> str:
         dimensions.sort(key=lambda name: name != OVERALL)
         about = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
         accuracy, *others = measured(rows).values()
-        more = "".join(_details(measure.title, _image(plots.by_sigma(rows, dimensions, measure), measure.title))
+        more = "".join(_details(f"{measure.title}, by noise level", _image(plots.by_sigma(rows, dimensions, measure), measure.title))
                        for measure in others)  # fmt: skip
         text += (
             f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
