@@ -170,8 +170,10 @@ def _ranking(run: Path) -> str:
         dimensions.sort(key=lambda name: name != OVERALL)
         about = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
         accuracy, *others = measured(rows).values()
-        more = "".join(_details(f"{measure.title}, by noise level", _image(plots.by_sigma(rows, dimensions, measure), measure.title))
-                       for measure in others)  # fmt: skip
+        more = ""
+        for measure in others:
+            image = _image(plots.by_sigma(rows, dimensions, measure), measure.title)
+            more += _details(f"{measure.title}, by noise level", image)
         text += (
             f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
             f"level; 0.5 is chance, sigma 1 the floor. {escape(about)}</p>"
