@@ -1,15 +1,16 @@
 """Which recipe gives the most held-out reward per network evaluation and per second?  Every method, equal budgets.
 
     python bench/study_reward.py        first: it trains the rewards
-    python bench/study_methods.py [--evaluations 1600] [--methods prfl dense ...] [--out bench/results/methods.json]
+    python bench/study_methods.py --pace                on an idle machine
+    python bench/study_methods.py [--evaluations 1000] [--methods prfl "dense, beta 1" ...] [--out ...]
 
 1. Every recipe starts from the same base, follows the same latent reward (vader the pixel reward from the same labels)
    and alternates with SFT.  Its steps are as many as the budget of network evaluations allows: a forward counts 1, one
    with its backward 3, a reward's the share of blocks that it reads.
 2. Two learning rates each, seed 0, compared on validation prompts; the better one runs with three seeds.  Rounds on
    validation prompts during each run are its learning curve; test prompts are drawn at the end.
-3. Seconds per step are measured with nothing beside them (``--pace`` first, on an idle machine), and give the curves
-   over time.
+3. Seconds per step are measured with nothing beside them (``--pace``), and give the curves over time.  Saved bytes:
+   what autograd keeps at the peak of a step.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ import study_spine as spine
 from prfl import build
 from prfl.config import load_config
 from prfl.forecast import work
+from prfl.forecast.live_bytes import SavedBytes
 from prfl.reward.ensemble import RewardEnsemble
 
 RUNS = Path("runs/study-methods")
 ROUNDS = 5
 RATES = ("1e-3", "4e-4")
 BATCH = 16
+WARMUP = 0.1  # of a run's steps
+PACE = range(4, 16)  # the steps that are timed: four gradients a rollout are three rollouts
 LATENT, PIXEL = spine.LATENT, spine.PIXEL
 ENSEMBLE = f"reward.path=[{', '.join(str(spine.REWARDS / f'adapter-{seed}/reward') for seed in studies.SEEDS)}]"
-OWN = "data.generator={name: shapes_samples, per_prompt: 72, held_out_per_prompt: 24, other_captions: 1, steps: 20}"
+OWN = "data.generator={name: shapes_samples, per_prompt: 72, held_out_per_prompt: 24, steps: 20}"
 CLIPS = spine.MIXTURE
 
 
@@ -104,14 +108,34 @@ def evaluations(name: str) -> float:
 
 
 def pace(name: str) -> float:
-    """Median seconds per step after the first three."""
-    overrides = [*always(name), "evaluation.every=0", "training.steps=15", "training.log_every=1"]
+    """Mean seconds per step, the measured distance of some of them apart."""
+    overrides = [*always(name), "evaluation.every=0", f"training.steps={PACE.stop - 1}", "training.warmup=0"]
     folder = studies.train(RUNS / f"pace-{spine.slug(name)}", config_of(name), overrides)
-    return statistics.median(record["seconds/step"] for record in studies.records(folder, "seconds/step")[3:])
+    timed = [r for r in studies.records(folder, "seconds/step") if r["step"] in PACE]
+    return statistics.mean(record["seconds/step"] - record.get("seconds/distance", 0.0) for record in timed)
+
+
+def saved(name: str) -> int:
+    """Bytes that autograd keeps at the peak of a step, the regulariser's among them; in a process of its own."""
+    out = RUNS / f"saved-{spine.slug(name)}.json"
+    if not out.exists():
+        studies.run([__file__, "--saved", name, str(out)], RUNS / "saved.txt")
+    return json.loads(out.read_text())
+
+
+def count_saved(name: str, out: Path) -> None:
+    counted = SavedBytes()
+    for objective in spine.objectives_of(load_config(config_of(name), always(name))):
+        with counted:
+            objective.accumulate(0, list(range(BATCH)))
+    out.write_text(json.dumps(counted.peak))
 
 
 def run(name: str, rate: str, seed: int, steps: int) -> Path:
-    own = [f"training.learning_rate={rate}", f"training.steps={steps}", f"evaluation.every={max(1, steps // ROUNDS)}"]
+    own = [
+        f"training.learning_rate={rate}", f"training.steps={steps}", f"training.warmup={round(WARMUP * steps)}",
+        f"evaluation.every={max(1, steps // ROUNDS)}",
+    ]  # fmt: skip
     folder = RUNS / f"{spine.slug(name)}-{rate}-{seed}"
     return studies.train(folder, config_of(name), [*always(name), *own, f"seed={seed}"])
 
@@ -132,6 +156,7 @@ def study(names: list[str], budget: float) -> dict:
     steps = {name: max(ROUNDS, round(budget / price)) for name, price in prices.items()}
     paces = {name: pace(name) for name in names}  # one after another: alone
     with studies.pool() as pool:
+        kept = dict(zip(names, pool.map(saved, names), strict=True))
         swept = {(n, rate): pool.submit(run, n, rate, 0, steps[n]) for n in names for rate in RATES}
         last = {key: studies.records(each.result(), "judge/all")[-1]["judge/all"] for key, each in swept.items()}
         best = {n: max(RATES, key=lambda rate, n=n: last[n, rate]) for n in names}
@@ -151,7 +176,7 @@ def study(names: list[str], budget: float) -> dict:
         "recipes": {
             n: {
                 "config": config_of(n), "overrides": always(n), "rate": best[n], "steps": steps[n],
-                "evaluations per step": prices[n], "seconds per step": paces[n],
+                "evaluations per step": prices[n], "seconds per step": paces[n], "saved bytes": kept[n],
                 "swept": {rate: last[n, rate] for rate in RATES},
                 "curves": [curve(folders[n, seed], prices[n], paces[n]) for seed in studies.SEEDS],
             }
@@ -163,12 +188,15 @@ def study(names: list[str], budget: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--evaluations", type=float, default=1600, help="of a sample, for every run")
+    parser.add_argument("--evaluations", type=float, default=1000, help="of a sample, for every run")
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES), help="only these")
     parser.add_argument("--pace", action="store_true", help="only the seconds per step, on an idle machine")
     parser.add_argument("--out", type=Path, default=Path("bench/results/methods.json"))
+    parser.add_argument("--saved", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.pace:
+    if options.saved:
+        count_saved(options.saved[0], Path(options.saved[1]))
+    elif options.pace:
         print(json.dumps({name: {"seconds": pace(name), "evaluations": evaluations(name)} for name in options.methods}))
     else:
         studies.write(options.out, study(options.methods, options.evaluations))

@@ -24,9 +24,10 @@ import torch
 
 from prfl import build, commands
 from prfl.config import load_config
-from prfl.config.schema import SftConfig
+from prfl.config.schema import Config, SftConfig
 from prfl.evaluation import policy_eval
 from prfl.evaluation.metrics import difference_interval, diversity_interval, mean_interval
+from prfl.objective import Objective
 
 RUNS = Path("runs/study-spine")
 REWARDS = Path("runs/study-reward")
@@ -107,19 +108,23 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
 def memory(config_file: str, overrides: list[str], out: Path) -> None:
     """Bytes above the loaded baseline at the peak of a training step on the CPU, regulariser's step and all."""
     config = load_config(config_file, overrides)
-    model = build.backbone(config)
-    clips = build.dataset(config, model, build.fill_cache(config, model, lambda items: items), "train")
-    if isinstance(config.objective, SftConfig):
-        objectives = [build.sft(config, model, clips)]
-    else:
-        objectives = [build.steering(config, model, build.trained_reward(config, model))]
-        extra = build.regulariser(config, model, clips)
-        objectives += [extra.objective] if extra else []
+    objectives = objectives_of(config)
     Path("/proc/self/clear_refs").write_text("5")  # from here on the peak starts anew
     before = status("VmRSS")
     for objective in objectives:
         objective.accumulate(0, list(range(config.training.batch)))
     out.write_text(json.dumps(status("VmHWM") - before))
+
+
+def objectives_of(config: Config) -> list[Objective]:
+    """What a training step accumulates: the run's objective, and its regulariser's if there is one."""
+    model = build.backbone(config)
+    clips = build.dataset(config, model, build.fill_cache(config, model, lambda items: items), "train")
+    if isinstance(config.objective, SftConfig):
+        return [build.sft(config, model, clips)]
+    extra = build.regulariser(config, model, clips)
+    steering = build.steering(config, model, build.trained_reward(config, model), clips)
+    return [steering, *([extra.objective] if extra else [])]
 
 
 def status(name: str) -> int:

@@ -3,7 +3,6 @@
 Imports torch and triton only, and triton only where a kernel is used.
 """
 
+from prfl_kernels.dispatch import OPERATIONS as OPERATIONS
 from prfl_kernels.dispatch import Choice as Choice
 from prfl_kernels.dispatch import choose_backend as choose_backend
-from prfl_kernels.reference import modulated_layer_norm as modulated_layer_norm
-from prfl_kernels.reference import pooled_attention as pooled_attention

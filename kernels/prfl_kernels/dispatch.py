@@ -9,9 +9,15 @@ import os
 from importlib.util import find_spec
 from typing import NamedTuple
 
+import torch
+
 VARIABLE = "PRFL_KERNELS"
 REQUESTS = ("auto", "torch", "triton")
+OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "pooled_attention")
 TRITON_KERNELS: frozenset[str] = frozenset()  # names of the operations that have one; none is written yet
+FASTER: frozenset[str] = frozenset()  # those that won on a GPU (bench/results), which is what automatic takes
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CAPABILITY = (8, 0)
 
 
 class Choice(NamedTuple):
@@ -19,11 +25,24 @@ class Choice(NamedTuple):
     reason: str  # one line for the log
 
 
-def choose_backend(operation: str, request: str | None = None) -> Choice:
+def interpreting() -> bool:
+    """Triton runs its kernels in Python, on the CPU; the variable counts where it stood before triton was imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose_backend(
+    operation: str,
+    request: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Choice:
     """request: "torch", "triton", or "auto" (None is auto), which leaves it to the variable PRFL_KERNELS, then to us.
 
-    Raises ValueError for an unknown request, and for "triton" where it cannot run.
+    device, dtype: where the operation will run.
+    Raises ValueError for an unknown operation or request, and for "triton" where it cannot run.
     """
+    if operation not in OPERATIONS:
+        raise ValueError(f"'{operation}' is none of {', '.join(OPERATIONS)}")
     source = "chosen explicitly"
     if request in (None, "auto"):
         request, source = os.environ.get(VARIABLE) or "auto", f"chosen by {VARIABLE}"
@@ -31,18 +50,28 @@ def choose_backend(operation: str, request: str | None = None) -> Choice:
         raise ValueError(f"{source}: '{request}' is none of {', '.join(REQUESTS)}")
     if request == "torch":
         return Choice("torch", source)
-    obstacle = _obstacle(operation)
+    obstacle = _obstacle(operation, torch.device(device), dtype)
     if request == "auto":
+        if not obstacle and operation not in FASTER:
+            obstacle = "not yet shown to be faster on a GPU; choose triton to have it"
         return Choice("torch", f"automatic: {obstacle}") if obstacle else Choice("triton", "automatic")
     if obstacle:
         raise ValueError(f"triton, {source}, cannot run {operation}: {obstacle}; choose torch or auto")
     return Choice("triton", source)
 
 
-def _obstacle(operation: str) -> str:
+def _obstacle(operation: str, device: torch.device, dtype: torch.dtype) -> str:
     """Why the Triton kernel of an operation cannot run here; empty when it can."""
     if operation not in TRITON_KERNELS:
         return f"there is no Triton kernel for {operation} yet"
     if find_spec("triton") is None:
         return "triton is not installed"
+    if interpreting():
+        return ""
+    if device.type != "cuda":
+        return f"it needs a GPU, and this runs on {device.type}"
+    if dtype not in DTYPES:
+        return f"it takes {', '.join(str(each).removeprefix('torch.') for each in DTYPES)}, not {dtype}"
+    if torch.cuda.get_device_capability(device) < CAPABILITY:
+        return f"it needs compute capability {'.'.join(map(str, CAPABILITY))}"
     return ""

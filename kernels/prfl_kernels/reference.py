@@ -1,12 +1,55 @@
 """Plain torch, in the order of the formula: the path that runs without a kernel, and what a kernel is tested against.
 
-Shape suffixes: B batch, T tokens, D width, Q queries, H heads, C = D / H channels of a head.
+Shape suffixes: B batch, T tokens, D width, Q queries, H heads, C = D / H channels of a head, R rank.
+Each computes in float32 at least where it says so, and returns the type of its first argument.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+    """x W^T + bias + scale (x A^T) B^T (LoRA, arXiv 2106.09685), the adapter's weights rounded to x's dtype.
+
+    x: (..., D).  weight: (N, D).  bias: (N,).  lora_a: (R, D).  lora_b: (N, R).  Returns (..., N).
+    """
+    base = torch.nn.functional.linear(x, weight, bias)
+    return base + scale * (x @ lora_a.to(x.dtype).T) @ lora_b.to(x.dtype).T
+
+
+def qk_norm_rope(
+    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, heads: int, eps: float = 1e-6
+) -> Tensor:
+    """RMS norm over all heads together, then interleaved rotary embedding, as Wan's self-attention has them.
+
+    With n = x / sqrt(mean(x^2) + eps) * weight: out[2i] = n[2i] cos[2i] - n[2i+1] sin[2i+1] and
+    out[2i+1] = n[2i] sin[2i+1] + n[2i+1] cos[2i] within each head.  Without cos and sin (cross-attention) only n.
+    x: (B, T, D).  weight: (D,).  cos, sin: (1, T, 1, C), C = D / heads, as diffusers' WanRotaryPosEmbed gives them.
+    In float32 at least.  Returns (B, T, D).
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    normed = torch.nn.functional.rms_norm(x.to(wide), x.shape[-1:], weight.to(wide), eps)
+    if cos is None or sin is None:
+        return normed.to(x.dtype)
+    even, odd = normed.unflatten(-1, (heads, -1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2].to(wide), sin[..., 1::2].to(wide)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-3).to(x.dtype)
+
+
+def gated_residual_norm(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """x' = x + gate y, then AdaLN: (x', (1 + scale) (x' - mean) / sqrt(variance + eps) + shift), as in Wan's blocks.
+
+    x, y: (B, T, D); without y, x' = x; without gate it is 1.  gate, scale, shift: (B, 1, D), (B, T, D) where every
+    token has its own time (Wan 2.2), or (D,) for a plain affine norm.  The sum is rounded to x's dtype before the norm.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if y is not None:
+        x = (x.to(wide) + (y.to(wide) if gate is None else gate.to(wide) * y.to(wide))).to(x.dtype)
+    return x, modulated_layer_norm(x, scale, shift, eps)
 
 
 def modulated_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:

@@ -16,7 +16,7 @@ from prfl.data.shapes.untrained import RECIPES, untrained_folder
 from prfl.errors import PrflError, located
 from prfl.flow import chain_sigmas
 from prfl.solvers import DETERMINISTIC, Coefficients, flow_sde
-from prfl_kernels import choose_backend
+from prfl_kernels import OPERATIONS, choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
 
@@ -31,7 +31,8 @@ def backbone(config: Config) -> WanBackbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     own = config.backbone
     try:
-        choose_backend("modulated_layer_norm", own.kernels)
+        for operation in OPERATIONS:
+            choose_backend(operation, own.kernels, device(own), getattr(torch, own.dtype))
     except ValueError as error:
         raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
     place: str | Path = own.model

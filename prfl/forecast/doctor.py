@@ -34,7 +34,6 @@ from prfl.forecast.parts import device_kind, module_bytes
 from prfl.forecast.tables import GIB, gib
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
-KERNELS = ("modulated_layer_norm", "pooled_attention")
 HUB_SECONDS = 4
 
 
@@ -59,7 +58,7 @@ def check_machine() -> list[Check]:
         xformers(),
         device(),
         attention("cuda" if torch.cuda.is_available() else "cpu", torch.float32),
-        *(kernel(name, "auto") for name in KERNELS),
+        *(kernel(name, "auto") for name in prfl_kernels.OPERATIONS),
         Check("hub", hub() or "reachable", working=not hub()),
         video(),
     ]
@@ -79,7 +78,7 @@ def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
     return [
         device,
         attention(runs_on, dtype, model.transformer.config.attention_head_dim),
-        *(kernel(name, config.backbone.kernels) for name in KERNELS),
+        *(kernel(name, config.backbone.kernels) for name in prfl_kernels.OPERATIONS),
         *inputs(config, made),
         disk(config, model),
         memory(config, model, available(runs_on) if not device.problem else None),

@@ -1,4 +1,4 @@
-"""Counts the bytes of every tensor that lives while a piece of code runs, on the ``meta`` device as on a real one.
+"""Counts the bytes of the tensors that live while a piece of code runs, and of those that autograd keeps.
 
 On ``meta`` an operation allocates nothing but says what it would: its outputs' sizes and what autograd keeps of them.
 So the very code that trains is run there, rather than a formula that would have to follow every change of it.
@@ -7,8 +7,10 @@ So the very code that trains is run there, rather than a formula that would have
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -53,6 +55,35 @@ class LiveBytes(TorchDispatchMode):
     def _freed(self, key: int, size: int, _: weakref.ref) -> None:
         self.live -= size
         del self._storages[key]
+
+
+@dataclass(eq=False)
+class _Packed:
+    tensor: Tensor
+
+
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Context manager.  ``live`` and ``peak``: bytes of the distinct storages that autograd keeps for its backward
+    passes, now and at most, of the graphs that are built inside it."""
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+        self._owners: Counter[int] = Counter()
+        super().__init__(self._pack, lambda packed: packed.tensor)
+
+    def _pack(self, tensor: Tensor) -> _Packed:
+        key, size, packed = _key(tensor), tensor.untyped_storage().nbytes(), _Packed(tensor)
+        self._owners[key] += 1
+        if self._owners[key] == 1:
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        weakref.finalize(packed, self._drop, key, size)
+        return packed
+
+    def _drop(self, key: int, size: int) -> None:
+        self._owners[key] -= 1
+        if not self._owners[key]:
+            self.live -= size
 
 
 def _key(tensor: Tensor) -> int:

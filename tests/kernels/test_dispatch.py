@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from prfl_kernels import choose_backend, dispatch
 
@@ -14,12 +15,17 @@ def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset({"x"}))
+    for name in ("OPERATIONS", "TRITON_KERNELS", "FASTER"):
+        monkeypatch.setattr(dispatch, name, frozenset({"x"}))
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "interpreting", lambda: True)
 
 
 @pytest.mark.parametrize("request_", [None, "auto"])
-def test_automatic_without_a_kernel_is_torch_and_says_why(request_: str | None) -> None:
+def test_automatic_without_a_kernel_is_torch_and_says_why(
+    request_: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset())
     assert choose_backend("pooled_attention", request_) == (
         "torch",
         "automatic: there is no Triton kernel for pooled_attention yet",
@@ -27,6 +33,8 @@ def test_automatic_without_a_kernel_is_torch_and_says_why(request_: str | None) 
 
 
 def test_an_explicit_triton_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "OPERATIONS", ("x",))
+    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset())
     with pytest.raises(ValueError, match="triton, chosen explicitly, cannot run x: there is no Triton kernel for x"):
         choose_backend("x", "triton")
     monkeypatch.setenv("PRFL_KERNELS", "triton")
@@ -36,6 +44,12 @@ def test_an_explicit_triton_that_cannot_run_is_an_error(monkeypatch: pytest.Monk
     monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="triton is not installed"):
         choose_backend("x")
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    with pytest.raises(ValueError, match="it needs a GPU, and this runs on cpu"):
+        choose_backend("x")
+    with pytest.raises(ValueError, match="it takes float32, bfloat16, float16, not torch.float64"):
+        choose_backend("x", "triton", "cuda", torch.float64)
     assert choose_backend("x", "torch").backend == "torch"
 
 
@@ -57,9 +71,17 @@ def test_order_of_precedence(
     assert choose_backend("x", request_) == choice
 
 
+def test_automatic_takes_only_what_won_on_a_gpu(with_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "FASTER", frozenset())
+    assert choose_backend("x").reason == ("automatic: not yet shown to be faster on a GPU; choose triton to have it")
+    assert choose_backend("x", "triton").backend == "triton"
+
+
 def test_unknown_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="'attend' is none of lora_linear, "):
+        choose_backend("attend")
     with pytest.raises(ValueError, match="chosen explicitly: 'cuda' is none of auto, torch, triton"):
-        choose_backend("x", "cuda")
+        choose_backend("lora_linear", "cuda")
     monkeypatch.setenv("PRFL_KERNELS", "Triton")
     with pytest.raises(ValueError, match="chosen by PRFL_KERNELS: 'Triton' is none of"):
-        choose_backend("x")
+        choose_backend("lora_linear")

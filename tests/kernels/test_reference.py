@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prfl_kernels import modulated_layer_norm, pooled_attention
+from prfl_kernels.reference import modulated_layer_norm, pooled_attention
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

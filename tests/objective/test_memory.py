@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,7 +11,7 @@ from torch import Tensor
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.architecture import load_architecture
 from prfl.flow import chain_sigmas
-from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
+from prfl.forecast.live_bytes import LiveBytes, SavedBytes, fused_on_meta
 from prfl.objective.pathwise import Pathwise
 from prfl.objective.scorer import LatentScorer, RewardLoss, reward_gradient
 from prfl.objective.vader import Vader
@@ -34,35 +31,6 @@ LATENTS = 2 * 4 * 5 * 8 * 8 * 4  # bytes, of two samples
 CHAIN = euler(chain_sigmas(6, 3.0))
 INDICES = [0, 1]
 MODES = [("none", False), ("attention", False), ("attention", True), ("full", False), ("full", True)]
-
-
-@dataclass(eq=False)
-class Packed:
-    tensor: Tensor
-
-
-class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Bytes of the distinct storages that autograd keeps: ``live`` now, and at most (``peak``)."""
-
-    def __init__(self) -> None:
-        self.live = self.peak = 0
-        self.owners: Counter[int] = Counter()
-        super().__init__(self.pack, lambda packed: packed.tensor)
-
-    def pack(self, tensor: Tensor) -> Any:
-        storage, packed = tensor.untyped_storage(), Packed(tensor)
-        key, size = storage._cdata, storage.nbytes()
-        self.owners[key] += 1
-        if self.owners[key] == 1:
-            self.live += size
-            self.peak = max(self.peak, self.live)
-        weakref.finalize(packed, self.drop, key, size)
-        return packed
-
-    def drop(self, key: int, size: int) -> None:
-        self.owners[key] -= 1
-        if not self.owners[key]:
-            self.live -= size
 
 
 def make_objective(backbone: WanBackbone, last_steps: int, **more: Any) -> Pathwise:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import weakref
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.func import functional_call
 
 from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
+from prfl.forecast.live_bytes import SavedBytes
 from prfl.rollout import (
     Plan,
     chain_plan,
@@ -453,36 +453,6 @@ def test_a_held_edge_saves_the_second_forward(toy, start, conditions, solver, ju
 # Memory.
 
 
-@dataclasses.dataclass(eq=False)
-class Box:
-    tensor: Tensor
-
-
-class SavedBytes:
-    """Peak of the bytes that autograd holds for backward at one time."""
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-
-    def pack(self, tensor: Tensor) -> Box:
-        box, size = Box(tensor), tensor.numel() * tensor.element_size()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(box, self.release, size)
-        return box
-
-    def release(self, size: int) -> None:
-        self.now -= size
-
-    def __enter__(self) -> SavedBytes:
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda box: box.tensor)
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.hooks.__exit__(*error)
-
-
 def test_saved_bytes_do_not_grow_with_the_number_of_steps(toy, start, conditions):
     coefficients = SOLVERS["euler"]
     trajectory = roll(toy, start, conditions, coefficients)
@@ -492,7 +462,7 @@ def test_saved_bytes_do_not_grow_with_the_number_of_steps(toy, start, conditions
         with SavedBytes() as saved:
             two_phase(toy, trajectory, conditions, plan, [STEPS])
         walked.append(saved.peak)
-        assert saved.now == 0
+        assert saved.live == 0
         with SavedBytes() as saved:
             joint_graph(toy, trajectory, conditions, plan, [STEPS])
         joint.append(saved.peak)

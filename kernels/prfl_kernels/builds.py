@@ -1,0 +1,27 @@
+"""Every Triton kernel as it is launched for Wan's shapes: what is compiled ahead, and tabled."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prfl_kernels.ahead import Build
+
+
+class Shape(NamedTuple):
+    name: str
+    tokens: int  # of 81 frames
+    width: int
+    heads: int
+    hidden: int  # of the feed-forward network
+
+
+SHAPES = (
+    Shape("1.3B 480p", 32760, 1536, 12, 8960),
+    Shape("14B 480p", 32760, 5120, 40, 13824),
+    Shape("14B 720p", 75600, 5120, 40, 13824),
+)
+RANKS = (16, 64, 128)
+
+
+def every_build() -> list[Build]:
+    return []
