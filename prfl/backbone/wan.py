@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -97,10 +97,8 @@ class WanBackbone:
         """
         with self._precision():
             inputs = self._embed(latents, sigma, condition)
-            (hidden,) = deque(self._run_blocks(self.num_blocks, inputs), maxlen=1)  # a list of all of them is gigabytes
-            shift, scale = (self.transformer.scale_shift_table + inputs["time"].unsqueeze(1)).chunk(2, dim=1)
-            hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-            patches = self.transformer.proj_out(hidden)
+            states = self._run_blocks(self.num_blocks, inputs, partial(self._patches, inputs["time"]))
+            (patches,) = deque(states, maxlen=1)  # a list of all of them is gigabytes
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.patch_size, strict=True)]
         patches = patches.unflatten(2, (*self.patch_size, -1)).unflatten(1, grid)  # b, T, H, W, pt, ph, pw, c
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(latents.shape).to(latents.dtype)
@@ -144,6 +142,12 @@ class WanBackbone:
             "time": time,
         }
 
+    def _patches(self, time: Tensor, hidden: Tensor) -> Tensor:
+        """What stands behind the last block: its velocity, patch by patch."""
+        shift, scale = (self.transformer.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
+        hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        return self.transformer.proj_out(hidden)
+
     def _precision(self) -> AbstractContextManager:
         """Autocast to ``dtype`` where the weights are kept in a wider one."""
         wider = self.transformer.patch_embedding.weight.dtype != self.dtype
@@ -155,13 +159,20 @@ class WanBackbone:
         dtype = torch.get_autocast_dtype(kind) if autocast else self.dtype
         return dtype in (torch.float32, torch.float64)
 
-    def _run_blocks(self, count: int, inputs: dict[str, Any]) -> Iterator[Tensor]:
-        """Hidden states after each of the first ``count`` blocks."""
+    def _run_blocks(
+        self, count: int, inputs: dict[str, Any], head: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """Hidden states after each of the first ``count`` blocks; after the last one what ``head`` makes of them.
+
+        The head is checkpointed with the last block: by itself it would keep the hidden states in float32.
+        """
         hidden = inputs["hidden"]
         others = inputs["text"], inputs["modulation"], inputs["rotary"]
         checkpointed = self.checkpointing != "none" and torch.is_grad_enabled()
         store = HostStore() if checkpointed and self.offload else None
-        for block in self.transformer.blocks[:count]:
+        for index, block in enumerate(self.transformer.blocks[:count], start=1):
+            if head is not None and index == count:
+                block = _then(block, head)
             if checkpointed:
                 guarded = adapters.same_adapter_only(self.transformer, block)
                 hidden = run_block(guarded, hidden, *others, mode=self.checkpointing, store=store)
@@ -340,6 +351,10 @@ class WanBackbone:
 
     def load_adapter_state(self, name: str, state: dict[str, Tensor]) -> None:
         adapters.load_state(self._base, name, state)
+
+
+def _then(block: Callable[..., Tensor], head: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    return lambda *inputs: head(block(*inputs))
 
 
 def nearest(size: int, unit: int, smallest: int) -> str:

@@ -61,6 +61,8 @@ def make(tmp_path: Path, make_tiny_pipeline: Callable[..., Path]) -> Callable[..
 
 def network_call(config: Config, *, gradient: bool = True) -> Part:
     model = build.architecture(config)
+    for parameter in model.adapter_parameters("policy").values():
+        parameter.grad = torch.zeros_like(parameter)  # as predict_memory does: they are a part of their own
     with fused_on_meta("cpu"):
         return phases.network_call(config, model, Shapes(model, config), 2, gradient=gradient)
 
