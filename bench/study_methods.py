@@ -31,7 +31,7 @@ from prfl.forecast.live_bytes import SavedBytes
 from prfl.reward.ensemble import RewardEnsemble
 
 RUNS = Path("runs/study-methods")
-ROUNDS = 5
+ROUNDS = 3
 RATES = ("1e-3", "4e-4")
 BATCH = 16
 WARMUP = 0.1  # of a run's steps
