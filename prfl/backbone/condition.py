@@ -86,9 +86,14 @@ class FoldedTextProcessor(WanAttnProcessor):
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         assert encoder_hidden_states is not None
-        width = hidden_states.shape[-1]
-        if encoder_hidden_states.shape[-1] == width + 1:
-            # A mask that requires a gradient (when all weights are trained) would turn fused attention off.
-            attention_mask = encoder_hidden_states[:, None, None, :, width].detach()
-            encoder_hidden_states = encoder_hidden_states[..., :width]
+        encoder_hidden_states, bias = split_bias(encoder_hidden_states, hidden_states.shape[-1])
+        attention_mask = attention_mask if bias is None else bias
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+
+
+def split_bias(text: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
+    """Text tokens, and the attention bias (b, 1, 1, tokens) that they may carry as one channel more than ``width``."""
+    if text.shape[-1] != width + 1:
+        return text, None
+    # A mask that requires a gradient (when all weights are trained) would turn fused attention off.
+    return text[..., :width], text[:, None, None, :, width].detach()

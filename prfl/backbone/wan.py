@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property, partial
@@ -25,6 +25,7 @@ from prfl.backbone import adapters
 from prfl.backbone import vae as vae_codec
 from prfl.backbone.checkpointing import Checkpointing, run_block
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
+from prfl.backbone.kernels import SWAPPED, use_kernels
 from prfl.errors import PrflError
 from prfl.offload import HostStore
 
@@ -321,6 +322,10 @@ class WanBackbone:
     def add_copy(self, name: str) -> None:
         """A trainable copy of the whole transformer, selected as an adapter is; the base stays frozen beside it."""
         self.copies[name] = deepcopy(self.transformer).float().requires_grad_(True)
+
+    def use_kernels(self, which: Collection[str] = SWAPPED) -> None:
+        """Swap prfl_kernels' operations in, or with ``()`` out again: see ``kernels.use_kernels``."""
+        use_kernels(self._base, which)
 
     @contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:

@@ -9,14 +9,15 @@ import torch
 
 from prfl import processes
 from prfl.backbone import WanBackbone, load_architecture, load_backbone
-from prfl.config.schema import BackboneConfig, Config
+from prfl.backbone.kernels import SWAPPED
+from prfl.config.schema import BackboneConfig, Config, KernelsConfig
 from prfl.config.steering_schema import SteeringConfig
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes.untrained import RECIPES, untrained_folder
 from prfl.errors import PrflError, located
 from prfl.flow import chain_sigmas
 from prfl.solvers import DETERMINISTIC, Coefficients, flow_sde
-from prfl_kernels import OPERATIONS, choose_backend
+from prfl_kernels import Choice, choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
 
@@ -27,14 +28,15 @@ def device(config: BackboneConfig) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def device_kind(config: Config) -> str:
+    """cpu or cuda: what the config asks for, here or elsewhere; ``auto`` is what is here."""
+    chosen = config.backbone.device
+    return chosen if chosen != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def backbone(config: Config) -> WanBackbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     own = config.backbone
-    try:
-        for operation in OPERATIONS:
-            choose_backend(operation, own.kernels, device(own), getattr(torch, own.dtype))
-    except ValueError as error:
-        raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
     place: str | Path = own.model
     if own.model == "shapes":
         place = shapes.model_folder()
@@ -70,7 +72,27 @@ def prepared(config: Config, model: WanBackbone) -> WanBackbone:
         model.add_copy(POLICY)
     elif own.train == "full":
         model.train_all()
+    model.use_kernels([name for name, choice in kernels(config).items() if choice.backend == "triton"])
     return model
+
+
+def kernels(config: Config) -> dict[str, Choice]:
+    """What runs each operation of the transformer.  Raises PrflError where an explicit choice cannot run."""
+    own, dtype = config.backbone, getattr(torch, config.backbone.dtype)
+    asked = own.kernels.model_dump() if isinstance(own.kernels, KernelsConfig) else dict.fromkeys(SWAPPED, own.kernels)
+    if own.train == "full":  # the kernels are for a frozen base
+        wrong = [name for name, request in asked.items() if request == "triton"]
+        if wrong:
+            raise PrflError(
+                f"the kernel of {wrong[0]} is for a frozen base with an adapter, and backbone.train is full",
+                where="backbone.kernels",
+                fix="kernels: auto",
+            )
+        return dict.fromkeys(SWAPPED, Choice("torch", "all weights are trained"))
+    try:
+        return {name: choose_backend(name, request, device_kind(config), dtype) for name, request in asked.items()}
+    except ValueError as error:
+        raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
 
 
 def policy_adapter(config: Config) -> str | None:

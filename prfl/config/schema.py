@@ -43,6 +43,15 @@ class AdapterConfig(Section):
     )
 
 
+Kernels = Literal["auto", "torch", "triton"]
+
+
+class KernelsConfig(Section):
+    lora_linear: Kernels = Field(default="auto", description="Linear layers with an adapter.")
+    qk_norm_rope: Kernels = Field(default="auto", description="Norm and rotation of queries and keys.")
+    gated_residual_norm: Kernels = Field(default="auto", description="Gate, sum, norm and modulation of a block.")
+
+
 class BackboneConfig(Section):
     model: str = Field(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
@@ -63,8 +72,9 @@ class BackboneConfig(Section):
         description="Keep what checkpointed blocks save, and the rollout's latents, in host memory.",
         json_schema_extra=MAY_CHANGE,
     )
-    kernels: Literal["auto", "torch", "triton"] = Field(
-        default="auto", description="Which kernels run; the variable PRFL_KERNELS decides where this says auto."
+    kernels: Kernels | KernelsConfig = Field(
+        default="auto",
+        description="Which kernels run, for all operations or for each; PRFL_KERNELS decides where this says auto.",
     )
     compile: bool = Field(
         default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."

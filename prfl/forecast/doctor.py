@@ -21,7 +21,6 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import prfl_kernels
 from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.backbone.architecture import cast
@@ -30,8 +29,9 @@ from prfl.errors import PrflError
 from prfl.forecast.inputs import downloads, missing_inputs
 from prfl.forecast.knobs import advice
 from prfl.forecast.memory import predict_memory
-from prfl.forecast.parts import device_kind, module_bytes
+from prfl.forecast.parts import module_bytes
 from prfl.forecast.tables import GIB, gib
+from prfl_kernels import OPERATIONS, choose_backend
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
 HUB_SECONDS = 4
@@ -58,7 +58,7 @@ def check_machine() -> list[Check]:
         xformers(),
         device(),
         attention("cuda" if torch.cuda.is_available() else "cpu", torch.float32),
-        *(kernel(name, "auto") for name in prfl_kernels.OPERATIONS),
+        *kernels(),
         Check("hub", hub() or "reachable", working=not hub()),
         video(),
     ]
@@ -68,7 +68,7 @@ def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
     """Whether a run of this config could work here.  made: run folders that earlier stages will have filled.
 
     Raises PrflError where no architecture is to be had."""
-    kind, dtype = device_kind(config), getattr(torch, config.backbone.dtype)
+    kind, dtype = build.device_kind(config), getattr(torch, config.backbone.dtype)
     if kind == "cuda" and not torch.cuda.is_available():
         device = Check("backbone.device", "cuda", "there is no usable GPU here; take auto or cpu")
     else:
@@ -78,7 +78,7 @@ def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
     return [
         device,
         attention(runs_on, dtype, model.transformer.config.attention_head_dim),
-        *(kernel(name, config.backbone.kernels) for name in prfl_kernels.OPERATIONS),
+        *kernels(config),
         *inputs(config, made),
         disk(config, model),
         memory(config, model, available(runs_on) if not device.problem else None),
@@ -172,12 +172,14 @@ def attention_operation(names: list[str]) -> str:
     return "plain softmax, not fused: memory grows with tokens squared"
 
 
-def kernel(name: str, request: str) -> Check:
+def kernels(config: Config | None = None) -> list[Check]:
+    """What runs each operation: of this config, or by itself on this machine."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        choice = prfl_kernels.choose_backend(name, request)
-    except ValueError as error:
-        return Check(f"kernel {name}", "cannot run", str(error))
-    return Check(f"kernel {name}", f"{choice.backend} ({choice.reason})")
+        chosen = {n: choose_backend(n, None, kind) for n in OPERATIONS} if config is None else build.kernels(config)
+    except (ValueError, PrflError) as error:
+        return [Check("kernels", "cannot run", str(error))]
+    return [Check(f"kernel {name}", f"{choice.backend} ({choice.reason})") for name, choice in chosen.items()]
 
 
 @cache

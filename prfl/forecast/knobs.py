@@ -17,7 +17,6 @@ from prfl.config.rules import conflicts
 from prfl.config.schema import AdapterConfig, Config
 from prfl.errors import PrflError
 from prfl.forecast.memory import predict_memory
-from prfl.forecast.parts import device_kind
 from prfl.forecast.tables import gib
 
 LEAST = 0.01  # of the peak: what saves less is not worth a line
@@ -55,7 +54,7 @@ def knobs(config: Config) -> list[Knob]:
 def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
     own, data, training = config.backbone, config.data, config.training
     modes = ["none", "attention", "full"]
-    offloads = device_kind(config) == "cuda" and not own.offload  # on a CPU nothing would move
+    offloads = build.device_kind(config) == "cuda" and not own.offload  # on a CPU nothing would move
     for mode in modes[modes.index(own.checkpointing) :]:
         for offload in (False, True) if offloads and mode != "none" else (False,):
             turned: dict[str, Any] = {"backbone.checkpointing": mode} if mode != own.checkpointing else {}

@@ -21,7 +21,7 @@ from prfl.config.schema import Config, PreferenceConfig
 from prfl.config.steering_schema import SteeringConfig
 from prfl.forecast.kept import all_choices, earlier_outputs, latents_of, rolled_nodes, stored_rollout
 from prfl.forecast.live_bytes import fused_on_meta
-from prfl.forecast.parts import Part, Shapes, device_kind, module_bytes, offloads, parks_vae, pinned, sum_bytes
+from prfl.forecast.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
 from prfl.forecast.phases import all_phases, network_call
 from prfl.forecast.rewards import reward_on_meta
 from prfl.objective import sft
@@ -68,12 +68,12 @@ def predict_memory(config: Config, model: WanBackbone) -> Memory:
     shapes = Shapes(model, config)
     fixed = list(fixed_parts(config, model, reward, trained, shapes))
     fixed += without_autocast(model)
-    with fused_on_meta(device_kind(config)):
+    with fused_on_meta(build.device_kind(config)):
         phases = list(
             all_phases(config, model, reward, shapes, sum_bytes([p.grad for p in trained if p.grad is not None]))
         )
         host = host_bytes(config, model, shapes) if model.offload else 0
-    if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cuda":
+    if config.rollout.gradients_per_rollout > 1 and build.device_kind(config) == "cuda":
         host += stored_rollout(config, model)[0] * pinned(sum_bytes([shapes.latents(config.training.batch)]))
     return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
 
@@ -142,7 +142,7 @@ def fixed_parts(
     if config.rollout.gradients_per_rollout > 1:
         waiting, here = stored_rollout(config, model)
         of_all = sum_bytes([shapes.latents(config.training.batch)])
-        on_cpu = waiting * of_all + size if device_kind(config) == "cpu" else 0
+        on_cpu = waiting * of_all + size if build.device_kind(config) == "cpu" else 0
         yield Part("rollout that several steps use, and the weights that made it", here * of_all + on_cpu)
 
 

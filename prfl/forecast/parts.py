@@ -26,20 +26,14 @@ class Part:
     alone: bool = False
 
 
-def device_kind(config: Config) -> str:
-    """cpu or cuda: what the config asks for, here or elsewhere; ``auto`` is what is here."""
-    chosen = config.backbone.device
-    return chosen if chosen != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def offloads(config: Config) -> bool:
     """Whether anything leaves the device: on a CPU, host memory is the same memory."""
-    return config.backbone.offload and device_kind(config) == "cuda"
+    return config.backbone.offload and build.device_kind(config) == "cuda"
 
 
 def parks_vae(config: Config) -> bool:
     """Whether the VAE is off the device but for the cache and the evaluation: a pixel reward decodes in every step."""
-    return device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
+    return build.device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
 
 
 def pinned(size: int) -> int:

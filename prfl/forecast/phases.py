@@ -16,7 +16,7 @@ from prfl.config.schema import Config, PreferenceConfig
 from prfl.config.steering_schema import SteeringConfig
 from prfl.forecast.kept import all_choices, earlier_outputs, leads_on
 from prfl.forecast.live_bytes import LiveBytes
-from prfl.forecast.parts import Part, Shapes, device_kind, module_bytes, parks_vae, sum_bytes
+from prfl.forecast.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
 from prfl.forecast.work import evaluation_samples
 from prfl.objective.pathwise import holds_edge
 from prfl.objective.scorer import PixelScorer, decode_frames
@@ -61,7 +61,7 @@ def all_phases(
 def encoding_prompts(config: Config, model: WanBackbone) -> Part:
     """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
     here = module_bytes(model.text_encoder)
-    if device_kind(config) == "cpu" or build.has_clips(config):
+    if build.device_kind(config) == "cpu" or build.has_clips(config):
         here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
