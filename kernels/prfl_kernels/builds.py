@@ -24,4 +24,6 @@ RANKS = (16, 64, 128)
 
 
 def every_build() -> list[Build]:
-    return []
+    from prfl_kernels import lora_linear_triton
+
+    return [*lora_linear_triton.builds()]

@@ -1,0 +1,319 @@
+"""Linear layers with low-rank adapters over the same input: one read of it, and nothing saved that can be rebuilt.
+
+    y = x W^T + bias + scale (x A^T) B^T                                  (LoRA, arXiv 2106.09685)
+    ds = scale dy B    dx = dy W + ds A    dA = ds^T x    dB = scale dy^T s,    s = x A^T
+
+The large products are torch's own (cuBLAS).  W is frozen, so only dA and dB need activations: s, which is rank wide,
+and x, which is rebuilt for dA where ``source`` says from what.  With dropout the mask is drawn again from its seed.
+Shape suffixes: B batch, T tokens, M = B T rows, D width of the input, N of the output, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from prfl_kernels.dispatch import interpreting
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Projection(NamedTuple):
+    """One frozen linear layer and its adapter."""
+
+    weight: Tensor  # (N, D), frozen
+    bias: Tensor | None  # (N,), frozen
+    lora_a: Tensor  # (R, D), a float32 master, computed in x's dtype
+    lora_b: Tensor  # (N, R), likewise
+    scale: float
+
+
+class Normed(NamedTuple):
+    """The input is AdaLN of x, (1 + scale) (x - mean) rstd + shift, as ``gated_residual_norm`` gives it."""
+
+    x: Tensor  # (B, T, D)
+    mean: Tensor  # (B, T), float32
+    rstd: Tensor  # (B, T), float32
+    scale: Tensor  # (B, 1, D), (B, T, D) or (D,)
+    shift: Tensor  # likewise
+
+
+class Gelu(NamedTuple):
+    """The input is gelu(h), approximated by tanh, as in Wan's feed-forward network."""
+
+    h: Tensor  # (B, T, D)
+
+
+def lora_linears(
+    x: Tensor, projections: Sequence[Projection], *, source: Normed | Gelu | None = None, dropout: float = 0.0
+) -> tuple[Tensor, ...]:
+    """x W^T + bias + scale (drop(x) A^T) B^T for every projection; ``reference.lora_linear`` is one of them.
+
+    x: (B, T, D) or (M, D); one that is not contiguous is copied for the products.  Returns one (..., N) each.
+    source: what x was computed from, and which is kept anyway; then x itself is not saved.  It is not checked against
+        x, and gets no gradient: that flows through x.  Saved for backward otherwise: s (rank wide) and parameters.
+    dropout: of the low-rank branch's input; the projections of a group share one mask.  Its seed comes from torch's
+        generator of x's device, so a checkpoint that restores that state draws the same mask again.
+    Under autocast x and the weights are cast to its dtype, as for ``F.linear``; no cast weight is saved.
+    The gradients of lora_a and lora_b have their dtype.  There are no second derivatives.
+    Raises ValueError where weight or bias is not frozen, or shapes or dtypes do not fit.
+    """
+    autocast = _autocast_dtype(x)
+    _check(x, projections, source, dropout, dtype=None if autocast else x.dtype)
+    trained = tuple(any(p[i].requires_grad for p in projections) for i in (2, 3))  # lora_a, lora_b
+    parts = () if source is None else tuple(part.detach() for part in source)
+    seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
+    scales = tuple(p.scale for p in projections)
+    weights, biases, lora_as, lora_bs = ([p[i] for p in projections] for i in range(4))
+    x = x.to(autocast or x.dtype)
+    if torch.is_grad_enabled() and (x.requires_grad or any(trained)):
+        tensors = (*weights, *biases, *lora_as, *lora_bs)
+        return _LoraLinears.apply(
+            x, seed, type(source).__name__, dropout, scales, trained, len(parts), *parts, *tensors
+        )
+    return tuple(_forward(x, seed, dropout, scales, weights, biases, lora_as, lora_bs)[0])
+
+
+def _forward(
+    x: Tensor,
+    seed: Tensor | None,
+    dropout: float,
+    scales: Sequence[float],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    lora_as: Sequence[Tensor],
+    lora_bs: Sequence[Tensor],
+) -> tuple[list[Tensor], Tensor]:
+    """The outputs, and s of all projections (M, sum of R)."""
+    with _without_autocast(x):
+        x = x.contiguous()
+        down, rows = _cast_cat(lora_as, x.dtype), x.view(-1, x.shape[-1])
+        low = rows @ down.T if seed is None else lora_down(rows, down, seed, dropout)
+        outputs = []
+        parts = low.split([len(a) for a in lora_as], 1)
+        for scale, weight, bias, lora_b, part in zip(scales, weights, biases, lora_bs, parts, strict=True):
+            bias = None if bias is None else bias.to(x.dtype)
+            out = torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+            out.view(-1, len(weight)).addmm_(part, lora_b.to(x.dtype).T, alpha=scale)
+            outputs.append(out)
+        return outputs, low
+
+
+class _LoraLinears(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        seed: Tensor | None,
+        kind: str,
+        dropout: float,
+        scales: tuple[float, ...],
+        trained: tuple[bool, bool],
+        parts: int,
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
+        count = len(scales)
+        source, factors = tensors[:parts], tensors[parts:]
+        weights, biases, lora_as, lora_bs = (factors[i * count : (i + 1) * count] for i in range(4))
+        outputs, low = _forward(x, seed, dropout, scales, weights, biases, lora_as, lora_bs)
+        origin = source if parts else (x,)
+        kept = origin if trained[0] else ()
+        ctx.save_for_backward(*weights, *lora_as, *lora_bs, low if trained[1] else None, seed, *kept)
+        ctx.kind, ctx.dropout, ctx.scales, ctx.shape, ctx.parts = kind, dropout, scales, x.shape, parts
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        count, head = len(ctx.scales), 7 + ctx.parts
+        needs = ctx.needs_input_grad
+        needs_a = needs[head + 2 * count : head + 3 * count]
+        needs_b = needs[head + 3 * count : head + 4 * count]
+        weights, lora_as, lora_bs = (ctx.saved_tensors[i * count : (i + 1) * count] for i in range(3))
+        low, seed, *origin = ctx.saved_tensors[3 * count :]
+        ranks = [len(a) for a in lora_as]
+        grad_x, grad_a, grad_b = None, [None] * count, [None] * count
+        used = [i for i in range(count) if grads[i] is not None]
+        if not used:
+            return (None,) * len(needs)
+        with _without_autocast(grads[used[0]]):
+            outs = {i: grads[i].reshape(-1, grads[i].shape[-1]) for i in used}
+            dtype = outs[used[0]].dtype
+            if needs[0]:
+                for i in used:
+                    weight = weights[i].to(dtype)
+                    grad_x = outs[i] @ weight if grad_x is None else grad_x.addmm_(outs[i], weight)
+            if needs[0] or any(needs_a):
+                low_grad = torch.cat([(outs[i] @ lora_bs[i].to(dtype)).mul_(ctx.scales[i]) for i in used], 1)
+            if needs[0]:
+                down = _cast_cat([lora_as[i] for i in used], dtype)
+                if seed is None:
+                    grad_x.addmm_(low_grad, down)
+                else:
+                    lora_up_(grad_x, low_grad, down, seed, ctx.dropout)
+                grad_x = grad_x.view(ctx.shape)
+            if any(needs_a):
+                if ctx.parts or seed is not None:
+                    mean, rstd, scale, shift = origin[1:] if ctx.kind == "Normed" else (None,) * 4
+                    both = lora_grad_a(low_grad, origin[0], mean, rstd, scale, shift, ctx.kind, seed, ctx.dropout)
+                else:
+                    both = _wide_product(low_grad.T, origin[0].reshape(-1, ctx.shape[-1]))
+                for i, part in zip(used, both.split([ranks[i] for i in used]), strict=True):
+                    grad_a[i] = part.to(lora_as[i].dtype) if needs_a[i] else None
+            if any(needs_b):
+                lows = low.split(ranks, 1)
+                for i in used:
+                    if needs_b[i]:
+                        grad_b[i] = _wide_product(outs[i].T, lows[i]).mul_(ctx.scales[i]).to(lora_bs[i].dtype)
+        return (grad_x, *(None,) * (head - 1 + 2 * count), *grad_a, *grad_b)
+
+
+@torch.library.custom_op("prfl_kernels::lora_down", mutates_args=())
+def lora_down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """drop(x) A^T, the mask drawn from the seed.  x: (M, D), contiguous.  lora_a: (R, D).  Returns (M, R)."""
+    if _runs_triton(x):
+        from prfl_kernels import lora_linear_triton
+
+        return lora_linear_triton.down(x, lora_a, seed, dropout)
+    return (x * _kept(seed, x.shape, dropout)) @ lora_a.T / (1 - dropout)
+
+
+@torch.library.custom_op("prfl_kernels::lora_up_", mutates_args=("grad_x",))
+def lora_up_(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> None:
+    """grad_x += drop(ds A), with the mask of ``lora_down``.  grad_x: (M, D), contiguous.  low_grad: ds, (M, R)."""
+    if _runs_triton(grad_x):
+        from prfl_kernels import lora_linear_triton
+
+        lora_linear_triton.up(grad_x, low_grad, lora_a, seed, dropout)
+        return
+    grad_x.addcmul_(low_grad @ lora_a, _kept(seed, grad_x.shape, dropout).to(grad_x.dtype), value=1 / (1 - dropout))
+
+
+@torch.library.custom_op("prfl_kernels::lora_grad_a", mutates_args=())
+def lora_grad_a(
+    low_grad: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    kind: str,
+    seed: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """dA = ds^T drop(input), the input rebuilt from x: x itself, its AdaLN (kind "Normed") or its gelu ("Gelu").
+
+    low_grad: ds, (M, R).  x: (B, T, D) or (M, D).  mean, rstd, scale, shift: as in ``Normed``.
+    Returns (R, D), in float32 at least.
+    """
+    if _runs_triton(x):
+        from prfl_kernels import lora_linear_triton
+
+        return lora_linear_triton.grad_a(low_grad, x, mean, rstd, scale, shift, kind, seed, dropout)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if mean is not None and rstd is not None and scale is not None and shift is not None:
+        wide = (wide - mean.unsqueeze(-1)) * rstd.unsqueeze(-1) * (1 + scale.to(wide.dtype)) + shift.to(wide.dtype)
+    elif kind == "Gelu":
+        wide = torch.nn.functional.gelu(wide, approximate="tanh")
+    rows = wide.to(low_grad.dtype).reshape(-1, x.shape[-1])
+    if seed is None:
+        return _wide_product(low_grad.T, rows)
+    return _wide_product(low_grad.T, rows * _kept(seed, rows.shape, dropout)) / (1 - dropout)
+
+
+@lora_down.register_fake
+def _(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    return x.new_empty(len(x), len(lora_a))
+
+
+@lora_up_.register_fake
+def _(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> None:
+    return None
+
+
+@lora_grad_a.register_fake
+def _(low_grad: Tensor, x: Tensor, *others: Any) -> Tensor:
+    return low_grad.new_empty(low_grad.shape[1], x.shape[-1], dtype=torch.promote_types(low_grad.dtype, torch.float32))
+
+
+def _runs_triton(x: Tensor) -> bool:
+    return x.is_cuda or interpreting()
+
+
+def _kept(seed: Tensor, shape: Sequence[int], dropout: float) -> Tensor:
+    """True where dropout keeps the input; the same for the same seed."""
+    generator = torch.Generator(seed.device).manual_seed(int(seed))
+    return torch.empty(shape, dtype=torch.bool, device=seed.device).bernoulli_(1 - dropout, generator=generator)
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """In float32 at least, because it goes to a float32 master; rounded on the way only where torch knows no other."""
+    if left.dtype in HALF and left.device.type != "cpu":
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).to(torch.promote_types(left.dtype, torch.float32))
+
+
+def _cast_cat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([tensor.to(dtype) for tensor in tensors])
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would have ``F.linear`` compute in, where it is on; it leaves float64 alone."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    """The dtypes are settled by now, and a backward may run under another autocast than its forward."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _check(
+    x: Tensor,
+    projections: Sequence[Projection],
+    source: Normed | Gelu | None,
+    dropout: float,
+    dtype: torch.dtype | None,
+) -> None:
+    """dtype: what weights and biases must have; None where they will be cast."""
+    if x.dim() not in (2, 3):
+        raise ValueError(f"x must be (B, T, D) or (M, D), not {tuple(x.shape)}")
+    if not projections:
+        raise ValueError("there must be a projection")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    width = x.shape[-1]
+    for place, (weight, bias, lora_a, lora_b, _) in enumerate(projections):
+        rank, out = len(lora_a), len(weight)
+        _fits(f"projection {place}: weight", weight, (out, width))
+        _fits(f"projection {place}: lora_a", lora_a, (rank, width))
+        _fits(f"projection {place}: lora_b", lora_b, (out, rank))
+        if bias is not None:
+            _fits(f"projection {place}: bias", bias, (out,))
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(f"projection {place}: {name} requires a gradient and would get none: freeze it")
+            if tensor is not None and dtype not in (None, tensor.dtype):
+                raise ValueError(f"projection {place}: {name} is {tensor.dtype} and x {dtype}, without autocast")
+    if source is not None:
+        _fits(f"source: {source._fields[0]}", source[0], tuple(x.shape))
+    if isinstance(source, Normed):
+        rows, whole = tuple(x.shape[:-1]), tuple(x.shape)
+        for name in ("mean", "rstd"):
+            _fits(f"source: {name}", getattr(source, name), rows)
+        for name in ("scale", "shift"):
+            _fits(f"source: {name}", getattr(source, name), whole, (*whole[:-2], 1, width), (width,))
+
+
+def _fits(name: str, tensor: Tensor, *shapes: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) not in shapes:
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, not {' or '.join(map(str, shapes))}")

@@ -1,0 +1,267 @@
+"""Triton kernels of the low-rank branch: where reading the input rules the time, and no matrix product of torch fits.
+
+``grad_a`` rebuilds its input while it loads it; ``down`` and ``up`` are the two products with dropout's mask, which
+all three draw from the same Philox counters (column / 4, row), four columns a draw.  Nothing is accumulated by atomics:
+``grad_a`` writes one partial sum for every chunk of rows, and how many there are follows from the shape alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from prfl_kernels.ahead import Build
+from prfl_kernels.builds import RANKS
+
+PLAIN, NORMED, GELU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+KINDS = {"NoneType": 0, "Normed": 1, "Gelu": 2}
+ROWS, COLUMNS = 64, 128  # of a tile of the input
+RANKS_MOST = 128  # of a tile of ds
+WARPS = 8
+PROGRAMS = 528  # about so many are wanted at once: four for every multiprocessor of an H100
+
+
+@triton.jit
+def _kept(seed, rows, column, P: tl.constexpr, COLUMNS: tl.constexpr):
+    """(ROWS, COLUMNS): True where the input is kept.  column: the tile's first, a multiple of 4."""
+    fours = column // 4 + tl.arange(0, COLUMNS // 4)
+    zeros = rows[:, None] * 0 + fours[None, :] * 0
+    a, b, c, d = tl.philox(seed, zeros + fours[None, :], zeros + rows[:, None], zeros, zeros)
+    bits = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+    return tl.uint_to_uniform_float(bits) >= P
+
+
+@triton.jit
+def _grad_a(
+    ds, x, mean, rstd, scale, shift, seed, partial,
+    tokens, width, rank, chunk, chunks,
+    x_batch, x_token, scale_batch, scale_token, shift_batch, shift_token,
+    KIND: tl.constexpr, PER_TOKEN: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one sample's rows: partial[(b, chunk), rank, column] = sum over its rows of ds^T input."""
+    ranks = tl.program_id(0) * RANKS + tl.arange(0, RANKS)
+    first_column = tl.program_id(1) * COLUMNS
+    columns = first_column + tl.arange(0, COLUMNS)
+    part = tl.program_id(2)
+    batch, first = part // chunks, (part % chunks) * chunk
+    in_rank, in_width = ranks < rank, columns < width
+    scale_row = scale + batch.to(tl.int64) * scale_batch + columns
+    shift_row = shift + batch.to(tl.int64) * shift_batch + columns
+    if KIND == NORMED and not PER_TOKEN:
+        factor = 1 + tl.load(scale_row, mask=in_width, other=0.0).to(ACC)[None, :]
+        offset = tl.load(shift_row, mask=in_width, other=0.0).to(ACC)[None, :]
+    total = tl.zeros((RANKS, COLUMNS), ACC)
+    for start in range(first, first + chunk, ROWS):
+        token = start + tl.arange(0, ROWS)
+        in_tokens = token < tokens
+        inside = in_tokens[:, None] & in_width[None, :]
+        row = batch.to(tl.int64) * tokens + token
+        low = tl.load(ds + row[:, None] * rank + ranks[None, :], mask=in_tokens[:, None] & in_rank[None, :], other=0.0)
+        place = batch.to(tl.int64) * x_batch + token.to(tl.int64)[:, None] * x_token + columns[None, :]
+        value = tl.load(x + place, mask=inside, other=0.0)
+        if KIND == NORMED:
+            middle = tl.load(mean + row, mask=in_tokens, other=0.0).to(ACC)[:, None]
+            spread = tl.load(rstd + row, mask=in_tokens, other=0.0).to(ACC)[:, None]
+            if PER_TOKEN:
+                step = token.to(tl.int64)[:, None]
+                factor = 1 + tl.load(scale_row[None, :] + step * scale_token, mask=inside, other=0.0).to(ACC)
+                offset = tl.load(shift_row[None, :] + step * shift_token, mask=inside, other=0.0).to(ACC)
+            value = (value.to(ACC) - middle) * spread * factor + offset
+        if KIND == GELU:
+            wide = value.to(ACC)
+            value = wide * tl.sigmoid(1.5957691216057308 * (wide + 0.044715 * wide * wide * wide))
+        if P > 0:
+            value = tl.where(_kept(tl.load(seed), row.to(tl.int32), first_column, P, COLUMNS), value, 0.0)
+        total = tl.dot(tl.trans(low), value.to(low.dtype), total, input_precision="ieee", out_dtype=ACC)
+    if P > 0:
+        total = total / (1 - P)
+    out = partial + part.to(tl.int64) * rank * width + ranks.to(tl.int64)[:, None] * width + columns[None, :]
+    tl.store(out, total, mask=in_rank[:, None] & in_width[None, :])
+
+
+@triton.jit
+def _down(
+    x, lora_a, seed, s, rows, width, rank,
+    P: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    ranks = tl.program_id(0) * RANKS + tl.arange(0, RANKS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    in_rank, in_rows = ranks < rank, row < rows
+    total = tl.zeros((ROWS, RANKS), ACC)
+    for first in range(0, width, COLUMNS):
+        columns = first + tl.arange(0, COLUMNS)
+        in_width = columns < width
+        place = row.to(tl.int64)[:, None] * width + columns[None, :]
+        value = tl.load(x + place, mask=in_rows[:, None] & in_width[None, :], other=0.0)
+        value = tl.where(_kept(tl.load(seed), row, first, P, COLUMNS), value, 0.0)
+        a_place = ranks[:, None] * width + columns[None, :]
+        factor = tl.load(lora_a + a_place, mask=in_rank[:, None] & in_width[None, :], other=0.0)
+        total = tl.dot(value.to(factor.dtype), tl.trans(factor), total, input_precision="ieee", out_dtype=ACC)
+    out = s + row.to(tl.int64)[:, None] * rank + ranks[None, :]
+    tl.store(out, total / (1 - P), mask=in_rows[:, None] & in_rank[None, :])
+
+
+@triton.jit
+def _up(
+    dx, ds, lora_a, seed, rows, width, rank,
+    P: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
+):  # fmt: skip
+    first_column = tl.program_id(0) * COLUMNS
+    columns = first_column + tl.arange(0, COLUMNS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    in_width, in_rows = columns < width, row < rows
+    total = tl.zeros((ROWS, COLUMNS), ACC)
+    for first in range(0, rank, RANKS):
+        ranks = first + tl.arange(0, RANKS)
+        in_rank = ranks < rank
+        low_place = row.to(tl.int64)[:, None] * rank + ranks[None, :]
+        low = tl.load(ds + low_place, mask=in_rows[:, None] & in_rank[None, :], other=0.0)
+        a_place = ranks[:, None] * width + columns[None, :]
+        factor = tl.load(lora_a + a_place, mask=in_rank[:, None] & in_width[None, :], other=0.0)
+        total = tl.dot(low, factor, total, input_precision="ieee", out_dtype=ACC)
+    total = tl.where(_kept(tl.load(seed), row, first_column, P, COLUMNS), total / (1 - P), 0.0)
+    place = dx + row.to(tl.int64)[:, None] * width + columns[None, :]
+    inside = in_rows[:, None] & in_width[None, :]
+    tl.store(place, tl.load(place, mask=inside, other=0.0).to(ACC) + total, mask=inside)
+
+
+def grad_a(
+    low_grad: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    kind: str,
+    seed: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """See ``lora_linear.lora_grad_a``.  x may have any strides but the last, which is made 1 by a copy."""
+    x = x if x.dim() == 3 else x[None]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    low_grad = low_grad.contiguous()
+    batch, tokens, width = x.shape
+    rank = low_grad.shape[1]
+    acc = _accumulator(low_grad)
+    unused = low_grad
+    if scale is not None and shift is not None and mean is not None and rstd is not None:
+        scale, shift = ((each if each.stride(-1) == 1 else each.contiguous()).expand_as(x) for each in (scale, shift))
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        per_token = tokens > 1 and bool(scale.stride(1) or shift.stride(1))
+        strides = (*scale.stride()[:2], *shift.stride()[:2])
+    else:
+        per_token, strides = False, (0, 0, 0, 0)
+    block = _block(rank, low_grad.dtype)
+    tiles = triton.cdiv(rank, block), triton.cdiv(width, COLUMNS)
+    chunk, chunks = _chunks(batch, tokens, tiles[0] * tiles[1])
+    partial = low_grad.new_empty(batch * chunks, rank, width, dtype=acc)
+    _grad_a[(*tiles, batch * chunks)](
+        low_grad, x, *(unused if each is None else each for each in (mean, rstd, scale, shift, seed)), partial,
+        tokens, width, rank, chunk, chunks,
+        *x.stride()[:2], *strides,
+        KIND=KINDS[kind], PER_TOKEN=per_token, P=dropout, ACC=_TRITON[acc],
+        ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block, num_warps=WARPS, num_stages=_stages(low_grad.dtype, per_token),
+    )  # fmt: skip
+    return partial.sum(0)
+
+
+def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
+    """See ``lora_linear.lora_down``."""
+    (rows, width), rank = x.shape, len(lora_a)
+    x, lora_a, s, block = x.contiguous(), lora_a.contiguous(), x.new_empty(rows, rank), _block(rank, x.dtype)
+    _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
+        x, lora_a, seed, s, rows, width, rank,
+        P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
+        num_warps=WARPS, num_stages=_stages(x.dtype),
+    )  # fmt: skip
+    return s
+
+
+def up(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> None:
+    """See ``lora_linear.lora_up_``."""
+    if not grad_x.is_contiguous():
+        raise ValueError("grad_x must be contiguous: it is written in place")
+    (rows, width), rank = grad_x.shape, len(lora_a)
+    low_grad, lora_a, block = low_grad.contiguous(), lora_a.contiguous(), min(_block(rank, grad_x.dtype), 64)
+    _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
+        grad_x, low_grad, lora_a, seed, rows, width, rank,
+        P=dropout, ACC=_TRITON[_accumulator(grad_x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
+        num_warps=WARPS, num_stages=_stages(grad_x.dtype),
+    )  # fmt: skip
+
+
+_TRITON = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def _accumulator(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _block(rank: int, dtype: torch.dtype) -> int:
+    """The ranks of a tile: 16 is the least that ``tl.dot`` takes, and wide types would not fit into shared memory."""
+    most = RANKS_MOST if dtype.itemsize == 2 else 32
+    return min(max(triton.next_power_of_2(rank), 16), most)
+
+
+def _stages(dtype: torch.dtype, per_token: bool = False) -> int:
+    """Tiles on their way at once, as far as registers and shared memory go (``builds``)."""
+    if dtype.itemsize > 2:
+        return 1
+    return 2 if per_token else 3
+
+
+def _chunks(batch: int, tokens: int, tiles: int) -> tuple[int, int]:
+    """Rows of a chunk, a multiple of ROWS, and the number of chunks of a sample: by the shape alone, so that the sums
+    are added in one order whatever the device."""
+    wanted = max(1, PROGRAMS // (tiles * batch))
+    chunk = triton.cdiv(triton.cdiv(tokens, wanted), ROWS) * ROWS
+    return chunk, triton.cdiv(tokens, chunk)
+
+
+def builds() -> list[Build]:
+    """Widths change run-time arguments only, and a group's ranks beyond 128 only the number of tiles."""
+    found = []
+    for rank in RANKS:
+        found += [_grad_a_build(rank, "Normed"), _grad_a_build(rank, "Gelu")]
+    found += [_grad_a_build(128, "Normed", per_token=True), _grad_a_build(128, "Normed", dropout=0.05)]
+    found += [_grad_a_build(128, "NoneType", dropout=0.05)]
+    down = {"x": "*bf16", "lora_a": "*bf16", "seed": "*i64", "s": "*bf16"}
+    up = {"dx": "*bf16", "ds": "*bf16", "lora_a": "*bf16", "seed": "*i64"}
+    return [
+        *found,
+        *(_build(f"lora_down r{rank}", _down, down, rank) for rank in RANKS),
+        _build("lora_up", _up, up, 64),
+    ]
+
+
+def _grad_a_build(rank: int, kind: str, per_token: bool = False, dropout: float = 0.0) -> Build:
+    pointers = {"ds": "*bf16", "x": "*bf16", "partial": "*fp32", "seed": "*i64" if dropout else "*bf16"}
+    pointers |= dict.fromkeys(("mean", "rstd", "scale", "shift"), "*fp32" if kind == "Normed" else "*bf16")
+    name = f"lora_grad_a {kind} r{rank}" + " per token" * per_token + " dropout" * bool(dropout)
+    return _build(name, _grad_a, pointers, rank, dropout, per_token, {"KIND": KINDS[kind], "PER_TOKEN": per_token})
+
+
+def _build(
+    name: str,
+    kernel: Any,
+    pointers: dict[str, str],
+    rank: int,
+    dropout: float = 0.05,
+    per_token: bool = False,
+    switches: Mapping[str, Any] = MappingProxyType({}),
+) -> Build:
+    constants = {**switches, "P": dropout, "ACC": tl.float32, "ROWS": ROWS, "COLUMNS": COLUMNS}
+    constants["RANKS"] = _block(rank, torch.bfloat16)
+    numbers = dict.fromkeys(
+        (each for each in kernel.arg_names if each not in constants and each not in pointers), "i32"
+    )
+    aligned = tuple(each for each in (*pointers, *numbers) if each not in ("tokens", "rows", "chunks"))
+    stages = _stages(torch.bfloat16, per_token)
+    return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned)
