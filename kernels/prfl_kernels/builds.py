@@ -24,6 +24,8 @@ RANKS = (16, 64, 128)
 
 
 def every_build() -> list[Build]:
-    from prfl_kernels import lora_linear_triton
+    """Imports triton, and the operations' sources, which take their shapes from here."""
+    from prfl_kernels import lora_linear_triton, qk_norm_rope_triton
 
-    return [*lora_linear_triton.builds()]
+    sources = lora_linear_triton, qk_norm_rope_triton
+    return [build for source in sources for build in source.builds()]
