@@ -24,4 +24,6 @@ RANKS = (16, 64, 128)
 
 
 def every_build() -> list[Build]:
-    return []
+    from prfl_kernels import gated_residual_norm_triton
+
+    return [*gated_residual_norm_triton.builds()]
