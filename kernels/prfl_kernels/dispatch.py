@@ -13,8 +13,13 @@ import torch
 
 VARIABLE = "PRFL_KERNELS"
 REQUESTS = ("auto", "torch", "triton")
+<<<<<<< HEAD
 OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "pooled_attention")
-TRITON_KERNELS = frozenset({"gated_residual_norm", "lora_linear", "qk_norm_rope"})  # names of the operations that have one
+TRITON_KERNELS = frozenset({"lora_linear", "qk_norm_rope", "gated_residual_norm"})  # the operations that have one
+=======
+OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "attention")
+TRITON_KERNELS: frozenset[str] = frozenset()  # names of the operations that have one; none is written yet
+>>>>>>> 51e81a020a694032f873c45b1b8c8e3573f2989b
 FASTER: frozenset[str] = frozenset()  # those that won on a GPU (bench/results), which is what automatic takes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)

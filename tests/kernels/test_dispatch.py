@@ -26,9 +26,9 @@ def test_automatic_without_a_kernel_is_torch_and_says_why(
     request_: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset())
-    assert choose_backend("pooled_attention", request_) == (
+    assert choose_backend("attention", request_) == (
         "torch",
-        "automatic: there is no Triton kernel for pooled_attention yet",
+        "automatic: there is no Triton kernel for attention yet",
     )
 
 

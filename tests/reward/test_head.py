@@ -55,22 +55,52 @@ def test_samples_do_not_mix():
     torch.testing.assert_close(alone, made(inputs, SIGMA))
 
 
-def test_query_pooling_is_the_papers_formula():
-    """One head, one query: softmax(q (h W_K)^T / sqrt(d)) (h W_V) + q."""
-    pool = head(n_queries=1, heads=1).pool
-    tokens = features(width=8)[0]
-    key, value = pool.key(tokens), pool.value(tokens)
-    weight = (pool.query @ key.transpose(1, 2) / 8**0.5).softmax(-1)
-    torch.testing.assert_close(pool(tokens), (weight @ value)[:, 0] + pool.query)
+def plain(made, inputs, sigma):
+    """The head as its docstrings have it, token by token: softmax(q (h W_K)^T / sqrt(d)) (h W_V) + q, or the mean."""
+    dtype = made.project.weight.dtype
+    normalised = [norm(hidden.to(dtype)) for norm, hidden in zip(made.norms, inputs, strict=True)]
+    tokens = made.project(torch.cat(normalised, dim=2))
+    if made.film is not None:
+        scale, shift = made.film(sigma_embedding(sigma)).unsqueeze(1).chunk(2, dim=2)
+        tokens = tokens * (1 + scale) + shift
+    if made.settings["pooling"] == "mean":
+        return made.mlp(tokens.mean(1))
+    pool = made.pool
+    query = pool.query.expand(len(tokens), -1, -1)
+    split = [x.unflatten(2, (pool.heads, -1)).transpose(1, 2) for x in (query, pool.key(tokens), pool.value(tokens))]
+    gathered = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    return made.mlp((gathered + query).flatten(1))
+
+
+@pytest.mark.parametrize("pooling", ["query", "mean"])
+@pytest.mark.parametrize("film", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_pooling_without_keys_and_values_is_the_formula(pooling, film, dtype, tolerance):
+    made = head(pooling=pooling, film=film).to(dtype)
+    for norm in made.norms:  # they start as the identity
+        torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    inputs = [(3 * hidden + 1).to(dtype).requires_grad_() for hidden in features(tokens=9)]
+    named = {name: each for name, each in made.named_parameters() if name != "pool.key.bias"}
+    found = []
+    for run in (made, plain):
+        logits = made(inputs, SIGMA.to(dtype)) if run is made else plain(made, inputs, SIGMA.to(dtype))
+        found.append((logits, *torch.autograd.grad(logits.sin().sum(), [*inputs, *named.values()])))
+    for name, ours, theirs in zip(["logits", "first", "second", *named], *found, strict=True):
+        error, largest = (ours - theirs).abs().max(), theirs.abs().max()
+        assert error <= tolerance * max(1, largest), f"{name}: {error:.2g} of {largest:.2g}"
+    if pooling == "query":  # the bias of the keys adds one number to all scores of a query, which softmax takes off
+        with torch.no_grad():
+            made.pool.key.bias += 1
+        torch.testing.assert_close(plain(made, inputs, SIGMA.to(dtype)), found[0][0], rtol=tolerance, atol=tolerance)
 
 
 def test_mean_pooling_is_blind_to_where_the_query_can_look():
-    """Two token sets with the same projected mean: the mean cannot tell them apart, the query can."""
-    mean, query = head(pooling="mean").pool, head().pool
-    tokens = features(width=8)[0]
-    spread = torch.cat([tokens * 3 - 2 * tokens.mean(1, keepdim=True), tokens[:, :0]], dim=1)
-    torch.testing.assert_close(mean(tokens), mean(spread))
-    assert (query(tokens) - query(spread)).abs().max() > 1e-3
+    """Two videos whose normalised tokens have one mean: the mean cannot tell them apart, the query can."""
+    mean, query = head(pooling="mean", blocks=1), head(blocks=1)
+    tokens = torch.nn.functional.layer_norm(features(tokens=4)[0], (6,))
+    inputs, opposed = ([torch.cat([x, -x], 1)] for x in (tokens, tokens.flip(-1)))
+    torch.testing.assert_close(mean(inputs, SIGMA), mean(opposed, SIGMA), rtol=1e-6, atol=1e-9)
+    assert (query(inputs, SIGMA) - query(opposed, SIGMA)).abs().max() > 1e-4
 
 
 def test_film_starts_as_identity_and_then_reads_sigma():
