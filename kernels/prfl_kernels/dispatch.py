@@ -13,13 +13,8 @@ import torch
 
 VARIABLE = "PRFL_KERNELS"
 REQUESTS = ("auto", "torch", "triton")
-<<<<<<< HEAD
-OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "pooled_attention")
-TRITON_KERNELS = frozenset({"lora_linear", "qk_norm_rope", "gated_residual_norm"})  # the operations that have one
-=======
 OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "attention")
-TRITON_KERNELS: frozenset[str] = frozenset()  # names of the operations that have one; none is written yet
->>>>>>> 51e81a020a694032f873c45b1b8c8e3573f2989b
+TRITON_KERNELS = frozenset({"lora_linear", "qk_norm_rope", "gated_residual_norm"})  # the operations that have one
 FASTER: frozenset[str] = frozenset()  # those that won on a GPU (bench/results), which is what automatic takes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)
@@ -77,6 +72,6 @@ def _obstacle(operation: str, device: torch.device, dtype: torch.dtype) -> str:
         return f"it needs a GPU, and this runs on {device.type}"
     if dtype not in DTYPES:
         return f"it takes {', '.join(str(each).removeprefix('torch.') for each in DTYPES)}, not {dtype}"
-    if torch.cuda.get_device_capability(device) < CAPABILITY:
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < CAPABILITY:  # or: for another machine
         return f"it needs compute capability {'.'.join(map(str, CAPABILITY))}"
     return ""

@@ -33,9 +33,13 @@ def qk_norm_rope(
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     normed = torch.nn.functional.rms_norm(x.to(wide), x.shape[-1:], weight.to(wide), eps)
-    if cos is None or sin is None:
-        return normed.to(x.dtype)
-    even, odd = normed.unflatten(-1, (heads, -1, 2)).unbind(-1)
+    return (normed if cos is None or sin is None else rotate(normed, cos, sin, heads)).to(x.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """The rotary embedding of ``qk_norm_rope`` by itself.  Returns (B, T, D) in x's dtype."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    even, odd = x.unflatten(-1, (heads, -1, 2)).unbind(-1)
     cos, sin = cos[..., 0::2].to(wide), sin[..., 1::2].to(wide)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-3).to(x.dtype)
 

@@ -22,7 +22,7 @@ from prfl.errors import PrflError
 from prfl_kernels import reference
 from prfl_kernels.gated_residual_norm import gated_residual, gated_residual_norm
 from prfl_kernels.lora_linear import Gelu, Normed, Projection, lora_linears
-from prfl_kernels.qk_norm_rope import qk_norm_rope
+from prfl_kernels.qk_norm_rope import output_suffices, qk_norm_rope
 
 SWAPPED = ("lora_linear", "qk_norm_rope", "gated_residual_norm")
 
@@ -45,8 +45,8 @@ def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED) -> None:
         )
     for block in network.get_submodule("blocks").children():
         block.__class__ = KernelBlock if which else WanTransformerBlock
-        block.attn1.set_processor(KernelSelfAttention(which) if which else WanAttnProcessor())
-        block.attn2.set_processor(KernelCrossAttention(which) if which else FoldedTextProcessor())
+        block.attn1.set_processor(KernelSelfAttention(which, block.attn1) if which else WanAttnProcessor())
+        block.attn2.set_processor(KernelCrossAttention(which, block.attn2) if which else FoldedTextProcessor())
         block.operations = frozenset(which)
 
 
@@ -56,7 +56,9 @@ class KernelBlock(WanTransformerBlock):
 
     operations: frozenset[str]
 
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: tuple[Tensor, Tensor]
+    ) -> Tensor:
         # temb: (B, 6, D), or (B, T, 6, D) where every token has its own time (Wan 2.2).
         table = self.scale_shift_table if temb.ndim == 3 else self.scale_shift_table.unsqueeze(0)
         parts = (table + temb.float()).chunk(6, dim=-2)
@@ -102,9 +104,9 @@ class KernelBlock(WanTransformerBlock):
 class KernelSelfAttention(WanAttnProcessor):
     """q, k and v from one read of their input; their norms and rotations in one pass."""
 
-    def __init__(self, which: Collection[str]) -> None:
+    def __init__(self, which: Collection[str], attn: WanAttention) -> None:
         super().__init__()
-        self.operations = frozenset(which)
+        self.operations, self.from_output = frozenset(which), norms_from_output(attn)
 
     def __call__(
         self,
@@ -119,16 +121,16 @@ class KernelSelfAttention(WanAttnProcessor):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         query, key, value = project([attn.to_q, attn.to_k, attn.to_v], hidden_states, self.operations, source)
         cos, sin = rotary_emb or (None, None)
-        query, key = normalise(attn, query, key, cos, sin, self.operations)
+        query, key = normalise(attn, query, key, cos, sin, self)
         return attend(attn, query, key, value, attention_mask, self)
 
 
 class KernelCrossAttention(FoldedTextProcessor):
     """The same for attention to the text, whose keys are few and not rotated."""
 
-    def __init__(self, which: Collection[str]) -> None:
+    def __init__(self, which: Collection[str], attn: WanAttention) -> None:
         super().__init__()
-        self.operations = frozenset(which)
+        self.operations, self.from_output = frozenset(which), norms_from_output(attn)
 
     def __call__(
         self,
@@ -145,26 +147,28 @@ class KernelCrossAttention(FoldedTextProcessor):
         text, bias = split_bias(encoder_hidden_states, hidden_states.shape[-1])
         (query,) = project([attn.to_q], hidden_states, self.operations, source)
         key, value = project([attn.to_k, attn.to_v], text, self.operations)
-        query, _ = normalise(attn, query, None, None, None, self.operations)
+        query, _ = normalise(attn, query, None, None, None, self)
         key = attn.norm_k(key)
         return attend(attn, query, key, value, attention_mask if bias is None else bias, self)
 
 
+def norms_from_output(attn: WanAttention) -> bool:
+    """Whether the backward pass of the norms may start from what attention keeps; without weights (meta), yes."""
+    weights = attn.norm_q.weight, attn.norm_k.weight
+    return weights[0].is_meta or output_suffices(*weights)
+
+
 def normalise(
-    attn: WanAttention,
-    query: Tensor,
-    key: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    operations: Collection[str],
+    attn: WanAttention, query: Tensor, key: Tensor | None, cos: Tensor | None, sin: Tensor | None, own: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The norms over all heads, and the rotations where there are any."""
-    if "qk_norm_rope" in operations:
-        norms = attn.norm_q.weight, attn.norm_k.weight if key is not None else None
-        return qk_norm_rope(query, key, *norms, cos, sin, attn.heads, attn.norm_q.eps)
-    eps, heads = attn.norm_q.eps, attn.heads
-    rotated = reference.qk_norm_rope(query, attn.norm_q.weight, cos, sin, heads, eps)
-    return rotated, None if key is None else reference.qk_norm_rope(key, attn.norm_k.weight, cos, sin, heads, eps)
+    weights, eps = (attn.norm_q.weight, None if key is None else attn.norm_k.weight), attn.norm_q.eps
+    if "qk_norm_rope" in own.operations:
+        return qk_norm_rope(query, key, *weights, cos, sin, attn.heads, eps, own.from_output)
+    query, key = attn.norm_q(query), None if key is None else attn.norm_k(key)
+    if cos is None or sin is None:
+        return query, key
+    return tuple(None if each is None else reference.rotate(each, cos, sin, attn.heads) for each in (query, key))
 
 
 def attend(attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: Any) -> Tensor:

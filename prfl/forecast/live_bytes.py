@@ -71,6 +71,10 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         self._owners: Counter[int] = Counter()
         super().__init__(self._pack, lambda packed: packed.tensor)
 
+    def __enter__(self) -> SavedBytes:
+        super().__enter__()
+        return self
+
     def _pack(self, tensor: Tensor) -> _Packed:
         key, size, packed = _key(tensor), tensor.untyped_storage().nbytes(), _Packed(tensor)
         self._owners[key] += 1

@@ -44,7 +44,7 @@ def make_objective(backbone: WanBackbone, last_steps: int, **more: Any) -> Pathw
 
 def training_step(objective: Pathwise) -> tuple[int, int]:
     """Peaks of a step: what autograd keeps, and what is alive at all."""
-    with (saved := SavedBytes()):
+    with SavedBytes() as saved:
         objective.accumulate(0, INDICES)
     with LiveBytes() as counted:
         objective.accumulate(0, INDICES)
@@ -73,7 +73,7 @@ def test_the_joint_graph_is_not_flat(tiny_backbone: WanBackbone) -> None:
     peaks = {}
     for last_steps in (1, 2, 5):
         objective = make_objective(backbone, last_steps)
-        with (saved := SavedBytes()):
+        with SavedBytes() as saved:
             joint_graph_chain(objective, 0, INDICES, CHAIN.steps - last_steps, CHAIN.steps)[0].sum()
         peaks[last_steps] = saved.peak
     assert peaks[2] > 1.9 * peaks[1] and peaks[5] > 4.5 * peaks[1]

@@ -1,0 +1,190 @@
+"""prfl_kernels' operations in the tiny transformer: the same numbers, names and gradients; in and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from prfl.backbone import WanBackbone, kernels
+from prfl.backbone.kernels import SWAPPED, KernelBlock, plain_lora
+from prfl.errors import PrflError
+from prfl.forecast.live_bytes import SavedBytes
+
+ALL = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+WHICH = [(name,) for name in SWAPPED] + [SWAPPED]
+PROMPTS = ["a red circle", "a"]
+
+
+def with_adapter(backbone: WanBackbone, targets: list[str] = ALL, dropout: float = 0.0) -> WanBackbone:
+    backbone.add_adapter("policy", rank=3, alpha=6.0, targets=targets, dropout=dropout)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in backbone.adapter_parameters("policy").values():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in backbone.transformer.named_parameters():  # Wan's are not ones
+            if ".norm_q." in name or ".norm_k." in name or ".norm2." in name:
+                parameter.mul_(0.7 + 0.6 * torch.rand(parameter.shape, generator=generator))
+    return backbone
+
+
+def computed(backbone: WanBackbone, adapter: str | None = "policy") -> dict[str, Tensor]:
+    """The velocity, and the gradients of something of it, by latents and adapter."""
+    shape = (2, backbone.latent_channels, 3, 4, 4)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    own = backbone.adapter_parameters("policy") if adapter else {}
+    with backbone.adapter(adapter):
+        velocity = backbone.velocity(latents, torch.tensor([0.3, 0.8]), backbone.condition(PROMPTS))
+        gradients = torch.autograd.grad(velocity.sin().sum(), [latents, *own.values()])
+    return {"velocity": velocity.detach(), **dict(zip(["latents", *own], gradients, strict=True))}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 2e-5) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance * max(1.0, value.abs().max().item()))
+
+
+@pytest.mark.parametrize("which", WHICH, ids="+".join)
+@pytest.mark.parametrize("mode", ["none", "attention", "full"])
+def test_the_same_numbers_and_gradients(tiny_backbone: WanBackbone, which: tuple[str, ...], mode: Any) -> None:
+    backbone = with_adapter(tiny_backbone)
+    expected, base = computed(backbone), computed(backbone, None)
+    assert all(value.abs().max() > 1e-4 for value in expected.values())
+    backbone.checkpointing = mode
+    backbone.use_kernels(which)
+    assert_close(computed(backbone), expected)
+    assert_close(computed(backbone, None), base)
+
+
+def test_names_stay_and_one_call_undoes_it(tiny_backbone: WanBackbone) -> None:
+    backbone = with_adapter(tiny_backbone)
+    expected, keys = computed(backbone), list(backbone.transformer.state_dict())
+    backbone.use_kernels()
+    assert type(backbone.transformer.blocks[0]) is KernelBlock
+    assert list(backbone.transformer.state_dict()) == keys
+    backbone.use_kernels(())
+    assert type(backbone.transformer.blocks[0]) is WanTransformerBlock
+    assert all(torch.equal(value, expected[name]) for name, value in computed(backbone).items())
+
+
+@pytest.mark.parametrize("targets", [["to_q"], ["to_k", "ffn.net.2"], ["attn2.to_v", "ffn.net.0.proj"]])
+def test_adapters_on_some_layers_only(tiny_backbone: WanBackbone, targets: list[str]) -> None:
+    backbone = with_adapter(tiny_backbone, targets)
+    expected = computed(backbone)
+    backbone.use_kernels()
+    assert_close(computed(backbone), expected)
+
+
+def test_a_new_adapter_leaves_the_base_as_it_is_bit_for_bit(tiny_backbone: WanBackbone) -> None:
+    tiny_backbone.use_kernels()
+    tiny_backbone.add_adapter("policy", rank=3, alpha=6.0, targets=ALL)
+    assert torch.equal(computed(tiny_backbone)["velocity"], computed(tiny_backbone, None)["velocity"])
+
+
+def test_merged_weights_are_used_as_they_are(tiny_backbone: WanBackbone) -> None:
+    backbone = with_adapter(tiny_backbone)
+    expected = computed(backbone)["velocity"]
+    backbone.use_kernels()
+    layers = [module for module in backbone.transformer.modules() if isinstance(module, LoraLayer)]
+    with backbone.adapter("policy"):
+        assert all(plain_lora(layer) is not None for layer in layers)
+        for layer in layers:
+            layer.merge()
+        assert all(plain_lora(layer) is None for layer in layers)
+        merged = backbone.velocity(
+            torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1)),
+            torch.tensor([0.3, 0.8]),
+            backbone.condition(PROMPTS),
+        )
+    assert_close({"velocity": merged}, {"velocity": expected})
+
+
+def test_dropout_is_drawn_in_training_only_and_again_in_a_checkpoint(tiny_backbone: WanBackbone) -> None:
+    backbone = with_adapter(tiny_backbone, dropout=0.4)
+    expected = computed(backbone)
+    backbone.use_kernels()
+    backbone.transformer.eval()
+    assert_close(computed(backbone), {**expected}) if not backbone.transformer.training else None
+    backbone.transformer.train()
+
+    def drawn(mode: Any) -> dict[str, Tensor]:
+        backbone.checkpointing = mode
+        torch.manual_seed(5)
+        return computed(backbone)
+
+    plain = drawn("none")
+    assert (plain["velocity"] - expected["velocity"]).abs().max() > 1e-3
+    assert_close(drawn("full"), plain)
+
+
+def test_a_time_of_every_token(tiny_backbone: WanBackbone) -> None:
+    """Wan 2.2: the time embedding is (B, T, 6, D)."""
+    network = with_adapter(tiny_backbone).transformer
+    block, generator = network.blocks[1], torch.Generator().manual_seed(2)
+    hidden, text = (torch.randn(2, n, 24, generator=generator) for n in (12, 5))
+    temb = torch.randn(2, 12, 6, 24, generator=generator)
+    rotary = network.rope(torch.zeros(2, 4, 3, 4, 4))
+    plain = block(hidden, text, temb, rotary)
+    tiny_backbone.use_kernels()
+    torch.testing.assert_close(block(hidden, text, temb, rotary), plain, rtol=2e-5, atol=2e-5)
+
+
+def test_without_a_norm_before_the_cross_attention(
+    make_tiny_pipeline: Callable[..., Any], tmp_path: Any
+) -> None:
+    from prfl.backbone import load_backbone
+
+    backbone = with_adapter(load_backbone(make_tiny_pipeline(tmp_path / "plain", cross_attn_norm=False)))
+    expected = computed(backbone)
+    backbone.use_kernels()
+    assert_close(computed(backbone), expected)
+
+
+def test_compiled_blocks(tiny_backbone: WanBackbone) -> None:
+    backbone = with_adapter(tiny_backbone)
+    expected = computed(backbone)
+    backbone.use_kernels()
+    torch._dynamo.reset()
+    backbone.transformer.compile_repeated_blocks(backend="aot_eager", fullgraph=True)
+    assert_close(computed(backbone), expected)
+
+
+def test_what_a_block_keeps_is_half(tiny_backbone: WanBackbone) -> None:
+    backbone = with_adapter(tiny_backbone)
+
+    def kept() -> int:
+        with SavedBytes() as saved, backbone.adapter("policy"):
+            latents = torch.randn(2, 4, 5, 8, 8)
+            velocity = backbone.velocity(latents, torch.tensor(0.5), backbone.condition(PROMPTS))
+            del velocity
+        return saved.peak
+
+    plain = kept()
+    backbone.use_kernels()
+    assert kept() < 0.6 * plain  # the weights that autograd keeps are in both
+
+
+def test_a_planted_mistake_shows(tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = with_adapter(tiny_backbone)
+    expected = computed(backbone)
+    backbone.use_kernels()
+    right = kernels.gated_residual
+    monkeypatch.setattr(kernels, "gated_residual", lambda x, y, gate: right(x, y, None if gate is None else 1.01 * gate))
+    with pytest.raises(AssertionError):
+        assert_close(computed(backbone), expected)
+
+
+def test_refusals(tiny_backbone: WanBackbone) -> None:
+    with pytest.raises(PrflError, match="no kernels"):
+        tiny_backbone.use_kernels(["attend"])
+    tiny_backbone.train_all()
+    with pytest.raises(PrflError, match="a frozen base"):
+        tiny_backbone.use_kernels()
+    with nullcontext():
+        tiny_backbone.use_kernels(())
