@@ -65,7 +65,7 @@ def lora_linears(
     """
     autocast = _autocast_dtype(x)
     _check(x, projections, source, dropout, dtype=None if autocast else x.dtype)
-    trained = tuple(any(p[i].requires_grad for p in projections) for i in (2, 3))  # lora_a, lora_b
+    trained = (any(p.lora_a.requires_grad for p in projections), any(p.lora_b.requires_grad for p in projections))
     parts = () if source is None else tuple(part.detach() for part in source)
     seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
     scales = tuple(p.scale for p in projections)
@@ -131,47 +131,47 @@ class _LoraLinears(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        count, head = len(ctx.scales), 7 + ctx.parts
-        needs = ctx.needs_input_grad
-        needs_a = needs[head + 2 * count : head + 3 * count]
-        needs_b = needs[head + 3 * count : head + 4 * count]
-        weights, lora_as, lora_bs = (ctx.saved_tensors[i * count : (i + 1) * count] for i in range(3))
-        low, seed, *origin = ctx.saved_tensors[3 * count :]
-        ranks = [len(a) for a in lora_as]
-        grad_x, grad_a, grad_b = None, [None] * count, [None] * count
-        used = [i for i in range(count) if grads[i] is not None]
-        if not used:
-            return (None,) * len(needs)
-        with _without_autocast(grads[used[0]]):
-            outs = {i: grads[i].reshape(-1, grads[i].shape[-1]) for i in used}
-            dtype = outs[used[0]].dtype
-            if needs[0]:
-                for i in used:
-                    weight = weights[i].to(dtype)
-                    grad_x = outs[i] @ weight if grad_x is None else grad_x.addmm_(outs[i], weight)
-            if needs[0] or any(needs_a):
-                low_grad = torch.cat([(outs[i] @ lora_bs[i].to(dtype)).mul_(ctx.scales[i]) for i in used], 1)
-            if needs[0]:
-                down = _cast_cat([lora_as[i] for i in used], dtype)
+        count, before = len(ctx.scales), 7 + ctx.parts  # of the arguments, before the weights
+        wants = [ctx.needs_input_grad[before + i * count : before + (i + 1) * count] for i in range(4)]
+        wants_x, wants_a, wants_b = ctx.needs_input_grad[0], any(wants[2]), any(wants[3])
+        saved = ctx.saved_tensors  # read once: a checkpoint gives them no second time
+        weights, lora_as, lora_bs = (saved[i * count : (i + 1) * count] for i in range(3))
+        low, seed, *origin = saved[3 * count :]
+        outs = {i: grad.reshape(-1, grad.shape[-1]) for i, grad in enumerate(grads) if grad is not None}
+        grad_x: Any = None
+        grad_a: list[Tensor | None] = [None] * count
+        grad_b: list[Tensor | None] = [None] * count
+        if not outs:
+            return (None,) * len(ctx.needs_input_grad)
+        (index, first), *rest = outs.items()
+        with _without_autocast(first):
+            if wants_x or wants_a:
+                lows = [(out @ lora_bs[i].to(out.dtype)).mul_(ctx.scales[i]) for i, out in outs.items()]
+                low_grad = torch.cat(lows, 1)
+            if wants_x:
+                grad_x = first @ weights[index].to(first.dtype)
+                for i, out in rest:
+                    grad_x.addmm_(out, weights[i].to(out.dtype))
+                down = _cast_cat([lora_as[i] for i in outs], first.dtype)
                 if seed is None:
                     grad_x.addmm_(low_grad, down)
                 else:
                     lora_up_(grad_x, low_grad, down, seed, ctx.dropout)
                 grad_x = grad_x.view(ctx.shape)
-            if any(needs_a):
+            if wants_a:
                 if ctx.parts or seed is not None:
-                    mean, rstd, scale, shift = origin[1:] if ctx.kind == "Normed" else (None,) * 4
-                    both = lora_grad_a(low_grad, origin[0], mean, rstd, scale, shift, ctx.kind, seed, ctx.dropout)
+                    norm = origin[1:] if ctx.kind == "Normed" else (None,) * 4
+                    both = lora_grad_a(low_grad, origin[0], *norm, ctx.kind, seed, ctx.dropout)
                 else:
                     both = _wide_product(low_grad.T, origin[0].reshape(-1, ctx.shape[-1]))
-                for i, part in zip(used, both.split([ranks[i] for i in used]), strict=True):
-                    grad_a[i] = part.to(lora_as[i].dtype) if needs_a[i] else None
-            if any(needs_b):
-                lows = low.split(ranks, 1)
-                for i in used:
-                    if needs_b[i]:
-                        grad_b[i] = _wide_product(outs[i].T, lows[i]).mul_(ctx.scales[i]).to(lora_bs[i].dtype)
-        return (grad_x, *(None,) * (head - 1 + 2 * count), *grad_a, *grad_b)
+                for i, part in zip(outs, both.split([len(lora_as[i]) for i in outs]), strict=True):
+                    grad_a[i] = part.to(lora_as[i].dtype) if wants[2][i] else None
+            if wants_b:
+                parts = low.split([len(a) for a in lora_as], 1)
+                for i, out in outs.items():
+                    if wants[3][i]:
+                        grad_b[i] = _wide_product(out.T, parts[i]).mul_(ctx.scales[i]).to(lora_bs[i].dtype)
+        return (grad_x, *(None,) * (before - 1 + 2 * count), *grad_a, *grad_b)
 
 
 @torch.library.custom_op("prfl_kernels::lora_down", mutates_args=())

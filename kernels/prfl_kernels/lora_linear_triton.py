@@ -19,7 +19,7 @@ from torch import Tensor
 from prfl_kernels.ahead import Build
 from prfl_kernels.builds import RANKS
 
-PLAIN, NORMED, GELU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+NORMED, GELU = tl.constexpr(1), tl.constexpr(2)
 KINDS = {"NoneType": 0, "Normed": 1, "Gelu": 2}
 ROWS, COLUMNS = 64, 128  # of a tile of the input
 RANKS_MOST = 128  # of a tile of ds
@@ -88,7 +88,7 @@ def _grad_a(
 
 @triton.jit
 def _down(
-    x, lora_a, seed, s, rows, width, rank,
+    x, lora_a, seed, s, x_row, rows, width, rank,
     P: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     ranks = tl.program_id(0) * RANKS + tl.arange(0, RANKS)
@@ -98,7 +98,7 @@ def _down(
     for first in range(0, width, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         in_width = columns < width
-        place = row.to(tl.int64)[:, None] * width + columns[None, :]
+        place = row.to(tl.int64)[:, None] * x_row + columns[None, :]
         value = tl.load(x + place, mask=in_rows[:, None] & in_width[None, :], other=0.0)
         value = tl.where(_kept(tl.load(seed), row, first, P, COLUMNS), value, 0.0)
         a_place = ranks[:, None] * width + columns[None, :]
@@ -110,7 +110,7 @@ def _down(
 
 @triton.jit
 def _up(
-    dx, ds, lora_a, seed, rows, width, rank,
+    dx, ds, lora_a, seed, dx_row, rows, width, rank,
     P: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     first_column = tl.program_id(0) * COLUMNS
@@ -127,7 +127,7 @@ def _up(
         factor = tl.load(lora_a + a_place, mask=in_rank[:, None] & in_width[None, :], other=0.0)
         total = tl.dot(low, factor, total, input_precision="ieee", out_dtype=ACC)
     total = tl.where(_kept(tl.load(seed), row, first_column, P, COLUMNS), total / (1 - P), 0.0)
-    place = dx + row.to(tl.int64)[:, None] * width + columns[None, :]
+    place = dx + row.to(tl.int64)[:, None] * dx_row + columns[None, :]
     inside = in_rows[:, None] & in_width[None, :]
     tl.store(place, tl.load(place, mask=inside, other=0.0).to(ACC) + total, mask=inside)
 
@@ -173,11 +173,12 @@ def grad_a(
 
 
 def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
-    """See ``lora_linear.lora_down``."""
+    """See ``lora_linear.lora_down``.  x may have rows apart; other strides are made 1 by a copy."""
     (rows, width), rank = x.shape, len(lora_a)
-    x, lora_a, s, block = x.contiguous(), lora_a.contiguous(), x.new_empty(rows, rank), _block(rank, x.dtype)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    lora_a, s, block = lora_a.contiguous(), x.new_empty(rows, rank), _block(rank, x.dtype)
     _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
-        x, lora_a, seed, s, rows, width, rank,
+        x, lora_a, seed, s, x.stride(0), rows, width, rank,
         P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
         num_warps=WARPS, num_stages=_stages(x.dtype),
     )  # fmt: skip
@@ -186,12 +187,12 @@ def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
 
 def up(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> None:
     """See ``lora_linear.lora_up_``."""
-    if not grad_x.is_contiguous():
-        raise ValueError("grad_x must be contiguous: it is written in place")
+    if grad_x.stride(1) != 1:
+        raise ValueError("the columns of grad_x must lie side by side: it is written in place")
     (rows, width), rank = grad_x.shape, len(lora_a)
     low_grad, lora_a, block = low_grad.contiguous(), lora_a.contiguous(), min(_block(rank, grad_x.dtype), 64)
     _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
-        grad_x, low_grad, lora_a, seed, rows, width, rank,
+        grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank,
         P=dropout, ACC=_TRITON[_accumulator(grad_x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
         num_warps=WARPS, num_stages=_stages(grad_x.dtype),
     )  # fmt: skip
