@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,9 @@ def train_stage(config: Config, resume: str) -> None:
         disable_progress_bars()
     console.print(f"{config.objective.name}: {config.run}", style="bold")
     model = build.backbone(config)
+    for choice, operations in groupby(build.kernels(config).items(), lambda item: item[1]):
+        names = ", ".join(name for name, _ in operations)
+        console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
     if config.backbone.adapter:
         check_starts_as_base(model, build.POLICY)
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None

@@ -48,6 +48,7 @@ def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED) -> None:
         block.attn1.set_processor(KernelSelfAttention(which, block.attn1) if which else WanAttnProcessor())
         block.attn2.set_processor(KernelCrossAttention(which, block.attn2) if which else FoldedTextProcessor())
         block.operations = frozenset(which)
+    network._repeated_blocks = [(KernelBlock if which else WanTransformerBlock).__name__]  # what compiling looks for
 
 
 class KernelBlock(WanTransformerBlock):
@@ -93,11 +94,9 @@ class KernelBlock(WanTransformerBlock):
         return x + y if gate is None else (x.float() + y.float() * gate).type_as(x)
 
     def _feed_forward(self, normed: Tensor, source: Normed | None) -> Tensor:
-        up, _, down, *rest = (self.ffn.net[0].proj, *self.ffn.net[1:])
+        up, down = self.ffn.net[0].proj, self.ffn.net[2]
         (hidden,) = project([up], normed, self.operations, source)
         (result,) = project([down], F.gelu(hidden, approximate="tanh"), self.operations, Gelu(hidden))
-        for module in rest:
-            result = module(result)
         return result
 
 
@@ -118,7 +117,9 @@ class KernelSelfAttention(WanAttnProcessor):
         source: Normed | None = None,
     ) -> Tensor:
         if attn.fused_projections:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return WanAttnProcessor.__call__(
+                self, attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
+            )
         query, key, value = project([attn.to_q, attn.to_k, attn.to_v], hidden_states, self.operations, source)
         cos, sin = rotary_emb or (None, None)
         query, key = normalise(attn, query, key, cos, sin, self)
@@ -143,7 +144,9 @@ class KernelCrossAttention(FoldedTextProcessor):
     ) -> Tensor:
         assert encoder_hidden_states is not None
         if attn.fused_projections or attn.add_k_proj is not None:  # image tokens beside the text's
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return FoldedTextProcessor.__call__(
+                self, attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
+            )
         text, bias = split_bias(encoder_hidden_states, hidden_states.shape[-1])
         (query,) = project([attn.to_q], hidden_states, self.operations, source)
         key, value = project([attn.to_k, attn.to_v], text, self.operations)
@@ -166,9 +169,10 @@ def normalise(
     if "qk_norm_rope" in own.operations:
         return qk_norm_rope(query, key, *weights, cos, sin, attn.heads, eps, own.from_output)
     query, key = attn.norm_q(query), None if key is None else attn.norm_k(key)
-    if cos is None or sin is None:
-        return query, key
-    return tuple(None if each is None else reference.rotate(each, cos, sin, attn.heads) for each in (query, key))
+    if cos is not None and sin is not None:
+        query = reference.rotate(query, cos, sin, attn.heads)
+        key = None if key is None else reference.rotate(key, cos, sin, attn.heads)
+    return query, key
 
 
 def attend(attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: Any) -> Tensor:
@@ -183,13 +187,13 @@ def project(
     layers: Sequence[nn.Module], x: Tensor, operations: Collection[str], source: Normed | Gelu | None = None
 ) -> tuple[Tensor, ...]:
     """Each layer of x; with ``lora_linear`` those that have an adapter together.  source: what x is rebuilt from."""
-    adapted = {index: found for index, layer in enumerate(layers) if (found := plain_lora(layer)) is not None}
+    found = [plain_lora(layer) for layer in layers]
+    adapted = [each for each in found if each is not None]
     if "lora_linear" not in operations or not adapted:
         return tuple(layer(x) for layer in layers)
-    dropout = max(dropout for _, dropout in adapted.values())  # one adapter has one
-    own = lora_linears(x, [projection for projection, _ in adapted.values()], source=source, dropout=dropout)
-    results = dict(zip(adapted, own, strict=True))
-    return tuple(results[index] if index in results else layer(x) for index, layer in enumerate(layers))
+    dropout = max(rate for _, rate in adapted)  # one adapter has one
+    own = iter(lora_linears(x, [projection for projection, _ in adapted], source=source, dropout=dropout))
+    return tuple(layer(x) if each is None else next(own) for each, layer in zip(found, layers, strict=True))
 
 
 def plain_lora(layer: nn.Module) -> tuple[Projection, float] | None:

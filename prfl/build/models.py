@@ -79,7 +79,8 @@ def prepared(config: Config, model: WanBackbone) -> WanBackbone:
 def kernels(config: Config) -> dict[str, Choice]:
     """What runs each operation of the transformer.  Raises PrflError where an explicit choice cannot run."""
     own, dtype = config.backbone, getattr(torch, config.backbone.dtype)
-    asked = own.kernels.model_dump() if isinstance(own.kernels, KernelsConfig) else dict.fromkeys(SWAPPED, own.kernels)
+    each = own.kernels
+    asked = {name: getattr(each, name) if isinstance(each, KernelsConfig) else each for name in SWAPPED}
     if own.train == "full":  # the kernels are for a frozen base
         wrong = [name for name, request in asked.items() if request == "triton"]
         if wrong:

@@ -67,7 +67,12 @@ def test_every_key_is_read_by_somebody(
     aesthetic = {"clip": "clip", "mlp": "mlp.pth"}
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
-        write("pixel", "reward.yaml", reward={"space": "pixel", "head": {"dimensions": ["light"]}}),
+        write(
+            "pixel",
+            "reward.yaml",
+            reward={"space": "pixel", "head": {"dimensions": ["light"]}},
+            backbone={"kernels": {"lora_linear": "torch"}},
+        ),
         write(
             "steered",
             "prfl.yaml",

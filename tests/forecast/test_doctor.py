@@ -11,6 +11,7 @@ from prfl import cli
 from prfl.config import load_config
 from prfl.forecast import doctor
 from prfl.forecast.doctor import Check
+from prfl_kernels import OPERATIONS
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = str(REPOSITORY / "configs/tiny/sft.yaml")
@@ -32,10 +33,13 @@ def test_the_attention_that_ran_is_named() -> None:
 
 def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PRFL_KERNELS", raising=False)
-    assert not doctor.kernel("attention", "torch").problem
-    asked = doctor.kernel("attention", "triton")
-    assert asked.found.startswith("triton") or "cannot run attention" in asked.problem
-    assert "none of auto, torch, triton" in doctor.kernel("attention", "cuda").problem
+    here = doctor.kernels()
+    assert [check.name for check in here] == [f"kernel {name}" for name in OPERATIONS] and not here[0].problem
+    asked = load_config(TINY, ["backbone.kernels={lora_linear: triton}", "backbone.device=cpu"])
+    (refused,) = doctor.kernels(asked)
+    assert "cannot run lora_linear: it needs a GPU, and this runs on cpu" in refused.problem
+    monkeypatch.setenv("PRFL_KERNELS", "cuda")
+    assert "none of auto, torch, triton" in doctor.kernels()[0].problem
 
 
 def test_packages() -> None:
