@@ -1,4 +1,5 @@
-"""Peak memory of one PRFL step at Wan's real shapes, as ``prfl train --dry-run`` predicts it, beside the targets.
+"""Memory at Wan's real shapes: what a block saves for its backward pass, by counting, and the peak of one PRFL step, as
+``prfl train --dry-run`` predicts it, beside the targets.
 
     python bench/predicted_memory.py [--out bench/results/memory.json]
 
@@ -11,22 +12,33 @@ import argparse
 from pathlib import Path
 
 import studies
+import torch
+from peft import LoraConfig
 
 from prfl import build
+from prfl.backbone import Condition, load_architecture
+from prfl.backbone.kernels import SWAPPED
+from prfl.backbone.wan import TEXT_TOKENS
 from prfl.config import load_config
+from prfl.forecast.live_bytes import fused_on_meta
 from prfl.forecast.memory import predict_memory
+from prfl.forecast.phases import fewer_blocks
 
 P480 = ("data.frames=81", "data.height=480", "data.width=832")
 P720 = ("data.frames=81", "data.height=720", "data.width=1280")
 FULL, OFFLOAD = "backbone.checkpointing=full", "backbone.offload=true"
+KERNELS = "backbone.kernels=triton"
 SMALL, LARGE = "configs/wan2.1-1.3b", "configs/wan2.1-14b"
-CASES = {  # name: config, overrides, target in GB before the kernels
+CASES = {  # name: config, overrides, target in GB
     "1.3B 480p": (f"{SMALL}/prfl.yaml", (*P480, FULL), 12),
     "14B 480p": (f"{LARGE}/prfl.yaml", (*P480, FULL), 56),
     "14B 480p, offload": (f"{LARGE}/prfl.yaml", (*P480, FULL, OFFLOAD), None),
     "14B 720p": (f"{LARGE}/prfl.yaml", (*P720, FULL), 90),
     "14B 720p, offload": (f"{LARGE}/prfl.yaml", (*P720, FULL, OFFLOAD), 58),
     "14B 480p, attention kept": (f"{LARGE}/prfl.yaml", (*P480, "backbone.checkpointing=attention"), None),
+    "14B 480p, kernels": (f"{LARGE}/prfl.yaml", (*P480, FULL, KERNELS), 48),
+    "14B 720p, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, KERNELS), 74),
+    "14B 720p, offload, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, OFFLOAD, KERNELS), 48),
     "1.3B 480p, full chain": (f"{SMALL}/prfl.yaml", (*P480, FULL, "objective={name: full_chain}"), None),
 }
 
@@ -41,11 +53,72 @@ def predicted(config_file: str, overrides: tuple[str, ...], target: float | None
     }  # fmt: skip
 
 
+RANK = 32
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+NOBODYS = "diffusers + peft, bf16 adapters"
+BLOCKS = {  # name: the operations of prfl_kernels in it
+    "diffusers + peft as it comes (fp32 adapters)": None,
+    NOBODYS: None,
+    "prfl without kernels": (),
+    **{f"prfl, {name}": (name,) for name in SWAPPED},
+    "prfl, all kernels": SWAPPED,
+}
+
+
+def block_bytes(model: str, device: str) -> dict[str, float]:
+    """Bytes that autograd keeps of one block of a 480p video, over those of its hidden states (one bf16 tensor of
+    tokens x width): a further block's, so that what all blocks share is not in it."""
+    found = {}
+    for name, operations in BLOCKS.items():
+        backbone = load_architecture(model, torch.bfloat16)
+        network = backbone.transformer
+        if operations is None:
+            network.add_adapter(LoraConfig(r=RANK, target_modules=list(TARGETS)), "policy")
+            if name == NOBODYS:
+                network.to(torch.bfloat16)
+            else:  # peft keeps the adapters of a bf16 network in float32
+                for parameter in (p for n, p in network.named_parameters() if ".lora_" in n):
+                    parameter.data = parameter.data.float()
+        else:
+            with torch.device("meta"):
+                backbone.add_adapter("policy", rank=RANK, alpha=RANK, targets=list(TARGETS))
+            backbone.use_kernels(operations)
+        own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+        latents = torch.empty(1, *backbone.latent_shape(81, 480, 832), device="meta", dtype=torch.bfloat16)
+        condition = Condition(
+            torch.empty(1, TEXT_TOKENS, backbone.text_width, device="meta", dtype=torch.bfloat16),
+            torch.ones(1, dtype=torch.int64),
+        )
+        kept = []
+        for blocks in (1, 2):
+            storages: dict[int, torch.Tensor] = {}
+
+            def pack(tensor: torch.Tensor, storages: dict = storages) -> torch.Tensor:
+                storages[tensor.untyped_storage()._cdata] = tensor
+                return tensor
+
+            with fused_on_meta(device), backbone.adapter("policy"), fewer_blocks(backbone, blocks):
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                    backbone.features(latents.requires_grad_(), torch.tensor(0.5), condition, [blocks - 1])
+            kept.append(sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in own))
+        tokens = latents[0, 0].numel() // 4
+        found[name] = (kept[1] - kept[0]) / (tokens * backbone.width * 2)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/memory.json"))
     cases = {name: predicted(*case) for name, case in CASES.items()}
-    studies.write(parser.parse_args().out, {"measured": "nothing: predicted on meta tensors", "cases": cases})
+    models = {name: f"Wan-AI/Wan2.1-T2V-{name}-Diffusers" for name in ("1.3B", "14B")}
+    blocks = {
+        f"{name}, {device}": block_bytes(model, device) for name, model in models.items() for device in ("cpu", "cuda")
+    }
+    how = "counted and predicted on meta tensors at real shapes; nothing was timed, and no GPU was used"
+    studies.write(parser.parse_args().out, {"how": how, "saved hidden states of a block": blocks, "cases": cases})
+    for where, found in blocks.items():
+        for name, states in found.items():
+            print(f"{where:12} {name:46} {states:6.2f} hidden states")
     for name, case in cases.items():
         target = f"   target {case['target GB']} GB" if case["target GB"] else ""
         print(f"{name:28} {case['peak GB']:6.1f} GB{target}")
