@@ -21,6 +21,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import studies
 import study_spine as spine
 
@@ -44,12 +45,14 @@ CLIPS = spine.MIXTURE
 
 @dataclass(frozen=True)
 class Recipe:
-    """config: in configs/tiny.  overrides: what makes it another recipe.  clips: what SFT and noised starts read."""
+    """config: in configs/tiny.  overrides: what makes it another recipe.  clips: what SFT and noised starts read.
+    share: of the budget."""
 
     config: str
     overrides: tuple[str, ...] = ()
     reward: str = LATENT
     clips: str = CLIPS
+    share: float = 1.0
 
 
 RECIPES = {
@@ -153,7 +156,7 @@ def curve(folder: Path, price: float, seconds: float) -> list[dict]:
 
 def study(names: list[str], budget: float) -> dict:
     prices = {name: evaluations(name) for name in names}
-    steps = {name: max(ROUNDS, round(budget / price)) for name, price in prices.items()}
+    steps = {name: max(ROUNDS, round(RECIPES[name].share * budget / price)) for name, price in prices.items()}
     paces = {name: pace(name) for name in names}  # one after another: alone
     with studies.pool() as pool:
         kept = dict(zip(names, pool.map(saved, names), strict=True))
@@ -186,20 +189,63 @@ def study(names: list[str], budget: float) -> dict:
     }  # fmt: skip
 
 
+def plot(result: dict, path: Path) -> None:
+    """The oracle on validation prompts, mean of the seeds, over network evaluations and over seconds."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
+    styles = ["-", "--", ":", "-."]
+    for axis, over in zip(axes, ("evaluations", "seconds"), strict=True):
+        for index, (name, recipe) in enumerate(result["recipes"].items()):
+            rounds = list(zip(*recipe["curves"], strict=True))
+            x = [some[0][over] for some in rounds]
+            y = [statistics.mean(each["judge/all"] for each in some) for some in rounds]
+            axis.plot(x, y, styles[index // 10], color=f"C{index % 10}", label=name, marker=".")
+        axis.set_xlabel(f"{over} of one sample" if over == "evaluations" else "seconds, alone on one thread")
+    axes[0].set_ylabel("everything right, of validation samples")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def table(result: dict) -> None:
+    """README's table, best first."""
+    rows = [row for row in result["rows"] if row["generator"] != "base"]
+    header = ["recipe", "everything right", "less prfl's", "trained reward", "motion", "diversity", "distance",
+              "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
+    print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    for row in sorted(rows, key=lambda row: -row["mean"]["judge/all"]["value"]):
+        recipe, right = result["recipes"][row["generator"]], row["mean"]["judge/all"]
+        more = row["right, less that of"].get("prfl, guidance 1")
+        last = [curve[-1] for curve in recipe["curves"]]
+        reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
+        cells = [
+            row["generator"], f"{right['value']:.3f}",
+            f"{more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}]" if more else "", f"{reward:.2f}",
+            f"{statistics.mean(each['motion'] for each in last):.4f}", f"{row['diversity']['value']:.3f}",
+            f"{statistics.mean(each['distance'] for each in last):.3f}", f"{recipe['evaluations per step']:.1f}",
+            f"{recipe['seconds per step']:.2f}", f"{recipe['seconds per step'] * recipe['steps']:.0f}",
+            f"{recipe['saved bytes'] / 2**20:.0f}",
+        ]  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=float, default=1000, help="of a sample, for every run")
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES), help="only these")
     parser.add_argument("--pace", action="store_true", help="only the seconds per step, on an idle machine")
     parser.add_argument("--out", type=Path, default=Path("bench/results/methods.json"))
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--saved", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.saved:
         count_saved(options.saved[0], Path(options.saved[1]))
+    elif options.table:
+        table(json.loads(options.table.read_text()))
     elif options.pace:
         print(json.dumps({name: {"seconds": pace(name), "evaluations": evaluations(name)} for name in options.methods}))
     else:
-        studies.write(options.out, study(options.methods, options.evaluations))
+        result = study(options.methods, options.evaluations)
+        studies.write(options.out, result)
+        plot(result, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ checkpointed with a guard on the adapter, and the padded text is folded (see ``c
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,13 +25,12 @@ from prfl.backbone import adapters
 from prfl.backbone import vae as vae_codec
 from prfl.backbone.checkpointing import Checkpointing, run_block
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
+from prfl.backbone.fingerprint import SAMPLED, fingerprint
 from prfl.backbone.kernels import SWAPPED, use_kernels
 from prfl.errors import PrflError
 from prfl.offload import HostStore
 
 TEXT_TOKENS = 512  # WanPipeline pads every prompt to this many tokens, without a mask
-SAMPLED = 1024  # values of each parameter that the transformer's fingerprint reads
-NO_WEIGHTS = "no weights"  # the fingerprint of a model on the meta device
 SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
 
 
@@ -66,8 +65,10 @@ class WanBackbone:
         self.default_shift = default_shift
         self.checkpointing: Checkpointing = "none"
         self.offload = False
+        self.kernels: frozenset[str] = frozenset()
         self._load_text, self._timestep_scale = load_text, timestep_scale
         self._remembered: dict[str, Condition] = {}  # on the host
+        self._away_from: torch.device | None = None
         config = transformer.config
         self.width: int = config.num_attention_heads * config.attention_head_dim
         self.num_blocks: int = config.num_layers
@@ -85,7 +86,8 @@ class WanBackbone:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.patch_embedding.weight.device
+        """Where it computes, also while the transformer waits on the host."""
+        return self._away_from or self.transformer.patch_embedding.weight.device
 
     # ------------------------------------------------------------------------------------------------- the network
 
@@ -160,10 +162,23 @@ class WanBackbone:
         dtype = torch.get_autocast_dtype(kind) if autocast else self.dtype
         return dtype in (torch.float32, torch.float64)
 
+    @property
+    def blocks_a_checkpoint(self) -> int:
+        """Blocks of the whole network whose hidden states are kept once, between the first and the second of them.
+
+        n / g kept states and the g s of the blocks that are computed again are fewest at g = sqrt(n / s), which is
+        more than 1 only for blocks that save little themselves: s is 9 + hidden width / width with all kernels.
+        """
+        lean = self.kernels == frozenset(SWAPPED) and self.checkpointing == "full" and not self.offload
+        config = self.transformer.config
+        group = round(math.sqrt(config.num_layers / (9 + config.ffn_dim / self.width))) if lean else 1
+        return group if group and config.num_layers % group == 0 else 1
+
     def _run_blocks(
         self, count: int, inputs: dict[str, Any], head: Callable[[Tensor], Tensor] | None = None
     ) -> Iterator[Tensor]:
-        """Hidden states after each of the first ``count`` blocks; after the last one what ``head`` makes of them.
+        """Hidden states after each of the first ``count`` blocks; with ``head``, at the end what it makes of them (and
+        not after every block).
 
         The head is checkpointed with the last block: by itself it would keep the hidden states in float32.
         """
@@ -171,14 +186,14 @@ class WanBackbone:
         others = inputs["text"], inputs["modulation"], inputs["rotary"]
         checkpointed = self.checkpointing != "none" and torch.is_grad_enabled()
         store = HostStore() if checkpointed and self.offload else None
-        for index, block in enumerate(self.transformer.blocks[:count], start=1):
-            if head is not None and index == count:
-                block = _then(block, head)
+        blocks, group = list(self.transformer.blocks[:count]), self.blocks_a_checkpoint if head else 1
+        for first in range(0, count, group):
+            part = _one_after_another(blocks[first : first + group], head if first + group >= count else None)
             if checkpointed:
-                guarded = adapters.same_adapter_only(self.transformer, block)
+                guarded = adapters.same_adapter_only(self.transformer, part)
                 hidden = run_block(guarded, hidden, *others, mode=self.checkpointing, store=store)
             else:
-                hidden = block(hidden, *others)
+                hidden = part(hidden, *others)
             yield hidden
         if store is not None:
             store.settle()
@@ -209,15 +224,16 @@ class WanBackbone:
         One by one, since a batch's make-up would change the last bits.
         """
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._remembered]
-        with self._transformer_on_host() if new else nullcontext():
+        with self.transformer_on_host() if new else nullcontext():
             for prompt in progress(new) if new else ():
                 self._remembered[prompt] = self.condition([prompt]).to("cpu")
             self.drop_text_encoder()
 
     @contextmanager
-    def _transformer_on_host(self) -> Iterator[None]:
-        """Makes room for the text encoder, which at 1.3B is four times as large."""
+    def transformer_on_host(self) -> Iterator[None]:
+        """Makes room for the text encoder, which at 1.3B is four times as large, or for the decoder of a long video."""
         networks, device = [self._base, *self.copies.values()], self.device
+        self._away_from = device
         for network in networks:
             network.to("cpu")
         try:
@@ -225,6 +241,7 @@ class WanBackbone:
         finally:
             for network in networks:
                 network.to(device)
+            self._away_from = None
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> Condition:
@@ -326,6 +343,7 @@ class WanBackbone:
     def use_kernels(self, which: Collection[str] = SWAPPED) -> None:
         """Swap prfl_kernels' operations in, or with ``()`` out again: see ``kernels.use_kernels``."""
         use_kernels(self._base, which)
+        self.kernels = frozenset(which)
 
     @contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:
@@ -358,28 +376,17 @@ class WanBackbone:
         adapters.load_state(self._base, name, state)
 
 
-def _then(block: Callable[..., Tensor], head: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    return lambda *inputs: head(block(*inputs))
+def _one_after_another(
+    blocks: Sequence[Callable[..., Tensor]], head: Callable[[Tensor], Tensor] | None
+) -> Callable[..., Tensor]:
+    def run(hidden: Tensor, *others: Any) -> Tensor:
+        for block in blocks:
+            hidden = block(hidden, *others)
+        return hidden if head is None else head(hidden)
+
+    return run
 
 
 def nearest(size: int, unit: int, smallest: int) -> str:
     below = max(size - smallest, 0) // unit * unit + smallest
     return f"take {below} or {below + unit}"
-
-
-def fingerprint(module: nn.Module, most: int | None = None) -> str:
-    """16 hexadecimal digits of the sha256 of the parameters, each in bfloat16; ``NO_WEIGHTS`` on meta.
-
-    most: of each parameter at most about so many values, evenly spaced: any training moves nearly all of them, and
-    hashing the 14 billion of a large model would take a minute.
-    """
-    if any(parameter.is_meta for parameter in module.parameters()):
-        return NO_WEIGHTS
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
-        some = flat[:: max(1, flat.numel() // most)] if most else flat
-        plain = some.to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
-        digest.update(plain.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -55,7 +55,11 @@ def all_phases(
             earlier = earlier_outputs(build.sampling(config).chain(model.default_shift))
             size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
             yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
-        yield measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
+        decoding = measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
+        if model.offload:  # the transformer waits on the host
+            away = sum(map(module_bytes, (model.transformer, *model.copies.values())))
+            decoding = replace(decoding, bytes=max(0, decoding.bytes - away))
+        yield decoding
 
 
 def encoding_prompts(config: Config, model: WanBackbone) -> Part:
@@ -90,7 +94,7 @@ def _evaluation_batch(config: Config) -> int:
 def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
     """One network call as training makes it: guided, under the adapter, with or without its backward pass.
 
-    Measured with three and with four blocks: every further one adds what the fourth added.
+    Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
     """
     steering = isinstance(config.objective, SteeringConfig)
     guidance = config.rollout.guidance
@@ -119,15 +123,15 @@ def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int,
 
 
 def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
-    """``run`` with three and with four blocks, continued to all of them: memory is a straight line in their number.
+    """``run`` with three and with four checkpoints of blocks, continued to all: memory is a straight line in them.
 
     (From three on: with offload, the last block and two more are alive at once.)
     """
-    total = model.num_blocks
-    if total <= 4:
+    total, group = model.num_blocks, model.blocks_a_checkpoint
+    if total <= 4 * group:
         return run()
-    three, four = (_with_blocks(model, count, run) for count in (3, 4))
-    further = total - 4
+    three, four = (_with_blocks(model, count * group, run) for count in (3, 4))
+    further = total // group - 4
     return Part(
         four.name,
         four.bytes + further * (four.bytes - three.bytes),

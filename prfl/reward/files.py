@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from prfl.backbone.wan import NO_WEIGHTS
+from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.data.files import replacing
 from prfl.errors import PrflError
 

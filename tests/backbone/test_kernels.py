@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from prfl.backbone import WanBackbone, kernels
+from prfl.backbone import WanBackbone, kernels, load_architecture, wan
 from prfl.backbone.kernels import SWAPPED, KernelBlock, plain_lora
 from prfl.errors import PrflError
 from prfl.forecast.live_bytes import SavedBytes
@@ -60,6 +60,32 @@ def test_the_same_numbers_and_gradients(tiny_backbone: WanBackbone, which: tuple
     backbone.use_kernels(which)
     assert_close(computed(backbone), expected)
     assert_close(computed(backbone, None), base)
+
+
+def test_blocks_in_pairs_are_checkpointed_together(tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 lean blocks are, 3 are not; the gradients are the same."""
+    backbone = with_adapter(tiny_backbone)
+    expected = computed(backbone)
+    backbone.checkpointing = "full"
+    backbone.use_kernels()
+    assert backbone.blocks_a_checkpoint == 1
+    monkeypatch.setattr(WanBackbone, "blocks_a_checkpoint", 2)
+    calls = []
+    right = wan.run_block
+    monkeypatch.setattr(wan, "run_block", lambda *args, **kwargs: calls.append(1) or right(*args, **kwargs))
+    assert_close(computed(backbone), expected)
+    assert len(calls) == 2  # two blocks, and one
+
+
+def test_how_many_blocks_a_checkpoint() -> None:
+    for size, group in (("1.3B", 1), ("14B", 2)):
+        backbone = load_architecture(f"Wan-AI/Wan2.1-T2V-{size}-Diffusers", torch.bfloat16)
+        assert backbone.blocks_a_checkpoint == 1
+        backbone.use_kernels()
+        backbone.checkpointing = "full"
+        assert backbone.blocks_a_checkpoint == group
+        backbone.offload = True
+        assert backbone.blocks_a_checkpoint == 1
 
 
 def test_names_stay_and_one_call_undoes_it(tiny_backbone: WanBackbone) -> None:

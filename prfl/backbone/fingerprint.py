@@ -1,0 +1,29 @@
+"""A short hash that tells models apart by their weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+SAMPLED = 1024  # values of each parameter of a transformer that are read
+NO_WEIGHTS = "no weights"  # the fingerprint of a model on the meta device
+
+
+def fingerprint(module: nn.Module, most: int | None = None) -> str:
+    """16 hexadecimal digits of the sha256 of the parameters, each in bfloat16; ``NO_WEIGHTS`` on meta.
+
+    most: of each parameter at most about so many values, evenly spaced: any training moves nearly all of them, and
+    hashing the 14 billion of a large model would take a minute.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return NO_WEIGHTS
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // most)] if most else flat
+        plain = some.to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
+        digest.update(plain.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
