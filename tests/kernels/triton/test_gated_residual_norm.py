@@ -62,6 +62,21 @@ def test_strides_and_what_lies_beside_a_row(dtype: torch.dtype, device: str) -> 
     assert torch.equal(*expanded, *dense)
 
 
+def test_the_norm_is_of_the_sum_as_it_was_rounded(dtype: torch.dtype, device: str) -> None:
+    """Who rebuilds ``normed`` from the saved sum and the statistics finds what was there."""
+    inputs = make(FORMS["shared"], (2, 5, 48), dtype=dtype, device=device)
+    out = gated_residual_norm(**inputs)
+    again = gated_residual_norm(out.x, None, None, inputs["scale"], inputs["shift"])
+    assert all(torch.equal(one, other) for one, other in zip(out, again, strict=True))
+
+
+def test_the_norm_of_numbers_far_from_zero(device: str) -> None:
+    """E[x^2] - mean^2 has nothing left here in float32."""
+    inputs = make(FORMS["shared"], (2, 3, 64), dtype=torch.float32, device=device)
+    inputs["x"] = inputs["x"] + 3000
+    check(inputs)
+
+
 def test_two_runs_give_the_same_bits(dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "PROGRAMS", 6)
     inputs = make(FORMS["shared"], (2, 7, 24), dtype=dtype, device=device)
