@@ -238,7 +238,7 @@ def _keep(ctx: Any, x: Any, mean: Any, rstd: Any, y: Any, gate: Any, scale: Any,
 
 
 def _sum_norm_gradients(ctx: Any, d_total: Tensor, d_normed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: a checkpoint gives them no second time
+    saved = ctx.saved_tensors  # once: checkpointing lets nobody look twice
     dx, dy, *modulation = _norm_backward(d_total, d_normed, *saved, ctx.d_scale)
     dy = dx if saved[4] is None else dy
     return dx, dy.to(ctx.y_dtype), *(_or_none(each) for each in modulation), None

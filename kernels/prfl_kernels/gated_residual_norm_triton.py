@@ -137,10 +137,11 @@ def forward(
     if modulation is not None:
         normed = x.new_empty(x.shape)
         mean, rstd = (x.new_empty(batch, tokens, dtype=wide) for _ in range(2))
-    forward_kernel[(tokens, batch)](
-        x, y, gate, scale, shift, total, normed, mean, rstd, tokens,
-        *_strides(x, y, gate, scale, shift), width, _block(width), eps, _accumulate(wide), num_warps=_warps(width),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        forward_kernel[(tokens, batch)](
+            x, y, gate, scale, shift, total, normed, mean, rstd, tokens,
+            *_strides(x, y, gate, scale, shift), width, _block(width), eps, _accumulate(wide), num_warps=_warps(width),
+        )  # fmt: skip
     return total, normed, mean, rstd
 
 
@@ -174,10 +175,11 @@ def backward(
         for own in per_token
     ]
     mean, rstd = statistics or (None, None)
-    backward_kernel[(programs, batch)](
-        d_total, d_normed, x, mean, rstd, y, gate, scale, dx, dy, *parts, tokens, *_strides(*inputs),
-        width, _block(width), rows, _accumulate(wide), *map(bool, per_token), num_warps=_warps(width, summing),
-    )  # fmt: skip
+    with torch.cuda.device_of(like):
+        backward_kernel[(programs, batch)](
+            d_total, d_normed, x, mean, rstd, y, gate, scale, dx, dy, *parts, tokens, *_strides(*inputs),
+            width, _block(width), rows, _accumulate(wide), *map(bool, per_token), num_warps=_warps(width, summing),
+        )  # fmt: skip
     for i, part in enumerate(parts):
         if part is not None and not per_token[i]:
             parts[i] = part.sum(1, keepdim=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from prfl.forecast.live_bytes import SavedBytes
 from prfl_kernels import gated_residual_norm as op
@@ -210,18 +211,29 @@ def test_opcheck(forms: tuple) -> None:
         torch.library.opcheck(op._sum_backward, (x, None, gate))
 
 
+def both(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Each of the three operations, one after the other."""
+    first = gated_residual_norm(*tensors)
+    second = gated_residual_norm(first.x, None, None, *tensors[3:])
+    return gated_residual(first.x, second.normed, tensors[2]), first.normed
+
+
 @pytest.mark.parametrize("forms", FORMS.values(), ids=FORMS)
 def test_compiled_whole_it_gives_the_same(forms: tuple) -> None:
-    def both(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        first = gated_residual_norm(*tensors)
-        second = gated_residual_norm(first.x, None, None, *tensors[3:])
-        return gated_residual(first.x, second.normed, tensors[2]), first.normed
-
     compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
     inputs = make(forms)
     eager = results(both, inputs)
     for name, value in results(compiled, inputs).items():
         torch.testing.assert_close(value, eager[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("forms", FORMS.values(), ids=FORMS)
+def test_under_checkpointing(forms: tuple) -> None:
+    """A recomputed tensor may be asked for only once."""
+    inputs = make(forms)
+    kept = results(both, inputs)
+    recomputed = results(lambda *tensors: checkpoint(both, *tensors, use_reentrant=False), inputs)
+    assert all(torch.equal(value, recomputed[name]) for name, value in kept.items())
 
 
 def test_on_meta_for_predictions() -> None:
