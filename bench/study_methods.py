@@ -80,6 +80,8 @@ RECIPES = {
     "instructvideo": Recipe("instructvideo"),
     "full chain": Recipe("full_chain"),
     "vader": Recipe("vader", reward=PIXEL),
+    "prfl, a third of the budget": Recipe("prfl", share=1 / 3),
+    "prfl, from data, a third of the budget": Recipe("prfl", ("objective.from_data=1.0",), share=1 / 3),
 }
 
 
