@@ -55,7 +55,8 @@ def _forward(
     if _triton_runs(query):
         from prfl_kernels import attention_triton
 
-        attention_triton.forward(*_rows(query, key, value), _plain(bias), out, lse if save else None, scale)
+        query, key, value = _rows(query, key, value)
+        attention_triton.forward(query, key, value, _plain(bias), out, lse if save else None, scale)
         return out, lse
     logits = _logits(query, key, bias, scale)
     total = logits.logsumexp(-1)
@@ -79,8 +80,8 @@ def _query_gradient(
     if _triton_runs(query):
         from prfl_kernels import attention_triton
 
-        rows = _rows(grad, query, key, value)
-        attention_triton.query_gradient(*rows, _plain(bias), out, lse, d_query, delta, scale)
+        grad, query, key, value = _rows(grad, query, key, value)
+        attention_triton.query_gradient(grad, query, key, value, _plain(bias), out, lse, d_query, delta, scale)
         return d_query, delta
     wide = lse.dtype
     delta.copy_((out.to(wide) * grad.to(wide)).sum(-1).mT)
@@ -104,8 +105,8 @@ def _key_gradient(
     if _triton_runs(query):
         from prfl_kernels import attention_triton
 
-        rows = _rows(grad, query, key, value)
-        attention_triton.key_gradient(*rows, _plain(bias), lse, delta, d_key, d_value, scale)
+        grad, query, key, value = _rows(grad, query, key, value)
+        attention_triton.key_gradient(grad, query, key, value, _plain(bias), lse, delta, d_key, d_value, scale)
         return d_key, d_value
     weights, d_logits = _weights_and_gradient(grad, query, key, value, bias, lse, delta, scale)
     d_key.copy_(torch.einsum("bhts,bthc->bshc", d_logits, query.to(lse.dtype)) * scale)

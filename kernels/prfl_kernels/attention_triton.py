@@ -8,6 +8,7 @@ Rows lie where their strides say; the channels of a head are side by side.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from prfl_kernels.ahead import Build
 
 CHANNELS = (16, 32, 64, 128)  # of a head
+PROGRAMS = 264  # two for each multiprocessor of an H200; no property of the device, so that bits do not depend on it
+SHARE = 1024  # queries of a share at least
 
 
 @triton.jit
@@ -38,7 +41,11 @@ def _scores(q, k, bias, row, tokens, SCALE: tl.constexpr, BIAS: tl.constexpr, RA
     LOG2E: tl.constexpr = 1.4426950408889634
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E)
     if BIAS:
-        scores += (tl.load(bias + row, mask=row < tokens, other=0.0).to(ACC) * LOG2E)[None, :]
+        if RAGGED:
+            offset = tl.load(bias + row, mask=row < tokens, other=0.0)
+        else:
+            offset = tl.load(bias + row)
+        scores += (offset.to(ACC) * LOG2E)[None, :]
     if RAGGED:
         scores = tl.where((row < tokens)[None, :], scores, float("-inf"))
     return scores
@@ -51,7 +58,7 @@ def _attend(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     rows, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
-    for start in range(first, last, KEYS):
+    for start in tl.range(first, last, KEYS, num_stages=1 if RAGGED else None):  # the tail is one tile at most
         row = start + rows
         k = _tile(key + tl.cast(start, tl.int64) * k_row, rows, k_row, channel, tokens - start, RAGGED)
         scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION)
@@ -113,7 +120,7 @@ def _add_query_gradient(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     rows, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
-    for start in range(first, last, KEYS):
+    for start in tl.range(first, last, KEYS, num_stages=1 if RAGGED else None):  # the tail is one tile at most
         row = start + rows
         k = _tile(key + tl.cast(start, tl.int64) * k_row, rows, k_row, channel, tokens - start, RAGGED)
         v = _tile(value + tl.cast(start, tl.int64) * v_row, rows, v_row, channel, tokens - start, RAGGED)
@@ -173,7 +180,8 @@ def _key_gradient(
     SCALE: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv.  Queries beyond the last have no weight; keys beyond the last compute what is not stored."""
+    """dk and dv, or, where the third axis of the grid has more than one program, that many parts of them: each of one
+    share of the queries.  Queries beyond the last have no weight; keys beyond the last compute what is not stored."""
     LOG2E: tl.constexpr = 1.4426950408889634
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     begin = tl.program_id(0).to(tl.int64) * KEYS
@@ -192,20 +200,27 @@ def _key_gradient(
         offset = tl.load(bias + batch * key_tokens + row, mask=inside, other=0.0).to(ACC) * LOG2E
     d_k = tl.zeros([KEYS, CHANNELS], ACC)
     d_v = tl.zeros([KEYS, CHANNELS], ACC)
-    for start in range(0, query_tokens, QUERIES):
+    part, parts = tl.program_id(2), tl.num_programs(2)
+    share = tl.cdiv(tl.cdiv(query_tokens, QUERIES), parts) * QUERIES
+    for start in range(part * share, tl.minimum(part * share + share, query_tokens), QUERIES):
         asking = start + tl.arange(0, QUERIES)
         real = asking < query_tokens
-        q = _tile(query + tl.cast(start, tl.int64) * q_row, tl.arange(0, QUERIES), q_row, channel, query_tokens - start, True)
+        q = _tile(
+            query + tl.cast(start, tl.int64) * q_row, tl.arange(0, QUERIES), q_row, channel, query_tokens - start, True
+        )
         logarithm = tl.load(lse + asking, mask=real, other=float("inf")) * LOG2E
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E)
         if BIAS:
             scores += offset[:, None]
         weights = tl.exp2(scores - logarithm[None, :])
-        g = _tile(grad + tl.cast(start, tl.int64) * g_row, tl.arange(0, QUERIES), g_row, channel, query_tokens - start, True)
+        g = _tile(
+            grad + tl.cast(start, tl.int64) * g_row, tl.arange(0, QUERIES), g_row, channel, query_tokens - start, True
+        )
         d_v = tl.dot(weights.to(g.dtype), g, d_v, input_precision=PRECISION, out_dtype=ACC)
         d_weights = tl.dot(v, tl.trans(g), input_precision=PRECISION, out_dtype=ACC)
         d_scores = weights * (d_weights - tl.load(delta + asking, mask=real, other=0.0)[None, :])
         d_k = tl.dot(d_scores.to(q.dtype), q, d_k, input_precision=PRECISION, out_dtype=ACC)
+    batch += part * (tl.num_programs(1) // heads)
     places = ((batch * key_tokens + row) * heads + head)[:, None] * CHANNELS + channel[None, :]
     tl.store(d_key + places, (d_k * SCALE).to(d_key.dtype.element_ty), mask=inside[:, None])
     tl.store(d_value + places, d_v.to(d_value.dtype.element_ty), mask=inside[:, None])
@@ -218,9 +233,19 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles(kernel: Any, channels: int, itemsize: int) -> Tiles:
-    """By the compiler's account of registers and shared memory (README)."""
-    return Tiles(32, 32, 4, 1)
+def tiles(kernel: Any, itemsize: int) -> Tiles:
+    """The largest without spills on compute capability 8.0 and 9.0 (README): of the rows that a program owns 128, for
+    then what it reads of the others is least."""
+    if itemsize > 2:
+        return Tiles(32, 32, 16, 1)
+    if kernel is _key_gradient:
+        return Tiles(32, 128, 8, 2)
+    return Tiles(64, 64, 8, 2) if kernel is _query_gradient else Tiles(128, 64, 8, 3)
+
+
+def parts(programs: int, query_tokens: int) -> int:
+    """Into how many shares the queries are cut where there are too few keys (text) to keep a GPU busy."""
+    return max(1, min(PROGRAMS // programs, query_tokens // SHARE))
 
 
 def forward(
@@ -228,7 +253,9 @@ def forward(
 ) -> None:
     """Fills out and, unless it is None, lse."""
     pointers = (query, key, value, query if bias is None else bias, out, out if lse is None else lse)
-    _launch(_forward, pointers, (query, key, value), query, key, scale, bias, SAVE=lse is not None)
+    sizes = tiles(_forward, query.element_size())
+    grid = (triton.cdiv(query.shape[1], sizes.queries), query.shape[0] * query.shape[2])
+    _launch(_forward, grid, sizes, pointers, (query, key, value), scale, bias, SAVE=lse is not None)
 
 
 def query_gradient(
@@ -237,7 +264,9 @@ def query_gradient(
 ) -> None:  # fmt: skip
     """Fills d_query and delta."""
     pointers = (query, key, value, query if bias is None else bias, out, lse, grad, delta, d_query)
-    _launch(_query_gradient, pointers, (query, key, value, grad), query, key, scale, bias)
+    sizes = tiles(_query_gradient, query.element_size())
+    grid = (triton.cdiv(query.shape[1], sizes.queries), query.shape[0] * query.shape[2])
+    _launch(_query_gradient, grid, sizes, pointers, (query, key, value, grad), scale, bias)
 
 
 def key_gradient(
@@ -245,24 +274,31 @@ def key_gradient(
     d_key: Tensor, d_value: Tensor, scale: float,
 ) -> None:  # fmt: skip
     """Fills d_key and d_value."""
-    pointers = (query, key, value, query if bias is None else bias, lse, grad, delta, d_key, d_value)
-    _launch(_key_gradient, pointers, (query, key, value, grad), query, key, scale, bias)
+    sizes = tiles(_key_gradient, query.element_size())
+    programs = triton.cdiv(key.shape[1], sizes.keys), query.shape[0] * query.shape[2]
+    count = parts(math.prod(programs), query.shape[1])
+    results = (d_key, d_value) if count == 1 else delta.new_empty(2, count, *key.shape)
+    pointers = (query, key, value, query if bias is None else bias, lse, grad, delta, *results)
+    _launch(_key_gradient, (*programs, count), sizes, pointers, (query, key, value, grad), scale, bias)
+    if count > 1:
+        torch.sum(results[0], 0, out=d_key)
+        torch.sum(results[1], 0, out=d_value)
 
 
 def _launch(
-    kernel: Any, pointers: tuple[Tensor, ...], strided: tuple[Tensor, ...], query: Tensor, key: Tensor,
+    kernel: Any, grid: tuple[int, ...], sizes: Tiles, pointers: tuple[Tensor, ...], strided: tuple[Tensor, ...],
     scale: float, bias: Tensor | None, **more: Any,
 ) -> None:  # fmt: skip
-    batch, tokens, heads, channels = query.shape
-    if channels not in CHANNELS:
-        raise ValueError(f"heads of {channels} channels: the kernel takes {', '.join(map(str, CHANNELS))}")
-    sizes = tiles(kernel, channels, query.element_size())
-    constants = _constants(query.dtype, channels, sizes, scale, bias is not None) | more
+    query, key = strided[:2]
+    if query.shape[-1] not in CHANNELS:
+        raise ValueError(f"heads of {query.shape[-1]} channels: the kernel takes {', '.join(map(str, CHANNELS))}")
     strides = [stride for x in strided for stride in x.stride()[:3]]
-    length, tile = (key.shape[1], sizes.keys) if kernel is _key_gradient else (tokens, sizes.queries)
+    if max(x.stride(1) for x in strided) * max(sizes.queries, sizes.keys) >= 2**31:
+        raise ValueError("rows lie so far apart that 32 bits do not count the places of a tile: make them contiguous")
+    constants = _constants(query.dtype, query.shape[-1], sizes, scale, bias is not None) | more
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
-        kernel[(triton.cdiv(length, tile), batch * heads)](
-            *pointers, heads, tokens, key.shape[1], *strides,
+        kernel[grid](
+            *pointers, query.shape[2], query.shape[1], key.shape[1], *strides,
             **constants, num_warps=sizes.warps, num_stages=sizes.stages,
         )  # fmt: skip
 
@@ -277,3 +313,35 @@ def _constants(dtype: torch.dtype, channels: int, sizes: Tiles, scale: float, bi
         ACC=tl.float64 if dtype == torch.float64 else tl.float32,
         PRECISION="ieee" if dtype == torch.float32 else "tf32",  # of half precision there is one
     )
+
+
+def builds() -> list[Build]:
+    """Wan's heads have 128 channels; with a bias, as text has one, a kernel holds the most."""
+    half, full = torch.bfloat16, torch.float32
+    return [
+        _build("forward, no gradient", _forward, half, 128, bias=False, SAVE=False),
+        _build("forward", _forward, half, 128, SAVE=True),
+        _build("query gradient", _query_gradient, half, 128),
+        _build("key gradient", _key_gradient, half, 128),
+        _build("forward", _forward, half, 64, SAVE=True),
+        _build("key gradient", _key_gradient, half, 64),
+        _build("forward", _forward, full, 128, SAVE=True),
+        _build("query gradient", _query_gradient, full, 128),
+        _build("key gradient", _key_gradient, full, 128),
+    ]
+
+
+def _build(name: str, kernel: Any, dtype: torch.dtype, channels: int, bias: bool = True, **more: Any) -> Build:
+    sizes = tiles(kernel, dtype.itemsize)
+    constants = _constants(dtype, channels, sizes, channels**-0.5, bias) | more
+    word = "bf16" if dtype == torch.bfloat16 else "fp32"
+    numbers = ("heads", "query_tokens", "key_tokens")
+    types = {"bias": "*fp32", "lse": "*fp32", "delta": "*fp32"} | dict.fromkeys(numbers, "i32")
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument not in constants:
+            rows = argument.endswith(("_batch", "_row", "_head"))
+            signature[argument] = "i32" if rows else types.get(argument, f"*{word}")
+    aligned = tuple(argument for argument in signature if argument not in numbers)
+    title = f"attention {name}, {word}, {channels} channels"
+    return Build(title, kernel, signature, constants, sizes.warps, sizes.stages, aligned)

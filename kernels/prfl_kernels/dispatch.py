@@ -14,7 +14,7 @@ import torch
 VARIABLE = "PRFL_KERNELS"
 REQUESTS = ("auto", "torch", "triton")
 OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "attention")
-TRITON_KERNELS: frozenset[str] = frozenset()  # names of the operations that have one; none is written yet
+TRITON_KERNELS: frozenset[str] = frozenset({"attention"})  # names of the operations that have one
 FASTER: frozenset[str] = frozenset()  # those that won on a GPU (bench/results), which is what automatic takes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)

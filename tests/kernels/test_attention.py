@@ -145,14 +145,6 @@ def test_keys_of_a_frozen_text_cost_no_backward(with_gradient: tuple[int, ...]) 
             torch.testing.assert_close(x.grad, wanted[i], rtol=1e-12, atol=1e-12)
 
 
-def test_offsets_of_the_largest_shapes_need_64_bits() -> None:
-    """14B at 720p, q, k and v in rows of one projection: what the sources count in pointers and 64-bit numbers."""
-    tokens, row, tile = 75600, 3 * 5120, 128
-    assert 3 * tokens * row > 2**31, "a batch of three"
-    assert tokens * 3 * 13824 > 2**31, "a row as wide as the feed-forward network's"
-    assert tile * 3 * 13824 < 2**31, "what stays in 32 bits: places within a tile"
-
-
 def test_inputs_that_do_not_fit() -> None:
     query, key, value = inputs()
     with pytest.raises(ValueError, match=r"key and value must be \(2, S, 3, 4\) with S > 0"):
