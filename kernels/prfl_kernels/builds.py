@@ -25,7 +25,7 @@ RANKS = (16, 64, 128)
 
 def every_build() -> list[Build]:
     """Imports triton, and the operations' sources, which take their shapes from here."""
-    from prfl_kernels import gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
+    from prfl_kernels import attention_triton, gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
 
-    sources = gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
+    sources = attention_triton, gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
     return [build for source in sources for build in source.builds()]

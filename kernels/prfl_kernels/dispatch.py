@@ -13,8 +13,7 @@ import torch
 
 VARIABLE = "PRFL_KERNELS"
 REQUESTS = ("auto", "torch", "triton")
-OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "attention")
-TRITON_KERNELS = frozenset({"lora_linear", "qk_norm_rope", "gated_residual_norm"})  # the operations that have one
+OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "attention")  # that have a Triton kernel
 FASTER: frozenset[str] = frozenset()  # those that won on a GPU (bench/results), which is what automatic takes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)
@@ -62,8 +61,6 @@ def choose_backend(
 
 def _obstacle(operation: str, device: torch.device, dtype: torch.dtype) -> str:
     """Why the Triton kernel of an operation cannot run here; empty when it can."""
-    if operation not in TRITON_KERNELS:
-        return f"there is no Triton kernel for {operation} yet"
     if find_spec("triton") is None:
         return "triton is not installed"
     if interpreting():

@@ -94,3 +94,17 @@ def pooled_attention(
     queries_QHC = queries.unflatten(-1, (heads, -1))
     scores_BHQT = torch.einsum("qhc,bthc->bhqt", queries_QHC, keys_BTHC) / (queries.shape[-1] // heads) ** 0.5
     return torch.einsum("bhqt,bthc->bqhc", scores_BHQT.softmax(-1), values_BTHC).flatten(-2)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """softmax(scale q k^T + bias) v, per head.
+
+    query: (B, T, H, C).  key, value: (B, S, H, C).  bias: (B, S), added to the logits.  scale: 1 / sqrt(C) if None.
+    torch's own attention, whose mask has the query's dtype.  Returns (B, T, H, C).
+    """
+    mask = None if bias is None else bias[:, None, None].to(query.dtype)
+    heads_first = [x.transpose(1, 2) for x in (query, key, value)]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(*heads_first, attn_mask=mask, scale=scale).transpose(1, 2)

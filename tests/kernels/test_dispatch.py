@@ -15,34 +15,19 @@ def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPERATIONS", "TRITON_KERNELS", "FASTER"):
+    for name in ("OPERATIONS", "FASTER"):
         monkeypatch.setattr(dispatch, name, frozenset({"x"}))
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
     monkeypatch.setattr(dispatch, "interpreting", lambda: True)
 
 
-@pytest.mark.parametrize("request_", [None, "auto"])
-def test_automatic_without_a_kernel_is_torch_and_says_why(
-    request_: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset())
-    assert choose_backend("attention", request_) == (
-        "torch",
-        "automatic: there is no Triton kernel for attention yet",
-    )
-
-
 def test_an_explicit_triton_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "OPERATIONS", ("x",))
-    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset())
-    with pytest.raises(ValueError, match="triton, chosen explicitly, cannot run x: there is no Triton kernel for x"):
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="triton, chosen explicitly, cannot run x: triton is not installed"):
         choose_backend("x", "triton")
     monkeypatch.setenv("PRFL_KERNELS", "triton")
-    with pytest.raises(ValueError, match="triton, chosen by PRFL_KERNELS, cannot run x"):
-        choose_backend("x")
-    monkeypatch.setattr(dispatch, "TRITON_KERNELS", frozenset({"x"}))
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="triton is not installed"):
+    with pytest.raises(ValueError, match="triton, chosen by PRFL_KERNELS, cannot run x: triton is not installed"):
         choose_backend("x")
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
     monkeypatch.setattr(dispatch, "interpreting", lambda: False)

@@ -1,0 +1,348 @@
+"""Triton sources of attention: flash attention's forward pass (arXiv 2205.14135, 2307.08691), and a backward pass in
+two kernels, one that owns queries and one that owns keys, so that nothing is added by atomics and every run gives the
+same bits.
+
+A program takes a tile of queries (or keys) of one head and goes over all keys (queries).  Scores are in powers of two.
+Rows lie where their strides say; the channels of a head are side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from prfl_kernels.ahead import Build
+
+CHANNELS = (16, 32, 64, 128)  # of a head
+PROGRAMS = 264  # two for each multiprocessor of an H200; no property of the device, so that bits do not depend on it
+SHARE = 1024  # queries of a share at least
+
+
+@triton.jit
+def _tile(pointer, rows, stride, channel, left, MASKED: tl.constexpr):
+    """(rows, channels) from pointer on, zero where ``left`` rows are over.  Only within a tile do offsets have 32 bits;
+    its start is a pointer that was moved in 64."""
+    places = pointer + (rows[:, None] * stride + channel[None, :])
+    if MASKED:
+        return tl.load(places, mask=rows[:, None] < left, other=0.0)
+    return tl.load(places)
+
+
+@triton.jit
+def _scores(q, k, bias, row, tokens, SCALE: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
+            ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Base-two logits (queries, keys); row: the keys' numbers."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E)
+    if BIAS:
+        if RAGGED:
+            offset = tl.load(bias + row, mask=row < tokens, other=0.0)
+        else:
+            offset = tl.load(bias + row)
+        scores += (offset.to(ACC) * LOG2E)[None, :]
+    if RAGGED:
+        scores = tl.where((row < tokens)[None, :], scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _attend(
+    q, result, total, best, key, value, bias, first, last, tokens, k_row, v_row,
+    SCALE: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    rows, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
+    for start in tl.range(first, last, KEYS, num_stages=1 if RAGGED else None):  # the tail is one tile at most
+        row = start + rows
+        k = _tile(key + tl.cast(start, tl.int64) * k_row, rows, k_row, channel, tokens - start, RAGGED)
+        scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION)
+        higher = tl.maximum(best, tl.max(scores, 1))
+        shift = higher
+        if BIAS:  # a tile of keys may be masked as a whole
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - shift[:, None])
+        decay = tl.exp2(best - shift)
+        total = total * decay + tl.sum(weights, 1)
+        v = _tile(value + tl.cast(start, tl.int64) * v_row, rows, v_row, channel, tokens - start, RAGGED)
+        result = tl.dot(weights.to(v.dtype), v, result * decay[:, None], input_precision=PRECISION, out_dtype=ACC)
+        best = higher
+    return result, total, best
+
+
+@triton.jit
+def _forward(
+    query, key, value, bias, out, lse, heads, query_tokens, key_tokens,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
+    SCALE: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BIAS: tl.constexpr, SAVE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    begin = tl.program_id(0).to(tl.int64) * QUERIES
+    rows, channel = tl.arange(0, QUERIES), tl.arange(0, CHANNELS)
+    row = begin + rows
+    query += batch * q_batch + head * q_head + begin * q_row
+    q = _tile(query, rows, q_row, channel, query_tokens - begin, True)
+    key += batch * k_batch + head * k_head
+    value += batch * v_batch + head * v_head
+    bias += batch * key_tokens
+    best = tl.full([QUERIES], float("-inf"), ACC)
+    total = tl.zeros([QUERIES], ACC)
+    result = tl.zeros([QUERIES, CHANNELS], ACC)
+    whole = key_tokens // KEYS * KEYS
+    result, total, best = _attend(
+        q, result, total, best, key, value, bias, 0, whole, key_tokens, k_row, v_row,
+        SCALE, CHANNELS, KEYS, BIAS, False, ACC, PRECISION,
+    )  # fmt: skip
+    result, total, best = _attend(
+        q, result, total, best, key, value, bias, whole, key_tokens, key_tokens, k_row, v_row,
+        SCALE, CHANNELS, KEYS, BIAS, True, ACC, PRECISION,
+    )  # fmt: skip
+    line = (batch * query_tokens + row) * heads + head
+    inside = row < query_tokens
+    result = result / total[:, None]
+    places = out + line[:, None] * CHANNELS + channel[None, :]
+    tl.store(places, result.to(out.dtype.element_ty), mask=inside[:, None])
+    if SAVE:
+        LN2: tl.constexpr = 0.6931471805599453
+        tl.store(lse + (batch * heads + head) * query_tokens + row, best * LN2 + tl.log(total), mask=inside)
+
+
+@triton.jit
+def _add_query_gradient(
+    q, grad, lse, delta, result, key, value, bias, first, last, tokens, k_row, v_row,
+    SCALE: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    rows, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
+    for start in tl.range(first, last, KEYS, num_stages=1 if RAGGED else None):  # the tail is one tile at most
+        row = start + rows
+        k = _tile(key + tl.cast(start, tl.int64) * k_row, rows, k_row, channel, tokens - start, RAGGED)
+        v = _tile(value + tl.cast(start, tl.int64) * v_row, rows, v_row, channel, tokens - start, RAGGED)
+        scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION)
+        weights = tl.exp2(scores - lse[:, None])
+        d_weights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
+        d_scores = weights * (d_weights - delta[:, None])
+        result = tl.dot(d_scores.to(k.dtype), k, result, input_precision=PRECISION, out_dtype=ACC)
+    return result
+
+
+@triton.jit
+def _query_gradient(
+    query, key, value, bias, out, lse, grad, delta, d_query, heads, query_tokens, key_tokens,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, g_batch, g_row, g_head,
+    SCALE: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq, and delta = sum(out dout), which the keys' kernel takes."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    begin = tl.program_id(0).to(tl.int64) * QUERIES
+    rows, channel = tl.arange(0, QUERIES), tl.arange(0, CHANNELS)
+    row = begin + rows
+    inside = row < query_tokens
+    query += batch * q_batch + head * q_head + begin * q_row
+    q = _tile(query, rows, q_row, channel, query_tokens - begin, True)
+    grad += batch * g_batch + head * g_head + begin * g_row
+    g = _tile(grad, rows, g_row, channel, query_tokens - begin, True)
+    line = (batch * query_tokens + row) * heads + head
+    places = line[:, None] * CHANNELS + channel[None, :]
+    o = tl.load(out + places, mask=inside[:, None], other=0.0)
+    product = tl.sum(o.to(ACC) * g.to(ACC), 1)
+    number = (batch * heads + head) * query_tokens + row
+    tl.store(delta + number, product, mask=inside)
+    logarithm = tl.load(lse + number, mask=inside, other=0.0) * LOG2E
+    key += batch * k_batch + head * k_head
+    value += batch * v_batch + head * v_head
+    bias += batch * key_tokens
+    result = tl.zeros([QUERIES, CHANNELS], ACC)
+    whole = key_tokens // KEYS * KEYS
+    result = _add_query_gradient(
+        q, g, logarithm, product, result, key, value, bias, 0, whole, key_tokens, k_row, v_row,
+        SCALE, CHANNELS, KEYS, BIAS, False, ACC, PRECISION,
+    )  # fmt: skip
+    result = _add_query_gradient(
+        q, g, logarithm, product, result, key, value, bias, whole, key_tokens, key_tokens, k_row, v_row,
+        SCALE, CHANNELS, KEYS, BIAS, True, ACC, PRECISION,
+    )  # fmt: skip
+    tl.store(d_query + places, (result * SCALE).to(d_query.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _key_gradient(
+    query, key, value, bias, lse, grad, delta, d_key, d_value, heads, query_tokens, key_tokens,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, g_batch, g_row, g_head,
+    SCALE: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk and dv, or, where the third axis of the grid has more than one program, that many parts of them: each of one
+    share of the queries.  Queries beyond the last have no weight; keys beyond the last compute what is not stored."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
+    begin = tl.program_id(0).to(tl.int64) * KEYS
+    rows, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
+    row = begin + rows
+    inside = row < key_tokens
+    key += batch * k_batch + head * k_head + begin * k_row
+    value += batch * v_batch + head * v_head + begin * v_row
+    k = _tile(key, rows, k_row, channel, key_tokens - begin, True)
+    v = _tile(value, rows, v_row, channel, key_tokens - begin, True)
+    query += batch * q_batch + head * q_head
+    grad += batch * g_batch + head * g_head
+    lse += (batch * heads + head) * query_tokens
+    delta += (batch * heads + head) * query_tokens
+    if BIAS:
+        offset = tl.load(bias + batch * key_tokens + row, mask=inside, other=0.0).to(ACC) * LOG2E
+    d_k = tl.zeros([KEYS, CHANNELS], ACC)
+    d_v = tl.zeros([KEYS, CHANNELS], ACC)
+    part, parts = tl.program_id(2), tl.num_programs(2)
+    share = tl.cdiv(tl.cdiv(query_tokens, QUERIES), parts) * QUERIES
+    for start in range(part * share, tl.minimum(part * share + share, query_tokens), QUERIES):
+        asking = start + tl.arange(0, QUERIES)
+        real = asking < query_tokens
+        q = _tile(
+            query + tl.cast(start, tl.int64) * q_row, tl.arange(0, QUERIES), q_row, channel, query_tokens - start, True
+        )
+        logarithm = tl.load(lse + asking, mask=real, other=float("inf")) * LOG2E
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E)
+        if BIAS:
+            scores += offset[:, None]
+        weights = tl.exp2(scores - logarithm[None, :])
+        g = _tile(
+            grad + tl.cast(start, tl.int64) * g_row, tl.arange(0, QUERIES), g_row, channel, query_tokens - start, True
+        )
+        d_v = tl.dot(weights.to(g.dtype), g, d_v, input_precision=PRECISION, out_dtype=ACC)
+        d_weights = tl.dot(v, tl.trans(g), input_precision=PRECISION, out_dtype=ACC)
+        d_scores = weights * (d_weights - tl.load(delta + asking, mask=real, other=0.0)[None, :])
+        d_k = tl.dot(d_scores.to(q.dtype), q, d_k, input_precision=PRECISION, out_dtype=ACC)
+    batch += part * (tl.num_programs(1) // heads)
+    places = ((batch * key_tokens + row) * heads + head)[:, None] * CHANNELS + channel[None, :]
+    tl.store(d_key + places, (d_k * SCALE).to(d_key.dtype.element_ty), mask=inside[:, None])
+    tl.store(d_value + places, d_v.to(d_value.dtype.element_ty), mask=inside[:, None])
+
+
+class Tiles(NamedTuple):
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def tiles(kernel: Any, itemsize: int) -> Tiles:
+    """Without a spill on compute capability 8.0 and 9.0, by the compiler's account (README); of those the ones whose
+    program owns most rows, for it then reads the others least often.  float32 has no tensor cores here: it stays exact.
+    """
+    if itemsize > 2:
+        return Tiles(32, 32, 16, 1) if kernel is _query_gradient else Tiles(16, 32, 8, 1)
+    if kernel is _key_gradient:
+        return Tiles(32, 128, 8, 2)
+    return Tiles(64, 64, 8, 2) if kernel is _query_gradient else Tiles(128, 64, 8, 3)
+
+
+def parts(programs: int, query_tokens: int) -> int:
+    """Into how many shares the queries are cut where there are too few keys (text) to keep a GPU busy."""
+    return max(1, min(PROGRAMS // programs, query_tokens // SHARE))
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor | None, scale: float
+) -> None:
+    """Fills out and, unless it is None, lse."""
+    pointers = (query, key, value, query if bias is None else bias, out, out if lse is None else lse)
+    sizes = tiles(_forward, query.element_size())
+    grid = (triton.cdiv(query.shape[1], sizes.queries), query.shape[0] * query.shape[2])
+    _launch(_forward, grid, sizes, pointers, (query, key, value), scale, bias, SAVE=lse is not None)
+
+
+def query_gradient(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor,
+    d_query: Tensor, delta: Tensor, scale: float,
+) -> None:  # fmt: skip
+    """Fills d_query and delta."""
+    pointers = (query, key, value, query if bias is None else bias, out, lse, grad, delta, d_query)
+    sizes = tiles(_query_gradient, query.element_size())
+    grid = (triton.cdiv(query.shape[1], sizes.queries), query.shape[0] * query.shape[2])
+    _launch(_query_gradient, grid, sizes, pointers, (query, key, value, grad), scale, bias)
+
+
+def key_gradient(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor,
+    d_key: Tensor, d_value: Tensor, scale: float,
+) -> None:  # fmt: skip
+    """Fills d_key and d_value."""
+    sizes = tiles(_key_gradient, query.element_size())
+    programs = triton.cdiv(key.shape[1], sizes.keys), query.shape[0] * query.shape[2]
+    count = parts(math.prod(programs), query.shape[1])
+    results = (d_key, d_value) if count == 1 else delta.new_empty(2, count, *key.shape)
+    pointers = (query, key, value, query if bias is None else bias, lse, grad, delta, *results)
+    _launch(_key_gradient, (*programs, count), sizes, pointers, (query, key, value, grad), scale, bias)
+    if count > 1:
+        torch.sum(results[0], 0, out=d_key)
+        torch.sum(results[1], 0, out=d_value)
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, ...], sizes: Tiles, pointers: tuple[Tensor, ...], strided: tuple[Tensor, ...],
+    scale: float, bias: Tensor | None, **more: Any,
+) -> None:  # fmt: skip
+    query, key = strided[:2]
+    if query.shape[-1] not in CHANNELS:
+        raise ValueError(f"heads of {query.shape[-1]} channels: the kernel takes {', '.join(map(str, CHANNELS))}")
+    strides = [stride for x in strided for stride in x.stride()[:3]]
+    if max(x.stride(1) for x in strided) * max(sizes.queries, sizes.keys) >= 2**31:
+        raise ValueError("rows lie so far apart that 32 bits do not count the places of a tile: make them contiguous")
+    constants = _constants(query.dtype, query.shape[-1], sizes, scale, bias is not None) | more
+    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
+        kernel[grid](
+            *pointers, query.shape[2], query.shape[1], key.shape[1], *strides,
+            **constants, num_warps=sizes.warps, num_stages=sizes.stages,
+        )  # fmt: skip
+
+
+def _constants(dtype: torch.dtype, channels: int, sizes: Tiles, scale: float, bias: bool) -> dict[str, Any]:
+    return dict(
+        SCALE=scale,
+        CHANNELS=channels,
+        QUERIES=sizes.queries,
+        KEYS=sizes.keys,
+        BIAS=bias,
+        ACC=tl.float64 if dtype == torch.float64 else tl.float32,
+        PRECISION="ieee" if dtype == torch.float32 else "tf32",  # of half precision there is one
+    )
+
+
+def builds() -> list[Build]:
+    """Wan's heads have 128 channels; with a bias, as text has one, a kernel holds the most."""
+    half, full = torch.bfloat16, torch.float32
+    return [
+        _build("forward, no gradient", _forward, half, 128, bias=False, SAVE=False),
+        _build("forward", _forward, half, 128, SAVE=True),
+        _build("query gradient", _query_gradient, half, 128),
+        _build("key gradient", _key_gradient, half, 128),
+        _build("forward", _forward, half, 64, SAVE=True),
+        _build("key gradient", _key_gradient, half, 64),
+        _build("forward", _forward, full, 128, SAVE=True),
+        _build("query gradient", _query_gradient, full, 128),
+        _build("key gradient", _key_gradient, full, 128),
+    ]
+
+
+def _build(name: str, kernel: Any, dtype: torch.dtype, channels: int, bias: bool = True, **more: Any) -> Build:
+    sizes = tiles(kernel, dtype.itemsize)
+    constants = _constants(dtype, channels, sizes, channels**-0.5, bias) | more
+    word = "bf16" if dtype == torch.bfloat16 else "fp32"
+    numbers = ("heads", "query_tokens", "key_tokens")
+    types = {"bias": "*fp32", "lse": "*fp32", "delta": "*fp32"} | dict.fromkeys(numbers, "i32")
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument not in constants:
+            rows = argument.endswith(("_batch", "_row", "_head"))
+            signature[argument] = "i32" if rows else types.get(argument, f"*{word}")
+    aligned = tuple(argument for argument in signature if argument not in numbers)
+    title = f"attention {name}, {word}, {channels} channels"
+    return Build(title, kernel, signature, constants, sizes.warps, sizes.stages, aligned)
