@@ -44,7 +44,8 @@ def train_stage(config: Config, resume: str) -> None:
         disable_progress_bars()
     console.print(f"{config.objective.name}: {config.run}", style="bold")
     model = build.backbone(config)
-    for choice, operations in groupby(build.kernels(config).items(), lambda item: item[1]):
+    chosen = {**build.kernels(config), "attention": build.attention(config, model)}
+    for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
     if config.backbone.adapter:

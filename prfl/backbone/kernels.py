@@ -12,11 +12,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformerBlock
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from prfl.backbone.attention import DIFFUSERS, attend
 from prfl.backbone.condition import FoldedTextProcessor, split_bias
 from prfl.errors import PrflError
 from prfl_kernels import reference
@@ -27,8 +27,9 @@ from prfl_kernels.qk_norm_rope import output_suffices, qk_norm_rope
 SWAPPED = ("lora_linear", "qk_norm_rope", "gated_residual_norm")
 
 
-def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED) -> None:
+def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED, attention: str = "sdpa") -> None:
     """Run these operations of every block by prfl_kernels; the others, or with none of them all, as diffusers does.
+    attention: one of ``attention.NAMES``, as ``attention.choose_attention`` chose it.
 
     On a GPU they are Triton kernels, on a CPU plain torch that keeps as little for the backward pass.  Adapters may be
     added before or after.
@@ -45,9 +46,14 @@ def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED) -> None:
         )
     for block in network.get_submodule("blocks").children():
         block.__class__ = KernelBlock if which else WanTransformerBlock
-        block.attn1.set_processor(KernelSelfAttention(which, block.attn1) if which else WanAttnProcessor())
-        block.attn2.set_processor(KernelCrossAttention(which, block.attn2) if which else FoldedTextProcessor())
         block.operations = frozenset(which)
+        if which or attention == "triton":
+            block.attn1.set_processor(KernelSelfAttention(which, attention, block.attn1))
+            block.attn2.set_processor(KernelCrossAttention(which, attention, block.attn2))
+            continue
+        for attn, processor in ((block.attn1, WanAttnProcessor()), (block.attn2, FoldedTextProcessor())):
+            processor._attention_backend = DIFFUSERS[attention]
+            attn.set_processor(processor)
     network._repeated_blocks = [(KernelBlock if which else WanTransformerBlock).__name__]  # what compiling looks for
 
 
@@ -103,9 +109,10 @@ class KernelBlock(WanTransformerBlock):
 class KernelSelfAttention(WanAttnProcessor):
     """q, k and v from one read of their input; their norms and rotations in one pass."""
 
-    def __init__(self, which: Collection[str], attn: WanAttention) -> None:
+    def __init__(self, which: Collection[str], attention: str, attn: WanAttention) -> None:
         super().__init__()
-        self.operations, self.from_output = frozenset(which), norms_from_output(attn)
+        self.operations, self.attention, self.from_output = frozenset(which), attention, norms_from_output(attn)
+        self._attention_backend = DIFFUSERS.get(attention)  # for what is left to diffusers' own
 
     def __call__(
         self,
@@ -123,15 +130,16 @@ class KernelSelfAttention(WanAttnProcessor):
         query, key, value = project([attn.to_q, attn.to_k, attn.to_v], hidden_states, self.operations, source)
         cos, sin = rotary_emb or (None, None)
         query, key = normalise(attn, query, key, cos, sin, self)
-        return attend(attn, query, key, value, attention_mask, self)
+        return attended(attn, query, key, value, attention_mask, self)
 
 
 class KernelCrossAttention(FoldedTextProcessor):
     """The same for attention to the text, whose keys are few and not rotated."""
 
-    def __init__(self, which: Collection[str], attn: WanAttention) -> None:
+    def __init__(self, which: Collection[str], attention: str, attn: WanAttention) -> None:
         super().__init__()
-        self.operations, self.from_output = frozenset(which), norms_from_output(attn)
+        self.operations, self.attention, self.from_output = frozenset(which), attention, norms_from_output(attn)
+        self._attention_backend = DIFFUSERS.get(attention)  # for what is left to diffusers' own
 
     def __call__(
         self,
@@ -152,7 +160,7 @@ class KernelCrossAttention(FoldedTextProcessor):
         key, value = project([attn.to_k, attn.to_v], text, self.operations)
         query, _ = normalise(attn, query, None, None, None, self)
         key = attn.norm_k(key)
-        return attend(attn, query, key, value, attention_mask if bias is None else bias, self)
+        return attended(attn, query, key, value, attention_mask if bias is None else bias, self)
 
 
 def norms_from_output(attn: WanAttention) -> bool:
@@ -175,11 +183,11 @@ def normalise(
     return query, key
 
 
-def attend(attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: Any) -> Tensor:
-    """Softmax attention by diffusers' dispatcher, and the projection behind it."""
+def attended(attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: Any) -> Tensor:
+    """Softmax attention, and the projection behind it."""
     query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
-    attended = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=own._attention_backend)
-    (projected,) = project([attn.to_out[0]], attended.flatten(2, 3).type_as(query), own.operations)
+    found = attend(own.attention, query, key, value, mask)
+    (projected,) = project([attn.to_out[0]], found.flatten(2, 3).type_as(query), own.operations)
     return attn.to_out[1](projected)
 
 

@@ -340,9 +340,10 @@ class WanBackbone:
         """A trainable copy of the whole transformer, selected as an adapter is; the base stays frozen beside it."""
         self.copies[name] = deepcopy(self.transformer).float().requires_grad_(True)
 
-    def use_kernels(self, which: Collection[str] = SWAPPED) -> None:
-        """Swap prfl_kernels' operations in, or with ``()`` out again: see ``kernels.use_kernels``."""
-        use_kernels(self._base, which)
+    def use_kernels(self, which: Collection[str] = SWAPPED, attention: str = "sdpa") -> None:
+        """Swap prfl_kernels' operations in, or with ``()`` out again, and an attention: see ``kernels.use_kernels``."""
+        for network in (self._base, *self.copies.values()):
+            use_kernels(network, which, attention)
         self.kernels = frozenset(which)
 
     @contextmanager

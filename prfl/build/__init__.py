@@ -12,6 +12,7 @@ from prfl.build.inputs import manifest as manifest
 from prfl.build.inputs import prompts as prompts
 from prfl.build.models import POLICY as POLICY
 from prfl.build.models import architecture as architecture
+from prfl.build.models import attention as attention
 from prfl.build.models import backbone as backbone
 from prfl.build.models import chain as chain
 from prfl.build.models import device as device

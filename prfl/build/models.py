@@ -9,6 +9,7 @@ import torch
 
 from prfl import processes
 from prfl.backbone import WanBackbone, load_architecture, load_backbone
+from prfl.backbone.attention import choose_attention
 from prfl.backbone.kernels import SWAPPED
 from prfl.config.schema import BackboneConfig, Config, KernelsConfig
 from prfl.config.steering_schema import SteeringConfig
@@ -72,7 +73,10 @@ def prepared(config: Config, model: WanBackbone) -> WanBackbone:
         model.add_copy(POLICY)
     elif own.train == "full":
         model.train_all()
-    model.use_kernels([name for name, choice in kernels(config).items() if choice.backend == "triton"])
+    chosen = attention(config, model).backend
+    if model.device.type == "meta" and chosen != "triton":
+        chosen = "sdpa"  # the others keep what it keeps, and take no meta tensors
+    model.use_kernels([name for name, choice in kernels(config).items() if choice.backend == "triton"], chosen)
     return model
 
 
@@ -94,6 +98,18 @@ def kernels(config: Config) -> dict[str, Choice]:
         return {name: choose_backend(name, request, device_kind(config), dtype) for name, request in asked.items()}
     except ValueError as error:
         raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
+
+
+def attention(config: Config, model: WanBackbone) -> Choice:
+    """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
+    kind, own = device_kind(config), config.backbone
+    if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
+        return Choice("sdpa" if own.attention == "auto" else own.attention, "not tried: there is no GPU here")
+    head_size = model.transformer.config.attention_head_dim
+    try:
+        return choose_attention(own.attention, kind, getattr(torch, own.dtype), head_size)
+    except ValueError as error:
+        raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
 
 
 def policy_adapter(config: Config) -> str | None:

@@ -76,6 +76,10 @@ class BackboneConfig(Section):
         default="auto",
         description="Which kernels run, for all operations or for each; PRFL_KERNELS decides where this says auto.",
     )
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "flash_3", "flash_4", "xformers", "triton"] = Field(
+        default="auto",
+        description="Which attention runs; PRFL_ATTENTION decides where this says auto, and then torch by itself.",
+    )
     compile: bool = Field(
         default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
     )

@@ -1,0 +1,96 @@
+"""Which attention runs: an explicit choice, else the variable PRFL_ATTENTION, else automatic.
+
+All but ours are asked for through diffusers' own dispatcher.  A choice is tried before it is believed, on a few tokens
+of the run's type and head size, forward and backward, beside plain softmax; one that cannot run is an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
+
+from prfl_kernels.attention import attention
+from prfl_kernels.dispatch import Choice, interpreting
+
+VARIABLE = "PRFL_ATTENTION"
+DIFFUSERS = {  # its name for each
+    "sdpa": "native",
+    "cudnn": "_native_cudnn",
+    "flash": "flash",
+    "flash_3": "_flash_3",
+    "flash_4": "flash_4_hub",
+    "xformers": "xformers",
+}
+NAMES = (*DIFFUSERS, "triton")
+PACKAGES = {"flash": "flash_attn", "flash_3": "flash_attn_interface", "flash_4": "kernels", "xformers": "xformers.ops"}
+TRIED = 48  # tokens
+TOLERANCE = 16  # roundings of the type, of values of about one
+
+
+def attend(backend: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(C) + bias) v.  query, key, value: (B, T, H, C).  bias: (B, 1, 1, keys).  As query."""
+    if backend == "triton":
+        return attention(query, key, value, None if bias is None else bias[:, 0, 0].float())
+    return dispatch_attention_fn(query, key, value, attn_mask=bias, backend=DIFFUSERS[backend])
+
+
+def choose_attention(request: str, device: torch.device | str, dtype: torch.dtype, head_size: int) -> Choice:
+    """request: ``auto``, which leaves it to PRFL_ATTENTION and then to torch's fused attention, or one of them by name.
+
+    torch's own picks cuDNN or flash attention by shape, type and GPU; nothing else has been timed to be faster here.
+    Raises ValueError for an unknown name, and for a choice that does not run here, with the reason.
+    """
+    source = "chosen explicitly"
+    if request == "auto":
+        request, source = os.environ.get(VARIABLE) or "auto", f"chosen by {VARIABLE}"
+    if request == "auto":
+        return Choice("sdpa", "automatic: torch picks among its fused kernels")
+    if request not in NAMES:
+        raise ValueError(f"{source}: '{request}' is none of {', '.join(NAMES)}")
+    if obstacle := why_not(request, torch.device(device), dtype, head_size):
+        raise ValueError(f"attention by {request}, {source}, cannot run here: {obstacle}")
+    return Choice(request, source)
+
+
+def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
+    """Why an attention does not run on this device, in this type, with heads of this size; empty where it does."""
+    if backend == "triton" and device.type != "cuda" and not interpreting():
+        return f"the Triton kernel needs a GPU, and this runs on {device.type}"
+    if backend in PACKAGES:
+        try:
+            importlib.import_module(PACKAGES[backend])
+        except Exception as error:  # a binary for another torch raises whatever it likes
+            return _first_line(error)
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(4, 1, TRIED, 2, head_size, generator=generator).to(device, dtype)
+    found, expected = (_tried(each, numbers) for each in (backend, "softmax"))
+    if isinstance(found, str) or isinstance(expected, str):
+        return found if isinstance(found, str) else str(expected)
+    off = max((ours - plain).abs().max().item() for ours, plain in zip(found, expected, strict=True))
+    limit = TOLERANCE * torch.finfo(dtype).eps
+    return "" if off <= limit else f"it is {off:.2g} off plain softmax, more than {limit:.2g}"
+
+
+def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
+    """Output and gradients in float64, or why there are none."""
+    wide = numbers.double() if backend == "softmax" else numbers
+    query, key, value = (each.clone().requires_grad_() for each in wide[:3])
+    try:
+        with torch.enable_grad():
+            if backend == "softmax":
+                scores = torch.einsum("bthc,bshc->bhts", query, key) * query.shape[-1] ** -0.5
+                result = torch.einsum("bhts,bshc->bthc", scores.softmax(-1), value)
+            else:
+                result = attend(backend, query, key, value)
+            gradients = torch.autograd.grad(result, [query, key, value], wide[3])
+    except Exception as error:  # whatever a package raises for a shape, a type or a device that it does not take
+        return _first_line(error)
+    return [each.detach().double() for each in (result, *gradients)]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
