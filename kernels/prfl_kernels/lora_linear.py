@@ -66,7 +66,7 @@ def lora_linears(
     autocast = _autocast_dtype(x)
     _check(x, projections, source, dropout, dtype=None if autocast else x.dtype)
     trained = (any(p.lora_a.requires_grad for p in projections), any(p.lora_b.requires_grad for p in projections))
-    parts = () if source is None else tuple(part.detach() for part in source)
+    parts = tuple(part.detach() for part in source or ())  # no edge, or what they came from would get zeros
     seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
     scales = tuple(p.scale for p in projections)
     weights, biases, lora_as, lora_bs = ([p[i] for p in projections] for i in range(4))
