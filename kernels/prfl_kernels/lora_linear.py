@@ -266,7 +266,7 @@ def _cast_cat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast would have ``F.linear`` compute in, where it is on; it leaves float64 alone."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
@@ -274,7 +274,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 def _without_autocast(x: Tensor) -> AbstractContextManager:
     """The dtypes are settled by now, and a backward may run under another autocast than its forward."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def _check(
