@@ -66,7 +66,7 @@ def lora_linears(
     autocast = _autocast_dtype(x)
     _check(x, projections, source, dropout, dtype=None if autocast else x.dtype)
     trained = (any(p.lora_a.requires_grad for p in projections), any(p.lora_b.requires_grad for p in projections))
-    parts = () if source is None else tuple(part.detach() for part in source)
+    parts = tuple(part.detach() for part in source or ())  # no edge, or what they came from would get zeros
     seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
     scales = tuple(p.scale for p in projections)
     weights, biases, lora_as, lora_bs = ([p[i] for p in projections] for i in range(4))
@@ -266,7 +266,7 @@ def _cast_cat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast would have ``F.linear`` compute in, where it is on; it leaves float64 alone."""
     kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 
@@ -274,7 +274,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 def _without_autocast(x: Tensor) -> AbstractContextManager:
     """The dtypes are settled by now, and a backward may run under another autocast than its forward."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def _check(

@@ -158,7 +158,7 @@ def grad_a(
         strides = (*scale.stride()[:2], *shift.stride()[:2])
     else:
         per_token, strides = False, (0, 0, 0, 0)
-    block = _block(rank, low_grad.dtype)
+    block = _block(rank, low_grad.dtype, per_token)
     tiles = triton.cdiv(rank, block), triton.cdiv(width, COLUMNS)
     chunk, chunks = _chunks(batch, tokens, tiles[0] * tiles[1])
     partial = low_grad.new_empty(batch * chunks, rank, width, dtype=acc)
@@ -205,9 +205,10 @@ def _accumulator(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _block(rank: int, dtype: torch.dtype) -> int:
-    """The ranks of a tile: 16 is the least that ``tl.dot`` takes, and wide types would not fit into shared memory."""
-    most = RANKS_MOST if dtype.itemsize == 2 else 32
+def _block(rank: int, dtype: torch.dtype, per_token: bool = False) -> int:
+    """The ranks of a tile: 16 is the least that ``tl.dot`` takes.  Wide types would not fit into shared memory, nor a
+    modulation of every token into the registers of an A100."""
+    most = 32 if dtype.itemsize > 2 else 64 if per_token else RANKS_MOST
     return min(max(triton.next_power_of_2(rank), 16), most)
 
 
@@ -235,11 +236,7 @@ def builds() -> list[Build]:
     found += [_grad_a_build(128, "NoneType", dropout=0.05)]
     down = {"x": "*bf16", "lora_a": "*bf16", "seed": "*i64", "s": "*bf16"}
     up = {"dx": "*bf16", "ds": "*bf16", "lora_a": "*bf16", "seed": "*i64"}
-    return [
-        *found,
-        *(_build(f"lora_down r{rank}", _down, down, rank) for rank in RANKS),
-        _build("lora_up", _up, up, 64),
-    ]
+    return [*found, _build("lora_down r128", _down, down, 128), _build("lora_up", _up, up, 64)]
 
 
 def _grad_a_build(rank: int, kind: str, per_token: bool = False, dropout: float = 0.0) -> Build:
@@ -259,7 +256,7 @@ def _build(
     switches: Mapping[str, Any] = MappingProxyType({}),
 ) -> Build:
     constants = {**switches, "P": dropout, "ACC": tl.float32, "ROWS": ROWS, "COLUMNS": COLUMNS}
-    constants["RANKS"] = _block(rank, torch.bfloat16)
+    constants["RANKS"] = _block(rank, torch.bfloat16, per_token)
     numbers = dict.fromkeys(
         (each for each in kernel.arg_names if each not in constants and each not in pointers), "i32"
     )

@@ -306,6 +306,24 @@ def test_what_the_source_holds_is_guarded() -> None:
         out.sum().backward()
 
 
+def test_no_gradient_reaches_what_the_source_came_from() -> None:
+    """Not even zeros, which would run its backward once more for nothing."""
+
+    class Never(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, h: Tensor) -> Tensor:
+            return h.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            raise AssertionError("the source's backward ran")
+
+    h = random(2, 5, WIDTH).requires_grad_()
+    x = torch.nn.functional.gelu(h.detach(), approximate="tanh").requires_grad_()
+    lora_linears(x, projections(), source=Gelu(Never.apply(h)))[0].sum().backward()
+    assert x.grad is not None and h.grad is None
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 def test_autocast(given: torch.dtype, inside: bool) -> None:
