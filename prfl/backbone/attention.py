@@ -12,6 +12,11 @@ import os
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
+from torch.nn.attention import (
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    restore_flash_attention_impl,
+)
 
 from prfl_kernels.attention import attention
 from prfl_kernels.dispatch import Choice, interpreting
@@ -20,13 +25,13 @@ VARIABLE = "PRFL_ATTENTION"
 DIFFUSERS = {  # its name for each
     "sdpa": "native",
     "cudnn": "_native_cudnn",
-    "flash": "flash",
-    "flash_3": "_flash_3",
-    "flash_4": "flash_4_hub",
+    "flash": "_native_flash",  # FlashAttention 2, which torch brings
+    "flash_3": "_native_flash",
+    "flash_4": "_native_flash",
     "xformers": "xformers",
 }
 NAMES = (*DIFFUSERS, "triton")
-PACKAGES = {"flash": "flash_attn", "flash_3": "flash_attn_interface", "flash_4": "kernels", "xformers": "xformers.ops"}
+ACTIVATED = {"flash_3": "FA3", "flash_4": "FA4"}  # packages that torch's flash attention then calls
 TRIED = 48  # tokens
 TOLERANCE = 16  # roundings of the type, of values of about one
 
@@ -36,6 +41,14 @@ def attend(backend: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
     if backend == "triton":
         return attention(query, key, value, None if bias is None else bias[:, 0, 0].float())
     return dispatch_attention_fn(query, key, value, attn_mask=bias, backend=DIFFUSERS[backend])
+
+
+def activate(backend: str) -> None:
+    """Let torch's flash attention be FlashAttention 3 or 4, or its own again: one for the whole process."""
+    if backend in ACTIVATED:
+        activate_flash_attention_impl(ACTIVATED[backend])
+    elif current_flash_attention_impl() is not None:
+        restore_flash_attention_impl()
 
 
 def choose_attention(request: str, device: torch.device | str, dtype: torch.dtype, head_size: int) -> Choice:
@@ -60,9 +73,9 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: i
     """Why an attention does not run on this device, in this type, with heads of this size; empty where it does."""
     if backend == "triton" and device.type != "cuda" and not interpreting():
         return f"the Triton kernel needs a GPU, and this runs on {device.type}"
-    if backend in PACKAGES:
+    if backend == "xformers":
         try:
-            importlib.import_module(PACKAGES[backend])
+            importlib.import_module("xformers.ops")
         except Exception as error:  # a binary for another torch raises whatever it likes
             return _first_line(error)
     generator = torch.Generator().manual_seed(0)
@@ -80,6 +93,7 @@ def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
     wide = numbers.double() if backend == "softmax" else numbers
     query, key, value = (each.clone().requires_grad_() for each in wide[:3])
     try:
+        activate(backend)
         with torch.enable_grad():
             if backend == "softmax":
                 scores = torch.einsum("bthc,bshc->bhts", query, key) * query.shape[-1] ** -0.5
@@ -89,6 +103,8 @@ def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
             gradients = torch.autograd.grad(result, [query, key, value], wide[3])
     except Exception as error:  # whatever a package raises for a shape, a type or a device that it does not take
         return _first_line(error)
+    finally:
+        activate("sdpa")
     return [each.detach().double() for each in (result, *gradients)]
 
 

@@ -17,19 +17,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+import prfl_kernels.attention  # noqa: F401  (it makes torch.ops.prfl.attention)
 from prfl.errors import PrflError
 from prfl.offload import HostStore
 
 Checkpointing = Literal["none", "attention", "full"]
 
-# What fused scaled dot product attention comes to on a GPU or a CPU.  The first result is the attention's output; the
-# small ones beside it (log-sum-exp, random state) are what its backward needs.
+# What attention comes to on a GPU or a CPU, and where its inputs have their tokens.  The first result is its output,
+# the small ones beside it (log-sum-exp, random state) are what its backward needs.
 FUSED_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_fused_attention_overrideable.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default: -2,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default: -2,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default: -2,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: -2,
+    torch.ops.aten._scaled_dot_product_fused_attention_overrideable.default: -2,
+    torch.ops.prfl.attention.default: 1,
 }
 
 Kept = Callable[[], Tensor]
@@ -84,7 +86,8 @@ class _AttentionMode(TorchDispatchMode):
     @staticmethod
     def is_self_attention(func: Callable, args: Sequence[Any]) -> bool:
         """As many keys as queries.  Attention to the text is cheap: it is computed again."""
-        return func in FUSED_ATTENTION and args[0].shape[-2] == args[1].shape[-2]
+        dim = FUSED_ATTENTION.get(func)
+        return dim is not None and args[0].shape[dim] == args[1].shape[dim]
 
 
 class KeepAttention(_AttentionMode):

@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from prfl.backbone.attention import DIFFUSERS, attend
+from prfl.backbone.attention import DIFFUSERS, activate, attend
 from prfl.backbone.condition import FoldedTextProcessor, split_bias
 from prfl.errors import PrflError
 from prfl_kernels import reference
@@ -44,6 +44,7 @@ def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED, attention:
             where="backbone.kernels",
             fix="kernels: torch",
         )
+    activate(attention)
     for block in network.get_submodule("blocks").children():
         block.__class__ = KernelBlock if which else WanTransformerBlock
         block.operations = frozenset(which)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import shutil
@@ -24,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.backbone.architecture import cast
+from prfl.backbone.attention import NAMES, why_not
 from prfl.config.schema import Config
 from prfl.errors import PrflError
 from prfl.forecast.inputs import downloads, missing_inputs
@@ -55,9 +55,9 @@ def check_machine() -> list[Check]:
     return [
         Check("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
         *map(package, PACKAGES),
-        xformers(),
         device(),
         attention("cuda" if torch.cuda.is_available() else "cpu", torch.float32),
+        *attentions(),
         *kernels(),
         Check("hub", hub() or "reachable", working=not hub()),
         video(),
@@ -96,17 +96,12 @@ def package(name: str) -> Check:
         return Check(name, "not installed", f"pip install {name}" if needed else "")
 
 
-def xformers() -> Check:
-    """An extra: it is nothing to worry about when it is absent or does not load."""
-    try:
-        version = metadata.version("xformers")
-        importlib.import_module("xformers.ops")
-    except metadata.PackageNotFoundError:
-        return Check("xformers", "not installed; nothing needs it", working=False)
-    except Exception as error:  # a binary for another torch raises whatever it likes
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return Check("xformers", f"{version} does not load: {reason}; nothing needs it", working=False)
-    return Check("xformers", f"{version} loads")
+def attentions() -> Iterator[Check]:
+    """Which attentions run here, each tried; it is nothing to worry about that most do not."""
+    kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    for name in NAMES:
+        reason = why_not(name, torch.device(kind), dtype, head_size=128)
+        yield Check(f"attention by {name}", f"not here: {reason}" if reason else "runs", working=not reason)
 
 
 def device() -> Check:

@@ -1,0 +1,80 @@
+"""The choice of attention: by name, by variable, by itself; tried before it is believed."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from prfl.backbone import WanBackbone, attention
+from prfl.backbone.attention import NAMES, attend, choose_attention, why_not
+from prfl.config.schema import BackboneConfig
+from tests.backbone.test_kernels import assert_close, computed, with_adapter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(attention.VARIABLE, raising=False)
+
+
+def test_the_config_knows_the_same_names() -> None:
+    assert get_args(BackboneConfig.model_fields["attention"].annotation) == ("auto", *NAMES)
+
+
+def test_by_itself_torch_chooses() -> None:
+    assert choose_attention("auto", "cpu", torch.float32, 12).backend == "sdpa"
+
+
+def test_a_choice_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(attention.VARIABLE, "triton")
+    assert choose_attention("sdpa", "cpu", torch.float32, 12) == ("sdpa", "chosen explicitly")
+    with pytest.raises(ValueError, match="attention by triton, chosen by PRFL_ATTENTION, cannot run here: .* a GPU"):
+        choose_attention("auto", "cpu", torch.float32, 12)
+    monkeypatch.setenv(attention.VARIABLE, "fastest")
+    with pytest.raises(ValueError, match="'fastest' is none of sdpa, "):
+        choose_attention("auto", "cpu", torch.float32, 12)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what cannot run on a CPU")
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("sdpa", "flash")])
+def test_what_cannot_run_here_says_why(name: str) -> None:
+    with pytest.raises(ValueError, match=f"attention by {name}, chosen explicitly, cannot run here: .+"):
+        choose_attention(name, "cpu", torch.bfloat16, 64)
+
+
+def test_a_package_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    assert "xformers.ops" in why_not("xformers", CPU, torch.float32, 16)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda right: 1.2 * right, "off plain softmax"),
+        (lambda right: right.detach(), "does not require grad"),
+    ],
+    ids=["another scale", "no gradient"],
+)
+def test_one_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, wrong: Any, reason: str) -> None:
+    assert why_not("sdpa", CPU, torch.float32, 16) == ""
+    monkeypatch.setattr(attention, "attend", lambda backend, *tensors: wrong(attend(backend, *tensors)))
+    assert reason in why_not("sdpa", CPU, torch.float32, 16)
+
+
+@pytest.mark.parametrize("which", [(), ("lora_linear",)])
+@pytest.mark.parametrize("mode", ["none", "attention", "full"])
+def test_ours_in_the_transformer(tiny_backbone: WanBackbone, which: tuple[str, ...], mode: Any) -> None:
+    """On a CPU the operation's torch path; with text folded into fewer tokens, whose bias it takes."""
+    backbone = with_adapter(tiny_backbone)
+    expected = computed(backbone)
+    backbone.checkpointing = mode
+    backbone.use_kernels(which, "triton")
+    assert_close(computed(backbone), expected)
+    backbone.use_kernels((), "sdpa")
+    assert_close(computed(backbone), expected)
