@@ -43,6 +43,9 @@ OWN = "data.generator={name: shapes_samples, per_prompt: 72, held_out_per_prompt
 CLIPS = spine.MIXTURE
 
 
+FRUGAL = ("rollout.stride=2", "rollout.gradients_per_rollout=4")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """config: in configs/tiny.  overrides: what makes it another recipe.  clips: what SFT and noised starts read.
@@ -81,6 +84,9 @@ RECIPES = {
     "full chain": Recipe("full_chain"),
     "vader": Recipe("vader", reward=PIXEL),
     "prfl, a third of the budget": Recipe("prfl", share=1 / 3),
+    "prfl, half the budget": Recipe("prfl", share=1 / 2),
+    "prfl, stride 2, 4 gradients, half the budget": Recipe("prfl", FRUGAL, share=1 / 2),
+    "prfl, stride 2, 4 gradients": Recipe("prfl", FRUGAL),
     "prfl, from data, a third of the budget": Recipe("prfl", ("objective.from_data=1.0",), share=1 / 3),
 }
 
