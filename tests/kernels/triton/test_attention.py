@@ -27,7 +27,7 @@ class Case(NamedTuple):
     bias: bool = False
     lying: str = "plain"  # how the rows lie
     batch: int = 2
-    heads: int = 3
+    heads: int = 2
 
 
 SMALL = Tiles(32, 16, 4, 1)
@@ -127,7 +127,7 @@ def test_queries_in_shares_where_keys_are_few(device: str, monkeypatch: pytest.M
     monkeypatch.setattr(attention_triton, "tiles", lambda *_: Tiles(16, 32, 4, 1))
     for count in (2, 4):
         monkeypatch.setattr(attention_triton, "parts", lambda *_, count=count: count)
-        check(Case(68, 21, 64, bias=True), device, torch.float32)
+        check(Case(68, 21, 64, bias=True, batch=1), device, torch.float32)
 
 
 def test_rows_are_counted_in_64_bits(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_a_mistake_is_seen(mistake: str, device: str, monkeypatch: pytest.Monkey
                 grid,
                 sizes,
                 pointers,
-                (query, key.as_strided((2, 48, 3, 64), key.stride()), value),
+                (query, key.as_strided((2, 48, 2, 64), key.stride()), value),
                 *rest,
                 **more,
             )
