@@ -1,0 +1,125 @@
+"""Where the work of a PRFL step lies at Wan's real shapes: arithmetic, memory traffic and launches, by counting.
+
+    python bench/step_counts.py [--out bench/results/step.json]
+
+A rollout's network call and a gradient's (forward, checkpointed blocks again, backward) run on ``meta``; every
+operation that is not a view counts its operands and results as traffic and as one launch, and matrix products their
+arithmetic.  So it is what eager torch asks of a GPU, before caches; nothing is timed.  Without and with the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import studies
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from prfl import build
+from prfl.config import load_config
+from prfl.forecast.live_bytes import fused_on_meta
+from prfl.forecast.parts import Shapes
+from prfl.forecast.phases import fewer_blocks
+
+CASES = {
+    "1.3B 480p": ("configs/wan2.1-1.3b/prfl.yaml", 480, 832),
+    "14B 480p": ("configs/wan2.1-14b/prfl.yaml", 480, 832),
+    "14B 720p": ("configs/wan2.1-14b/prfl.yaml", 720, 1280),
+}
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm")
+# Matrix products of tokens x keys x channels in each: a backward pass rebuilds the weights first.
+ATTENTION = {
+    "_scaled_dot_product_flash_attention_for_cpu": 2,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": 5,
+    "attention": 2,
+    "attention_query_gradient": 3,
+    "attention_key_gradient": 4,
+}
+FORWARDS = ("_scaled_dot_product_flash_attention_for_cpu", "attention")
+HARDWARE = {"GFLOP": 680e3, "GB": 4200.0}  # of an H200 in a second, as GEMMs and copies reach them: an assumption
+
+
+class Work(TorchDispatchMode):
+    """found: {(kind, unit): amount}, in GFLOP, GB and launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[str, str]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        if func.is_view or not tensors or name in ("detach", "empty", "empty_like", "new_empty"):
+            return result
+        kind, flops = "norms, gates, rotations, copies", 0
+        if name in PRODUCTS:
+            factors = [leaf for leaf in args if isinstance(leaf, Tensor)][-2:]
+            kind, flops = "matrix products", 2 * factors[0].numel() * factors[1].shape[-1]
+        elif name in ATTENTION:
+            query, key = (
+                args[:2] if name in FORWARDS else args[1:3]
+            )  # a backward pass begins with the output's gradient
+            tokens = -2 if name.startswith("_scaled") else 1
+            product = 2 * query.numel() * key.shape[tokens]
+            kind, flops = "attention", ATTENTION[name] * product
+        self.found[kind, "GFLOP"] += flops / 1e9
+        self.found[kind, "GB"] += sum(leaf.numel() * leaf.itemsize for leaf in tensors) / 1e9
+        self.found[kind, "launches"] += 1
+        return result
+
+
+def counted(config_file: str, height: int, width: int, kernels: bool, gradient: bool) -> dict[str, dict[str, float]]:
+    size = [f"data.height={height}", f"data.width={width}", "data.frames=81", "backbone.checkpointing=full"]
+    chosen = f"backbone.kernels={'triton' if kernels else 'torch'}"
+    config = load_config(config_file, ["backbone.device=cuda", chosen, *size])
+    model = build.architecture(config)
+    shapes, some = Shapes(model, config), []
+    for parameter in model.adapter_parameters(build.POLICY).values():
+        parameter.grad = torch.zeros_like(parameter)
+    total, group = model.num_blocks, model.blocks_a_checkpoint
+    for blocks in (2 * group, 3 * group):  # and continued in a straight line to all of them
+        with fused_on_meta("cuda"), fewer_blocks(model, blocks), torch.set_grad_enabled(gradient), Work() as work:
+            with model.adapter(build.POLICY):
+                output = model.velocity(shapes.latents(1), torch.tensor(0.5), shapes.condition(1))
+                if gradient:
+                    output.backward(torch.zeros_like(output))
+        some.append(work.found)
+    two, three = some
+    found: dict[str, dict[str, float]] = {}
+    for kind, unit in sorted(three):
+        further = (total - 3 * group) // group
+        amount = three[kind, unit] + further * (three[kind, unit] - two[kind, unit])
+        found.setdefault(kind, {})[unit] = amount
+    for kind, amounts in found.items():
+        found[kind]["ms at the roofline"] = 1e3 * max(amounts[unit] / HARDWARE[unit] for unit in HARDWARE)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/step.json"))
+    found = {
+        f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}": counted(
+            *case, kernels=kernels, gradient=gradient
+        )
+        for name, case in CASES.items()
+        for gradient in (False, True)
+        for kernels in (False, True)
+    }
+    how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
+    studies.write(parser.parse_args().out, {"how": how, "assumed of the GPU, a second": HARDWARE, "calls": found})
+    print("| call | work | TFLOP | GB | launches | ms at the roofline |\n| --- | --- | --- | --- | --- | --- |")
+    for call, kinds in found.items():
+        for kind, amounts in kinds.items():
+            cells = f"{amounts['GFLOP'] / 1e3:.1f}", f"{amounts['GB']:.0f}", f"{amounts['launches']:.0f}"
+            print(f"| {call} | {kind} | {' | '.join(cells)} | {amounts['ms at the roofline']:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
