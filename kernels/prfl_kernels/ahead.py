@@ -23,7 +23,7 @@ class Build:
 
     signature: the type of each run-time argument, such as ``{"x": "*bf16", "rows": "i32"}``.
     constants: the values of its ``tl.constexpr`` arguments.  aligned: run-time arguments that are multiples of 16,
-    pointers among them, as at a launch.
+    pointers among them, as at a launch.  spill: bytes of a thread's stack that it may take at most.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Build:
     num_warps: int = 4
     num_stages: int = 2
     aligned: tuple[str, ...] = field(default=())
+    spill: int = 0
 
 
 class Resources(NamedTuple):

@@ -344,4 +344,5 @@ def _build(name: str, kernel: Any, dtype: torch.dtype, channels: int, bias: bool
             signature[argument] = "i32" if rows else types.get(argument, f"*{word}")
     aligned = tuple(argument for argument in signature if argument not in numbers)
     title = f"attention {name}, {word}, {channels} channels"
-    return Build(title, kernel, signature, constants, sizes.warps, sizes.stages, aligned)
+    spill = 1024 if word == "fp32" else 0  # by Triton 3.6 alone; float32 is there to be right, not to be fast
+    return Build(title, kernel, signature, constants, sizes.warps, sizes.stages, aligned, spill)
