@@ -45,6 +45,8 @@ CLIPS = spine.MIXTURE
 
 FRUGAL = ("rollout.stride=2", "rollout.gradients_per_rollout=4")
 
+THRIFTY = ("rollout.stride=4", "rollout.gradients_per_rollout=8")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -87,6 +89,10 @@ RECIPES = {
     "prfl, half the budget": Recipe("prfl", share=1 / 2),
     "prfl, stride 2, 4 gradients, half the budget": Recipe("prfl", FRUGAL, share=1 / 2),
     "prfl, stride 2, 4 gradients": Recipe("prfl", FRUGAL),
+    "prfl, stride 4, 8 gradients, half the budget": Recipe("prfl", THRIFTY, share=1 / 2),
+    "prfl, stride 4, 8 gradients, SFT every second step, half the budget": Recipe(
+        "prfl", (*THRIFTY, "objective.sft.every=2"), share=1 / 2
+    ),
     "prfl, from data, a third of the budget": Recipe("prfl", ("objective.from_data=1.0",), share=1 / 3),
 }
 
@@ -94,7 +100,7 @@ RECIPES = {
 def always(name: str) -> list[str]:
     recipe = RECIPES[name]
     return [
-        recipe.reward, recipe.clips, "rollout.steps=20", *recipe.overrides, spine.FALLING, spine.EACH,
+        recipe.reward, recipe.clips, "rollout.steps=20", spine.FALLING, spine.EACH, *recipe.overrides,
         f"training.batch={BATCH}", "evaluation.prompts_per_round=24", "evaluation.samples_per_prompt=4",
         "evaluation.steps=20", "evaluation.final_samples=0",
     ]  # fmt: skip
