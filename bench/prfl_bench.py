@@ -9,7 +9,7 @@ jaxtyping refuses to check a package that is there already.  So prfl is imported
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[session_key] = Session(config.getoption("benchmark_world"), *limits)
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if config.getoption("benchmark") or not collection_path.match(PATTERN):
-        return None
-    config.stash[left_out] = True
-    return True
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Generator[None, Any, Any]:
+    found = yield
+    if parent.config.getoption("benchmark") or not file_path.match(f"{FOLDER}/{PATTERN}"):
+        return found
+    parent.config.stash[left_out] = True  # a file that was named on the command line would run
+    return []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

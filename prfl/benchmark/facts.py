@@ -26,6 +26,7 @@ def facts(weights: str) -> dict[str, Any]:
         "machine": machine(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": commit(),
+        "sources": sources(),
         "weights": weights,
     }
 
@@ -47,7 +48,12 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """Short hash of the working tree's commit, with "+" where a source was changed since; "unknown" without git."""
+    """Short hash of the working tree's commit, with "+" where a source was changed since.
+
+    Without git, as where only the files were copied to, the variable PRFL_COMMIT, or "unknown".
+    """
+    if named := os.environ.get("PRFL_COMMIT"):
+        return named
     try:
         head = _git("rev-parse", "--short", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", *MEASURED, ":!bench/results")

@@ -49,7 +49,7 @@ def _figures(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _mebibytes(size: float) -> str:
+def _mebibytes(size: int) -> str:
     return _figures(size / 2**20)
 
 

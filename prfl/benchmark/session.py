@@ -31,11 +31,12 @@ class Recorded:
 
 @dataclass
 class Measured:
-    """One provider's figures, on their way into pytest-benchmark."""
+    """One provider's figures, on their way into pytest-benchmark, or why there are none."""
 
     seconds: list[float]
     info: dict[str, Any]
     group: str
+    failure: Exception | None = None
     timer: Recorded = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,8 +45,11 @@ class Measured:
     def into(self, benchmark: Any) -> None:
         """Rounds and figures to the ``benchmark`` fixture.
 
-        Raises RuntimeError where that was set up before ``measured`` and so has another timer.
+        Raises the provider's own failure, and RuntimeError where ``benchmark`` was set up before ``measured`` and so has
+        another timer.
         """
+        if self.failure:
+            raise self.failure
         benchmark.extra_info.update(self.info)
         benchmark.pedantic(lambda: None, rounds=len(self.seconds))
         if benchmark.enabled and benchmark.stats.stats.data != self.seconds:
@@ -76,7 +80,7 @@ class Session:
             self._wanted.setdefault(case, []).append(provider)
 
     def measured(self, name: str, provider: str) -> Measured:
-        """Measures all selected providers of the case, the first time.  Raises what kept this one from it."""
+        """Measures all selected providers of the case, the first time.  Raises Unavailable."""
         if name not in self._measured:
             try:
                 self._measured[name] = measure(self._cases[name], self._wanted[name], *self._limits)
@@ -87,8 +91,10 @@ class Session:
             raise known
         problem, results = known
         found, reference = results[provider], results[problem.reference]
-        if isinstance(found, Exception):
+        if isinstance(found, Unavailable):
             raise found
+        if isinstance(found, Exception):
+            return Measured([], {}, name, found)
         assert isinstance(reference, Found)
         info = figures(self._cases[name], provider, problem, found, reference)
         self.rows.append(Row(f"{name}-{provider}", info, Path()))
