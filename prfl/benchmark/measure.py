@@ -25,7 +25,7 @@ from prfl.forecast.live_bytes import SavedBytes
 
 WARMUPS = 3  # a provider's first runs compile, tune and fill caches; they are not timed
 FLUSHED = 256 * 2**20  # bytes written between two runs on a GPU, so that nothing is found in its cache
-APART = 6.0  # providers may be so many times as far from float64 as the reference is, and still compute the same thing
+APART = 3.0  # providers may be so many times as far from float64 as the reference is, and still compute the same thing
 
 
 @dataclass
@@ -105,7 +105,7 @@ def compare(problem: Problem, works: Mapping[str, Work], found: Mapping[str, Fou
             wrong[name] = f"computed {', '.join(own)}; the reference {', '.join(torchs)}"
             continue
         if problem.exact:
-            lines = too_far(own, torchs, exact, factor=APART, rounding=APART)
+            lines = too_far(own, torchs, exact, factor=APART)
             found[name].against = problem.exact_is
         else:
             errors = relative_errors(own, exact)

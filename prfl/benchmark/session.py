@@ -45,8 +45,8 @@ class Measured:
     def into(self, benchmark: Any) -> None:
         """Rounds and figures to the ``benchmark`` fixture.
 
-        Raises the provider's own failure, and RuntimeError where ``benchmark`` was set up before ``measured`` and so has
-        another timer.
+        Raises the provider's own failure, and RuntimeError where ``benchmark`` was set up before ``measured``, and so
+        has another timer.
         """
         if self.failure:
             raise self.failure
