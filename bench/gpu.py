@@ -33,7 +33,10 @@ from prfl_kernels.builds import RANKS, SHAPES  # noqa: E402
 RESULTS = REPOSITORY / "bench/results/gpu"
 LEFT_ALONE = ("torch", "triton", "nvidia", "cuda")
 KERNELS = ("kernels", "tests/kernels")
-CASES = ("kernels", "prfl/backbone", "prfl/benchmark", "bench")
+CASES = (
+    "kernels", "prfl/backbone/kernels.py", "prfl/benchmark/measure.py", "prfl/benchmark/kernel_problem.py",
+    "prfl/benchmark/kernel_cases.py", "prfl/benchmark/block_case.py",
+)  # fmt: skip
 BARE = ("pytest",)
 BENCHMARKS = (*BARE, "pytest_benchmark", "jaxtyping", "rich")
 # Not pytest's options of pyproject.toml: they name plugins that may not be there.
@@ -42,7 +45,7 @@ PLAIN = ("-m", "pytest", "-q", "-x", "-o", "addopts=", "--import-mode=importlib"
 
 @dataclass(frozen=True)
 class Piece:
-    """command: of python.  of: folders that it measures.  needs: modules that must import.  seconds: about, to plan."""
+    """command: of python.  of: folders and files that it measures.  needs: modules that must import.  seconds: about, to plan."""
 
     name: str
     command: tuple[str, ...]
@@ -152,6 +155,8 @@ def run(piece: Piece, out: Path, end: float) -> str:
     if piece.benchmark and not (partial.exists() and partial.stat().st_size):
         return f"FAILED, see {log}"
     result = json.loads(partial.read_text()) if piece.benchmark else facts("random")
+    for each in result.get("benchmarks", ()):
+        each["stats"].pop("data", None)  # the rounds are in extra_info
     own = {"sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": "".join(last)}
     partial.write_text(json.dumps({**result, "piece": {**own, "exit": process.returncode}}, indent=1) + "\n")
     partial.replace(target)

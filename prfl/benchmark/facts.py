@@ -67,10 +67,11 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def sources(folders: Sequence[str] = MEASURED) -> str:
-    """A hash of the Python files below some folders of the repository: what a result was measured of, without git."""
+def sources(parts: Sequence[str] = MEASURED) -> str:
+    """A hash of Python files of the repository, and of those below folders: what a result was measured of."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")):
+    paths = (REPOSITORY / part for part in parts)
+    for path in sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))):
         digest.update(f"{path.relative_to(REPOSITORY)}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -24,6 +24,7 @@ from prfl.benchmark.problem import Case, Outputs, Problem, Unavailable, Work, bu
 from prfl.forecast.live_bytes import SavedBytes
 
 WARMUPS = 3  # a provider's first runs compile, tune and fill caches; they are not timed
+ROUNDS = 200  # at most: more make large files and no narrower interval
 FLUSHED = 256 * 2**20  # bytes written between two runs on a GPU, so that nothing is found in its cache
 APART = 3.0  # providers may be so many times as far from float64 as the reference is, and still compute the same thing
 
@@ -45,7 +46,7 @@ def interleaved(works: Mapping[str, Work], seconds: float, least: int, device: t
     seconds: for each provider, about; least: rounds, however long they take.
     """
     longest = max(min(timed(work, device) for _ in range(WARMUPS)) for work in works.values())
-    rounds = max(least, min(1000, int(seconds / max(longest, 1e-6))))
+    rounds = max(least, min(ROUNDS, int(seconds / max(longest, 1e-6))))
     found: dict[str, list[float]] = {name: [] for name in works}
     enabled = gc.isenabled()
     gc.disable()
