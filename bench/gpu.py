@@ -45,7 +45,7 @@ PLAIN = ("-m", "pytest", "-q", "-x", "-o", "addopts=", "--import-mode=importlib"
 
 @dataclass(frozen=True)
 class Piece:
-    """command: of python.  of: folders and files that it measures.  needs: modules that must import.  seconds: about, to plan."""
+    """command: of python.  of: folders and files that it measures.  needs: modules.  seconds: about, to plan with."""
 
     name: str
     command: tuple[str, ...]
@@ -154,7 +154,8 @@ def run(piece: Piece, out: Path, end: float) -> str:
         return f"FAILED, see {log}"
     if piece.benchmark and not (partial.exists() and partial.stat().st_size):
         return f"FAILED, see {log}"
-    result = json.loads(partial.read_text()) if piece.benchmark else facts("random")
+    text = partial.read_text().replace(str(partial), target.name) if piece.benchmark else ""
+    result = json.loads(text) if piece.benchmark else facts("random")
     for each in result.get("benchmarks", ()):
         each["stats"].pop("data", None)  # the rounds are in extra_info
     own = {"sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": "".join(last)}

@@ -89,6 +89,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         found.select(item.callspec.params["measured"] for item in items if "measured" in item.callspec.params)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    machine_info.pop("node", None)  # the files are committed: what the machine is matters, not its name
+
+
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
     """One provider of one case.  All of its providers that were selected are measured when the first is asked for.

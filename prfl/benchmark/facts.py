@@ -22,13 +22,25 @@ MEASURED = ("kernels", "prfl", "bench")  # the sources that a result depends on
 def facts(weights: str) -> dict[str, Any]:
     """Facts beside a result, as JSON.  weights: which weights, and whether they are random."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(sys.argv),
         "machine": machine(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": commit(),
         "sources": sources(),
         "weights": weights,
     }
+
+
+def command(words: Sequence[str]) -> str:
+    """A command line without the folders of this machine.  words: as sys.argv."""
+    first = Path(words[0])
+    if first.name == "__main__.py":
+        program = f"python -m {first.parent.name}"
+    elif first.suffix == ".py":
+        program = f"python {first}"
+    else:
+        program = first.name
+    return " ".join([program, *words[1:]]).replace(f"{REPOSITORY}{os.sep}", "")
 
 
 def machine() -> str:
@@ -70,8 +82,8 @@ def _git(*arguments: str) -> str:
 def sources(parts: Sequence[str] = MEASURED) -> str:
     """A hash of Python files of the repository, and of those below folders: what a result was measured of."""
     digest = hashlib.sha256()
-    paths = (REPOSITORY / part for part in parts)
-    for path in sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))):
+    roots = (REPOSITORY / part for part in parts)
+    for path in sorted(path for root in roots for path in ([root] if root.is_file() else root.rglob("*.py"))):
         digest.update(f"{path.relative_to(REPOSITORY)}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

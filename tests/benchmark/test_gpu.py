@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +19,6 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    import sys
-
     spec = importlib.util.spec_from_file_location("bench_gpu", REPOSITORY / "bench/gpu.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -74,3 +75,40 @@ def test_the_pieces_cover_every_test_and_every_case(gpu: Any) -> None:
         for case in cases(world):
             fits = [each for its, each in words if its == world and set(each) <= set(case.name.split("-"))]
             assert len(fits) == 1, case.name
+
+
+BARE = """
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        gone = {"diffusers", "transformers", "peft", "pydantic", "accelerate", "jaxtyping", "rich", "numpy"}
+        if name.split(".")[0] in gone:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Nothing())
+"""
+
+
+def test_the_compiled_tests_want_torch_triton_and_pytest_only(gpu: Any) -> None:
+    tests = [piece for piece in gpu.pieces() if not piece.benchmark]
+    options = [*tests[0].command[2:-1], "-p", "no:jaxtyping", "-p", "no:anyio", "--collect-only"]
+    code = f"{BARE}\nimport pytest\nsys.exit(pytest.main({[*options, *(piece.command[-1] for piece in tests)]!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=gpu.environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_kernels_cases_want_neither_diffusers_nor_peft() -> None:
+    """But for a block and for peft's own rows."""
+    code = BARE.replace('"jaxtyping", "rich", "numpy"', "") + (
+        "from prfl.benchmark import kernel_cases, results, report\n"
+        "from prfl.benchmark.problem import Unavailable, build, prepare\n"
+        "case = next(case for case in kernel_cases.cases('tiny') if case.operation == 'lora_linear')\n"
+        "problem = build(case)\n"
+        "prepare(problem, 'ours')\n"
+        "try: prepare(problem, 'peft')\n"
+        "except Unavailable as reason: print(reason)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'kernels'}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "peft is not installed", done.stderr

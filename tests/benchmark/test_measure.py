@@ -137,6 +137,11 @@ def test_share_of_the_roofline() -> None:
 
 def test_facts_and_sources() -> None:
     found = facts.facts("random")
+    words = {
+        "/usr/bin/pytest": "pytest x", "/usr/lib/pytest/__main__.py": "python -m pytest x",
+        f"{facts.REPOSITORY}/bench/a.py": "python bench/a.py x", "bench/a.py": "python bench/a.py x",
+    }  # fmt: skip
+    assert {first: facts.command([first, "x"]) for first in words} == words
     assert {"command", "machine", "versions", "commit", "sources", "weights"} == found.keys()
     assert found["versions"]["torch"] == torch.__version__
     assert facts.sources(("kernels",)) != facts.sources(("prfl/benchmark",)) and len(facts.sources()) == 12
