@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
+from prfl.benchmark.facts import facts
 from prfl.data.files import replacing
 
 SEEDS = (0, 1, 2)
@@ -48,16 +47,9 @@ def records(folder: Path, key: str) -> list[dict]:
 
 
 def write(path: Path, result: dict) -> None:
-    """The result with what a reader needs to weigh it: command, machine, versions, commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    facts = {
-        "command": "python " + " ".join(sys.argv),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, no GPU",
-        "versions": {name: version(name) for name in ("torch", "diffusers", "peft")},
-        "commit": commit,
-        "weights": "the shapes world's trained base (prfl/data/shapes/model)",
-    }
+    """The result with what a reader needs to weigh it."""
+    found = facts("the shapes world's trained base (prfl/data/shapes/model)")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**facts, **result}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**found, **result}, indent=1) + "\n")
     print(f"wrote {path}")

@@ -23,6 +23,7 @@ import studies
 import torch
 
 from prfl import build, commands
+from prfl.benchmark.measure import restart_peak, status
 from prfl.config import load_config
 from prfl.config.schema import Config, SftConfig
 from prfl.evaluation import policy_eval
@@ -109,7 +110,7 @@ def memory(config_file: str, overrides: list[str], out: Path) -> None:
     """Bytes above the loaded baseline at the peak of a training step on the CPU, regulariser's step and all."""
     config = load_config(config_file, overrides)
     objectives = objectives_of(config)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak starts anew
+    restart_peak()
     before = status("VmRSS")
     for objective in objectives:
         objective.accumulate(0, list(range(config.training.batch)))
@@ -125,12 +126,6 @@ def objectives_of(config: Config) -> list[Objective]:
     extra = build.regulariser(config, model, clips)
     steering = build.steering(config, model, build.trained_reward(config, model), clips)
     return [steering, *([extra.objective] if extra else [])]
-
-
-def status(name: str) -> int:
-    """Bytes, from /proc/self/status."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
 
 
 # ------------------------------------------------------------------------------------------------------------ the study

@@ -103,6 +103,12 @@ EXPORT_EXAMPLES = """\
   prfl export runs/tiny-prfl --merged               the whole transformer too, as a diffusers folder
   prfl export runs/tiny-reward --push owner/name    a reward, uploaded to the Hugging Face hub
 """
+BENCH_EXAMPLES = """\
+  pytest --benchmark --benchmark-json=a.json             measure (bench/README.md): this writes the files
+  prfl bench report a.json b.json --page report.html     tables here, and a page with plots
+  prfl bench report --update README.md                   the tables between a README's bench comments, from their files
+  prfl bench compare a.json b.json                       what became slower or larger from a to b
+"""
 LABELS_EXAMPLES = """\
   prfl labels import ratings.csv                    video,prompt,split,motion,text with numbers from 0 to 1
   prfl labels import ratings.csv --scale 1:5        ... or from 1 to 5
@@ -231,6 +237,18 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("file", type=Path, metavar="FILE.csv", help="one line a video, or a pair")
     options.add_argument("--out", type=Path, metavar="FILE", help="the manifest; default: FILE.jsonl")
     options.add_argument("--scale", type=span, default=(0.0, 1.0), metavar="LOW:HIGH", help="of ratings; default: 0:1")
+
+    about = "show and compare the results of pytest --benchmark"
+    under = commands.add_parser("bench", help=about, description=BENCH_EXAMPLES, formatter_class=raw)
+    actions = under.add_subparsers(required=True, metavar="ACTION")
+    options = plain(bench_report, "report", "show results as tables and as a page", BENCH_EXAMPLES, actions)
+    options.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of pytest-benchmark (--benchmark-json)")
+    options.add_argument("--page", type=Path, metavar="FILE.html", help="write a self-contained page")
+    options.add_argument("--markdown", action="store_true", help="print the table of a README instead")
+    options.add_argument("--update", type=Path, metavar="README", help="write the tables of a README from their files")
+    options = plain(bench_compare, "compare", "show what changed between two results", BENCH_EXAMPLES, actions)
+    options.add_argument("before", type=Path, metavar="A")
+    options.add_argument("after", type=Path, metavar="B")
 
     add(doctor, "doctor", "say whether this machine can run a config, or anything", DOCTOR_EXAMPLES, "?")
 
@@ -370,6 +388,20 @@ def import_labels(options: argparse.Namespace) -> None:
     from prfl.labels.table import import_csv
 
     print(import_csv(options.file, options.out or options.file.with_suffix(".jsonl"), options.scale))
+
+
+def bench_report(options: argparse.Namespace) -> None:
+    if not options.files and not options.update:
+        raise PrflError("no files", where="prfl bench report", fix="give results, or --update README.md")
+    from prfl.benchmark import commands
+
+    commands.report(options.files, page=options.page, as_markdown=options.markdown, readme=options.update)
+
+
+def bench_compare(options: argparse.Namespace) -> None:
+    from prfl.benchmark import commands
+
+    commands.compare(options.before, options.after)
 
 
 if __name__ == "__main__":

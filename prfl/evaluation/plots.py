@@ -22,7 +22,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(axes: Axes, title: str) -> None:
+def style(axes: Axes, title: str) -> None:
     """Grey lines and text, which stand out from white and from black alike."""
     axes.set_title(title, fontsize=9, color=GREY, loc="left")
     axes.tick_params(colors=GREY, labelsize=7.5, length=0)
@@ -45,7 +45,7 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
     for axes, name in zip(grid, names, strict=False):
         points = [(record["step"], record[name]) for record in records if name in record]
         steps, values = np.array(points, dtype=float).T
-        _axes(axes, name)
+        style(axes, name)
         if len(values) < 40:
             axes.plot(steps, values, color=COLOURS[0], linewidth=1.4, marker="o", markersize=2.5)
             continue
@@ -87,7 +87,7 @@ def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, s
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.5, 0.8, 0.9, 0.95, 1])
         axes.set_xlabel("sigma (1 = noise)")
-        _axes(axes, dimension)
+        style(axes, dimension)
     for axes in grid[len(dimensions) :]:
         axes.set_visible(False)
     # A scorer may lack the first dimension: take each from the first panel that has it.
@@ -132,6 +132,6 @@ def reliability(rows: Sequence[Row]) -> bytes:
         label = f"{row.scorer}, sigma {row.level.label}"
         axes.plot(table.predicted, table.observed, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
     axes.set(xlabel="predicted probability", ylabel="share of good ones", xlim=(0, 1), ylim=(0, 1))
-    _axes(axes, "calibration")
+    style(axes, "calibration")
     axes.legend(frameon=False, fontsize=7.5, labelcolor=GREY)
     return png(figure)

@@ -39,21 +39,25 @@ def write_report(run: Path, title: str = "") -> Path:
         _file("Config", run / "config.yaml"),
         _environment(run / "environment.json"),
     ]
-    return _write_page(run / "report.html", title or run.name, parts)
+    return write_page(run / "report.html", title or run.name, parts)
 
 
 def write_samples_page(results: Path, title: str) -> Path:
     """``index.html`` beside a results.json: the scores, and every video with its prompt, side by side."""
     header = f"<header><h1>{escape(title)}</h1></header>"
-    return _write_page(results.with_name("index.html"), title, [header, _results(results), _videos(results, "Videos")])
+    return write_page(results.with_name("index.html"), title, [header, _results(results), _videos(results, "Videos")])
 
 
-def _write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
+FOOTER = "Written by prfl. Intervals are 95 % percentile bootstraps over prompts."
+
+
+def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTER) -> Path:
+    """A self-contained page of these sections (HTML), written atomically."""
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, parts)) + "\n"
-        "<footer>Written by prfl. Intervals are 95 % percentile bootstraps over prompts.</footer>"
+        f"<footer>{escape(footer)}</footer>"
         "</main></body></html>\n"
     )
     with replacing(path) as temporary:
@@ -172,12 +176,12 @@ def _ranking(run: Path) -> str:
         accuracy, *others = measured(rows).values()
         more = ""
         for measure in others:
-            image = _image(plots.by_sigma(rows, dimensions, measure), measure.title)
-            more += _details(f"{measure.title}, by noise level", image)
+            plot = image(plots.by_sigma(rows, dimensions, measure), measure.title)
+            more += _details(f"{measure.title}, by noise level", plot)
         text += (
             f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
             f"level; 0.5 is chance, sigma 1 the floor. {escape(about)}</p>"
-            + _image(plots.by_sigma(rows, dimensions, accuracy), "pairwise accuracy against sigma")
+            + image(plots.by_sigma(rows, dimensions, accuracy), "pairwise accuracy against sigma")
             + more
             + _ranking_table([row for row in rows if row.level.kind != "sampler"], dimensions[0])
             + _calibration(rows, dimensions[0])
@@ -191,8 +195,8 @@ def _calibration(rows: Sequence[Row], dimension: str, sigma: float = 0.8) -> str
     at = [row for row in rows if row.dimension == dimension and row.level == level and row.reliability is not None]
     if not at:
         return ""
-    image = _image(plots.reliability(at), "predicted probability against the share of good samples")
-    return _details(f"calibration at sigma {sigma} ({dimension})", image)
+    plot = image(plots.reliability(at), "predicted probability against the share of good samples")
+    return _details(f"calibration at sigma {sigma} ({dimension})", plot)
 
 
 def _details(title: str, content: str) -> str:
@@ -225,14 +229,14 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     if not names:
         return ""
     shown = first or rest
-    text = "<section><h2>Curves</h2>" + _image(plots.curves(records, shown), "metrics over training steps")
+    text = "<section><h2>Curves</h2>" + image(plots.curves(records, shown), "metrics over training steps")
     if first and rest:
-        more = _image(plots.curves(records, rest), "more metrics over training steps")
+        more = image(plots.curves(records, rest), "more metrics over training steps")
         text += f"<details><summary>{len(rest)} more</summary>{more}</details>"
     return text + "</section>"
 
 
-def _image(data: bytes, alt: str) -> str:
+def image(data: bytes, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
 

@@ -64,10 +64,11 @@ class _Packed:
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     """Context manager.  ``live`` and ``peak``: bytes of the distinct storages that autograd keeps for its backward
-    passes, now and at most, of the graphs that are built inside it."""
+    passes, now and at most, of the graphs that are built inside it.  known: tensors that are not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Sequence[Tensor] = ()) -> None:
         self.live = self.peak = 0
+        self._known = {_key(tensor) for tensor in known}
         self._owners: Counter[int] = Counter()
         super().__init__(self._pack, lambda packed: packed.tensor)
 
@@ -76,7 +77,8 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return self
 
     def _pack(self, tensor: Tensor) -> _Packed:
-        key, size, packed = _key(tensor), tensor.untyped_storage().nbytes(), _Packed(tensor)
+        key, packed = _key(tensor), _Packed(tensor)
+        size = 0 if key in self._known else tensor.untyped_storage().nbytes()
         self._owners[key] += 1
         if self._owners[key] == 1:
             self.live += size

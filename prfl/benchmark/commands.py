@@ -1,0 +1,36 @@
+"""What ``prfl bench`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from prfl.benchmark.readme import update
+from prfl.benchmark.report import about, comparison, markdown, tables, write_page
+from prfl.benchmark.results import read
+from prfl.console import console
+
+
+def report(
+    files: Sequence[Path], *, page: Path | None = None, as_markdown: bool = False, readme: Path | None = None
+) -> None:
+    """Tables of the files' rows; page: write one, too.  readme: its marked tables are written from their files."""
+    rows = read(files)
+    if as_markdown and rows:
+        print(markdown(rows), end="")
+    else:
+        for table in tables(rows):
+            console.print(table)
+        for line in about(rows):
+            console.print(line, markup=False, soft_wrap=True)
+    if page and rows:
+        console.print(f"page: {write_page(rows, page)}", markup=False, soft_wrap=True)
+    if readme:
+        console.print(f"{readme}: {'updated' if update(readme) else 'as its files say'}", markup=False, soft_wrap=True)
+
+
+def compare(before: Path, after: Path) -> None:
+    old, new = read([before]), read([after])
+    for line in [*(f"before: {fact}" for fact in about(old)), *(f"after: {fact}" for fact in about(new))]:
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(comparison(old, new))

@@ -1,0 +1,177 @@
+"""Tables and a page of benchmark results, and what two of them differ in.
+
+One line a provider, one table a case; the headline is how many times as fast as the reference, with its interval.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prfl.benchmark.results import Row, by_case, time_ratio_apart
+from prfl.evaluation.metrics import Interval
+
+HEAD = (
+    "provider", "times as fast", "ms (20 to 80 %)", "TFLOPS", "GB/s", "of roofline", "peak MiB", "saved MiB", "error",
+)  # fmt: skip
+DASH = "-"
+
+
+def cells(row: Row) -> list[str]:
+    """One line of a table: text under ``HEAD``."""
+    info = row.info
+    milliseconds = info["milliseconds"]
+    return [
+        row.provider,
+        f"{Interval(**info['times_reference'])}" if row.provider != info["reference"] else "1",
+        f"{_figures(milliseconds['median'])} ({_figures(milliseconds['low'])} to {_figures(milliseconds['high'])})",
+        _or_dash(info["tflops"], _figures),
+        _or_dash(info["gb_per_s"], _figures),
+        _or_dash(info["roofline"], lambda share: f"{100 * share:.0f} %"),
+        _or_dash(info["memory"].get("peak"), _mebibytes),
+        _or_dash(info["saved_bytes"], _mebibytes),
+        _or_dash(info["error"], lambda error: f"{error:.1e}"),
+    ]
+
+
+def _or_dash(value: Any, write: Any) -> str:
+    return DASH if value is None else write(value)
+
+
+def _figures(value: float) -> str:
+    """Three significant figures, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _mebibytes(size: int) -> str:
+    return _figures(size / 2**20)
+
+
+def used(rows: Sequence[Row]) -> list[int]:
+    """Numbers of the columns in which some row has something to say."""
+    lines = [cells(row) for row in rows]
+    return [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
+
+
+def about(rows: Sequence[Row]) -> list[str]:
+    """What the rows were measured on and of, one line for each difference."""
+    return list(dict.fromkeys(", ".join(_facts(row.info)) for row in rows))
+
+
+def _facts(info: Mapping[str, Any]) -> list[str]:
+    versions = " ".join(f"{name} {found}" for name, found in info["versions"].items())
+    threads = [f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"] if info["device"] == "cpu" else []
+    return [info["machine"], *threads, versions, f"commit {info['commit']}", f"{info['weights']} weights"]
+
+
+def title(row: Row) -> str:
+    shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in row.info["shapes"].items())
+    return f"{row.case} ({row.info['dtype']}; {shapes})"
+
+
+# --------------------------------------------------------------------------------------------- terminal, markdown, page
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    made = []
+    for some in by_case(rows).values():
+        table = Table(title=title(some[0]), title_justify="left")
+        columns = used(some)
+        for i in columns:
+            table.add_column(HEAD[i], justify="left" if i == 0 else "right", no_wrap=True)
+        for row in some:
+            line = cells(row)
+            table.add_row(*(line[i] for i in columns))
+        made.append(table)
+    return made
+
+
+def terminal(rows: Sequence[Row], width: int = 140) -> str:
+    """The tables as text, and what they were measured on."""
+    target = io.StringIO()
+    console = Console(file=target, width=width)
+    for table in tables(rows):
+        console.print(table)
+    for line in about(rows):
+        console.print(line, markup=False, soft_wrap=True)
+    return target.getvalue()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table of all rows, as a README has it; the case is the first column."""
+    columns = used(rows)
+    lines = [f"| {' | '.join(['case', *(HEAD[i] for i in columns)])} |", f"|{' --- |' * (len(columns) + 1)}"]
+    for row in rows:
+        line = cells(row)
+        lines.append(f"| {' | '.join([row.case, *(line[i] for i in columns)])} |")
+    return "\n".join([*lines, "", *about(rows)]) + "\n"
+
+
+def write_page(rows: Sequence[Row], path: Path) -> Path:
+    """A self-contained page: facts, a plot of the headline, a table for each case."""
+    from prfl.benchmark.plots import ratios
+    from prfl.evaluation.report import image, write_page
+
+    facts = "".join(f"<p class=quiet>{escape(line)}</p>" for line in about(rows))
+    parts = [f"<header><h1>Benchmarks</h1>{facts}</header>"]
+    operations: dict[str, list[Row]] = {}
+    for row in rows:
+        operations.setdefault(row.info["operation"], []).append(row)
+    for operation, own in operations.items():
+        plot = image(ratios(own), f"how many times as fast as {own[0].info['reference']}")
+        body = "".join(_table(some) for some in by_case(own).values())
+        parts.append(f"<section><h2>{escape(operation)}</h2>{plot}{body}</section>")
+    note = "Written by prfl. Intervals are 95 % percentile bootstraps over rounds."
+    return write_page(path, "Benchmarks", parts, note)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    columns = used(rows)
+    head = "".join(f"<th>{escape(HEAD[i])}</th>" for i in columns)
+    body = ""
+    for row in rows:
+        line = cells(row)
+        body += f"<tr>{''.join(f'<td>{escape(line[i])}</td>' for i in columns)}</tr>"
+    table = f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return f"<h3>{escape(title(rows[0]))}</h3>{table}"
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
+    """What changed from one set of results to another, one line for each benchmark that both have.
+
+    Slower or faster where the interval of the ratio leaves out 1; peaks by more than a hundredth; saved bytes exactly.
+    """
+    known = {row.name: row for row in before}
+    table = Table(title="after against before", title_justify="left")
+    for name in ("benchmark", "time, after / before", "", "peak MiB", "saved bytes"):
+        table.add_column(name, justify="left" if name in ("benchmark", "") else "right", no_wrap=True)
+    for row in after:
+        if row.name not in known:
+            table.add_row(f"{row.case}, {row.provider}", "", "new", "", "")
+            continue
+        old = known.pop(row.name)
+        ratio = time_ratio_apart(row.rounds, old.rounds)
+        verdict = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else ""
+        peaks = [each.info["memory"].get("peak") for each in (old, row)]
+        saved = [each.info["saved_bytes"] for each in (old, row)]
+        larger = None not in peaks and peaks[1] > 1.01 * peaks[0]
+        verdicts = [verdict, "larger peak" * larger, "saves more" * (saved[1] > saved[0])]
+        table.add_row(
+            f"{row.case}, {row.provider}",
+            str(ratio),
+            ", ".join(filter(None, verdicts)),
+            DASH if None in peaks else " -> ".join(_mebibytes(each) for each in peaks),
+            f"{saved[0]}" if saved[0] == saved[1] else f"{saved[0]} -> {saved[1]}",
+        )
+    for name in known:
+        table.add_row(f"{known[name].case}, {known[name].provider}", "", "gone", "", "")
+    return table

@@ -1,0 +1,102 @@
+"""Tables, the page and comparisons of result files, and READMEs that show what the files say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prfl.benchmark import readme, report
+from prfl.benchmark.results import read
+from prfl.cli import main
+from prfl.errors import PrflError
+
+REPOSITORY = Path(__file__).parents[2]
+READMES = [REPOSITORY / name for name in ("README.md", "bench/README.md", "kernels/README.md")]
+FAST, SLOW = [1.0e-3, 1.1e-3, 0.9e-3], [2.0e-3, 2.2e-3, 1.8e-3]
+Results = Callable[..., Path]
+
+
+def test_tables_say_what_the_file_says(results: Results, capsys: pytest.CaptureFixture) -> None:
+    file = results("a.json", plain=SLOW, other=FAST, saved={"other": 3 * 2**20})
+    text = report.terminal(read([file]))
+    assert re.search(r"plain\s+│\s+1 │\s+2 \(1.88 to 2.12\)", text)
+    assert re.search(r"other\s+│\s+2.000 \[1.9\d\d, 2.0\d\d\]|other\s+│\s+2.000 \[2.000, 2.000\]", text)
+    assert "TFLOPS" not in text and "saved MiB" in text  # a column that says nothing is not shown
+    assert "adding-width64 (float32; x 64)" in text and "random weights" in text
+    assert main(["bench", "report", str(file), "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| case | provider | times as fast |") and len(lines) == 6
+    assert lines[3].split(" | ")[:2] == ["| adding-width64", "other"]
+
+
+def test_a_page_that_stands_alone(results: Results, tmp_path: Path) -> None:
+    file = results("a.json", plain=SLOW, other=FAST)
+    assert main(["bench", "report", str(file), "--page", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "data:image/png;base64," in page and "<td>other</td>" in page and "over rounds" in page
+    assert not re.search(r"(src|href)=(?!\"data:)", page)
+
+
+def test_what_became_slower_or_larger(results: Results, capsys: pytest.CaptureFixture) -> None:
+    before = results("a.json", plain=FAST, other=SLOW, ceiling=FAST, saved={"other": 1000}, peak={"other": 2**20})
+    after = results("b.json", plain=SLOW, other=SLOW, new=FAST, saved={"other": 1001}, peak={"other": 2**21})
+    assert main(["bench", "compare", str(before), str(after)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ("plain", "other", "new", "ceiling")
+    found = {name: next(line for line in lines if f", {name} " in line) for name in names}
+
+    assert "slower" in found["plain"] and "2.000 [" in found["plain"]
+    assert "slower" not in found["other"] and "larger peak, saves more" in found["other"]
+    assert "1000 -> 1001" in found["other"] and "1 -> 2" in found["other"]
+    assert " new " in found["new"] and " gone " in found["ceiling"]
+    assert "1024 " in found["plain"] and "->" not in found["plain"].split("│")[-2]
+
+
+def test_refusals(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    for path in ("absent.json", "x.json"):
+        with pytest.raises(PrflError, match="no results of pytest-benchmark"):
+            read([tmp_path / path])
+    assert main(["bench", "report"]) == 2 and "no files" in capsys.readouterr().err
+
+
+@pytest.fixture
+def page(results: Results, tmp_path: Path) -> Path:
+    results("a.json", plain=SLOW, other=FAST)
+    path = tmp_path / "README.md"
+    path.write_text("Before.\n<!-- bench: a.json provider=other -->\n<!-- /bench -->\nAfter.\n")
+    return path
+
+
+def test_a_readmes_table_is_written_from_its_files(page: Path, capsys: pytest.CaptureFixture) -> None:
+    assert readme.stale(page) == ["a.json provider=other"]
+    assert main(["bench", "report", "--update", str(page)]) == 0 and "updated" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith("Before.\n<!-- bench") and text.endswith("<!-- /bench -->\nAfter.\n")
+    assert "| other |" in text and "| plain |" not in text
+    assert readme.stale(page) == [] and not readme.update(page)
+
+
+@pytest.mark.parametrize("planted", ["table", "file"])
+def test_a_table_that_disagrees_with_its_file_is_seen(page: Path, results: Results, planted: str) -> None:
+    readme.update(page)
+    if planted == "table":
+        page.write_text(page.read_text().replace("2.000 [", "3.000 [", 1))
+    else:
+        results("a.json", plain=SLOW, other=SLOW)
+    assert readme.stale(page) == ["a.json provider=other"]
+
+
+def test_a_marker_without_rows_is_an_error(page: Path) -> None:
+    page.write_text(page.read_text().replace("provider=other", "provider=nobody"))
+    with pytest.raises(PrflError, match="no rows for"):
+        readme.stale(page)
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_our_readmes_show_what_their_files_say(path: Path) -> None:
+    """To mend it: prfl bench report --update README.md"""
+    assert readme.stale(path) == []
