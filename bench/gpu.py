@@ -67,7 +67,8 @@ def pieces() -> Iterator[Piece]:
     for world, shapes in (("wan-1.3b", SHAPES[:1]), ("wan-14b", SHAPES[1:])):
         for shape in shapes:
             for operation, ranks in {
-                "qk_norm_rope": ("",), "gated_residual_norm": ("",), "lora_linear": RANKS, "wan_block": RANKS
+                "qk_norm_rope": ("",), "gated_residual_norm": ("",), "attention": ("",),
+                "lora_linear": RANKS, "wan_block": RANKS,
             }.items():  # fmt: skip
                 for rank in ranks:
                     words = [operation, f"tokens{shape.tokens}", *([f"rank{rank}"] if rank else [])]
@@ -121,7 +122,7 @@ def state(piece: Piece, out: Path) -> str:
 @cache
 def obstacle(module: str) -> str:
     """Why it does not import, in a process of its own; nothing where it does."""
-    code = "import torch; assert torch.cuda.is_available(), 'no GPU'" if module == "torch" else f"import {module}"
+    code = "import torch; assert torch.cuda.is_available(), 'no GPU is here'" if module == "torch" else f"import {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 

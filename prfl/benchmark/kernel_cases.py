@@ -40,6 +40,7 @@ from prfl.benchmark.kernel_problem import (
 )  # fmt: skip
 from prfl.benchmark.problem import MODES, Case, Needs, Outputs, Problem, Work, differentiated
 from prfl_kernels import reference
+from prfl_kernels.attention import attention
 from prfl_kernels.builds import RANKS, Shape
 from prfl_kernels.gated_residual_norm import gated_residual_norm
 from prfl_kernels.lora_linear import Normed, Projection, lora_linears
@@ -57,6 +58,7 @@ def cases(world: str) -> list[Case]:
         found += [make("lora_linear", lora_linear, {**own, "rank": rank}, lora) for rank in ranks]
         found.append(make("qk_norm_rope", qk_norm, own, (EAGER, COMPILED, LIGER, OURS, CEILING)))
         found.append(make("gated_residual_norm", gated_norm, own, (EAGER, COMPILED, LIGER, OURS, CEILING)))
+        found.append(make("attention", self_attention, own, (EAGER, OURS)))
         found += [make("wan_block", wan_block, {**own, "rank": rank}, block) for rank in ranks]
     return found
 
@@ -216,3 +218,25 @@ def gated_norm(world: str, tokens: int, mode: str) -> Problem:
         {OURS: lambda: ours, LIGER: liger}, plain, leaves, upstream, mode, modulation,
         moved=moved, works={CEILING: lambda: copy(moved)},
     )  # fmt: skip
+
+
+def self_attention(world: str, tokens: int, mode: str) -> Problem:
+    """Ours beside what torch picks by itself, in the layout that diffusers hands over."""
+    shape = shape_of(world, tokens)
+    size = (1, tokens, shape.heads, shape.width // shape.heads)
+    leaves = {name: random(*size, seed=i).requires_grad_() for i, name in enumerate("qkv")}
+    upstream = {"out": random(*size, seed=10)}
+
+    def plain(leaves: Outputs) -> Outputs:
+        heads_first = [leaf.transpose(1, 2) for leaf in leaves.values()]
+        return {"out": torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)}
+
+    def ours(leaves: Outputs) -> Outputs:
+        return {"out": attention(*leaves.values())}
+
+    product = (
+        2.0 * tokens * tokens * shape.width
+    )  # two of them forward; backward five, the weights once more among them
+    flops = share(mode, 2 * product, 5 * product)
+    problem = operation({OURS: lambda: ours}, plain, leaves, upstream, mode, flops=flops)
+    return problem if tokens <= 4096 else replace(problem, exact=None)  # a float64 matrix of tokens x tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from prfl.benchmark.results import Row, by_case
 from prfl.evaluation.plots import COLOURS, GREY, png, style
@@ -27,6 +28,8 @@ def ratios(rows: Sequence[Row]) -> bytes:
         axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(some)), [row.provider for row in reversed(some)])
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         style(axes, name)
     for axes in grid[len(cases) :]:
         axes.set_visible(False)
