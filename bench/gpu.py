@@ -122,7 +122,9 @@ def state(piece: Piece, out: Path) -> str:
 @cache
 def obstacle(module: str) -> str:
     """Why it does not import, in a process of its own; nothing where it does."""
-    code = "import torch; assert torch.cuda.is_available(), 'no GPU is here'" if module == "torch" else f"import {module}"
+    code = (
+        "import torch; assert torch.cuda.is_available(), 'no GPU is here'" if module == "torch" else f"import {module}"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 

@@ -29,6 +29,7 @@ P720 = ("data.frames=81", "data.height=720", "data.width=1280")
 FULL, OFFLOAD = "backbone.checkpointing=full", "backbone.offload=true"
 KERNELS = "backbone.kernels=triton"
 SMALL, LARGE = "configs/wan2.1-1.3b", "configs/wan2.1-14b"
+WHOLE_CHAIN = "objective={name: full_chain}", "rollout.stride=1", "rollout.gradients_per_rollout=1"
 CASES = {  # name: config, overrides, target in GB
     "1.3B 480p": (f"{SMALL}/prfl.yaml", (*P480, FULL), 12),
     "14B 480p": (f"{LARGE}/prfl.yaml", (*P480, FULL), 56),
@@ -39,7 +40,7 @@ CASES = {  # name: config, overrides, target in GB
     "14B 480p, kernels": (f"{LARGE}/prfl.yaml", (*P480, FULL, KERNELS), 48),
     "14B 720p, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, KERNELS), 74),
     "14B 720p, offload, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, OFFLOAD, KERNELS), 48),
-    "1.3B 480p, full chain": (f"{SMALL}/prfl.yaml", (*P480, FULL, "objective={name: full_chain}"), None),
+    "1.3B 480p, full chain": (f"{SMALL}/prfl.yaml", (*P480, FULL, *WHOLE_CHAIN), None),
 }
 
 

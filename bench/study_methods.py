@@ -100,7 +100,7 @@ RECIPES = {
 def always(name: str) -> list[str]:
     recipe = RECIPES[name]
     return [
-        recipe.reward, recipe.clips, "rollout.steps=20", spine.FALLING, spine.EACH, *recipe.overrides,
+        recipe.reward, recipe.clips, "rollout.steps=20", *spine.PAPERS, spine.FALLING, spine.EACH, *recipe.overrides,
         f"training.batch={BATCH}", "evaluation.prompts_per_round=24", "evaluation.samples_per_prompt=4",
         "evaluation.steps=20", "evaluation.final_samples=0",
     ]  # fmt: skip

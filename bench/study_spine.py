@@ -55,8 +55,16 @@ MIXTURE = "data.generator={name: shapes_mixture, count: 6144}"  # all that the b
 CURATED = "data.generator={name: shapes_curated, count: 2048}"
 LATENT, PIXEL = (f"reward.path={REWARDS}/{name}-0/reward" for name in ("adapter", "pixel"))
 FALLING = "training.schedule=cosine"
+PAPERS = ("rollout.stride=1", "rollout.gradients_per_rollout=1")  # a whole rollout for every gradient
 # Half the sampler's steps, at the guidance that the samples are drawn with: more updates in the same time.
-STEER = (MIXTURE, FALLING, "rollout.steps=10", "rollout.guidance={scale: 2, gradient: both}", "evaluation.steps=20")
+STEER = (
+    MIXTURE,
+    FALLING,
+    *PAPERS,
+    "rollout.steps=10",
+    "rollout.guidance={scale: 2, gradient: both}",
+    "evaluation.steps=20",
+)
 WITHOUT, DECAY = "training.weight_decay=0", "training.weight_decay=0.1"
 EACH, FOURTH = "objective.sft.every=1", "objective.sft.every=4"
 SFT = settings((1e-4, WITHOUT), (5e-4, WITHOUT), (5e-4, DECAY))
@@ -67,7 +75,7 @@ METHODS = {
     "prfl": Method("configs/tiny/prfl.yaml", STEERED, (*STEER, LATENT, "objective.steps_range=[0.3,1.0]")),
     # For those who sample without guidance; the setting that was best for prfl.
     "prfl, rolled out without guidance": Method(
-        "configs/tiny/prfl.yaml", STEERED[:1], (MIXTURE, LATENT, FALLING, "rollout.steps=20")
+        "configs/tiny/prfl.yaml", STEERED[:1], (MIXTURE, LATENT, FALLING, *PAPERS, "rollout.steps=20")
     ),
     "vader": Method("configs/tiny/vader.yaml", STEERED, (*STEER, PIXEL)),
     "vader, rolled out without guidance": Method(
