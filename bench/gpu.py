@@ -68,11 +68,15 @@ def pieces() -> Iterator[Piece]:
         for shape in shapes:
             for operation, ranks in {
                 "qk_norm_rope": ("",), "gated_residual_norm": ("",), "attention": ("",),
-                "lora_linear": RANKS, "wan_block": RANKS,
+                "lora_linear": RANKS, "wan_block": RANKS, "gradient_step": RANKS[1:2],
             }.items():  # fmt: skip
                 for rank in ranks:
                     words = [operation, f"tokens{shape.tokens}", *([f"rank{rank}"] if rank else [])]
-                    needs = BENCHMARKS if operation != "wan_block" else (*BENCHMARKS, "prfl.backbone.kernels")
+                    needs = (
+                        BENCHMARKS
+                        if operation not in ("wan_block", "gradient_step")
+                        else (*BENCHMARKS, "prfl.backbone.kernels")
+                    )
                     yield measuring(f"{world}-{'-'.join(words)}", world, " and ".join(words), needs)
 
 

@@ -1,8 +1,10 @@
-"""A Wan block with adapters on its linear layers: diffusers and peft as they come, compiled, with our kernels."""
+"""A Wan block with adapters on its linear layers, and a whole gradient step of them: diffusers and peft as they come,
+compiled, with our kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,7 @@ class Network(nn.Module):
         self.blocks = nn.ModuleList([block])
 
 
+BLOCKS = {("tiny", 128): 4, ("small", 768): 12, ("wan-1.3b", 1536): 30, ("wan-14b", 5120): 40}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
 
@@ -63,8 +66,17 @@ def network(shape: Shape, rank: int, adapters: torch.dtype, weights: torch.dtype
     return made
 
 
-def wan_block(world: str, tokens: int, mode: str, rank: int) -> Problem:
+def gradient_step(world: str, tokens: int, mode: str, rank: int) -> Problem:
+    """All blocks of the transformer, each checkpointed as prfl does it: what a gradient step is but for its two ends.
+
+    The blocks are one block again and again: as much work and as many activations, one block's weights.
+    """
+    return wan_block(world, tokens, mode, rank, blocks=BLOCKS[world, shape_of(world, tokens).width])
+
+
+def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) -> Problem:
     """One block of the transformer with adapters on every linear layer; kernels swapped in or not."""
+    from prfl.backbone.checkpointing import run_block
     from prfl.backbone.kernels import use_kernels
 
     shape = shape_of(world, tokens)
@@ -82,7 +94,13 @@ def wan_block(world: str, tokens: int, mode: str, rank: int) -> Problem:
             use_kernels(made, which)
         block = made.blocks[0]
         trained = {name: p for name, p in block.named_parameters() if p.requires_grad}
-        call = torch.compile(block, dynamic=False) if compiled else block
+        one = torch.compile(block, dynamic=False) if compiled else block
+
+        def call(hidden: Tensor, *known: Any) -> Tensor:
+            for _ in range(blocks):
+                hidden = one(hidden, *known) if blocks == 1 else run_block(one, hidden, *known, mode="full")
+            return hidden
+
         hidden = leaves["hidden"] if weights == DTYPE else leaves["hidden"].detach().to(weights).requires_grad_()
         known = (text.to(weights), time, tables)
         return differentiated(
@@ -108,13 +126,14 @@ def wan_block(world: str, tokens: int, mode: str, rank: int) -> Problem:
     works = {
         EAGER: lambda: work(DTYPE), COMPILED: lambda: work(DTYPE, compiled=True), PEFT: lambda: work(torch.float32),
         OURS: lambda: work(torch.float32, SWAPPED), OURS_COMPILED: lambda: work(torch.float32, SWAPPED, True),
-        CEILING: ceiling,
     }  # fmt: skip
+    if blocks == 1:
+        works[CEILING] = ceiling
     square, wide, both = shape.width**2, shape.width * shape.hidden, tokens + text.shape[1]
     linear = 2.0 * (tokens * (6 * square + 2 * wide) + text.shape[1] * 2 * square)
     attention = 4.0 * tokens * both * shape.width
     # Frozen weights: the products' backward is the input's gradient alone; attention's is two and a half times.
-    flops = share(mode, linear + attention, linear + 2.5 * attention)
+    flops = blocks * share(mode, linear + attention, linear + 2.5 * attention)
     affordable = tokens <= 4096  # float64 attention is a matrix of tokens x tokens
     shapes = {"hidden": (1, tokens, shape.width), "text": tuple(text.shape), "feed-forward": (shape.hidden,)}
     return Problem(

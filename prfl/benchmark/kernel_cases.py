@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prfl.benchmark.block_case import wan_block
+from prfl.benchmark.block_case import gradient_step, wan_block
 from prfl.benchmark.kernel_problem import (
     CEILING,
     COMPILED,
@@ -60,6 +60,8 @@ def cases(world: str) -> list[Case]:
         found.append(make("gated_residual_norm", gated_norm, own, (EAGER, COMPILED, LIGER, OURS, CEILING)))
         found.append(make("attention", self_attention, own, (EAGER, OURS)))
         found += [make("wan_block", wan_block, {**own, "rank": rank}, block) for rank in ranks]
+        step = EAGER, PEFT, OURS
+        found += [make("gradient_step", gradient_step, {**own, "rank": rank}, step) for rank in ranks]
     return found
 
 
