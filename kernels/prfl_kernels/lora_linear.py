@@ -91,14 +91,14 @@ def _forward(
 ) -> tuple[list[Tensor], Tensor]:
     """The outputs, and s of all projections (M, sum of R)."""
     with _without_autocast(x):
-        x = x.contiguous()
-        down, rows = _cast_cat(lora_as, x.dtype), x.view(-1, x.shape[-1])
+        # The base product reads x as it lies: a copy of other strides would give other last bits than the plain layer.
+        down, rows = _cast_cat(lora_as, x.dtype), x.contiguous().view(-1, x.shape[-1])
         low = rows @ down.T if seed is None else lora_down(rows, down, seed, dropout)
         outputs = []
         parts = low.split([len(a) for a in lora_as], 1)
         for scale, weight, bias, lora_b, part in zip(scales, weights, biases, lora_bs, parts, strict=True):
             bias = None if bias is None else bias.to(x.dtype)
-            out = torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+            out = torch.nn.functional.linear(x, weight.to(x.dtype), bias).contiguous()
             out.view(-1, len(weight)).addmm_(part, lora_b.to(x.dtype).T, alpha=scale)
             outputs.append(out)
         return outputs, low
