@@ -68,7 +68,7 @@ def pieces() -> Iterator[Piece]:
         for shape in shapes:
             for operation, ranks in {
                 "qk_norm_rope": ("",), "gated_residual_norm": ("",), "attention": ("",),
-                "lora_linear": RANKS, "wan_block": RANKS, "gradient_step": RANKS[1:2],
+                "lora_linear": RANKS, "wan_block": RANKS, "gradient_step": RANKS,
             }.items():  # fmt: skip
                 for rank in ranks:
                     words = [operation, f"tokens{shape.tokens}", *([f"rank{rank}"] if rank else [])]
