@@ -45,10 +45,16 @@ def attend(backend: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
 
 def activate(backend: str) -> None:
     """Let torch's flash attention be FlashAttention 3 or 4, or its own again: one for the whole process."""
-    if backend in ACTIVATED:
-        activate_flash_attention_impl(ACTIVATED[backend])
-    elif current_flash_attention_impl() is not None:
+    _set_flash(ACTIVATED.get(backend))
+
+
+def _set_flash(implementation: str | None) -> None:
+    if implementation == current_flash_attention_impl():
+        return
+    if implementation is None:
         restore_flash_attention_impl()
+    else:
+        activate_flash_attention_impl(implementation)
 
 
 def choose_attention(request: str, device: torch.device | str, dtype: torch.dtype, head_size: int) -> Choice:
@@ -89,7 +95,8 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: i
 
 
 def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
-    """Output and gradients in float64, or why there are none."""
+    """Output and gradients in float64, or why there are none.  What is active stays so: a run may have chosen it."""
+    before = current_flash_attention_impl()
     wide = numbers.double() if backend == "softmax" else numbers
     query, key, value = (each.clone().requires_grad_() for each in wide[:3])
     try:
@@ -104,7 +111,7 @@ def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
     except Exception as error:  # whatever a package raises for a shape, a type or a device that it does not take
         return _first_line(error)
     finally:
-        activate("sdpa")
+        _set_flash(before)
     return [each.detach().double() for each in (result, *gradients)]
 
 

@@ -67,6 +67,19 @@ def test_one_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyP
     assert reason in why_not("sdpa", CPU, torch.float32, 16)
 
 
+def test_trying_another_leaves_what_a_run_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    active = [None]
+    monkeypatch.setattr(attention, "current_flash_attention_impl", lambda: active[-1])
+    monkeypatch.setattr(attention, "activate_flash_attention_impl", active.append)
+    monkeypatch.setattr(attention, "restore_flash_attention_impl", lambda: active.append(None))
+    attention.activate("flash_3")
+    assert active[-1] == "FA3"
+    assert why_not("sdpa", CPU, torch.float32, 16) == why_not("flash_4", CPU, torch.float32, 16) == ""
+    assert active[-1] == "FA3" and "FA4" in active
+    attention.activate("sdpa")
+    assert active[-1] is None
+
+
 @pytest.mark.parametrize("which", [(), ("lora_linear",)])
 @pytest.mark.parametrize("mode", ["none", "attention", "full"])
 def test_ours_in_the_transformer(tiny_backbone: WanBackbone, which: tuple[str, ...], mode: Any) -> None:
