@@ -1,7 +1,8 @@
 """Which attention runs: an explicit choice, else the variable PRFL_ATTENTION, else automatic.
 
 All but ours are asked for through diffusers' own dispatcher.  A choice is tried before it is believed, on a few tokens
-of the run's type and head size, forward and backward, beside plain softmax; one that cannot run is an error.
+of the run's type and head size, forward and backward, beside plain softmax; one that cannot run is an error.  It is of
+the attention among a video's tokens: ``for_text`` says which runs beside it for the few keys of the text.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ DIFFUSERS = {  # its name for each
 }
 NAMES = (*DIFFUSERS, "triton")
 ACTIVATED = {"flash_3": "FA3", "flash_4": "FA4"}  # packages that torch's flash attention then calls
+# By the major number of a GPU's compute capability: those whose authors measure them to be faster than cuDNN there.
+FASTEST = {9: "flash_3", 10: "flash_4"}
 TRIED = 48  # tokens
 TOLERANCE = 16  # roundings of the type, of values of about one
 
@@ -41,6 +44,12 @@ def attend(backend: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
     if backend == "triton":
         return attention(query, key, value, None if bias is None else bias[:, 0, 0].float())
     return dispatch_attention_fn(query, key, value, attn_mask=bias, backend=DIFFUSERS[backend])
+
+
+def for_text(backend: str) -> str:
+    """Which runs for the text's keys: they carry a bias (``fold_padding``), which FlashAttention does not take and others
+    want in a layout of their own, and are too few to gain by it."""
+    return backend if backend == "triton" else "sdpa"
 
 
 def activate(backend: str) -> None:
@@ -58,21 +67,35 @@ def _set_flash(implementation: str | None) -> None:
 
 
 def choose_attention(request: str, device: torch.device | str, dtype: torch.dtype, head_size: int) -> Choice:
-    """request: ``auto``, which leaves it to PRFL_ATTENTION and then to torch's fused attention, or one of them by name.
+    """request: ``auto``, which leaves it to PRFL_ATTENTION and then to ``automatic``, or one of them by name.
 
-    torch's own picks cuDNN or flash attention by shape, type and GPU; nothing else has been timed to be faster here.
     Raises ValueError for an unknown name, and for a choice that does not run here, with the reason.
     """
     source = "chosen explicitly"
     if request == "auto":
         request, source = os.environ.get(VARIABLE) or "auto", f"chosen by {VARIABLE}"
     if request == "auto":
-        return Choice("sdpa", "automatic: torch picks among its fused kernels")
+        return automatic(torch.device(device), dtype, head_size)
     if request not in NAMES:
         raise ValueError(f"{source}: '{request}' is none of {', '.join(NAMES)}")
     if obstacle := why_not(request, torch.device(device), dtype, head_size):
         raise ValueError(f"attention by {request}, {source}, cannot run here: {obstacle}")
     return Choice(request, source)
+
+
+def automatic(device: torch.device, dtype: torch.dtype, head_size: int) -> Choice:
+    """FlashAttention 3 on Hopper and 4 on Blackwell where it is installed and runs, else torch's own, which picks cuDNN
+    or flash attention by shape, type and GPU.  By the figures of their authors; ours has not been timed yet."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return Choice("sdpa", "automatic: torch picks among its fused kernels")
+    faster = FASTEST.get(torch.cuda.get_device_capability(device)[0])
+    if faster is None:
+        return Choice(
+            "sdpa", "automatic: torch picks among its fused kernels, and none is known to be faster on this GPU"
+        )
+    if obstacle := why_not(faster, device, dtype, head_size):
+        return Choice("sdpa", f"automatic: torch picks among its fused kernels; {faster} does not run here: {obstacle}")
+    return Choice(faster, "automatic: it is installed, and the fastest known on this GPU; the text's by sdpa")
 
 
 def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:

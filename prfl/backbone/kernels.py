@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnP
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from prfl.backbone.attention import DIFFUSERS, activate, attend
+from prfl.backbone.attention import DIFFUSERS, activate, attend, for_text
 from prfl.backbone.condition import FoldedTextProcessor, split_bias
 from prfl.errors import PrflError
 from prfl_kernels import reference
@@ -29,7 +29,7 @@ SWAPPED = ("lora_linear", "qk_norm_rope", "gated_residual_norm")
 
 def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED, attention: str = "sdpa") -> None:
     """Run these operations of every block by prfl_kernels; the others, or with none of them all, as diffusers does.
-    attention: one of ``attention.NAMES``, as ``attention.choose_attention`` chose it.
+    attention: one of ``attention.NAMES``, as ``attention.choose_attention`` chose it; the text's is ``for_text`` of it.
 
     On a GPU they are Triton kernels, on a CPU plain torch that keeps as little for the backward pass.  Adapters may be
     added before or after.
@@ -50,10 +50,12 @@ def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED, attention:
         block.operations = frozenset(which)
         if which or attention == "triton":
             block.attn1.set_processor(KernelSelfAttention(which, attention, block.attn1))
-            block.attn2.set_processor(KernelCrossAttention(which, attention, block.attn2))
+            block.attn2.set_processor(KernelCrossAttention(which, for_text(attention), block.attn2))
             continue
-        for attn, processor in ((block.attn1, WanAttnProcessor()), (block.attn2, FoldedTextProcessor())):
-            processor._attention_backend = DIFFUSERS[attention]
+        for attn, processor, backend in (
+            (block.attn1, WanAttnProcessor(), attention), (block.attn2, FoldedTextProcessor(), for_text(attention)),
+        ):  # fmt: skip
+            processor._attention_backend = DIFFUSERS[backend]
             attn.set_processor(processor)
     network._repeated_blocks = [(KernelBlock if which else WanTransformerBlock).__name__]  # what compiling looks for
 

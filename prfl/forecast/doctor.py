@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.backbone.architecture import cast
-from prfl.backbone.attention import NAMES, why_not
+from prfl.backbone.attention import NAMES, choose_attention, why_not
+from prfl.backbone.kernels import SWAPPED
 from prfl.config.schema import Config
 from prfl.errors import PrflError
 from prfl.forecast.inputs import downloads, missing_inputs
@@ -31,7 +32,7 @@ from prfl.forecast.knobs import advice
 from prfl.forecast.memory import predict_memory
 from prfl.forecast.parts import module_bytes
 from prfl.forecast.tables import GIB, gib
-from prfl_kernels import OPERATIONS, choose_backend
+from prfl_kernels import choose_backend
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
 HUB_SECONDS = 4
@@ -58,7 +59,7 @@ def check_machine() -> list[Check]:
         device(),
         attention("cuda" if torch.cuda.is_available() else "cpu", torch.float32),
         *attentions(),
-        *kernels(),
+        *choices(),
         Check("hub", hub() or "reachable", working=not hub()),
         video(),
     ]
@@ -78,7 +79,7 @@ def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
     return [
         device,
         attention(runs_on, dtype, model.transformer.config.attention_head_dim),
-        *kernels(config),
+        *choices(config, model),
         *inputs(config, made),
         disk(config, model),
         memory(config, model, available(runs_on) if not device.problem else None),
@@ -167,14 +168,19 @@ def attention_operation(names: list[str]) -> str:
     return "plain softmax, not fused: memory grows with tokens squared"
 
 
-def kernels(config: Config | None = None) -> list[Check]:
-    """What runs each operation: of this config, or by itself on this machine."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
+def choices(config: Config | None = None, model: WanBackbone | None = None) -> list[Check]:
+    """What runs each operation and the attention: of this config and its architecture, or by itself on this machine."""
+    kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
-        chosen = {n: choose_backend(n, None, kind) for n in OPERATIONS} if config is None else build.kernels(config)
+        if config is None or model is None:
+            chosen = {name: choose_backend(name, None, kind, dtype) for name in SWAPPED}
+            attends = choose_attention("auto", kind, dtype, head_size=128)
+        else:
+            chosen, attends = build.kernels(config), build.attention(config, model)
     except (ValueError, PrflError) as error:
         return [Check("kernels", "cannot run", str(error))]
-    return [Check(f"kernel {name}", f"{choice.backend} ({choice.reason})") for name, choice in chosen.items()]
+    named = {**{f"kernel {name}": choice for name, choice in chosen.items()}, "attention chosen": attends}
+    return [Check(name, f"{choice.backend} ({choice.reason})") for name, choice in named.items()]
 
 
 @cache

@@ -80,14 +80,37 @@ def test_trying_another_leaves_what_a_run_has_chosen(monkeypatch: pytest.MonkeyP
     assert active[-1] is None
 
 
+@pytest.mark.parametrize("backend", ["triton", "flash", "sdpa"])
 @pytest.mark.parametrize("which", [(), ("lora_linear",)])
 @pytest.mark.parametrize("mode", ["none", "attention", "full"])
-def test_ours_in_the_transformer(tiny_backbone: WanBackbone, which: tuple[str, ...], mode: Any) -> None:
-    """On a CPU the operation's torch path; with text folded into fewer tokens, whose bias it takes."""
+def test_the_same_whichever_attends(
+    tiny_backbone: WanBackbone, which: tuple[str, ...], mode: Any, backend: str
+) -> None:
+    """What runs on a CPU (of ours the torch path), with text folded into fewer tokens, which carry a bias."""
     backbone = with_adapter(tiny_backbone)
     expected = computed(backbone)
     backbone.checkpointing = mode
-    backbone.use_kernels(which, "triton")
+    backbone.use_kernels(which, backend)
     assert_close(computed(backbone), expected)
     backbone.use_kernels((), "sdpa")
     assert_close(computed(backbone), expected)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "runs", "backend", "reason"),
+    [
+        ((9, 0), torch.bfloat16, ("flash_3", "flash_4"), "flash_3", "the text's by sdpa"),
+        ((10, 0), torch.float16, ("flash_3", "flash_4"), "flash_4", "the text's by sdpa"),
+        ((9, 0), torch.bfloat16, ("flash_4",), "sdpa", "flash_3 does not run here: not installed"),
+        ((8, 0), torch.bfloat16, ("flash_3", "flash_4"), "sdpa", "none is known to be faster"),
+        ((9, 0), torch.float32, ("flash_3", "flash_4"), "sdpa", "torch picks"),
+    ],
+)
+def test_by_itself_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, runs: tuple[str, ...],
+    backend: str, reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention, "why_not", lambda name, *more: "" if name in runs else "not installed")
+    choice = choose_attention("auto", "cuda", dtype, 128)
+    assert choice.backend == backend and reason in choice.reason

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import cli
+from prfl import build, cli
+from prfl.backbone.kernels import SWAPPED
 from prfl.config import load_config
 from prfl.forecast import doctor
 from prfl.forecast.doctor import Check
-from prfl_kernels import OPERATIONS
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = str(REPOSITORY / "configs/tiny/sft.yaml")
@@ -32,14 +32,19 @@ def test_the_attention_that_ran_is_named() -> None:
 
 
 def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PRFL_KERNELS", raising=False)
-    here = doctor.kernels()
-    assert [check.name for check in here] == [f"kernel {name}" for name in OPERATIONS] and not here[0].problem
+    for variable in ("PRFL_KERNELS", "PRFL_ATTENTION"):
+        monkeypatch.delenv(variable, raising=False)
+    here = doctor.choices()
+    assert [check.name for check in here] == [*(f"kernel {name}" for name in SWAPPED), "attention chosen"]
+    assert not here[0].problem and here[-1].found.startswith("sdpa (automatic")
     asked = load_config(TINY, ["backbone.kernels={lora_linear: triton}", "backbone.device=cpu"])
-    (refused,) = doctor.kernels(asked)
+    model = build.architecture(load_config(TINY, []))
+    (refused,) = doctor.choices(asked, model)
     assert "cannot run lora_linear: it needs a GPU, and this runs on cpu" in refused.problem
+    asked = load_config(TINY, ["backbone.attention=flash", "backbone.device=cpu"])
+    assert doctor.choices(asked, model)[-1].found == "flash (chosen explicitly)"
     monkeypatch.setenv("PRFL_KERNELS", "cuda")
-    assert "none of auto, torch, triton" in doctor.kernels()[0].problem
+    assert "none of auto, torch, triton" in doctor.choices()[0].problem
 
 
 def test_packages() -> None:
@@ -50,7 +55,7 @@ def test_packages() -> None:
 def test_a_machine_that_can(capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["doctor", TINY]) == 0
     shown = capsys.readouterr().out
-    for word in ("torch", "device", "attention", "kernel attention", "hub", "PyAV", "disk", "predicted"):
+    for word in ("torch", "device", "attention", "attention chosen", "hub", "PyAV", "disk", "predicted"):
         assert word in shown, word
 
 
