@@ -47,8 +47,8 @@ def attend(backend: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
 
 
 def for_text(backend: str) -> str:
-    """Which runs for the text's keys: they carry a bias (``fold_padding``), which FlashAttention does not take and others
-    want in a layout of their own, and are too few to gain by it."""
+    """Which runs for the text's keys: they carry a bias (``fold_padding``), which FlashAttention does not take and
+    others want in a layout of their own, and are too few to gain by it."""
     return backend if backend == "triton" else "sdpa"
 
 
