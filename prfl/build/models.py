@@ -29,6 +29,9 @@ def device(config: BackboneConfig) -> torch.device:
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+COMPILED_FORMS = 64
+
+
 def device_kind(config: Config) -> str:
     """cpu or cuda: what the config asks for, here or elsewhere; ``auto`` is what is here."""
     chosen = config.backbone.device
@@ -46,6 +49,9 @@ def backbone(config: Config) -> WanBackbone:
             place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
     model = prepared(config, load_backbone(place, getattr(torch, own.dtype), device(own), own.revision))
     if own.compile:
+        # A block's code is compiled anew with and without gradient, for the base and for each set of adapters, for every
+        # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
         for transformer in (model.transformer, *model.copies.values()):
             transformer.compile_repeated_blocks()
     return model
