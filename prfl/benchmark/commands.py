@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prfl.benchmark.readme import update
-from prfl.benchmark.report import about, comparison, markdown, tables, write_page
+from prfl.benchmark.report import about, comparison, markdown, notes, tables, write_page
 from prfl.benchmark.results import read
 from prfl.console import console
 
@@ -21,7 +21,7 @@ def report(
     else:
         for table in tables(rows):
             console.print(table)
-        for line in about(rows):
+        for line in notes(rows):
             console.print(line, markup=False, soft_wrap=True)
     if page and rows:
         console.print(f"page: {write_page(rows, page)}", markup=False, soft_wrap=True)
