@@ -1,6 +1,6 @@
-"""What a step costs against frames, resolution, solver steps, gradient steps, batch: pytest bench/bench_scale.py --benchmark
+"""What a step costs against its size: pytest bench/bench_scale.py --benchmark
 
-One axis: -k frames; one method: -k prfl.
+One axis: -k frames, resolution, steps, gradients or batch; one method: -k prfl.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a step costs against its size: frames, resolution, solver steps, gradient steps, batch, one at a time.
 
-PRFL's step with a latent reward beside VADER's with a pixel reward on all frames.  Along ``gradients`` both train the
-last steps of the chain, exactly; elsewhere PRFL trains the step in the middle of its chain, which a drawn one is on
-average.  Rewards are new: trained ones refuse videos that are not like theirs.  A step here is rollout, reward and
+PRFL's step with a latent reward, and VADER's with a pixel reward on all frames.  PRFL trains the step in the middle of
+its chain, which a drawn one is on average; along ``gradients`` the last steps, exactly, with its reward at the end.
+Rewards are new: trained ones refuse videos that are not like theirs.  A step here is rollout, reward and
 gradient; the optimizer's part no axis but the model's size changes.
 """
 
@@ -17,6 +17,7 @@ import torch
 from prfl import build
 from prfl.benchmark import worlds
 from prfl.benchmark.problem import Case, Outputs, Problem, Work
+from prfl.forecast.memory import reward_tensors
 
 LATENT, PIXEL = "prfl", "vader"
 NAMES = {LATENT: "PRFL, latent reward", PIXEL: "VADER, pixel reward"}
@@ -26,9 +27,9 @@ SMALLER = "data.frames=33", "data.height=480", "data.width=832"
 FIXED: Mapping[str, Sequence[str]] = {
     "tiny": BASE, "small": BASE, "wan-1.3b": (*BASE, *SMALLER), "wan-14b": (*BASE, *SMALLER),
 }  # fmt: skip
-COUNTS = {"steps": (4, 8, 16), "gradients": (1, 2, 4), "batch": (1, 2, 4)}
+COUNTS = {"steps": (2, 4, 8), "gradients": (1, 2, 4), "batch": (1, 2, 4)}
 VALUES: Mapping[str, Mapping[str, Sequence[int | str]]] = {
-    "tiny": {"frames": (5, 17, 33), "resolution": ("32x32", "48x48", "64x64"), **COUNTS},
+    "tiny": {"frames": (5, 9, 17), "resolution": ("32x32", "32x48", "48x48"), **COUNTS},
     "small": {"frames": (5, 17, 29), "resolution": ("128x128", "192x192", "256x256"), **COUNTS},
     "wan-1.3b": {"frames": (17, 33, 49, 81), "resolution": ("240x416", "480x832", "720x1280"), **COUNTS},
     "wan-14b": {"frames": (17, 33, 49, 81), "resolution": ("240x416", "480x832", "720x1280"), **COUNTS},
@@ -38,10 +39,15 @@ VALUES: Mapping[str, Mapping[str, Sequence[int | str]]] = {
 def cases(world: str) -> list[Case]:
     needs = worlds.WORLDS[world].needs
     return [
-        Case("scale", scale, {"world": world, "axis": axis, "value": value}, (LATENT, PIXEL), needs)
+        Case("scale", scale, {"world": world, "axis": axis, "value": value}, providers(axis), needs)
         for axis, values in VALUES[world].items()
         for value in values
     ]
+
+
+def providers(axis: str) -> tuple[str, ...]:
+    """VADER's step where the decoder makes a difference: its chain is PRFL's."""
+    return (LATENT, PIXEL) if axis in ("frames", "resolution", "batch") else (LATENT,)
 
 
 def overrides(world: str, axis: str, value: Any) -> list[str]:
@@ -59,11 +65,12 @@ def overrides(world: str, axis: str, value: Any) -> list[str]:
 
 def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
     """Overrides of a method."""
-    last = f"objective={{name: vader, last_steps: {value if axis == 'gradients' else 1}}}"
     if provider == PIXEL:
-        return ["reward={space: pixel, path: new}", last]
+        return ["reward={space: pixel, path: new}", "objective={name: vader}"]
+    if axis == "gradients":
+        return [f"objective={{name: vader, last_steps: {value}}}"]
     middle = [(steps // 2 + part) / steps for part in (0.25, 0.75)]  # the shares of one step
-    return [last if axis == "gradients" else f"objective={{name: prfl, steps_range: {middle}}}"]
+    return [f"objective={{name: prfl, steps_range: {middle}}}"]
 
 
 def scale(world: str, axis: str, value: Any) -> Problem:
@@ -86,7 +93,7 @@ def scale(world: str, axis: str, value: Any) -> Problem:
             return {"gradient": norms} if provider == LATENT else None  # of another objective: not compared
 
         modules = model().transformer, model().vae
-        return Work(run, constant=[*(p for each in modules for p in each.parameters()), *reward.state().values()])
+        return Work(run, constant=[*(p for each in modules for p in each.parameters()), *reward_tensors(reward)])
 
     size = plain.data.frames, plain.data.height, plain.data.width
     return Problem(
