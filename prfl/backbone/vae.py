@@ -2,15 +2,19 @@
 
 ``AutoencoderKLWan.decode`` clamps pixels to [-1, 1], where the gradient of every saturated pixel is zero; a reward
 or a training loss must go around it.  The decoder is causal in time and keeps a cache of past features, so latent
-frames are decoded in order, one at a time.
+frames are decoded in order, one at a time.  diffusers declares no checkpoints for it; ours are between these frames.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
@@ -38,26 +42,40 @@ def encode(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
     return (raw - mean) / std
 
 
-def decode(vae: AutoencoderKLWan, latents: Tensor, gradient_from: int = 0) -> Tensor:
+def decode(vae: AutoencoderKLWan, latents: Tensor, gradient_from: int = 0, checkpointed: bool = False) -> Tensor:
     """Normalised latents (batch, channels, frames, height, width) to *unclamped* pixels, differentiable.
 
     gradient_from: latent frames before this one get no gradient, and nothing is kept of their decoding.
+    checkpointed: each later frame keeps the features that its causal layers take over from the frame before, and is
+    decoded again in the backward pass.
     """
     latents = latents.to(vae.dtype)
     mean, std = latent_statistics(vae, latents)
-    return decode_raw(vae, latents * std + mean, gradient_from)
+    return decode_raw(vae, latents * std + mean, gradient_from, checkpointed)
 
 
-def decode_raw(vae: AutoencoderKLWan, raw: Tensor, gradient_from: int = 0) -> Tensor:
+def decode_raw(vae: AutoencoderKLWan, raw: Tensor, gradient_from: int = 0, checkpointed: bool = False) -> Tensor:
     """Raw (not normalised) latents to unclamped pixels: ``AutoencoderKLWan._decode`` less its clamp."""
     hidden = vae.post_quant_conv(raw)
     vae.clear_cache()
-    chunks = []
+    chunks, features = [], list(vae._feat_map)
     for frame in range(hidden.shape[2]):
-        vae._conv_idx = [0]
-        first = {"first_chunk": True} if frame == 0 else {}
         chunk = (hidden if frame >= gradient_from else hidden.detach())[:, :, frame : frame + 1]
-        chunks.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, **first))
-    vae.clear_cache()
+        run = partial(_decode_frame, vae.decoder, frame == 0)
+        if checkpointed and frame >= gradient_from and torch.is_grad_enabled():
+            pixels, features = checkpoint(run, chunk, *features, use_reentrant=False, preserve_rng_state=False)
+        else:
+            pixels, features = run(chunk, *features)
+        chunks.append(pixels)
     pixels = torch.cat(chunks, dim=2)
     return unpatchify(pixels, patch_size=vae.config.patch_size) if vae.config.patch_size is not None else pixels
+
+
+def _decode_frame(decoder: nn.Module, first: bool, chunk: Tensor, *features: Any) -> tuple[Tensor, list[Any]]:
+    """Pixels of one latent frame, and the features for the next one's: a tensor, nothing yet or a mark for each layer.
+
+    They are arguments and results, as a checkpoint needs them; the decoder itself writes into a list.
+    """
+    kept = list(features)
+    pixels = decoder(chunk, feat_cache=kept, feat_idx=[0], **({"first_chunk": True} if first else {}))
+    return pixels, kept

@@ -270,8 +270,8 @@ class WanBackbone:
 
     def decode(self, latents: Float[Tensor, "b c t h w"], gradient_from: int = 0) -> Float[Tensor, "b 3 f H W"]:
         """Normalised latents to *unclamped* pixels, differentiable in the latents from frame ``gradient_from`` on, in
-        the VAE's dtype."""
-        return vae_codec.decode(self.vae.to(self.device), latents, gradient_from)
+        the VAE's dtype; under ``checkpointing`` the decoder is checkpointed too."""
+        return vae_codec.decode(self.vae.to(self.device), latents, gradient_from, self.checkpointing != "none")
 
     def park_vae(self) -> None:
         """The VAE waits on the host; the next ``encode`` or ``decode`` brings it back."""

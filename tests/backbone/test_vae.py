@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from prfl.backbone import WanBackbone
-from prfl.backbone.vae import latent_statistics
+from prfl.backbone.vae import decode, latent_statistics
 from prfl.errors import PrflError
+from prfl.forecast.live_bytes import SavedBytes
 
 
 def test_round_trip_shapes_and_normalisation(tiny_backbone: WanBackbone) -> None:
@@ -38,6 +39,37 @@ def test_decode_has_a_gradient_where_the_clamped_one_has_none(tiny_backbone: Wan
     pixels = tiny_backbone.decode(latents)
     gradient = torch.autograd.grad(pixels[:, :, -1].sum(), latents)[0]
     assert pixels.min() > 1 and gradient.abs().min() > 0  # causal in time: the last frame sees every latent frame
+
+
+@pytest.mark.parametrize("gradient_from", [0, 2])
+def test_a_checkpointed_decoder_gives_the_same_gradient_and_keeps_less(
+    tiny_backbone: WanBackbone, gradient_from: int
+) -> None:
+    vae = tiny_backbone.vae.double()
+    latents = torch.randn(2, 4, 4, 4, 6, dtype=torch.float64, requires_grad=True)
+    found, kept = [], []
+    for checkpointed in (False, True):
+        with SavedBytes() as saved:
+            pixels = decode(vae, latents, gradient_from, checkpointed)
+            kept.append(saved.live)
+        # Squared, and the frames weighed apart: a feature that came from a wrong frame would show.
+        weight = torch.arange(1.0, pixels.shape[2] + 1)[:, None, None]
+        found.append([pixels.detach(), torch.autograd.grad((weight * pixels**2).sum(), latents)[0]])
+    for plain, own in zip(*found, strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
+    assert found[1][1][:, :, gradient_from:].abs().amin() > 0
+    assert kept[1] < 0.4 * kept[0]
+
+
+def test_the_decoder_is_checkpointed_with_the_blocks(tiny_backbone: WanBackbone) -> None:
+    kept = {}
+    for mode in ("none", "full"):
+        tiny_backbone.checkpointing = mode
+        with SavedBytes() as saved:
+            pixels = tiny_backbone.decode(torch.randn(1, 4, 3, 2, 2, requires_grad=True))
+            kept[mode] = saved.live
+        del pixels
+    assert kept["full"] < 0.5 * kept["none"]
 
 
 def test_encode_refuses_sizes_that_do_not_fit(tiny_backbone: WanBackbone) -> None:
