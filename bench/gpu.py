@@ -2,8 +2,9 @@
 
     python bench/gpu.py [--budget 540] [--wheels FOLDER] [--only 'wan-1.3b*'] [--list]
 
-First the kernels' tests, compiled, then the kernels' cases for each world.  Each piece is a process with a result file
-in bench/results/gpu/, which holds a hash of the sources that it was measured of: with other sources it is run again.
+First the kernels' tests, compiled, then for each world the kernels' cases and those of steps.  Each piece is a process
+with a result file in bench/results/gpu/, which holds a hash of the sources that it was measured of: with other sources
+it is run again.
 A piece is started only if it should end within the budget (seconds), and is stopped then; what is left is listed.
 Where a package is missing, the pieces that need it are left out, and the list says why.  --wheels first installs the
 wheels of a folder, with no index and no dependencies; those of torch and triton in it are left alone.
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,15 @@ CASES = (
     "kernels", "prfl/backbone/kernels.py", "prfl/benchmark/measure.py", "prfl/benchmark/kernel_problem.py",
     "prfl/benchmark/kernel_cases.py", "prfl/benchmark/block_case.py",
 )  # fmt: skip
+STEPS = "kernels", "prfl"  # a whole step runs through most of it
+PIECES = (
+    "score", "decode one forward", "decode one backward", "decode all forward", "decode all backward", "gradient_call",
+)  # fmt: skip
+COUNTS = ("value1", "value2", "value4")
+SCALE = {
+    "frames": ("value17", "value33", "value49", "value81"), "resolution": ("240x416", "480x832", "720x1280"),
+    "steps": ("value2", "value4", "value8"), "gradients": COUNTS, "batch": COUNTS,
+}  # fmt: skip
 BARE = ("pytest",)
 BENCHMARKS = (*BARE, "pytest_benchmark", "jaxtyping", "rich")
 # Not pytest's options of pyproject.toml: they name plugins that may not be there.
@@ -78,6 +88,18 @@ def pieces() -> Iterator[Piece]:
                         else (*BENCHMARKS, "prfl.backbone.kernels")
                     )
                     yield measuring(f"{world}-{'-'.join(words)}", world, " and ".join(words), needs)
+        yield from of_steps(world)
+
+
+def of_steps(world: str) -> Iterator[Piece]:
+    """Cases that want all that prfl imports: their modules cannot be asked here for what they have."""
+    scale = [f"scale {axis} {value}" for axis, values in SCALE.items() for value in values]
+    for file, cases in {"bench_pieces": PIECES, "bench_scale": scale}.items():
+        needs = (*BENCHMARKS, "prfl.benchmark.worlds")
+        for words in cases:
+            one = measuring(f"{world}-{words.replace(' ', '-')}", world, words.replace(" ", " and "), needs)
+            command = [f"bench/{file}.py" if word == "bench/bench_kernels.py" else word for word in one.command]
+            yield replace(one, command=tuple(command), of=STEPS, seconds=300)
 
 
 def measuring(name: str, world: str, words: str, needs: tuple[str, ...]) -> Piece:

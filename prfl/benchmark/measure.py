@@ -171,8 +171,8 @@ def release() -> None:
 
 def memory_alone(case: Case, provider: str) -> dict[str, int]:
     """``memory`` in a fresh process, so that no earlier case's peak or cache is in it."""
-    context = multiprocessing.get_context("forkserver")  # it imports once; a child shares nothing else
-    context.set_forkserver_preload(["torch", "prfl.benchmark.measure", "prfl.build"])
+    context = multiprocessing.get_context("forkserver")  # it imports torch once; a child shares nothing else
+    context.set_forkserver_preload(["torch", "prfl.benchmark.measure"])
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_memory, args=(case, provider, theirs))
     child.start()

@@ -52,12 +52,12 @@ class World:
     needs: Needs = Needs()
 
 
-def _wan(folder: str, gib: float, *overrides: str) -> World:
+def _wan(folder: str, gib: int | float, *overrides: str) -> World:
     policy, reward = f"{folder}/prfl.yaml", f"{folder}/reward.yaml"
     pixel = "reward={space: pixel, head: {dimensions: [quality]}}"
     return World(
         (policy, *PLAIN, PROMPTS, "training.batch=1", *overrides), (reward, PROMPTS), (reward, PROMPTS, pixel),
-        Needs(gpu=True, gib=gib),
+        Needs(gpu=True, gib=float(gib)),
     )  # fmt: skip
 
 
