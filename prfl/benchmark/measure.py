@@ -24,6 +24,7 @@ from prfl.benchmark.problem import Case, Outputs, Problem, Unavailable, Work, bu
 from prfl.forecast.live_bytes import SavedBytes
 
 WARMUPS = 3  # a provider's first runs compile, tune and fill caches; they are not timed
+LONG = 3.0  # seconds of a run that one warm-up is enough for: the runs that compare are runs, too
 ROUNDS = 200  # at most: more make large files and no narrower interval
 FLUSHED = 256 * 2**20  # bytes written between two runs on a GPU, so that nothing is found in its cache
 APART = 3.0  # providers may be so many times as far from float64 as the reference is, and still compute the same thing
@@ -38,6 +39,8 @@ class Found:
     errors: dict[str, float] = field(default_factory=dict)  # relative, of every output
     against: str = ""  # what the errors are relative to: float64, or the reference
     memory: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)  # seconds, of the median round's parts each
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 def interleaved(works: Mapping[str, Work], seconds: float, least: int, device: torch.device) -> dict[str, list[float]]:
@@ -45,7 +48,7 @@ def interleaved(works: Mapping[str, Work], seconds: float, least: int, device: t
 
     seconds: for each provider, about; least: rounds, however long they take.
     """
-    longest = max(min(timed(work, device) for _ in range(WARMUPS)) for work in works.values())
+    longest = max(warmed(work, device) for work in works.values())
     rounds = max(least, min(ROUNDS, int(seconds / max(longest, 1e-6))))
     found: dict[str, list[float]] = {name: [] for name in works}
     enabled = gc.isenabled()
@@ -60,15 +63,24 @@ def interleaved(works: Mapping[str, Work], seconds: float, least: int, device: t
     return found
 
 
+def warmed(work: Work, device: torch.device) -> float:
+    """Seconds of a whole run, warmed up."""
+    first = timed(work, device) * work.repeats
+    return first if first > LONG else min(timed(work, device) for _ in range(WARMUPS - 1)) * work.repeats
+
+
 def timed(work: Work, device: torch.device) -> float:
-    """Seconds of one run.  On a GPU by its events, behind a write that empties its cache and hides launches."""
+    """Seconds of one run, over its ``repeats``.
+
+    On a GPU by its events, behind a write that empties its cache and hides launches.
+    """
     given = work.before()
     if device.type != "cuda":
         start = time.perf_counter()
         result = work.run(given)
         taken = time.perf_counter() - start
         del result, given
-        return taken
+        return taken / work.repeats
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.empty(FLUSHED, dtype=torch.int8, device=device).zero_()
@@ -77,7 +89,7 @@ def timed(work: Work, device: torch.device) -> float:
     end.record()
     torch.cuda.synchronize()
     del result, given
-    return begin.elapsed_time(end) / 1000
+    return begin.elapsed_time(end) / 1000 / work.repeats
 
 
 def outputs(work: Work) -> Outputs | None:
@@ -92,9 +104,13 @@ def saved_bytes(work: Work) -> int:
 
 
 def compare(problem: Problem, works: Mapping[str, Work], found: Mapping[str, Found]) -> dict[str, str]:
-    """Fills in the errors; what is wrong with each provider that did not compute the same as the reference."""
+    """Fills in the errors; what is wrong with each provider that did not compute the same as the reference.
+
+    Nothing is compared where the reference has no outputs: its providers are different things, each checked alone.
+    """
     torchs = outputs(works[problem.reference])
-    assert torchs is not None
+    if torchs is None:
+        return {}
     exact = problem.exact() if problem.exact else {name: value.double() for name, value in torchs.items()}
     exact = {name: exact[name] for name in torchs}
     wrong = {}
@@ -133,7 +149,9 @@ def measure(
         try:
             works[name] = prepare(problem, name)
             outputs(works[name])
-            result[name] = Found()
+            if wrong := works[name].check():
+                raise AssertionError(f"{name}: {wrong}")
+            result[name] = Found(facts=dict(works[name].facts))
         except Exception as error:  # one that cannot run takes no other with it
             works.pop(name, None)
             result[name] = _reason(error)
@@ -145,6 +163,7 @@ def measure(
         del works[name], good[name]
     for name, taken in interleaved(works, seconds, least, device).items():
         good[name].seconds = taken
+        good[name].parts = medians(works[name].parts()[-len(taken) :])
         good[name].saved_bytes = saved_bytes(works[name])
     works.clear()
     release()
@@ -152,6 +171,10 @@ def measure(
         for name, found in good.items():
             found.memory = memory_alone(case, name)
     return problem, result
+
+
+def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {part: statistics.median(each[part] for each in rounds) for part in (rounds[0] if rounds else ())}
 
 
 def _reason(error: Exception) -> Exception:
@@ -172,7 +195,10 @@ def release() -> None:
 def memory_alone(case: Case, provider: str) -> dict[str, int]:
     """``memory`` in a fresh process, so that no earlier case's peak or cache is in it."""
     context = multiprocessing.get_context("forkserver")  # it imports torch once; a child shares nothing else
-    context.set_forkserver_preload(["torch", "prfl.benchmark.measure"])
+    preload = ["torch", "prfl.benchmark.measure"]
+    if not torch.cuda.is_available():  # an import that asks for GPUs would spoil the server for its children
+        preload.append("prfl.build")  # seconds for each child; left out in silence where a package is missing
+    context.set_forkserver_preload(preload)
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_memory, args=(case, provider, theirs))
     child.start()

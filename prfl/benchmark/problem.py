@@ -33,6 +33,10 @@ class Work(NamedTuple):
     run: Callable[[Any], Outputs | None]  # timed; its outputs are compared, None (a ceiling's) is not
     before: Callable[[], Any] = lambda: None  # before each run, not timed; its result is given to run
     constant: Sequence[Tensor] = ()  # weights, and what is alive anyway: not counted as saved for the backward pass
+    repeats: int = 1  # optimizer steps of a run, say; seconds are those of one
+    check: Callable[[], str] = lambda: ""  # asked after the first run: what is wrong with it, or nothing
+    parts: Callable[[], Sequence[Mapping[str, float]]] = lambda: ()  # of each run so far, the seconds by part
+    facts: Mapping[str, float] = {}  # figures that are known without a measurement, by name
 
 
 @dataclass(frozen=True)

@@ -20,24 +20,34 @@ from prfl.benchmark.scale import by_world, curves
 from prfl.benchmark.scale_report import figures as _figures
 from prfl.evaluation.metrics import Interval
 
+PARTS = ("rollout", "reward", "decode", "backward", "optimizer")  # of a training step
 HEAD = (
-    "provider", "times as fast", "ms (20 to 80 %)", "TFLOPS", "GB/s", "of roofline", "peak MiB", "saved MiB", "error",
+    "provider", "times as fast", "ms (20 to 80 %)", "steps/s", "evaluations", *(f"{part} ms" for part in PARTS),
+    "TFLOPS", "GB/s", "of roofline", "peak MiB", "total MiB", "saved MiB", "error",
 )  # fmt: skip
 DASH = "-"
+EVALUATIONS = "network evaluations"
 
 
 def cells(row: Row) -> list[str]:
     """One line of a table: text under ``HEAD``."""
     info = row.info
-    milliseconds = info["milliseconds"]
+    milliseconds, parts, memory = info["milliseconds"], info.get("parts_ms", {}), info["memory"]
+    evaluations = info.get("facts", {}).get(EVALUATIONS)
     return [
         row.provider,
         f"{Interval(**info['times_reference'])}" if row.provider != info["reference"] else "1",
         f"{_figures(milliseconds['median'])} ({_figures(milliseconds['low'])} to {_figures(milliseconds['high'])})",
+        _or_dash(1e3 / milliseconds["median"] if "shapes" in info and "chain" in info["shapes"] else None, _figures),
+        _or_dash(evaluations, _figures),
+        *(_or_dash(parts.get(part) or None, _figures) for part in PARTS),
         _or_dash(info["tflops"], _figures),
         _or_dash(info["gb_per_s"], _figures),
         _or_dash(info["roofline"], lambda share: f"{100 * share:.0f} %"),
-        _or_dash(info["memory"].get("peak"), _mebibytes),
+        _or_dash(memory.get("peak"), _mebibytes),
+        _or_dash(
+            memory.get("total") if info["device"] != "cpu" else None, _mebibytes
+        ),  # a CPU's has Python's own in it
         _or_dash(info["saved_bytes"], _mebibytes),
         _or_dash(info["error"], lambda error: f"{error:.1e}"),
     ]
@@ -109,7 +119,7 @@ def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if row not in along], along
 
 
-def terminal(rows: Sequence[Row], width: int = 140) -> str:
+def terminal(rows: Sequence[Row], width: int = 220) -> str:
     """The tables as text, and what they were measured on."""
     target = io.StringIO()
     console = Console(file=target, width=width)

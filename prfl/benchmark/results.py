@@ -53,6 +53,8 @@ def figures(case: Case, provider: str, problem: Problem, found: Found, reference
         "milliseconds": {"median": median * 1e3, "low": low * 1e3, "high": high * 1e3},
         "times_reference": vars(time_ratio(reference.seconds, found.seconds)),
         "rounds_ms": [float(f"{each * 1e3:.6g}") for each in found.seconds],
+        "parts_ms": {part: seconds * 1e3 for part, seconds in found.parts.items()},
+        "facts": found.facts,
         "tflops": problem.flops / median / 1e12 if problem.flops else None,
         "gb_per_s": problem.moved / median / 1e9 if problem.moved else None,
         "roofline": roofline(median, problem.flops, problem.moved, problem.dtype, device) if device else None,

@@ -2,26 +2,23 @@
 
 PRFL's step with a latent reward, and VADER's with a pixel reward on all frames.  PRFL trains the step in the middle of
 its chain, which a drawn one is on average; along ``gradients`` the last steps, exactly, with its reward at the end.
-Rewards are new: trained ones refuse videos that are not like theirs.  A step here is rollout, reward and
-gradient; the optimizer's part no axis but the model's size changes.
+Rewards are new: trained ones refuse videos that are not like theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 
-from prfl import build
 from prfl.benchmark import worlds
-from prfl.benchmark.problem import Case, Outputs, Problem, Work
-from prfl.forecast.memory import reward_tensors
+from prfl.benchmark.problem import Case, Problem
+from prfl.benchmark.step_cases import middle, step_work
 
 LATENT, PIXEL = "prfl", "vader"
 NAMES = {LATENT: "PRFL, latent reward", PIXEL: "VADER, pixel reward"}
-STEP = 1  # not 0, in which the distance to the base is measured, too
 FRAMES = {"tiny": 17, "small": 17, "wan-1.3b": 33, "wan-14b": 33}  # of Wan's 81: a decoder's backward pass is long
 FIXED = "reward.path=new", "rollout.steps=4", "training.batch=1"
 COUNTS = {"steps": (2, 4, 8), "gradients": (1, 2, 4), "batch": (1, 2, 4)}
@@ -66,35 +63,20 @@ def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
         return ["reward={space: pixel, path: new}", "objective={name: vader}"]
     if axis == "gradients":
         return [f"objective={{name: vader, last_steps: {value}}}"]
-    middle = [(steps // 2 + part) / steps for part in (0.25, 0.75)]  # the shares of one step
-    return [f"objective={{name: prfl, steps_range: {middle}}}"]
+    return [f"objective={{name: prfl, steps_range: {middle(steps)}}}"]
 
 
 def scale(world: str, axis: str, value: Any) -> Problem:
+    """Two methods compute two things: their gradients are checked, not compared."""
     shared = overrides(world, axis, value)
     plain = worlds.config(world, shared)
-    model = cache(lambda: worlds.backbone(plain))  # both work on the same weights
-
-    def step(provider: str) -> Work:
-        own = worlds.config(world, [*shared, *method(provider, axis, value, plain.rollout.steps)])
-        reward = worlds.reward(world, own, model())
-        objective = build.steering(own, model(), reward, None)
-        parameters = objective.parameters().values()
-        samples = range(own.training.batch)
-
-        def run(_: Any) -> Outputs | None:
-            for parameter in parameters:
-                parameter.grad = None
-            objective.accumulate(STEP, samples)
-            norms = torch.stack([p.grad.norm() for p in parameters if p.grad is not None])
-            return {"gradient": norms} if provider == LATENT else None  # of another objective: not compared
-
-        modules = model().transformer, model().vae
-        return Work(run, constant=[*(p for each in modules for p in each.parameters()), *reward_tensors(reward)])
-
+    configs = {
+        name: worlds.config(world, [*shared, *method(name, axis, value, plain.rollout.steps)])
+        for name in providers(axis)
+    }
     size = plain.data.frames, plain.data.height, plain.data.width
     return Problem(
-        {name: partial(step, name) for name in NAMES}, LATENT, getattr(torch, plain.backbone.dtype), names=NAMES,
-        shapes={"videos": (plain.training.batch, *size), "solver steps": (plain.rollout.steps,)},
-        weights=worlds.weights(plain),
+        {name: partial(step_work, world, own) for name, own in configs.items()}, LATENT,
+        getattr(torch, plain.backbone.dtype), names=NAMES, weights=f"{worlds.weights(plain)}, pixel reward random",
+        shapes={"video": (plain.training.batch, *size), "chain": (plain.rollout.steps,)},
     )  # fmt: skip

@@ -36,7 +36,7 @@ TRAINED = "shapes"  # backbone.model, and reward.path, of what is inside the pac
 PROMPTS = f"data.prompts.train={json.dumps(str(REPOSITORY / 'configs/prompts/videos.txt'))}"
 SMALL = f"backbone.model={json.dumps(str(REPOSITORY / 'bench/worlds/small'))}"
 PLAIN = ("rollout.stride=1", "rollout.gradients_per_rollout=1", "evaluation.every=0", "training.accumulation=1")
-P480 = ("data.frames=81", "data.height=480", "data.width=832")
+P480 = ("data.height=480", "data.width=832")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class World:
     needs: Needs = Needs()
 
 
-def _wan(folder: str, gib: int | float, *overrides: str) -> World:
+def _wan(folder: str, gib: float, *overrides: str) -> World:
     policy, reward = f"{folder}/prfl.yaml", f"{folder}/reward.yaml"
     pixel = "reward={space: pixel, head: {dimensions: [quality]}}"
     return World(
         (policy, *PLAIN, PROMPTS, "training.batch=1", *overrides), (reward, PROMPTS), (reward, PROMPTS, pixel),
-        Needs(gpu=True, gib=float(gib)),
+        Needs(gpu=True, gib=gib),
     )  # fmt: skip
 
 
@@ -65,17 +65,18 @@ _SMALL_REWARD = "configs/wan2.1-1.3b/reward.yaml", PROMPTS, "backbone.dtype=floa
 WORLDS = {
     "tiny": World(
         ("configs/tiny/prfl.yaml", *PLAIN, "reward.path=shapes", "objective={name: prfl}", "data.generator=null",
-         "rollout.steps=8", "training.batch=4"),
+         "backbone.checkpointing=full",
+         "training.batch=1"),
         ("configs/tiny/reward.yaml",), ("configs/tiny/pixel_reward.yaml",),
     ),
     "small": World(
         ("configs/wan2.1-1.3b/prfl.yaml", *PLAIN, PROMPTS, SMALL, "backbone.dtype=float32", "backbone.device=auto",
-         "training.batch=1", "rollout.steps=4", "data.frames=17", "data.height=128", "data.width=128"),
+         "training.batch=1", "data.height=128", "data.width=128"),
         (*_SMALL_REWARD, "reward.head.blocks=[2]"),
         (*_SMALL_REWARD, "reward={space: pixel, head: {dimensions: [quality]}}"),
     ),
-    "wan-1.3b": _wan("configs/wan2.1-1.3b", 16, *P480, "rollout.steps=20"),
-    "wan-14b": _wan("configs/wan2.1-14b", 60, *P480, "rollout.steps=8", "rollout.shift=3.0"),
+    "wan-1.3b": _wan("configs/wan2.1-1.3b", 16.0, *P480),
+    "wan-14b": _wan("configs/wan2.1-14b", 60.0, *P480, "rollout.shift=3.0"),
 }  # fmt: skip
 
 
@@ -127,17 +128,32 @@ def has_weights(own: Config) -> bool:
 
 def _random(own: Config) -> WanBackbone:
     """The architecture of ``backbone.model`` with random weights, made in their own dtype on their own device."""
-    source = Source(architecture_place(own.backbone.model), None, build.device(own.backbone))
-    dtype = getattr(torch, own.backbone.dtype)
-    transformer = _part(source, WanTransformer3DModel, "transformer", dtype)
-    vae = _part(source, AutoencoderKLWan, "vae", vae_dtype(dtype))
+    source = _source(own)
+    network, vae = transformer(own), decoder(own)
     if source.device.type == "cpu":
         vae_codec.channels_last(vae)
-    text: Any = RandomText(transformer.config.text_dim, source.device)
-    return prepared(own, assemble(source, flow_schedule(source), transformer, vae, lambda: (text.tokens, text)))
+    text: Any = RandomText(network.config.text_dim, source.device)
+    return prepared(own, assemble(source, flow_schedule(source), network, vae, lambda: (text.tokens, text)))
 
 
-def _part(source: Source, kind: Any, folder: str, dtype: torch.dtype) -> Any:
+def _source(own: Config) -> Source:
+    return Source(architecture_place(str(build.model_place(own))), None, build.device(own.backbone))
+
+
+def transformer(own: Config) -> WanTransformer3DModel:
+    """The same weights as a ``backbone`` has, in diffusers' own model: no adapter, no kernels."""
+    return _part(own, WanTransformer3DModel, "transformer", getattr(torch, own.backbone.dtype))
+
+
+def decoder(own: Config) -> AutoencoderKLWan:
+    """Likewise, of the VAE."""
+    return _part(own, AutoencoderKLWan, "vae", vae_dtype(getattr(torch, own.backbone.dtype))).requires_grad_(False)
+
+
+def _part(own: Config, kind: Any, folder: str, dtype: torch.dtype) -> Any:
+    source = _source(own)
+    if has_weights(own):
+        return source.load(kind, folder, dtype)
     torch.manual_seed(0)
     with source.device, _default(dtype):  # 14 billion weights in float32 first would take 56 GB
         return cast(kind.from_config(source.config(kind, folder)), dtype)

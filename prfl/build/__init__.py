@@ -18,6 +18,7 @@ from prfl.build.models import chain as chain
 from prfl.build.models import device as device
 from prfl.build.models import device_kind as device_kind
 from prfl.build.models import kernels as kernels
+from prfl.build.models import model_place as model_place
 from prfl.build.models import policy_adapter as policy_adapter
 from prfl.build.models import shift as shift
 from prfl.build.objectives import method as method

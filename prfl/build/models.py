@@ -38,17 +38,22 @@ def device_kind(config: Config) -> str:
 def backbone(config: Config) -> WanBackbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     own = config.backbone
-    place: str | Path = own.model
-    if own.model == "shapes":
-        place = shapes.model_folder()
-    elif own.model in RECIPES:
-        with processes.main_first():
-            place = untrained_folder(config.data.cache / own.model, RECIPES[own.model])
-    model = prepared(config, load_backbone(place, getattr(torch, own.dtype), device(own), own.revision))
+    model = prepared(config, load_backbone(model_place(config), getattr(torch, own.dtype), device(own), own.revision))
     if own.compile:
         for transformer in (model.transformer, *model.copies.values()):
             transformer.compile_repeated_blocks()
     return model
+
+
+def model_place(config: Config) -> str | Path:
+    """The folder or hub id behind ``backbone.model``; an untrained model is made there, the first time."""
+    own = config.backbone
+    if own.model == "shapes":
+        return shapes.model_folder()
+    if own.model in RECIPES:
+        with processes.main_first():
+            return untrained_folder(config.data.cache / own.model, RECIPES[own.model])
+    return own.model
 
 
 def architecture(config: Config) -> WanBackbone:

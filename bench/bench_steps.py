@@ -1,0 +1,18 @@
+"""A training step, latent against pixel, methods, plain rival: pytest bench/bench_steps.py --benchmark
+
+One comparison: -k same_step, -k methods or -k rival.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prfl.benchmark import step_cases
+from prfl.benchmark.session import Measured
+
+
+@pytest.mark.cases(of=step_cases.cases)
+def test_steps(measured: Measured, benchmark: Any) -> None:
+    measured.into(benchmark)

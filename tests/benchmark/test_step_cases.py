@@ -1,0 +1,166 @@
+"""Steps on the shapes world: what must agree does, what was planted is seen, what cannot run says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prfl import build
+from prfl.benchmark import step_cases, worlds
+from prfl.benchmark.measure import Found, compare, measure, outputs, timed
+from prfl.benchmark.problem import Case, Problem, Unavailable, Work, prepare
+from prfl.benchmark.problem import build as build_case
+from prfl.benchmark.report import EVALUATIONS, HEAD, cells
+from prfl.benchmark.results import Row, figures
+from prfl.benchmark.step_cases import LATENT, OURS, PIXEL, RIVAL, cases
+
+TINY = {case.operation: case for case in cases("tiny")}
+
+
+def small(operation: str) -> Case:
+    """A chain of three steps."""
+    case = TINY[operation]
+    return replace(case, settings={**case.settings, "chain": 3}, memory=False)
+
+
+@pytest.mark.parametrize("operation", ["rival_prfl", "rival_vader"])
+def test_the_rival_computes_what_we_do(operation: str) -> None:
+    problem = build_case(small(operation))
+    works = {name: prepare(problem, name) for name in (RIVAL, OURS)}
+    found = {name: Found() for name in works}
+    assert compare(problem, works, found) == {}
+    assert found[OURS].errors.keys() == {"loss", "d A", "d B"}
+    assert all(error < 1e-4 for error in found[OURS].errors.values())  # float32, three network calls and a decoder
+    again = outputs(works[OURS])  # weights and gradients were put back
+    first = outputs(works[OURS])
+    assert again is not None and first is not None
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def another_time(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def velocity(transformer: Any, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        return right(transformer, latents, sigma * 0.98, text)
+
+    return velocity
+
+
+def test_a_difference_planted_in_the_rival_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    script: Any = import_module("rival")
+    monkeypatch.setattr(script, "velocity", another_time(script.velocity))
+    _, found = measure(small("rival_prfl"), (OURS,), 0.0, 1)
+    assert isinstance(found[OURS], AssertionError) and "did not compute what rival did" in str(found[OURS])
+
+
+def test_a_gradient_that_only_the_clamp_takes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    script: Any = import_module("rival")
+    right = script.decode
+    monkeypatch.setattr(script, "decode", lambda *given: right(*given).clamp(-0.3, 0.3))
+    _, found = measure(small("rival_vader"), (OURS,), 0.0, 1)
+    assert isinstance(found[OURS], AssertionError)
+
+
+def test_the_same_step_has_the_same_rollout_whatever_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = small("same_step")
+    problem, found = measure(case, case.providers, 0.0, 1)
+    for name, each in found.items():
+        assert isinstance(each, Found), each
+        assert all(error == 0 for error in each.errors.values()) and len(each.errors) == 3
+        assert set(each.parts) == {"rollout", "reward", "decode", "backward", "optimizer"}
+        assert (each.parts["decode"] > 0) == (name != LATENT) and min(each.parts.values()) >= 0
+        assert sum(each.parts.values()) <= max(each.seconds)
+        row = Row(name, figures(case, name, problem, each, found[LATENT]), worlds.REPOSITORY)  # type: ignore[arg-type]
+        line = dict(zip(HEAD, cells(row), strict=True))
+        assert line["steps/s"] != "-" and line["rollout ms"] != "-" and (line["decode ms"] == "-") == (name == LATENT)
+    kept = [each.saved_bytes for each in found.values() if isinstance(each, Found) and each.saved_bytes]
+    assert kept[1] < kept[2] <= kept[3]  # more frames
+
+    right = worlds.config
+
+    def other_noise(world: str, overrides: Any) -> Any:
+        return right(world, (*overrides, "seed=1") if PIXEL in overrides else overrides)
+
+    monkeypatch.setattr(worlds, "config", other_noise)
+    _, found = measure(case, ("pixel, one latent frame",), 0.0, 1)
+    assert isinstance(found["pixel, one latent frame"], AssertionError)
+
+
+def test_evaluations_are_those_that_were_made() -> None:
+    """A chain of 6, the middle step 3 with its edge held: 3 forwards, 1 with its backward and again for it, the reward
+    on 4 of 6 blocks; VADER's K = 5: 6 forwards to the end, then 5 of that kind."""
+    case = TINY["methods"]
+    problem = build_case(case)
+    expected = {"prfl": 3 + 3 + 1 + 3 * 4 / 6, "vader, K=5": 6 + 5 * 4, "full chain": 6 + 6 * 4 + 3 * 4 / 6}
+    for name, evaluations in expected.items():
+        assert prepare(problem, name).facts[EVALUATIONS] == pytest.approx(evaluations), name
+
+
+def test_each_method_has_a_gradient_and_reuse_counts_by_the_step() -> None:
+    problem = build_case(TINY["methods"])
+    for name in ("dense", "prfl, 4 gradients a rollout"):
+        work = prepare(problem, name)
+        assert outputs(work) is None and work.check() == ""
+        assert work.repeats == (4 if "4" in name else 1)
+
+
+def test_a_gradient_that_is_zero_or_not_finite_is_named() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    trained = step_cases.Trained({"w": weight})
+    assert "not there" in trained.wrong()
+    weight.grad = torch.zeros(2)
+    assert "zero" in trained.wrong()
+    weight.grad = torch.tensor([1.0, torch.nan])
+    assert "not finite" in trained.wrong()
+    weight.grad = torch.ones(2)
+    assert trained.wrong() == ""
+    trained.put_back()
+    assert weight.grad is None
+
+
+def checked() -> Problem:
+    wrong = {"good": "", "bad": "its gradient is zero"}
+    works = {name: lambda why=why: Work(lambda _: None, check=lambda: why) for name, why in wrong.items()}
+    return Problem(works, "good", torch.float32)
+
+
+def test_a_provider_whose_check_fails_is_not_timed() -> None:
+    _, found = measure(Case("checked", checked, {}, ("good", "bad"), memory=False), ("good", "bad"), 0.0, 1)
+    assert isinstance(found["bad"], AssertionError) and "gradient is zero" in str(found["bad"])
+    assert isinstance(found["good"], Found) and found["good"].seconds
+
+
+def test_seconds_are_those_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 8.0])
+    monkeypatch.setattr("prfl.benchmark.measure.time.perf_counter", lambda: next(clock))
+    assert timed(Work(lambda _: None, repeats=4), torch.device("cpu")) == 2.0
+
+
+@pytest.mark.parametrize("world", ["wan-1.3b", "wan-14b"])
+def test_wans_worlds_say_what_they_need(world: str) -> None:
+    for case in cases(world):
+        assert case.needs.gpu and case.needs.gib >= 16
+        if not torch.cuda.is_available():
+            with pytest.raises(Unavailable, match="needs a GPU with"):
+                build_case(case)
+    own = worlds.config(world)
+    assert own.backbone.checkpointing == "full" and own.backbone.dtype == "bfloat16"
+    assert worlds.weights(own) == "random"
+
+
+def test_random_weights_are_the_same_for_both_sides() -> None:
+    own = worlds.config("small")
+    model, plain = worlds.backbone(own), worlds.transformer(own)
+    theirs = dict(plain.named_parameters())
+    for name, parameter in model.transformer.named_parameters():
+        if ".lora_" not in name:
+            assert torch.equal(parameter, theirs[name.replace(".base_layer.", ".")]), name
+    assert 90e6 < sum(parameter.numel() for parameter in plain.parameters()) < 150e6
+    condition = model.condition(["a cat", "a dog runs"])
+    assert condition.lengths.tolist() == [6, 11] and condition.prompt_embeds[0, 6:].abs().max() == 0
+    reward = worlds.reward("small", own, model)
+    assert isinstance(reward, build.TrainableReward) and not any(p.requires_grad for p in reward.parameters().values())
