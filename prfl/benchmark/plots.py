@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 from prfl.benchmark.results import Row, by_case
 from prfl.benchmark.scale import AXES, COSTS, Curve, Line, amount, fit
@@ -32,8 +32,14 @@ def ratios(rows: Sequence[Row]) -> bytes:
         axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(some)), [row.provider for row in reversed(some)])
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        left, right = axes.get_xlim()
+        left, right = min(left, 0.75), max(right, 1.35)  # a difference of a few percent looks like one
+        axes.set_xlim(left, right)
+        wide = [f * 10.0**power for power in range(-4, 5) for f in ((1,) if right / left > 100 else (1, 2, 5))]
+        ticks = wide if right / left > 5 else [0.2, 0.3, 0.5, 0.8, 1, 1.25, 2, 3]
+        ticks = [tick for tick in ticks if left <= tick <= right]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
         style(axes, name)
     for axes in grid[len(cases) :]:
         axes.set_visible(False)

@@ -19,7 +19,7 @@ from prfl.benchmark.step_cases import middle, step_work
 
 LATENT, PIXEL = "prfl", "vader"
 NAMES = {LATENT: "PRFL, latent reward", PIXEL: "VADER, pixel reward"}
-FRAMES = {"tiny": 17, "small": 17, "wan-1.3b": 33, "wan-14b": 33}  # of Wan's 81: a decoder's backward pass is long
+FRAMES = {"tiny": 9, "small": 17, "wan-1.3b": 33, "wan-14b": 33}  # of Wan's 81: a decoder's backward pass is long
 FIXED = "reward.path=new", "rollout.steps=4", "training.batch=1"
 COUNTS = {"steps": (2, 4, 8), "gradients": (1, 2, 4), "batch": (1, 2, 4)}
 VALUES: Mapping[str, Mapping[str, Sequence[int | str]]] = {
