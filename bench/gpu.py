@@ -2,9 +2,9 @@
 
     python bench/gpu.py [--budget 540] [--wheels FOLDER] [--only 'wan-1.3b*'] [--list]
 
-First the kernels' tests, compiled, then for each world the kernels' cases and those of steps.  Each piece is a process
-with a result file in bench/results/gpu/, which holds a hash of the sources that it was measured of: with other sources
-it is run again.
+First the kernels' tests, compiled, then the kernels' cases and the training steps of each world.  Each piece is a
+process with a result file in bench/results/gpu/, which holds a hash of the sources that it was measured of: with other
+sources it is run again.
 A piece is started only if it should end within the budget (seconds), and is stopped then; what is left is listed.
 Where a package is missing, the pieces that need it are left out, and the list says why.  --wheels first installs the
 wheels of a folder, with no index and no dependencies; those of torch and triton in it are left alone.
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +38,22 @@ CASES = (
     "kernels", "prfl/backbone/kernels.py", "prfl/benchmark/measure.py", "prfl/benchmark/kernel_problem.py",
     "prfl/benchmark/kernel_cases.py", "prfl/benchmark/block_case.py",
 )  # fmt: skip
-STEPS = "kernels", "prfl"  # a whole step runs through most of it
+STEPS = (
+    "kernels", "prfl/backbone", "prfl/build", "prfl/objective", "prfl/reward", "prfl/rollout",
+    "prfl/benchmark/measure.py", "prfl/benchmark/worlds.py", "prfl/benchmark/step_cases.py", "bench/rival.py",
+)  # fmt: skip
+STEP_SECONDS = {  # case and providers, the reference among them: about, with an H200; of wan-1.3b and wan-14b
+    ("same_step", "latent", "pixel_1"): (240, 460),
+    ("same_step", "latent", "pixel_4"): (260, 480),
+    ("same_step", "latent", "pixel_all"): (330, 530),
+    ("methods", "prfl", "dense"): (220, 390),
+    ("methods", "prfl", "reuse"): (220, 390),
+    ("methods", "prfl", "full_chain"): (390, 500),
+    ("methods", "prfl", "vader_1"): (220, 290),
+    ("methods", "prfl", "vader_5"): (290, 400),
+    ("rival_prfl", "rival", "ours"): (220, 440),
+    ("rival_vader", "rival", "ours"): (310, 530),
+}
 PIECES = (
     "score", "decode one forward", "decode one backward", "decode all forward", "decode all backward", "gradient_call",
 )  # fmt: skip
@@ -88,24 +103,36 @@ def pieces() -> Iterator[Piece]:
                         else (*BENCHMARKS, "prfl.backbone.kernels")
                     )
                     yield measuring(f"{world}-{'-'.join(words)}", world, " and ".join(words), needs)
-        yield from of_steps(world)
+    for (case, reference, provider), seconds in STEP_SECONDS.items():
+        for world, each in zip(("wan-1.3b", "wan-14b"), seconds, strict=True):
+            yield measuring(
+                f"{world}-{case}-{provider}", world, f"{case} and ({reference} or {provider})",
+                (*BENCHMARKS, "prfl.build"), "bench/bench_steps.py", STEPS, each, "--benchmark-min-rounds=2",
+            )  # fmt: skip
+    for world in ("wan-1.3b", "wan-14b"):
+        yield from of_pieces(world)
 
 
-def of_steps(world: str) -> Iterator[Piece]:
-    """Cases that want all that prfl imports: their modules cannot be asked here for what they have."""
+def of_pieces(world: str) -> Iterator[Piece]:
+    """The pieces of a step, and its cost against size: their modules cannot be asked where a package is missing."""
     scale = [f"scale {axis} {value}" for axis, values in SCALE.items() for value in values]
-    for file, cases in {"bench_pieces": PIECES, "bench_scale": scale}.items():
-        needs = (*BENCHMARKS, "prfl.benchmark.worlds")
+    for name, cases in {"piece": PIECES, "scale": scale}.items():
+        file = {"piece": "bench/bench_pieces.py", "scale": "bench/bench_scale.py"}[name]
+        of = (*STEPS, f"prfl/benchmark/{name}_cases.py")
         for words in cases:
-            one = measuring(f"{world}-{words.replace(' ', '-')}", world, words.replace(" ", " and "), needs)
-            command = [f"bench/{file}.py" if word == "bench/bench_kernels.py" else word for word in one.command]
-            yield replace(one, command=tuple(command), of=STEPS, seconds=300)
+            yield measuring(
+                f"{world}-{words.replace(' ', '-')}", world, words.replace(" ", " and "),
+                (*BENCHMARKS, "prfl.build"), file, of, 300, "--benchmark-min-rounds=3",
+            )  # fmt: skip
 
 
-def measuring(name: str, world: str, words: str, needs: tuple[str, ...]) -> Piece:
-    plugin = ("-p", "prfl_bench", "--benchmark", "--benchmark-world", world, "--benchmark-max-time", "3")
+def measuring(
+    name: str, world: str, words: str, needs: tuple[str, ...], file: str = "bench/bench_kernels.py",
+    of: tuple[str, ...] = CASES, seconds: float = 150, *more: str,
+) -> Piece:  # fmt: skip
+    plugin = ("-p", "prfl_bench", "--benchmark", "--benchmark-world", world, "--benchmark-max-time", "3", *more)
     options = tuple(option for option in PLAIN if option != "-x")
-    return Piece(name, (*options, *plugin, "bench/bench_kernels.py", "-k", words), CASES, needs, 150)
+    return Piece(name, (*options, *plugin, file, "-k", words), of, needs, seconds)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from prfl.benchmark import worlds
 from prfl.benchmark.problem import Case, Problem
-from prfl.benchmark.step_cases import middle, step_work
+from prfl.benchmark.step_cases import Stage, middle, step_work
 
 LATENT, PIXEL = "prfl", "vader"
 NAMES = {LATENT: "PRFL, latent reward", PIXEL: "VADER, pixel reward"}
@@ -69,14 +69,14 @@ def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
 def scale(world: str, axis: str, value: Any) -> Problem:
     """Two methods compute two things: their gradients are checked, not compared."""
     shared = overrides(world, axis, value)
-    plain = worlds.config(world, shared)
+    plain, stage = worlds.config(world, shared), Stage(world)
     configs = {
         name: worlds.config(world, [*shared, *method(name, axis, value, plain.rollout.steps)])
         for name in providers(axis)
     }
     size = plain.data.frames, plain.data.height, plain.data.width
     return Problem(
-        {name: partial(step_work, world, own) for name, own in configs.items()}, LATENT,
+        {name: partial(step_work, stage, own) for name, own in configs.items()}, LATENT,
         getattr(torch, plain.backbone.dtype), names=NAMES, weights=f"{worlds.weights(plain)}, pixel reward random",
         shapes={"video": (plain.training.batch, *size), "chain": (plain.rollout.steps,)},
     )  # fmt: skip

@@ -20,6 +20,7 @@ from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.condition import pad_to
 from prfl.backbone.wan import TEXT_TOKENS
 from prfl.benchmark import worlds
+from prfl.benchmark.measure import release
 from prfl.benchmark.problem import Case, Outputs, Problem, Work
 from prfl.benchmark.report import EVALUATIONS
 from prfl.config.schema import Config
@@ -43,19 +44,22 @@ PRICE = {forecast.GRADIENT: 3.0, forecast.DISTANCE: 0.0}  # a forward is 1; the 
 SIZES = {  # frames and steps of the chain: of the same step and the rival, and of the methods
     "tiny": ((17, 6), (17, 6)),
     "small": ((17, 6), (17, 6)),
-    "wan-1.3b": ((81, 20), (81, 20)),
-    "wan-14b": ((81, 8), (33, 8)),  # a full chain of 81 frames takes minutes a step
+    "wan-1.3b": ((81, 20), (81, 12)),
+    "wan-14b": ((81, 4), (33, 8)),  # a full chain of 81 frames takes minutes a step
 }
-SAME = {LATENT: "", "pixel, one latent frame": "one", "pixel, 4 latent frames": "4", "pixel, all frames": "all"}
+SAME = {LATENT: "", "pixel_1": "one", "pixel_4": "4", "pixel_all": "all"}
 METHODS = {
     PRFL: (),
     "dense": ("objective={name: dense_process}",),
-    f"prfl, {REUSED} gradients a rollout": (
-        "objective={name: prfl}", f"rollout.gradients_per_rollout={REUSED}", "rollout.drift_limit=null",
-    ),
-    "full chain": ("objective={name: full_chain}",),
-    "vader, K=1": (PIXEL, "objective={name: vader, last_steps: 1, frames: one}"),
-    "vader, K=5": (PIXEL, "objective={name: vader, last_steps: 5, frames: one}"),
+    "reuse": ("objective={name: prfl}", f"rollout.gradients_per_rollout={REUSED}", "rollout.drift_limit=null"),
+    "full_chain": ("objective={name: full_chain}",),
+    "vader_1": (PIXEL, "objective={name: vader, last_steps: 1, frames: one}"),
+    "vader_5": (PIXEL, "objective={name: vader, last_steps: 5, frames: one}"),
+}
+NAMES = {
+    "pixel_1": "pixel, one latent frame", "pixel_4": "pixel, 4 latent frames", "pixel_all": "pixel, all frames",
+    "reuse": f"prfl, {REUSED} gradients a rollout", "full_chain": "full chain", "vader_1": "vader, K=1",
+    "vader_5": "vader, K=5",
 }  # fmt: skip
 
 
@@ -89,7 +93,8 @@ def same_step(world: str, frames: int, chain: int) -> Problem:
             return worlds.config(world, (*size, f"objective={{{objective}}}"))
         return worlds.config(world, (*size, PIXEL, f"objective={{{objective}, frames: {seen}}}"))
 
-    works = {name: lambda seen=seen: step_work(world, own(seen), alike=True) for name, seen in SAME.items()}
+    stage = Stage(world)
+    works = {name: lambda seen=seen: step_work(stage, own(seen), alike=True) for name, seen in SAME.items()}
     return _problem(works, LATENT, own(""), f"{worlds.weights(own(''))}, pixel reward random")
 
 
@@ -97,7 +102,8 @@ def methods(world: str, frames: int, chain: int) -> Problem:
     """Each as it is.  They compute different things: their gradients are checked, not compared."""
     size = f"data.frames={frames}", f"rollout.steps={chain}", f"objective={{name: prfl, steps_range: {middle(chain)}}}"
     configs = {name: worlds.config(world, (*size, *overrides)) for name, overrides in METHODS.items()}
-    works = {name: lambda own=own: step_work(world, own) for name, own in configs.items()}
+    stage = Stage(world)
+    works = {name: lambda own=own: step_work(stage, own) for name, own in configs.items()}
     return _problem(works, PRFL, configs[PRFL], f"{worlds.weights(configs[PRFL])}, pixel reward random")
 
 
@@ -106,7 +112,9 @@ def _problem(
 ) -> Problem:
     data = own.data
     shapes = {"video": (own.training.batch, data.frames, data.height, data.width), "chain": (own.rollout.steps,)}
-    return Problem(works, reference, getattr(torch, own.backbone.dtype), shapes=shapes, weights=weights, **more)
+    return Problem(
+        works, reference, getattr(torch, own.backbone.dtype), shapes=shapes, names=NAMES, weights=weights, **more
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- our steps
@@ -149,9 +157,9 @@ class Trained:
 class DecodeClock:
     """Seconds in ``model.decode`` and in its backward pass, from when the pixels' gradient is there to the latents'."""
 
-    def __init__(self, model: WanBackbone, clock: Clock) -> None:
+    def __init__(self, model: WanBackbone) -> None:
         self.seconds, self._began = 0.0, 0.0
-        self._own, self._now = model.decode, clock.now
+        self._own, self._now = model.decode, Clock(model.device).now
         setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
 
     def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
@@ -170,14 +178,40 @@ class DecodeClock:
         self.seconds += self._now() - self._began
 
 
-def step_work(world: str, own: Config, frame: int | None = None, alike: bool = False, agreeing: bool = False) -> Work:
+class Stage:
+    """What the providers of a case share: one model and what is trained on it, and a reward of each space.
+
+    It is made when the first of them asks, so that a process which measures one of them has nothing else.
+    """
+
+    def __init__(self, world: str) -> None:
+        self.world = world
+        self._rewards: dict[str, build.Reward] = {}
+        self._made: tuple[WanBackbone, Trained, DecodeClock] | None = None
+
+    def model(self, own: Config) -> tuple[WanBackbone, Trained, DecodeClock]:
+        if self._made is None:
+            model = worlds.backbone(own)
+            self._made = model, Trained(model.adapter_parameters(build.POLICY)), DecodeClock(model)
+        return self._made
+
+    def objective(self, own: Config) -> Pathwise:
+        model, space = self.model(own)[0], getattr(own.reward, "space", "")
+        if space not in self._rewards:
+            self._rewards[space] = worlds.reward(self.world, own, model)
+        objective = build.steering(own, model, self._rewards[space], None)
+        objective.distance_every = 0
+        if space == "latent":
+            model.park_vae()  # as a run does; where another provider decodes, it comes back to stay
+        return objective
+
+
+def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool = False, agreeing: bool = False) -> Work:
     """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
 
     alike: gives what a step with another reward must have in common with it; agreeing: its loss and gradients."""
-    model, objective = staged(world, own)
-    trained, clock = Trained(objective.parameters()), Clock(model.device)
-    decoding = DecodeClock(model, clock)
-    steps = own.rollout.gradients_per_rollout
+    (model, trained, decoding), objective = stage.model(own), stage.objective(own)
+    clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
     first = first_step(objective, own, objective.latent_shape[1] // 2 if frame is None else frame)
     rounds: list[dict[str, float]] = []
 
@@ -210,16 +244,6 @@ def step_work(world: str, own: Config, frame: int | None = None, alike: bool = F
     constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
     facts = {EVALUATIONS: evaluations(own, model, objective)}
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts)
-
-
-def staged(world: str, own: Config) -> tuple[WanBackbone, Pathwise]:
-    """The model and the objective of a config, on the device; a VAE that nobody decodes with waits on the host."""
-    model = worlds.backbone(own)
-    objective = build.steering(own, model, worlds.reward(world, own, model), None)
-    objective.distance_every = 0
-    if own.reward is not None and own.reward.space == "latent":
-        model.park_vae()
-    return model, objective
 
 
 def first_step(objective: Pathwise, own: Config, frame: int) -> int:
@@ -274,7 +298,8 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
     own = _rival_config(world, frames, chain, f"{{name: prfl, steps_range: {middle(chain)}}}")
 
     def rival() -> Work:
-        model, objective = staged(world, own)
+        stage = Stage(world)
+        (model, *_), objective = stage.model(own), stage.objective(own)
         start, reward = given(own, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
         assert isinstance(reward, LatentReward) and len(reward.blocks) == 1
         head, dimensions = reward.head, reward.dimensions
@@ -286,7 +311,8 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
             script.add_lora(seen, lora.rank, lora.alpha, lora.targets)
             put_adapter(seen, model.adapter_state(lora.name))
         _checkpointed(seen.requires_grad_(False), own)
-        del model, objective, reward
+        del stage, model, objective, reward, _
+        release()  # the script holds a model of its own
 
         def loss_of(features: Tensor, sigma: Tensor) -> Tensor:
             logits = head([features], sigma.expand(len(features)))
@@ -307,13 +333,15 @@ def rival_vader(world: str, frames: int, chain: int) -> Problem:
     own = _rival_config(world, frames, chain, f"{{name: vader, last_steps: 1, frames: {seen}}}", PIXEL)
 
     def rival() -> Work:
-        model, objective = staged(world, own)
+        stage = Stage(world)
+        (model, *_), objective = stage.model(own), stage.objective(own)
         start, reward = given(own, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
         assert isinstance(reward, PixelReward)
         read = reward.logits if _logits(own) else reward
         shown, times = (1, torch.zeros(1)) if seen == "one" else (start.noise.shape[2], None)
         script, vae = _script(), worlds.decoder(own)
-        del model, objective
+        del stage, model, objective, _
+        release()
 
         def loss_of(pixels: Tensor) -> Tensor:
             return start.loss(read(pixels, start.condition, times))[0].mean()
@@ -336,7 +364,7 @@ def _logits(own: Config) -> bool:
 
 
 def _rival_problem(world: str, own: Config, rival: Callable[[], Work]) -> Problem:
-    works = {RIVAL: rival, OURS: lambda: step_work(world, own, frame=0, agreeing=True)}
+    works = {RIVAL: rival, OURS: lambda: step_work(Stage(world), own, frame=0, agreeing=True)}
     half = own.backbone.dtype != "float32"
     return _problem(works, RIVAL, own, worlds.weights(own), tolerance=0.1 if half else 1e-3)
 

@@ -12,13 +12,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch import Tensor
-from transformers import BatchEncoding
+from transformers import BatchEncoding, UMT5Config, UMT5EncoderModel
 
 from prfl import build
 from prfl.backbone import WanBackbone
@@ -132,8 +131,8 @@ def _random(own: Config) -> WanBackbone:
     network, vae = transformer(own), decoder(own)
     if source.device.type == "cpu":
         vae_codec.channels_last(vae)
-    text: Any = RandomText(network.config.text_dim, source.device)
-    return prepared(own, assemble(source, flow_schedule(source), network, vae, lambda: (text.tokens, text)))
+    text = partial(random_text, network.config.text_dim, source.device)
+    return prepared(own, assemble(source, flow_schedule(source), network, vae, text))
 
 
 def _source(own: Config) -> Source:
@@ -169,21 +168,15 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class RandomText:
-    """In the place of a text encoder and its tokenizer: a random vector for each byte of a prompt."""
+def random_text(width: int, device: torch.device) -> tuple[Any, UMT5EncoderModel]:
+    """A tokenizer of bytes, and one random layer of the encoder's own kind: embeddings have their real shape."""
+    torch.manual_seed(1)
+    layers = UMT5Config(vocab_size=256, d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
+    return byte_tokens, UMT5EncoderModel(layers).to(device).requires_grad_(False).eval()
 
-    def __init__(self, width: int, device: torch.device) -> None:
-        self.device = device
-        self.table = torch.randn(256, width, generator=torch.Generator().manual_seed(1)).to(device)
 
-    @staticmethod
-    def tokens(prompts: Sequence[str], max_length: int, **_: Any) -> BatchEncoding:
-        found = [torch.tensor([*prompt.encode(), 0][:max_length]) for prompt in prompts]
-        ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
-        lengths = torch.tensor([len(each) for each in found])
-        return BatchEncoding(
-            {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
-        )
-
-    def __call__(self, ids: Tensor, mask: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=self.table[ids])
+def byte_tokens(prompts: Sequence[str], max_length: int, **_: Any) -> BatchEncoding:
+    found = [torch.tensor([*prompt.encode(), 0][:max_length]) for prompt in prompts]
+    lengths = torch.tensor([len(each) for each in found])
+    ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+    return BatchEncoding({"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()})

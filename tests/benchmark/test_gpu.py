@@ -77,6 +77,29 @@ def test_the_pieces_cover_every_test_and_every_case(gpu: Any) -> None:
             assert len(fits) == 1, case.name
 
 
+@pytest.mark.parametrize("world", ["wan-1.3b", "wan-14b"])
+def test_the_pieces_cover_every_provider_of_every_step_beside_its_reference(gpu: Any, world: str) -> None:
+    from prfl.benchmark.step_cases import cases
+
+    steps = [piece for piece in gpu.pieces() if "bench/bench_steps.py" in piece.command]
+    words = [piece.command[-1] for piece in steps if piece.name.startswith(world)]
+    for case in cases(world):
+        reference, *others = case.providers
+        assert {f"{case.operation} and ({reference} or {other})" for other in others} <= set(words)
+    assert len(words) == sum(len(case.providers) - 1 for case in cases(world))
+    assert all(piece.seconds <= 540 for piece in steps), "it would never start within the default budget"
+
+
+def test_a_steps_words_choose_its_two_providers(gpu: Any) -> None:
+    piece = next(piece for piece in gpu.pieces() if piece.name == "wan-14b-same_step-pixel_1")
+    done = subprocess.run(
+        [sys.executable, *piece.command, "--collect-only"], cwd=REPOSITORY, env=gpu.environment(), capture_output=True,
+        text=True,
+    )  # fmt: skip
+    found = [line.split("[")[1] for line in done.stdout.splitlines() if "bench_steps.py::" in line]
+    assert found == [f"same_step-wan-14b-frames81-chain4-{name}]" for name in ("latent", "pixel_1")], done.stdout
+
+
 BARE = """
 import sys
 class Nothing:
