@@ -54,6 +54,14 @@ STEP_SECONDS = {  # case and providers, the reference among them: about, with an
     ("rival_prfl", "rival", "ours"): (220, 440),
     ("rival_vader", "rival", "ours"): (310, 530),
 }
+PIECES = (
+    "score", "decode one forward", "decode one backward", "decode all forward", "decode all backward", "gradient_call",
+)  # fmt: skip
+COUNTS = ("value1", "value2", "value4")
+SCALE = {
+    "frames": ("value17", "value33", "value49", "value81"), "resolution": ("240x416", "480x832", "720x1280"),
+    "steps": ("value2", "value4", "value8"), "gradients": COUNTS, "batch": COUNTS,
+}  # fmt: skip
 BARE = ("pytest",)
 BENCHMARKS = (*BARE, "pytest_benchmark", "jaxtyping", "rich")
 # Not pytest's options of pyproject.toml: they name plugins that may not be there.
@@ -100,6 +108,21 @@ def pieces() -> Iterator[Piece]:
             yield measuring(
                 f"{world}-{case}-{provider}", world, f"{case} and ({reference} or {provider})",
                 (*BENCHMARKS, "prfl.build"), "bench/bench_steps.py", STEPS, each, "--benchmark-min-rounds=2",
+            )  # fmt: skip
+    for world in ("wan-1.3b", "wan-14b"):
+        yield from of_pieces(world)
+
+
+def of_pieces(world: str) -> Iterator[Piece]:
+    """The pieces of a step, and its cost against size: their modules cannot be asked where a package is missing."""
+    scale = [f"scale {axis} {value}" for axis, values in SCALE.items() for value in values]
+    for name, cases in {"piece": PIECES, "scale": scale}.items():
+        file = {"piece": "bench/bench_pieces.py", "scale": "bench/bench_scale.py"}[name]
+        of = (*STEPS, f"prfl/benchmark/{name}_cases.py")
+        for words in cases:
+            yield measuring(
+                f"{world}-{words.replace(' ', '-')}", world, words.replace(" ", " and "),
+                (*BENCHMARKS, "prfl.build"), file, of, 300, "--benchmark-min-rounds=3",
             )  # fmt: skip
 
 

@@ -244,6 +244,7 @@ def parser() -> argparse.ArgumentParser:
     options = plain(bench_report, "report", "show results as tables and as a page", BENCH_EXAMPLES, actions)
     options.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of pytest-benchmark (--benchmark-json)")
     options.add_argument("--page", type=Path, metavar="FILE.html", help="write a self-contained page")
+    options.add_argument("--plot", type=Path, metavar="FILE.png", help="write the plot of costs against size")
     options.add_argument("--markdown", action="store_true", help="print the table of a README instead")
     options.add_argument("--update", type=Path, metavar="README", help="write the tables of a README from their files")
     options = plain(bench_compare, "compare", "show what changed between two results", BENCH_EXAMPLES, actions)
@@ -395,7 +396,9 @@ def bench_report(options: argparse.Namespace) -> None:
         raise PrflError("no files", where="prfl bench report", fix="give results, or --update README.md")
     from prfl.benchmark import commands
 
-    commands.report(options.files, page=options.page, as_markdown=options.markdown, readme=options.update)
+    commands.report(
+        options.files, page=options.page, plot=options.plot, as_markdown=options.markdown, readme=options.update
+    )
 
 
 def bench_compare(options: argparse.Namespace) -> None:

@@ -6,25 +6,46 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prfl.benchmark.readme import update
-from prfl.benchmark.report import about, comparison, markdown, tables, write_page
+from prfl.benchmark.report import about, comparison, markdown, notes, tables, write_page
 from prfl.benchmark.results import read
+from prfl.benchmark.scale import by_world
 from prfl.console import console
+from prfl.data.files import replacing
+from prfl.errors import PrflError
 
 
 def report(
-    files: Sequence[Path], *, page: Path | None = None, as_markdown: bool = False, readme: Path | None = None
+    files: Sequence[Path],
+    *,
+    page: Path | None = None,
+    plot: Path | None = None,
+    as_markdown: bool = False,
+    readme: Path | None = None,
 ) -> None:
-    """Tables of the files' rows; page: write one, too.  readme: its marked tables are written from their files."""
+    """Tables of the files' rows; page: write one, too.  readme: its marked tables are written from their files.
+
+    plot: write the costs against size as a picture.  Raises PrflError where they are not of one machine and world.
+    """
     rows = read(files)
     if as_markdown and rows:
         print(markdown(rows), end="")
     else:
         for table in tables(rows):
             console.print(table)
-        for line in about(rows):
+        for line in notes(rows):
             console.print(line, markup=False, soft_wrap=True)
     if page and rows:
         console.print(f"page: {write_page(rows, page)}", markup=False, soft_wrap=True)
+    if plot:
+        from prfl.benchmark.plots import scale
+
+        some = by_world(rows)
+        if len(some) != 1:
+            what = f"costs against size of {len(some)} machines and worlds make {len(some)} plots"
+            raise PrflError(what, where="prfl bench report --plot", fix="give results of pytest bench/bench_scale.py")
+        with replacing(plot) as temporary:
+            temporary.write_bytes(scale(some[0]))
+        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
     if readme:
         console.print(f"{readme}: {'updated' if update(readme) else 'as its files say'}", markup=False, soft_wrap=True)
 

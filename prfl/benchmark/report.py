@@ -14,7 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prfl.benchmark import scale_report
 from prfl.benchmark.results import Row, by_case, time_ratio_apart
+from prfl.benchmark.scale import by_world, curves
+from prfl.benchmark.scale_report import figures as _figures
 from prfl.evaluation.metrics import Interval
 
 PARTS = ("rollout", "reward", "decode", "backward", "optimizer")  # of a training step
@@ -54,11 +57,6 @@ def _or_dash(value: Any, write: Any) -> str:
     return DASH if value is None else write(value)
 
 
-def _figures(value: float) -> str:
-    """Three significant figures, without an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _mebibytes(size: int) -> str:
     return _figures(size / 2**20)
 
@@ -72,6 +70,11 @@ def used(rows: Sequence[Row]) -> list[int]:
 def about(rows: Sequence[Row]) -> list[str]:
     """What the rows were measured on and of, one line for each difference."""
     return list(dict.fromkeys(", ".join(_facts(row.info)) for row in rows))
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What stands below the tables."""
+    return [*([scale_report.NOTE] if curves(rows) else []), *about(rows)]
 
 
 def _facts(info: Mapping[str, Any]) -> list[str]:
@@ -90,6 +93,7 @@ def title(row: Row) -> str:
 
 def tables(rows: Sequence[Row]) -> list[Table]:
     made = []
+    rows, along = apart(rows)
     for some in by_case(rows).values():
         table = Table(title=title(some[0]), title_justify="left")
         columns = used(some)
@@ -99,7 +103,20 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             line = cells(row)
             table.add_row(*(line[i] for i in columns))
         made.append(table)
+    for name, lines in scale_report.tables(along).items():
+        table = Table(title=name, title_justify="left")
+        for i, head in enumerate(scale_report.HEAD):
+            table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        made.append(table)
     return made
+
+
+def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Those that are compared case by case, and those of a curve."""
+    along = [row for curve in curves(rows) for row in curve.rows]
+    return [row for row in rows if row not in along], along
 
 
 def terminal(rows: Sequence[Row], width: int = 220) -> str:
@@ -108,48 +125,62 @@ def terminal(rows: Sequence[Row], width: int = 220) -> str:
     console = Console(file=target, width=width)
     for table in tables(rows):
         console.print(table)
-    for line in about(rows):
+    for line in notes(rows):
         console.print(line, markup=False, soft_wrap=True)
     return target.getvalue()
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table of all rows, as a README has it; the case is the first column."""
-    columns = used(rows)
-    lines = [f"| {' | '.join(['case', *(HEAD[i] for i in columns)])} |", f"|{' --- |' * (len(columns) + 1)}"]
-    for row in rows:
-        line = cells(row)
-        lines.append(f"| {' | '.join([row.case, *(line[i] for i in columns)])} |")
-    return "\n".join([*lines, "", *about(rows)]) + "\n"
+    """One table of all rows, as a README has it; the case is the first column.  Those of scale have their own."""
+    compared, along = apart(rows)
+    made = []
+    if compared:
+        columns = used(compared)
+        body = [[row.case, *(line[i] for i in columns)] for row in compared for line in [cells(row)]]
+        made.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
+    if groups := scale_report.tables(along):
+        body = [[line[0], name, *line[1:]] for name, lines in groups.items() for line in lines]
+        made.append(f"{_markdown([scale_report.HEAD[0], 'against', *scale_report.HEAD[1:]], body)}")
+    return "\n".join([*made, *notes(rows)]) + "\n"
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *body))
 
 
 def write_page(rows: Sequence[Row], path: Path) -> Path:
     """A self-contained page: facts, a plot of the headline, a table for each case."""
-    from prfl.benchmark.plots import ratios
+    from prfl.benchmark.plots import ratios, scale
     from prfl.evaluation.report import image, write_page
 
-    facts = "".join(f"<p class=quiet>{escape(line)}</p>" for line in about(rows))
+    facts = "".join(f"<p class=quiet>{escape(line)}</p>" for line in notes(rows))
     parts = [f"<header><h1>Benchmarks</h1>{facts}</header>"]
     operations: dict[str, list[Row]] = {}
-    for row in rows:
+    compared, along = apart(rows)
+    for row in compared:
         operations.setdefault(row.info["operation"], []).append(row)
     for operation, own in operations.items():
         plot = image(ratios(own), f"how many times as fast as {own[0].info['reference']}")
         body = "".join(_table(some) for some in by_case(own).values())
         parts.append(f"<section><h2>{escape(operation)}</h2>{plot}{body}</section>")
+    if groups := scale_report.tables(along):
+        plots = "".join(image(scale(some), "cost against size") for some in by_world(along))
+        body = "".join(f"<h3>{escape(name)}</h3>{_lines(scale_report.HEAD, own)}" for name, own in groups.items())
+        parts.append(f"<section><h2>cost against size</h2>{plots}{body}</section>")
     note = "Written by prfl. Intervals are 95 % percentile bootstraps over rounds."
     return write_page(path, "Benchmarks", parts, note)
 
 
 def _table(rows: Sequence[Row]) -> str:
     columns = used(rows)
-    head = "".join(f"<th>{escape(HEAD[i])}</th>" for i in columns)
-    body = ""
-    for row in rows:
-        line = cells(row)
-        body += f"<tr>{''.join(f'<td>{escape(line[i])}</td>' for i in columns)}</tr>"
-    table = f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    return f"<h3>{escape(title(rows[0]))}</h3>{table}"
+    body = [[line[i] for i in columns] for line in map(cells, rows)]
+    return f"<h3>{escape(title(rows[0]))}</h3>{_lines([HEAD[i] for i in columns], body)}"
+
+
+def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    rest = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body)
+    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{rest}</tbody></table></div>"
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison

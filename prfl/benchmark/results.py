@@ -106,7 +106,7 @@ def time_ratio(slow: Sequence[float], fast: Sequence[float]) -> Interval:
     """
     numerator, denominator = (torch.tensor(each, dtype=torch.float64) for each in (slow, fast))
     if len(slow) == len(fast):
-        return bootstrap(lambda times: _medians(times, numerator) / _medians(times, denominator), len(slow))
+        return bootstrap(lambda times: medians(times, numerator) / medians(times, denominator), len(slow))
     return time_ratio_apart(slow, fast)
 
 
@@ -116,12 +116,12 @@ def time_ratio_apart(slow: Sequence[float], fast: Sequence[float]) -> Interval:
     both, split = len(slow) + len(fast), len(slow)
 
     def ratio(times: Tensor) -> Tensor:
-        return _medians(times[:, :split], numerator) / _medians(times[:, split:], denominator)
+        return medians(times[:, :split], numerator) / medians(times[:, split:], denominator)
 
     return bootstrap(ratio, both)
 
 
-def _medians(times: Tensor, values: Tensor) -> Tensor:
+def medians(times: Tensor, values: Tensor) -> Tensor:
     """Of values drawn so many times each; times: (resamples, values).  nan where none was drawn."""
     ordered, order = values.sort()
     passed = times[:, order].cumsum(1)

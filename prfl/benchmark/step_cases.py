@@ -26,6 +26,7 @@ from prfl.benchmark.report import EVALUATIONS
 from prfl.config.schema import Config
 from prfl.flow import chain_sigmas
 from prfl.forecast import work as forecast
+from prfl.forecast.memory import reward_tensors
 from prfl.objective.clock import Clock
 from prfl.objective.pathwise import Pathwise
 from prfl.objective.scorer import RewardLoss, draw_frames
@@ -239,7 +240,8 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
         rounds.append({part: each / steps for part, each in spent.items()})
         return outputs
 
-    constant = [*model.transformer.parameters(), *model.vae.parameters()]
+    reward = objective.scorer.reward  # type: ignore[attr-defined]
+    constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
     facts = {EVALUATIONS: evaluations(own, model, objective)}
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts)
 

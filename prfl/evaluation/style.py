@@ -24,6 +24,7 @@ img { max-width: 100%; height: auto; display: block; }
 .tiles div:last-child:not(:first-child) b { color: var(--accent); }
 .tiles span, .tiles small { display: block; }
 .wide { overflow-x: auto; }
+.wide + h3, img + h3 { margin-top: 18px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { text-align: right; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }

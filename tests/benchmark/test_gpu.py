@@ -65,14 +65,14 @@ def test_no_piece_starts_that_would_not_end_in_time(
 
 
 def test_the_pieces_cover_every_test_and_every_case(gpu: Any) -> None:
-    from prfl.benchmark.kernel_cases import cases
+    from prfl.benchmark import kernel_cases, piece_cases, scale_cases
 
     all_pieces = list(gpu.pieces())
     assert len({piece.name for piece in all_pieces}) == len(all_pieces) and all_pieces[0].name.startswith("tests-")
     words = [(p.command[p.command.index("--benchmark-world") + 1], p.command[-1].split(" and "))
              for p in all_pieces if p.benchmark]  # fmt: skip
     for world in ("wan-1.3b", "wan-14b"):
-        for case in cases(world):
+        for case in (case for module in (kernel_cases, piece_cases, scale_cases) for case in module.cases(world)):
             fits = [each for its, each in words if its == world and set(each) <= set(case.name.split("-"))]
             assert len(fits) == 1, case.name
 
