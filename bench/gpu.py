@@ -40,7 +40,8 @@ CASES = (
 )  # fmt: skip
 STEPS = (
     "kernels", "prfl/backbone", "prfl/build", "prfl/objective", "prfl/reward", "prfl/rollout",
-    "prfl/benchmark/measure.py", "prfl/benchmark/worlds.py", "prfl/benchmark/step_cases.py", "bench/rival.py",
+    "prfl/benchmark/measure.py", "prfl/benchmark/worlds.py", "prfl/benchmark/step_problem.py",
+    "prfl/benchmark/step_cases.py", "prfl/benchmark/rival_cases.py", "bench/rival.py",
 )  # fmt: skip
 STEP_SECONDS = {  # case and providers, the reference among them: about, with an H200; of wan-1.3b and wan-14b
     ("same_step", "latent", "pixel_1"): (240, 460),

@@ -15,7 +15,7 @@ import torch
 
 from prfl.benchmark import worlds
 from prfl.benchmark.problem import Case, Problem
-from prfl.benchmark.step_cases import Stage, middle, step_work
+from prfl.benchmark.step_problem import Stage, middle, step_work
 
 LATENT, PIXEL = "prfl", "vader"
 NAMES = {LATENT: "PRFL, latent reward", PIXEL: "VADER, pixel reward"}

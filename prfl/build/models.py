@@ -43,7 +43,7 @@ def backbone(config: Config) -> WanBackbone:
     own = config.backbone
     model = prepared(config, load_backbone(model_place(config), getattr(torch, own.dtype), device(own), own.revision))
     if own.compile:
-        # A block's code is compiled anew with and without gradient, for the base and for each set of adapters, for every
+        # A block's code is compiled anew with and without gradient, for the base and each set of adapters, for every
         # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
         for transformer in (model.transformer, *model.copies.values()):

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from prfl import build
-from prfl.benchmark import step_cases, worlds
+from prfl.benchmark import step_problem, worlds
 from prfl.benchmark.measure import Found, compare, measure, outputs, timed
 from prfl.benchmark.problem import Case, Problem, Unavailable, Work, prepare
 from prfl.benchmark.problem import build as build_case
 from prfl.benchmark.report import EVALUATIONS, HEAD, cells
 from prfl.benchmark.results import Row, figures
-from prfl.benchmark.step_cases import LATENT, OURS, PIXEL, RIVAL, cases
+from prfl.benchmark.rival_cases import OURS, RIVAL
+from prfl.benchmark.step_cases import LATENT, cases
+from prfl.benchmark.step_problem import PIXEL
 
 TINY = {case.operation: case for case in cases("tiny")}
 
@@ -111,7 +113,7 @@ def test_each_method_has_a_gradient_and_reuse_counts_by_the_step() -> None:
 
 def test_a_gradient_that_is_zero_or_not_finite_is_named() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
-    trained = step_cases.Trained({"w": weight})
+    trained = step_problem.Trained({"w": weight})
     assert "not there" in trained.wrong()
     weight.grad = torch.zeros(2)
     assert "zero" in trained.wrong()

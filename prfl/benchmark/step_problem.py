@@ -1,0 +1,195 @@
+"""One optimizer step of ours as a benchmark's work: what its providers share, what it puts back, what it cost.
+
+A run is one step or, where a rollout serves several, all of its steps; before each run weights and gradients are put
+back, so that every round computes the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prfl import build
+from prfl.backbone import WanBackbone
+from prfl.benchmark import worlds
+from prfl.benchmark.problem import Outputs, Problem, Work
+from prfl.benchmark.report import EVALUATIONS
+from prfl.config.schema import Config
+from prfl.forecast import work as forecast
+from prfl.forecast.memory import reward_tensors
+from prfl.objective.clock import Clock
+from prfl.objective.pathwise import Pathwise
+from prfl.objective.scorer import draw_frames
+from prfl.reward.latent import LatentReward
+from prfl.training.optimizer import adamw, apply
+
+PIXEL = "reward={space: pixel, path: new}"
+RATE = 1e-5
+PRICE = {forecast.GRADIENT: 3.0, forecast.DISTANCE: 0.0}  # a forward is 1; the distance is looked at, not trained on
+
+
+def middle(chain: int) -> str:
+    """Only the chain's middle step is drawn: its rollout is as long as the mean one."""
+    step = chain // 2
+    return f"[{(step + 0.25) / chain}, {(step + 0.75) / chain}]"
+
+
+def problem(works: Mapping[str, Callable[[], Work]], reference: str, own: Config, weights: str, **more: Any) -> Problem:
+    data = own.data
+    shapes = {"video": (own.training.batch, data.frames, data.height, data.width), "chain": (own.rollout.steps,)}
+    return Problem(works, reference, getattr(torch, own.backbone.dtype), shapes=shapes, weights=weights, **more)
+
+
+@dataclass
+class Trained:
+    """What a run changes, and puts back: parameters, their gradients and AdamW's averages."""
+
+    parameters: Mapping[str, nn.Parameter]
+    start: dict[str, Tensor] = field(init=False)
+    optimizer: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.optimizer = adamw(list(self.parameters.values()))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.start[name])
+            parameter.grad = None
+
+    def wrong(self) -> str:
+        """What is wrong with the gradients; nothing where they are finite and somewhere not zero."""
+        found = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if not found or not all(bool(gradient.isfinite().all()) for gradient in found):
+            return "its gradient is not there, or not finite"
+        return "" if any(bool(gradient.count_nonzero()) for gradient in found) else "its gradient is zero"
+
+    def gradients(self) -> Outputs:
+        """All of a kind in one tensor: the adapter's A and its B."""
+        kinds = {"d A": ".lora_A", "d B": ".lora_B"}
+        own = {name: p.grad for name, p in sorted(self.parameters.items()) if p.grad is not None}
+        return {
+            kind: torch.cat([g.flatten() for name, g in own.items() if part in name]) for kind, part in kinds.items()
+        }
+
+
+class DecodeClock:
+    """Seconds in ``model.decode`` and in its backward pass, from when the pixels' gradient is there to the latents'."""
+
+    def __init__(self, model: WanBackbone) -> None:
+        self.seconds, self._began = 0.0, 0.0
+        self._own, self._now = model.decode, Clock(model.device).now
+        setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
+
+    def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
+        before = self._now()
+        pixels = self._own(latents, gradient_from)
+        self.seconds += self._now() - before
+        if pixels.requires_grad:
+            pixels.register_hook(self._begin)
+            latents.register_hook(self._end)
+        return pixels
+
+    def _begin(self, _: Tensor) -> None:
+        self._began = self._now()
+
+    def _end(self, _: Tensor) -> None:
+        self.seconds += self._now() - self._began
+
+
+class Stage:
+    """What the providers of a case share: one model and what is trained on it, and a reward of each space.
+
+    It is made when the first of them asks, so that a process which measures one of them has nothing else.
+    """
+
+    def __init__(self, world: str) -> None:
+        self.world = world
+        self._rewards: dict[str, build.Reward] = {}
+        self._made: tuple[WanBackbone, Trained, DecodeClock] | None = None
+
+    def model(self, own: Config) -> tuple[WanBackbone, Trained, DecodeClock]:
+        if self._made is None:
+            model = worlds.backbone(own)
+            self._made = model, Trained(model.adapter_parameters(build.POLICY)), DecodeClock(model)
+        return self._made
+
+    def objective(self, own: Config) -> Pathwise:
+        model, space = self.model(own)[0], getattr(own.reward, "space", "")
+        if space not in self._rewards:
+            self._rewards[space] = worlds.reward(self.world, own, model)
+        objective = build.steering(own, model, self._rewards[space], None)
+        objective.distance_every = 0
+        if space == "latent":
+            model.park_vae()  # as a run does; where another provider decodes, it comes back to stay
+        return objective
+
+
+def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool = False, agreeing: bool = False) -> Work:
+    """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
+
+    alike: gives what a step with another reward must have in common with it; agreeing: its loss and gradients."""
+    (model, trained, decoding), objective = stage.model(own), stage.objective(own)
+    clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
+    first = first_step(objective, own, objective.latent_shape[1] // 2 if frame is None else frame)
+    rounds: list[dict[str, float]] = []
+
+    def before() -> None:
+        trained.put_back()
+        decoding.seconds = 0.0
+        if objective.reuse:
+            objective.reuse.rolled_at = None
+
+    def run(_: Any) -> Outputs | None:
+        spent: dict[str, float] = {}
+        outputs: Outputs | None = None
+        for step in range(first, first + steps):
+            trained.optimizer.zero_grad()
+            metrics = objective.accumulate(step, first_indices(own, step))
+            if agreeing:
+                outputs = {"loss": torch.tensor(metrics["loss"]), **trained.gradients()}
+            started = clock.now()
+            apply(trained.optimizer, RATE)
+            seconds = {part: metrics[f"seconds/{part}"] for part in ("rollout", "reward", "backward")}
+            seconds["optimizer"] = clock.now() - started
+            spent = {part: spent.get(part, 0.0) + each for part, each in seconds.items()}
+            if alike:
+                outputs = {name: torch.tensor(metrics[name]) for name in ("latents/max", "sampled_step", "node")}
+        spent |= {"reward": spent["reward"] - decoding.seconds, "decode": decoding.seconds}
+        rounds.append({part: each / steps for part, each in spent.items()})
+        return outputs
+
+    reward = objective.scorer.reward  # type: ignore[attr-defined]
+    constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
+    facts = {EVALUATIONS: evaluations(own, model, objective)}
+    return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts)
+
+
+def first_step(objective: Pathwise, own: Config, frame: int) -> int:
+    """The first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
+    frames = objective.latent_shape[1]
+    return next(step for step in count() if draw_frames(frames, "one", own.seed, step) == [frame])
+
+
+def first_indices(own: Config, step: int) -> list[int]:
+    return list(range(step * own.training.batch, (step + 1) * own.training.batch))
+
+
+def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> float:
+    """Of a sample, for one optimizer step: a forward pass is 1, with its backward 3, a reward's by its share of blocks.
+
+    Counted as ``prfl train --dry-run`` does, of the steps that a run has.
+    """
+    reward = getattr(objective.scorer, "reward", None)
+    share = (max(reward.blocks) + 1) / model.num_blocks if isinstance(reward, LatentReward) else 0.0
+    steps = own.rollout.gradients_per_rollout
+    counted = own.model_copy(update={"training": own.training.model_copy(update={"steps": steps})})
+    price = {**PRICE, forecast.REWARD: 3 * share}
+    of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
+    return sum(each.per_step * price.get(each.name, 1.0) for each in of_training) / own.training.batch
