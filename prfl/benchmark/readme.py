@@ -1,6 +1,6 @@
 """Tables of a README that are rendered from result files, between comments that name the files:
 
-    <!-- bench: bench/results/kernels-tiny.json operation=lora_linear mode=both -->
+    <!-- bench: bench/results/tiny.json operation=lora_linear mode=both -->
     | case | ...
     <!-- /bench -->
 

@@ -80,7 +80,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 def _facts(info: Mapping[str, Any]) -> list[str]:
     versions = " ".join(f"{name} {found}" for name, found in info["versions"].items())
     threads = [f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"] if info["device"] == "cpu" else []
-    return [info["machine"], *threads, versions, f"commit {info['commit']}", f"{info['weights']} weights"]
+    return [info["machine"], *threads, versions, f"commit {info['commit']}", f"weights: {info['weights']}"]
 
 
 def title(row: Row) -> str:

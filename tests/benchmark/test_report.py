@@ -25,7 +25,7 @@ def test_tables_say_what_the_file_says(results: Results, capsys: pytest.CaptureF
     assert re.search(r"plain\s+│\s+1 │\s+2 \(1.88 to 2.12\)", text)
     assert re.search(r"other\s+│\s+2.000 \[1.9\d\d, 2.0\d\d\]|other\s+│\s+2.000 \[2.000, 2.000\]", text)
     assert "TFLOPS" not in text and "saved MiB" in text  # a column that says nothing is not shown
-    assert "adding-width64 (float32; x 64)" in text and "random weights" in text
+    assert "adding-width64 (float32; x 64)" in text and "weights: random" in text
     assert main(["bench", "report", str(file), "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| case | provider | times as fast |") and len(lines) == 6
