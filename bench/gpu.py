@@ -2,9 +2,9 @@
 
     python bench/gpu.py [--budget 540] [--wheels FOLDER] [--only 'wan-1.3b*'] [--list]
 
-First the kernels' tests, compiled, then the kernels' cases and the training steps of each world.  Each piece is a
-process with a result file in bench/results/gpu/, which holds a hash of the sources that it was measured of: with other
-sources it is run again.
+First the kernels' tests, compiled, then steps, memory and kernels at Wan's shapes (bench/gpu_pieces.py).  Each piece is
+a process with a result file in bench/results/gpu/, which holds a hash of the sources that it was measured of: with
+other sources it is run again.
 A piece is started only if it should end within the budget (seconds), and is stopped then; what is left is listed.
 Where a package is missing, the pieces that need it are left out, and the list says why.  --wheels first installs the
 wheels of a folder, with no index and no dependencies; those of torch and triton in it are left alone.
@@ -20,120 +20,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "kernels")]  # a machine where prfl is not installed will do
 
+from gpu_pieces import Piece, pieces  # noqa: E402
+
 from prfl.benchmark.facts import facts, sources  # noqa: E402
-from prfl_kernels.builds import RANKS, SHAPES  # noqa: E402
 
 RESULTS = REPOSITORY / "bench/results/gpu"
 LEFT_ALONE = ("torch", "triton", "nvidia", "cuda")
-KERNELS = ("kernels", "tests/kernels")
-CASES = (
-    "kernels", "prfl/backbone/kernels.py", "prfl/benchmark/measure.py", "prfl/benchmark/kernel_problem.py",
-    "prfl/benchmark/kernel_cases.py", "prfl/benchmark/block_case.py",
-)  # fmt: skip
-STEPS = (
-    "kernels", "prfl/backbone", "prfl/build", "prfl/objective", "prfl/reward", "prfl/rollout",
-    "prfl/benchmark/measure.py", "prfl/benchmark/worlds.py", "prfl/benchmark/step_problem.py",
-    "prfl/benchmark/step_cases.py", "prfl/benchmark/rival_cases.py", "bench/rival.py",
-)  # fmt: skip
-STEP_SECONDS = {  # case and providers, the reference among them: about, with an H200; of wan-1.3b and wan-14b
-    ("same_step", "latent", "pixel_1"): (240, 460),
-    ("same_step", "latent", "pixel_4"): (260, 480),
-    ("same_step", "latent", "pixel_all"): (330, 530),
-    ("methods", "prfl", "dense"): (220, 390),
-    ("methods", "prfl", "reuse"): (220, 390),
-    ("methods", "prfl", "full_chain"): (390, 500),
-    ("methods", "prfl", "vader_1"): (220, 290),
-    ("methods", "prfl", "vader_5"): (290, 400),
-    ("rival_prfl", "rival", "ours"): (220, 440),
-    ("rival_vader", "rival", "ours"): (310, 530),
-}
-PIECES = (
-    "score", "decode one forward", "decode one backward", "decode all forward", "decode all backward", "gradient_call",
-)  # fmt: skip
-COUNTS = ("value1", "value2", "value4")
-SCALE = {
-    "frames": ("value17", "value33", "value49", "value81"), "resolution": ("240x416", "480x832", "720x1280"),
-    "steps": ("value2", "value4", "value8"), "gradients": COUNTS, "batch": COUNTS,
-}  # fmt: skip
-BARE = ("pytest",)
-BENCHMARKS = (*BARE, "pytest_benchmark", "jaxtyping", "rich")
-# Not pytest's options of pyproject.toml: they name plugins that may not be there.
-PLAIN = ("-m", "pytest", "-q", "-x", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """command: of python.  of: folders and files that it measures.  needs: modules.  seconds: about, to plan with."""
-
-    name: str
-    command: tuple[str, ...]
-    of: tuple[str, ...]
-    needs: tuple[str, ...]
-    seconds: float
-    benchmark: bool = True
-
-    @property
-    def file(self) -> str:
-        return f"{self.name}.json"
-
-
-def pieces() -> Iterator[Piece]:
-    for path in sorted((REPOSITORY / "tests/kernels/triton").glob("test_*.py")):
-        here = str(path.relative_to(REPOSITORY))
-        test = (*PLAIN, "--confcutdir", "tests/kernels", here)
-        yield Piece(f"tests-{path.stem.removeprefix('test_')}", test, KERNELS, BARE, 120, benchmark=False)
-    for world, shapes in (("wan-1.3b", SHAPES[:1]), ("wan-14b", SHAPES[1:])):
-        for shape in shapes:
-            for operation, ranks in {
-                "qk_norm_rope": ("",), "gated_residual_norm": ("",), "attention": ("",),
-                "lora_linear": RANKS, "wan_block": RANKS, "gradient_step": RANKS,
-            }.items():  # fmt: skip
-                for rank in ranks:
-                    words = [operation, f"tokens{shape.tokens}", *([f"rank{rank}"] if rank else [])]
-                    needs = (
-                        BENCHMARKS
-                        if operation not in ("wan_block", "gradient_step")
-                        else (*BENCHMARKS, "prfl.backbone.kernels")
-                    )
-                    yield measuring(f"{world}-{'-'.join(words)}", world, " and ".join(words), needs)
-    for (case, reference, provider), seconds in STEP_SECONDS.items():
-        for world, each in zip(("wan-1.3b", "wan-14b"), seconds, strict=True):
-            yield measuring(
-                f"{world}-{case}-{provider}", world, f"{case} and ({reference} or {provider})",
-                (*BENCHMARKS, "prfl.build"), "bench/bench_steps.py", STEPS, each, "--benchmark-min-rounds=2",
-            )  # fmt: skip
-    for world in ("wan-1.3b", "wan-14b"):
-        yield from of_pieces(world)
-
-
-def of_pieces(world: str) -> Iterator[Piece]:
-    """The pieces of a step, and its cost against size: their modules cannot be asked where a package is missing."""
-    scale = [f"scale {axis} {value}" for axis, values in SCALE.items() for value in values]
-    for name, cases in {"piece": PIECES, "scale": scale}.items():
-        file = {"piece": "bench/bench_pieces.py", "scale": "bench/bench_scale.py"}[name]
-        of = (*STEPS, f"prfl/benchmark/{name}_cases.py")
-        for words in cases:
-            yield measuring(
-                f"{world}-{words.replace(' ', '-')}", world, words.replace(" ", " and "),
-                (*BENCHMARKS, "prfl.build"), file, of, 300, "--benchmark-min-rounds=3",
-            )  # fmt: skip
-
-
-def measuring(
-    name: str, world: str, words: str, needs: tuple[str, ...], file: str = "bench/bench_kernels.py",
-    of: tuple[str, ...] = CASES, seconds: float = 150, *more: str,
-) -> Piece:  # fmt: skip
-    plugin = ("-p", "prfl_bench", "--benchmark", "--benchmark-world", world, "--benchmark-max-time", "3", *more)
-    options = tuple(option for option in PLAIN if option != "-x")
-    return Piece(name, (*options, *plugin, file, "-k", words), of, needs, seconds)
 
 
 def main() -> None:
@@ -191,7 +89,7 @@ def environment() -> dict[str, str]:
 def run(piece: Piece, out: Path, end: float) -> str:
     """Runs it until ``end`` at most and stamps its result; what came of it."""
     target, partial = out / piece.file, out / f".partial-{piece.file}"
-    command = [sys.executable, *piece.command, *([f"--benchmark-json={partial}"] if piece.benchmark else [])]
+    command = [sys.executable, *piece.command, *([f"{piece.result}={partial}"] if piece.result else [])]
     print(f"[{time.strftime('%H:%M:%S')}] {piece.name}", flush=True)
     start = time.monotonic()
     log = out / f"{piece.name}.log"
@@ -207,12 +105,12 @@ def run(piece: Piece, out: Path, end: float) -> str:
             partial.unlink(missing_ok=True)
             return "left"
     last = log.read_text().strip().splitlines()[-1:]
-    if not piece.benchmark and process.returncode:
+    if not piece.result and process.returncode:
         return f"FAILED, see {log}"
-    if piece.benchmark and not (partial.exists() and partial.stat().st_size):
+    if piece.result and not (partial.exists() and partial.stat().st_size):
         return f"FAILED, see {log}"
-    text = partial.read_text().replace(str(partial), target.name) if piece.benchmark else ""
-    result = json.loads(text) if piece.benchmark else facts("random")
+    text = partial.read_text().replace(str(partial), target.name) if piece.result else ""
+    result = json.loads(text) if piece.result else facts("random")
     for each in result.get("benchmarks", ()):
         each["stats"].pop("data", None)  # the rounds are in extra_info
     own = {"sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": "".join(last)}

@@ -9,10 +9,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from prfl.config import load_config
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -29,7 +33,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def piece(gpu: Any, code: str = "print('well')", **changes: Any) -> Any:
-    return replace(gpu.Piece("a", ("-c", code), ("prfl/benchmark",), (), 1.0, benchmark=False), **changes)
+    return replace(gpu.Piece("a", ("-c", code), ("prfl/benchmark",), (), 1.0, result=""), **changes)
 
 
 def test_a_piece_runs_once_for_its_sources(gpu: Any, tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ def test_the_pieces_cover_every_test_and_every_case(gpu: Any) -> None:
     all_pieces = list(gpu.pieces())
     assert len({piece.name for piece in all_pieces}) == len(all_pieces) and all_pieces[0].name.startswith("tests-")
     words = [(p.command[p.command.index("--benchmark-world") + 1], p.command[-1].split(" and "))
-             for p in all_pieces if p.benchmark]  # fmt: skip
+             for p in all_pieces if p.result == "--benchmark-json"]  # fmt: skip
     for world in ("wan-1.3b", "wan-14b"):
         for case in (case for module in (kernel_cases, piece_cases, scale_cases) for case in module.cases(world)):
             fits = [each for its, each in words if its == world and set(each) <= set(case.name.split("-"))]
@@ -112,7 +116,7 @@ sys.meta_path.insert(0, Nothing())
 
 
 def test_the_compiled_tests_want_torch_triton_and_pytest_only(gpu: Any) -> None:
-    tests = [piece for piece in gpu.pieces() if not piece.benchmark]
+    tests = [piece for piece in gpu.pieces() if not piece.result]
     options = [*tests[0].command[2:-1], "-p", "no:jaxtyping", "-p", "no:anyio", "--collect-only"]
     code = f"{BARE}\nimport pytest\nsys.exit(pytest.main({[*options, *(piece.command[-1] for piece in tests)]!r}))"
     done = subprocess.run(
@@ -135,3 +139,25 @@ def test_the_kernels_cases_want_neither_diffusers_nor_peft() -> None:
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'kernels'}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "peft is not installed", done.stderr
+
+
+def test_a_measured_peak_beside_the_predicted(monkeypatch: pytest.MonkeyPatch, gpu: Any) -> None:
+    """The steps that are measured are a run's: they move the adapter; here on the shapes world, the peak planted."""
+    memory: Any = import_module("measured_memory")
+    assert tuple(memory.CASES) == import_module("gpu_pieces").PREDICTED
+    assert memory.config_of("1.3B 480p").rollout.steps == 4
+    assert memory.config_of("1.3B 480p, full chain").rollout.steps == 40
+    tiny = ("configs/tiny/prfl.yaml", ("reward.path=shapes", "objective={name: prfl}", "data.generator=null"), None)
+    monkeypatch.setitem(memory.CASES, "tiny", tiny)
+    monkeypatch.setattr(memory, "load_config", lambda file, given: load_config(file, [*given, "backbone.device=cpu"]))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 10**8)
+    stepped = []
+    monkeypatch.setattr(memory, "apply", lambda optimizer, rate: stepped.append(grad_norm(optimizer)))
+    found = memory.measured("tiny")
+    assert found["error"] == pytest.approx(found["predicted GB"] / 0.1 - 1) and found["predicted GB"] > 0.001
+    assert len(stepped) == memory.STEPS and min(stepped) > 0
+
+
+def grad_norm(optimizer: torch.optim.Optimizer) -> float:
+    own = [each for group in optimizer.param_groups for each in group["params"]]
+    return sum(float(each.grad.norm()) for each in own if each.grad is not None)
