@@ -97,15 +97,7 @@ def study(guards: list[str], steps: int) -> dict:
 
         runs = {(guard, seed): pool.submit(one, guard, seed) for guard in order for seed in studies.SEEDS}
         folders = {key: each.result() for key, each in runs.items()}
-
-        def drawn(guard: str) -> list[dict]:
-            if guard == "base":
-                base = spine.METHODS["sft"].config
-                return [spine.measured(spine.base_folder(), "test", seed, 1.0, base) for seed in studies.SEEDS]
-            return [spine.measured(folders[guard, seed], "test", seed) for seed in studies.SEEDS]
-
-        found = dict(zip(("base", *order), pool.map(drawn, ("base", *order)), strict=True))
-    keyed = {(name, 1.0): some for name, some in found.items()}
+        rows = spine.tested(pool, folders, order)
     return {
         "steps": steps,
         "always": always(steps),
@@ -113,7 +105,7 @@ def study(guards: list[str], steps: int) -> dict:
             guard: {"overrides": GUARDS[guard], "curves": [curve(folders[guard, seed]) for seed in studies.SEEDS]}
             for guard in order
         },
-        "rows": [spine.row(key, keyed) for key in keyed],
+        "rows": rows,
     }
 
 

@@ -180,15 +180,7 @@ def study(names: list[str], budget: float) -> dict:
         best = {n: max(RATES, key=lambda rate, n=n: last[n, rate]) for n in names}
         runs = {(n, s): pool.submit(run, n, best[n], s, steps[n]) for n in names for s in studies.SEEDS}
         folders = {key: each.result() for key, each in runs.items()}
-
-        def drawn(name: str) -> list[dict]:
-            if name == "base":
-                base = spine.METHODS["sft"].config
-                return [spine.measured(spine.base_folder(), "test", seed, 1.0, base) for seed in studies.SEEDS]
-            return [spine.measured(folders[name, seed], "test", seed) for seed in studies.SEEDS]
-
-        found = dict(zip(("base", *names), pool.map(drawn, ("base", *names)), strict=True))
-    keyed = {(name, 1.0): some for name, some in found.items()}
+        rows = spine.tested(pool, folders, names)
     return {
         "budget": f"{budget:g} network evaluations of a sample: forward 1, with backward 3, SFT's step among them",
         "recipes": {
@@ -200,7 +192,7 @@ def study(names: list[str], budget: float) -> dict:
             }
             for n in names
         },
-        "rows": [spine.row(key, keyed) for key in keyed],
+        "rows": rows,
     }  # fmt: skip
 
 

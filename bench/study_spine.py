@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,6 +241,20 @@ def base_folder() -> Path:
     folder = RUNS / "base"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def tested(pool: ThreadPoolExecutor, folders: Mapping[tuple[str, int], Path], names: Sequence[str]) -> list[dict]:
+    """The rows of the base and of finished runs, by (name, seed), on test prompts without guidance."""
+
+    def drawn(name: str) -> list[dict]:
+        if name == "base":
+            base = METHODS["sft"].config
+            return [measured(base_folder(), "test", seed, 1.0, base) for seed in studies.SEEDS]
+        return [measured(folders[name, seed], "test", seed) for seed in studies.SEEDS]
+
+    all_names = ("base", *names)
+    found = {(name, 1.0): some for name, some in zip(all_names, pool.map(drawn, all_names), strict=True)}
+    return [row(key, found) for key in found]
 
 
 def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> dict:
