@@ -35,10 +35,13 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "a falling rate": (spine.FALLING,),
     "SFT before every step": (spine.EACH,),
     "distance to the base": ("objective.distance_weight=3",),
-    "three heads, less their spread": (methods.ENSEMBLE, "reward.uncertainty_weight=1.0"),
+    "three heads, less their spread": (
+        methods.ENSEMBLE, "reward.uncertainty_weight=1.0",
+        f"evaluation.held_out_reward={spine.REWARDS}/frozen-0/reward",  # the other is one of the three
+    ),
     "best round by another head": ("evaluation.keep_best=held_out/total",),
     "a refreshed head": (f"reward.path={REFRESHED}/reward",),
-}
+}  # fmt: skip
 
 
 def always(steps: int) -> list[str]:
