@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
 
+from prfl.benchmark.facts import REPOSITORY
 from prfl_kernels.builds import RANKS, SHAPES
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 KERNELS = ("kernels", "tests/kernels")
 CASES = (
     "kernels", "prfl/backbone/kernels.py", "prfl/benchmark/measure.py", "prfl/benchmark/kernel_problem.py",
@@ -95,11 +94,8 @@ def all_pieces() -> Iterator[Piece]:
             }.items():  # fmt: skip
                 for rank in ranks:
                     words = [operation, f"tokens{shape.tokens}", *([f"rank{rank}"] if rank else [])]
-                    needs = (
-                        BENCHMARKS
-                        if operation not in ("wan_block", "gradient_step")
-                        else (*BENCHMARKS, "prfl.backbone.kernels")
-                    )
+                    swaps = ("prfl.backbone.kernels",) if operation in ("wan_block", "gradient_step") else ()
+                    needs = (*BENCHMARKS, *swaps)
                     yield measuring(f"{world}-{'-'.join(words)}", world, " and ".join(words), needs)
     for (case, reference, provider), seconds in STEP_SECONDS.items():
         for world, each in zip(("wan-1.3b", "wan-14b"), seconds, strict=True):
@@ -110,12 +106,10 @@ def all_pieces() -> Iterator[Piece]:
     for world in ("wan-1.3b", "wan-14b"):
         yield from of_pieces(world)
     for name in PREDICTED:
-        command, of = (
-            ("bench/measured_memory.py", "--case", name),
-            (*STEPS, "prfl/forecast", "bench/measured_memory.py"),
-        )
+        script = "bench/measured_memory.py"
+        of = (*STEPS, "prfl/forecast", script)
         slug = name.replace(",", "").replace(" ", "-")
-        yield Piece(f"memory-{slug}", command, of, (*BENCHMARKS, "prfl.build"), 150, "--out")
+        yield Piece(f"memory-{slug}", (script, "--case", name), of, (*BENCHMARKS, "prfl.build"), 150, "--out")
 
 
 def of_pieces(world: str) -> Iterator[Piece]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from prfl import build
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.kernels import SWAPPED
-from prfl.benchmark import worlds
+from prfl.benchmark import step_problem, worlds
 from prfl.benchmark.problem import Case, Outputs, Problem, Unavailable, Work, differentiated
 from prfl.benchmark.scale_cases import FRAMES
 from prfl.build.models import attention
@@ -86,7 +86,7 @@ def score(world: str) -> Problem:
 
     def work(provider: str) -> Work:
         pixel = (
-            "reward={space: pixel, path: new}",
+            step_problem.PIXEL,
             f"objective={{name: vader, frames: {PIXEL.get(provider)}}}",
         )
         own = plain if provider == LATENT else config(world, *pixel)

@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
-from prfl.benchmark import worlds
+from prfl.benchmark import step_problem, worlds
 from prfl.benchmark.problem import Case, Problem
-from prfl.benchmark.step_problem import Stage, middle, step_work
+from prfl.benchmark.step_problem import Stage, middle, problem, step_work
 
 LATENT, PIXEL = "prfl", "vader"
 NAMES = {LATENT: "PRFL, latent reward", PIXEL: "VADER, pixel reward"}
@@ -60,7 +58,7 @@ def overrides(world: str, axis: str, value: Any) -> list[str]:
 def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
     """Overrides of a method."""
     if provider == PIXEL:
-        return ["reward={space: pixel, path: new}", "objective={name: vader}"]
+        return [step_problem.PIXEL, "objective={name: vader}"]
     if axis == "gradients":
         return [f"objective={{name: vader, last_steps: {value}}}"]
     return [f"objective={{name: prfl, steps_range: {middle(steps)}}}"]
@@ -74,9 +72,5 @@ def scale(world: str, axis: str, value: Any) -> Problem:
         name: worlds.config(world, [*shared, *method(name, axis, value, plain.rollout.steps)])
         for name in providers(axis)
     }
-    size = plain.data.frames, plain.data.height, plain.data.width
-    return Problem(
-        {name: partial(step_work, stage, own) for name, own in configs.items()}, LATENT,
-        getattr(torch, plain.backbone.dtype), names=NAMES, weights=f"{worlds.weights(plain)}, pixel reward random",
-        shapes={"video": (plain.training.batch, *size), "chain": (plain.rollout.steps,)},
-    )  # fmt: skip
+    works = {name: partial(step_work, stage, own) for name, own in configs.items()}
+    return problem(works, LATENT, plain, f"{worlds.weights(plain)}, pixel reward random", names=NAMES)
