@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from prfl.config import json_schema, load_stages
+from prfl.config import json_schema, load_config, load_stages
 from prfl.config.messages import all_keys
 from prfl.config.schema import Config, StagesConfig
 
@@ -33,6 +34,43 @@ def test_shipped_configs_are_valid_and_have_a_header(path: Path) -> None:
     header = path.read_text().split("version:")[0]
     for word in ("# Reproduces:", "# Command:", "# Hardware:", "# Expected:"):
         assert word in header, word
+
+
+METHODS = {"dense_process", "full_chain", "draft_k", "draft_lv", "alignprop", "refl", "drtune", "leapalign",
+           "instructvideo", "vader"}  # fmt: skip
+WORLDS = ("tiny", "wan2.1-1.3b", "wan2.1-14b")
+WORDS = {  # of a header: the keys that it means
+    "objective": "objective", "reward": "reward", "run folder": "run", "stride": "rollout.stride",
+    "reuse": "rollout.gradients_per_rollout", "clips": "data",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_differs_from_prfl_in_what_its_header_says(world: str, method: str) -> None:
+    """And a regulariser is no part of a method: in ``objective`` only the method's own keys differ."""
+    folder = REPOSITORY / "configs" / world
+    header = (folder / f"{method}.yaml").read_text().split("# Command:")[0]
+    (listed,) = re.findall(r"Everything but ([a-z, ]+) is as in prfl.yaml", header)
+    named = {WORDS[word] for word in re.split(", | and ", listed)}
+    own, prfl = (keys_of(load_config(folder / f"{name}.yaml")) for name in (method, "prfl"))
+    differing = {key for key in own.keys() | prfl.keys() if own.get(key) != prfl.get(key)}
+    assert {key for key in differing if not any(f"{key}.".startswith(f"{each}.") for each in named)} == set()
+    assert all(any(f"{key}.".startswith(f"{each}.") for key in differing) for each in named), "named, and the same"
+    assert not {key for key in differing if key.startswith(("objective.sft", "objective.distance"))}
+
+
+def keys_of(config: Config) -> dict[str, object]:
+    """Every value of a config by its dotted key."""
+
+    def walk(value: object, path: str) -> Iterator[tuple[str, object]]:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                yield from walk(inner, f"{path}.{name}" if path else name)
+        else:
+            yield path, value
+
+    return dict(walk(config.model_dump(), ""))
 
 
 def test_configs_ship() -> None:
