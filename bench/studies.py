@@ -46,8 +46,38 @@ def records(folder: Path, key: str) -> list[dict]:
     return [record for record in map(json.loads, lines) if key in record]
 
 
-def write(path: Path, result: dict) -> None:
-    """The result with what a reader needs to weigh it."""
+def added(path: Path, result: dict, runs: str) -> dict:
+    """``result`` and what ``path`` has of other runs, so that a study goes on where the earlier ones' folders are gone.
+
+    runs: the key that both have what they say of each run under; ``rows`` are by generator.  A row that both have must
+    be the same, seed by seed: then the new rows' paired differences to it are those to the old one.  Raises SystemExit
+    where it is not, where there is none, or where anything but runs and rows differs.
+    """
+    old = json.loads(path.read_text())
+    for key in result.keys() - {runs, "rows"}:
+        if old[key] != result[key]:
+            raise SystemExit(f"{path}: {key} is {old[key]} there and {result[key]} here: not the same study")
+    rows, new = ({row["generator"]: row for row in each["rows"]} for each in (old, result))
+    if len(rows.keys() & new.keys()) < 2:
+        raise SystemExit(f"{path}: run one of its rows again, beside the base: that shows that the two fit together")
+    for name in rows.keys() & new.keys():
+        there, here = (each[name]["right per seed"] for each in (rows, new))
+        if there != here:
+            raise SystemExit(f"{path}: {name} has {there} there and {here} here: these are not the same runs")
+        new[name]["right, less that of"] = rows[name]["right, less that of"] | new[name]["right, less that of"]
+    earlier = {key: old[key] for key in facts("") if key in old}
+    return {
+        **result,
+        "earlier": [*old.get("earlier", []), {**earlier, "rows": sorted(rows.keys() - new.keys())}],
+        runs: old[runs] | result[runs],
+        "rows": list((rows | new).values()),
+    }
+
+
+def write(path: Path, result: dict, add: str = "") -> None:
+    """The result with what a reader needs to weigh it.  add: as ``runs`` of ``added``, to keep what is there."""
+    if add:
+        result = added(path, result, add)
     found = facts("the shapes world's trained base (prfl/data/shapes/model)")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

@@ -1,7 +1,7 @@
 """What keeps a long run's gain?  PRFL for many more steps than it needs, and what is said to help, one at a time.
 
     python bench/study_reward.py        first: it trains the rewards
-    python bench/study_lasting.py [--steps 200] [--guards plain ...] [--out bench/results/lasting.json]
+    python bench/study_lasting.py [--steps 200] [--guards plain ...] [--add] [--out ...]
 
 Every run starts from the base and goes on at a constant rate, as people do who do not know when to stop: the recipe of
 configs/tiny/prfl.yaml (stride 2, four gradients a rollout) with an SFT step before every fourth step only, which hacks
@@ -116,13 +116,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="of every run")
     parser.add_argument("--guards", nargs="+", choices=GUARDS, default=list(GUARDS), help="only these")
+    parser.add_argument("--add", action="store_true", help="keep what --out has of others; run plain again, too")
     parser.add_argument("--out", type=Path, default=Path("bench/results/lasting.json"))
     parser.add_argument("--label", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.label:
         label(*options.label)
     else:
-        studies.write(options.out, study(options.guards, options.steps))
+        studies.write(options.out, study(options.guards, options.steps), "guards" if options.add else "")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Which recipe gives the most held-out reward per network evaluation and per second?  Every method, equal budgets.
 
     python bench/study_reward.py        first: it trains the rewards
-    python bench/study_methods.py --pace                on an idle machine
-    python bench/study_methods.py [--evaluations 1000] [--methods prfl "dense, beta 1" ...] [--out ...]
+    python bench/study_methods.py --pace                on an idle machine; into the results, where they are there
+    python bench/study_methods.py [--evaluations 1000] [--methods prfl "dense, beta 1" ...] [--add] [--out ...]
 
 1. Every recipe starts from the same base, follows the same latent reward (vader the pixel reward from the same labels)
    and alternates with SFT.  Its steps are as many as the budget of network evaluations allows: a forward counts 1, one
@@ -197,6 +197,16 @@ def study(names: list[str], budget: float) -> dict:
     }  # fmt: skip
 
 
+def repaced(result: dict, paces: dict[str, float]) -> dict:
+    """The result with other seconds per step, and the curves' seconds by them."""
+    for name in paces.keys() & result["recipes"].keys():
+        recipe = result["recipes"][name]
+        recipe["seconds per step"] = paces[name]
+        for point in (point for curve in recipe["curves"] for point in curve):
+            point["seconds"] = point["step"] * paces[name]
+    return result
+
+
 def plot(result: dict, path: Path) -> None:
     """The oracle on validation prompts, mean of the seeds, over network evaluations and over seconds."""
     figure, axes = plt.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
@@ -239,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=float, default=1000, help="of a sample, for every run")
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES), help="only these")
+    parser.add_argument("--add", action="store_true", help="keep what --out has of others; run prfl again, too")
     parser.add_argument("--pace", action="store_true", help="only the seconds per step, on an idle machine")
     parser.add_argument("--out", type=Path, default=Path("bench/results/methods.json"))
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
@@ -249,11 +260,14 @@ def main() -> None:
     elif options.table:
         table(json.loads(options.table.read_text()))
     elif options.pace:
-        print(json.dumps({name: {"seconds": pace(name), "evaluations": evaluations(name)} for name in options.methods}))
+        paces = {name: pace(name) for name in options.methods}
+        print(json.dumps({name: {"seconds": paces[name], "evaluations": evaluations(name)} for name in paces}))
+        if options.out.exists():
+            options.out.write_text(json.dumps(repaced(json.loads(options.out.read_text()), paces), indent=1) + "\n")
+            plot(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
     else:
-        result = study(options.methods, options.evaluations)
-        studies.write(options.out, result)
-        plot(result, options.out.with_suffix(".png"))
+        studies.write(options.out, study(options.methods, options.evaluations), "recipes" if options.add else "")
+        plot(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Results of runs whose folders are gone, and new ones beside them (bench/studies.py)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import studies
+import study_methods
+
+
+def row(name: str, right: float, less: dict[str, float]) -> dict[str, Any]:
+    return {"generator": name, "right per seed": [right, right + 0.1], "right, less that of": less}
+
+
+def result(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    names = [each["generator"] for each in rows if each["generator"] != "base"]
+    return {"budget": 10, "recipes": {name: {"steps": len(name)} for name in names}, "rows": list(rows), **more}
+
+
+BASE, PRFL = row("base", 0.3, {"prfl": -0.2}), row("prfl", 0.5, {"base": 0.2})
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    path = tmp_path / "study.json"
+    studies.write(path, result(BASE, PRFL, row("refl", 0.4, {"prfl": -0.1})))
+    return path
+
+
+def test_earlier_rows_stay_beside_new_ones(earlier: Path) -> None:
+    new = result(row("base", 0.3, {"vader": -0.1}), PRFL, row("vader", 0.4, {"prfl": -0.1}))
+    studies.write(earlier, new, add="recipes")
+    found = json.loads(earlier.read_text())
+    assert [each["generator"] for each in found["rows"]] == ["base", "prfl", "refl", "vader"]
+    assert found["rows"][0]["right, less that of"] == {"prfl": -0.2, "vader": -0.1}
+    assert found["recipes"].keys() == {"prfl", "refl", "vader"}
+    (before,) = found["earlier"]
+    assert before["rows"] == ["refl"] and before["command"] and before["commit"] and before["machine"]
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (result(BASE, row("prfl", 0.51, {})), "prfl has .* not the same runs"),
+        (result(BASE, row("vader", 0.5, {})), "run one of its rows again"),
+        (result(BASE, PRFL, budget=20), "budget is 10 there and 20 here"),
+    ],
+)
+def test_what_does_not_fit_is_refused(earlier: Path, new: dict, message: str) -> None:
+    before = earlier.read_text()
+    with pytest.raises(SystemExit, match=message):
+        studies.write(earlier, new, add="recipes")
+    assert earlier.read_text() == before
+
+
+def test_new_seconds_move_the_curves() -> None:
+    recipe = {"seconds per step": 2.0, "curves": [[{"step": 3, "seconds": 6.0}], [{"step": 5, "seconds": 10.0}]]}
+    found = study_methods.repaced({"recipes": {"prfl": recipe}}, {"prfl": 1.5, "absent": 1.0})["recipes"]["prfl"]
+    assert found["seconds per step"] == 1.5
+    assert [point["seconds"] for curve in found["curves"] for point in curve] == [4.5, 7.5]
