@@ -31,20 +31,26 @@ def earlier(tmp_path: Path) -> Path:
 
 
 def test_earlier_rows_stay_beside_new_ones(earlier: Path) -> None:
-    new = result(row("base", 0.3, {"vader": -0.1}), PRFL, row("vader", 0.4, {"prfl": -0.1}))
+    again = row("prfl", 0.504, {"base": 0.204, "vader": 0.1})  # a sample fell the other way
+    new = result(row("base", 0.3, {"vader": -0.1}), again, row("vader", 0.4, {"prfl": -0.1}))
     studies.write(earlier, new, add="recipes")
     found = json.loads(earlier.read_text())
-    assert [each["generator"] for each in found["rows"]] == ["base", "prfl", "refl", "vader"]
-    assert found["rows"][0]["right, less that of"] == {"prfl": -0.2, "vader": -0.1}
+    rows = {each["generator"]: each for each in found["rows"]}
+    assert rows.keys() == {"base", "prfl", "refl", "vader"}
+    assert rows["base"]["right, less that of"] == {"prfl": -0.2, "vader": -0.1}
+    assert (
+        rows["prfl"]["right per seed"] == PRFL["right per seed"] and rows["prfl"]["right per seed, again"][0] == 0.504
+    )
+    assert rows["prfl"]["right, less that of"] == {"base": 0.2, "vader": 0.1}
     assert found["recipes"].keys() == {"prfl", "refl", "vader"}
     (before,) = found["earlier"]
-    assert before["rows"] == ["refl"] and before["command"] and before["commit"] and before["machine"]
+    assert before["rows"] == ["base", "prfl", "refl"] and before["command"] and before["commit"] and before["machine"]
 
 
 @pytest.mark.parametrize(
     ("new", "message"),
     [
-        (result(BASE, row("prfl", 0.51, {})), "prfl has .* not the same runs"),
+        (result(BASE, row("prfl", 0.52, {})), "prfl has .* not the same runs"),
         (result(BASE, row("vader", 0.5, {})), "run one of its rows again"),
         (result(BASE, PRFL, budget=20), "budget is 10 there and 20 here"),
     ],
