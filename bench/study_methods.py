@@ -62,6 +62,7 @@ class Recipe:
 
 RECIPES = {
     "prfl": Recipe("prfl"),
+    "prfl, SFT every second step": Recipe("prfl", (RARER,)),
     "prfl, clean hand-off": Recipe("prfl", ("objective.handoff=clean",)),
     "prfl, unit weights": Recipe("prfl", ("rollout.step_weight=unit",)),
     "prfl, stride 2": Recipe("prfl", ("rollout.stride=2",)),
@@ -90,6 +91,7 @@ RECIPES = {
     "prfl, stride 4, 8 gradients, SFT every second step": Recipe("prfl", (*THRIFTY, RARER)),
     "dense, beta 0, half the budget": Recipe("dense_process", share=1 / 2),
     "prfl, half the budget": Recipe("prfl", share=1 / 2),
+    "prfl, SFT every second step, half the budget": Recipe("prfl", (RARER,), share=1 / 2),
     "prfl, stride 2, 4 gradients, half the budget": Recipe("prfl", FRUGAL, share=1 / 2),
     "prfl, stride 4, 8 gradients, half the budget": Recipe("prfl", THRIFTY, share=1 / 2),
     "prfl, stride 4, 8 gradients, SFT every second step, half the budget": Recipe(
