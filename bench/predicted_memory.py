@@ -29,7 +29,6 @@ P720 = ("data.frames=81", "data.height=720", "data.width=1280")
 FULL, OFFLOAD = "backbone.checkpointing=full", "backbone.offload=true"
 KERNELS = "backbone.kernels=triton"
 SMALL, LARGE = "configs/wan2.1-1.3b", "configs/wan2.1-14b"
-WHOLE_CHAIN = "objective={name: full_chain}", "rollout.stride=1", "rollout.gradients_per_rollout=1"
 CASES = {  # name: config, overrides, target in GB
     "1.3B 480p": (f"{SMALL}/prfl.yaml", (*P480, FULL), 12),
     "14B 480p": (f"{LARGE}/prfl.yaml", (*P480, FULL), 56),
@@ -40,7 +39,9 @@ CASES = {  # name: config, overrides, target in GB
     "14B 480p, kernels": (f"{LARGE}/prfl.yaml", (*P480, FULL, KERNELS), 48),
     "14B 720p, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, KERNELS), 74),
     "14B 720p, offload, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, OFFLOAD, KERNELS), 48),
-    "1.3B 480p, full chain": (f"{SMALL}/prfl.yaml", (*P480, FULL, *WHOLE_CHAIN), None),
+    "1.3B 480p, full chain": (f"{SMALL}/full_chain.yaml", (*P480, FULL), None),
+    "14B 480p, full chain": (f"{LARGE}/full_chain.yaml", (*P480, FULL), None),
+    "14B 720p, full chain": (f"{LARGE}/full_chain.yaml", (*P720, FULL), None),
 }
 
 
@@ -116,7 +117,8 @@ def main() -> None:
         f"{name}, {device}": block_bytes(model, device) for name, model in models.items() for device in ("cpu", "cuda")
     }
     how = "counted and predicted on meta tensors at real shapes; nothing was timed, and no GPU was used"
-    studies.write(parser.parse_args().out, {"how": how, "saved hidden states of a block": blocks, "cases": cases})
+    result = {"how": how, "saved hidden states of a block": blocks, "cases": cases}
+    studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
     for where, found in blocks.items():
         for name, states in found.items():
             print(f"{where:12} {name:46} {states:6.2f} hidden states")

@@ -113,7 +113,8 @@ def main() -> None:
         for kernels in (False, True)
     }
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
-    studies.write(parser.parse_args().out, {"how": how, "assumed of the GPU, a second": HARDWARE, "calls": found})
+    result = {"how": how, "assumed of the GPU, a second": HARDWARE, "calls": found}
+    studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
     print("| call | work | TFLOP | GB | launches | ms at the roofline |\n| --- | --- | --- | --- | --- | --- |")
     for call, kinds in found.items():
         for kind, amounts in kinds.items():

@@ -17,6 +17,8 @@ from prfl.benchmark.facts import facts
 from prfl.data.files import replacing
 
 SEEDS = (0, 1, 2)
+TRAINED = "the shapes world's trained base (prfl/data/shapes/model)"
+COUNTED = "none: counted on meta tensors"
 SAME = 0.01  # of a seed's samples: another processor's last bits turn a few
 DIMENSIONS = ("shape", "colour", "direction", "speed", "steadiness")
 
@@ -77,11 +79,11 @@ def added(path: Path, result: dict, runs: str) -> dict:
     }
 
 
-def write(path: Path, result: dict, add: str = "") -> None:
+def write(path: Path, result: dict, add: str = "", weights: str = TRAINED) -> None:
     """The result with what a reader needs to weigh it.  add: as ``runs`` of ``added``, to keep what is there."""
     if add:
         result = added(path, result, add)
-    found = facts("the shapes world's trained base (prfl/data/shapes/model)")
+    found = facts(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({**found, **result}, indent=1) + "\n")

@@ -6,11 +6,13 @@
 
 1. Every recipe starts from the same base, follows the same latent reward (vader the pixel reward from the same labels)
    and alternates with SFT.  Its steps are as many as the budget of network evaluations allows: a forward counts 1, one
-   with its backward 3, a reward's the share of blocks that it reads.
-2. Two learning rates each, seed 0, compared on validation prompts; the better one runs with three seeds.  Rounds on
-   validation prompts during each run are its learning curve; test prompts are drawn at the end.
-3. Seconds per step are measured with nothing beside them (``--pace``), and give the curves over time.  Saved bytes:
-   what autograd keeps at the peak of a step.
+   with its backward 3, a reward's the share of blocks that it reads.  Where a rollout serves several steps, those that
+   the runs really made are counted beside those that were planned.
+2. Two learning rates each, seed 0, compared on validation prompts; the better one runs with three seeds (``--seeds``).
+   Rounds on validation prompts during each run are its learning curve, and what a recipe is chosen by; test prompts are
+   drawn at the end.
+3. Seconds per step are measured with nothing beside them (``--pace``), and give the curves over time and the results
+   at equal time.  Saved bytes: what autograd keeps at the peak of a step.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import studies
 import study_spine as spine
 
@@ -36,7 +41,8 @@ ROUNDS = 3
 RATES = ("1e-3", "4e-4")
 BATCH = 16
 WARMUP = 0.1  # of a run's steps
-PACE = range(4, 16)  # the steps that are timed: four gradients a rollout are three rollouts
+PACE = range(4, 16)  # the steps that are timed; their evaluations say what share of a mean step's work they had
+EQUAL = {"evaluations": (500, 1000), "seconds": (30, 55)}  # where the curves are read: all runs last that long
 LATENT, PIXEL = spine.LATENT, spine.PIXEL
 ENSEMBLE = f"reward.path=[{', '.join(str(spine.REWARDS / f'adapter-{seed}/reward') for seed in studies.SEEDS)}]"
 OWN = "data.generator={name: shapes_samples, per_prompt: 72, held_out_per_prompt: 24, steps: 20}"
@@ -113,9 +119,15 @@ def config_of(name: str) -> str:
     return f"configs/tiny/{RECIPES[name].config}.yaml"
 
 
-def evaluations(name: str) -> float:
-    """Of one sample in one step, the regulariser's among them: forwards 1, with a backward 3."""
-    config = load_config(config_of(name), [*always(name), "evaluation.every=0", "training.steps=200"])
+def evaluations(name: str, first: int = 0, steps: int = 200) -> float:
+    """Of one sample in a mean one of these steps, the regulariser's among them: forwards 1, with a backward 3."""
+    return (_evaluations(name, first + steps) - (_evaluations(name, first) if first else 0.0)) / steps
+
+
+@cache
+def _evaluations(name: str, steps: int) -> float:
+    """Of one sample in a run of so many steps."""
+    config = load_config(config_of(name), [*always(name), "evaluation.every=0", f"training.steps={steps}"])
     model = build.backbone(config)
     if config.reward is not None and config.reward.space == "latent":
         reward = build.trained_reward(config, model)
@@ -124,16 +136,24 @@ def evaluations(name: str) -> float:
     else:
         share = 0.0  # a pixel reward runs no part of the network
     price = {work.GRADIENT: 3.0, work.REWARD: 3 * share}
-    return sum(each.per_step * price.get(each.name, 1.0) for each in work.count_work(config, model)) / BATCH
+    return sum(each.total * price.get(each.name, 1.0) for each in work.count_work(config, model)) / BATCH
 
 
 def pace(name: str) -> float:
-    """Mean seconds per step, the measured distance of some of them apart; the budget changes nothing of it."""
+    """Seconds of a mean step, the measured distance of some of them apart; the budget changes nothing of it."""
     name = name.removesuffix(", half the budget")
     overrides = [*always(name), "evaluation.every=0", f"training.steps={PACE.stop - 1}", "training.warmup=0"]
     folder = studies.train(RUNS / f"pace-{spine.slug(name)}", config_of(name), overrides)
     timed = [r for r in studies.records(folder, "seconds/step") if r["step"] in PACE]
-    return statistics.mean(record["seconds/step"] - record.get("seconds/distance", 0.0) for record in timed)
+    seconds = statistics.mean(record["seconds/step"] - record.get("seconds/distance", 0.0) for record in timed)
+    return seconds * evaluations(name) / evaluations(name, PACE.start - 1, len(PACE))
+
+
+def rollouts(name: str, folder: Path, steps: int) -> dict[str, int]:
+    """Of a run that reuses them: how many it made, and how many it would have if no drift had passed the limit."""
+    ages = [record["rollout_age"] for record in studies.records(folder, "rollout_age")]
+    gradients = load_config(config_of(name), always(name)).rollout.gradients_per_rollout
+    return {"made": ages.count(0.0), "planned": -(-steps // gradients)} if ages else {}
 
 
 def saved(name: str) -> int:
@@ -172,7 +192,24 @@ def curve(folder: Path, price: float, seconds: float) -> list[dict]:
     ]  # fmt: skip
 
 
-def study(names: list[str], budget: float) -> dict:
+def at_equal(curves: list[list[dict]]) -> dict[str, dict[str, float]]:
+    """The oracle on validation prompts, mean of the seeds, where the curves reach so many evaluations or seconds."""
+    return {
+        over: {
+            str(value): statistics.mean(read(curve, over, value) for curve in curves)
+            for value in values
+            if all(curve[-1][over] >= 0.99 * value for curve in curves)
+        }
+        for over, values in EQUAL.items()
+    }
+
+
+def read(curve: list[dict], over: str, value: float) -> float:
+    """Between two rounds along a straight line."""
+    return float(np.interp(value, [point[over] for point in curve], [point["judge/all"] for point in curve]))
+
+
+def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
     prices = {name: evaluations(name) for name in names}
     steps = {name: max(ROUNDS, round(RECIPES[name].share * budget / price)) for name, price in prices.items()}
     paces = {name: pace(name) for name in names}  # one after another: alone
@@ -181,9 +218,9 @@ def study(names: list[str], budget: float) -> dict:
         swept = {(n, rate): pool.submit(run, n, rate, 0, steps[n]) for n in names for rate in RATES}
         last = {key: studies.records(each.result(), "judge/all")[-1]["judge/all"] for key, each in swept.items()}
         best = {n: max(RATES, key=lambda rate, n=n: last[n, rate]) for n in names}
-        runs = {(n, s): pool.submit(run, n, best[n], s, steps[n]) for n in names for s in studies.SEEDS}
+        runs = {(n, s): pool.submit(run, n, best[n], s, steps[n]) for n in names for s in seeds}
         folders = {key: each.result() for key, each in runs.items()}
-        rows = spine.tested(pool, folders, names)
+        rows = spine.tested(pool, folders, names, seeds)
     return {
         "budget": f"{budget:g} network evaluations of a sample: forward 1, with backward 3, SFT's step among them",
         "recipes": {
@@ -191,7 +228,8 @@ def study(names: list[str], budget: float) -> dict:
                 "config": config_of(n), "overrides": always(n), "rate": best[n], "steps": steps[n],
                 "evaluations per step": prices[n], "seconds per step": paces[n], "saved bytes": kept[n],
                 "swept": {rate: last[n, rate] for rate in RATES},
-                "curves": [curve(folders[n, seed], prices[n], paces[n]) for seed in studies.SEEDS],
+                "rollouts": [rollouts(n, folders[n, seed], steps[n]) for seed in seeds],
+                "curves": [curve(folders[n, seed], prices[n], paces[n]) for seed in seeds],
             }
             for n in names
         },
@@ -226,31 +264,44 @@ def plot(result: dict, path: Path) -> None:
 
 
 def table(result: dict) -> None:
-    """README's table, best first."""
-    rows = [row for row in result["rows"] if row["generator"] != "base"]
-    header = ["recipe", "everything right", "less prfl's", "trained reward", "motion", "diversity", "distance",
-              "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
+    """README's table, the best on validation prompts first."""
+    rows = {row["generator"]: row for row in result["rows"] if row["generator"] != "base"}
+    header = ["recipe", "validation", "at 30 s", "at 55 s", "all right", "less prfl's", "by seed", "trained reward",
+              "motion", "diversity", "distance", "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
     print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
-    for row in sorted(rows, key=lambda row: -row["mean"]["judge/all"]["value"]):
-        recipe, right = result["recipes"][row["generator"]], row["mean"]["judge/all"]
+    for name in sorted(rows, key=lambda name: -ended(result, name, "judge/all")):
+        row, recipe, right = rows[name], result["recipes"][name], rows[name]["mean"]["judge/all"]
+        equal = at_equal(recipe["curves"])["seconds"]
         more = row["right, less that of"].get("prfl, guidance 1")
-        last = [curve[-1] for curve in recipe["curves"]]
+        others = zip(row["right per seed"], again(rows["prfl"]), strict=False)
         reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
         cells = [
-            row["generator"], f"{right['value']:.3f}",
-            f"{more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}]" if more else "", f"{reward:.2f}",
-            f"{statistics.mean(each['motion'] for each in last):.4f}", f"{row['diversity']['value']:.3f}",
-            f"{statistics.mean(each['distance'] for each in last):.3f}", f"{recipe['evaluations per step']:.1f}",
+            name, f"{ended(result, name, 'judge/all'):.3f}",
+            *(f"{equal[seconds]:.3f}" if seconds in equal else "" for seconds in ("30", "55")), f"{right['value']:.3f}",
+            f"{more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}]" if more else "",
+            ", ".join(f"{own - other:+.2f}" for own, other in others) if more else "", f"{reward:.2f}",
+            f"{ended(result, name, 'motion'):.3f}", f"{row['diversity']['value']:.3f}",
+            f"{ended(result, name, 'distance'):.3f}", f"{recipe['evaluations per step']:.1f}",
             f"{recipe['seconds per step']:.2f}", f"{recipe['seconds per step'] * recipe['steps']:.0f}",
             f"{recipe['saved bytes'] / 2**20:.0f}",
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
 
 
+def ended(result: dict, name: str, key: str) -> float:
+    """A measure on validation prompts at the end of the runs, mean of the seeds."""
+    return statistics.mean(curve[-1][key] for curve in result["recipes"][name]["curves"])
+
+
+def again(row: dict) -> list[float]:
+    return row.get("right per seed, again", row["right per seed"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=float, default=1000, help="of a sample, for every run")
     parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES), help="only these")
+    parser.add_argument("--seeds", type=int, default=len(studies.SEEDS), help="of every recipe; default: 3")
     parser.add_argument("--add", action="store_true", help="keep what --out has of others; run prfl again, too")
     parser.add_argument("--pace", action="store_true", help="only the seconds per step, on an idle machine")
     parser.add_argument("--out", type=Path, default=Path("bench/results/methods.json"))
@@ -268,7 +319,8 @@ def main() -> None:
             options.out.write_text(json.dumps(repaced(json.loads(options.out.read_text()), paces), indent=1) + "\n")
             plot(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
     else:
-        studies.write(options.out, study(options.methods, options.evaluations), "recipes" if options.add else "")
+        result = study(options.methods, options.evaluations, range(options.seeds))
+        studies.write(options.out, result, "recipes" if options.add else "")
         plot(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
 
 

@@ -243,14 +243,19 @@ def base_folder() -> Path:
     return folder
 
 
-def tested(pool: ThreadPoolExecutor, folders: Mapping[tuple[str, int], Path], names: Sequence[str]) -> list[dict]:
+def tested(
+    pool: ThreadPoolExecutor,
+    folders: Mapping[tuple[str, int], Path],
+    names: Sequence[str],
+    seeds: Sequence[int] = studies.SEEDS,
+) -> list[dict]:
     """The rows of the base and of finished runs, by (name, seed), on test prompts without guidance."""
 
     def drawn(name: str) -> list[dict]:
         if name == "base":
             base = METHODS["sft"].config
-            return [measured(base_folder(), "test", seed, 1.0, base) for seed in studies.SEEDS]
-        return [measured(folders[name, seed], "test", seed) for seed in studies.SEEDS]
+            return [measured(base_folder(), "test", seed, 1.0, base) for seed in seeds]
+        return [measured(folders[name, seed], "test", seed) for seed in seeds]
 
     all_names = ("base", *names)
     found = {(name, 1.0): some for name, some in zip(all_names, pool.map(drawn, all_names), strict=True)}
