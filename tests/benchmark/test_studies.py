@@ -67,3 +67,37 @@ def test_new_seconds_move_the_curves() -> None:
     found = study_methods.repaced({"recipes": {"prfl": recipe}}, {"prfl": 1.5, "absent": 1.0})["recipes"]["prfl"]
     assert found["seconds per step"] == 1.5
     assert [point["seconds"] for curve in found["curves"] for point in curve] == [4.5, 7.5]
+
+
+def points(*right: float, seconds: float) -> list[dict]:
+    return [
+        {"judge/all": each, "seconds": seconds * n, "evaluations": 400 * n, "step": n} for n, each in enumerate(right)
+    ]
+
+
+def test_curves_are_read_at_equal_time() -> None:
+    """Between rounds along a line, the mean of the seeds; nowhere past the end of one of them."""
+    found = study_methods.at_equal([points(0.0, 0.5, 0.5, 0.8, seconds=20), points(0.2, 0.2, 0.4, 0.4, seconds=20)])
+    assert found["seconds"] == pytest.approx({"30": (0.5 + 0.3) / 2, "55": (0.5 + 0.3 * 0.75 + 0.4) / 2})
+    short = study_methods.at_equal([points(0.0, 0.5, 0.5, 0.8, seconds=20), points(0.0, 0.2, seconds=20)])
+    assert short == {"evaluations": {}, "seconds": {}}
+
+
+@pytest.mark.parametrize(("name", "ages", "expected"), [
+    ("prfl, stride 2, 4 gradients", (0, 1, 2, 3, 0, 0, 1, 2, 3, 0), {"made": 4, "planned": 3}),
+    ("prfl", (), {}),
+])  # fmt: skip
+def test_rollouts_are_counted(tmp_path: Path, name: str, ages: tuple, expected: dict) -> None:
+    """One more than planned: the drift passed its limit in the fifth step."""
+    lines = [{"step": n + 1, "rollout_age": float(age)} for n, age in enumerate(ages)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in [{"step": 0}, *lines]))
+    assert study_methods.rollouts(name, tmp_path, 10) == expected
+
+
+def test_a_pace_is_that_of_a_mean_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timed steps had two thirds of a mean step's evaluations."""
+    lines = [{"step": n, "seconds/step": 2.5, "seconds/distance": 0.5} for n in study_methods.PACE]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    monkeypatch.setattr(studies, "train", lambda *_: tmp_path)
+    monkeypatch.setattr(study_methods, "evaluations", lambda name, first=0, steps=200: 6.0 if first else 9.0)
+    assert study_methods.pace("prfl, half the budget") == pytest.approx(3.0)
