@@ -3,11 +3,10 @@
     python bench/study_reward.py        first: it trains the rewards
     python bench/study_lasting.py [--steps 200] [--guards plain ...] [--add] [--out ...]
 
-Every run starts from the base and goes on at a constant rate, as people do who do not know when to stop: the recipe of
-configs/tiny/prfl.yaml (stride 2, four gradients a rollout) with an SFT step before every fourth step only, which hacks
-the reward.  A guard is one change of it.  "refreshed" follows a reward that was trained on the base's samples and on
-those of the plain run's last policy (seed 0's for all).  Rounds on validation prompts are the curve; test prompts are
-drawn at the end.
+Every run starts from the base and goes on at a constant rate, as people do who do not know when to stop: PRFL with
+stride 2 and four gradients a rollout, and an SFT step before every fourth step only.  A guard is one change of it.
+"refreshed" follows a reward that was trained on the base's samples and on those of the plain run's last policy (seed
+0's for all).  Rounds on validation prompts are the curve; test prompts are drawn at the end.
 """
 
 from __future__ import annotations
