@@ -24,11 +24,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import studies
 import study_spine as spine
+from matplotlib.axes import Axes
 
 from prfl import build
 from prfl.config import load_config
@@ -42,6 +44,8 @@ RATES = ("1e-3", "4e-4")
 BATCH = 16
 WARMUP = 0.1  # of a run's steps
 PACE = range(4, 16)  # the steps that are timed; their evaluations say what share of a mean step's work they had
+LITERATURE = ("draft_k", "draft_lv", "alignprop", "refl", "drtune", "leapalign", "instructvideo", "full chain", "vader")
+LABELS = {"evaluations": "network evaluations of one sample", "seconds": "seconds, alone on one thread"}
 EQUAL = {"evaluations": (500, 1000), "seconds": (30, 55)}  # where the curves are read: all runs last that long
 LATENT, PIXEL = spine.LATENT, spine.PIXEL
 ENSEMBLE = f"reward.path=[{', '.join(str(spine.REWARDS / f'adapter-{seed}/reward') for seed in studies.SEEDS)}]"
@@ -248,19 +252,33 @@ def repaced(result: dict, paces: dict[str, float]) -> dict:
 
 
 def plot(result: dict, path: Path) -> None:
-    """The oracle on validation prompts, mean of the seeds, over network evaluations and over seconds."""
-    figure, axes = plt.subplots(1, 2, figsize=(13, 6), sharey=True, layout="constrained")
-    styles = ["-", "--", ":", "-."]
-    for axis, over in zip(axes, ("evaluations", "seconds"), strict=True):
-        for index, (name, recipe) in enumerate(result["recipes"].items()):
-            rounds = list(zip(*recipe["curves"], strict=True))
-            x = [some[0][over] for some in rounds]
-            y = [statistics.mean(each["judge/all"] for each in some) for some in rounds]
-            axis.plot(x, y, styles[index // 10], color=f"C{index % 10}", label=name, marker=".")
-        axis.set_xlabel(f"{over} of one sample" if over == "evaluations" else "seconds, alone on one thread")
-    axes[0].set_ylabel("everything right, of validation samples")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=110)
+    """The oracle on validation prompts, mean of the seeds, over network evaluations and over seconds: the literature's
+    methods on the left, ours on the right, prfl in both; dotted: half the budget."""
+    known, half = result["recipes"], ", half the budget"
+    ours = [name for name in known if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
+    columns = {"methods of the literature": [name for name in known if name in LITERATURE], "ours": ours}
+    figure, axes = plt.subplots(2, 2, figsize=(15, 10), sharey=True, layout="constrained")
+    for column, (title, names) in enumerate(columns.items()):
+        for row, (over, label) in enumerate(LABELS.items()):
+            axis = axes[row][column]
+            for index, name in enumerate(["prfl", *names]):
+                look = {"color": "black", "linewidth": 2.5} if name == "prfl" else {"color": f"C{(index - 1) % 10}"}
+                dashes = "-" if index <= 10 else "--"
+                _draw(axis, known[name], over, linestyle=dashes, label=name, **look)
+                if name + half in known:
+                    _draw(axis, known[name + half], over, linestyle=":", **look)
+            axis.set_xlabel(label)
+            axis.set_ylabel("everything right, of validation samples")
+            axis.grid(alpha=0.3)
+        axes[0][column].set_title(title)
+        axes[0][column].legend(fontsize="small", loc="lower right")
+    figure.savefig(path, dpi=80)
+
+
+def _draw(axis: Axes, recipe: dict, over: str, **look: Any) -> None:
+    rounds = list(zip(*recipe["curves"], strict=True))
+    x = [some[0][over] for some in rounds]
+    axis.plot(x, [statistics.mean(each["judge/all"] for each in some) for some in rounds], marker=".", **look)
 
 
 def table(result: dict) -> None:
