@@ -74,7 +74,16 @@ def about(rows: Sequence[Row]) -> list[str]:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What stands below the tables."""
-    return [*([scale_report.NOTE] if curves(rows) else []), *about(rows)]
+    return [*([scale_report.NOTE] if curves(rows) else []), *lacking(rows), *about(rows)]
+
+
+def lacking(rows: Sequence[Row]) -> list[str]:
+    """What could not be measured, and why."""
+    return [
+        f"{row.case}, {row.provider}: no {what}: {reason}"
+        for row in rows
+        for what, reason in row.info.get("lacks", {}).items()
+    ]
 
 
 def _facts(info: Mapping[str, Any]) -> list[str]:

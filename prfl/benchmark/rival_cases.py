@@ -151,7 +151,8 @@ def rival_work(own: Config, start: Given, step: Callable[[nn.Module], Tensor], c
         apply(trained.optimizer, RATE)
         return outputs
 
-    return Work(run, trained.put_back, [*policy.parameters(), *constant], check=trained.wrong)
+    constant = [*policy.parameters(), *constant]
+    return Work(run, trained.put_back, constant, check=trained.wrong, forget=trained.forget)
 
 
 def _script() -> Any:

@@ -64,7 +64,7 @@ class Session:
         self._limits = seconds, least
         self._cases: dict[str, Case] = {}
         self._wanted: dict[str, list[str]] = {}
-        self._measured: dict[str, Measurements | Unavailable] = {}
+        self._measured: dict[str, Measurements | Exception] = {}
         self.rows: list[Row] = []
 
     def add(self, find: Callable[[str], Iterable[Case]]) -> list[tuple[str, str]]:
@@ -80,15 +80,20 @@ class Session:
             self._wanted.setdefault(case, []).append(provider)
 
     def measured(self, name: str, provider: str) -> Measured:
-        """Measures all selected providers of the case, the first time.  Raises Unavailable."""
+        """Measures all selected providers of the case, the first time.  Raises Unavailable.
+
+        A case that fails as a whole is not tried again for its next provider.
+        """
         if name not in self._measured:
             try:
                 self._measured[name] = measure(self._cases[name], self._wanted[name], *self._limits)
-            except Unavailable as reason:
+            except Exception as reason:
                 self._measured[name] = reason
         known = self._measured[name]
         if isinstance(known, Unavailable):
             raise known
+        if isinstance(known, Exception):
+            return Measured([], {}, name, known)
         problem, results = known
         found, reference = results[provider], results[problem.reference]
         if isinstance(found, Unavailable):

@@ -47,14 +47,17 @@ def problem(works: Mapping[str, Callable[[], Work]], reference: str, own: Config
 
 @dataclass
 class Trained:
-    """What a run changes, and puts back: parameters, their gradients and AdamW's averages."""
+    """What a run changes, and puts back: parameters and their gradients.  AdamW's averages stay, as in training.
+
+    start: on the host, so that it is in no figure of a GPU's memory.
+    """
 
     parameters: Mapping[str, nn.Parameter]
     start: dict[str, Tensor] = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        self.start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.start = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
         self.optimizer = adamw(list(self.parameters.values()))
 
     @torch.no_grad()
@@ -62,6 +65,11 @@ class Trained:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.start[name])
             parameter.grad = None
+
+    def forget(self) -> None:
+        """Put back, and without AdamW's averages: weights are all that is left."""
+        self.put_back()
+        self.optimizer.state.clear()
 
     def wrong(self) -> str:
         """What is wrong with the gradients; nothing where they are finite and somewhere not zero."""
@@ -146,6 +154,11 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
         if objective.reuse:
             objective.reuse.rolled_at = None
 
+    def forget() -> None:
+        trained.forget()
+        if objective.reuse:
+            objective.reuse.trajectories.clear()
+
     def run(_: Any) -> Outputs | None:
         spent: dict[str, float] = {}
         outputs: Outputs | None = None
@@ -168,7 +181,7 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
     reward = objective.scorer.reward  # type: ignore[attr-defined]
     constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
     facts = {EVALUATIONS: evaluations(own, model, objective)}
-    return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts)
+    return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
 
 
 def first_step(objective: Pathwise, own: Config, frame: int) -> int:
