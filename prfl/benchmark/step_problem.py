@@ -142,11 +142,14 @@ class Stage:
 def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool = False, agreeing: bool = False) -> Work:
     """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
 
-    alike: gives what a step with another reward must have in common with it; agreeing: its loss and gradients."""
+    alike: gives what a step with another reward must have in common with it: the very latents that were scored, and
+    which step of the chain was trained; agreeing: its loss and gradients.
+    """
     (model, trained, decoding), objective = stage.model(own), stage.objective(own)
     clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
     first = first_step(objective, own, objective.latent_shape[1] // 2 if frame is None else frame)
     rounds: list[dict[str, float]] = []
+    scored = seen_latents(objective) if alike else {}
 
     def before() -> None:
         trained.put_back()
@@ -156,6 +159,7 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
 
     def forget() -> None:
         trained.forget()
+        scored.clear()
         if objective.reuse:
             objective.reuse.trajectories.clear()
 
@@ -173,7 +177,7 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
             seconds["optimizer"] = clock.now() - started
             spent = {part: spent.get(part, 0.0) + each for part, each in seconds.items()}
             if alike:
-                outputs = {name: torch.tensor(metrics[name]) for name in ("latents/max", "sampled_step", "node")}
+                outputs = {"sampled_step": torch.tensor(metrics["sampled_step"]), **scored}
         spent |= {"reward": spent["reward"] - decoding.seconds, "decode": decoding.seconds}
         rounds.append({part: each / steps for part, each in spent.items()})
         return outputs
@@ -182,6 +186,19 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
     constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
     facts = {EVALUATIONS: evaluations(own, model, objective)}
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
+
+
+def seen_latents(objective: Pathwise) -> dict[str, Tensor]:
+    """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
+    own, seen = objective.score, dict[str, Tensor]()
+
+    def score(latents: Mapping[int, Tensor], *given: Any) -> Any:
+        seen.clear()
+        seen.update({f"latents {node}": x.detach() for node, x in latents.items()})
+        return own(latents, *given)
+
+    setattr(objective, "score", score)  # noqa: B010  (mypy takes no assignment to a method)
+    return seen
 
 
 def first_step(objective: Pathwise, own: Config, frame: int) -> int:
