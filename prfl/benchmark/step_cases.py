@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prfl.benchmark import worlds
 from prfl.benchmark.problem import Case, Problem
-from prfl.benchmark.rival_cases import OURS, RIVAL, rival_prfl, rival_vader
+from prfl.benchmark.rival_cases import PROVIDERS, rival_prfl, rival_vader
 from prfl.benchmark.step_problem import PIXEL, Stage, middle, problem, step_work
 from prfl.config.schema import Config
 
@@ -41,8 +41,8 @@ def cases(world: str) -> list[Case]:
     return [
         Case("same_step", same_step, own, tuple(SAME), needs),
         Case("methods", methods, methods_own, tuple(METHODS), needs),
-        Case("rival_prfl", rival_prfl, own, (RIVAL, OURS), needs),
-        Case("rival_vader", rival_vader, own, (RIVAL, OURS), needs),
+        Case("rival_prfl", rival_prfl, own, PROVIDERS, needs),
+        Case("rival_vader", rival_vader, own, PROVIDERS, needs),
     ]
 
 

@@ -18,7 +18,7 @@ from prfl.benchmark.problem import Case, Problem, Unavailable, Work, prepare
 from prfl.benchmark.problem import build as build_case
 from prfl.benchmark.report import EVALUATIONS, HEAD, cells
 from prfl.benchmark.results import Row, figures
-from prfl.benchmark.rival_cases import OURS, RIVAL
+from prfl.benchmark.rival_cases import KERNELS, OURS, RIVAL
 from prfl.benchmark.step_cases import LATENT, cases
 
 TINY = {case.operation: case for case in cases("tiny")}
@@ -38,6 +38,10 @@ def test_the_rival_computes_what_we_do(operation: str) -> None:
     assert isinstance(ours, Found), ours
     assert ours.errors.keys() == {"loss", "d A", "d B"}
     assert all(error < 1e-4 for error in ours.errors.values())  # float32, three network calls and a decoder
+    assert problem.names[KERNELS] == "ours, kernels"
+    if not torch.cuda.is_available():
+        with pytest.raises(Unavailable, match="kernels run on a GPU"):
+            prepare(problem, KERNELS)
     again = outputs(works[OURS])  # weights and gradients were put back
     first = outputs(works[OURS])
     assert again is not None and first is not None
@@ -115,6 +119,22 @@ def test_evaluations_are_those_that_were_made() -> None:
     expected = {"prfl": 3 + 3 + 1 + 3 * 4 / 6, "vader_5": 6 + 5 * 4, "full_chain": 6 + 6 * 4 + 3 * 4 / 6}
     for name, evaluations in expected.items():
         assert prepare(problem, name).facts[EVALUATIONS] == pytest.approx(evaluations), name
+
+
+def test_ours_with_kernels_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def step_work(stage: Any, own: Any, **_: Any) -> Work:
+        asked.append(own.backbone)
+        return Work(lambda _: None)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("prfl.benchmark.rival_cases.step_work", step_work)
+    for operation in ("rival_prfl", "rival_vader"):
+        problem = build_case(small(operation))
+        for name in (OURS, KERNELS):
+            prepare(problem, name)
+    assert [own.kernels for own in asked] == ["auto", "triton"] * 2
 
 
 def test_each_method_has_a_gradient_and_reuse_counts_by_the_step() -> None:
