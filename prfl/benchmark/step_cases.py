@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prfl.benchmark import worlds
-from prfl.benchmark.problem import Case, Problem
+from prfl.benchmark.problem import Case, Problem, Unavailable, Work
 from prfl.benchmark.rival_cases import PROVIDERS, rival_prfl, rival_vader
 from prfl.benchmark.step_problem import PIXEL, Stage, middle, problem, step_work
 from prfl.config.schema import Config
@@ -17,7 +19,8 @@ SIZES = {  # frames and steps of the chain: of the same step and the rival, and 
     "wan-1.3b": ((81, 20), (81, 12)),
     "wan-14b": ((81, 4), (33, 8)),  # a full chain of 81 frames takes minutes a step
 }
-SAME = {LATENT: "", "pixel_1": "one", "pixel_4": "4", "pixel_all": "all"}
+PLAIN = "pixel_plain"
+SAME = {LATENT: "", "pixel_1": "one", "pixel_4": "4", "pixel_all": "all", PLAIN: "all"}
 METHODS = {
     PRFL: (),
     "dense": ("objective={name: dense_process}",),
@@ -28,6 +31,7 @@ METHODS = {
 }
 NAMES = {
     "pixel_1": "pixel, one latent frame", "pixel_4": "pixel, 4 latent frames", "pixel_all": "pixel, all frames",
+    PLAIN: "pixel, all frames, plain decoder",
     "reuse": f"prfl, {REUSED} gradients a rollout", "full_chain": "full chain", "vader_1": "vader, K=1",
     "vader_5": "vader, K=5",
 }  # fmt: skip
@@ -48,7 +52,8 @@ def cases(world: str) -> list[Case]:
 
 def same_step(world: str, frames: int, chain: int) -> Problem:
     """One step of PRFL that hands its clean prediction over: the same rollout, step, prompts and noise; only the reward
-    differs.  The pixel reward, too, is differentiated by itself, through a decoder that is chunked and checkpointed."""
+    differs.  The pixel reward, too, is differentiated by itself, through a decoder that is chunked and checkpointed, so
+    it decodes twice; where it fits there is one that keeps everything, too."""
     size = f"data.frames={frames}", f"rollout.steps={chain}"
 
     def own(seen: str) -> Config:
@@ -58,7 +63,13 @@ def same_step(world: str, frames: int, chain: int) -> Problem:
         return worlds.config(world, (*size, PIXEL, f"objective={{{objective}, frames: {seen}}}"))
 
     stage = Stage(world)
-    works = {name: lambda seen=seen: step_work(stage, own(seen), alike=True) for name, seen in SAME.items()}
+
+    def work(name: str) -> Work:
+        if name == PLAIN and world.startswith("wan"):
+            raise Unavailable("a decoder without checkpoints keeps everything of all frames: no GPU holds Wan's")
+        return step_work(stage, own(SAME[name]), alike=True, plain=name == PLAIN)
+
+    works = {name: partial(work, name) for name in SAME}
     weights = f"{worlds.weights(own(''))}, pixel reward random"
     return problem(works, LATENT, own(""), weights, names=NAMES, tolerance=SCORED)
 

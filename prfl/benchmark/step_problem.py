@@ -87,17 +87,23 @@ class Trained:
         }
 
 
-class DecodeClock:
-    """Seconds in ``model.decode`` and in its backward pass, from when the pixels' gradient is there to the latents'."""
+class Decoder:
+    """``model.decode``, and the seconds in it and in its backward pass, from when the pixels' gradient is there to the
+    latents'.  plain: without our checkpoints between the latent frames, whatever the blocks have."""
 
     def __init__(self, model: WanBackbone) -> None:
-        self.seconds, self._began = 0.0, 0.0
+        self.seconds, self.plain = 0.0, False
+        self._began, self._model = 0.0, model
         self._own, self._now = model.decode, Clock(model.device).now
         setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
 
     def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
-        before = self._now()
-        pixels = self._own(latents, gradient_from)
+        before, mode = self._now(), self._model.checkpointing
+        self._model.checkpointing = "none" if self.plain else mode
+        try:
+            pixels = self._own(latents, gradient_from)
+        finally:
+            self._model.checkpointing = mode
         self.seconds += self._now() - before
         if pixels.requires_grad:
             pixels.register_hook(self._begin)
@@ -120,12 +126,12 @@ class Stage:
     def __init__(self, world: str) -> None:
         self.world = world
         self._rewards: dict[str, build.Reward] = {}
-        self._made: tuple[WanBackbone, Trained, DecodeClock] | None = None
+        self._made: tuple[WanBackbone, Trained, Decoder] | None = None
 
-    def model(self, own: Config) -> tuple[WanBackbone, Trained, DecodeClock]:
+    def model(self, own: Config) -> tuple[WanBackbone, Trained, Decoder]:
         if self._made is None:
             model = worlds.backbone(own)
-            self._made = model, Trained(model.adapter_parameters(build.POLICY)), DecodeClock(model)
+            self._made = model, Trained(model.adapter_parameters(build.POLICY)), Decoder(model)
         return self._made
 
     def objective(self, own: Config) -> Pathwise:
@@ -139,11 +145,18 @@ class Stage:
         return objective
 
 
-def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool = False, agreeing: bool = False) -> Work:
+def step_work(
+    stage: Stage,
+    own: Config,
+    frame: int | None = None,
+    alike: bool = False,
+    agreeing: bool = False,
+    plain: bool = False,
+) -> Work:
     """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
 
     alike: gives what a step with another reward must have in common with it: the very latents that were scored, and
-    which step of the chain was trained; agreeing: its loss and gradients.
+    which step of the chain was trained; agreeing: its loss and gradients.  plain: the decoder keeps everything.
     """
     (model, trained, decoding), objective = stage.model(own), stage.objective(own)
     clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
@@ -153,7 +166,7 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
 
     def before() -> None:
         trained.put_back()
-        decoding.seconds = 0.0
+        decoding.seconds, decoding.plain = 0.0, plain
         if objective.reuse:
             objective.reuse.rolled_at = None
 

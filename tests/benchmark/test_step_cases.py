@@ -19,7 +19,8 @@ from prfl.benchmark.problem import build as build_case
 from prfl.benchmark.report import EVALUATIONS, HEAD, cells
 from prfl.benchmark.results import Row, figures
 from prfl.benchmark.rival_cases import KERNELS, OURS, RIVAL
-from prfl.benchmark.step_cases import LATENT, cases
+from prfl.benchmark.step_cases import LATENT, PLAIN, cases
+from prfl.forecast.live_bytes import SavedBytes
 
 TINY = {case.operation: case for case in cases("tiny")}
 
@@ -72,8 +73,7 @@ def test_a_gradient_that_only_the_clamp_takes_is_seen(monkeypatch: pytest.Monkey
 
 def test_the_same_step_has_the_same_rollout_whatever_the_reward() -> None:
     case = small("same_step")
-    one, four, every = (name for name in case.providers if name != LATENT)
-    problem, found = measure(case, (one, four, every), 0.0, 1)
+    problem, found = measure(case, case.providers, 0.0, 1)
     for name, each in found.items():
         assert isinstance(each, Found), each
         assert all(error == 0 for error in each.errors.values()) and each.errors.keys() == {"sampled_step", "latents 5"}
@@ -84,7 +84,27 @@ def test_the_same_step_has_the_same_rollout_whatever_the_reward() -> None:
         line = dict(zip(HEAD, cells(row), strict=True))
         assert line["steps/s"] != "-" and line["rollout ms"] != "-" and (line["decode ms"] == "-") == (name == LATENT)
     kept = [each.saved_bytes for each in found.values() if isinstance(each, Found) and each.saved_bytes]
-    assert kept[1] < kept[2] <= kept[3]  # more frames
+    assert list(found)[1:] == ["pixel_1", "pixel_4", "pixel_all", PLAIN]
+    assert kept[1] < kept[2] <= kept[3] < 0.3 * kept[4]  # more frames, and all that a decoder makes of them
+
+
+def test_a_plain_decoder_leaves_the_blocks_checkpointed() -> None:
+    stage, own = step_problem.Stage("tiny"), worlds.config("tiny")
+    model, _, decoder = stage.model(own)
+    latents = torch.zeros(1, *model.latent_shape(5, 24, 32), requires_grad=True)
+    kept = {}
+    for decoder.plain in (False, True):
+        with SavedBytes() as saved:
+            model.decode(latents)
+        kept[decoder.plain] = saved.peak
+        assert model.checkpointing == own.backbone.checkpointing == "full"
+    assert kept[False] < 0.5 * kept[True]
+
+
+def test_a_plain_decoder_of_wans_says_why_it_is_not_there() -> None:
+    (case,) = (case for case in cases("wan-1.3b") if case.operation == "same_step")
+    with pytest.raises(Unavailable, match="keeps everything"):
+        prepare(case.build(**case.settings), PLAIN)
 
 
 @pytest.mark.parametrize("planted", [lambda noise: noise * (1 + 1e-5), lambda noise: noise.roll(1, -1)])
