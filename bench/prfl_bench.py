@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--benchmark-world",
         choices=WORLDS,
-        help="the shapes: tiny (default on a CPU), small, or Wan's (a GPU; wan-1.3b is the default there)",
+        help="the shapes: tiny (default without a GPU), small (default with one), or Wan's (hours: bench/gpu.py)",
     )
 
 

@@ -60,7 +60,7 @@ class Session:
     """world: one of the plugin's, or None for the machine's.  seconds, least: of rounds, as in ``measure``."""
 
     def __init__(self, world: str | None, seconds: float, least: int) -> None:
-        self.world = world or ("wan-1.3b" if torch.cuda.is_available() else "tiny")
+        self.world = world or ("small" if torch.cuda.is_available() else "tiny")  # Wan's take hours
         self._limits = seconds, least
         self._cases: dict[str, Case] = {}
         self._wanted: dict[str, list[str]] = {}
