@@ -22,7 +22,7 @@ FIXED = "reward.path=new", "rollout.steps=4", "training.batch=1"
 COUNTS = {"steps": (2, 4, 8), "gradients": (1, 2, 4), "batch": (1, 2, 4)}
 VALUES: Mapping[str, Mapping[str, Sequence[int | str]]] = {
     "tiny": {"frames": (5, 9, 17), "resolution": ("16x16", "24x24", "32x32"), **COUNTS},
-    "small": {"frames": (5, 9, 17), "resolution": ("64x64", "96x96", "128x128"), **COUNTS},
+    "small": {"frames": (5, 9, 17), "resolution": ("48x48", "64x64", "96x96"), **COUNTS},
     "wan-1.3b": {"frames": (17, 33, 49, 81), "resolution": ("240x416", "480x832", "720x1280"), **COUNTS},
     "wan-14b": {"frames": (17, 33, 49, 81), "resolution": ("240x416", "480x832", "720x1280"), **COUNTS},
 }
