@@ -41,8 +41,8 @@ START, CHILD = 40.0, (25.0, 45.0)  # a process's imports and its model; the proc
 LONG, RUNS, MORE = 3.0, 7, 3
 COUNTS = ("value1", "value2", "value4")
 SCALE = {  # solver steps, gradient steps and batch: seconds of the largest, of both worlds
-    "steps": (("value2", "value4", "value8"), (110, 180)), "gradients": (COUNTS, (110, 250)),
-    "batch": (COUNTS, (120, 290)),
+    "steps": (("value2", "value4", "value8"), (110, 180)), "batch": (COUNTS, (120, 290)),
+    "gradients": (("value1", "value2", "value3", "value4"), (110, 250)),
 }  # fmt: skip
 SIZES = {  # axis, value: seconds of a run of PRFL's and of VADER's step, and GiB of VADER's; of both worlds
     ("frames", "value17"): ((0.6, 6.5, 55), (3, 9, 82)), ("frames", "value33"): ((1, 11.5, 70), (6, 17, 99)),

@@ -118,4 +118,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     found = config.stash.get(session_key, None)
     if found is not None and found.rows:
         terminalreporter.section("measured")
-        found.show(terminalreporter.write_line)
+        found.show(terminalreporter.write_line, terminalreporter._tw.fullwidth)

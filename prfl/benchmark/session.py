@@ -111,9 +111,9 @@ class Session:
         if not self._wanted[name]:
             del self._measured[name]
 
-    def show(self, write: Callable[[str], None]) -> None:
+    def show(self, write: Callable[[str], None], width: int) -> None:
         """The figures as tables, line by line."""
         from prfl.benchmark.report import terminal
 
-        for line in terminal(self.rows).splitlines():
+        for line in terminal(self.rows, max(width, 100)).splitlines():
             write(line)

@@ -18,7 +18,7 @@ from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.benchmark import worlds
 from prfl.benchmark.problem import Outputs, Problem, Work
-from prfl.benchmark.report import EVALUATIONS
+from prfl.benchmark.report import EVALUATIONS, GRADIENTS
 from prfl.config.schema import Config
 from prfl.forecast import work as forecast
 from prfl.forecast.memory import reward_tensors
@@ -197,7 +197,7 @@ def step_work(
 
     reward = objective.scorer.reward  # type: ignore[attr-defined]
     constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
-    facts = {EVALUATIONS: evaluations(own, model, objective)}
+    facts = evaluations(own, model, objective)
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
 
 
@@ -224,10 +224,11 @@ def first_indices(own: Config, step: int) -> list[int]:
     return list(range(step * own.training.batch, (step + 1) * own.training.batch))
 
 
-def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> float:
-    """Of a sample, for one optimizer step: a forward pass is 1, with its backward 3, a reward's by its share of blocks.
+def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> dict[str, float]:
+    """Of a sample, for one optimizer step, and the solver steps that it differentiates.
 
-    Counted as ``prfl train --dry-run`` does, of the steps that a run has.
+    A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``
+    does, of the steps that a run has.
     """
     reward = getattr(objective.scorer, "reward", None)
     share = (max(reward.blocks) + 1) / model.num_blocks if isinstance(reward, LatentReward) else 0.0
@@ -235,4 +236,6 @@ def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> float:
     counted = own.model_copy(update={"training": own.training.model_copy(update={"steps": steps})})
     price = {**PRICE, forecast.REWARD: 3 * share}
     of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
-    return sum(each.per_step * price.get(each.name, 1.0) for each in of_training) / own.training.batch
+    found = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
+    gradients = sum(each.per_step for each in of_training if each.name == forecast.GRADIENT)
+    return {EVALUATIONS: found / own.training.batch, GRADIENTS: gradients / own.training.batch}

@@ -16,7 +16,7 @@ from prfl.benchmark import step_problem, worlds
 from prfl.benchmark.measure import Found, first_runs, measure, outputs, timed
 from prfl.benchmark.problem import Case, Problem, Unavailable, Work, prepare
 from prfl.benchmark.problem import build as build_case
-from prfl.benchmark.report import EVALUATIONS, HEAD, cells
+from prfl.benchmark.report import EVALUATIONS, GRADIENTS, HEAD, cells
 from prfl.benchmark.results import Row, figures
 from prfl.benchmark.rival_cases import KERNELS, OURS, RIVAL
 from prfl.benchmark.step_cases import LATENT, PLAIN, cases
@@ -139,6 +139,9 @@ def test_evaluations_are_those_that_were_made() -> None:
     expected = {"prfl": 3 + 3 + 1 + 3 * 4 / 6, "vader_5": 6 + 5 * 4, "full_chain": 6 + 6 * 4 + 3 * 4 / 6}
     for name, evaluations in expected.items():
         assert prepare(problem, name).facts[EVALUATIONS] == pytest.approx(evaluations), name
+    gradients = {"prfl": 1, "reuse": 1, "vader_5": 5, "full_chain": 6}
+    for name, steps in gradients.items():
+        assert prepare(problem, name).facts[GRADIENTS] == steps, name
 
 
 def test_ours_with_kernels_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
