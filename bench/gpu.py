@@ -6,7 +6,9 @@ First the kernels' tests, compiled, then steps, memory and kernels at Wan's shap
 a process with a result file in bench/results/gpu/, which holds a hash of the sources that it was measured of: with
 other sources it is run again.
 A piece is started only if it should end within the budget (seconds), and is stopped then; what is left is listed.
-Where a package is missing, the pieces that need it are left out, and the list says why.  --wheels first installs the
+Where a package is missing, or the GPU has too little memory, the pieces that need it are left out, with the reason.
+What failed, or skipped all that it has, leaves a stamp and is not tried again on the same device with the same sources;
+what did not end in time is not started with less than half as much again.  --wheels first installs the
 wheels of a folder, with no index and no dependencies; those of torch and triton in it are left alone.
 """
 
@@ -22,6 +24,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "kernels")]  # a machine where prfl is not installed will do
@@ -31,7 +34,11 @@ from gpu_pieces import Piece, pieces  # noqa: E402
 from prfl.benchmark.facts import facts, sources  # noqa: E402
 
 RESULTS = REPOSITORY / "bench/results/gpu"
-LEFT_ALONE = ("torch", "triton", "nvidia", "cuda")
+LEFT_ALONE = ("torch", "torchvision", "torchaudio", "triton", "pytorch_triton")  # packages; and of these families
+FAMILIES = ("nvidia", "cuda")
+NO_ROOM = ("out of memory", "needs a GPU with")  # what a skipped provider says that another card may have room for
+LARGER = 1.05  # a card with so much more memory is tried with what another had no room for
+AGAIN = 1.5  # of the seconds that were too few
 
 
 def main() -> None:
@@ -50,25 +57,73 @@ def main() -> None:
     if not options.list:
         options.out.mkdir(parents=True, exist_ok=True)
         for piece in chosen:
-            if states[piece.name] == "left" and piece.seconds <= end - time.monotonic():
+            if states[piece.name] == "left" and lasting(piece, options.out) <= end - time.monotonic():
                 states[piece.name] = run(piece, options.out, end)
-    for name, found in states.items():
-        print(f"{name:50} {found}")
+    for piece in chosen:
+        late = f", and wants {lasting(piece, options.out):.0f} s" if lasting(piece, options.out) > piece.seconds else ""
+        print(f"{piece.name:50} {states[piece.name]}{late}")
     print(f"{sum(each == 'left' for each in states.values())} of {len(states)} left")
 
 
 def install(folder: Path) -> None:
-    wheels = [str(path) for path in sorted(folder.glob("*.whl")) if not path.name.lower().startswith(LEFT_ALONE)]
+    wheels = [str(path) for path in sorted(folder.glob("*.whl")) if not left_alone(path.name)]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *wheels], check=True)
+
+
+def left_alone(wheel: str) -> bool:
+    """Whether it is of what torch is built with; torchmetrics, say, is not."""
+    package = wheel.lower().split("-")[0]
+    return package in LEFT_ALONE or package.split("_")[0] in FAMILIES
 
 
 def state(piece: Piece, out: Path) -> str:
     """ "there", "left", or why it cannot run here."""
+    here = device()
+    found = stamp(piece, out, piece.file)
+    if found and not (found.get("no room") and here.gib > LARGER * found["gib"]):
+        return "there"
+    for reason in map(obstacle, ("torch", *piece.needs)):
+        if reason:
+            return f"left out: {reason}"
+    if piece.gib > here.gib:
+        return f"left out: needs {piece.gib:.0f} GiB, and this GPU has {here.gib:.0f}"
+    failed = stamp(piece, out, piece.failure)
+    if failed and failed["device"] == here.name and not failed["late"]:
+        return f"FAILED on this device: {failed['reason']}"
+    return "left"
+
+
+def stamp(piece: Piece, out: Path, name: str) -> dict | None:
+    """What a file says of a piece with the sources as they are now."""
     for folder in dict.fromkeys((out, RESULTS)):
-        file = folder / piece.file
-        if file.exists() and json.loads(file.read_text())["piece"]["sources"] == sources(piece.of):
-            return "there"
-    return next((f"left out: {reason}" for reason in map(obstacle, ("torch", *piece.needs)) if reason), "left")
+        if (file := folder / name).exists():
+            found = json.loads(file.read_text())["piece"]
+            if found["sources"] == sources(piece.of):
+                return found
+    return None
+
+
+def lasting(piece: Piece, out: Path) -> float:
+    """Seconds to plan with: more than what it was stopped after on this device."""
+    failed = stamp(piece, out, piece.failure)
+    late = failed["late"] if failed and failed["device"] == device().name else 0.0
+    return max(piece.seconds, AGAIN * late)
+
+
+class Device(NamedTuple):
+    name: str
+    gib: float
+
+
+@cache
+def device() -> Device:
+    """The GPU that is here, asked for in a process of its own; no name and no memory without one."""
+    code = (
+        "import json, torch; own = torch.cuda.get_device_properties(0); "
+        "print(json.dumps([own.name, own.total_memory / 2**30]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    return Device(*json.loads(done.stdout)) if done.returncode == 0 else Device("", 0.0)
 
 
 @cache
@@ -87,7 +142,7 @@ def environment() -> dict[str, str]:
 
 
 def run(piece: Piece, out: Path, end: float) -> str:
-    """Runs it until ``end`` at most and stamps its result; what came of it."""
+    """Runs it until ``end`` at most and stamps its result, or why there is none; what came of it."""
     target, partial = out / piece.file, out / f".partial-{piece.file}"
     command = [sys.executable, *piece.command, *([f"{piece.result}={partial}"] if piece.result else [])]
     print(f"[{time.strftime('%H:%M:%S')}] {piece.name}", flush=True)
@@ -103,22 +158,38 @@ def run(piece: Piece, out: Path, end: float) -> str:
             os.killpg(process.pid, signal.SIGKILL)  # its own session: the processes that it started, too
             process.wait()
             partial.unlink(missing_ok=True)
+            failure(piece, out, "it did not end in time", late=time.monotonic() - start)
             return "left"
-    last = log.read_text().strip().splitlines()[-1:]
-    if not piece.result and process.returncode:
-        return f"FAILED, see {log}"
-    if piece.result and not (partial.exists() and partial.stat().st_size):
-        return f"FAILED, see {log}"
-    text = partial.read_text().replace(str(partial), target.name) if piece.result else ""
-    result = json.loads(text) if piece.result else facts("random")
+    said = log.read_text().strip().splitlines() or [""]
+    skipped = [line for line in said if line.startswith("SKIPPED")]
+    written = partial.exists() and partial.stat().st_size > 0
+    text = partial.read_text().replace(str(partial), target.name) if written else ""
+    result = json.loads(text) if text else {} if piece.result else facts("random")
+    empty = not text or result.get("benchmarks") == []  # that of a script has no such list
+    if (piece.result and empty) or (not piece.result and process.returncode):
+        partial.unlink(missing_ok=True)
+        reason = (skipped or said[-1:])[0]
+        failure(piece, out, reason)
+        return f"FAILED, see {log}: {reason}"
     for each in result.get("benchmarks", ()):
         each["stats"].pop("data", None)  # the rounds are in extra_info
-    own = {"sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": "".join(last)}
-    partial.write_text(json.dumps({**result, "piece": {**own, "exit": process.returncode}}, indent=1) + "\n")
+    own = {
+        "sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": said[-1],
+        "exit": process.returncode, "gib": device().gib,
+        "no room": any(words in line for line in skipped for words in NO_ROOM),
+    }  # fmt: skip
+    partial.write_text(json.dumps({**result, "piece": own}, indent=1) + "\n")
     partial.replace(target)
+    (out / piece.failure).unlink(missing_ok=True)
     if not process.returncode:
         log.unlink()
     return "there" if not process.returncode else f"there, but some providers FAILED: see {log}"
+
+
+def failure(piece: Piece, out: Path, reason: str, late: float = 0.0) -> None:
+    """A stamp of what gave no result.  late: seconds that were too few."""
+    own = {"sources": sources(piece.of), "device": device().name, "reason": reason, "late": round(late, 1)}
+    (out / piece.failure).write_text(json.dumps({"piece": own}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

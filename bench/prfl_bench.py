@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--benchmark-world",
         choices=WORLDS,
-        help="the shapes: tiny (default on a CPU), small, or Wan's (a GPU; wan-1.3b is the default there)",
+        help="the shapes: tiny (default without a GPU), small (default with one), or Wan's (hours: bench/gpu.py)",
     )
 
 
@@ -118,4 +118,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     found = config.stash.get(session_key, None)
     if found is not None and found.rows:
         terminalreporter.section("measured")
-        found.show(terminalreporter.write_line)
+        found.show(terminalreporter.write_line, terminalreporter._tw.fullwidth)

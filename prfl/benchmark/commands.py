@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prfl.benchmark.readme import update
+from prfl.benchmark.readme import update, write_plot
 from prfl.benchmark.report import about, comparison, markdown, notes, tables, write_page
 from prfl.benchmark.results import read
-from prfl.benchmark.scale import by_world
 from prfl.console import console
-from prfl.data.files import replacing
-from prfl.errors import PrflError
 
 
 def report(
@@ -30,21 +27,14 @@ def report(
     if as_markdown and rows:
         print(markdown(rows), end="")
     else:
-        for table in tables(rows):
+        for table in tables(rows, console.width):
             console.print(table)
         for line in notes(rows):
             console.print(line, markup=False, soft_wrap=True)
     if page and rows:
         console.print(f"page: {write_page(rows, page)}", markup=False, soft_wrap=True)
     if plot:
-        from prfl.benchmark.plots import scale
-
-        some = by_world(rows)
-        if len(some) != 1:
-            what = f"costs against size of {len(some)} machines and worlds make {len(some)} plots"
-            raise PrflError(what, where="prfl bench report --plot", fix="give results of pytest bench/bench_scale.py")
-        with replacing(plot) as temporary:
-            temporary.write_bytes(scale(some[0]))
+        write_plot(rows, plot)
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
     if readme:
         console.print(f"{readme}: {'updated' if update(readme) else 'as its files say'}", markup=False, soft_wrap=True)

@@ -18,7 +18,7 @@ OURS, EAGER, COMPILED, LIGER, CEILING = "ours", "eager", "torch.compile", "liger
 REBUILT, PEFT, PEFT_HALF, OURS_COMPILED = "ours, input rebuilt", "peft", "peft bf16", "ours, compiled"
 WORLDS: Mapping[str, tuple[Shape, ...]] = {
     "tiny": (Shape("tiny", 80, 128, 4, 512),),  # the shapes world's
-    "small": (Shape("small", 2048, 768, 12, 3072),),  # 12 blocks are about 100 M parameters
+    "small": (Shape("small", 320, 768, 12, 3072),),  # 12 blocks are about 100 M parameters
     "wan-1.3b": SHAPES[:1],
     "wan-14b": SHAPES[1:],
 }

@@ -11,13 +11,15 @@ import gc
 import multiprocessing
 import statistics
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from prfl.benchmark.agreement import relative_errors, too_far
 from prfl.benchmark.problem import Case, Outputs, Problem, Unavailable, Work, build, prepare
@@ -27,6 +29,7 @@ WARMUPS = 3  # a provider's first runs compile, tune and fill caches; they are n
 LONG = 3.0  # seconds of a run that one warm-up is enough for: the runs that compare are runs, too
 ROUNDS = 200  # at most: more make large files and no narrower interval
 FLUSHED = 256 * 2**20  # bytes written between two runs on a GPU, so that nothing is found in its cache
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 APART = 3.0  # providers may be so many times as far from float64 as the reference is, and still compute the same thing
 
 
@@ -41,26 +44,39 @@ class Found:
     memory: dict[str, int] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)  # seconds, of the median round's parts each
     facts: dict[str, float] = field(default_factory=dict)
+    lacks: dict[str, str] = field(default_factory=dict)  # what could not be measured of it, and why
 
 
-def interleaved(works: Mapping[str, Work], seconds: float, least: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every round of every provider, in rounds that all of them take part in.
+def interleaved(
+    works: Mapping[str, Work], seconds: float, least: int, device: torch.device
+) -> tuple[dict[str, list[float]], dict[str, Exception]]:
+    """Seconds of every round of every provider, in rounds that all of them take part in; and what became of those that
+    failed in one and take no part from there on.
 
     seconds: for each provider, about; least: rounds, however long they take.
     """
-    longest = max(warmed(work, device) for work in works.values())
-    rounds = max(least, min(ROUNDS, int(seconds / max(longest, 1e-6))))
     found: dict[str, list[float]] = {name: [] for name in works}
+    failed: dict[str, Exception] = {}
+    longest = 0.0
+    for name, work in works.items():
+        try:
+            longest = max(longest, warmed(work, device))
+        except Exception as error:
+            failed[name] = _reason(error)
+    rounds = max(least, min(ROUNDS, int(seconds / max(longest, 1e-6))))
     enabled = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
-            for name, work in works.items():
-                found[name].append(timed(work, device))
+            for name in [name for name in works if name not in failed]:
+                try:
+                    found[name].append(timed(works[name], device))
+                except Exception as error:
+                    failed[name] = _reason(error)
     finally:
         if enabled:
             gc.enable()
-    return found
+    return found, failed
 
 
 def warmed(work: Work, device: torch.device) -> float:
@@ -103,35 +119,69 @@ def saved_bytes(work: Work) -> int:
     return saved.peak
 
 
-def compare(problem: Problem, works: Mapping[str, Work], found: Mapping[str, Found]) -> dict[str, str]:
-    """Fills in the errors; what is wrong with each provider that did not compute the same as the reference.
+class Expected(NamedTuple):
+    """What every provider has to compute.  outputs: the reference's.  exact: in float64, or the reference's again."""
 
-    Nothing is compared where the reference has no outputs: its providers are different things, each checked alone.
-    """
-    torchs = outputs(works[problem.reference])
-    if torchs is None:
-        return {}
-    exact = problem.exact() if problem.exact else {name: value.double() for name, value in torchs.items()}
-    exact = {name: exact[name] for name in torchs}
-    wrong = {}
-    for name, work in works.items():
-        own = torchs if name == problem.reference else outputs(work)
+    outputs: Outputs
+    exact: dict[str, Tensor]
+    against: str
+
+    def judge(self, problem: Problem, name: str, own: Outputs | None, found: Found) -> None:
+        """Fills in the errors of one that has outputs.  Raises AssertionError where it computed something else."""
         if own is None:
-            continue
-        if own.keys() != torchs.keys():
-            wrong[name] = f"computed {', '.join(own)}; the reference {', '.join(torchs)}"
-            continue
-        if problem.exact:
-            lines = too_far(own, torchs, exact, factor=APART)
-            found[name].against = problem.exact_is
+            return
+        if own.keys() != self.outputs.keys():
+            raise AssertionError(f"computed {', '.join(own)}; the reference {', '.join(self.outputs)}")
+        found.against, found.errors = self.against, relative_errors(own, self.exact)
+        if self.against != problem.reference:
+            lines = too_far(own, self.outputs, self.exact, factor=APART)
         else:
-            errors = relative_errors(own, exact)
-            lines = [f"{key}: {error:.3g}" for key, error in errors.items() if not error <= problem.tolerance]
-            found[name].against = problem.reference
-        found[name].errors = relative_errors(own, exact)
+            lines = [f"{key}: {error:.3g}" for key, error in found.errors.items() if not error <= problem.tolerance]
         if lines:
-            wrong[name] = f"{name} did not compute what {problem.reference} did: {'; '.join(lines)}"
-    return wrong
+            raise AssertionError(f"{name} did not compute what {problem.reference} did: {'; '.join(lines)}")
+
+
+def expected(problem: Problem, own: Outputs | None) -> Expected | None:
+    """From the reference's outputs; nothing where it has none: its case's providers are different things."""
+    if own is None:
+        return None
+    exact, against = None, problem.reference
+    if problem.exact:
+        with suppress(torch.cuda.OutOfMemoryError):  # the reference will do, then
+            exact, against = problem.exact(), problem.exact_is
+    exact = exact or {name: value.double() for name, value in own.items()}
+    return Expected(own, {name: exact[name] for name in own}, against)
+
+
+def first_run(problem: Problem, name: str, wanted: Expected | None) -> tuple[Work, Found, Expected | None]:
+    work = prepare(problem, name)
+    own = outputs(work)
+    if wrong := work.check():
+        raise AssertionError(f"{name}: {wrong}")
+    found = Found(facts=dict(work.facts))
+    if name == problem.reference:
+        wanted = expected(problem, own)
+    if wanted:
+        wanted.judge(problem, name, own, found)
+    return work, found, wanted
+
+
+def first_runs(problem: Problem, providers: Sequence[str]) -> tuple[dict[str, Work], dict[str, Found | Exception]]:
+    """The providers that can run and computed what the reference did, each run once; and what is known of all.
+
+    Outputs are compared as they come: those of two providers are never held at once, beside the reference's.
+    """
+    works: dict[str, Work] = {}
+    result: dict[str, Found | Exception] = {}
+    wanted: Expected | None = None
+    for name in dict.fromkeys([problem.reference, *providers]):
+        try:
+            works[name], result[name], wanted = first_run(problem, name, wanted)
+        except Exception as error:  # one that cannot run takes no other with it
+            result[name] = _reason(error)
+        if problem.reference not in works:
+            break
+    return works, result
 
 
 def measure(
@@ -139,38 +189,57 @@ def measure(
 ) -> tuple[Problem, dict[str, Found | Exception]]:
     """Every provider's figures, or why it has none: Unavailable, AssertionError (it computed something else), others.
 
-    The reference takes part whether it is asked for or not.  Raises Unavailable where the case itself cannot run.
+    The reference takes part whether it is asked for or not.  The problem comes without its works.
+    Raises Unavailable where the case itself cannot run.
     """
+    try:
+        problem, result = timings(case, providers, seconds, least)
+    except Exception as error:
+        raise _bare(error) from None
+    release()  # the other process has a model of its own: this one's must be gone by then
+    for name, found in result.items():
+        if case.memory and isinstance(found, Found):
+            try:
+                found.memory = memory_alone(case, name)
+            except Exception as error:
+                found.lacks["memory"] = str(error)
+    return problem, result
+
+
+def timings(
+    case: Case, providers: Sequence[str], seconds: float, least: int
+) -> tuple[Problem, dict[str, Found | Exception]]:
+    """``measure`` but for the memory.  Nothing of what the case has built is left behind."""
     problem = build(case)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    works: dict[str, Work] = {}
-    result: dict[str, Found | Exception] = {}
-    for name in dict.fromkeys([problem.reference, *providers]):
+    works, result = first_runs(problem, providers)
+    _refuse_without(problem, works, result)
+    rounds, failed = interleaved(works, seconds, least, device)
+    for name, work in list(works.items()):
+        found = result[name]
+        assert isinstance(found, Found)
+        if len(rounds[name]) < least:
+            result[name] = failed[name]
+            del works[name]
+            continue
+        if name in failed:
+            found.lacks["rounds"] = str(failed[name])
+        found.seconds = rounds[name]
+        found.parts = medians(work.parts()[-len(found.seconds) :])
         try:
-            works[name] = prepare(problem, name)
-            outputs(works[name])
-            if wrong := works[name].check():
-                raise AssertionError(f"{name}: {wrong}")
-            result[name] = Found(facts=dict(works[name].facts))
-        except Exception as error:  # one that cannot run takes no other with it
-            works.pop(name, None)
-            result[name] = _reason(error)
+            found.saved_bytes = saved_bytes(work)
+        except Exception as error:
+            found.lacks["saved bytes"] = str(_reason(error))
+    _refuse_without(problem, works, result)
+    return replace(problem, works={}, exact=None), result
+
+
+def _refuse_without(problem: Problem, works: Mapping[str, Work], result: Mapping[str, Found | Exception]) -> None:
+    """Raises where the reference is not among the works: nothing can be compared."""
     if problem.reference not in works:
-        raise Unavailable(f"the reference cannot run: {result[problem.reference]}")
-    good = {name: found for name, found in result.items() if isinstance(found, Found)}
-    for name, wrong in compare(problem, works, good).items():
-        result[name] = AssertionError(wrong)
-        del works[name], good[name]
-    for name, taken in interleaved(works, seconds, least, device).items():
-        good[name].seconds = taken
-        good[name].parts = medians(works[name].parts()[-len(taken) :])
-        good[name].saved_bytes = saved_bytes(works[name])
-    works.clear()
-    release()
-    if case.memory:
-        for name, found in good.items():
-            found.memory = memory_alone(case, name)
-    return problem, result
+        reason = result[problem.reference]
+        kind = Unavailable if isinstance(reason, Unavailable) else AssertionError
+        raise kind(f"the reference cannot run: {reason}")
 
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -178,9 +247,22 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _reason(error: Exception) -> Exception:
+    """To be kept: of a program's error the traceback is a note, and a GPU that had no room has it again."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        return Unavailable(f"out of memory: {str(error).splitlines()[0]}")
-    return error
+        reason: Exception = Unavailable(f"out of memory: {str(error).splitlines()[0]}")
+    else:
+        reason = error
+        if not isinstance(error, (Unavailable, AssertionError)):
+            error.add_note("".join(traceback.format_exception(error)))
+    _bare(error)
+    release()
+    return reason
+
+
+def _bare(error: Exception) -> Exception:
+    """Without the frames that it came through: they hold models."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def release() -> None:
@@ -215,35 +297,50 @@ def memory_alone(case: Case, provider: str) -> dict[str, int]:
 
 
 def _memory(case: Case, provider: str, result: Any) -> None:
+    _give_back_what_is_freed()
     try:
         result.send(memory(case, provider))
     except Exception as error:
         result.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def memory(case: Case, provider: str) -> dict[str, int]:
-    """Bytes: ``baseline`` when the inputs and weights are there, ``peak`` of a run above it, and both together.
+def _give_back_what_is_freed() -> None:
+    """Tensors that are freed leave this process at once, so that a peak is the work's own.
 
-    On a GPU by torch's allocator, on Linux without one the process's resident memory.
+    glibc maps large blocks, but from ever larger sizes on, the more of them a program has freed: what is freed then
+    stays in the heap, in holes that the next tensor fits in or not.  A fixed threshold keeps it from that.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 65536)
+
+
+def memory(case: Case, provider: str) -> dict[str, int]:
+    """Bytes: ``baseline`` of inputs and weights, ``peak`` of a run above it, and both together.
+
+    The run is not the first, so that an optimizer's averages are there, as in training; they and the gradients are in
+    the peak, not in the baseline, which is read after it, when the work has forgotten them.  On a GPU by torch's
+    allocator, on Linux without one the process's resident memory.
     """
     work = prepare(build(case), provider)
+    outputs(work)  # libraries' workspaces and compiled kernels are there from the first run
+    release()
     if torch.cuda.is_available():
-        outputs(work)  # libraries' workspaces and compiled kernels are there from the first run
-        release()
-        baseline = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         outputs(work)
         torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated()
-        return {"baseline": baseline, "peak": peak - baseline, "total": peak, "reserved": torch.cuda.memory_reserved()}
-    outputs(work)
-    release()
-    with suppress(OSError, AttributeError):  # another C library than glibc: what was freed may be counted as there
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        total, reserved = torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved()
+        work.forget()
+        release()
+        baseline = torch.cuda.memory_allocated()
+        return {"baseline": baseline, "peak": total - baseline, "total": total, "reserved": reserved}
     restart_peak()
-    baseline = status("VmRSS")
     outputs(work)
     total = status("VmHWM")
+    work.forget()
+    release()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    baseline = status("VmRSS")
     return {"baseline": baseline, "peak": total - baseline, "total": total}
 
 

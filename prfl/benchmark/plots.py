@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,8 +15,11 @@ from matplotlib.ticker import NullLocator
 
 from prfl.benchmark.results import Row, by_case
 from prfl.benchmark.scale import AXES, COSTS, Curve, Line, amount, fit
-from prfl.benchmark.scale_report import figures
+from prfl.benchmark.scale_report import cell, figures
 from prfl.evaluation.plots import COLOURS, GREY, png, style
+
+WIDE = 40  # letters of a panel's title
+DIGEST = "prfl-digest"  # in a picture's own text: of the figures in it
 
 
 def ratios(rows: Sequence[Row]) -> bytes:
@@ -24,7 +31,7 @@ def ratios(rows: Sequence[Row]) -> bytes:
     figure = Figure(figsize=(3.6 * columns + 1, (0.26 * tallest + 0.7) * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
-    for axes, (name, some) in zip(grid, cases.items(), strict=False):
+    for axes, name, some in zip(grid, titles(cases), cases.values(), strict=False):
         for place, row in enumerate(reversed(some)):
             found = row.info["times_reference"]
             axes.plot([found["low"], found["high"]], [place, place], color=colours[row.provider], linewidth=1.4)
@@ -46,6 +53,14 @@ def ratios(rows: Sequence[Row]) -> bytes:
     return png(figure)
 
 
+def titles(cases: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Of panels side by side: the settings in which they differ; of one alone all of them."""
+    settings = [some[0].info["settings"] for some in cases.values()]
+    words = [[f"{value}" if isinstance(value, str) else f"{key} {value}" for key, value in s.items()] for s in settings]
+    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    return [fill(", ".join(word for word in own if word not in shared), WIDE) for own in words]
+
+
 def scale(curves: Sequence[Curve]) -> bytes:
     """Costs against size: a row of panels a cost, a column an axis, a colour a provider; each with its fitted line.
 
@@ -65,6 +80,7 @@ def scale(curves: Sequence[Curve]) -> bytes:
                 if line is not None:
                     _fitted(panel, own[provider], line, colour)
                     words = "flat" if line.flat else f"{figures(line.slope)} {cost.unit} a {axis.unit}"
+                    words = words if line.straight else "no line"
                     panel.text(0.03, 0.98 - 0.11 * place, words, color=colour, fontsize=7.5, va="top",
                                transform=panel.transAxes)  # fmt: skip
             panel.set_ylim(0, panel.get_ylim()[1] * (1.15 + 0.14 * len(own)))  # room for the words
@@ -80,12 +96,34 @@ def scale(curves: Sequence[Curve]) -> bytes:
     figure.legend(
         handles, providers, loc="outside upper left", ncols=len(providers), frameon=False, fontsize=8, labelcolor=GREY
     )
-    return png(figure)
+    return png(figure, {DIGEST: digest(curves)})
+
+
+def digest(curves: Sequence[Curve]) -> str:
+    """Of all figures that ``scale`` draws, as many digits as a table has."""
+    said = [
+        [curve.axis.label, curve.provider, curve.values, figures(found["low"]), figures(found["high"]), line]
+        for curve in curves
+        for line in [[cell(fit(curve, cost)) for cost in COSTS]]
+        for found in [row.info["milliseconds"] for row in curve.rows]
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def drawn(picture: Path) -> str:
+    """The digest that a picture has in itself; empty where there is none, or no picture."""
+    from PIL import Image
+
+    if not picture.exists():
+        return ""
+    with Image.open(picture) as image:
+        return str(image.info.get(DIGEST, ""))
 
 
 def _fitted(panel: Axes, curve: Curve, line: Line, colour: str) -> None:
-    ends = line.amounts[0], line.amounts[-1]
-    panel.plot(ends, [line.at(place) for place in ends], color=colour, linewidth=1.2, linestyle="--", alpha=0.7)
+    ends = line.amounts[line.first], line.amounts[-1]
+    if line.straight:
+        panel.plot(ends, [line.at(place) for place in ends], color=colour, linewidth=1.2, linestyle="--", alpha=0.7)
     panel.plot(line.amounts, line.costs, "o", color=colour, markersize=4)
     if line.interval:
         for place, row in zip(line.amounts, curve.rows, strict=True):

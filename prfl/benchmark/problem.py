@@ -37,6 +37,7 @@ class Work(NamedTuple):
     check: Callable[[], str] = lambda: ""  # asked after the first run: what is wrong with it, or nothing
     parts: Callable[[], Sequence[Mapping[str, float]]] = lambda: ()  # of each run so far, the seconds by part
     facts: Mapping[str, float] = {}  # figures that are known without a measurement, by name
+    forget: Callable[[], None] = lambda: None  # drops what a run leaves behind: gradients, an optimizer's averages
 
 
 @dataclass(frozen=True)

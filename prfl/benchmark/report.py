@@ -21,26 +21,30 @@ from prfl.benchmark.scale_report import figures as _figures
 from prfl.evaluation.metrics import Interval
 
 PARTS = ("rollout", "reward", "decode", "backward", "optimizer")  # of a training step
+PER_GRADIENT = "ms/gradient"
 HEAD = (
-    "provider", "times as fast", "ms (20 to 80 %)", "steps/s", "evaluations", *(f"{part} ms" for part in PARTS),
-    "TFLOPS", "GB/s", "of roofline", "peak MiB", "total MiB", "saved MiB", "error",
+    "provider", "times as fast", "ms (20 to 80 %)", "rounds", "steps/s", PER_GRADIENT, "evaluations", "TFLOPS", "GB/s",
+    "of roofline", "peak MiB", "total MiB", "saved MiB", "error", *(f"{part} ms" for part in PARTS),
 )  # fmt: skip
 DASH = "-"
 EVALUATIONS = "network evaluations"
+GRADIENTS = "solver steps with gradient"  # of one optimizer step
+FIRST = ("same_step", "methods", "rival_prfl", "rival_vader")  # on a page: what all the others are about
 
 
 def cells(row: Row) -> list[str]:
     """One line of a table: text under ``HEAD``."""
     info = row.info
     milliseconds, parts, memory = info["milliseconds"], info.get("parts_ms", {}), info["memory"]
-    evaluations = info.get("facts", {}).get(EVALUATIONS)
+    evaluations, gradients = (info.get("facts", {}).get(name) for name in (EVALUATIONS, GRADIENTS))
     return [
         row.provider,
         f"{Interval(**info['times_reference'])}" if row.provider != info["reference"] else "1",
         f"{_figures(milliseconds['median'])} ({_figures(milliseconds['low'])} to {_figures(milliseconds['high'])})",
+        f"{len(info['rounds_ms'])}",
         _or_dash(1e3 / milliseconds["median"] if "shapes" in info and "chain" in info["shapes"] else None, _figures),
+        _or_dash(milliseconds["median"] / gradients if gradients else None, _figures),
         _or_dash(evaluations, _figures),
-        *(_or_dash(parts.get(part) or None, _figures) for part in PARTS),
         _or_dash(info["tflops"], _figures),
         _or_dash(info["gb_per_s"], _figures),
         _or_dash(info["roofline"], lambda share: f"{100 * share:.0f} %"),
@@ -50,6 +54,7 @@ def cells(row: Row) -> list[str]:
         ),  # a CPU's has Python's own in it
         _or_dash(info["saved_bytes"], _mebibytes),
         _or_dash(info["error"], lambda error: f"{error:.1e}"),
+        *(_or_dash(parts.get(part) or None, _figures) for part in PARTS),
     ]
 
 
@@ -64,7 +69,9 @@ def _mebibytes(size: int) -> str:
 def used(rows: Sequence[Row]) -> list[int]:
     """Numbers of the columns in which some row has something to say."""
     lines = [cells(row) for row in rows]
-    return [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
+    several = any(row.info.get("facts", {}).get(GRADIENTS, 1) > 1 for row in rows)  # else they are the steps
+    said = [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
+    return [i for i in said if HEAD[i] != PER_GRADIENT or several]
 
 
 def about(rows: Sequence[Row]) -> list[str]:
@@ -74,7 +81,16 @@ def about(rows: Sequence[Row]) -> list[str]:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """What stands below the tables."""
-    return [*([scale_report.NOTE] if curves(rows) else []), *about(rows)]
+    return [*([scale_report.NOTE] if curves(rows) else []), *lacking(rows), *about(rows)]
+
+
+def lacking(rows: Sequence[Row]) -> list[str]:
+    """What could not be measured, and why."""
+    return [
+        f"{row.case}, {row.provider}: no {what}: {reason}"
+        for row in rows
+        for what, reason in row.info.get("lacks", {}).items()
+    ]
 
 
 def _facts(info: Mapping[str, Any]) -> list[str]:
@@ -91,24 +107,36 @@ def title(row: Row) -> str:
 # --------------------------------------------------------------------------------------------- terminal, markdown, page
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(rows: Sequence[Row], width: int) -> list[Table]:
+    """One a case, or as many as its columns need in this width."""
     made = []
     rows, along = apart(rows)
     for some in by_case(rows).values():
-        table = Table(title=title(some[0]), title_justify="left")
         columns = used(some)
-        for i in columns:
-            table.add_column(HEAD[i], justify="left" if i == 0 else "right", no_wrap=True)
-        for row in some:
-            line = cells(row)
-            table.add_row(*(line[i] for i in columns))
-        made.append(table)
+        lines = [[line[i] for i in columns] for line in map(cells, some)]
+        made += folded(title(some[0]), [HEAD[i] for i in columns], lines, width)
     for name, lines in scale_report.tables(along).items():
-        table = Table(title=name, title_justify="left")
-        for i, head in enumerate(scale_report.HEAD):
-            table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
+        made += folded(name, scale_report.HEAD, lines, width)
+    return made
+
+
+def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[Table]:
+    """Tables of this width, each with the first column, so that none is cropped; a step's parts stay together."""
+    widths = [3 + max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    parts = {f"{part} ms" for part in PARTS} if 1 + sum(widths) > width else set()
+    groups: list[list[int]] = [[0]]
+    for i in range(1, len(head)):
+        full = 1 + widths[i] + sum(widths[j] for j in groups[-1]) > width
+        if len(groups[-1]) > 1 and (full or (head[i] in parts and head[i - 1] not in parts)):
+            groups.append([0])
+        groups[-1].append(i)
+    made = []
+    for number, columns in enumerate(groups):
+        table = Table(title=name if number == 0 else None, title_justify="left")
+        for i in columns:
+            table.add_column(head[i], justify="left" if i == 0 else "right", overflow="fold")
         for line in lines:
-            table.add_row(*line)
+            table.add_row(*(line[i] for i in columns))
         made.append(table)
     return made
 
@@ -123,7 +151,7 @@ def terminal(rows: Sequence[Row], width: int = 220) -> str:
     """The tables as text, and what they were measured on."""
     target = io.StringIO()
     console = Console(file=target, width=width)
-    for table in tables(rows):
+    for table in tables(rows, width):
         console.print(table)
     for line in notes(rows):
         console.print(line, markup=False, soft_wrap=True)
@@ -159,7 +187,7 @@ def write_page(rows: Sequence[Row], path: Path) -> Path:
     compared, along = apart(rows)
     for row in compared:
         operations.setdefault(row.info["operation"], []).append(row)
-    for operation, own in operations.items():
+    for operation, own in sorted(operations.items(), key=lambda item: (*FIRST, item[0]).index(item[0])):
         plot = image(ratios(own), f"how many times as fast as {own[0].info['reference']}")
         body = "".join(_table(some) for some in by_case(own).values())
         parts.append(f"<section><h2>{escape(operation)}</h2>{plot}{body}</section>")
@@ -194,7 +222,7 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
     known = {row.name: row for row in before}
     table = Table(title="after against before", title_justify="left")
     for name in ("benchmark", "time, after / before", "", "peak MiB", "saved bytes"):
-        table.add_column(name, justify="left" if name in ("benchmark", "") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("benchmark", "") else "right", overflow="fold")
     for row in after:
         if row.name not in known:
             table.add_row(f"{row.case}, {row.provider}", "", "new", "", "")

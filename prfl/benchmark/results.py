@@ -55,6 +55,7 @@ def figures(case: Case, provider: str, problem: Problem, found: Found, reference
         "rounds_ms": [float(f"{each * 1e3:.6g}") for each in found.seconds],
         "parts_ms": {part: seconds * 1e3 for part, seconds in found.parts.items()},
         "facts": found.facts,
+        "lacks": found.lacks,
         "tflops": problem.flops / median / 1e12 if problem.flops else None,
         "gb_per_s": problem.moved / median / 1e9 if problem.moved else None,
         "roofline": roofline(median, problem.flops, problem.moved, problem.dtype, device) if device else None,

@@ -16,7 +16,7 @@ from prfl.backbone.condition import pad_to
 from prfl.backbone.wan import TEXT_TOKENS
 from prfl.benchmark import worlds
 from prfl.benchmark.measure import release
-from prfl.benchmark.problem import Outputs, Problem, Work
+from prfl.benchmark.problem import Outputs, Problem, Unavailable, Work
 from prfl.benchmark.step_problem import (
     PIXEL,
     RATE,
@@ -36,7 +36,9 @@ from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.training.optimizer import apply
 
-OURS, RIVAL = "ours", "rival"
+OURS, RIVAL, KERNELS = "ours", "rival", "ours_kernels"
+PROVIDERS = RIVAL, OURS, KERNELS
+NAMES = {KERNELS: "ours, kernels"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def given(own: Config, model: WanBackbone, objective: Pathwise) -> Given:
 
 def rival_prfl(world: str, frames: int, chain: int) -> Problem:
     """PRFL's own step beside the joint graph's."""
-    own = _rival_config(world, frames, chain, f"{{name: prfl, steps_range: {middle(chain)}}}")
+    size = f"data.frames={frames}", f"rollout.steps={chain}"
+    overrides = *size, f"objective={{name: prfl, steps_range: {middle(chain)}}}"
+    own = worlds.config(world, overrides)
 
     def rival() -> Work:
         stage = Stage(world)
@@ -89,14 +93,16 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
 
         return rival_work(own, start, step, [*seen.parameters(), *head.parameters()])
 
-    return _rival_problem(world, own, rival)
+    return _rival_problem(world, overrides, rival)
 
 
 def rival_vader(world: str, frames: int, chain: int) -> Problem:
     """VADER's own step, K = 1, beside the joint graph's; of Wan's videos the first latent frame is decoded, since the
     rival's decoder keeps everything."""
     seen = "one" if world.startswith("wan") else "all"
-    own = _rival_config(world, frames, chain, f"{{name: vader, last_steps: 1, frames: {seen}}}", PIXEL)
+    size = f"data.frames={frames}", f"rollout.steps={chain}"
+    overrides = *size, PIXEL, f"objective={{name: vader, last_steps: 1, frames: {seen}}}"
+    own = worlds.config(world, overrides)
 
     def rival() -> Work:
         stage = Stage(world)
@@ -117,22 +123,27 @@ def rival_vader(world: str, frames: int, chain: int) -> Problem:
 
         return rival_work(own, start, step, [*vae.parameters(), *reward.network.parameters()])
 
-    return _rival_problem(world, own, rival)
-
-
-def _rival_config(world: str, frames: int, chain: int, objective: str, *more: str) -> Config:
-    size = f"data.frames={frames}", f"rollout.steps={chain}"
-    return worlds.config(world, (*size, f"objective={objective}", *more))
+    return _rival_problem(world, overrides, rival)
 
 
 def _logits(own: Config) -> bool:
     return own.reward is not None and own.reward.aggregate == "logsigmoid"
 
 
-def _rival_problem(world: str, own: Config, rival: Callable[[], Work]) -> Problem:
-    works = {RIVAL: rival, OURS: lambda: step_work(Stage(world), own, frame=0, agreeing=True)}
+def _rival_problem(world: str, overrides: Sequence[str], rival: Callable[[], Work]) -> Problem:
+    own = worlds.config(world, overrides)
+
+    def ours(*more: str) -> Work:
+        return step_work(Stage(world), worlds.config(world, [*overrides, *more]), frame=0, agreeing=True)
+
+    def kernels() -> Work:
+        if not torch.cuda.is_available():
+            raise Unavailable("the kernels run on a GPU, and there is none here")
+        return ours("backbone.kernels=triton")
+
+    works = {RIVAL: rival, OURS: ours, KERNELS: kernels}
     half = own.backbone.dtype != "float32"
-    return problem(works, RIVAL, own, worlds.weights(own), tolerance=0.1 if half else 1e-3)
+    return problem(works, RIVAL, own, worlds.weights(own), names=NAMES, tolerance=0.1 if half else 1e-3)
 
 
 def rival_work(own: Config, start: Given, step: Callable[[nn.Module], Tensor], constant: Sequence[Tensor]) -> Work:
@@ -151,7 +162,8 @@ def rival_work(own: Config, start: Given, step: Callable[[nn.Module], Tensor], c
         apply(trained.optimizer, RATE)
         return outputs
 
-    return Work(run, trained.put_back, [*policy.parameters(), *constant], check=trained.wrong)
+    constant = [*policy.parameters(), *constant]
+    return Work(run, trained.put_back, constant, check=trained.wrong, forget=trained.forget)
 
 
 def _script() -> Any:

@@ -16,6 +16,8 @@ from torch import Tensor
 from prfl.benchmark.results import Row, medians
 from prfl.evaluation.metrics import Interval, bootstrap
 
+HELD = "gradients", 1  # of one gradient step the edge is held while the reward is scored: another form than of several
+LINEAR, POINTS = 0.9, 3  # a line that explains less of the differences, or has fewer points, is called none
 FLAT = 0.05  # a line that rises or falls by no more than this share of its largest value is called flat
 
 
@@ -72,6 +74,12 @@ class Curve:
         return [row.info["settings"]["value"] for row in self.rows]
 
     @property
+    def first(self) -> int:
+        """The row that a line starts from: what is of another form is no point of it."""
+        settings = self.rows[0].info["settings"]
+        return int((settings["axis"], settings["value"]) == HELD)
+
+    @property
     def provider(self) -> str:
         return self.rows[0].provider
 
@@ -101,7 +109,7 @@ class Line:
     """cost = start + slope amount, by least squares.
 
     interval: the slope's, over rounds; None for bytes, which are counted once.  explained: the share of the costs'
-    variance (R squared); None where they do not vary.  costs: what the line is fitted to.
+    variance (R squared); None where they do not vary.  costs: what the line is fitted to, from ``first`` on.
     """
 
     start: float
@@ -110,14 +118,21 @@ class Line:
     explained: float | None
     amounts: list[float]
     costs: list[float]
+    first: int = 0
 
     def at(self, place: float) -> float:
         return self.start + self.slope * place
 
     @property
     def flat(self) -> bool:
-        ends = self.at(self.amounts[0]), self.at(self.amounts[-1])
+        ends = self.at(self.amounts[self.first]), self.at(self.amounts[-1])
         return abs(ends[1] - ends[0]) <= FLAT * max(map(abs, ends))
+
+    @property
+    def straight(self) -> bool:
+        """Whether there is a line at all."""
+        enough = len(self.costs) - self.first >= POINTS
+        return self.flat or self.explained is None or (enough and self.explained >= LINEAR)
 
 
 def fit(curve: Curve, cost: str) -> Line | None:
@@ -127,13 +142,14 @@ def fit(curve: Curve, cost: str) -> Line | None:
     costs = [each for each in found if each is not None]
     if len(costs) < len(found):
         return None
-    x, y = (torch.tensor(each, dtype=torch.float64) for each in (amounts, costs))
+    first = curve.first if len(costs) - curve.first > 1 else 0
+    x, y = (torch.tensor(each[first:], dtype=torch.float64) for each in (amounts, costs))
     slope = float(_slopes(x, y[None]))
     start = float(y.mean() - slope * x.mean())
     spread = float((y - y.mean()).square().sum())
     explained = 1 - float((y - start - slope * x).square().sum()) / spread if spread else None
-    interval = slope_interval(x, [row.info["rounds_ms"] for row in curve.rows]) if cost == "time" else None
-    return Line(start, slope, interval, explained, amounts, costs)
+    interval = slope_interval(x, [row.info["rounds_ms"] for row in curve.rows[first:]]) if cost == "time" else None
+    return Line(start, slope, interval, explained, amounts, costs, first)
 
 
 def slope_interval(x: Tensor, rounds: Sequence[Sequence[float]]) -> Interval:

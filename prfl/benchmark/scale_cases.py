@@ -1,8 +1,8 @@
 """What a step costs against its size: frames, resolution, solver steps, gradient steps, batch, one at a time.
 
 PRFL's step with a latent reward, and VADER's with a pixel reward on all frames.  PRFL trains the step in the middle of
-its chain, which a drawn one is on average; along ``gradients`` the last steps, exactly, with its reward at the end.
-Rewards are new: trained ones refuse videos that are not like theirs.
+its chain, which a drawn one is on average.  Along ``gradients`` it is VADER's plan with a latent reward: the last
+steps, exactly, with the reward at the end.  Rewards are new: trained ones refuse videos that are not like theirs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from prfl.benchmark.step_problem import Stage, middle, problem, step_work
 
 LATENT, PIXEL = "prfl", "vader"
 NAMES = {LATENT: "PRFL, latent reward", PIXEL: "VADER, pixel reward"}
+LAST_STEPS = "VADER, latent reward"
 FRAMES = {"tiny": 9, "small": 17, "wan-1.3b": 33, "wan-14b": 33}  # of Wan's 81: a decoder's backward pass is long
 FIXED = "reward.path=new", "rollout.steps=4", "training.batch=1"
-COUNTS = {"steps": (2, 4, 8), "gradients": (1, 2, 4), "batch": (1, 2, 4)}
+COUNTS = {"steps": (2, 4, 8), "gradients": (1, 2, 3, 4), "batch": (1, 2, 4)}
 VALUES: Mapping[str, Mapping[str, Sequence[int | str]]] = {
     "tiny": {"frames": (5, 9, 17), "resolution": ("16x16", "24x24", "32x32"), **COUNTS},
-    "small": {"frames": (5, 9, 17), "resolution": ("64x64", "96x96", "128x128"), **COUNTS},
+    "small": {"frames": (5, 9, 17), "resolution": ("48x48", "64x64", "96x96"), **COUNTS},
     "wan-1.3b": {"frames": (17, 33, 49, 81), "resolution": ("240x416", "480x832", "720x1280"), **COUNTS},
     "wan-14b": {"frames": (17, 33, 49, 81), "resolution": ("240x416", "480x832", "720x1280"), **COUNTS},
 }
@@ -73,4 +74,5 @@ def scale(world: str, axis: str, value: Any) -> Problem:
         for name in providers(axis)
     }
     works = {name: partial(step_work, stage, own) for name, own in configs.items()}
-    return problem(works, LATENT, plain, f"{worlds.weights(plain)}, pixel reward random", names=NAMES)
+    names = {**NAMES, LATENT: LAST_STEPS if axis == "gradients" else NAMES[LATENT]}
+    return problem(works, LATENT, plain, f"{worlds.weights(plain)}, pixel reward random", names=names)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from prfl.benchmark.results import Row
 from prfl.benchmark.scale import COSTS, Curve, Line, curves, fit
 
-HEAD = ("step", *(f"{cost.label}, {cost.unit}" for cost in COSTS.values()))
+HEAD = ("step", *(f"{cost.label}, {cost.unit}" for cost in COSTS.values()), "rounds")
 NOTE = (
     "Each cost at the smallest and at the largest value; then, by a fitted line, what one unit more costs (time with a "
-    "95 % interval over rounds) and the share of the differences that the line explains. Flat: within 5 % all along."
+    "95 % interval over rounds) and the share of the differences that the line explains. Flat: within 5 % all along. "
+    "No line: it explains less than 90 %, or has fewer than three points. One gradient step is held while the reward "
+    "is scored, several are walked back to: their lines start at 2."
 )
 
 
@@ -18,13 +20,15 @@ def tables(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
     """What a step is measured against, and one line for each provider, under ``HEAD``."""
     found: dict[str, list[list[str]]] = {}
     for curve in curves(rows):
-        line = [curve.provider, *(cell(fit(curve, cost)) for cost in COSTS)]
+        rounds = sorted({len(row.rounds) for row in curve.rows})
+        spread = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"
+        line = [curve.provider, *(cell(fit(curve, cost)) for cost in COSTS), spread]
         found.setdefault(title(curve), []).append(line)
     return found
 
 
 def title(curve: Curve) -> str:
-    first, *_, last = curve.values
+    first, last = curve.values[curve.first], curve.values[-1]
     info = curve.rows[0].info
     where = f"{info['settings']['world']}, {info['device']}"
     return f"{curve.axis.label} {first} to {last} ({where}), per {curve.axis.unit}"
@@ -34,7 +38,9 @@ def cell(line: Line | None) -> str:
     """41 to 120: +6.7 [6.1, 7.2], 98 %"""
     if line is None:
         return "-"
-    ends = f"{figures(line.costs[0])} to {figures(line.costs[-1])}"
+    ends = f"{figures(line.costs[line.first])} to {figures(line.costs[-1])}"
+    if not line.straight:
+        return f"{ends}: no line"
     slope = f"{'+' if line.slope > 0 else ''}{figures(line.slope)}"
     if line.interval:
         slope += f" [{figures(line.interval.low)}, {figures(line.interval.high)}]"

@@ -60,11 +60,11 @@ class Session:
     """world: one of the plugin's, or None for the machine's.  seconds, least: of rounds, as in ``measure``."""
 
     def __init__(self, world: str | None, seconds: float, least: int) -> None:
-        self.world = world or ("wan-1.3b" if torch.cuda.is_available() else "tiny")
+        self.world = world or ("small" if torch.cuda.is_available() else "tiny")  # Wan's take hours
         self._limits = seconds, least
         self._cases: dict[str, Case] = {}
         self._wanted: dict[str, list[str]] = {}
-        self._measured: dict[str, Measurements | Unavailable] = {}
+        self._measured: dict[str, Measurements | Exception] = {}
         self.rows: list[Row] = []
 
     def add(self, find: Callable[[str], Iterable[Case]]) -> list[tuple[str, str]]:
@@ -80,15 +80,20 @@ class Session:
             self._wanted.setdefault(case, []).append(provider)
 
     def measured(self, name: str, provider: str) -> Measured:
-        """Measures all selected providers of the case, the first time.  Raises Unavailable."""
+        """Measures all selected providers of the case, the first time.  Raises Unavailable.
+
+        A case that fails as a whole is not tried again for its next provider.
+        """
         if name not in self._measured:
             try:
                 self._measured[name] = measure(self._cases[name], self._wanted[name], *self._limits)
-            except Unavailable as reason:
+            except Exception as reason:
                 self._measured[name] = reason
         known = self._measured[name]
         if isinstance(known, Unavailable):
             raise known
+        if isinstance(known, Exception):
+            return Measured([], {}, name, known)
         problem, results = known
         found, reference = results[provider], results[problem.reference]
         if isinstance(found, Unavailable):
@@ -106,9 +111,9 @@ class Session:
         if not self._wanted[name]:
             del self._measured[name]
 
-    def show(self, write: Callable[[str], None]) -> None:
+    def show(self, write: Callable[[str], None], width: int) -> None:
         """The figures as tables, line by line."""
         from prfl.benchmark.report import terminal
 
-        for line in terminal(self.rows).splitlines():
+        for line in terminal(self.rows, max(width, 100)).splitlines():
             write(line)

@@ -18,7 +18,7 @@ from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.benchmark import worlds
 from prfl.benchmark.problem import Outputs, Problem, Work
-from prfl.benchmark.report import EVALUATIONS
+from prfl.benchmark.report import EVALUATIONS, GRADIENTS
 from prfl.config.schema import Config
 from prfl.forecast import work as forecast
 from prfl.forecast.memory import reward_tensors
@@ -47,14 +47,17 @@ def problem(works: Mapping[str, Callable[[], Work]], reference: str, own: Config
 
 @dataclass
 class Trained:
-    """What a run changes, and puts back: parameters, their gradients and AdamW's averages."""
+    """What a run changes, and puts back: parameters and their gradients.  AdamW's averages stay, as in training.
+
+    start: on the host, so that it is in no figure of a GPU's memory.
+    """
 
     parameters: Mapping[str, nn.Parameter]
     start: dict[str, Tensor] = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        self.start = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.start = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
         self.optimizer = adamw(list(self.parameters.values()))
 
     @torch.no_grad()
@@ -62,6 +65,11 @@ class Trained:
         for name, parameter in self.parameters.items():
             parameter.copy_(self.start[name])
             parameter.grad = None
+
+    def forget(self) -> None:
+        """Put back, and without AdamW's averages: weights are all that is left."""
+        self.put_back()
+        self.optimizer.state.clear()
 
     def wrong(self) -> str:
         """What is wrong with the gradients; nothing where they are finite and somewhere not zero."""
@@ -79,17 +87,23 @@ class Trained:
         }
 
 
-class DecodeClock:
-    """Seconds in ``model.decode`` and in its backward pass, from when the pixels' gradient is there to the latents'."""
+class Decoder:
+    """``model.decode``, and the seconds in it and in its backward pass, from when the pixels' gradient is there to the
+    latents'.  plain: without our checkpoints between the latent frames, whatever the blocks have."""
 
     def __init__(self, model: WanBackbone) -> None:
-        self.seconds, self._began = 0.0, 0.0
+        self.seconds, self.plain = 0.0, False
+        self._began, self._model = 0.0, model
         self._own, self._now = model.decode, Clock(model.device).now
         setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
 
     def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
-        before = self._now()
-        pixels = self._own(latents, gradient_from)
+        before, mode = self._now(), self._model.checkpointing
+        self._model.checkpointing = "none" if self.plain else mode
+        try:
+            pixels = self._own(latents, gradient_from)
+        finally:
+            self._model.checkpointing = mode
         self.seconds += self._now() - before
         if pixels.requires_grad:
             pixels.register_hook(self._begin)
@@ -112,12 +126,12 @@ class Stage:
     def __init__(self, world: str) -> None:
         self.world = world
         self._rewards: dict[str, build.Reward] = {}
-        self._made: tuple[WanBackbone, Trained, DecodeClock] | None = None
+        self._made: tuple[WanBackbone, Trained, Decoder] | None = None
 
-    def model(self, own: Config) -> tuple[WanBackbone, Trained, DecodeClock]:
+    def model(self, own: Config) -> tuple[WanBackbone, Trained, Decoder]:
         if self._made is None:
             model = worlds.backbone(own)
-            self._made = model, Trained(model.adapter_parameters(build.POLICY)), DecodeClock(model)
+            self._made = model, Trained(model.adapter_parameters(build.POLICY)), Decoder(model)
         return self._made
 
     def objective(self, own: Config) -> Pathwise:
@@ -131,20 +145,36 @@ class Stage:
         return objective
 
 
-def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool = False, agreeing: bool = False) -> Work:
+def step_work(
+    stage: Stage,
+    own: Config,
+    frame: int | None = None,
+    alike: bool = False,
+    agreeing: bool = False,
+    plain: bool = False,
+) -> Work:
     """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
 
-    alike: gives what a step with another reward must have in common with it; agreeing: its loss and gradients."""
+    alike: gives what a step with another reward must have in common with it: the very latents that were scored, and
+    which step of the chain was trained; agreeing: its loss and gradients.  plain: the decoder keeps everything.
+    """
     (model, trained, decoding), objective = stage.model(own), stage.objective(own)
     clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
     first = first_step(objective, own, objective.latent_shape[1] // 2 if frame is None else frame)
     rounds: list[dict[str, float]] = []
+    scored = seen_latents(objective) if alike else {}
 
     def before() -> None:
         trained.put_back()
-        decoding.seconds = 0.0
+        decoding.seconds, decoding.plain = 0.0, plain
         if objective.reuse:
             objective.reuse.rolled_at = None
+
+    def forget() -> None:
+        trained.forget()
+        scored.clear()
+        if objective.reuse:
+            objective.reuse.trajectories.clear()
 
     def run(_: Any) -> Outputs | None:
         spent: dict[str, float] = {}
@@ -160,15 +190,28 @@ def step_work(stage: Stage, own: Config, frame: int | None = None, alike: bool =
             seconds["optimizer"] = clock.now() - started
             spent = {part: spent.get(part, 0.0) + each for part, each in seconds.items()}
             if alike:
-                outputs = {name: torch.tensor(metrics[name]) for name in ("latents/max", "sampled_step", "node")}
+                outputs = {"sampled_step": torch.tensor(metrics["sampled_step"]), **scored}
         spent |= {"reward": spent["reward"] - decoding.seconds, "decode": decoding.seconds}
         rounds.append({part: each / steps for part, each in spent.items()})
         return outputs
 
     reward = objective.scorer.reward  # type: ignore[attr-defined]
     constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
-    facts = {EVALUATIONS: evaluations(own, model, objective)}
-    return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts)
+    facts = evaluations(own, model, objective)
+    return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
+
+
+def seen_latents(objective: Pathwise) -> dict[str, Tensor]:
+    """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
+    own, seen = objective.score, dict[str, Tensor]()
+
+    def score(latents: Mapping[int, Tensor], *given: Any) -> Any:
+        seen.clear()
+        seen.update({f"latents {node}": x.detach() for node, x in latents.items()})
+        return own(latents, *given)
+
+    setattr(objective, "score", score)  # noqa: B010  (mypy takes no assignment to a method)
+    return seen
 
 
 def first_step(objective: Pathwise, own: Config, frame: int) -> int:
@@ -181,10 +224,11 @@ def first_indices(own: Config, step: int) -> list[int]:
     return list(range(step * own.training.batch, (step + 1) * own.training.batch))
 
 
-def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> float:
-    """Of a sample, for one optimizer step: a forward pass is 1, with its backward 3, a reward's by its share of blocks.
+def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> dict[str, float]:
+    """Of a sample, for one optimizer step, and the solver steps that it differentiates.
 
-    Counted as ``prfl train --dry-run`` does, of the steps that a run has.
+    A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``
+    does, of the steps that a run has.
     """
     reward = getattr(objective.scorer, "reward", None)
     share = (max(reward.blocks) + 1) / model.num_blocks if isinstance(reward, LatentReward) else 0.0
@@ -192,4 +236,6 @@ def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> float:
     counted = own.model_copy(update={"training": own.training.model_copy(update={"steps": steps})})
     price = {**PRICE, forecast.REWARD: 3 * share}
     of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
-    return sum(each.per_step * price.get(each.name, 1.0) for each in of_training) / own.training.batch
+    found = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
+    gradients = sum(each.per_step for each in of_training if each.name == forecast.GRADIENT)
+    return {EVALUATIONS: found / own.training.batch, GRADIENTS: gradients / own.training.batch}

@@ -70,7 +70,7 @@ WORLDS = {
     ),
     "small": World(
         ("configs/wan2.1-1.3b/prfl.yaml", *PLAIN, PROMPTS, SMALL, "backbone.dtype=float32", "backbone.device=auto",
-         "training.batch=1", "data.height=128", "data.width=128"),
+         "training.batch=1", "data.height=96", "data.width=96"),
         (*_SMALL_REWARD, "reward.head.blocks=[2]"),
         (*_SMALL_REWARD, "reward={space: pixel, head: {dimensions: [quality]}}"),
     ),

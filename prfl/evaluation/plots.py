@@ -16,9 +16,10 @@ COLOURS = ("#3b6fd4", "#e07b39", "#2f9e6e", "#b0489b", "#8a7a2b", "#5f6b7a")
 GREY = "#7d8590"
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, text: Mapping[str, str] | None = None) -> bytes:
+    """text: what the picture says of itself, by keyword."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144, transparent=True)
+    figure.savefig(buffer, format="png", dpi=144, transparent=True, metadata=text)
     return buffer.getvalue()
 
 

@@ -35,13 +35,15 @@ CASE = Case("adding", adding, {"width": 64}, ("plain", "other", "ceiling"))
 
 @pytest.fixture
 def results(tmp_path: Path) -> Callable[..., Path]:
-    """results("a.json", plain=[...], other=[...]): a file with these seconds; saved={"other": 5} and peak likewise."""
+    """results("a.json", plain=[...], other=[...]): a file with these seconds; saved={"other": 5} and peak likewise.
 
-    def write(name: str, saved: Any = None, peak: Any = None, **seconds: list[float]) -> Path:
+    more: of a provider, other fields of what was found."""
+
+    def write(name: str, saved: Any = None, peak: Any = None, more: Any = None, **seconds: list[float]) -> Path:
         found = {
             provider: Found(
                 some, (saved or {}).get(provider, 1024), {"y": 1e-7}, "float64",
-                {"peak": (peak or {}).get(provider, 2**20)},
+                {"peak": (peak or {}).get(provider, 2**20)}, **(more or {}).get(provider, {}),
             )
             for provider, some in seconds.items()
         }  # fmt: skip

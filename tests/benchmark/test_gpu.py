@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from _pytest.mark.expression import Expression
 
 from prfl.config import load_config
 
@@ -29,7 +30,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, "bench_gpu", module)  # dataclass looks its module up
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "obstacle", lambda name: f"no module {name}" if name.startswith("no_such") else "")
+    on(module, monkeypatch, "small", 80.0)
     return module
+
+
+def on(gpu: Any, monkeypatch: pytest.MonkeyPatch, name: str, gib: float) -> None:
+    monkeypatch.setattr(gpu, "device", lambda: gpu.Device(name, gib))
 
 
 def piece(gpu: Any, code: str = "print('well')", **changes: Any) -> Any:
@@ -46,10 +52,71 @@ def test_a_piece_runs_once_for_its_sources(gpu: Any, tmp_path: Path) -> None:
     assert gpu.state(piece(gpu, name="b", needs=("no_such",)), tmp_path) == "left out: no module no_such"
 
 
-def test_a_piece_that_fails_or_takes_too_long_is_not_there(gpu: Any, tmp_path: Path) -> None:
-    assert gpu.run(piece(gpu, "raise SystemExit(3)"), tmp_path, time.monotonic() + 60).startswith("FAILED")
-    assert gpu.run(piece(gpu, "import time; time.sleep(60)"), tmp_path, time.monotonic() + 1) == "left"
-    assert gpu.state(piece(gpu), tmp_path) == "left"
+def test_a_piece_that_fails_is_tried_again_on_another_device_or_with_other_sources(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = piece(gpu, "import sys; print('because'); sys.exit(3)")
+    assert gpu.run(bad, tmp_path, time.monotonic() + 60).startswith("FAILED")
+    assert gpu.state(bad, tmp_path) == "FAILED on this device: because" and not (tmp_path / "a.json").exists()
+    assert gpu.state(replace(bad, of=("kernels",)), tmp_path) == "left"
+    on(gpu, monkeypatch, "other", 80.0)
+    assert gpu.state(bad, tmp_path) == "left"
+    assert gpu.run(piece(gpu), tmp_path, time.monotonic() + 60) == "there"
+    assert not (tmp_path / "a.failed").exists()
+
+
+def benchmark(gpu: Any, rows: int, *lines: str) -> Any:
+    """A piece that writes so many rows and says these lines at its end."""
+    written = {"benchmarks": [{"stats": {}}] * rows}
+    code = f"import sys; open(sys.argv[1][7:], 'w').write({json.dumps(written)!r}); print({chr(10).join(lines)!r})"
+    return piece(gpu, code, result="--file")
+
+
+def test_a_piece_that_skipped_everything_failed(gpu: Any, tmp_path: Path) -> None:
+    nothing = benchmark(gpu, 0, "SKIPPED [1] bench/x.py: needs a GPU with 60 GiB", "1 skipped in 2s")
+    assert gpu.run(nothing, tmp_path, time.monotonic() + 60).startswith("FAILED")
+    state = gpu.state(nothing, tmp_path)
+    assert state == "FAILED on this device: SKIPPED [1] bench/x.py: needs a GPU with 60 GiB"
+
+
+@pytest.mark.parametrize("reason, again", [("out of memory: CUDA", True), ("liger_kernel is not installed", False)])
+def test_what_had_no_room_is_run_again_on_a_larger_card(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, again: bool
+) -> None:
+    some = benchmark(gpu, 1, f"SKIPPED [1] bench/x.py: {reason}", "1 passed, 1 skipped in 2s")
+    assert gpu.run(some, tmp_path, time.monotonic() + 60) == "there" == gpu.state(some, tmp_path)
+    on(gpu, monkeypatch, "large", 139.0)
+    assert gpu.state(some, tmp_path) == ("left" if again else "there")
+
+
+def test_a_piece_that_needs_more_memory_waits_for_a_larger_card(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpu.state(piece(gpu, gib=112.0), tmp_path) == "left out: needs 112 GiB, and this GPU has 80"
+    on(gpu, monkeypatch, "large", 139.0)
+    assert gpu.state(piece(gpu, gib=112.0), tmp_path) == "left"
+
+
+def test_a_piece_that_takes_too_long_wants_more_time(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    slow = piece(gpu, "import time; time.sleep(60)")
+    assert gpu.run(slow, tmp_path, time.monotonic() + 2) == "left" == gpu.state(slow, tmp_path)
+    assert 3 <= gpu.lasting(slow, tmp_path) < 10 and slow.seconds == 1
+    monkeypatch.setattr(gpu, "pieces", lambda: iter([slow]))
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--budget", "2", "--out", str(tmp_path)])
+    gpu.main()
+    assert "left, and wants" in capsys.readouterr().out
+    on(gpu, monkeypatch, "other", 80.0)
+    assert gpu.lasting(slow, tmp_path) == 1
+
+
+def test_wheels_of_what_torch_is_built_with_are_left_alone(gpu: Any) -> None:
+    names = ["torch-2.13.0-cp311.whl", "triton-3.9.0-cp311.whl", "nvidia_cublas_cu12-12.whl", "cuda_bindings-13.whl"]
+    assert all(map(gpu.left_alone, names))
+    assert not any(
+        map(gpu.left_alone, ["torchmetrics-1.9.0-py3-none-any.whl", "tritonclient-2.whl", "diffusers-1.whl"])
+    )
 
 
 def test_no_piece_starts_that_would_not_end_in_time(
@@ -68,40 +135,58 @@ def test_no_piece_starts_that_would_not_end_in_time(
     ]
 
 
-def test_the_pieces_cover_every_test_and_every_case(gpu: Any) -> None:
-    from prfl.benchmark import kernel_cases, piece_cases, scale_cases
-
-    all_pieces = list(gpu.pieces())
-    assert len({piece.name for piece in all_pieces}) == len(all_pieces) and all_pieces[0].name.startswith("tests-")
-    words = [(p.command[p.command.index("--benchmark-world") + 1], p.command[-1].split(" and "))
-             for p in all_pieces if p.result == "--benchmark-json"]  # fmt: skip
-    for world in ("wan-1.3b", "wan-14b"):
-        for case in (case for module in (kernel_cases, piece_cases, scale_cases) for case in module.cases(world)):
-            fits = [each for its, each in words if its == world and set(each) <= set(case.name.split("-"))]
-            assert len(fits) == 1, case.name
+def chosen(piece: Any, name: str) -> bool:
+    """Whether its -k chooses the test of this name, as pytest reads it."""
+    return Expression.compile(piece.command[-1]).evaluate(lambda word, **_: word in name)
 
 
 @pytest.mark.parametrize("world", ["wan-1.3b", "wan-14b"])
-def test_the_pieces_cover_every_provider_of_every_step_beside_its_reference(gpu: Any, world: str) -> None:
-    from prfl.benchmark.step_cases import cases
+def test_every_provider_of_every_case_is_in_one_piece_or_left_out_for_a_reason(gpu: Any, world: str) -> None:
+    from gpu_pieces import LEFT_OUT, pieces
 
-    steps = [piece for piece in gpu.pieces() if "bench/bench_steps.py" in piece.command]
-    words = [piece.command[-1] for piece in steps if piece.name.startswith(world)]
-    for case in cases(world):
-        reference, *others = case.providers
-        assert {f"{case.operation} and ({reference} or {other})" for other in others} <= set(words)
-    assert len(words) == sum(len(case.providers) - 1 for case in cases(world))
-    assert all(piece.seconds <= 540 for piece in steps), "it would never start within the default budget"
+    from prfl.benchmark import kernel_cases, piece_cases, scale_cases, step_cases
+
+    every = list(pieces())
+    assert len({piece.name for piece in every}) == len(every) and every[0].name.startswith("tests-")
+    left_out = set()
+    for module in (kernel_cases, piece_cases, scale_cases, step_cases):
+        file = f"bench/bench_{module.__name__.split('.')[-1].removesuffix('_cases')}s.py".replace("scales", "scale")
+        own = [each for each in every if file in each.command and world in each.command]
+        for case, provider in ((each, name) for each in module.cases(world) for name in each.providers):
+            name = f"{file}::test[{case.name}-{provider}]"
+            why = [words for words in LEFT_OUT if all(word in name for word in words.split())]
+            found = [each.name for each in own if chosen(each, name)]
+            left_out.update(why)
+            several = module is step_cases and provider == case.providers[0]  # the reference, beside each
+            assert bool(why) != bool(found) and (several or len(found) <= 1), (name, found, why)
+    assert left_out == {words for words in LEFT_OUT if world in words or "wan" not in words}
 
 
-def test_a_steps_words_choose_its_two_providers(gpu: Any) -> None:
-    piece = next(piece for piece in gpu.pieces() if piece.name == "wan-14b-same_step-pixel_1")
+def test_every_piece_can_start_and_end_within_the_default_budget(gpu: Any) -> None:
+    late = [piece.name for piece in gpu.pieces() if piece.seconds > 540 or piece.gib > 139]
+    assert late == []
+    first = [piece for piece in gpu.pieces() if not piece.name.startswith("tests-")][0]
+    assert first.name == "wan-1.3b-same_step-pixel_all" and first.gib > 80 and first.seconds < 310
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("wan-14b-same_step-pixel_1", ["same_step-wan-14b-frames49-chain4-latent", "-pixel_1"]),
+        ("wan-14b-rival_prfl-ours", ["rival_prfl-wan-14b-frames81-chain4-rival", "-ours"]),
+        ("wan-14b-gradient_call-full", ["gradient_call-wan-14b-full"]),
+        ("wan-14b-gradient_call-full-kernels", ["gradient_call-wan-14b-full, kernels"]),
+        ("wan-1.3b-scale-frames-value81-vader", ["scale-wan-1.3b-frames-value81-vader"]),
+    ],
+)
+def test_pytest_reads_a_pieces_words_so(gpu: Any, name: str, found: list[str]) -> None:
+    piece = next(piece for piece in gpu.pieces() if piece.name == name)
     done = subprocess.run(
         [sys.executable, *piece.command, "--collect-only"], cwd=REPOSITORY, env=gpu.environment(), capture_output=True,
         text=True,
     )  # fmt: skip
-    found = [line.split("[")[1] for line in done.stdout.splitlines() if "bench_steps.py::" in line]
-    assert found == [f"same_step-wan-14b-frames81-chain4-{name}]" for name in ("latent", "pixel_1")], done.stdout
+    tests = [line.split("[")[1].rstrip("]") for line in done.stdout.splitlines() if "::test" in line]
+    assert len(tests) == len(found) and all(a.endswith(b) for a, b in zip(tests, found, strict=True)), done.stdout
 
 
 BARE = """

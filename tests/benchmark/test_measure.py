@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from prfl.benchmark import facts
+from prfl.benchmark import measure as measuring
 from prfl.benchmark.measure import Found, interleaved, measure, memory_alone, quantiles, saved_bytes
 from prfl.benchmark.problem import MODES, Case, Needs, Problem, Unavailable, Work, build, differentiated
 from prfl.benchmark.results import time_ratio, time_ratio_apart
@@ -20,8 +24,8 @@ BRIEF = replace(CASE, memory=False)
 def test_providers_take_turns_after_the_warm_up() -> None:
     ran: list[str] = []
     works = {name: Work(lambda _, name=name: ran.append(name)) for name in "abc"}  # type: ignore[misc]
-    found = interleaved(works, 0.0, 4, CPU)
-    assert ran[-12:] == ["a", "b", "c"] * 4
+    found, failed = interleaved(works, 0.0, 4, CPU)
+    assert not failed and ran[-12:] == ["a", "b", "c"] * 4
     assert set(ran[:-12]) == {"a", "b", "c"}
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 4, "b": 4, "c": 4}
 
@@ -56,6 +60,117 @@ def test_without_float64_the_reference_is_the_measure() -> None:
     _, found = measure(replace(BRIEF, build=without), ("other", "wrong"), 0.0, 2)
     assert isinstance(found["other"], Found) and found["other"].against == "plain"
     assert isinstance(found["wrong"], AssertionError)
+
+
+def failing(after: int, error: Exception) -> Callable[..., Problem]:
+    """``adding`` with a provider whose run ``after`` others fails."""
+
+    def made(width: int) -> Problem:
+        x, runs = torch.linspace(0, 1, width), iter(range(100))
+
+        def run(_: object) -> dict[str, torch.Tensor]:
+            if next(runs) >= after:
+                raise error
+            return {"y": 2 * x + 1}
+
+        problem = adding(width)
+        return replace(problem, works={**problem.works, "failing": lambda: Work(run)})
+
+    return made
+
+
+NO_ROOM = torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+
+@pytest.mark.parametrize("after", [0, 2, 4])  # in the first run, warming up, in the first round
+def test_one_that_has_no_room_takes_no_other_with_it(after: int) -> None:
+    case = replace(BRIEF, build=failing(after, NO_ROOM))
+    _, found = measure(case, ("failing", "other"), 0.0, 3)
+    assert isinstance(found["failing"], Unavailable) and "out of memory: CUDA out of memory." in str(found["failing"])
+    for name in ("plain", "other"):
+        own = found[name]
+        assert isinstance(own, Found) and len(own.seconds) == 3 and own.saved_bytes is not None
+
+
+def test_what_was_timed_stays_where_the_rest_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight runs: the first, three to warm up, three rounds and the one that saved bytes are counted in."""
+
+    def broken(case: Case, name: str) -> dict[str, int]:
+        if name == "other":
+            raise RuntimeError("its process ended with -9")
+        return {"peak": 1}
+
+    monkeypatch.setattr(measuring, "memory_alone", broken)
+    case = replace(CASE, build=failing(7, RuntimeError("no more")))
+    _, found = measure(case, ("failing", "other"), 0.0, 3)
+    failed, other, plain = (found[name] for name in ("failing", "other", "plain"))
+    assert isinstance(failed, Found) and isinstance(other, Found) and isinstance(plain, Found)
+    assert len(failed.seconds) == 3 and failed.lacks == {"saved bytes": "no more"} and failed.memory == {"peak": 1}
+    assert len(other.seconds) == 3 and other.lacks == {"memory": "its process ended with -9"} and not other.memory
+    assert plain.lacks == {} and plain.memory
+
+
+def test_float64_that_has_no_room_leaves_the_reference_to_compare_with() -> None:
+    def exact() -> dict[str, torch.Tensor]:
+        raise NO_ROOM
+
+    _, found = measure(replace(BRIEF, build=lambda width: replace(adding(width), exact=exact)), ("other",), 0.0, 2)
+    assert isinstance(found["other"], Found) and found["other"].against == "plain"
+
+
+class Stage:
+    """What a case's works hold, as the weights of a model."""
+
+
+def test_the_models_are_gone_when_the_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref] = []
+
+    def made(width: int) -> Problem:
+        problem, stage = failing(0, ValueError("a mistake"))(width), Stage()
+        alive.append(weakref.ref(stage))
+
+        def work(name: str) -> Work:
+            def run(given: object) -> object:
+                return stage and own.run(given)
+
+            own = problem.works[name]()
+            return Work(run)  # type: ignore[arg-type]
+
+        return replace(problem, works={name: lambda name=name: work(name) for name in problem.works})
+
+    measured = []
+
+    def memory(case: Case, name: str) -> dict[str, int]:
+        assert alive and alive[0]() is None
+        measured.append(name)
+        return {}
+
+    monkeypatch.setattr(measuring, "memory_alone", memory)
+    problem, found = measure(replace(CASE, build=made), ("other", "failing"), 0.0, 2)
+    assert measured == ["plain", "other"] and problem.reference == "plain"
+    assert "in run" in "".join(found["failing"].__notes__)  # type: ignore[union-attr]  # its traceback is told
+
+    wrong = replace(CASE, build=lambda width: replace(made(width), reference="failing"))
+    alive.clear()
+    with pytest.raises(AssertionError, match="the reference cannot run: a mistake") as kept:
+        measure(wrong, ("plain",), 0.0, 2)
+    gc.collect()
+    assert alive[0]() is None and kept.value
+
+
+def test_two_providers_outputs_are_not_held_at_once() -> None:
+    alive: list[weakref.ref] = []
+
+    def run(_: object) -> dict[str, torch.Tensor]:
+        assert sum(ref() is not None for ref in alive[1:]) == 0  # the first is the reference's
+        found = torch.ones(3)
+        alive.append(weakref.ref(found))
+        return {"y": found}
+
+    works = {name: lambda: Work(run) for name in "abc"}
+    ready, found = measuring.first_runs(Problem(works, "a", torch.float32), "abc")
+    assert list(ready) == ["a", "b", "c"] and all(isinstance(each, Found) for each in found.values())
+    assert len(alive) == 3  # and each has run once
 
 
 def test_what_is_missing_is_said() -> None:
@@ -103,6 +218,42 @@ def test_the_peak_is_that_of_a_process_of_its_own() -> None:
     found = [memory_alone(Case("growing", growing, {"mebibytes": size}, ("plain",)), "plain") for size in (64, 8)]
     assert [63 <= found[0]["peak"] / 2**20 < 80, 7 <= found[1]["peak"] / 2**20 < 24] == [True, True]
     assert found[0]["total"] == found[0]["baseline"] + found[0]["peak"]
+
+
+def with_history(mebibytes: int, freed: int) -> Problem:
+    """A run that needs ``mebibytes`` and one more, after a freed tensor has taught glibc not to map such blocks."""
+
+    def run(_: object) -> dict[str, torch.Tensor]:
+        if freed:
+            torch.ones(freed * 2**18)
+        first = torch.ones(mebibytes * 2**18)
+        small = [torch.ones(1000) for _ in range(50)]  # above the first in the heap, and alive
+        del first
+        return {"y": torch.ones((mebibytes + 1) * 2**18)[:1].clone(), "small": small[0]}
+
+    return Problem({"plain": lambda: Work(run)}, "plain", torch.float32)
+
+
+def test_the_peak_does_not_depend_on_what_was_freed_before() -> None:
+    sizes = [{"mebibytes": 16, "freed": freed} for freed in (0, 20)]
+    found = [memory_alone(Case("history", with_history, each, ("plain",)), "plain") for each in sizes]
+    assert [16 <= each["peak"] / 2**20 < high for each, high in zip(found, (20, 24), strict=True)] == [True, True]
+
+
+def averaging() -> Problem:
+    """A step that leaves 8 MiB behind, 16 in all with what it needs while it runs."""
+    left: list[torch.Tensor] = []
+
+    def run(_: object) -> None:
+        left[:] = left or [torch.ones(8 * 2**18)]
+        torch.ones(8 * 2**18)
+
+    return Problem({"plain": lambda: Work(run, forget=left.clear)}, "plain", torch.float32)
+
+
+def test_what_a_step_leaves_behind_is_in_its_peak() -> None:
+    found = memory_alone(Case("averaging", averaging, {}, ("plain",)), "plain")
+    assert 15 <= found["peak"] / 2**20 < 18
 
 
 def test_what_goes_wrong_in_that_process_comes_back() -> None:

@@ -8,8 +8,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from prfl.benchmark.problem import Case, Problem, Unavailable
+from prfl.benchmark.session import Session
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = f"""
@@ -104,6 +109,35 @@ def test_a_world_is_chosen_and_needs_the_option(project: Path) -> None:
     world = "--benchmark-world=small"
     assert "adding-small-width4" in run(project, "--benchmark", world, "--collect-only", "-q")[1]
     assert run(project, world)[0] == 4 and "invalid choice" in run(project, "--benchmark", "--benchmark-world=x")[1]
+
+
+@pytest.mark.parametrize("gpu, world", [(False, "tiny"), (True, "small")])
+def test_the_world_of_no_choice_takes_no_hours(gpu: bool, world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert Session(None, 1.0, 5).world == world and Session("wan-1.3b", 1.0, 5).world == "wan-1.3b"
+
+
+def failing(name: str, ran: list[str], error: Exception) -> Any:
+    def made() -> Problem:
+        ran.append(name)
+        raise error
+
+    return Case(name, made, {}, ("a", "b"))
+
+
+@pytest.mark.parametrize("error", [ValueError("a mistake"), Unavailable("no room")])
+def test_a_case_that_fails_as_a_whole_is_tried_once(error: Exception) -> None:
+    ran: list[str] = []
+    session = Session("tiny", 0.0, 1)
+    session.select(session.add(lambda world: [failing("case", ran, error)]))
+    for provider in ("a", "b"):
+        if isinstance(error, Unavailable):
+            with pytest.raises(Unavailable):
+                session.measured("case", provider)
+        else:
+            assert str(session.measured("case", provider).failure) == "a mistake"
+        session.done("case", provider)
+    assert ran == ["case"]
 
 
 def test_the_order_of_the_fixtures_is_checked(project: Path) -> None:

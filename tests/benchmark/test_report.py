@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from prfl.benchmark import readme, report
+from prfl.benchmark import plots, readme, report
 from prfl.benchmark.results import read
 from prfl.cli import main
 from prfl.errors import PrflError
@@ -30,6 +31,57 @@ def test_tables_say_what_the_file_says(results: Results, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| case | provider | times as fast |") and len(lines) == 6
     assert lines[3].split(" | ")[:2] == ["| adding-width64", "other"]
+
+
+PARTS = {part: 1e-4 for part in report.PARTS}
+STEP = {"parts": PARTS, "facts": {report.EVALUATIONS: 9.0, report.GRADIENTS: 1.0}}
+
+
+def test_a_gradient_of_several_has_its_own_cost(results: Results) -> None:
+    several = {**STEP, "facts": {**STEP["facts"], report.GRADIENTS: 4.0}}
+    for more, found in (({"plain": STEP, "other": several}, ["2", "0.25"]), ({"plain": STEP, "other": STEP}, [])):
+        lines = report.markdown(read([results("a.json", plain=SLOW, other=FAST, more=more)])).splitlines()
+        head, rows = lines[0].split(" | "), [line.split(" | ") for line in lines[2:4]]
+        assert (report.PER_GRADIENT in head) == bool(found)  # of one each it is the step's
+        assert [row[head.index(report.PER_GRADIENT)] for row in rows] == found if found else True
+
+
+def test_rounds_and_what_is_lacking_are_said(results: Results) -> None:
+    more = {"other": {"lacks": {"memory": "its process ended with -9"}}}
+    rows = read([results("a.json", plain=SLOW, other=FAST, more=more)])
+    text = report.terminal(rows)
+    assert "adding-width64, other: no memory: its process ended with -9" in text
+    assert re.search(r"ms \(20 to 80 %\) ┃ rounds ", text) and re.search(r"1.06\) │\s+3 │", text)
+
+
+@pytest.mark.parametrize("width", [60, 100, 140])
+def test_nothing_is_lost_on_a_narrow_terminal(results: Results, width: int) -> None:
+    rows = read([results("a.json", plain=SLOW, other=FAST, more={"plain": STEP, "other": STEP})])
+    text = report.terminal(rows, width)
+    tables = text[: text.rindex("┘")]
+    assert max(map(len, tables.splitlines())) <= width and "…" not in text
+    whole = [line for line in text.splitlines() if line.startswith("┃")]
+    for i in report.used(rows):
+        assert any(report.HEAD[i] in line for line in whole), report.HEAD[i]
+    parts = [line for line in whole if "ms ┃" in line]
+    assert len(parts) == 1 or width == 60  # a step's parts stay together
+    assert text.count("│ other ") == len(whole)
+
+
+def test_the_headline_comes_first_on_a_page(results: Results, tmp_path: Path) -> None:
+    rows = read([results("a.json", plain=SLOW, other=FAST)])
+    names = ("lora_linear", "methods", "same_step", "adding")
+    some = [replace(row, info={**row.info, "operation": name, "case": name}) for name in names for row in rows]
+    page = report.write_page(some, tmp_path / "page.html").read_text()
+    assert re.findall("<h2>(.*?)</h2>", page) == ["same_step", "methods", "lora_linear", "adding"]
+
+
+def test_panels_are_titled_by_what_differs(results: Results) -> None:
+    rows = read([results("a.json", plain=SLOW)])
+    own = {"world": "wan-1.3b", "tokens": 32760, "mode": "both", "rank": 64}
+    cases = {f"{n}": [replace(rows[0], info={**rows[0].info, "settings": {**own, "rank": n}})] for n in (16, 64)}
+    assert plots.titles(cases) == ["rank 16", "rank 64"]
+    assert plots.titles({"16": cases["16"]}) == ["wan-1.3b, tokens 32760, both, rank 16"]
 
 
 def test_a_page_that_stands_alone(results: Results, tmp_path: Path) -> None:

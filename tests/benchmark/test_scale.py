@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from prfl.benchmark import report, scale, scale_report
+from prfl.benchmark import readme, report, scale, scale_report
 from prfl.benchmark.measure import Found, saved_bytes
 from prfl.benchmark.problem import Case, Problem, build, prepare
 from prfl.benchmark.results import Row, figures, read
@@ -71,9 +71,43 @@ def test_what_is_flat_is_called_flat() -> None:
     for slope, flat in ((0.0, True), (0.1, True), (-0.1, True), (1.0, False), (-0.5, False)):
         line = scale.fit(straight(10.0, slope), "saved")
         assert line and line.flat == flat
-        assert scale_report.cell(line).endswith("flat" if flat else "%")
+        assert scale_report.cell(line).endswith("flat" if flat else "%") and line.straight
     assert scale_report.cell(scale.fit(straight(10.0, 0.0), "saved")) == "10 to 10: 0, flat"
     assert scale_report.cell(None) == "-"
+
+
+def test_what_is_no_line_is_called_none() -> None:
+    (bent,) = scale.curves([row(v, [y] * 3, y) for v, y in ((1, 1.0), (2, 9.0), (4, 8.0))])
+    (two,) = scale.curves([row(v, [10.0 * v] * 3, 10.0 * v) for v in (1, 2)])
+    lines = {name: scale.fit(curve, "time") for name, curve in (("bent", bent), ("two", two))}
+    assert {name: line and scale_report.cell(line) for name, line in lines.items()} == {
+        "bent": "1 to 8: no line", "two": "10 to 20: no line",
+    }  # fmt: skip
+
+
+def test_one_gradient_step_is_no_point_of_the_line() -> None:
+    """Its edge is held; the line of 2, 3 and 4 goes through 10 K."""
+    costs = {1: 35.0, 2: 20.0, 3: 30.0, 4: 40.0}
+    (curve,) = scale.curves([row(v, [y] * 3, y, "gradients") for v, y in costs.items()])
+    line = scale.fit(curve, "time")
+    assert line and line.slope == pytest.approx(10) and line.costs == [35.0, 20.0, 30.0, 40.0]  # the plot has all
+    assert line.interval and line.interval.low == pytest.approx(10)
+    assert scale_report.title(curve).startswith("gradient steps 2 to 4")
+    assert scale_report.cell(line) == "20 to 40: +10 [10, 10], 100 %"
+
+
+def test_a_plot_that_disagrees_with_its_file_is_seen(file: Path, tmp_path: Path) -> None:
+    page, picture = tmp_path / "README.md", tmp_path / "x.png"
+    page.write_text("<!-- bench: scale.json axis=batch plot=x.png -->\n<!-- /bench -->\n")
+    assert readme.update(page) and picture.read_bytes().startswith(b"\x89PNG")
+    assert f"![{readme.ALT}](x.png)\n" in page.read_text()
+    assert readme.stale(page) == [] and not readme.update(page)
+    found = json.loads(file.read_text())
+    for each in found["benchmarks"]:
+        each["extra_info"]["saved_bytes"] *= 2
+    file.write_text(json.dumps(found))
+    assert readme.stale(page) == ["scale.json axis=batch plot=x.png"]
+    assert readme.update(page) and readme.stale(page) == []
 
 
 def test_a_resolution_is_an_area() -> None:
@@ -118,6 +152,14 @@ def test_one_value_alone_is_a_row_like_any_other(file: Path, tmp_path: Path, cap
 
 
 # ------------------------------------------------------------------------------------------------------------ the cases
+
+
+def test_gradient_steps_are_vaders() -> None:
+    named = {}
+    for case in cases("tiny"):
+        named[case.settings["axis"]] = build(case).names[LATENT]
+    assert {name for axis, name in named.items() if axis != "gradients"} == {"PRFL, latent reward"}
+    assert named["gradients"] == "VADER, latent reward"
 
 
 @pytest.mark.parametrize("axis", VALUES["tiny"])

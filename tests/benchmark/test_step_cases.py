@@ -13,14 +13,14 @@ from torch import Tensor
 
 from prfl import build
 from prfl.benchmark import step_problem, worlds
-from prfl.benchmark.measure import Found, compare, measure, outputs, timed
+from prfl.benchmark.measure import Found, first_runs, measure, outputs, timed
 from prfl.benchmark.problem import Case, Problem, Unavailable, Work, prepare
 from prfl.benchmark.problem import build as build_case
-from prfl.benchmark.report import EVALUATIONS, HEAD, cells
+from prfl.benchmark.report import EVALUATIONS, GRADIENTS, HEAD, cells
 from prfl.benchmark.results import Row, figures
-from prfl.benchmark.rival_cases import OURS, RIVAL
-from prfl.benchmark.step_cases import LATENT, cases
-from prfl.benchmark.step_problem import PIXEL
+from prfl.benchmark.rival_cases import KERNELS, OURS, RIVAL
+from prfl.benchmark.step_cases import LATENT, PLAIN, cases
+from prfl.forecast.live_bytes import SavedBytes
 
 TINY = {case.operation: case for case in cases("tiny")}
 
@@ -34,11 +34,15 @@ def small(operation: str) -> Case:
 @pytest.mark.parametrize("operation", ["rival_prfl", "rival_vader"])
 def test_the_rival_computes_what_we_do(operation: str) -> None:
     problem = build_case(small(operation))
-    works = {name: prepare(problem, name) for name in (RIVAL, OURS)}
-    found = {name: Found() for name in works}
-    assert compare(problem, works, found) == {}
-    assert found[OURS].errors.keys() == {"loss", "d A", "d B"}
-    assert all(error < 1e-4 for error in found[OURS].errors.values())  # float32, three network calls and a decoder
+    works, found = first_runs(problem, (RIVAL, OURS))
+    ours = found[OURS]
+    assert isinstance(ours, Found), ours
+    assert ours.errors.keys() == {"loss", "d A", "d B"}
+    assert all(error < 1e-4 for error in ours.errors.values())  # float32, three network calls and a decoder
+    assert problem.names[KERNELS] == "ours, kernels"
+    if not torch.cuda.is_available():
+        with pytest.raises(Unavailable, match="kernels run on a GPU"):
+            prepare(problem, KERNELS)
     again = outputs(works[OURS])  # weights and gradients were put back
     first = outputs(works[OURS])
     assert again is not None and first is not None
@@ -67,13 +71,12 @@ def test_a_gradient_that_only_the_clamp_takes_is_seen(monkeypatch: pytest.Monkey
     assert isinstance(found[OURS], AssertionError)
 
 
-def test_the_same_step_has_the_same_rollout_whatever_the_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_step_has_the_same_rollout_whatever_the_reward() -> None:
     case = small("same_step")
-    one, four, every = (name for name in case.providers if name != LATENT)
-    problem, found = measure(case, (one, four, every), 0.0, 1)
+    problem, found = measure(case, case.providers, 0.0, 1)
     for name, each in found.items():
         assert isinstance(each, Found), each
-        assert all(error == 0 for error in each.errors.values()) and len(each.errors) == 3
+        assert all(error == 0 for error in each.errors.values()) and each.errors.keys() == {"sampled_step", "latents 5"}
         assert set(each.parts) == {"rollout", "reward", "decode", "backward", "optimizer"}
         assert (each.parts["decode"] > 0) == (name != LATENT) and min(each.parts.values()) >= 0
         assert sum(each.parts.values()) <= max(each.seconds)
@@ -81,16 +84,51 @@ def test_the_same_step_has_the_same_rollout_whatever_the_reward(monkeypatch: pyt
         line = dict(zip(HEAD, cells(row), strict=True))
         assert line["steps/s"] != "-" and line["rollout ms"] != "-" and (line["decode ms"] == "-") == (name == LATENT)
     kept = [each.saved_bytes for each in found.values() if isinstance(each, Found) and each.saved_bytes]
-    assert kept[1] < kept[2] <= kept[3]  # more frames
+    assert list(found)[1:] == ["pixel_1", "pixel_4", "pixel_all", PLAIN]
+    assert kept[1] < kept[2] <= kept[3] < 0.3 * kept[4]  # more frames, and all that a decoder makes of them
 
-    right = worlds.config
 
-    def other_noise(world: str, overrides: Any) -> Any:
-        return right(world, (*overrides, "seed=1") if PIXEL in overrides else overrides)
+def test_a_plain_decoder_leaves_the_blocks_checkpointed() -> None:
+    stage, own = step_problem.Stage("tiny"), worlds.config("tiny")
+    model, _, decoder = stage.model(own)
+    latents = torch.zeros(1, *model.latent_shape(5, 24, 32), requires_grad=True)
+    kept = {}
+    for decoder.plain in (False, True):
+        with SavedBytes() as saved:
+            model.decode(latents)
+        kept[decoder.plain] = saved.peak
+        assert model.checkpointing == own.backbone.checkpointing == "full"
+    assert kept[False] < 0.5 * kept[True]
 
-    monkeypatch.setattr(worlds, "config", other_noise)
-    _, found = measure(case, (one,), 0.0, 1)
-    assert isinstance(found[one], AssertionError)
+
+def test_a_plain_decoder_of_wans_says_why_it_is_not_there() -> None:
+    (case,) = (case for case in cases("wan-1.3b") if case.operation == "same_step")
+    with pytest.raises(Unavailable, match="keeps everything"):
+        prepare(case.build(**case.settings), PLAIN)
+
+
+@pytest.mark.parametrize("planted", [lambda noise: noise * (1 + 1e-5), lambda noise: noise.roll(1, -1)])
+def test_other_noise_is_no_same_step(planted: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the pixel side alone: a little larger, or the same numbers elsewhere."""
+    right = step_problem.Stage.objective
+
+    def objective(stage: step_problem.Stage, own: Any) -> Any:
+        made = right(stage, own)
+        draw = made.draw
+
+        def other(*given: Any) -> Any:
+            *rest, noise = draw(*given)
+            return *rest, planted(noise)
+
+        if own.reward.space == "pixel":
+            made.draw = other  # type: ignore[method-assign]
+        return made
+
+    monkeypatch.setattr(step_problem.Stage, "objective", objective)
+    _, found = measure(small("same_step"), ("pixel_1",), 0.0, 1)
+    wrong = found["pixel_1"]
+    assert isinstance(wrong, AssertionError) and "did not compute what latent did: latents" in str(wrong)
+    assert isinstance(found[LATENT], Found)
 
 
 def test_evaluations_are_those_that_were_made() -> None:
@@ -101,6 +139,25 @@ def test_evaluations_are_those_that_were_made() -> None:
     expected = {"prfl": 3 + 3 + 1 + 3 * 4 / 6, "vader_5": 6 + 5 * 4, "full_chain": 6 + 6 * 4 + 3 * 4 / 6}
     for name, evaluations in expected.items():
         assert prepare(problem, name).facts[EVALUATIONS] == pytest.approx(evaluations), name
+    gradients = {"prfl": 1, "reuse": 1, "vader_5": 5, "full_chain": 6}
+    for name, steps in gradients.items():
+        assert prepare(problem, name).facts[GRADIENTS] == steps, name
+
+
+def test_ours_with_kernels_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def step_work(stage: Any, own: Any, **_: Any) -> Work:
+        asked.append(own.backbone)
+        return Work(lambda _: None)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("prfl.benchmark.rival_cases.step_work", step_work)
+    for operation in ("rival_prfl", "rival_vader"):
+        problem = build_case(small(operation))
+        for name in (OURS, KERNELS):
+            prepare(problem, name)
+    assert [own.kernels for own in asked] == ["auto", "triton"] * 2
 
 
 def test_each_method_has_a_gradient_and_reuse_counts_by_the_step() -> None:
