@@ -15,6 +15,7 @@ from prfl.forecast.live_bytes import LiveBytes, SavedBytes, fused_on_meta
 from prfl.objective.pathwise import Pathwise
 from prfl.objective.scorer import LatentScorer, RewardLoss, reward_gradient
 from prfl.objective.vader import Vader
+from prfl.offload import HostStore
 from prfl.solvers import euler
 from tests.objective.parts import (
     LOSS,
@@ -65,6 +66,31 @@ def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: WanBackbo
     held = mode != "none"  # of one edge: the reward lives beside it
     assert alive[5] <= alive[2] + (3 + 2) * LATENTS + 64
     assert held or alive[2] <= 1.1 * alive[1]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_distance_takes_one_of_the_offloaded_latents_at_a_time(
+    tiny_backbone: WanBackbone, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = with_policy(tiny_backbone)
+    backbone.checkpointing, backbone.offload = "full", True
+    peaks, taken = {}, []
+    take = HostStore.take
+    monkeypatch.setattr(HostStore, "take", lambda self, parked: taken.append(parked) or take(self, parked))
+    for last_steps in (2, 6):
+        objective = make_objective(backbone, last_steps, distance_weight=weight)
+        objective.distance_every = 1
+        choice = objective.choose(0)
+        _, condition, start = objective.draw(0, INDICES)
+        with backbone.adapter("policy"):
+            trajectory = objective.trajectory(objective.network(condition), start, choice, 0, INDICES, held_edge=False)
+        backbone.offload = False  # its blocks' checkpoints would be in the store of their own
+        taken.clear()
+        with LiveBytes() as counted:
+            objective.distance(0, trajectory, choice, condition)
+        backbone.offload, peaks[last_steps] = True, counted.peak
+        assert len(taken) == last_steps
+    assert peaks[6] < peaks[2] + LATENTS
 
 
 def test_the_joint_graph_is_not_flat(tiny_backbone: WanBackbone) -> None:
