@@ -115,23 +115,32 @@ def train_policy(
         found = policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
         return found | (kept.after_round(step) if kept else {})
 
-    def stop_on_hacking(step: int) -> dict[str, float]:
-        if fallen:
-            show_report(run.path)
-            raise PrflError(
-                f"reward hacking at step {step}: {'; '.join(map(str, fallen))}",
-                where=str(run.samples),
-                fix=f"take a checkpoint of step {fallen[0].since} or soon after; train with a lower learning rate, "
-                "objective.sft or objective.distance_weight, or a better reward; or evaluation.stop_on_hacking=false, "
-                "with evaluation.keep_best to have the best round",
-            )
-        return {}
-
-    def finish(step: int) -> dict[str, float]:
+    def save_result() -> None:
         if kept:
             kept.restore()
         if processes.is_main():
             build.save_policy(run.path, model, config)
+
+    def stop_on_hacking(step: int) -> dict[str, float]:
+        if fallen:
+            better = (
+                "train with a lower learning rate, objective.sft or objective.distance_weight, or a better reward; "
+            )
+            if kept:  # this is the end of the run, and its best round is known
+                save_result()
+                place = build.policy_place(config, run.path)
+                fix = f"{place} is the policy of step {kept.best[0]}, the best round by {kept.key}; to have more, "
+                fix += better + "or evaluation.stop_on_hacking=false"
+            else:
+                fix = f"take a checkpoint of step {fallen[0].since} or soon after; {better}or "
+                fix += "evaluation.stop_on_hacking=false, with evaluation.keep_best to have the best round"
+            show_report(run.path)
+            what = f"reward hacking at step {step}: {'; '.join(map(str, fallen))}"
+            raise PrflError(what, where=str(run.samples), fix=fix)
+        return {}
+
+    def finish(step: int) -> dict[str, float]:
+        save_result()
         if config.evaluation.final_samples:
             compare_base(config, model, rewards, run)
         return {}
