@@ -25,6 +25,7 @@ from prfl.forecast.live_bytes import fused_on_meta
 from prfl.forecast.memory import Memory, predict_memory
 from prfl.forecast.parts import Part, Shapes, module_bytes, pinned
 from prfl.forecast.rewards import reward_on_meta
+from prfl.objective.reuse import Reuse
 from prfl.objective.scorer import decode_frames
 from prfl.offload import HostStore
 from prfl.reward.latent import LatentReward
@@ -355,7 +356,10 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
-    assert found.host == most * pinned(tensors // (2 * most + 1)), "the latents"
+    own, stored = build.backbone(config), Reuse(3, 4)
+    stored.begin(0, own.adapter_parameters("policy"))
+    weights = sum(tensor.nbytes for tensor in stored.weights.values())
+    assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
 
 
 def test_methods_that_draw_are_predicted_at_their_most(make: Callable[..., Config]) -> None:
