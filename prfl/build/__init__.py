@@ -25,6 +25,7 @@ from prfl.build.objectives import method as method
 from prfl.build.objectives import preference as preference
 from prfl.build.objectives import regulariser as regulariser
 from prfl.build.objectives import reuse as reuse
+from prfl.build.objectives import scorer as scorer
 from prfl.build.objectives import sft as sft
 from prfl.build.objectives import steering as steering
 from prfl.build.policies import finished_run as finished_run
