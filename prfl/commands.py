@@ -90,8 +90,7 @@ def train_policy(
     if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
         what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(known['validation'])}"
         raise PrflError(what, where="data.prompts.validation", fix="give more, or evaluation.stop_on_hacking=false")
-    used = [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
-    model.remember(["", *used], progress("encoding the prompts"))
+    build.remember(config, model, prompts_of(config), progress("encoding the prompts"))
     reward: build.Reward | None = None
     if isinstance(config.objective, SftConfig):
         assert clips is not None
@@ -154,6 +153,12 @@ def train_policy(
     return begin(objective, hooks=hooks, regulariser=regulariser, enough=enough, finish=finish)
 
 
+def prompts_of(config: Config) -> list[str]:
+    """What a policy's training encodes beside its clips' prompts: what is watched, and what chains start with."""
+    known = build.prompts(config.data.prompts)
+    return [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
+
+
 def outcome_of(
     config: Config,
     model: WanBackbone,
@@ -200,7 +205,12 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
 
 def cache(config: Config) -> None:
     """Encode the config's clips and prompts."""
-    build.fill_cache(config, build.backbone(config), progress("generated clips"))
+    model = build.backbone(config)
+    if build.has_clips(config):
+        build.fill_cache(config, model, progress("generated clips"))
+    if not isinstance(config.objective, PreferenceConfig):  # which reads its clips' prompts alone
+        encoded = build.remember(config, model, prompts_of(config), progress("encoding the prompts"))
+        console.print(f"{encoded} prompts encoded that no clip has", markup=False)
 
 
 def evaluate(
@@ -252,6 +262,7 @@ def evaluate_policy(config: Config, model: WanBackbone) -> None:
     if not config.evaluation.final_samples:
         fix = "say how many samples: evaluation.final_samples=64"
         raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
+    build.remember(config, model, build.prompts(config.data.prompts)["test"], progress("encoding the prompts"))
     reward = None if isinstance(config.objective, SftConfig) else build.trained_reward(config, model)
     compare_base(config, model, build.watched_rewards(config, model, reward), RunFolder(config.run))
     show_report(config.run)
@@ -272,6 +283,7 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
     build.load_policy(config, model)
     known = build.prompts(config.data.prompts)
     some = (known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
+    build.remember(config, model, some, progress("encoding the prompts"))
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
     per_prompt = config.evaluation.samples_per_prompt
     outcomes = [

@@ -10,6 +10,7 @@ from prfl.build.inputs import fill_cache as fill_cache
 from prfl.build.inputs import has_clips as has_clips
 from prfl.build.inputs import manifest as manifest
 from prfl.build.inputs import prompts as prompts
+from prfl.build.inputs import remember as remember
 from prfl.build.models import POLICY as POLICY
 from prfl.build.models import architecture as architecture
 from prfl.build.models import attention as attention
