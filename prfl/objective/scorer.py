@@ -176,7 +176,8 @@ def reward_gradient(
     """d mean(loss) / d latents on a detached leaf, and metrics; nothing of the reward's graph is left behind.
 
     sigma: ().  at_once: samples whose graph lives at once, None is all; the mean is a sum over samples, so the gradient
-    is the same.  Raises PrflError when no gradient gets from the reward to the latents, or it is not finite.
+    is the same.  Raises PrflError when no gradient gets from the reward to the latents.  One that is not finite is
+    returned as it is: the trainer stops before the optimizer's step, and leaves the batch.
     """
     count = len(latents)
     gradients, losses, rewards, scored = [], [], [], []
