@@ -90,8 +90,7 @@ def train_policy(
     if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
         what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(known['validation'])}"
         raise PrflError(what, where="data.prompts.validation", fix="give more, or evaluation.stop_on_hacking=false")
-    used = [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
-    model.remember(["", *used], progress("encoding the prompts"))
+    build.remember(config, model, prompts_of(config), progress("encoding the prompts"))
     reward: build.Reward | None = None
     if isinstance(config.objective, SftConfig):
         assert clips is not None
@@ -115,23 +114,32 @@ def train_policy(
         found = policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
         return found | (kept.after_round(step) if kept else {})
 
-    def stop_on_hacking(step: int) -> dict[str, float]:
-        if fallen:
-            show_report(run.path)
-            raise PrflError(
-                f"reward hacking at step {step}: {'; '.join(map(str, fallen))}",
-                where=str(run.samples),
-                fix=f"take a checkpoint of step {fallen[0].since} or soon after; train with a lower learning rate, "
-                "objective.sft or objective.distance_weight, or a better reward; or evaluation.stop_on_hacking=false, "
-                "with evaluation.keep_best to have the best round",
-            )
-        return {}
-
-    def finish(step: int) -> dict[str, float]:
+    def save_result() -> None:
         if kept:
             kept.restore()
         if processes.is_main():
             build.save_policy(run.path, model, config)
+
+    def stop_on_hacking(step: int) -> dict[str, float]:
+        if fallen:
+            better = (
+                "train with a lower learning rate, objective.sft or objective.distance_weight, or a better reward; "
+            )
+            if kept:  # this is the end of the run, and its best round is known
+                save_result()
+                place = build.policy_place(config, run.path)
+                fix = f"{place} is the policy of step {kept.best[0]}, the best round by {kept.key}; to have more, "
+                fix += better + "or evaluation.stop_on_hacking=false"
+            else:
+                fix = f"take a checkpoint of step {fallen[0].since} or soon after; {better}or "
+                fix += "evaluation.stop_on_hacking=false, with evaluation.keep_best to have the best round"
+            show_report(run.path)
+            what = f"reward hacking at step {step}: {'; '.join(map(str, fallen))}"
+            raise PrflError(what, where=str(run.samples), fix=fix)
+        return {}
+
+    def finish(step: int) -> dict[str, float]:
+        save_result()
         if config.evaluation.final_samples:
             compare_base(config, model, rewards, run)
         return {}
@@ -143,6 +151,12 @@ def train_policy(
     enough = kept.spent if kept else None
     regulariser = build.regulariser(config, model, clips)
     return begin(objective, hooks=hooks, regulariser=regulariser, enough=enough, finish=finish)
+
+
+def prompts_of(config: Config) -> list[str]:
+    """What a policy's training encodes beside its clips' prompts: what is watched, and what chains start with."""
+    known = build.prompts(config.data.prompts)
+    return [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
 
 
 def outcome_of(
@@ -191,7 +205,12 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
 
 def cache(config: Config) -> None:
     """Encode the config's clips and prompts."""
-    build.fill_cache(config, build.backbone(config), progress("generated clips"))
+    model = build.backbone(config)
+    if build.has_clips(config):
+        build.fill_cache(config, model, progress("generated clips"))
+    if not isinstance(config.objective, PreferenceConfig):  # which reads its clips' prompts alone
+        encoded = build.remember(config, model, prompts_of(config), progress("encoding the prompts"))
+        console.print(f"{encoded} prompts encoded that no clip has", markup=False)
 
 
 def evaluate(
@@ -243,6 +262,7 @@ def evaluate_policy(config: Config, model: WanBackbone) -> None:
     if not config.evaluation.final_samples:
         fix = "say how many samples: evaluation.final_samples=64"
         raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
+    build.remember(config, model, build.prompts(config.data.prompts)["test"], progress("encoding the prompts"))
     reward = None if isinstance(config.objective, SftConfig) else build.trained_reward(config, model)
     compare_base(config, model, build.watched_rewards(config, model, reward), RunFolder(config.run))
     show_report(config.run)
@@ -263,6 +283,7 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
     build.load_policy(config, model)
     known = build.prompts(config.data.prompts)
     some = (known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
+    build.remember(config, model, some, progress("encoding the prompts"))
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
     per_prompt = config.evaluation.samples_per_prompt
     outcomes = [

@@ -10,8 +10,10 @@ import av
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from prfl import cli, draws
+from prfl.backbone.loading import Source
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation.reward_eval import MEASURES
@@ -221,9 +223,37 @@ def test_held_out_prompts_are_not_trained_on(project: Path, capsys: pytest.Captu
     assert "4 rows for training have a prompt of data.prompts.validation" in shown and "manifest.jsonl" in shown
 
 
-def test_a_cache_of_no_clips(project: Path, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["cache", "prfl.yaml", "data.manifest=null", "objective.sft=null"]) == 2
-    assert "names no clips" in capsys.readouterr().err
+ALONE = ["run=runs/alone", "data.manifest=null", "objective.sft=null", "reward.path=runs/reward/reward"]
+
+
+def test_a_cache_of_no_clips_has_the_prompts(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["cache", "prfl.yaml", *ALONE]) == 0, capsys.readouterr().err
+    assert "5 prompts encoded" in capsys.readouterr().out, "four, and the empty one"
+    assert len(list(Path("cache/prompts").iterdir())) == 5
+    assert cli.main(["cache", "prfl.yaml", *ALONE]) == 0
+    assert "0 prompts encoded" in capsys.readouterr().out
+
+
+def test_a_second_start_needs_no_text_encoder(
+    project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It, or a command on the finished run, reads what the first one wrote; the run goes on bit for bit."""
+    assert cli.main(["train", "reward.yaml"]) == 0
+    whole = ["training.steps=4", "evaluation.every=2", "data.cache=other"]
+    assert cli.main(["train", "prfl.yaml", *ALONE, "run=runs/whole", *whole]) == 0, capsys.readouterr().err
+    assert cli.main(["train", "prfl.yaml", *ALONE]) == 0, capsys.readouterr().err
+
+    def touched(self: Source, dtype: torch.dtype) -> None:
+        raise AssertionError("the text encoder was loaded")
+
+    monkeypatch.setattr(Source, "load_text", touched)
+    assert cli.main(["train", "prfl.yaml", *ALONE, "training.steps=4"]) == 0, capsys.readouterr().err
+    assert cli.main(["sample", "prfl.yaml", *ALONE]) == cli.main(["eval", "prfl.yaml", *ALONE]) == 0
+    one, two = (load_file(f"runs/{run}/policy.safetensors") for run in ("alone", "whole"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    Path("test.txt").write_text("a red square\na new prompt\n")
+    with pytest.raises(AssertionError, match="was loaded"):
+        cli.main(["train", "prfl.yaml", *ALONE])
 
 
 def test_cache_is_filled_once(project: Path, capsys: pytest.CaptureFixture) -> None:

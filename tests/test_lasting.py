@@ -154,6 +154,26 @@ def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, 
     assert all(torch.equal(again[name], value) for name, value in kept.items())
 
 
+def test_a_run_that_hacking_ends_keeps_its_best_round(tiny_pipeline_folder, tmp_path, monkeypatch, capsys) -> None:
+    """Each time it is started: resumed, it measures its last round again, and is ended by it again."""
+    monkeypatch.chdir(tmp_path)
+    planted_project(tiny_pipeline_folder)
+    monkeypatch.setattr(LatentReward, "logits", size_or_natural)
+    own = [*KEEP, "evaluation.stop_on_hacking=true", "training.ema_decay=0.5", "training.keep=9"]
+    for _ in range(2):
+        assert cli.main(["train", "hack.yaml", *own]) == 2
+        values = held_out("run")
+        best, ended = max(values, key=lambda step: values[step]), max(values)
+        error = " ".join(capsys.readouterr().err.split())
+        assert 0 < best < ended and f"reward hacking at step {ended}" in error
+        assert f"run/policy.safetensors is the policy of step {best}, the best round by held_out/total" in error
+        kept, written = load_file("run/policy.safetensors"), load_file(f"run/best/step-{best:06d}/policy.safetensors")
+        assert kept.keys() == written.keys() and all(torch.equal(kept[name], written[name]) for name in kept)
+        last = load_file(f"run/checkpoints/step-{ended:06d}/weights.safetensors")
+        assert any(not torch.equal(kept[name], value) for name, value in last.items()), "the checkpoint is the last's"
+        Path("run/policy.safetensors").unlink()
+
+
 def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
     tmp_path, tiny_pipeline_folder, monkeypatch
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property, partial
@@ -228,6 +228,10 @@ class WanBackbone:
             for prompt in progress(new) if new else ():
                 self._remembered[prompt] = self.condition([prompt]).to("cpu")
             self.drop_text_encoder()
+
+    def recall(self, conditions: Mapping[str, Condition]) -> None:
+        """Conditions that were encoded before, by prompt: to be looked up as if they had been ``remember``ed."""
+        self._remembered |= {prompt: condition.to("cpu") for prompt, condition in conditions.items()}
 
     @contextmanager
     def transformer_on_host(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from prfl.build.inputs import fill_cache as fill_cache
 from prfl.build.inputs import has_clips as has_clips
 from prfl.build.inputs import manifest as manifest
 from prfl.build.inputs import prompts as prompts
+from prfl.build.inputs import remember as remember
 from prfl.build.models import POLICY as POLICY
 from prfl.build.models import architecture as architecture
 from prfl.build.models import attention as attention
@@ -25,6 +26,7 @@ from prfl.build.objectives import method as method
 from prfl.build.objectives import preference as preference
 from prfl.build.objectives import regulariser as regulariser
 from prfl.build.objectives import reuse as reuse
+from prfl.build.objectives import scorer as scorer
 from prfl.build.objectives import sft as sft
 from prfl.build.objectives import steering as steering
 from prfl.build.policies import finished_run as finished_run

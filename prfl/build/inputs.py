@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from prfl.build.policies import finished_run, policy_model, weights_hash
 from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import clips as cutting
-from prfl.data.cache import build_cache
+from prfl.data.cache import LatentCache, build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.files import content_hash
 from prfl.data.manifest import read_manifest, write_manifest
@@ -174,6 +175,24 @@ def encode(config: Config, model: WanBackbone, path: Path) -> None:
         )
     if processes.is_main():
         print(report, flush=True)
+
+
+def remember(config: Config, model: WanBackbone, some: Iterable[str], progress: Callable) -> int:
+    """``model.remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
+    not are encoded once, by all processes together.  Returns how many that were."""
+    own, wanted = config.data, list(dict.fromkeys(["", *some]))
+    with located("data"):
+        stored = LatentCache.of(model, own.cache, **clip(own))
+    missing = stored.missing(wanted)
+    mine = processes.share(missing)
+    processes.wait()  # all have looked before one writes, so all share out the same list
+    with model.transformer_on_host() if mine else nullcontext():
+        for prompt in progress(mine) if mine else ():  # one by one, as ``model.remember`` does
+            stored.keep(prompt, model.condition([prompt]))
+        model.drop_text_encoder()
+    processes.wait()
+    model.recall({prompt: stored.condition(prompt) for prompt in wanted})
+    return len(missing)
 
 
 def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:

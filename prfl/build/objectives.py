@@ -120,15 +120,20 @@ def reuse(config: Config) -> Reuse | None:
     return Reuse(own.gradients_per_rollout, config.training.batch, own.drift_limit)
 
 
+def scorer(config: Config, model: WanBackbone, reward: Reward) -> LatentScorer | PixelScorer:
+    """How a reward-gradient objective reads its reward."""
+    own, scores = config.objective, config.reward
+    assert isinstance(own, SteeringConfig) and scores is not None
+    if isinstance(reward, LatentReward | RewardEnsemble):
+        return LatentScorer(reward, scores.aggregate)
+    decay = own.temporal_decay if isinstance(own, InstructVideoConfig) else None
+    return PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
+
+
 def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
-    if isinstance(reward, LatentReward | RewardEnsemble):
-        scorer: LatentScorer | PixelScorer = LatentScorer(reward, scores.aggregate)
-    else:
-        decay = own.temporal_decay if isinstance(own, InstructVideoConfig) else None
-        scorer = PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
     with located("data"):
         latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
     from_data = isinstance(own, InstructVideoConfig) or (isinstance(own, FromDataConfig) and own.from_data > 0)
@@ -139,7 +144,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
     return Pathwise(
         model,
         method(config, chain(config, model)),
-        scorer,
+        scorer(config, model, reward),
         RewardLoss(
             scores.weights or dict.fromkeys(reward.dimensions, 1.0),
             aggregate=scores.aggregate,

@@ -153,6 +153,11 @@ def _stride(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, st
         yield "rollout.stride", f"objective {objective.name} trains every step; there is none to leap over"
     if isinstance(objective, PrflConfig) and objective.from_data == 1:
         yield "rollout.stride", "objective.from_data: 1 needs no rollout"
+    if isinstance(objective, LeapAlignConfig) and objective.similarity_floor is not None:
+        what = (
+            "a leap that the rollout itself takes misses its end by nothing, so objective.similarity_floor would weigh "
+        )
+        yield "rollout.stride", what + "samples by the drawn steps; take stride: 1, or similarity_floor: null"
 
 
 def _reuse(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:

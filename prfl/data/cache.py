@@ -29,6 +29,7 @@ from torch import Tensor
 
 from prfl import processes
 from prfl.backbone import Condition, WanBackbone
+from prfl.backbone.wan import TEXT_TOKENS
 from prfl.data.files import content_hash, read_tensors, replacing
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window, read_video
@@ -53,14 +54,15 @@ class CacheReport:
 class LatentCache:
     """Where the entries of one model, clip size and rate lie.
 
-    clip: the keyword arguments of ``read_video``.  text: identity of the text encoder, and the dtype of its embeddings.
+    clip: the keyword arguments of ``read_video``.  text: identity of the text encoder, the dtype of its embeddings, and
+    where it cuts a prompt, in tokens.
     """
 
     folder: Path
     clip: dict[str, Any]
     model: dict[str, Any]
     vae_dtype: str
-    text: tuple[str, str]
+    text: tuple[str, str, int]
 
     @classmethod
     def of(
@@ -81,7 +83,7 @@ class LatentCache:
             clip,
             backbone.describe(),
             str(backbone.vae.dtype),
-            (backbone.text_identity, str(backbone.dtype)),
+            (backbone.text_identity, str(backbone.dtype), TEXT_TOKENS),
         )
 
     def latents_file(self, video: Path) -> Path:
@@ -126,6 +128,18 @@ class LatentCache:
             fix = "run `prfl cache` with the same config"
             raise PrflError(f"the prompt {prompt[:80]!r} is not in the cache", where=str(self.folder), fix=fix)
         return Condition.from_tensors(self._entry(file))
+
+    def missing(self, prompts: Iterable[str]) -> list[str]:
+        """Those of the prompts whose condition is not here, once each.  A damaged entry counts as missing."""
+        return [prompt for prompt in dict.fromkeys(prompts) if not _whole(self.prompt_file(prompt))]
+
+    def keep(self, prompt: str, condition: Condition) -> None:
+        """Write one prompt's condition, of length 1.  Raises PrflError when it is not finite."""
+        tensors = condition.tensors()
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            what = f"the text encoder gives embeddings of {prompt[:80]!r} that are not finite"
+            raise PrflError(what, where="backbone.dtype", fix="load the model in float32")
+        _write(self.prompt_file(prompt), tensors, {"prompt": prompt})
 
     @staticmethod
     def _entry(file: Path) -> dict[str, Tensor]:
@@ -178,19 +192,12 @@ def build_cache(
             some = entries[start : start + together]
             failed += sum(processes.gather(_encode_videos(backbone, cache, processes.share(some))), [])
             advance(len(some))
-    prompts = [
-        prompt for prompt in dict.fromkeys(["", *(row.prompt for row in rows)]) if not _whole(cache.prompt_file(prompt))
-    ]
+    prompts = cache.missing(["", *(row.prompt for row in rows)])
     mine = processes.share(prompts)
     processes.wait()
     with _progress("prompts", len(mine), progress) as advance:
         for prompt in mine:  # one by one, so that no prompt's bits depend on its neighbours
-            with torch.no_grad():
-                tensors = backbone.condition([prompt]).tensors()
-            if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                what = f"the text encoder gives embeddings of {prompt[:80]!r} that are not finite"
-                raise PrflError(what, where="backbone.dtype", fix="load the model in float32")
-            _write(cache.prompt_file(prompt), tensors, {"prompt": prompt})
+            cache.keep(prompt, backbone.condition([prompt]))
             advance(1)
     processes.wait()
     same = {some[0]: some for some in todo.values()}

@@ -253,5 +253,5 @@ def memory(config: Config, model: WanBackbone, free: int | None) -> Check:
     short = predicted.peak - free
     problem = f"{short / GIB:.1f} GiB more than is free; {advice(config)}" if short > 0 else ""
     if not problem and predicted.host > available("cpu"):
-        problem = f"backbone.offload moves {gib(predicted.host)} to host memory, where {gib(available('cpu'))} are free"
+        problem = f"the run keeps {gib(predicted.host)} in host memory, where {gib(available('cpu'))} are free"
     return Check("memory", f"{text}; {gib(free)} free", problem)

@@ -14,7 +14,7 @@ from prfl import build
 from prfl.config import identity
 from prfl.config.data_schema import Section
 from prfl.config.rules import conflicts
-from prfl.config.schema import AdapterConfig, Config
+from prfl.config.schema import AdapterConfig, Config, RolloutConfig
 from prfl.errors import PrflError
 from prfl.forecast.memory import predict_memory
 from prfl.forecast.tables import gib
@@ -52,7 +52,7 @@ def knobs(config: Config) -> list[Knob]:
 
 
 def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
-    own, data, training = config.backbone, config.data, config.training
+    own, data, training, rollout = config.backbone, config.data, config.training, config.rollout
     modes = ["none", "attention", "full"]
     offloads = build.device_kind(config) == "cuda" and not own.offload  # on a CPU nothing would move
     for mode in modes[modes.index(own.checkpointing) :]:
@@ -63,6 +63,8 @@ def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
                 yield _written(turned), turned, ""
     if own.dtype == "float32":
         yield from _one({"backbone.dtype": "bfloat16"}, "less exact")
+    if build.device_kind(config) == "cuda" and any(each.backend != "triton" for each in build.kernels(config).values()):
+        yield from _one({"backbone.kernels": "triton"})  # where one of them cannot run, the prediction refuses it
     if own.train == "full":
         lora = {"backbone.train": "lora", "backbone.adapter": AdapterConfig(rank=32, alpha=32)}
         yield "backbone.train=lora backbone.adapter='{rank: 32, alpha: 32}'", lora, "trains fewer weights"
@@ -70,6 +72,12 @@ def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
         yield from _one({"training.accumulation": training.batch})
     if training.batch > training.accumulation and config.reward and config.reward.batch != 1:
         yield from _one({"reward.batch": 1})
+    if rollout.guidance.gradient == "both":
+        yield from _one({"rollout.guidance.gradient": "cond"}, "another gradient")
+    if rollout.gradients_per_rollout > 1:  # whose outputs stay on the device from step to step
+        turned, usual = {"rollout.gradients_per_rollout": 1}, RolloutConfig.model_fields["drift_limit"].default
+        turned |= {} if rollout.drift_limit == usual else {"rollout.drift_limit": usual}  # nobody reads it then
+        yield from _one(turned, "a rollout for every step, which takes longer")
     if getattr(config.objective, "frames", None) not in (None, "one"):
         yield from _one({"objective.frames": "one"}, "scores one latent frame a step")
     if config.evaluation.batch > 1:

@@ -37,7 +37,8 @@ class Memory:
     """fixed: what is alive all the time.  phases: what each phase of a step adds at its peak, one after another.
 
     trainable: number of trained parameters.  assumed: in words, what was not known; empty where everything was.
-    host: bytes that a GPU run moves to host memory (``backbone.offload``).
+    host: bytes that a GPU run keeps in host memory: what ``backbone.offload`` moves there, and of a rollout that serves
+    several steps its latents and a copy of the trained weights that made it.
     """
 
     fixed: list[Part]
@@ -74,7 +75,8 @@ def predict_memory(config: Config, model: WanBackbone) -> Memory:
         )
         host = host_bytes(config, model, shapes) if model.offload else 0
     if config.rollout.gradients_per_rollout > 1 and build.device_kind(config) == "cuda":
-        host += stored_rollout(config, model)[0] * pinned(sum_bytes([shapes.latents(config.training.batch)]))
+        waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
+        host += stored_rollout(config, model)[0] * waiting + sum_bytes(trained)  # the weights are not pinned
     return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
 
 

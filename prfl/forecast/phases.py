@@ -185,12 +185,14 @@ def reward_phases(
         yield Part("reward: forward and backward", counted.peak, saved)
         return
     leaf = latents.requires_grad_()
-    assert isinstance(config.objective, SteeringConfig)
-    frames = config.objective.frames
-    with LiveBytes() as counted, PixelScorer(reward, model, config.seed).selected():
-        pixels, times = decode_frames(model, leaf, costliest_frames(latents.shape[2], frames))
+    scorer = build.scorer(config, model, reward)
+    assert isinstance(scorer, PixelScorer)
+    count = latents.shape[2]
+    chosen = costliest_frames(count, scorer.frames)
+    with LiveBytes() as counted, scorer.selected():
+        pixels, times = decode_frames(model, leaf, chosen)
         decoder, decoder_peak = counted.live, counted.peak
-        scores = reward.logits(pixels, condition, times)
+        scores = scorer.read(pixels, times, condition, chosen, count)
         saved = counted.live - decoder
         backward(scores, leaf, trains)
     yield Part("decoder: forward, kept for the reward's gradient", held + decoder_peak, decoder)

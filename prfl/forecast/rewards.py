@@ -11,6 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 from prfl import build
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, PreferenceConfig, listed
+from prfl.config.steering_schema import InstructVideoConfig
 from prfl.reward.aesthetic import AestheticMlp, AestheticReward
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.files import read_config
@@ -56,6 +57,10 @@ def reads_of_a_score(config: Config) -> int:
     """Forward passes of the reward for one score with its gradient: of an ensemble whose members have adapters, two for
     each adapter and, together, for those that have none (``RewardEnsemble``).  A reward that is not trained yet, or not
     in a folder, counts as one without."""
+    own = config.objective
+    alone = isinstance(own, InstructVideoConfig) and own.temporal_decay is not None and own.frames not in ("one", 1)
+    if isinstance(config.reward, PixelRewardConfig):  # ``PixelScorer``: frames that are scored by themselves, again
+        return 2 if alone and not config.reward.aesthetic else 1
     paths = listed(config.reward.path) if config.reward else []
     places = [Path(build.reward_place(path)) for path in paths]
     passes = {i if place.is_dir() and read_config(place).get("adapter") else None for i, place in enumerate(places)}

@@ -63,5 +63,5 @@ def memory_table(config: Config, memory: Memory) -> Table:
     table.add_section()
     table.add_row("peak: all that is always alive, and the largest phase", gib(memory.peak), "", style="bold")
     if memory.host:
-        table.add_row("beside it, in host memory: what is offloaded", gib(memory.host), "")
+        table.add_row("beside it, in host memory: what waits there", gib(memory.host), "")
     return table

@@ -27,7 +27,7 @@ class Stateful(Protocol):
     """An objective that carries something from one optimizer step to the next."""
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """After each step: its metrics over the whole batch, the same on every process."""
+        """After each step that is whole: its metrics over the whole batch, the same on every process."""
         ...
 
     def carried(self) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -25,21 +25,22 @@ def squared_difference(backbone: WanBackbone, latents: Tensor, sigma: Tensor, co
 
 
 @torch.no_grad()
-def velocity_distance(backbone: WanBackbone, adapter: str, states: Sequence[State], condition: Condition) -> float:
-    """Mean over states of ``squared_difference``."""
+def velocity_distance(backbone: WanBackbone, adapter: str, states: Iterable[State], condition: Condition) -> float:
+    """Mean over states of ``squared_difference``; each is asked for when its turn comes: it may be in host memory."""
     with backbone.adapter(adapter):
         values = [squared_difference(backbone, x, sigma, condition).mean() for x, sigma in states]
     return float(torch.stack(values).mean())
 
 
 def accumulate_distance(
-    backbone: WanBackbone, adapter: str, states: Sequence[State], condition: Condition, weight: float
+    backbone: WanBackbone, adapter: str, states: Iterable[State], count: int, condition: Condition, weight: float
 ) -> float:
-    """``velocity_distance``, with the gradient of weight * it added to ``.grad``; one state's graph at a time."""
+    """``velocity_distance`` over ``count`` states, with the gradient of weight * it added to ``.grad``; one state's
+    graph at a time."""
     total = 0.0
     with backbone.adapter(adapter):
         for latents, sigma in states:
-            value = squared_difference(backbone, latents, sigma, condition).mean() / len(states)
+            value = squared_difference(backbone, latents, sigma, condition).mean() / count
             (weight * value).backward()
             total += float(value.detach())
     return total

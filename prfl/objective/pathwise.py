@@ -312,9 +312,13 @@ class Pathwise:
 
     def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
         """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
-        states = [(trajectory.at(k), trajectory.sigma(k, trajectory.at(k))) for k in sorted(choice.plan.trains)]
+        trained = sorted(choice.plan.trains)
+        latents = ((k, trajectory.at(k)) for k in trained)  # one at a time: they may wait in host memory
+        states = ((x, trajectory.sigma(k, x)) for k, x in latents)
         if self.distance_weight:
-            value = accumulate_distance(self.backbone, self.adapter, states, condition, self.distance_weight)
+            value = accumulate_distance(
+                self.backbone, self.adapter, states, len(trained), condition, self.distance_weight
+            )
         elif self.distance_every and step % self.distance_every == 0:
             value = velocity_distance(self.backbone, self.adapter, states, condition)
         else:

@@ -7,13 +7,15 @@ active while it is run and differentiated (``selected``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from prfl import draws
 from prfl.backbone.condition import Condition
@@ -73,6 +75,11 @@ class PixelScorer:
     ones receive gradient, and activations are kept from the first to the last of them.
     temporal_decay: None scores all of them together; else each latent frame t of T is scored by itself, and the score
     is the mean over the drawn ones of exp(-decay |t - (T - 1) / 2|) times theirs (InstructVideo).
+
+    Frames that are scored by themselves are differentiated by themselves too: each is read without a graph, and read
+    again in the backward pass, where its gradient is added at the pixels and its activations are freed before the next
+    one's; then comes the decoder's one backward pass.  Nothing else in here comes apart: ``PixelReward`` mixes frames,
+    and its dimensions, like a latent head's, are the last layer of one trunk, whose activations each of them needs.
     """
 
     reward: PixelReward | AestheticReward
@@ -94,12 +101,18 @@ class PixelScorer:
         return self.backbone.adapter(None)
 
     def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition, step: int) -> Scores:
-        count = latents.shape[2]
-        chosen = draw_frames(count, self.frames, self.seed, step)
+        chosen = draw_frames(latents.shape[2], self.frames, self.seed, step)
         pixels, times = decode_frames(self.backbone, latents, chosen)
-        read = self.reward if self.aggregate == "sum" else self.reward.logits
+        return self.read(pixels, times, condition, chosen, latents.shape[2])
+
+    def read(self, pixels: Tensor, times: Tensor, condition: Condition, chosen: Sequence[int], count: int) -> Scores:
+        """The scores of decoded pixels (``decode_frames``) of the chosen ones of so many latent frames."""
+        read: Callable[..., Scores] = self.reward if self.aggregate == "sum" else self.reward.logits
         if self.temporal_decay is None:
             return read(pixels, condition, times)
+        # AestheticReward does this by itself, for a few frames at a time.
+        if len(chosen) > 1 and not isinstance(self.reward, AestheticReward):
+            read = partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
         lengths = [1 if t == 0 else self.backbone.temporal_factor for t in chosen]
         weights = [math.exp(-self.temporal_decay * abs(t - (count - 1) / 2)) / len(chosen) for t in chosen]
         clips = zip(pixels.split(lengths, dim=2), times.split(lengths), weights, strict=True)
@@ -163,7 +176,8 @@ def reward_gradient(
     """d mean(loss) / d latents on a detached leaf, and metrics; nothing of the reward's graph is left behind.
 
     sigma: ().  at_once: samples whose graph lives at once, None is all; the mean is a sum over samples, so the gradient
-    is the same.  Raises PrflError when no gradient gets from the reward to the latents, or it is not finite.
+    is the same.  Raises PrflError when no gradient gets from the reward to the latents.  One that is not finite is
+    returned as it is: the trainer stops before the optimizer's step, and leaves the batch.
     """
     count = len(latents)
     gradients, losses, rewards, scored = [], [], [], []

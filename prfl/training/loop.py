@@ -207,8 +207,6 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
     with clock("processes") if accelerator.num_processes > 1 else nullcontext():  # waits for the slowest one
         metrics = average_metrics(records, [len(part) for part in parts])
         average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
-    if isinstance(objective, Stateful):
-        objective.observe(metrics)
     if step == 0:  # after the average: a process whose own samples are all beyond the hinge is no fault
         guards.check_gradient_arrived(state.parameters, name)
     with clock("optimizer"):
@@ -216,6 +214,8 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
         indices = [index for part in parts for index in part]
         numbers = metrics | {"gradient_norm": norm}
         guards.check_finite(objective, trainer.run.path, step, indices, numbers, accelerator.process_index)
+        if isinstance(objective, Stateful):  # not before: a failed step is described as it was
+            objective.observe(metrics)
         rate = learning_rate(
             step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
         )

@@ -74,7 +74,7 @@ def test_remembered_prompts_need_no_text_encoder(folder: Path) -> None:
         backbone.condition([prompts[0], "another prompt"])
 
 
-def test_another_text_encoder_has_another_identity(folder: Path) -> None:
+def test_another_text_encoder_has_another_identity(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = load_backbone(folder)
     weights = folder / "text_encoder" / "model.safetensors"
     tensors = load_file(weights)
@@ -85,6 +85,9 @@ def test_another_text_encoder_has_another_identity(folder: Path) -> None:
     assert before.text_identity != after.text_identity and before.describe() == after.describe()
     caches = [LatentCache.of(some, folder, frames=5, height=16, width=16, fps=8) for some in (before, after)]
     assert caches[0].prompt_file("a") != caches[1].prompt_file("a"), "embeddings of the old one would be found"
+    monkeypatch.setattr("prfl.data.cache.TEXT_TOKENS", 64)
+    shorter = LatentCache.of(after, folder, frames=5, height=16, width=16, fps=8)
+    assert shorter.prompt_file("a") != caches[1].prompt_file("a"), "nor of prompts that were cut elsewhere"
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:

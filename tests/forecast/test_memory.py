@@ -21,13 +21,15 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.draws import ChainNoises
 from prfl.forecast import memory, phases
-from prfl.forecast.live_bytes import fused_on_meta
+from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
 from prfl.forecast.memory import Memory, predict_memory
 from prfl.forecast.parts import Part, Shapes, module_bytes, pinned
 from prfl.forecast.rewards import reward_on_meta
+from prfl.objective.reuse import Reuse
 from prfl.objective.scorer import decode_frames
 from prfl.offload import HostStore
 from prfl.reward.latent import LatentReward
+from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.rollout import guided_network, rollout
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
@@ -355,7 +357,10 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
-    assert found.host == most * pinned(tensors // (2 * most + 1)), "the latents"
+    own, stored = build.backbone(config), Reuse(3, 4)
+    stored.begin(0, own.adapter_parameters("policy"))
+    weights = sum(tensor.nbytes for tensor in stored.weights.values())
+    assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
 
 
 def test_methods_that_draw_are_predicted_at_their_most(make: Callable[..., Config]) -> None:
@@ -379,6 +384,29 @@ def test_a_pixel_reward_keeps_the_decoder(make: Callable[..., Config]) -> None:
     _, everything = predicted(make(*pixel, "objective={name: vader}"))
     _, one = predicted(make(*pixel, "objective={name: vader, frames: one}"))
     assert everything["decoder"].saved > 1.5 * one["decoder"].saved > 0
+
+
+def test_frames_that_are_scored_by_themselves_are_predicted_so(make: Callable[..., Config]) -> None:
+    """Against a real forward and backward pass through decoder and reward; one frame's activations at a time."""
+    own = ["reward.space=pixel", "objective={name: instructvideo, last_steps: 1, temporal_decay: 0.5}"]
+    own += ["data.manifest=absent.jsonl", "data.height=64", "data.width=64"]
+    config = make(*own)
+    model = build.backbone(config)
+    network = PixelNetwork(model.text_width, ["reward"])
+    scorer = build.scorer(config, model, PixelReward(network).freeze())
+    latents = torch.randn(2, *model.latent_shape(17, 64, 64))
+    with LiveBytes() as counted:
+        scores = scorer(latents.requires_grad_(), torch.tensor(0.0), inputs(model)[1], 0)
+        torch.autograd.grad(scores["reward"].sum(), latents)
+    _, parts = predicted(config)
+    assert parts["reward and decoder"].bytes == pytest.approx(counted.peak, rel=0.02)
+    assert (
+        parts["reward and decoder"].saved
+        < 0.1
+        * predicted(make(*own[2:], own[0], "objective={name: vader}", "objective.sft={}"))[1][
+            "reward and decoder"
+        ].saved
+    )
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,14 @@ def test_reward_training_and_sft(make: Callable[..., Config]) -> None:
     assert counted(make("reward=null", "objective={name: sft}", "data.manifest=m"), model) == {
         names.GRADIENT: STEPS * BATCH
     }
+
+
+@pytest.mark.parametrize(
+    ("objective", "reads"), [("", 1), (", temporal_decay: 1.0", 2), (", frames: one, temporal_decay: 1.0", 1)]
+)
+def test_frames_that_are_scored_by_themselves_are_read_again(
+    make: Callable[..., Config], objective: str, reads: int
+) -> None:
+    pixel = ["reward={space: pixel, path: absent}", f"objective={{name: instructvideo{objective}}}", "data.manifest=m"]
+    config = make(*pixel)
+    assert counted(config, build.architecture(config))[names.REWARD] == reads * STEPS * BATCH

@@ -13,9 +13,12 @@ from prfl.backbone.architecture import load_architecture
 from prfl.flow import chain_sigmas
 from prfl.forecast.live_bytes import LiveBytes, SavedBytes, fused_on_meta
 from prfl.objective.pathwise import Pathwise
-from prfl.objective.scorer import LatentScorer, RewardLoss, reward_gradient
+from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss, reward_gradient
 from prfl.objective.vader import Vader
+from prfl.offload import HostStore
+from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.solvers import euler
+from tests.conftest import TEXT_WIDTH
 from tests.objective.parts import (
     LOSS,
     PROMPTS,
@@ -65,6 +68,31 @@ def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: WanBackbo
     held = mode != "none"  # of one edge: the reward lives beside it
     assert alive[5] <= alive[2] + (3 + 2) * LATENTS + 64
     assert held or alive[2] <= 1.1 * alive[1]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_distance_takes_one_of_the_offloaded_latents_at_a_time(
+    tiny_backbone: WanBackbone, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = with_policy(tiny_backbone)
+    backbone.checkpointing, backbone.offload = "full", True
+    peaks, taken = {}, []
+    take = HostStore.take
+    monkeypatch.setattr(HostStore, "take", lambda self, parked: taken.append(parked) or take(self, parked))
+    for last_steps in (2, 6):
+        objective = make_objective(backbone, last_steps, distance_weight=weight)
+        objective.distance_every = 1
+        choice = objective.choose(0)
+        _, condition, start = objective.draw(0, INDICES)
+        with backbone.adapter("policy"):
+            trajectory = objective.trajectory(objective.network(condition), start, choice, 0, INDICES, held_edge=False)
+        backbone.offload = False  # its blocks' checkpoints would be in the store of their own
+        taken.clear()
+        with LiveBytes() as counted:
+            objective.distance(0, trajectory, choice, condition)
+        backbone.offload, peaks[last_steps] = True, counted.peak
+        assert len(taken) == last_steps
+    assert peaks[6] < peaks[2] + LATENTS
 
 
 def test_the_joint_graph_is_not_flat(tiny_backbone: WanBackbone) -> None:
@@ -157,3 +185,29 @@ def test_scoring_in_parts_takes_less(tiny_backbone: WanBackbone) -> None:
             objective.accumulate(0, range(4))
         peaks[at_once] = taken[0]
     assert peaks[1] < 0.3 * peaks[None]
+
+
+@pytest.mark.parametrize("decoder", ["none", "full"])
+def test_frames_scored_by_themselves_are_differentiated_one_at_a_time(
+    tiny_backbone: WanBackbone, decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is that of all frames' graphs together, and in float64 to its precision; it takes less."""
+    torch.manual_seed(1)
+    network = PixelNetwork(TEXT_WIDTH, ["motion", "look"], size=64, hidden=32, inner=32).double()
+    tiny_backbone.vae.double()
+    tiny_backbone.checkpointing = decoder
+    scorer = PixelScorer(PixelReward(network).freeze(), tiny_backbone, 0, temporal_decay=0.5)
+    latents = torch.randn(2, 4, 5, 4, 4, dtype=torch.float64)
+    condition = tiny_backbone.condition(PROMPTS[:2])
+
+    def found() -> tuple[Tensor, dict[str, float], int]:
+        with LiveBytes() as counted:
+            gradient, metrics = reward_gradient(scorer, LOSS, latents, torch.tensor(0.0), condition, 0)
+        return gradient, metrics, counted.peak
+
+    gradient, metrics, peak = found()
+    monkeypatch.setattr("prfl.objective.scorer.checkpoint", lambda read, *inputs, **_: read(*inputs))
+    together, expected, all_of_them = found()
+    torch.testing.assert_close(gradient, together, rtol=1e-12, atol=1e-14)
+    assert metrics == pytest.approx(expected, rel=1e-12)
+    assert peak < 0.7 * all_of_them

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from prfl import draws
+from prfl.backbone import Condition
+from prfl.config.schema import TrainingConfig
 from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
 from prfl.objective import pathwise
@@ -19,8 +23,9 @@ from prfl.objective.prfl import Prfl
 from prfl.objective.reuse import Reuse, span
 from prfl.rollout import coarse, one_step
 from prfl.solvers import euler, flow_sde
+from prfl.training import RunFolder, make_accelerator, train
 from tests.objective.parts import PROMPTS, take_gradients
-from tests.objective.toy import LOSS, toy_objective
+from tests.objective.toy import LOSS, ToyScorer, toy_objective
 
 STEPS, BATCH, SPAN = 7, 2, 3
 CHAIN = euler(chain_sigmas(STEPS, 3.0))
@@ -246,19 +251,26 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     assert not toy_objective(METHODS["prfl"]).carried()
 
 
-def test_what_a_failed_step_leaves_is_what_it_scored() -> None:
-    objective = reusing(METHODS["prfl"])
-    for step in range(2):
-        objective.accumulate(step, indices_of(step))
-        learn(objective)
-    seen = []
-    score = objective.scorer.__class__.__call__
-    objective.scorer.__class__.__call__ = lambda self, x, *rest: seen.append(x.detach()) or score(self, x, *rest)
-    try:
-        objective.accumulate(2, indices_of(2))
-    finally:
-        objective.scorer.__class__.__call__ = score
-    tensors, facts = objective.describe(2, indices_of(2))
-    (node,) = facts["nodes"]
-    assert torch.equal(tensors[f"scored/{node}"], seen[0])
-    assert torch.equal(tensors["start"], draws.normal((3, 1, 1, 1), 0, "start", 0, indices_of(0)).double())
+@pytest.mark.parametrize("drift_limit", [None, 1e-9])
+def test_what_a_failed_step_leaves_is_what_it_scored(
+    drift_limit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where drift was above its limit in that very step: only the next one makes a new rollout."""
+    objective = reusing(METHODS["prfl"], drift_limit)
+    seen: list[Tensor] = []
+    score = ToyScorer.__call__
+
+    def failing(self: ToyScorer, x: Tensor, sigma: Tensor, condition: Condition, step: int) -> dict[str, Tensor]:
+        seen.append(x.detach())
+        scores = score(self, x, sigma, condition, step)
+        return {name: values / (step != 1) for name, values in scores.items()}
+
+    monkeypatch.setattr(ToyScorer, "__call__", failing)
+    own = TrainingConfig(steps=3, batch=BATCH, learning_rate=0.05, trackers=[])
+    with pytest.raises(PrflError, match="in step 1"):
+        run = RunFolder(tmp_path)
+        train(objective, own, run, accelerator=make_accelerator(run, "cpu", trackers=[]))
+    left = load_file(tmp_path / "failed" / "step-000001" / "batch.safetensors")
+    (node,) = (name for name in left if name.startswith("batch/scored/"))
+    assert len(seen) == 2 and torch.equal(left[node], seen[1])
+    assert torch.equal(left["batch/start"], draws.normal((3, 1, 1, 1), 0, "start", 0, indices_of(0)).double())

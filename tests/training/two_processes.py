@@ -18,6 +18,7 @@ import yaml
 
 from prfl import build, cli, draws, processes
 from prfl.backbone import WanBackbone
+from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation import policy_eval
@@ -106,8 +107,14 @@ def everything(rank: int) -> None:
         counts["sampled"] += len(prompts)
         return sample(backbone, prompts, *others, **more)
 
+    keep = LatentCache.keep
+
+    def counted_keep(self, prompt, condition):
+        counts["prompts"] += 1
+        return keep(self, prompt, condition)
+
     processes.end = lambda: None  # one command after another in the same process
-    WanBackbone.encode, policy_eval.sample = counted_encode, counted_sample
+    WanBackbone.encode, policy_eval.sample, LatentCache.keep = counted_encode, counted_sample, counted_keep
     for name in STAGES:
         counts.clear()
         assert not train(name, f"two-{name}")
