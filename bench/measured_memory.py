@@ -13,7 +13,7 @@ from pathlib import Path
 
 import studies
 import torch
-from predicted_memory import CASES, SMALL, WHOLE_CHAIN
+from predicted_memory import CASES, SMALL
 
 from prfl import build
 from prfl.benchmark import worlds
@@ -28,7 +28,7 @@ STEPS = 2
 
 def config_of(name: str) -> Config:
     file, overrides, _ = CASES[name]
-    chain = () if set(WHOLE_CHAIN) <= set(overrides) else ("rollout.steps=4",)
+    chain = () if Path(file).stem == "full_chain" else ("rollout.steps=4",)
     one = "training.batch=1", "training.accumulation=1", "evaluation.every=0", "evaluation.final_samples=0"
     return load_config(file, ["backbone.device=cuda", *one, *chain, worlds.PROMPTS, *overrides])
 

@@ -73,6 +73,7 @@ class Recipe:
 RECIPES = {
     "prfl": Recipe("prfl"),
     "prfl, SFT every second step": Recipe("prfl", (RARER,)),
+    "prfl, SFT every fourth step": Recipe("prfl", (spine.FOURTH,)),
     "prfl, clean hand-off": Recipe("prfl", ("objective.handoff=clean",)),
     "prfl, unit weights": Recipe("prfl", ("rollout.step_weight=unit",)),
     "prfl, stride 2": Recipe("prfl", ("rollout.stride=2",)),
@@ -85,6 +86,7 @@ RECIPES = {
     "prfl, three heads": Recipe("prfl", ("reward.uncertainty_weight=1.0",), reward=ENSEMBLE),
     "dense, own steps": Recipe("dense_process", ("objective.credit=step",)),
     "dense, beta 0": Recipe("dense_process"),
+    "dense, beta 0, SFT every second step": Recipe("dense_process", (RARER,)),
     "dense, beta 1": Recipe("dense_process", ("objective.beta=1.0",)),
     "dense, beta 0, stride 2": Recipe("dense_process", ("rollout.stride=2",)),
     "draft_k": Recipe("draft_k"),

@@ -229,7 +229,8 @@ def test_the_kernels_cases_want_neither_diffusers_nor_peft() -> None:
 def test_a_measured_peak_beside_the_predicted(monkeypatch: pytest.MonkeyPatch, gpu: Any) -> None:
     """The steps that are measured are a run's: they move the adapter; here on the shapes world, the peak planted."""
     memory: Any = import_module("measured_memory")
-    assert tuple(memory.CASES) == import_module("gpu_pieces").PREDICTED
+    pieces: Any = import_module("gpu_pieces")
+    assert tuple(name for name in memory.CASES if not name.startswith("14B") or "chain" not in name) == pieces.PREDICTED
     assert memory.config_of("1.3B 480p").rollout.steps == 4
     assert memory.config_of("1.3B 480p, full chain").rollout.steps == 40
     tiny = ("configs/tiny/prfl.yaml", ("reward.path=shapes", "objective={name: prfl}", "data.generator=null"), None)

@@ -89,7 +89,11 @@ METHODS = [
         "rollout.guidance={scale: 2.0, gradient: cond}",
     ],
     ["rollout.stride=3", "backbone.checkpointing=full", "objective.handoff=clean"],
-    ["rollout.stride=2", "objective={name: leapalign}", "rollout.guidance={scale: 2.0, gradient: cond}"],
+    [
+        "rollout.stride=2",
+        "objective={name: leapalign, similarity_floor: null}",
+        "rollout.guidance={scale: 2.0, gradient: cond}",
+    ],
     ["rollout.stride=2", "objective={name: drtune, trained_steps: 1}"],
     ["objective={name: prfl, from_data: 1.0}", "data.manifest=absent.jsonl", "backbone.checkpointing=full"],
     ["objective={name: dense_process, rewards: 3, from_data: 0.5}", "data.manifest=absent.jsonl"],
