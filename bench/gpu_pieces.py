@@ -62,12 +62,12 @@ MODES = {  # gradient_call: words that choose one of its providers
     "attention-offload": "attention and offload", "none-kernels": "none and kernels",
     "full-kernels": "full and kernels and not offload", "full-offload-kernels": "full and offload and kernels",
 }  # fmt: skip
-PREDICTED = (  # the cases of bench/predicted_memory.py, but 14B's full chains
+# The cases of bench/predicted_memory.py, but 14B's full chains: two steps of forty gradients take a quarter of an hour.
+PREDICTED = (
     "1.3B 480p", "14B 480p", "14B 480p, offload", "14B 720p", "14B 720p, offload", "14B 480p, attention kept",
     "14B 480p, kernels", "14B 720p, kernels", "14B 720p, offload, kernels", "1.3B 480p, full chain",
 )  # fmt: skip
 LEFT_OUT = {  # what is in no piece, and why
-    "memory 14B full chain": "two steps of forty gradients take a quarter of an hour at 480p",
     "same_step pixel_plain": "the decoder keeps everything of all frames",
     "wan-14b gradient_step tokens75600 backward": "a run takes 45 s, and a piece has nine of them or more",
     "wan-14b gradient_step tokens75600 both": "likewise",
