@@ -7,6 +7,7 @@ frames are decoded in order, one at a time.  diffusers declares no checkpoints f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -63,19 +64,25 @@ def decode_raw(vae: AutoencoderKLWan, raw: Tensor, gradient_from: int = 0, check
         chunk = (hidden if frame >= gradient_from else hidden.detach())[:, :, frame : frame + 1]
         run = partial(_decode_frame, vae.decoder, frame == 0)
         if checkpointed and frame >= gradient_from and torch.is_grad_enabled():
-            pixels, features = checkpoint(run, chunk, *features, use_reentrant=False, preserve_rng_state=False)
-        else:
-            pixels, features = run(chunk, *features)
+            pixels, features = checkpoint(
+                partial(_with_features, run), chunk, *features, use_reentrant=False, preserve_rng_state=False
+            )
+        else:  # in place: the features of a frame are gone layer by layer as the next one's come
+            pixels = run(chunk, features)
         chunks.append(pixels)
     pixels = torch.cat(chunks, dim=2)
     return unpatchify(pixels, patch_size=vae.config.patch_size) if vae.config.patch_size is not None else pixels
 
 
-def _decode_frame(decoder: nn.Module, first: bool, chunk: Tensor, *features: Any) -> tuple[Tensor, list[Any]]:
-    """Pixels of one latent frame, and the features for the next one's: a tensor, nothing yet or a mark for each layer.
+def _decode_frame(decoder: nn.Module, first: bool, chunk: Tensor, features: list[Any]) -> Tensor:
+    """Pixels of one latent frame.  features: of the frame before, and then of this one: a tensor, nothing yet or a mark
+    for each layer, which the decoder itself writes there."""
+    return decoder(chunk, feat_cache=features, feat_idx=[0], **({"first_chunk": True} if first else {}))
 
-    They are arguments and results, as a checkpoint needs them; the decoder itself writes into a list.
-    """
+
+def _with_features(
+    run: Callable[[Tensor, list[Any]], Tensor], chunk: Tensor, *features: Any
+) -> tuple[Tensor, list[Any]]:
+    """The features as arguments and results, as a checkpoint needs them."""
     kept = list(features)
-    pixels = decoder(chunk, feat_cache=kept, feat_idx=[0], **({"first_chunk": True} if first else {}))
-    return pixels, kept
+    return run(chunk, kept), kept

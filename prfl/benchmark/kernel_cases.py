@@ -50,7 +50,7 @@ from prfl_kernels.qk_norm_rope import qk_norm_rope
 def cases(world: str) -> list[Case]:
     ranks = RANKS if world.startswith("wan") else (16,)
     found = []
-    # Each part of a pass is compiled anew: on two cores tiny, where a backward pass tells least, has five minutes for all.
+    # Each part of a pass is compiled anew, and two cores have five minutes for all of tiny.
     modes = [mode for mode in MODES if (world, mode) != ("tiny", "backward")]
     for shape, mode in product(WORLDS[world], modes):
         own = {"world": world, "tokens": shape.tokens, "mode": mode}

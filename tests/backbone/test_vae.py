@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from prfl.backbone import WanBackbone
-from prfl.backbone.vae import decode, latent_statistics
+from prfl.backbone.vae import decode, decode_raw, latent_statistics
 from prfl.errors import PrflError
-from prfl.forecast.live_bytes import SavedBytes
+from prfl.forecast.live_bytes import LiveBytes, SavedBytes
 
 
 def test_round_trip_shapes_and_normalisation(tiny_backbone: WanBackbone) -> None:
@@ -101,3 +101,14 @@ def test_a_parked_vae_comes_back_when_it_is_used(tiny_backbone: WanBackbone, mon
     monkeypatch.setattr(WanBackbone, "device", torch.device("cuda"))
     tiny_backbone.decode(torch.zeros(1, 4, 1, 2, 2))
     assert moved[-1] == "cuda", "to where the transformer is"
+
+
+def test_without_a_gradient_it_takes_no_more_than_diffusers_own(tiny_backbone: WanBackbone) -> None:
+    """The features of a frame are gone when the next one has its own: they are most of a large decoder's peak."""
+    raw = torch.randn(1, tiny_backbone.latent_channels, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    peaks = []
+    for decoded in (tiny_backbone.vae._decode, lambda raw: decode_raw(tiny_backbone.vae, raw)):
+        with torch.no_grad(), LiveBytes() as counted:
+            decoded(raw)
+        peaks.append(counted.peak)
+    assert peaks[1] <= 1.02 * peaks[0]
