@@ -16,8 +16,8 @@ from prfl.config import load_config
 from prfl.config.data_schema import Section
 from prfl.config.messages import models_in
 from prfl.config.schema import Config
+from tests.faults.project import make_project
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
-from tests.test_faults import make_project
 
 ONE_CHOICE = {("Config", "version")}  # a single value is allowed: nothing to read
 

@@ -16,7 +16,7 @@ from prfl import cli, commands  # noqa: F401  (commands: imported before the for
 from prfl.training import read_metrics
 from prfl.training.checkpoint import list_checkpoints
 from tests.conftest import save_tiny_pipeline
-from tests.test_faults import make_project
+from tests.faults.project import make_project
 
 STEPS = 10
 MOMENTS = random.Random(0)

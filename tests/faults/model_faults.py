@@ -1,0 +1,59 @@
+"""Model folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.faults.planting import fault, lying
+
+
+@fault("a model that is not there", "nowhere: cannot load the model index", "a diffusers pipeline folder or a hub id")
+def _(bench):
+    bench.patch.setenv("HF_HUB_OFFLINE", "1")
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=./nowhere")
+
+
+@fault("a safetensors file with a lying header", "model: cannot load the transformer")
+def _(bench):
+    lying(bench.copied_model() / "transformer/diffusion_pytorch_model.safetensors")
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model")
+
+
+def drop_one(path: Path, part: str) -> None:
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if part in name)]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@fault("a model that lacks a weight", "model/transformer", "the file lacks blocks.0.attn1.to_q.weight", "again, whole")
+def _(bench):
+    drop_one(bench.copied_model() / "transformer/diffusion_pytorch_model.safetensors", "attn1.to_q.weight")
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model")
+
+
+@fault("a text encoder that lacks a weight", "model/text_encoder", "the file lacks", "again, whole")
+def _(bench):
+    drop_one(bench.copied_model() / "text_encoder/model.safetensors", "SelfAttention.q")
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model", "data.cache=cache/new")
+
+
+@fault("a model in pickles", "model: cannot load the transformer", "no file named", ".safetensors")
+def _(bench):
+    path = bench.copied_model() / "transformer/diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model")
+
+
+@fault("a model that brings its own code", "cannot load the text encoder or tokenizer", "custom code")
+def _(bench):
+    folder = bench.copied_model() / "tokenizer"
+    path = folder / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    (folder / "evil.py").write_text("from pathlib import Path\nPath('pwned').touch()\nclass Evil: pass\n")
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model", "data.cache=cache/new")
