@@ -36,6 +36,14 @@ class Bench:
         assert cli.main(arguments) == 2
         return self.capsys.readouterr().err.rpartition("prfl: ")[2].strip()  # behind the libraries' own bars
 
+    def warned(self, *arguments: str) -> str:
+        """The warnings of a command that goes on to its end, one a line."""
+        self.capsys.readouterr()
+        assert cli.main(arguments) == 0
+        printed = self.capsys.readouterr()
+        lines = [line for text in (printed.out, printed.err) for line in text.splitlines()]
+        return "\n".join(line for line in lines if line.lower().startswith("warning"))
+
     def call(self, function: Callable, *args: Any, **named: Any) -> str:
         """The message of a public function that refuses."""
 
@@ -81,6 +89,7 @@ class Fault:
     parts: tuple[str, ...]  # of the message: what, where, how to mend it
     leaves: tuple[str, ...]  # the only places in which files may have changed
     plant: Callable[[Bench], str]
+    refused: bool = True  # else it is warned of, and the command goes on
 
 
 FAULTS: list[Fault] = []
@@ -89,6 +98,15 @@ FAULTS: list[Fault] = []
 def fault(name: str, *parts: str, leaves: tuple[str, ...] = ()) -> Callable:
     def register(plant: Callable[[Bench], str]) -> None:
         FAULTS.append(Fault(name, parts, leaves, plant))
+
+    return register
+
+
+def warning(name: str, *parts: str) -> Callable:
+    """A fault that prfl warns of and goes on with; the planted function returns ``bench.warned(...)``."""
+
+    def register(plant: Callable[[Bench], str]) -> None:
+        FAULTS.append(Fault(name, parts, (), plant, refused=False))
 
     return register
 
