@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from prfl import build, processes
 from prfl.backbone import WanBackbone
+from prfl.backbone.adapters import reach
 from prfl.config import dump_resolved, identity
 from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
@@ -23,10 +24,10 @@ from prfl.flow import chain_sigmas
 from prfl.forecast import out_of_memory
 from prfl.keeping import BestRound
 from prfl.objective import Objective
-from prfl.reward_stage import measure_reward, train_reward
-from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
+from prfl.reward_stage import measure_reward, train_reward, warn_of_doubts
+from prfl.training import Hook, RunFolder, TrainResult, Watched, make_accelerator
 from prfl.training import train as run_training
-from prfl.training.guards import check_starts_as_base
+from prfl.training.guards import check_differs_from_base, check_starts_as_base
 
 
 def train(config: Config, *, resume: str = "auto") -> None:
@@ -50,6 +51,8 @@ def train_stage(config: Config, resume: str) -> None:
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
     if config.backbone.adapter:
         check_starts_as_base(model, build.POLICY)
+        layers, blocks = reach(model.transformer, build.POLICY)
+        console.print(f"adapter on {layers} layers of {blocks} blocks", highlight=False)
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
     clips = build.dataset(config, model, path, "train") if path else None
     model.park_vae()
@@ -61,6 +64,7 @@ def train_stage(config: Config, resume: str) -> None:
         accelerator=accelerator,
         resume=resume,
         identity=identity(config) | build.contents(config, model, clips),
+        watched=watched(config, model),
     )
     if isinstance(config.objective, PreferenceConfig):
         assert path is not None and clips is not None
@@ -71,6 +75,16 @@ def train_stage(config: Config, resume: str) -> None:
     if result.stopped:
         raise KeyboardInterrupt
     show_report(run.path)
+
+
+def watched(config: Config, model: WanBackbone) -> Watched:
+    """What the trainer looks at beside the parameters it trains: all weights, and the policy's output by its base's."""
+    parts = {"transformer": model.transformer, "vae": model.vae}
+    weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    adapter = None if isinstance(config.objective, PreferenceConfig) else build.policy_adapter(config)
+    if adapter is None:
+        return Watched(weights)
+    return Watched(weights, partial(check_differs_from_base, model, adapter, rate=config.training.learning_rate))
 
 
 def show_report(run: Path) -> None:
@@ -97,6 +111,7 @@ def train_policy(
         objective: Objective = build.sft(config, model, clips)
     else:
         reward = build.trained_reward(config, model)
+        warn_of_doubts(reward, build.followed(config, reward), "reward.path")
         objective = build.steering(config, model, reward, clips)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []

@@ -108,6 +108,18 @@ def matching_layers(network: nn.Module, targets: Sequence[str], blocks: Sequence
     return sorted({name for names in found.values() for name in names})
 
 
+def lora_shapes(
+    network: nn.Module, rank: int, targets: Sequence[str], blocks: Sequence[int] | None = None
+) -> dict[str, tuple[int, int]]:
+    """Shapes of the parameters that ``add_lora`` would make, as ``adapter_parameters`` keys them."""
+    shapes = {}
+    for name in matching_layers(network, targets, blocks):
+        layer = network.get_submodule(name)
+        shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
+        shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+    return shapes
+
+
 class LowRank(nn.Linear):
     """The A or B of an adapter: its weights take the input's type, and their gradient comes back in their own."""
 
@@ -177,6 +189,12 @@ def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]
     if not own:
         raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
     return own
+
+
+def reach(network: nn.Module, name: str) -> tuple[int, int]:
+    """On how many layers the adapter is, and in how many blocks these lie."""
+    layers = {key.rpartition(".lora_")[0] for key in adapter_parameters(network, name)}
+    return len(layers), len({layer.split(".")[1] for layer in layers if layer.startswith("blocks.")})
 
 
 def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:

@@ -1,11 +1,12 @@
-"""A short hash that tells models apart by their weights."""
+"""A short hash that tells models apart by their weights, and a few of the weights themselves."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SAMPLED = 1024  # values of each parameter of a transformer that are read
 NO_WEIGHTS = "no weights"  # the fingerprint of a model on the meta device
@@ -27,3 +28,9 @@ def fingerprint(module: nn.Module, most: int | None = None) -> str:
         plain = some.to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
         digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sampled(tensors: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
+    """Of each tensor at most about so many values, evenly spaced: as they are, in float64 in host memory."""
+    flat = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
+    return {name: some[:: max(1, len(some) // most)].to("cpu", torch.float64) for name, some in flat.items()}

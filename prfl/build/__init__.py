@@ -37,6 +37,7 @@ from prfl.build.policies import trained_weights as trained_weights
 from prfl.build.policies import weights_hash as weights_hash
 from prfl.build.rewards import Reward as Reward
 from prfl.build.rewards import TrainableReward as TrainableReward
+from prfl.build.rewards import followed as followed
 from prfl.build.rewards import load_reward as load_reward
 from prfl.build.rewards import new_reward as new_reward
 from prfl.build.rewards import reward_place as reward_place

@@ -77,6 +77,13 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
     return reward
 
 
+def followed(config: Config, reward: Reward) -> list[str]:
+    """The dimensions that have a weight."""
+    assert config.reward is not None
+    weights = config.reward.weights or dict.fromkeys(reward.dimensions, 1.0)
+    return [name for name, weight in weights.items() if weight]
+
+
 @contextmanager
 def _member(number: int) -> Iterator[None]:
     """Around loading one of several rewards: a fault names the yaml path too."""

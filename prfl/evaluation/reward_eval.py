@@ -280,12 +280,14 @@ def _row(
     )
 
 
-def accuracy_by_bin(rows: Sequence[Row], scorer: str) -> dict[str, dict[str, float]]:
+def accuracy_by_bin(
+    rows: Sequence[Row], scorer: str, read: Callable[[Interval], float] = lambda interval: interval.value
+) -> dict[str, dict[str, float]]:
     """{dimension: {"0-0.2": accuracy}}: what a saved reward's card says."""
     card: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.scorer == scorer and row.level.kind == "bin":
-            card.setdefault(row.dimension, {})[row.level.label] = round(row.accuracy.value, 4)
+            card.setdefault(row.dimension, {})[row.level.label] = round(read(row.accuracy), 4)
     return card
 
 

@@ -30,6 +30,7 @@ AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-a
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Frames that CLIP reads at once; with gradients, its activations are alive for these only (0.4 GB a frame in float32).
 FRAMES_AT_ONCE = 4
+WIDEST = 2**14  # embeddings of a CLIP: ViT-L/14 has 768
 
 
 class AestheticMlp(nn.Module):
@@ -140,6 +141,8 @@ def read_mlp(path: str | Path) -> AestheticMlp:
     first = tensors.get("layers.0.weight") if isinstance(tensors, Mapping) else None
     if not isinstance(first, Tensor) or first.ndim != 2:
         raise PrflError("holds no aesthetic MLP: it has no matrix 'layers.0.weight'", where=where, fix=fix)
+    if first.shape[1] > WIDEST:  # a stored view may claim any shape, whatever the size of its file
+        raise PrflError(f"is an aesthetic MLP for embeddings of width {first.shape[1]}", where=where, fix=fix)
     mlp = AestheticMlp(first.shape[1])
     try:
         mlp.load_state_dict(dict(tensors))

@@ -23,11 +23,33 @@ from prfl.training.optimizer import gradients
 
 
 def check_trainable(parameters: dict[str, nn.Parameter]) -> None:
-    if not any(parameter.requires_grad for parameter in parameters.values()):
+    fixed = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if len(fixed) == len(parameters):
         raise PrflError(
             f"nothing is trainable: of the objective's {len(parameters)} parameters none takes a gradient",
             where="objective",
             fix="add an adapter whose targets match modules of the network, or train a head",
+        )
+    if fixed:
+        raise PrflError(
+            f"{len(fixed)} of the objective's {len(parameters)} parameters take no gradient, the first is {fixed[0]}",
+            where="objective",
+            fix="let parameters() give what is trained, and only that",
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+    """The optimizer must hold the objective's very parameters: over copies, or a part of them, a run looks well."""
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in stepped]
+    strangers = len(stepped - {id(parameter) for parameter in parameters.values()})
+    if missing or strangers:
+        first = f", {missing[0]} is not among them" if missing else ""
+        raise PrflError(
+            f"the optimizer holds {len(parameters) - len(missing)} of the objective's {len(parameters)} parameters, "
+            f"and {strangers} that are not the objective's{first}",
+            where="training",
+            fix="let the optimizer, the objective and the network share the same tensors, and no copies of them",
         )
 
 
@@ -81,12 +103,8 @@ def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> No
         )
 
 
-def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
-    """A new adapter must not change the model: bit for bit the same velocity at a few random tokens.
-
-    Raises PrflError when it does (an initialisation that is not zero, an adapter in the wrong place), and when the
-    base's own velocity is not finite.
-    """
+def base_and_policy(backbone: WanBackbone, adapter: str) -> tuple[Tensor, Tensor]:
+    """The velocities of the base and of the policy at a few random tokens, always the same ones."""
     config, dtype = backbone.transformer.config, backbone.dtype
     shape = (1, backbone.latent_channels, *(2 * size for size in backbone.patch_size))
     latents = draws.normal(shape[1:], 0, "start", 0, [0]).to(backbone.device)
@@ -96,7 +114,16 @@ def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
     with torch.no_grad():
         base = backbone.velocity(latents, sigma, condition)
         with backbone.adapter(adapter):
-            ours = backbone.velocity(latents, sigma, condition)
+            return base, backbone.velocity(latents, sigma, condition)
+
+
+def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
+    """A new adapter must not change the model: bit for bit the same velocity at a few random tokens.
+
+    Raises PrflError when it does (an initialisation that is not zero, an adapter in the wrong place), and when the
+    base's own velocity is not finite.
+    """
+    base, ours = base_and_policy(backbone, adapter)
     if not base.isfinite().all():
         fix = "load it in float32 (backbone.dtype), or download it again"
         raise PrflError("the model's output is not finite before the first step", where="backbone.model", fix=fix)
@@ -107,6 +134,18 @@ def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
             where="backbone.adapter",
             fix="its B matrices must start at zero: check the versions of peft and diffusers with the README's, and "
             "report it with environment.json",
+        )
+
+
+def check_differs_from_base(backbone: WanBackbone, adapter: str, step: int, rate: float) -> None:
+    """Whatever its weights say, a policy that was trained must be another model than its base."""
+    base, ours = base_and_policy(backbone, adapter)
+    if torch.equal(base, ours):
+        raise PrflError(
+            f"after step {step} the policy's output is still its base's, bit for bit: nothing was learned",
+            where="backbone.adapter",
+            fix=f"raise training.learning_rate ({rate:g}) or backbone.adapter.alpha, and check that its targets are "
+            "layers which the model runs",
         )
 
 

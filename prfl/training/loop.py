@@ -23,7 +23,8 @@ from prfl.training import guards, memory
 from prfl.training.averages import average_metrics
 from prfl.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint, tidy
 from prfl.training.ema import Ema
-from prfl.training.log import Log, RunFolder, drop_metrics_after, make_accelerator
+from prfl.training.learning import Learning, Watched
+from prfl.training.log import Log, RunFolder, drop_metrics_after, make_accelerator, read_metrics
 from prfl.training.optimizer import adamw, apply, average_gradients, clip_gradients, learning_rate
 from prfl.training.regulariser import Regulariser
 from prfl.training.signals import StopSignals
@@ -79,6 +80,7 @@ def train(
     finish: Callable[[int], Mapping[str, float]] | None = None,
     resume: str = "auto",
     identity: Mapping[str, Any] | None = None,
+    watched: Watched | None = None,
 ) -> TrainResult:
     """Train ``objective.parameters()`` in place for ``settings.steps`` steps.
 
@@ -86,6 +88,7 @@ def train(
     finish: a hook for the end of the run, after the last checkpoint: it may put other weights into the model.
     resume: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
     identity: json-able facts that must be the same when the run is resumed (the config less what may change).
+    watched: what must not change while this is trained, and what must (learning.py).
     Ctrl-C and SIGTERM finish the step (an evaluation is left at once), save, and return.
     Raises PrflError from guards.py and checkpoint.py; what is refused before the first step leaves no trace.
     """
@@ -93,19 +96,26 @@ def train(
     trainer = Trainer(objective, settings, run, accelerator, regulariser, seed)
     log = Log(run, accelerator, every=settings.log_every, steps=settings.steps)
     state, checkpoint = prepare(trainer, resume, dict(identity or {}), log)
+    learning = Learning(state.parameters, watched or Watched(), log.say, settings.learning_rate)
+    learning.recall(processes.gather(read_metrics(run.metrics) if accelerator.is_main_process else [])[0])
     with StopSignals() as stop, log:
         run_hooks(hooks, state, trainer, log, stop)
         stopped = stop.anywhere(accelerator)
         while state.step < settings.steps and not stopped and not (enough and enough()):
-            log.step(state.step + 1, train_step(trainer, state))
-            if state.step % settings.save_every == 0 or state.step == settings.steps:
-                checkpoint = save(trainer, state)
+            metrics = train_step(trainer, state)
+            log.step(state.step, metrics)
+            learning.after_step(state.step, metrics)
+            if state.step % settings.save_every == 0 or state.step == settings.steps or learning.stuck:
+                checkpoint = save(trainer, state, learning)
+                learning.check_stuck(state.step, str(checkpoint))
             stopped = stop.anywhere(accelerator)
             if not stopped:
                 run_hooks(hooks, state, trainer, log, stop)
                 stopped = stop.anywhere(accelerator)
         if stopped or checkpoint is None or checkpoint.name != f"step-{state.step:06d}":  # else it is saved
-            checkpoint = save(trainer, state)
+            checkpoint = save(trainer, state, learning)
+        if not stopped:
+            learning.at_end(state.step)
         if finish and not stopped:
             run_hooks([Hook(1, finish, at_start=True)], state, trainer, log, stop)
             stopped = stop.anywhere(accelerator)
@@ -129,6 +139,7 @@ def prepare(trainer: Trainer, resume: str, identity: dict[str, Any], log: Log) -
             fix="give every process at least one sample of each part",
         )
     optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay)
+    guards.check_optimizer(optimizer, parameters)
     ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
     carrier = trainer.objective if isinstance(trainer.objective, Stateful) else None
     state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity, objective=carrier)
@@ -165,9 +176,11 @@ def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: L
             processes.wait()  # what the main process wrote is there for all
 
 
-def save(trainer: Trainer, state: TrainState) -> Path:
+def save(trainer: Trainer, state: TrainState, learning: Learning) -> Path:
     guards.check_same_on_ranks(state.parameters, trainer.accelerator)
     guards.check_finite_weights(state.parameters, state.step)
+    guards.check_optimizer(state.optimizer, trainer.objective.parameters())
+    learning.at_save(state.step)
     if trainer.accelerator.is_main_process:
         save_checkpoint(trainer.run.checkpoints, state, trainer.settings.keep)
     trainer.accelerator.wait_for_everyone()
