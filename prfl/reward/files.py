@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
+from prfl.backbone.weights import check_finite
 from prfl.data.files import replacing
 from prfl.errors import PrflError
 
@@ -68,9 +69,14 @@ def kind_of(folder_or_hub: str | Path) -> str:
 
 
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
-    """What makes a saved reward this one: the hash of its weights, and its normalisation."""
+    """What makes a saved reward this one: the hash of its weights, its normalisation, and how its network is built."""
     config = read_config(folder_or_hub)
-    return {"weights": str(config.get("weights_sha256"))[:16], "normalisation": config.get("normalisation")}
+    built = json.dumps([config.get(name) for name in ("format", "blocks", "head", "adapter", "network")])
+    return {
+        "weights": str(config.get("weights_sha256"))[:16],
+        "normalisation": config.get("normalisation"),
+        "settings": hashlib.sha256(built.encode()).hexdigest()[:16],
+    }
 
 
 def read_reward(folder_or_hub: str | Path, kind: str, revision: str | None = None) -> tuple[dict, dict[str, Tensor]]:
@@ -89,9 +95,11 @@ def read_reward(folder_or_hub: str | Path, kind: str, revision: str | None = Non
     if hashlib.sha256(weights).hexdigest() != config.get("weights_sha256"):
         raise PrflError(f"{WEIGHTS} is not the file that {CONFIG} was written for", where=str(folder), fix=AGAIN)
     try:
-        return config, load(weights)
+        tensors = load(weights)
     except SafetensorError as error:
         raise PrflError(f"is damaged: {error}", where=str(folder / WEIGHTS), fix=AGAIN) from error
+    check_finite(tensors, str(folder / WEIGHTS), "train the reward again with a lower learning rate, or take another")
+    return config, tensors
 
 
 @contextmanager
