@@ -25,8 +25,12 @@ def train_reward(
     begin: Callable[..., TrainResult],
     clips: build.Dataset,
     validation: build.Dataset | None,
+    run_hash: str,
 ) -> TrainResult:
-    """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
+    """Train, measure on the validation prompts at the end, and save to ``run/reward``.
+
+    run_hash: of the run's identity.
+    """
     reward = build.new_reward(config, model)
     objective = build.preference(config, model, reward, clips)
 
@@ -59,6 +63,7 @@ def train_reward(
                 console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
+            build.save_reward_stamp(run.path / "reward", model, build.Moment(step, step, run_hash))
         return {}
 
     watched = validation is not None and config.evaluation.every
