@@ -139,10 +139,11 @@ def check_stamp(path: Path, config: Config, model: WanBackbone | None) -> Stamp 
         return None
     for key, ours in _adapter(config).items():
         if stamp.get(key, ours) != ours:
+            theirs, own = (f"{value:g}" if isinstance(value, float) else value for value in (stamp[key], ours))
             raise PrflError(
-                f"it was trained with {key} {stamp[key]}, and the config says {ours}",
+                f"it was trained with {key} {theirs}, and the config says {own}",
                 where=str(path),
-                fix=f"put backbone.adapter.{key} back to {stamp[key]}, or train again",
+                fix=f"put backbone.adapter.{key} back to {theirs}, or train again",
             )
     if model is not None:
         check_base(path, stamp, base_of(model))
