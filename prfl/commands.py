@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +17,7 @@ from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.console import console, disable_progress_bars, progress
 from prfl.data.files import replacing
+from prfl.earlier import set_aside
 from prfl.errors import PrflError
 from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
@@ -27,6 +29,7 @@ from prfl.objective import Objective
 from prfl.reward_stage import measure_reward, train_reward, warn_of_doubts
 from prfl.training import Hook, RunFolder, TrainResult, Watched, make_accelerator
 from prfl.training import train as run_training
+from prfl.training.checkpoint import identity_hash
 from prfl.training.guards import check_differs_from_base, check_starts_as_base
 
 
@@ -56,6 +59,7 @@ def train_stage(config: Config, resume: str) -> None:
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
     clips = build.dataset(config, model, path, "train") if path else None
     model.park_vae()
+    whole = identity(config) | build.contents(config, model, clips)
     begin = partial(
         run_training,
         settings=own,
@@ -63,15 +67,18 @@ def train_stage(config: Config, resume: str) -> None:
         seed=config.seed,
         accelerator=accelerator,
         resume=resume,
-        identity=identity(config) | build.contents(config, model, clips),
+        identity=whole,
+        former=build.former_contents(clips),
+        set_aside=partial(set_aside, config),
         watched=watched(config, model),
     )
     if isinstance(config.objective, PreferenceConfig):
         assert path is not None and clips is not None
         model.drop_text_encoder()  # a policy's stage encodes its prompts first
-        result = train_reward(config, model, run, begin, clips, build.dataset(config, model, path, "validation"))
+        held = build.dataset(config, model, path, "validation")
+        result = train_reward(config, model, run, begin, clips, held, identity_hash(whole))
     else:
-        result = train_policy(config, model, run, begin, clips)
+        result = train_policy(config, model, run, begin, clips, identity_hash(whole))
     if result.stopped:
         raise KeyboardInterrupt
     show_report(run.path)
@@ -97,9 +104,17 @@ def show_report(run: Path) -> None:
 
 
 def train_policy(
-    config: Config, model: WanBackbone, run: RunFolder, begin: Callable[..., TrainResult], clips: build.Dataset | None
+    config: Config,
+    model: WanBackbone,
+    run: RunFolder,
+    begin: Callable[..., TrainResult],
+    clips: build.Dataset | None,
+    run_hash: str,
 ) -> TrainResult:
-    """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts."""
+    """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts.
+
+    run_hash: of the run's identity.
+    """
     known = build.prompts(config.data.prompts)
     if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
         what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(known['validation'])}"
@@ -115,13 +130,14 @@ def train_policy(
         objective = build.steering(config, model, reward, clips)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []
-    kept = BestRound(config, model, run) if config.evaluation.keep_best else None
+    kept = BestRound(config, model, run, run_hash) if config.evaluation.keep_best else None
 
     def watch(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
         outcome = outcome_of(config, model, rewards, some, config.evaluation.samples_per_prompt, "policy")
         if processes.is_main():
-            policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps)
+            made_by = asdict(build.Moment(step, step, run_hash))
+            policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps, made_by)
             fallen[:] = hacking.falls(hacking.rounds(run.samples, step))
             for fall in fallen:
                 console.print(f"warning: reward hacking? {fall}", style="bold yellow", soft_wrap=True)
@@ -129,11 +145,11 @@ def train_policy(
         found = policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
         return found | (kept.after_round(step) if kept else {})
 
-    def save_result() -> None:
+    def save_result(step: int) -> None:
         if kept:
             kept.restore()
         if processes.is_main():
-            build.save_policy(run.path, model, config)
+            build.save_policy(run.path, model, config, build.Moment(kept.best[0] if kept else step, step, run_hash))
 
     def stop_on_hacking(step: int) -> dict[str, float]:
         if fallen:
@@ -141,7 +157,7 @@ def train_policy(
                 "train with a lower learning rate, objective.sft or objective.distance_weight, or a better reward; "
             )
             if kept:  # this is the end of the run, and its best round is known
-                save_result()
+                save_result(step)
                 place = build.policy_place(config, run.path)
                 fix = f"{place} is the policy of step {kept.best[0]}, the best round by {kept.key}; to have more, "
                 fix += better + "or evaluation.stop_on_hacking=false"
@@ -154,7 +170,7 @@ def train_policy(
         return {}
 
     def finish(step: int) -> dict[str, float]:
-        save_result()
+        save_result(step)
         if config.evaluation.final_samples:
             compare_base(config, model, rewards, run)
         return {}
@@ -211,7 +227,8 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
         for name in names
     ]
     if processes.is_main():
-        policy_eval.write_results(run.samples / "final", outcomes, config.data.fps)
+        made_by = build.moment_of(config)
+        policy_eval.write_results(run.samples / "final", outcomes, config.data.fps, made_by)
     console.print(tables.policy_table(outcomes))
 
 
@@ -307,7 +324,8 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
         )
         for name in names
     ]
-    path = policy_eval.write_results(config.run / "samples" / "sampled", outcomes, config.data.fps)
+    folder = config.run / "samples" / "sampled"
+    path = policy_eval.write_results(folder, outcomes, config.data.fps, build.moment_of(config))
     groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
     with replacing(path.with_name("grid.mp4")) as temporary:
         temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))

@@ -28,8 +28,12 @@ def train_reward(
     begin: Callable[..., TrainResult],
     clips: build.Dataset,
     validation: build.Dataset | None,
+    run_hash: str,
 ) -> TrainResult:
-    """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
+    """Train, measure on the validation prompts at the end, and save to ``run/reward``.
+
+    run_hash: of the run's identity.
+    """
     reward = build.new_reward(config, model)
     if isinstance(reward, LatentReward) and reward.adapter:
         layers, blocks = reach(model.transformer, reward.adapter.name)
@@ -69,6 +73,7 @@ def train_reward(
                 console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
+            build.save_reward_stamp(run.path / "reward", model, build.Moment(step, step, run_hash))
         warn_of_doubts(reward, reward.dimensions, str(run.path / "reward"))
         return {}
 

@@ -22,6 +22,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from prfl.backbone.weights import check_finite
 from prfl.errors import PrflError
 
 
@@ -198,7 +199,10 @@ def reach(network: nn.Module, name: str) -> tuple[int, int]:
 
 
 def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:
-    """Copy ``state`` (as ``adapter_parameters`` keys it) into an adapter; PrflError when names or shapes differ."""
+    """Copy ``state`` (as ``adapter_parameters`` keys it) into an adapter.
+
+    Raises PrflError when names or shapes differ, or values are not finite.
+    """
     own = adapter_parameters(network, name)
     wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
     if wrong:
@@ -206,6 +210,7 @@ def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:
             f"the saved adapter does not fit adapter '{name}': {len(wrong)} tensors differ, the first is {wrong[0]}",
             fix="add the adapter with the rank, targets and blocks that it was saved with",
         )
+    check_finite(state, f"adapter '{name}'", "load weights that were saved whole, of a run that did not diverge")
     with torch.no_grad():
         for key, parameter in own.items():
             parameter.copy_(state[key])

@@ -15,9 +15,11 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from prfl.backbone import vae as vae_codec
 from prfl.backbone.wan import WanBackbone
+from prfl.backbone.weights import check_finite
 from prfl.errors import PrflError
 
 MIB = 2**20
+NOT_FINITE = "download or save the model again, or load it in float32"
 SUPPORTED = "supported are WanPipeline folders with one transformer: Wan 2.1 text to video"
 
 
@@ -53,7 +55,9 @@ class Source:
         except (OSError, ValueError, SafetensorError) as error:
             raise self.missing(subfolder, error) from error
         self.check_complete(subfolder, found["missing_keys"], found["unexpected_keys"])
-        return model.to(self.device)
+        model = model.to(self.device)
+        check_finite(dict(model.named_parameters()), f"{self.name}/{subfolder}", NOT_FINITE)
+        return model
 
     def check_complete(self, part: str, missing: Iterable[str], strangers: Iterable[str] = ()) -> None:
         """The libraries give weights that a file lacks random values, and leave out those that a config does not know,
@@ -100,7 +104,9 @@ class Source:
         except (OSError, ValueError, SafetensorError) as error:
             raise self.missing("text encoder or tokenizer", error) from error
         self.check_complete("text_encoder", found["missing_keys"])
-        return tokenizer, encoder.to(self.device).requires_grad_(False).eval()
+        encoder = encoder.to(self.device)
+        check_finite(dict(encoder.named_parameters()), f"{self.name}/text_encoder", NOT_FINITE)
+        return tokenizer, encoder.requires_grad_(False).eval()
 
 
 def check_pipeline(index: dict[str, Any], where: str) -> None:

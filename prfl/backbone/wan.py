@@ -25,7 +25,7 @@ from prfl.backbone import adapters
 from prfl.backbone import vae as vae_codec
 from prfl.backbone.checkpointing import Checkpointing, run_block
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
-from prfl.backbone.fingerprint import SAMPLED, fingerprint
+from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
 from prfl.backbone.kernels import SWAPPED, use_kernels
 from prfl.errors import PrflError
 from prfl.offload import HostStore
@@ -81,6 +81,8 @@ class WanBackbone:
             "transformer_fingerprint": fingerprint(transformer, most=SAMPLED),
             "vae_fingerprint": fingerprint(vae),
         }
+        self.settings = settings_fingerprint(transformer.config, vae.config)
+        self.schedule = (default_shift, timestep_scale)
         for block in transformer.blocks:
             block.attn2.set_processor(FoldedTextProcessor())
 

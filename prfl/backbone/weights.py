@@ -1,4 +1,4 @@
-"""Other values in the trained parameters, for a while or for good."""
+"""Values of weights: checked where they are loaded, and others in the trained parameters for a while or for good."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from prfl.errors import PrflError
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """By the extremes, which carry inf and nan along: no memory, and a small part of the time of ``isfinite``."""
+    if tensor.is_meta or tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(low.isfinite() & high.isfinite())
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str, fix: str) -> None:
+    """Raise PrflError that names the first tensor with values that are not finite: nothing good follows from them."""
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise PrflError(f"weights that are not finite: {bad[0]}{more}", where=where, fix=fix)
 
 
 @torch.no_grad()

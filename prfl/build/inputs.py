@@ -22,7 +22,7 @@ from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import clips as cutting
 from prfl.data.cache import LatentCache, build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
-from prfl.data.files import content_hash
+from prfl.data.hashes import remembered_hash
 from prfl.data.manifest import read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.data.shapes import samples as shapes
@@ -135,7 +135,7 @@ def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], p
         formats=tuple(own.formats), seed=own.seed,
     )  # fmt: skip
     # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
-    videos = [content_hash(video) for video in cutting.find_videos(own.videos)]
+    videos = [remembered_hash(video) for video in cutting.find_videos(own.videos)]
     parts = [videos, asdict(settings), known.get("train"), known.get("validation")]
     folder = config.data.cache / f"{own.name}-{_hash(parts)}"
     pairs, alone = cutting.write_clips(

@@ -30,7 +30,8 @@ from torch import Tensor
 from prfl import processes
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.data.files import content_hash, read_tensors, replacing
+from prfl.data.files import read_tensors, replacing
+from prfl.data.hashes import remembered_hash
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window, read_video
 from prfl.errors import PrflError
@@ -88,7 +89,7 @@ class LatentCache:
 
     def latents_file(self, video: Path) -> Path:
         """Raises OSError when the video's bytes cannot be read."""
-        key = _key([content_hash(video), self.model, self.vae_dtype, self.clip])
+        key = _key([remembered_hash(video), self.model, self.vae_dtype, self.clip])
         return self.folder / "latents" / f"{key}.safetensors"
 
     def prompt_file(self, prompt: str) -> Path:

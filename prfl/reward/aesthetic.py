@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 
 from prfl.backbone.condition import Condition
+from prfl.backbone.weights import check_finite
 from prfl.errors import PrflError
 from prfl.reward.scores import Normalisation, Scores
 
@@ -167,4 +168,5 @@ def _read_clip(name: str, revision: str | None) -> CLIPModel:
     if report["missing_keys"]:  # transformers leaves these at random values
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise PrflError(f"is no CLIP, or not all of one: it has no {some}, ...", where=name, fix=fix)
+    check_finite(dict(clip.named_parameters()), name, "download it again")
     return clip

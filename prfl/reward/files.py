@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
+from prfl.backbone.weights import check_finite
 from prfl.data.files import content_hash, replacing
 from prfl.errors import PrflError
 from prfl.reward.stored import AGAIN, StoredLatent, StoredPixel, config_hash, validated
@@ -54,9 +55,14 @@ def read_config(folder_or_hub: str | Path) -> dict[str, Any]:
 
 
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
-    """What makes a saved reward this one: the hash of its weights, and its normalisation."""
+    """What makes a saved reward this one: the hash of its weights, its normalisation, and how its network is built."""
     config = read_config(folder_or_hub)
-    return {"weights": config["weights_sha256"][:16], "normalisation": config["normalisation"]}
+    built = json.dumps([config.get(name) for name in ("format", "blocks", "head", "adapter", "network")])
+    return {
+        "weights": str(config.get("weights_sha256"))[:16],
+        "normalisation": config.get("normalisation"),
+        "settings": hashlib.sha256(built.encode()).hexdigest()[:16],
+    }
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,11 @@ class SavedReward(Generic[Content]):
         try:
             with safe_open(path, framework="pt") as opened:
                 self._check_header(shapes, {name: opened.get_slice(name) for name in opened.keys()})
-                return {name: opened.get_tensor(name) for name in shapes}
+                tensors = {name: opened.get_tensor(name) for name in shapes}
         except SafetensorError as error:
             raise PrflError(f"is damaged: {error}", where=str(path), fix=AGAIN) from error
+        check_finite(tensors, str(path), "train the reward again with a lower learning rate, or take another")
+        return tensors
 
     def _check_header(self, shapes: Mapping[str, Shape], there: Mapping[str, Any]) -> None:
         for name in sorted(shapes.keys() | there.keys()):

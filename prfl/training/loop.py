@@ -78,30 +78,37 @@ def train(
     hooks: Sequence[Hook] = (),
     enough: Callable[[], bool] | None = None,
     finish: Callable[[int], Mapping[str, float]] | None = None,
+    set_aside: Callable[[int, bool], object] | None = None,
     resume: str = "auto",
     identity: Mapping[str, Any] | None = None,
     watched: Watched | None = None,
+    former: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train ``objective.parameters()`` in place for ``settings.steps`` steps.
 
     enough: asked after the hooks of each step, with the same answer on every process; True ends the run there.
     finish: a hook for the end of the run, after the last checkpoint: it may put other weights into the model.
+    set_aside: called on the main process before the run starts anew (0, True), and before the first step that it takes
+    here (finished steps, False): what an earlier training left must not pass for this one's.
     resume: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
     identity: json-able facts that must be the same when the run is resumed (the config less what may change).
     watched: what must not change while this is trained, and what must (learning.py).
+    former: what checkpoints of older versions have under other names.
     Ctrl-C and SIGTERM finish the step (an evaluation is left at once), save, and return.
     Raises PrflError from guards.py and checkpoint.py; what is refused before the first step leaves no trace.
     """
     accelerator = accelerator or make_accelerator(run, trackers=settings.trackers)
     trainer = Trainer(objective, settings, run, accelerator, regulariser, seed)
     log = Log(run, accelerator, every=settings.log_every, steps=settings.steps)
-    state, checkpoint = prepare(trainer, resume, dict(identity or {}), log)
+    state, checkpoint = prepare(trainer, resume, dict(identity or {}), log, former or {}, set_aside)
     learning = Learning(state.parameters, watched or Watched(), log.say, settings.learning_rate)
     learning.recall(processes.gather(read_metrics(run.metrics) if accelerator.is_main_process else [])[0])
     with StopSignals() as stop, log:
         run_hooks(hooks, state, trainer, log, stop)
         stopped = stop.anywhere(accelerator)
         while state.step < settings.steps and not stopped and not (enough and enough()):
+            if set_aside and state.step == log.start and accelerator.is_main_process:
+                set_aside(state.step, False)
             metrics = train_step(trainer, state)
             log.step(state.step, metrics)
             learning.after_step(state.step, metrics)
@@ -124,7 +131,14 @@ def train(
     return TrainResult(state.step, stopped, checkpoint)
 
 
-def prepare(trainer: Trainer, resume: str, identity: dict[str, Any], log: Log) -> tuple[TrainState, Path | None]:
+def prepare(
+    trainer: Trainer,
+    resume: str,
+    identity: dict[str, Any],
+    log: Log,
+    former: Mapping[str, Any],
+    set_aside: Callable[[int, bool], object] | None,
+) -> tuple[TrainState, Path | None]:
     """The state to go on from.  The run folder is written to only when nothing stands against the run any more."""
     parameters = trainer.objective.parameters()
     guards.check_trainable(parameters)
@@ -143,6 +157,7 @@ def prepare(trainer: Trainer, resume: str, identity: dict[str, Any], log: Log) -
     ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
     carrier = trainer.objective if isinstance(trainer.objective, Stateful) else None
     state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity, objective=carrier)
+    state.former = former
     if trainer.accelerator.is_main_process:
         for damaged in tidy(trainer.run.checkpoints, resume):
             log.say(f"{damaged} is damaged: it is now called damaged-{damaged.name}, and the run goes on before it")
@@ -158,6 +173,8 @@ def prepare(trainer: Trainer, resume: str, identity: dict[str, Any], log: Log) -
     guards.check_same_on_ranks(parameters, trainer.accelerator)
     log.start = state.step
     if trainer.accelerator.is_main_process:
+        if path is None and set_aside:
+            set_aside(0, True)
         trainer.run.begin()
         drop_metrics_after(trainer.run.metrics, state.step)
     return state, path
