@@ -48,6 +48,7 @@ def train_stage(config: Config, resume: str) -> None:
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
+    build.check_prompts(config, model)
     if config.backbone.adapter:
         check_starts_as_base(model, build.POLICY)
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
@@ -154,9 +155,11 @@ def train_policy(
 
 
 def prompts_of(config: Config) -> list[str]:
-    """What a policy's training encodes beside its clips' prompts: what is watched, and what chains start with."""
-    known = build.prompts(config.data.prompts)
-    return [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
+    """What a policy's training encodes beside its clips' prompts: what its chains start with, and what is watched."""
+    known, own = build.prompts(config.data.prompts), config.evaluation
+    watched = known.get("validation", [])[: own.prompts_per_round] if own.every else []
+    compared = known.get("test", [])[: own.final_samples]
+    return [*(build.met_prompts(config) if config.reward else []), *watched, *compared]
 
 
 def outcome_of(
@@ -206,6 +209,7 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
 def cache(config: Config) -> None:
     """Encode the config's clips and prompts."""
     model = build.backbone(config)
+    build.check_prompts(config, model)
     if build.has_clips(config):
         build.fill_cache(config, model, progress("generated clips"))
     if not isinstance(config.objective, PreferenceConfig):  # which reads its clips' prompts alone
