@@ -13,8 +13,9 @@ from prfl.backbone import WanBackbone
 from prfl.config import dump_resolved, identity
 from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
-from prfl.console import console, disable_progress_bars, progress
+from prfl.console import console, disable_progress_bars, progress, warn
 from prfl.data.files import replacing
+from prfl.data.prompts import plain
 from prfl.errors import PrflError
 from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
@@ -254,10 +255,22 @@ def evaluate(
     if held is None:
         fix = 'add "split": "validation" to the held-out rows'
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
+    if train is not None and manifest is not None:
+        warn_of_trained(held, train, manifest)
     name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
     at = reward_eval.levels(chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist())
     measure_reward(config, rewards, model, held, train, config.run / name, at, clips=str(path))
     show_report(config.run)
+
+
+def warn_of_trained(held: build.Dataset, train: build.Dataset, manifest: Path) -> None:
+    """All rows of another manifest are held out, so they say; the reward may have been trained on some."""
+    videos = len(held.entries & train.entries)
+    trained = {plain(prompt) for prompt in train.prompts}
+    prompts = [prompt for prompt in dict.fromkeys(held.prompts) if plain(prompt) in trained]
+    if videos or prompts:
+        example = f", as {prompts[0][:60]!r}" if prompts else ""
+        warn(f"{manifest}: {videos} videos and {len(prompts)} prompts are among those of the training{example}")
 
 
 def evaluate_policy(config: Config, model: WanBackbone) -> None:

@@ -36,7 +36,7 @@ def located(where: str) -> Iterator[None]:
 
 
 class Faults:
-    """Gathers what is wrong with the rows of a file, so that all of it can be said at once."""
+    """Gathers what is wrong with the rows of a file, or other inputs, so that all of it can be said at once."""
 
     def __init__(self) -> None:
         self.errors: list[PrflError] = []
@@ -48,12 +48,12 @@ class Faults:
         except PrflError as error:
             self.errors.append(error)
 
-    def raise_all(self, path: Path) -> None:
+    def raise_all(self, where: str | Path, kind: str = "rows") -> None:
         """The one fault as it is; several as a list, with the remedy of each."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
             listed = [f"  {error.where}: {error.what} ({error.fix})" for error in self.errors[:SHOWN]]
             more = [f"  and {len(self.errors) - SHOWN} more"] if len(self.errors) > SHOWN else []
-            what = "\n".join([f"{len(self.errors)} rows are wrong", *listed, *more])
-            raise PrflError(what, where=str(path), fix="mend these rows, or leave them out")
+            what = "\n".join([f"{len(self.errors)} {kind} are wrong", *listed, *more])
+            raise PrflError(what, where=str(where), fix=f"mend these {kind}, or leave them out")

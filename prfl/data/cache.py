@@ -31,7 +31,7 @@ from torch import Tensor
 from prfl import processes
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.console import console
+from prfl.console import console, warn
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.files import content_hash, printable, replacing
 from prfl.data.leaks import check_contents, check_prompts
@@ -230,13 +230,8 @@ def _say(folder: Path, aside: Mapping[Path, str], unhashed: int) -> None:
     if aside:
         shown = "; ".join(f"{file.parent.name}/{file.name} {what}" for file, what in list(aside.items())[:3])
         more = f"; and {len(aside) - 3} more" if len(aside) > 3 else ""
-        console.print(
-            f"warning: {folder}: {len(aside)} entries do not hold, are now called *.damaged and are encoded again: "
-            f"{shown}{more}",
-            style="bold yellow",
-            markup=False,
-            soft_wrap=True,
-        )
+        what = f"{len(aside)} entries do not hold, are now called *.damaged and are encoded again"
+        warn(f"{folder}: {what}: {shown}{more}")
     if unhashed:
         console.print(
             f"{folder}: {unhashed} entries are of an earlier version and carry no hash of their content: they are "

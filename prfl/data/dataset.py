@@ -37,7 +37,7 @@ class LatentBatch:
 class _Loaded:
     """What both data sets hold: each video's latents once, each prompt's condition once, on the CPU.
 
-    fingerprint: hash of the rows, and of the contents of their videos.
+    fingerprint: hash of the rows, and of the contents of their videos.  entries: the names of these in the cache.
     """
 
     latents: Tensor
@@ -46,6 +46,7 @@ class _Loaded:
     device: torch.device
     skipped: list[tuple[Path, str]]
     fingerprint: str = ""
+    entries: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -129,6 +130,7 @@ def load_dataset(
         "device": backbone.device,
         "skipped": skipped,
         "fingerprint": _fingerprint(kept, found),
+        "entries": frozenset(found[video].name for video in place),
     }
     if videos:
         video = torch.tensor([place[row.video] for row in videos])

@@ -13,7 +13,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
 from prfl.backbone import WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.console import console
+from prfl.console import warn
 from prfl.data.manifest import LabelledVideo, PreferencePair
 from prfl.data.prompts import plain
 from prfl.errors import PrflError
@@ -21,24 +21,29 @@ from prfl.errors import PrflError
 ONE_TO_MODEL = f"unknown words are all one token to it, and only the first {TEXT_TOKENS} tokens count"
 
 
+Tokens = dict[str, tuple[int, ...]]
+"""What the text encoder gets of each prompt, and no more: at most 512 tokens."""
+
+
 def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBackbone) -> None:
-    """``check_apart``; also warns of prompts of one split that are one to the text encoder, and ``warn_of_tokens``."""
+    """``check_apart``; also warns of prompts of one split that are one to the text encoder, and ``token_warnings``."""
     tokens = check_apart(splits, where, backbone)
     if tokens:
         for split, some in splits.items():
             warn_of_repeats(split, some, where, tokens)
-        warn_of_tokens(list(tokens), where, backbone, tokens)
+        for text in token_warnings(list(tokens), where, backbone, tokens):
+            warn(text)
 
 
-def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBackbone) -> dict[str, tuple[int, ...]]:
-    """The token ids of all prompts, by prompt; {} where there is no tokenizer, which is said.
+def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBackbone) -> Tokens:
+    """The tokens of all prompts; {} where there is no tokenizer, which is said.
 
     Raises PrflError for prompts of two splits that are one to the text encoder, and warns of those that differ only in
     how they are written.
     """
     prompts = list(dict.fromkeys(prompt for some in splits.values() for prompt in some))
     try:
-        tokens = dict(zip(prompts, token_ids(backbone, prompts), strict=True))
+        tokens = token_ids(backbone, prompts)
     except PrflError as error:  # with a filled cache nobody else needs it
         warn(f"{where}: the prompts are compared as texts only: {error.what}")
         tokens = {}
@@ -53,15 +58,16 @@ def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBa
     return tokens
 
 
-def token_ids(backbone: WanBackbone, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """What the text encoder gets of each prompt, and no more: at most 512 tokens.  Raises PrflError."""
+def token_ids(backbone: WanBackbone, prompts: Sequence[str]) -> Tokens:
+    """Raises PrflError where the tokenizer cannot be loaded."""
     if not prompts:
-        return []
+        return {}
     cleaned = [prompt_clean(prompt) for prompt in prompts]
-    return [tuple(ids) for ids in backbone.tokenizer(cleaned, truncation=True, max_length=TEXT_TOKENS).input_ids]
+    ids = backbone.tokenizer(cleaned, truncation=True, max_length=TEXT_TOKENS).input_ids
+    return {prompt: tuple(one) for prompt, one in zip(prompts, ids, strict=True)}
 
 
-def warn_of_repeats(split: str, some: Sequence[str], where: str, tokens: Mapping[str, tuple[int, ...]]) -> None:
+def warn_of_repeats(split: str, some: Sequence[str], where: str, tokens: Tokens) -> None:
     first: dict[tuple[int, ...], str] = {}
     unlike = dict.fromkeys(some)
     repeated = [(p, first[tokens[p]]) for p in unlike if first.setdefault(tokens[p], p) != p]
@@ -72,28 +78,26 @@ def warn_of_repeats(split: str, some: Sequence[str], where: str, tokens: Mapping
         )
 
 
-def warn_of_tokens(
-    prompts: Sequence[str], where: str, backbone: WanBackbone, tokens: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Of prompts that are cut, and of those with words that the tokenizer does not know."""
+def token_warnings(prompts: Sequence[str], where: str, backbone: WanBackbone, tokens: Tokens) -> list[str]:
+    """What to say of prompts that are cut, and of those with words that the tokenizer does not know."""
     unknown = backbone.tokenizer.unk_token_id
     strange = [prompt for prompt in prompts if unknown is not None and unknown in tokens[prompt]]
+    full = [prompt for prompt in prompts if len(tokens[prompt]) == TEXT_TOKENS]
+    whole = backbone.tokenizer([prompt_clean(prompt) for prompt in full], verbose=False).input_ids if full else []
+    lengths = {prompt: len(ids) for prompt, ids in zip(full, whole, strict=True) if len(ids) > TEXT_TOKENS}
+    texts = []
     if strange:
-        warn(
+        texts.append(
             f"{where}: {len(strange)} of {len(prompts)} prompts have words that the tokenizer does not know, all of "
             f"which become one token: {_short(strange[0])}"
         )
-    full = [prompt for prompt in prompts if len(tokens[prompt]) == TEXT_TOKENS]
-    if not full:
-        return
-    whole = backbone.tokenizer([prompt_clean(prompt) for prompt in full], verbose=False).input_ids
-    lengths = {prompt: len(ids) for prompt, ids in zip(full, whole, strict=True) if len(ids) > TEXT_TOKENS}
     if lengths:
         longest = max(lengths, key=lambda prompt: lengths[prompt])
-        warn(
+        texts.append(
             f"{where}: {len(lengths)} of {len(prompts)} prompts are cut behind {TEXT_TOKENS} tokens, which is all that "
             f"the model reads; the longest has {lengths[longest]}: {_short(longest)}"
         )
+    return texts
 
 
 def shared(splits: Mapping[str, Sequence[str]], key: Callable[[str], Hashable]) -> list[tuple[str, str, str, str]]:
@@ -140,7 +144,3 @@ def _examples(same: Sequence[tuple[str, str, str, str]]) -> str:
 
 def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")
-
-
-def warn(text: str) -> None:
-    console.print(f"warning: {text}", style="bold yellow", markup=False, soft_wrap=True)

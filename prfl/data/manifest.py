@@ -71,18 +71,21 @@ def read_manifest(path: str | Path) -> list[LabelledVideo] | list[PreferencePair
     return parse_rows(json_rows(Path(path)), Path(path))
 
 
-def parse_rows(rows: Sequence[tuple[str, dict[str, Any]]], path: Path) -> list[LabelledVideo] | list[PreferencePair]:
+def parse_rows(
+    rows: Sequence[tuple[str, dict[str, Any]]], path: Path, faults: Faults | None = None
+) -> list[LabelledVideo] | list[PreferencePair]:
     """(``file:line``, fields) of a manifest, or of another file that says the same, as rows.  Raises PrflError.
 
     path: the file; the videos' paths are relative to its folder and must stay inside it.
+    faults: of rows that could not even be read, to be raised with those found here.
     """
-    if not rows:
+    faults = faults or Faults()
+    if not rows and not faults.errors:
         raise PrflError("holds no rows", where=str(path), fix="write one JSON object on each line")
-    pairs = _is_pair(rows[0][1])
+    pairs = bool(rows) and _is_pair(rows[0][1])
     read: list[Any] = []
     seen: dict[Any, str] = {}
     splits: dict[str, tuple[str | None, str]] = {}
-    faults = Faults()
     for where, fields in rows:
         with faults.collected():
             if _is_pair(fields) != pairs:
