@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import av
@@ -254,6 +255,21 @@ def test_a_second_start_needs_no_text_encoder(
     Path("test.txt").write_text("a red square\na new prompt\n")
     with pytest.raises(AssertionError, match="was loaded"):
         cli.main(["train", "prfl.yaml", *ALONE])
+
+
+def test_a_short_run_encodes_the_prompts_that_it_meets(project: Path) -> None:
+    """And the empty one; a longer run goes on bit for bit with more of them."""
+    words = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle"), ("left", "right", "up", "down")
+    Path("train.txt").write_text("".join(f"a {' '.join(some)}\n" for some in product(*words)))
+    assert cli.main(["train", "reward.yaml", "training.steps=1", "evaluation.every=0"]) == 0
+    alone = ["train", "prfl.yaml", *ALONE, "evaluation.every=0", "evaluation.final_samples=0"]
+    assert cli.main([*alone, "data.cache=few", "training.steps=1"]) == 0
+    assert len(list(Path("few/prompts").iterdir())) == 2 + 1, "a batch of two"
+    assert cli.main([*alone, "data.cache=few", "training.steps=3"]) == 0
+    assert len(list(Path("few/prompts").iterdir())) == 6 + 1
+    assert cli.main([*alone, "data.cache=new", "training.steps=3", "run=runs/whole"]) == 0
+    one, two = (load_file(f"runs/{run}/policy.safetensors") for run in ("alone", "whole"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_cache_is_filled_once(project: Path, capsys: pytest.CaptureFixture) -> None:

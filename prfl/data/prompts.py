@@ -53,16 +53,15 @@ def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) 
     """One list's prompts for each of ``names``, in proportion to ``SHARES``, each in the order given.
 
     A prompt's place depends on a hash of its text, not on its line: reordering the list changes nothing.  Prompts that
-    differ only in how they are written (``plain``) stay together, in the set of the first of them.
+    differ only in how they are written (``plain``) stay together.
     Raises PrflError where a set would be empty.
     """
     order = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
     shares = [SHARES[name] for name in names]
-    bounds = [round(len(order) * sum(shares[:end]) / sum(shares)) for end in range(len(names) + 1)]
-    home: dict[str, str] = {}
-    for name, (start, end) in zip(names, pairwise(bounds), strict=True):
-        for prompt in order[start:end]:
-            home.setdefault(plain(prompt), name)
+    unlike = list(dict.fromkeys(plain(prompt) for prompt in order))
+    bounds = [round(len(unlike) * sum(shares[:end]) / sum(shares)) for end in range(len(names) + 1)]
+    parts = zip(names, pairwise(bounds), strict=True)
+    home = {text: name for name, (start, end) in parts for text in unlike[start:end]}
     chosen = {name: [prompt for prompt in prompts if home[plain(prompt)] == name] for name in names}
     for name, some in chosen.items():
         if not some:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from prfl.data import cache as cache_module
 from prfl.data.cache import LatentCache, build_cache
@@ -137,6 +139,30 @@ def test_a_damaged_entry_is_refused_and_then_made_again(counted, manifest):
         calls.clear()
         assert build(backbone, manifest).encoded == 1 and calls == [1]
         load(backbone, manifest)
+        assert entry.with_suffix(".damaged").read_bytes() == bad and load_file(entry).keys() == {"latents"}
+
+
+def test_entries_of_before_there_were_hashes_are_taken_by_what_they_say(counted, manifest, capsys):
+    backbone, calls = counted
+    build(backbone, manifest)
+    before = load(backbone, manifest).latents
+    entries = sorted((manifest.parent.parent / "cache").rglob("*.safetensors"))
+    for entry in entries:
+        with safe_open(entry, framework="pt") as opened:
+            notes = opened.metadata()
+        save_file(load_file(entry), entry, metadata={k: notes[k] for k in notes.keys() & {"video", "clip", "prompt"}})
+    calls.clear()
+    capsys.readouterr()
+    report = build(backbone, manifest)
+    assert (report.encoded, report.reused, report.prompts, calls) == (0, 5, 0, [])
+    said = capsys.readouterr().out
+    assert "4 entries are of an earlier version" in said and "3 entries are of an earlier version" in said
+    assert torch.equal(load(backbone, manifest).latents, before)
+    latents = next(entry for entry in entries if entry.parent.name == "latents")
+    other = json.dumps({**CLIP, "fps": 4.0, "window": "start"})
+    save_file(load_file(latents), latents, metadata={"video": "0.mp4", "clip": other})
+    assert build(backbone, manifest).encoded == 1
+    assert "it is of another clip" in capsys.readouterr().out
 
 
 CHANGES = ["content", "size", "fps", "window", "model", "statistics", "vae dtype"]

@@ -91,3 +91,26 @@ def test_other_faults(folder: Path) -> None:
         import_csv(table, folder / "out.jsonl", (5.0, 1.0))
     with pytest.raises(PrflError, match="cannot be read"):
         import_csv(folder / "absent.csv", folder / "out.jsonl")
+
+
+def test_rows_without_an_answer_are_counted_and_named(folder: Path) -> None:
+    table = folder / "labels.csv"
+    side = "clips/a.mp4,clips/b.mp4"
+    table.write_text(f"prompt,a,b,motion,text\nx,{side},a,\ny,{side},,\nz,{side},,b\nu,{side}, ,\n")
+    told = import_csv(table, folder / "out.jsonl")
+    assert [row.prompt for row in read_manifest(folder / "out.jsonl")] == ["x", "z"]
+    assert "2 pairs of 2 prompts" in told and "2 pairs that nobody answered are left out: line 3, 5" in told
+    table.write_text("video,prompt,motion\nclips/a.mp4,x,1\nclips/b.mp4,y,\n")
+    told = import_csv(table, folder / "out.jsonl")
+    assert len(read_manifest(folder / "out.jsonl")) == 2 and "1 videos have no label: line 3" in told
+
+
+def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
+    table = folder / "labels.csv"
+    rows = ["clips/a.mp4,x,9", "clips/b.mp4,y", "clips/c.mp4,z,1", "clips/d.mp4,u,0", 'clips/a.mp4,"v,1']
+    table.write_text("\n".join(["video,prompt,motion", *rows]) + "\n")
+    with pytest.raises(PrflError, match="4 rows are wrong") as caught:
+        import_csv(table, folder / "out.jsonl")
+    for line, what in ((2, "'motion' is 9"), (3, "has 2 cells"), (5, "no such file"), (6, "is not CSV")):
+        assert f"{table}:{line}: {what}" in str(caught.value)
+    assert f"{table}:4" not in str(caught.value)
