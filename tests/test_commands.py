@@ -14,10 +14,12 @@ import yaml
 from safetensors.torch import load_file
 
 from prfl import cli, draws
+from prfl.backbone import load_backbone
 from prfl.backbone.loading import Source
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation.reward_eval import MEASURES
+from prfl.reward import LatentReward, RewardHead
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
@@ -257,11 +259,15 @@ def test_a_second_start_needs_no_text_encoder(
         cli.main(["train", "prfl.yaml", *ALONE])
 
 
-def test_a_short_run_encodes_the_prompts_that_it_meets(project: Path) -> None:
+def test_a_short_run_encodes_the_prompts_that_it_meets(
+    project: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the empty one; a longer run goes on bit for bit with more of them."""
+    monkeypatch.setattr("prfl.commands.write_report", lambda run: run)  # its plots take longer than all the rest
     words = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle"), ("left", "right", "up", "down")
     Path("train.txt").write_text("".join(f"a {' '.join(some)}\n" for some in product(*words)))
-    assert cli.main(["train", "reward.yaml", "training.steps=1", "evaluation.every=0"]) == 0
+    head = RewardHead(24, ["light", "calm"], inner=8, hidden=8)
+    LatentReward(head, load_backbone(tiny_pipeline_folder), [1]).save_pretrained("runs/reward/reward")
     alone = ["train", "prfl.yaml", *ALONE, "evaluation.every=0", "evaluation.final_samples=0"]
     assert cli.main([*alone, "data.cache=few", "training.steps=1"]) == 0
     assert len(list(Path("few/prompts").iterdir())) == 2 + 1, "a batch of two"

@@ -148,7 +148,9 @@ class LatentCache:
         if not file.exists():
             fix = "run `prfl cache` with the same config"
             raise PrflError(f"the prompt {prompt[:80]!r} is not in the cache", where=str(self.folder), fix=fix)
-        return Condition.from_tensors(read_entry(file, self.prompts, prompt)[0])
+        tensors, _ = read_entry(file, self.prompts, prompt)
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}  # else thousands of files stay mapped
+        return Condition.from_tensors(copies)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         """Those of the prompts whose condition is not here, once each; damaged ones are put aside and count as missing.

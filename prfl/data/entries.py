@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -84,9 +85,13 @@ def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[
 
 
 def put_aside(file: Path) -> None:
-    """Give an entry another name, under which nobody looks for it; another process may have done so before."""
+    """Give an entry another name, under which nobody looks for it; another run may have done so before."""
+    aside = file.with_suffix(".damaged")
     with writing(file), suppress(FileNotFoundError):
-        os.replace(file, file.with_suffix(".damaged"))
+        if file.is_dir() or aside.is_dir():  # whatever a folder of that name is, one cannot take the other's place
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.unlink(missing_ok=True)
+        os.replace(file, aside)
 
 
 def content_of(tensors: Mapping[str, Tensor]) -> str:
@@ -126,6 +131,7 @@ def _older(notes: Mapping[str, str], form: Form, prompt: str | None) -> str:
 
 def _difference(theirs: Any, ours: Any) -> str:
     if isinstance(theirs, dict) and isinstance(ours, dict):
-        name = next(name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name))
-        return f"{name} {theirs.get(name)}, not {ours.get(name)}"
+        for name in {**ours, **theirs}:
+            if theirs.get(name) != ours.get(name):
+                return f"{name} {theirs.get(name)}, not {ours.get(name)}"
     return f"{theirs}, not {ours}"
