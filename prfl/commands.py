@@ -15,8 +15,9 @@ from prfl.backbone.adapters import reach
 from prfl.config import dump_resolved, identity
 from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
-from prfl.console import console, disable_progress_bars, progress
+from prfl.console import console, disable_progress_bars, progress, warn
 from prfl.data.files import replacing
+from prfl.data.prompts import plain
 from prfl.earlier import set_aside
 from prfl.errors import PrflError
 from prfl.evaluation import hacking, policy_eval, reward_eval, tables
@@ -52,6 +53,7 @@ def train_stage(config: Config, resume: str) -> None:
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
+    build.check_prompts(config, model)
     if config.backbone.adapter:
         check_starts_as_base(model, build.POLICY)
         layers, blocks = reach(model.transformer, build.POLICY)
@@ -185,9 +187,11 @@ def train_policy(
 
 
 def prompts_of(config: Config) -> list[str]:
-    """What a policy's training encodes beside its clips' prompts: what is watched, and what chains start with."""
-    known = build.prompts(config.data.prompts)
-    return [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
+    """What a policy's training encodes beside its clips' prompts: what its chains start with, and what is watched."""
+    known, own = build.prompts(config.data.prompts), config.evaluation
+    watched = known.get("validation", [])[: own.prompts_per_round] if own.every else []
+    compared = known.get("test", [])[: own.final_samples]
+    return [*(build.met_prompts(config) if config.reward else []), *watched, *compared]
 
 
 def outcome_of(
@@ -238,6 +242,7 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
 def cache(config: Config) -> None:
     """Encode the config's clips and prompts."""
     model = build.backbone(config)
+    build.check_prompts(config, model)
     if build.has_clips(config):
         build.fill_cache(config, model, progress("generated clips"))
     if not isinstance(config.objective, PreferenceConfig):  # which reads its clips' prompts alone
@@ -282,10 +287,22 @@ def evaluate(
     if held is None:
         fix = 'add "split": "validation" to the held-out rows'
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
+    if train is not None and manifest is not None:
+        warn_of_trained(held, train, manifest)
     name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
     at = reward_eval.levels(chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist())
     measure_reward(config, rewards, model, held, train, config.run / name, at, clips=str(path))
     show_report(config.run)
+
+
+def warn_of_trained(held: build.Dataset, train: build.Dataset, manifest: Path) -> None:
+    """All rows of another manifest are held out, so they say; the reward may have been trained on some."""
+    videos = len(held.entries & train.entries)
+    trained = {plain(prompt) for prompt in train.prompts}
+    prompts = [prompt for prompt in dict.fromkeys(held.prompts) if plain(prompt) in trained]
+    if videos or prompts:
+        example = f", as {prompts[0][:60]!r}" if prompts else ""
+        warn(f"{manifest}: {videos} videos and {len(prompts)} prompts are among those of the training{example}")
 
 
 def evaluate_policy(config: Config, model: WanBackbone) -> None:

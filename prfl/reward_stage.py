@@ -12,7 +12,7 @@ from prfl import build, processes
 from prfl.backbone import WanBackbone
 from prfl.backbone.adapters import reach
 from prfl.config.schema import Config
-from prfl.console import console, progress
+from prfl.console import console, progress, warn
 from prfl.data.files import replacing
 from prfl.errors import PrflError
 from prfl.evaluation import plots, reward_eval, tables
@@ -39,6 +39,8 @@ def train_reward(
         layers, blocks = reach(model.transformer, reward.adapter.name)
         console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
     objective = build.preference(config, model, reward, clips)
+    if validation is None:
+        warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
 
     def watch(step: int) -> dict[str, float]:
         """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
@@ -96,9 +98,13 @@ def measure_reward(
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
+    held = reward_eval.held_out(data)
+    asked = dict.fromkeys(name for reward in rewards.values() for name in reward.dimensions)
+    for name, reason in reward_eval.incomparable(asked, held).items():
+        warn(f"there is no accuracy for {name!r}: {reason}")
     rows = reward_eval.evaluate(
         {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
-        reward_eval.held_out(data),
+        held,
         at,
         train=None if train is None else reward_eval.held_out(train).head(256),
         noise_draws=noise_draws,

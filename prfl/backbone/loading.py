@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,16 @@ class Source:
                 digest.update(opened.read(MIB))
         return digest.hexdigest()[:16] if files else ""
 
-    def load_text(self, dtype: torch.dtype) -> tuple[Any, UMT5EncoderModel]:
+    def load_tokenizer(self) -> Any:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
+            return AutoTokenizer.from_pretrained(
                 self.name, subfolder="tokenizer", revision=self.revision, trust_remote_code=False
             )
+        except (OSError, ValueError) as error:
+            raise self.missing("text encoder or tokenizer", error) from error
+
+    def load_text(self, dtype: torch.dtype) -> UMT5EncoderModel:
+        try:
             encoder, found = UMT5EncoderModel.from_pretrained(
                 self.name,
                 subfolder="text_encoder",
@@ -106,7 +112,7 @@ class Source:
         self.check_complete("text_encoder", found["missing_keys"])
         encoder = encoder.to(self.device)
         check_finite(dict(encoder.named_parameters()), f"{self.name}/text_encoder", NOT_FINITE)
-        return tokenizer, encoder.requires_grad_(False).eval()
+        return encoder.requires_grad_(False).eval()
 
 
 def check_pipeline(index: dict[str, Any], where: str) -> None:
@@ -150,7 +156,8 @@ def load_backbone(
     vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
     if torch.device(device).type == "cpu":
         vae_codec.channels_last(vae)
-    return assemble(source, schedule, transformer, vae, lambda: source.load_text(dtype))
+    tokenizer = cache(source.load_tokenizer)  # it is needed without the text encoder too, and takes seconds
+    return assemble(source, schedule, transformer, vae, lambda: (tokenizer(), source.load_text(dtype)), tokenizer)
 
 
 def vae_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -173,6 +180,7 @@ def assemble(
     transformer: WanTransformer3DModel,
     vae: AutoencoderKLWan,
     load_text: Callable[[], tuple[Any, UMT5EncoderModel]],
+    load_tokenizer: Callable[[], Any] | None = None,
 ) -> WanBackbone:
     """Check that the parts are a text-to-video model and put them together."""
     if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
@@ -182,6 +190,7 @@ def assemble(
         transformer,
         vae,
         load_text,
+        load_tokenizer=load_tokenizer,
         model_id=Path(source.name).resolve().name if Path(source.name).is_dir() else source.name,
         revision=source.revision,
         text_identity=source.text_identity(),

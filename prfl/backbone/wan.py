@@ -51,6 +51,7 @@ class WanBackbone:
         vae: AutoencoderKLWan,
         load_text: Callable[[], tuple[Any, UMT5EncoderModel]],
         *,
+        load_tokenizer: Callable[[], Any] | None = None,
         model_id: str,
         revision: str | None,
         text_identity: str,
@@ -67,6 +68,7 @@ class WanBackbone:
         self.offload = False
         self.kernels: frozenset[str] = frozenset()
         self._load_text, self._timestep_scale = load_text, timestep_scale
+        self._load_tokenizer = load_tokenizer
         self._remembered: dict[str, Condition] = {}  # on the host
         self._away_from: torch.device | None = None
         config = transformer.config
@@ -206,10 +208,10 @@ class WanBackbone:
     def _text(self) -> tuple[Any, UMT5EncoderModel]:
         return self._load_text()
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
-        """Loaded at the first use, together with the text encoder."""
-        return self._text[0]
+        """Loaded at the first use, without the text encoder where the two can be loaded apart."""
+        return self._load_tokenizer() if self._load_tokenizer else self._text[0]
 
     @property
     def text_encoder(self) -> UMT5EncoderModel:

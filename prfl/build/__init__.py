@@ -4,6 +4,7 @@ from prfl.build.identity import contents as contents
 from prfl.build.identity import former_contents as former_contents
 from prfl.build.inputs import Dataset as Dataset
 from prfl.build.inputs import cached as cached
+from prfl.build.inputs import check_prompts as check_prompts
 from prfl.build.inputs import clip as clip
 from prfl.build.inputs import dataset as dataset
 from prfl.build.inputs import encode as encode
@@ -23,6 +24,7 @@ from prfl.build.models import kernels as kernels
 from prfl.build.models import model_place as model_place
 from prfl.build.models import policy_adapter as policy_adapter
 from prfl.build.models import shift as shift
+from prfl.build.objectives import met_prompts as met_prompts
 from prfl.build.objectives import method as method
 from prfl.build.objectives import preference as preference
 from prfl.build.objectives import regulariser as regulariser

@@ -38,7 +38,7 @@ class LatentBatch:
 class _Loaded:
     """What both data sets hold: each video's latents once, each prompt's condition once, on the CPU.
 
-    fingerprint: hash of the rows, and of the contents of their videos.
+    fingerprint: hash of the rows, and of the contents of their videos.  entries: the names of these in the cache.
     """
 
     latents: Tensor
@@ -48,6 +48,7 @@ class _Loaded:
     skipped: list[tuple[Path, str]]
     fingerprint: str = ""  # of the videos' bytes, prompts and labels
     former_fingerprint: str = ""  # as checkpoints of older versions have it: of the cache's entries
+    entries: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -132,6 +133,7 @@ def load_dataset(
         "skipped": skipped,
         "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video in place}),
         "former_fingerprint": _fingerprint(kept, {video: found[video].name for video in place}),
+        "entries": frozenset(found[video].name for video in place),
     }
     if videos:
         video = torch.tensor([place[row.video] for row in videos])

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl.errors import PrflError
+from prfl.errors import Faults, PrflError
 
 
 @contextmanager
@@ -143,6 +143,11 @@ def text_of(path: Path) -> str:
         raise PrflError("is not UTF-8 text", where=f"{path}:{line}", fix="save the file as UTF-8") from error
 
 
+def printable(path: str | Path) -> str:
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def numbered_lines(path: Path) -> list[tuple[str, str]]:
     """(``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
     lines = enumerate(text_of(path).split("\n"), start=1)
@@ -151,16 +156,22 @@ def numbered_lines(path: Path) -> list[tuple[str, str]]:
 
 def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(``file:line``, object) of every line of a JSONL file.  Raises PrflError."""
-    rows = []
+    rows, faults = [], Faults()
     for where, text in numbered_lines(path):
-        try:
-            row = json.loads(text, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-            raise PrflError(f"is not JSON: {error}", where=where, fix="write one JSON object on each line") from error
-        if not isinstance(row, dict):
-            raise PrflError(f"is a {type(row).__name__}, not an object", where=where, fix='write {"prompt": ..., ...}')
-        rows.append((where, row))
+        with faults.collected():
+            rows.append((where, _json_row(where, text)))
+    faults.raise_all(path)
     return rows
+
+
+def _json_row(where: str, text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise PrflError(f"is not JSON: {error}", where=where, fix="write one JSON object on each line") from error
+    if not isinstance(row, dict):
+        raise PrflError(f"is a {type(row).__name__}, not an object", where=where, fix='write {"prompt": ..., ...}')
+    return row
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

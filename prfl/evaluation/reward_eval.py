@@ -7,7 +7,7 @@ scorer reaches there is the floor, and an AUC above one half there is knowledge 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +110,20 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
         first, second = torch.where(a_wins, known, known + size), torch.where(a_wins, known + size, known)
         pairs[name] = Pairs(first, second, (preference[known] != 0.5).long(), number[known], prompts)
     return HeldOut(get, dataset.prompts * 2, {}, pairs)
+
+
+def incomparable(dimensions: Iterable[str], data: HeldOut) -> dict[str, str]:
+    """Why these dimensions have no accuracy on these samples; those that have one are left out."""
+    reasons = {}
+    for name in dimensions:
+        if name not in data.pairs:
+            reasons[name] = f"no held-out row says anything of it; they say {', '.join(data.pairs) or 'nothing'}"
+        elif not len(data.pairs[name]):
+            what = "no two held-out videos of one prompt have" if data.labels else "no held-out pair has"
+            reasons[name] = f"{what} a label of it"
+        elif not len(data.pairs[name].decided()):
+            reasons[name] = f"all {len(data.pairs[name])} held-out pairs of it are ties"
+    return reasons
 
 
 def pixel_scorer(backbone: WanBackbone, reward: PixelReward | AestheticReward) -> Scorer:

@@ -45,6 +45,7 @@ def draw(
     if not isinstance(config.objective, PreferenceConfig):
         build.load_policy(config, model)
         adapter, weights = build.policy_adapter(config), build.weights_hash(config)
+    build.check_prompts(config, model)
     known = build.prompts(config.data.prompts)
     some = {"train": known["train"][:count], "validation": known.get("validation", [])[: max(1, count // 4)]}
     head = config.reward.head if config.reward else None
