@@ -11,7 +11,8 @@ from prfl import build
 from prfl.backbone import adapters
 from prfl.config import load_config
 from prfl.config.schema import Config, PreferenceConfig
-from prfl.data.files import read_tensors, replacing, replacing_folder
+from prfl.data.files import read_tensors, replacing, replacing_folder, restore_folders
+from prfl.data.lock import folder_lock
 from prfl.errors import PrflError
 from prfl.export import card
 from prfl.export.hub import push as push_folder
@@ -40,15 +41,17 @@ def export_run(
     config = run_config(run)
     out, name = out or run / "export", name or run.resolve().name
     repo = push or str(out)
-    if isinstance(config.objective, PreferenceConfig):
-        if merged:
-            raise PrflError("a reward has nothing to merge", where=f"{run}", fix="leave --merged out")
-        readme = _copy_reward(run, out, repo)
-    else:
-        contents = _write_policy(config, out, name, dtype, merged)
-        readme = str(card.policy_card(config, run, name, contents, repo))
-    with replacing(out / "README.md") as temporary:
-        temporary.write_text(readme, encoding="utf-8")
+    with folder_lock(run if out.resolve().is_relative_to(run.resolve()) else out):
+        restore_folders(out)
+        if isinstance(config.objective, PreferenceConfig):
+            if merged:
+                raise PrflError("a reward has nothing to merge", where=f"{run}", fix="leave --merged out")
+            readme = _copy_reward(run, out, repo)
+        else:
+            contents = _write_policy(config, out, name, dtype, merged)
+            readme = str(card.policy_card(config, run, name, contents, repo))
+        with replacing(out / "README.md") as temporary:
+            temporary.write_text(readme, encoding="utf-8")
     if push:
         print(push_folder(out, push, private=private))
     return out

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prfl.backbone.weights import copy_into
-from prfl.data.files import read_tensors, replacing_folder, restore_folders
+from prfl.console import console
+from prfl.data.files import read_tensors, remove_folder, replacing_folder, restore_folders
 from prfl.errors import PrflError
 from prfl.objective import Stateful
 from prfl.training.ema import Ema
@@ -36,7 +36,10 @@ FORMAT = 1
 
 @dataclass
 class TrainState:
-    """All that changes while a run trains.  ``step`` counts finished steps, ``steps`` is where the run is to end."""
+    """All that changes while a run trains.  ``step`` counts finished steps, ``steps`` is where the run is to end.
+
+    changing: a step has begun to change it, and is not finished: it is that of no step.
+    """
 
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -45,6 +48,7 @@ class TrainState:
     identity: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
     objective: Stateful | None = None
+    changing: bool = False
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
@@ -52,7 +56,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
 
     Raises PrflError when the disk is full; the checkpoints before are whole.
     """
-    final = folder / f"step-{state.step:06d}"
+    final = folder / step_name(state.step)
     with replacing_folder(final) as temporary:
         for name, tensors in checkpoint_tensors(state).items():
             save_file(plain(tensors), temporary / f"{name}.safetensors")
@@ -62,7 +66,9 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
         facts["ema_updates"] = state.ema.updates if state.ema else None
         (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     for stale in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(stale)
+        if reason := remove_folder(stale):
+            said = f"warning: {stale}, which is no longer needed, cannot be removed: {reason}"
+            console.print(said, style="bold yellow", markup=False, soft_wrap=True)
     return final
 
 
@@ -80,6 +86,10 @@ def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -109,7 +119,8 @@ def tidy(folder: Path, resume: str) -> list[Path]:
         return []
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists() or aside.is_symlink():
+            remove_folder(aside)
         path.rename(aside)
     return damaged
 
