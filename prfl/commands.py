@@ -9,6 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import Accelerator
+
 from prfl import build, processes
 from prfl.backbone import WanBackbone
 from prfl.backbone.adapters import reach
@@ -17,9 +19,10 @@ from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.console import console, disable_progress_bars, progress, warn
 from prfl.data.files import replacing
+from prfl.data.lock import folder_lock
 from prfl.data.prompts import plain
 from prfl.earlier import set_aside
-from prfl.errors import PrflError
+from prfl.errors import GuardError, PrflError
 from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_report, write_samples_page
@@ -44,6 +47,11 @@ def train(config: Config, *, resume: str = "auto") -> None:
 def train_stage(config: Config, resume: str) -> None:
     own, run = config.training, RunFolder(config.run, dump_resolved(config))
     accelerator = make_accelerator(run, config.backbone.device, own.trackers, own.timeout)
+    with folder_lock(config.run):
+        train_in(run, config, accelerator, resume)
+
+
+def train_in(run: RunFolder, config: Config, accelerator: Accelerator, resume: str) -> None:
     if not processes.is_main():
         console.quiet = True
         disable_progress_bars()
@@ -64,7 +72,7 @@ def train_stage(config: Config, resume: str) -> None:
     whole = identity(config) | build.contents(config, model, clips)
     begin = partial(
         run_training,
-        settings=own,
+        settings=config.training,
         run=run,
         seed=config.seed,
         accelerator=accelerator,
@@ -168,7 +176,7 @@ def train_policy(
                 fix += "evaluation.stop_on_hacking=false, with evaluation.keep_best to have the best round"
             show_report(run.path)
             what = f"reward hacking at step {step}: {'; '.join(map(str, fallen))}"
-            raise PrflError(what, where=str(run.samples), fix=fix)
+            raise GuardError(what, where=str(run.samples), fix=fix)
         return {}
 
     def finish(step: int) -> dict[str, float]:
@@ -267,6 +275,11 @@ def evaluate(
     if config is None:
         folder = run or next(iter(heads.values() if heads else [])).parent
         config = build.finished_run(folder, overrides)
+    with folder_lock(config.run):
+        evaluate_in_run(config, heads, manifest)
+
+
+def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: Path | None) -> None:
     model = build.backbone(config)
     if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
         return evaluate_policy(config, model)
@@ -328,6 +341,11 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
     if compare_base and not build.policy_adapter(config):
         fix = "leave --compare-base out; sample the base's own config for its videos"
         raise PrflError("all weights were trained in place: there is no base left", where="backbone.train", fix=fix)
+    with folder_lock(config.run):
+        sample_in_run(config, compare_base)
+
+
+def sample_in_run(config: Config, compare_base: bool) -> None:
     model = build.backbone(config)
     build.load_policy(config, model)
     known = build.prompts(config.data.prompts)

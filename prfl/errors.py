@@ -24,6 +24,10 @@ class PrflError(ValueError):
         super().__init__("\n  ".join(parts))
 
 
+class GuardError(PrflError):
+    """A run must not go on from here, so nothing is saved on the way out."""
+
+
 @contextmanager
 def located(where: str) -> Iterator[None]:
     """Gives a PrflError from inside a place, where it has none: the code that raises it does not know the yaml path."""
@@ -32,7 +36,7 @@ def located(where: str) -> Iterator[None]:
     except PrflError as error:
         if error.where:
             raise
-        raise PrflError(error.what, where=where, fix=error.fix) from error
+        raise type(error)(error.what, where=where, fix=error.fix) from error
 
 
 class Faults:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prfl import processes
 from prfl.backbone.wan import WanBackbone
-from prfl.data.files import replacing
+from prfl.data.files import replacing, whole_json
 from prfl.evaluation import metrics
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
@@ -223,9 +223,11 @@ def write_results(
     return path
 
 
-def read_outcome(path: Path, name: str) -> Outcome:
-    """One generator's outcome of a results.json, without its videos."""
-    results = json.loads(path.read_text())
+def read_outcome(path: Path, name: str) -> Outcome | None:
+    """One generator's outcome of a results.json, without its videos; None where a crash has damaged it."""
+    results = whole_json(path, "outcomes", "rows")
+    if results is None:
+        return None
     own, rows = results["outcomes"][name], results["rows"]
     keys = rows[0][name]
     return Outcome(

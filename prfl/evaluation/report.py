@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from prfl.data.files import replacing
+from prfl.data.files import records, replacing, whole_json
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import OVERALL, Level, Row, load_rows, measured
@@ -35,7 +35,7 @@ def write_report(run: Path, title: str = "") -> Path:
         _results(results) if results else "",
         _videos(results) if results else "",
         _ranking(run),
-        _curves(read_lines(run / "metrics.jsonl")),
+        _curves(records(run / "metrics.jsonl")[0]),
         _file("Config", run / "config.yaml"),
         _environment(run / "environment.json"),
     ]
@@ -66,16 +66,10 @@ def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTE
 
 
 def last_results(run: Path) -> Path | None:
-    """samples/final/results.json, or that of the last step."""
+    """samples/final/results.json, or that of the last step; one that a crash has damaged is passed over."""
     final = run / "samples" / "final" / "results.json"
-    found = sorted(run.glob("samples/*/results.json"))
-    return final if final in found else found[-1] if found else None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that is half written is dropped."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = [final, *sorted(run.glob("samples/*/results.json"), reverse=True)]
+    return next((path for path in found if whole_json(path, "outcomes", "rows", "videos")), None)
 
 
 # --- parts of the page ----------------------------------------------------------------------------------------------
@@ -168,7 +162,7 @@ def _ranking(run: Path) -> str:
     text = ""
     for path in sorted(run.glob("reward_eval*.json")):
         facts, rows = load_rows(path)
-        if not rows:
+        if not rows:  # or it is damaged
             continue
         dimensions = list(dict.fromkeys(row.dimension for row in rows))
         dimensions.sort(key=lambda name: name != OVERALL)
@@ -250,9 +244,9 @@ def _file(heading: str, path: Path) -> str:
 
 
 def _environment(path: Path) -> str:
-    if not path.exists():
+    facts = whole_json(path)
+    if facts is None:
         return ""
-    facts = json.loads(path.read_text())
     rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
     table = f"<details><summary>versions and device</summary><table>{rows}</table></details>"
     return f"<section><h2>Environment</h2>{table}</section>"

@@ -19,7 +19,7 @@ from torch import Tensor
 from prfl import draws, processes
 from prfl.backbone.wan import Condition, WanBackbone
 from prfl.data.dataset import LatentDataset, PairDataset
-from prfl.data.files import replacing
+from prfl.data.files import replacing, whole_json
 from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability
 from prfl.evaluation.sampling import Progress
@@ -312,8 +312,8 @@ def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
 
 
 def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """The facts and the rows that ``save_rows`` wrote."""
-    facts = json.loads(path.read_text())
+    """The facts and the rows that ``save_rows`` wrote; none where a crash has damaged them."""
+    facts = whole_json(path, "rows") or {"rows": []}
     return facts, [_read_row(row) for row in facts.pop("rows")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from prfl import build
 from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.config.steering_schema import SteeringConfig
+from prfl.data.files import whole_json
 from prfl.errors import PrflError
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
@@ -90,9 +90,9 @@ pipeline = WanPipeline.from_pretrained("{base}", transformer=transformer)
 def figures(run: Path, made_by: Mapping[str, Any]) -> str:
     """The table of samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
     path = run / "samples" / "final" / "results.json"
-    if not path.is_file():
+    results = whole_json(path, "outcomes")
+    if results is None:
         return "None: the run drew no samples of test prompts (`evaluation.final_samples`)."
-    results = json.loads(path.read_text())
     measured = results.get("policy", {})
     if any(made_by.get(key, value) != value for key, value in measured.items()):
         return f"None of these weights: those at hand are of step {measured.get('step')} (`prfl eval` measures them)."

@@ -13,7 +13,9 @@ from prfl.build import provenance
 from prfl.build.provenance import Stamp
 from prfl.config import load_config
 from prfl.config.schema import Config, PreferenceConfig
-from prfl.data.files import replacing, replacing_folder
+from prfl.data.files import replacing, replacing_folder, restore_folders
+from prfl.data.lock import NAME as LOCK
+from prfl.data.lock import folder_lock
 from prfl.errors import PrflError
 from prfl.export import card
 from prfl.export.hub import push as push_files
@@ -44,19 +46,21 @@ def export_run(
     out, name = out or run / "export", name or run.resolve().name
     absolute = out.is_absolute() or ".." in out.parts
     repo = push or (out.name if absolute else str(out))  # the card tells no folder of this machine
-    if isinstance(config.objective, PreferenceConfig):
-        if merged:
-            raise PrflError("a reward has nothing to merge", where=f"{run}", fix="leave --merged out")
-        readme, written = _copy_reward(run, out, repo)
-    else:
-        stamp = _checked(config)
-        written = _write_policy(config, out, name, dtype, merged, stamp)
-        readme = str(card.policy_card(config, run, name, [path.name for path in written], repo, stamp))
-    with replacing(out / "README.md") as temporary:
-        temporary.write_text(readme, encoding="utf-8")
-    written.append(out / "README.md")
-    if others := sorted(path.name for path in out.iterdir() if path not in written):
-        print(f"also in {out}, not of this export: {', '.join(others)}")
+    with folder_lock(run if out.resolve().is_relative_to(run.resolve()) else out):
+        restore_folders(out)
+        if isinstance(config.objective, PreferenceConfig):
+            if merged:
+                raise PrflError("a reward has nothing to merge", where=f"{run}", fix="leave --merged out")
+            readme, written = _copy_reward(run, out, repo)
+        else:
+            stamp = _checked(config)
+            written = _write_policy(config, out, name, dtype, merged, stamp)
+            readme = str(card.policy_card(config, run, name, [path.name for path in written], repo, stamp))
+        with replacing(out / "README.md") as temporary:
+            temporary.write_text(readme, encoding="utf-8")
+        written.append(out / "README.md")
+        if others := sorted(path.name for path in out.iterdir() if path not in written and path.name != LOCK):
+            print(f"also in {out}, not of this export: {', '.join(others)}")
     if push:
         print(push_files(out, written, push, private=private))
     return out

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +27,8 @@ from torch import Tensor, nn
 
 from prfl.backbone.weights import check_finite, copy_into
 from prfl.config.load import is_default
-from prfl.data.files import content_hash, read_tensors, replacing_folder, restore_folders
+from prfl.console import console
+from prfl.data.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
 from prfl.errors import PrflError
 from prfl.objective import Stateful
 from prfl.training.ema import Ema
@@ -48,6 +48,7 @@ class TrainState:
     """All that changes while a run trains.  ``step`` counts finished steps, ``steps`` is where the run is to end.
 
     former: of the identity, what older checkpoints hold under another name.
+    changing: a step has begun to change it, and is not finished: it is that of no step.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -58,6 +59,7 @@ class TrainState:
     steps: int = 0
     objective: Stateful | None = None
     former: Mapping[str, Any] = field(default_factory=dict)
+    changing: bool = False
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
@@ -65,7 +67,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
 
     Raises PrflError when the disk is full; the checkpoints before are whole.
     """
-    final = folder / f"step-{state.step:06d}"
+    final = folder / step_name(state.step)
     with replacing_folder(final) as temporary:
         for name, tensors in checkpoint_tensors(state).items():
             save_file(plain(tensors), temporary / f"{name}.safetensors")
@@ -77,7 +79,9 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
         facts["checksum"] = identity_hash(facts)
         (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     for stale in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(stale)
+        if reason := remove_folder(stale):
+            said = f"warning: {stale}, which is no longer needed, cannot be removed: {reason}"
+            console.print(said, style="bold yellow", markup=False, soft_wrap=True)
     return final
 
 
@@ -101,6 +105,10 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -130,7 +138,8 @@ def tidy(folder: Path, resume: str) -> list[Path]:
         return []
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists() or aside.is_symlink():
+            remove_folder(aside)
         path.rename(aside)
     return damaged
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import sampled
-from prfl.errors import PrflError
+from prfl.errors import GuardError
 
 SAMPLED = 64  # values of each tensor that are compared
 STILL = 1e-12  # a trained weight that moved by less has not moved
@@ -106,7 +106,7 @@ class Learning:
         met = self.lossless >= self.quiet
         why = "the loss is zero, every sample meets the hinge's target" if met else "the reward is flat there"
         another = "a higher reward.target, or reward.shape: linear" if met else "a reward that the policy can change"
-        raise PrflError(
+        raise GuardError(
             f"no gradient in the {self.quiet} steps up to step {step}: {why}",
             where="objective",
             fix=f"{saved} is what was reached, and training.steps={step} makes it the end of this run; another run "
@@ -119,7 +119,7 @@ class Learning:
         moved = max(float((now[name] - self.last[name]).abs().max()) for name in now)
         if moved <= STILL and (self.pulled or first is not None):
             norm = "" if first is None else f", the gradient's norm {first:.3g}"
-            raise PrflError(
+            raise GuardError(
                 f"up to step {step} none of the {len(now)} trained tensors has moved since the last look at them "
                 f"(the learning rate is {self.rate:g}{norm})",
                 where="training.learning_rate",
@@ -134,7 +134,7 @@ class Learning:
         now = sampled(self.others, SAMPLED)
         changed = [name for name in now if not same(now[name], self.still[name])]
         if changed:
-            raise PrflError(
+            raise GuardError(
                 f"up to step {step} {len(changed)} tensors changed that are not trained, the first is {changed[0]}",
                 where="backbone.model",
                 fix="let nothing but the trained parameters be written to: the reward, and the distance to the base, "

@@ -9,6 +9,7 @@ import torch
 
 from prfl import cli
 from prfl.backbone import load_backbone
+from prfl.data import files
 from prfl.reward import LatentReward
 from tests.faults.planting import fault, lying
 
@@ -22,10 +23,14 @@ ONE, TWO = Path("runs/sft/checkpoints/step-000001"), Path("runs/sft/checkpoints/
     leaves=("runs/sft/metrics.jsonl", "runs/sft/config.yaml", "runs/sft/policy", "runs/sft/report", "runs/sft/earlier"),
 )
 def _(bench):
-    def full(_):
-        raise OSError(28, "No space left on device")
+    flush = files._flush
 
-    bench.patch.setattr("prfl.data.files.os.fsync", full)
+    def full(path):
+        if "step-" in str(path):
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    bench.patch.setattr(files, "_flush", full)
     message = bench.cli("train", "sft.yaml", "training.steps=3")
     bench.patch.undo()
     bench.patch.chdir(bench.folder)
