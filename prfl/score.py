@@ -68,11 +68,13 @@ def score_files(
     seed: int = 0,
     clip: Mapping[str, Any] | None = None,
     out: Path | None = None,
+    follow_links: bool = False,
 ) -> None:
     """Score every input and write the table to ``out`` (.csv or .json), or as CSV to the standard output.
 
     inputs: videos, safetensors of latents, or manifests (.jsonl), whose rows bring their prompts.  head: a saved
     reward.  model: the video model that it reads; by default the one of its run, or the hub model that it names.
+    follow_links: a manifest's links may lead out of its folder.
     clip: frames, height, width and fps at which videos are read, where not as the reward was trained.
     A file that cannot be read does not stop the others; PrflError names all of them at the end.
     """
@@ -83,7 +85,7 @@ def score_files(
             raise PrflError(f"{sigma:g} is no noise level", where="--sigmas", fix="0 is clean, 1 is noise: 0,0.5,0.9")
     if noise_draws < 1:
         raise PrflError("there is no mean over no draws", where="--draws", fix="1 or more")
-    items = read_items(inputs, prompt)
+    items = read_items(inputs, prompt, follow_links)
     saved = read_config(head)
     backbone = find_backbone(head, saved, model, dtype, device)
     reward = build.load_reward(head, backbone)
@@ -131,13 +133,13 @@ def score_files(
         )
 
 
-def read_items(inputs: Sequence[str], prompt: str | None) -> list[Item]:
+def read_items(inputs: Sequence[str], prompt: str | None, follow_links: bool) -> list[Item]:
     """Every file once.  Raises PrflError for an input that is absent, of no known kind, or has no prompt."""
     items: list[Item] = []
     for name in inputs:
         path = Path(name)
         if path.suffix == ".jsonl":
-            for row in read_manifest(path):
+            for row in read_manifest(path, follow_links=follow_links):
                 items += [Item(_shown(file), row.prompt) for file in manifest_videos([row])]
             continue
         if path.suffix.lower() not in (*SUFFIXES, LATENTS):

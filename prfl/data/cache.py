@@ -30,7 +30,8 @@ from torch import Tensor
 from prfl import processes
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.data.files import content_hash, read_tensors, replacing
+from prfl.data.decoding import picture_hash
+from prfl.data.files import read_tensors, replacing
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window, read_video
 from prfl.errors import PrflError
@@ -88,7 +89,7 @@ class LatentCache:
 
     def latents_file(self, video: Path) -> Path:
         """Raises OSError when the video's bytes cannot be read."""
-        key = _key([content_hash(video), self.model, self.vae_dtype, self.clip])
+        key = _key([picture_hash(video), self.model, self.vae_dtype, self.clip])
         return self.folder / "latents" / f"{key}.safetensors"
 
     def prompt_file(self, prompt: str) -> Path:
@@ -164,6 +165,7 @@ def build_cache(
     window: Window = "start",
     batch_size: int = 8,
     skip_unreadable: bool = False,
+    follow_links: bool = False,
     progress: bool = True,
 ) -> CacheReport:
     """Encodes the videos and prompts of a manifest, and the empty prompt; what is there already is left alone.
@@ -171,7 +173,7 @@ def build_cache(
     Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
     """
-    rows = read_manifest(manifest)
+    rows = read_manifest(manifest, follow_links=follow_links)
     cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
     failed: list[tuple[Path, str]] = []
     todo: dict[Path, list[Path]] = {}  # entry -> the videos with that content
