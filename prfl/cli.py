@@ -221,6 +221,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", help="the video model: a folder or hub id; default: what the reward was trained on")
     options.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the video model's weights")
     options.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if any")
+    options.add_argument("--follow-links", action="store_true", help="a manifest's links may lead out of its folder")
     options.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json; default: CSV on the standard output")
     for name, kind in (("frames", int), ("height", int), ("width", int), ("fps", float)):
         options.add_argument(f"--{name}", type=kind, help="of the clip that is read; default: as the reward's training")
@@ -381,6 +382,7 @@ def score(options: argparse.Namespace) -> None:
         seed=options.seed,
         clip={name: getattr(options, name) for name in CLIP},
         out=options.out,
+        follow_links=options.follow_links,
     )
 
 

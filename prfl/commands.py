@@ -302,9 +302,9 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
     if train is not None and manifest is not None:
         warn_of_trained(held, train, manifest)
-    name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
+    results = config.run / "reward_eval.json" if manifest is None else reward_eval.results_of(config.run, manifest)
     at = reward_eval.levels(chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist())
-    measure_reward(config, rewards, model, held, train, config.run / name, at, clips=str(path))
+    measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
     show_report(config.run)
 
 

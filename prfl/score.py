@@ -71,11 +71,13 @@ def score_files(
     seed: int = 0,
     clip: Mapping[str, Any] | None = None,
     out: Path | None = None,
+    follow_links: bool = False,
 ) -> None:
     """Score every input and write the table to ``out`` (.csv or .json), or as CSV to the standard output.
 
     inputs: videos, safetensors of latents, or manifests (.jsonl), whose rows bring their prompts.  head: a saved
     reward.  model: the video model that it reads; by default the one of its run, or the hub model that it names.
+    follow_links: a manifest's links may lead out of its folder.
     clip: frames, height, width and fps at which videos are read, where not as the reward was trained.
     A file that cannot be read does not stop the others; PrflError names all of them at the end.  Scores are written as
     they come: whatever ends the command leaves a whole table of the files before.
@@ -87,7 +89,7 @@ def score_files(
             raise PrflError(f"{sigma:g} is no noise level", where="--sigmas", fix="0 is clean, 1 is noise: 0,0.5,0.9")
     if noise_draws < 1:
         raise PrflError("there is no mean over no draws", where="--draws", fix="1 or more")
-    items = read_items(inputs, prompt)
+    items = read_items(inputs, prompt, follow_links)
     saved = read_config(head)
     backbone = find_backbone(head, saved, model, dtype, device)
     reward = build.load_reward(head, backbone)
@@ -137,21 +139,22 @@ def score_files(
         )
 
 
-def read_items(inputs: Sequence[str], prompt: str | None) -> list[Item]:
+def read_items(inputs: Sequence[str], prompt: str | None, follow_links: bool) -> list[Item]:
     """Every file once.  Raises PrflError for an input that is absent, of no known kind, or has no prompt."""
     items: list[Item] = []
     faults = Faults()
     for name in inputs:
         with faults.collected():
-            items += _items_of(name, prompt)
+            items += _items_of(name, prompt, follow_links)
     faults.raise_all("prfl score", "inputs")
     return list(dict.fromkeys(items))
 
 
-def _items_of(name: str, prompt: str | None) -> list[Item]:
+def _items_of(name: str, prompt: str | None, follow_links: bool) -> list[Item]:
     path = Path(name)
     if path.suffix == ".jsonl":
-        return [Item(_shown(file), row.prompt) for row in read_manifest(path) for file in manifest_videos([row])]
+        rows = read_manifest(path, follow_links=follow_links)
+        return [Item(_shown(file), row.prompt) for row in rows for file in manifest_videos([row])]
     if path.suffix.lower() not in (*SUFFIXES, LATENTS):
         known = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
         raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {known}")

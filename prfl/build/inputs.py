@@ -21,13 +21,15 @@ from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, Mixt
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import clips as cutting
 from prfl.data import leaks
-from prfl.data.cache import LatentCache, build_cache
+from prfl.data.cache import LatentCache, build_cache, manifest_videos
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
-from prfl.data.hashes import remembered_hash
+from prfl.data.decoding import BY_SIZE, picture_hash, read_anew
+from prfl.data.files import CACHE_TAG, mark_written
 from prfl.data.manifest import read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes import world
+from prfl.data.sources import find_videos
 from prfl.errors import PrflError, located
 from prfl.evaluation.sampling import SamplingSettings, decode_all, sample
 
@@ -87,6 +89,7 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
         return video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
     folder = data.cache / f"{generator.name}-{_key(generator)}-{_hash(known['train'])}"
+    mark_written(folder, CACHE_TAG)
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
 
 
@@ -122,6 +125,7 @@ def samples(
         trained = finished_run(policy)
         decides += [weights_hash(trained), trained.backbone.model_dump(mode="json", include={"adapter"})]
     folder = data.cache / f"samples-{_key(one)}-{_hash(decides)}"
+    mark_written(folder, CACHE_TAG)
     counts = {"train": own.per_prompt, "validation": own.held_out_per_prompt}
     return shapes.labelled(folder, known, counts, draw, own.other_captions, own.batch, progress)
 
@@ -140,13 +144,13 @@ def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], p
         **clip(config.data), kinds=tuple(own.kinds), crops=own.crops, held_out=own.held_out,
         formats=tuple(own.formats), seed=own.seed,
     )  # fmt: skip
+    taken = {"skip_unreadable": config.data.skip_unreadable, "follow_links": config.data.follow_links}
     # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
-    videos = [remembered_hash(video) for video in cutting.find_videos(own.videos)]
+    videos = [picture_hash(video) for video in find_videos(own.videos, **taken).videos]
     parts = [videos, asdict(settings), known.get("train"), known.get("validation")]
     folder = config.data.cache / f"{own.name}-{_hash(parts)}"
-    pairs, alone = cutting.write_clips(
-        folder, own.videos, known, settings, skip_unreadable=config.data.skip_unreadable, progress=progress
-    )
+    mark_written(folder, CACHE_TAG)
+    pairs, alone = cutting.write_clips(folder, own.videos, known, settings, **taken, progress=progress)
     return pairs if isinstance(config.objective, PreferenceConfig) else alone
 
 
@@ -177,10 +181,15 @@ def encode(config: Config, model: WanBackbone, path: Path) -> None:
     own = config.data
     with located("data"):
         report = build_cache(
-            model, path, own.cache, skip_unreadable=own.skip_unreadable, batch_size=own.encode_batch, **clip(own)
-        )
+            model, path, own.cache, skip_unreadable=own.skip_unreadable, follow_links=own.follow_links,
+            batch_size=own.encode_batch, **clip(own),
+        )  # fmt: skip
     if processes.is_main():
         print(report, flush=True)
+        videos = manifest_videos(read_manifest(path, follow_links=own.follow_links))
+        guessed = sum(BY_SIZE in read_anew(video) for video in videos if video.is_file())
+        if guessed:
+            print(f"{guessed} videos have 720 lines or more and no colour tags: they are read as BT.709, as players do")
 
 
 def remember(config: Config, model: WanBackbone, some: Iterable[str], progress: Callable) -> int:
@@ -205,7 +214,7 @@ def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Datas
 
     Raises PrflError for a training row whose prompt is held out (``data.prompts``).
     """
-    rows = read_manifest(path)
+    rows = read_manifest(path, follow_links=config.data.follow_links)
     has_splits = any(row.split for row in rows)
     if split != "train" and not any(row.split == split for row in rows):
         return None
@@ -231,5 +240,6 @@ def cached(config: Config, model: WanBackbone, path: Path, split: str | None = N
         config.data.cache,
         split=split,
         skip_unreadable=config.data.skip_unreadable,
+        follow_links=config.data.follow_links,
         **clip(config.data),
     )

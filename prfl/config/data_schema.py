@@ -115,6 +115,12 @@ class DataConfig(Section):
     skip_unreadable: bool = Field(
         default=False, description="Go on without videos that cannot be read, instead of stopping with a list of them."
     )
+    follow_links: bool = Field(
+        default=False,
+        description="Read videos through links that lead out of the folder of data.manifest or data.generator.videos, "
+        "as into a snapshot's blobs or to another disk. Such links are refused else.",
+        json_schema_extra=MAY_CHANGE,
+    )
     encode_batch: int = Field(
         default=16,
         ge=1,

@@ -32,9 +32,9 @@ from prfl import processes
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
 from prfl.console import console, warn
+from prfl.data.decoding import picture_hash
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.files import printable, replacing
-from prfl.data.hashes import remembered_hash
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window, read_video
@@ -110,7 +110,7 @@ class LatentCache:
 
     def latents_entry(self, video: Path) -> tuple[Path, str]:
         """The file, and what it is made from, whose hash is the file's name.  Raises OSError, as ``latents_file``."""
-        made_from = self.videos.made_from(remembered_hash(video))
+        made_from = self.videos.made_from(picture_hash(video))
         return self.folder / "latents" / f"{entry_name(made_from)}.safetensors", made_from
 
     def prompt_file(self, prompt: str) -> Path:
@@ -256,6 +256,7 @@ def build_cache(
     window: Window = "start",
     batch_size: int = 8,
     skip_unreadable: bool = False,
+    follow_links: bool = False,
     progress: bool = True,
 ) -> CacheReport:
     """Encodes the videos and prompts of a manifest, and the empty prompt; what is there already is left alone.
@@ -263,7 +264,7 @@ def build_cache(
     Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
     """
-    rows = read_manifest(manifest)
+    rows = read_manifest(manifest, follow_links=follow_links)
     cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
     failed: list[tuple[Path, str]] = []
     same_content: dict[Path, list[Path]] = {}  # entry -> the videos with that content

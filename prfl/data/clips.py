@@ -19,7 +19,8 @@ from torch import Tensor
 
 from prfl import draws
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
-from prfl.data.video import SUFFIXES, count_clips, cut_video, write_video
+from prfl.data.sources import find_videos, listed
+from prfl.data.video import Stretches, cut_video, find_stretches, write_video
 from prfl.errors import PrflError
 
 Clip = Float[Tensor, "3 f h w"]
@@ -80,12 +81,14 @@ def write_clips(
     settings: ClipSettings,
     *,
     skip_unreadable: bool = False,
+    follow_links: bool = False,
     progress: Callable = iter,
 ) -> tuple[Path, Path]:
     """Write the files and two manifests: (clips against their degradations, the clips alone); returns their paths.
 
-    videos: a file, or a folder with all that lies below it.  prompts: of ``train`` and, to hold clips out,
-    ``validation``; the clips of a split take its prompts in turn, whatever they show.  A finished folder is left alone.
+    videos: a file, or a folder with all that lies below it (``find_videos``).  prompts: of ``train`` and, to hold clips
+    out, ``validation``; the clips of a split take its prompts in turn, whatever they show.  A finished folder is left
+    alone.
     Raises PrflError when there are no videos, one is unreadable, or they are too short for a clip in each split.
     """
     pairs_file, clips_file = folder / "pairs.jsonl", folder / "clips.jsonl"
@@ -94,7 +97,10 @@ def write_clips(
     pairs: list[PreferencePair] = []
     clips: list[LabelledVideo] = []
     alike = dict.fromkeys(settings.kinds, 0)
-    for number, split, clip in progress(_cut(find_videos(videos), "validation" in prompts, settings, skip_unreadable)):
+    sources = find_videos(videos, follow_links=follow_links, skip_unreadable=skip_unreadable)
+    for reason, some in sources.left_out.items():
+        print(f"left out: {listed(reason, some)}")
+    for number, split, clip in progress(_cut(sources.videos, "validation" in prompts, settings, skip_unreadable)):
         suffix = settings.formats[number % len(settings.formats)]
         known = prompts[split]
         prompt = known[number % len(known)]
@@ -122,24 +128,19 @@ def write_clips(
     return pairs_file, clips_file
 
 
-def find_videos(place: Path) -> list[Path]:
-    """The file, or every video below the folder, in order.  Raises PrflError when there is none."""
-    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not found:
-        what = "holds no videos" if place.is_dir() else "no such file or folder"
-        raise PrflError(what, where=str(place), fix=f"give a folder of videos ({', '.join(SUFFIXES)}), or one video")
-    return found
-
-
 def _cut(
     videos: Sequence[Path], hold_out: bool, settings: ClipSettings, skip_unreadable: bool
 ) -> Iterator[tuple[int, str, Clip]]:
     """(number, split, clip).  Stretches do not overlap and validation's are the last, so nothing is in both splits."""
-    counts: dict[Path, int] = {}
+    found: dict[Path, Stretches] = {}
     for video in videos:
         with _leaving_out(skip_unreadable):
-            counts[video] = count_clips(video, frames=settings.frames, fps=settings.fps)
-    total = sum(counts.values())
+            found[video] = find_stretches(video, frames=settings.frames, fps=settings.fps)
+        if video in found and (damage := found[video].damage):
+            with _leaving_out(skip_unreadable):
+                raise damage
+    _say_left_out(found, settings)
+    total = sum(len(stretches.numbers) for stretches in found.values())
     train = total - max(1, round(settings.held_out * total)) if hold_out else total
     if train < 1:
         what = f"{total} clips of {settings.frames} frames at {settings.fps:g} fps fit into the videos ({len(videos)})"
@@ -147,14 +148,24 @@ def _cut(
     larger = 1 if settings.crops == 1 else 2  # parts of half the height are as sharp as the whole
     height, width = larger * settings.height, larger * settings.width
     first = 0
-    for video, count in counts.items():
+    for video, (numbers, *_) in found.items():
         with _leaving_out(skip_unreadable):
-            stretches = cut_video(video, frames=settings.frames, height=height, width=width, fps=settings.fps)
-            for stretch, whole in enumerate(stretches, start=first):
+            cut = cut_video(video, numbers, frames=settings.frames, height=height, width=width, fps=settings.fps)
+            for stretch, whole in enumerate(cut, start=first):
                 for crop in range(settings.crops):
                     split = "train" if stretch < train else "validation"
                     yield stretch * settings.crops + crop, split, _part(whole, stretch, crop, settings)
-        first += count
+        first += len(numbers)
+
+
+def _say_left_out(found: Mapping[Path, Stretches], settings: ClipSettings) -> None:
+    short = [video for video, (numbers, still, _) in found.items() if not numbers and not still]
+    still = {video: stretches.still for video, stretches in found.items() if stretches.still}
+    if short:
+        print(f"left out: {listed(f'shorter than {settings.frames} frames at {settings.fps:g} fps', short)}")
+    if still:
+        what = f"with stretches in which more than half of the pictures are repeats ({sum(still.values())} in all)"
+        print(f"left out: {listed(what, still)}")
 
 
 @contextmanager

@@ -101,6 +101,7 @@ def load_dataset(
     window: Window = "start",
     split: str | None = None,
     skip_unreadable: bool = False,
+    follow_links: bool = False,
 ) -> LatentDataset | PairDataset:
     """The rows of a manifest (of one split) with their cached latents and conditions, all in memory.
 
@@ -108,7 +109,8 @@ def load_dataset(
     and, unless ``skip_unreadable``, for videos that the cache found unreadable; else their rows are left out and the
     videos listed in ``skipped``.
     """
-    rows = [row for row in read_manifest(manifest) if split is None or row.split == split]
+    rows = read_manifest(manifest, follow_links=follow_links)
+    rows = [row for row in rows if split is None or row.split == split]
     if not rows:
         raise PrflError(f"no row has split {split!r}", where=str(manifest), fix='add "split" to its rows')
     cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)

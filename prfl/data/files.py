@@ -139,6 +139,34 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+CACHE_TAG, OUTPUT_TAG = "CACHEDIR.TAG", ".prfl-output"
+_TAGS = {
+    CACHE_TAG: "Signature: 8a477f597d28d172789f06886806bc55\n# Written by prfl, which can make it again: "
+    "backups may leave this folder out (https://bford.info/cachedir).\n",
+    OUTPUT_TAG: "# Written by prfl: not a source of videos.\n",
+}
+
+
+def mark_written(folder: Path, tag: str = OUTPUT_TAG) -> None:
+    """Say that prfl wrote what lies in a folder, so that it does not take it for a user's own videos.
+
+    CACHE_TAG where it can be made again, which backups look for too; else OUTPUT_TAG.
+    """
+    if not (folder / tag).exists():
+        with replacing(folder / tag) as temporary:
+            temporary.write_text(_TAGS[tag], encoding="utf-8")
+
+
+def written_by_prfl(folder: Path) -> bool:
+    """Whether ``mark_written`` marked it.  Other programs have caches too, and videos in them."""
+    if (folder / OUTPUT_TAG).is_file():
+        return True
+    try:
+        return b"prfl" in (folder / CACHE_TAG).read_bytes()
+    except OSError:
+        return folder.name == "samples" and (folder.parent / "metrics.jsonl").is_file()  # of a run before such marks
+
+
 def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.  Raises PrflError when it is absent, truncated or lies."""
     try:

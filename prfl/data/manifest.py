@@ -3,14 +3,16 @@
     {"video": "clips/a.mp4", "prompt": "a dog runs", "label": {"motion": 1, "text": 0.5}, "split": "train"}
     {"prompt": "a dog runs", "a": "clips/a.mp4", "b": "clips/b.mp4", "preference": {"motion": "a"}}
 
-Paths are relative to the manifest's folder and must stay inside it, links included: a manifest from somebody else
-must not make us read other files.  ``label`` and ``split`` may be left out.  One prompt belongs to one split: a prompt
-in both train and test would make every held-out figure a lie.
+Paths are relative to the manifest's folder and must stay inside it: a manifest from somebody else must not make us read
+other files.  Links must stay inside too, unless the user lets them lead out (``data.follow_links``), as those of a
+snapshot of the hub into its blobs do.  ``label`` and ``split`` may be left out.  One prompt belongs to one split: a
+prompt in both train and test would make every held-out figure a lie.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,18 +68,18 @@ class _PairRow(_Row):
     preference: Annotated[dict[Text, Choice], Field(min_length=1)]
 
 
-def read_manifest(path: str | Path) -> list[LabelledVideo] | list[PreferencePair]:
+def read_manifest(path: str | Path, *, follow_links: bool = False) -> list[LabelledVideo] | list[PreferencePair]:
     """All rows of one kind, paths resolved.  Raises PrflError that names file and line of every fault."""
-    return parse_rows(json_rows(Path(path)), Path(path))
+    return parse_rows(json_rows(Path(path)), Path(path), follow_links=follow_links)
 
 
 def parse_rows(
-    rows: Sequence[tuple[str, dict[str, Any]]], path: Path, faults: Faults | None = None
+    rows: Sequence[tuple[str, dict[str, Any]]], path: Path, faults: Faults | None = None, *, follow_links: bool = False
 ) -> list[LabelledVideo] | list[PreferencePair]:
     """(``file:line``, fields) of a manifest, or of another file that says the same, as rows.  Raises PrflError.
 
-    path: the file; the videos' paths are relative to its folder and must stay inside it.
-    faults: of rows that could not even be read, to be raised with those found here.
+    path: the file; the videos' paths are relative to its folder and must stay inside it.  follow_links: links may lead
+    out of it.  faults: of rows that could not even be read, to be raised with those found here.
     """
     faults = faults or Faults()
     if not rows and not faults.errors:
@@ -92,7 +94,7 @@ def parse_rows(
                 kinds = ("a video", "a pair") if pairs else ("a pair", "a video")
                 fix = "keep videos and pairs in two manifests"
                 raise PrflError(f"is {kinds[0]}, but the first row is {kinds[1]}", where=where, fix=fix)
-            row = _pair(fields, path, where) if pairs else _video(fields, path, where)
+            row = _pair(fields, path, where, follow_links) if pairs else _video(fields, path, where, follow_links)
             _check_split(row, splits, where)
             if isinstance(row, LabelledVideo):
                 first = seen.setdefault((row.video, row.prompt), where)
@@ -142,33 +144,38 @@ def _is_pair(fields: dict[str, Any]) -> bool:
     return not {"a", "b", "preference"}.isdisjoint(fields)
 
 
-def _video(fields: dict[str, Any], manifest: Path, where: str) -> LabelledVideo:
+def _video(fields: dict[str, Any], manifest: Path, where: str, follow_links: bool) -> LabelledVideo:
     row = checked(_VideoRow, fields, where)
-    return LabelledVideo(_inside(row.video, manifest, where), row.prompt, row.label, row.split)
+    return LabelledVideo(_inside(row.video, manifest, where, follow_links), row.prompt, row.label, row.split)
 
 
-def _pair(fields: dict[str, Any], manifest: Path, where: str) -> PreferencePair:
+def _pair(fields: dict[str, Any], manifest: Path, where: str, follow_links: bool) -> PreferencePair:
     row = checked(_PairRow, fields, where)
-    a, b = _inside(row.a, manifest, where), _inside(row.b, manifest, where)
-    if a == b:
+    a, b = (_inside(name, manifest, where, follow_links) for name in (row.a, row.b))
+    if a.resolve() == b.resolve():
         raise PrflError(f"both sides of the pair are {row.a}", where=where, fix="name two videos")
     return PreferencePair(row.prompt, a, b, row.preference, row.split)
 
 
-def _inside(name: str, manifest: Path, where: str) -> Path:
-    """The file that a row names, resolved."""
+def _inside(name: str, manifest: Path, where: str, follow_links: bool) -> Path:
+    """The file that a row names, resolved, but for a link that leads out: where that leads may have no suffix."""
     folder = manifest.parent.resolve()
     try:
+        link = Path(os.path.normpath(folder / name))
         found = (folder / name).resolve()
         exists = found.is_file()
     except (OSError, ValueError) as error:  # a name too long, a null byte
         raise PrflError(f"{name[:80]!r} cannot be a file name: {error}", where=where, fix="mend the path") from error
-    if not found.is_relative_to(folder):
+    leaves = not found.is_relative_to(folder)
+    if leaves and not link.is_relative_to(folder):
         fix = "move the file, or put the manifest into a folder above it"
         raise PrflError(f"{name!r} leaves the manifest's folder", where=where, fix=fix)
+    if leaves and not follow_links:
+        fix = "data.follow_links=true (prfl score: --follow-links), or put the manifest into a folder above it"
+        raise PrflError(f"{name!r} leaves the manifest's folder by a link", where=where, fix=fix)
     if not exists:
         raise PrflError(f"no such file: {name}", where=where, fix=f"paths are relative to {manifest.parent}")
-    return found
+    return link if leaves else found
 
 
 def _relative(file: Path, manifest: Path) -> str:

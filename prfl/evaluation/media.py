@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from prfl.data.video import in_colours_of, tag_colours
+
 
 def enlarge(pixels: Float[Tensor, "3 f h w"], smallest_side: int) -> Float[Tensor, "3 f H W"]:
     """Repeat each pixel a whole number of times (no blur) until the short side has at least ``smallest_side``."""
@@ -45,7 +47,10 @@ def grid(
 
 
 def browser_mp4(pixels: Float[Tensor, "3 f h w"], fps: float, smallest_side: int = 192) -> bytes:
-    """An mp4 of pixels in [-1, 1] (clamped).  4:2:0 needs even sides: an odd last row or column is dropped."""
+    """An mp4 of pixels in [-1, 1] (clamped), whose colours are tagged: people see what was sampled.
+
+    4:2:0 needs even sides: an odd last row or column is dropped.
+    """
     pixels = enlarge(pixels.detach().float().cpu(), smallest_side)
     height, width = (size // 2 * 2 for size in pixels.shape[2:])
     levels = (pixels[:, :, :height, :width].clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
@@ -54,7 +59,8 @@ def browser_mp4(pixels: Float[Tensor, "3 f h w"], fps: float, smallest_side: int
         options = {"crf": "18", "preset": "medium", "threads": "1"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        tag_colours(stream)
         for picture in levels.permute(1, 2, 3, 0).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(in_colours_of(stream, picture)))
         container.mux(stream.encode(None))
     return buffer.getvalue()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prfl import processes
 from prfl.backbone.wan import WanBackbone
-from prfl.data.files import replacing, whole_json
+from prfl.data.files import mark_written, replacing, whole_json
 from prfl.evaluation import metrics
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
@@ -193,6 +193,7 @@ def write_results(
     made_by: what tells the policy that was measured.  Returns the path of results.json, which ``report.py`` reads.
     """
     reference = outcomes[0]
+    mark_written(folder)
     for outcome in outcomes:
         for number, video in enumerate(outcome.pixels):
             with replacing(folder / "videos" / f"{outcome.name}-{number:03d}.mp4") as temporary:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -309,6 +310,24 @@ def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
     """Write JSON: ``facts`` (split, domain, command, ...) and the rows."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+
+
+def results_of(run: Path, manifest: Path) -> Path:
+    """Where the measurement on these clips belongs: beside that of any other clips, and in place of their own.
+
+    Called after the folder of the manifest, and after the manifest unless that is called manifest.jsonl.
+    """
+    clips = manifest.resolve()
+    name = clips.parent.name if clips.stem == "manifest" else f"{clips.parent.name}-{clips.stem}"
+    for number in count(1):
+        path = run / (f"reward_eval-{name}.json" if number == 1 else f"reward_eval-{name}-{number}.json")
+        try:
+            measured_on = json.loads(path.read_text()).get("clips")
+        except (OSError, ValueError, AttributeError):  # nothing, or nothing that could be lost
+            return path
+        if measured_on is None or Path(measured_on).resolve() == clips:
+            return path
+    raise AssertionError
 
 
 def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:

@@ -77,7 +77,7 @@ def _manifest(config: Config) -> str:
     if path is None:
         return ""
     if path.is_file():
-        read_manifest(path)
+        read_manifest(path, follow_links=config.data.follow_links)
         return ""
     return f"data.manifest: there is no file {path}; write one (JSON lines: see README.md, Use), or name another"
 

@@ -13,6 +13,7 @@ from prfl import build
 from prfl.backbone.wan import WanBackbone
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.console import console, progress
+from prfl.data.files import mark_written
 from prfl.data.lock import folder_lock
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
@@ -96,6 +97,7 @@ def draw_candidates(
         for split, some in prompts.items()
         for prompt in some
     ]
+    mark_written(folder)
     todo = [(prompt, files) for _, prompt, files in groups if not all(file.is_file() for file in files)]
     together = max(1, settings.batch // per_prompt)
     for start in progress(range(0, len(todo), together)):

@@ -233,14 +233,14 @@ def test_two_unreadable_files_with_the_same_bytes_are_both_listed(counted, manif
 
 def test_a_file_that_may_not_be_read_is_listed_too(counted, manifest, monkeypatch):
     backbone, _ = counted
-    real = cache_module.remembered_hash
+    real = cache_module.picture_hash
 
     def refusing(path):
         if path.name == "0.mp4":
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(cache_module, "remembered_hash", refusing)
+    monkeypatch.setattr(cache_module, "picture_hash", refusing)
     report = build(backbone, manifest, skip_unreadable=True)
     assert [(path.name, reason) for path, reason in report.failed] == [("0.mp4", "Permission denied")]
     assert report.encoded == 3 and len(load(backbone, manifest, skip_unreadable=True)) == 4

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from prfl import draws
-from prfl.data.clips import ALIKE, DIMENSION, ClipSettings, degrade, find_videos, write_clips
+from prfl.data.clips import ALIKE, DIMENSION, ClipSettings, degrade, write_clips
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
+from prfl.data.sources import find_videos
 from prfl.data.video import read_video, write_video
 from prfl.errors import PrflError
 
@@ -131,7 +132,7 @@ def test_videos_that_are_not_there_or_too_short(tmp_path: Path) -> None:
     with pytest.raises(PrflError, match="holds no videos"):
         find_videos(tmp_path / "in")
     write_video(tmp_path / "in" / "below" / "x.gif", texture(6), 8)
-    assert find_videos(tmp_path / "in") == [tmp_path / "in" / "below" / "x.gif"]
+    assert find_videos(tmp_path / "in").videos == [tmp_path / "in" / "below" / "x.gif"]
     with pytest.raises(PrflError, match="1 clips of 5 frames at 8 fps fit") as caught:
         write_clips(tmp_path / "out", tmp_path / "in", PROMPTS, SETTINGS)
     assert caught.value.where == "data.generator.videos"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from av.video.frame import VideoFrame
 
-from prfl.data.video import count_clips, cut_video, read_video, write_video
+from prfl.data.video import cut_video, find_stretches, read_video, write_video
 from prfl.errors import PrflError
 
 SIZE = dict(frames=17, height=32, width=32, fps=8)
@@ -73,18 +73,21 @@ def test_frames_are_taken_by_time_not_by_number(tmp_path, suffix):
 def test_a_video_is_cut_into_clips_that_follow_each_other(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     steps(31, 24, path)
-    assert count_clips(path, frames=3, fps=8) == 3 == count_clips(path, frames=10, fps=24)
-    clips = list(cut_video(path, frames=3, height=16, width=16, fps=8))
+    assert find_stretches(path, frames=3, fps=8) == find_stretches(path, frames=10, fps=24) == ([0, 1, 2], 0, None)
+    clips = list(cut_video(path, [0, 1, 2], frames=3, height=16, width=16, fps=8))
     assert [which(clip, 31) for clip in clips] == [[0, 3, 6], [9, 12, 15], [18, 21, 24]]
     assert torch.equal(clips[0], read_video(path, frames=3, height=16, width=16, fps=8))
-    assert count_clips(path, frames=31, fps=24) == 1 and count_clips(path, frames=32, fps=24) == 0
-    assert list(cut_video(path, frames=32, height=16, width=16, fps=24)) == []
+    (last,) = cut_video(path, [2], frames=3, height=16, width=16, fps=8)
+    assert torch.equal(last, clips[2]), "a stretch before it may be left out"
+    assert (
+        find_stretches(path, frames=31, fps=24).numbers == [0] and not find_stretches(path, frames=32, fps=24).numbers
+    )
 
 
 def test_cutting_names_a_damaged_file(tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(b"no video")
-    for read in (count_clips, lambda *a, **k: next(cut_video(*a, height=16, width=16, **k))):
+    for read in (find_stretches, lambda *a, **k: next(cut_video(*a, [0], height=16, width=16, **k))):
         with pytest.raises(PrflError, match="x.mp4: cannot be decoded"):
             read(path, frames=3, fps=8)
 

@@ -1,0 +1,129 @@
+"""Which files of a folder are a user's videos: none that prfl wrote, none outside, none left out in silence."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prfl.data.decoding import SUFFIXES
+from prfl.data.files import content_hash, written_by_prfl
+from prfl.errors import PrflError
+
+FOLLOW = "data.follow_links=true, to read what they lead to"
+OUTSIDE = "links that lead out of the folder"
+
+
+@dataclass
+class Sources:
+    """The videos, in order, and what else lies there, by the reason why it is left out."""
+
+    videos: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: Path) -> None:
+        self.left_out.setdefault(reason, []).append(path)
+
+
+def find_videos(place: Path, *, follow_links: bool = False, skip_unreadable: bool = False) -> Sources:
+    """The file, or every video below the folder, hidden ones left out.
+
+    Links that lead out of the folder are followed where the user says so.  Else they are refused, or left out with
+    ``skip_unreadable``.  Raises PrflError for them, for a place that prfl wrote, and where there is no video.
+    """
+    inside = next((folder for folder in [place, *place.absolute().parents] if written_by_prfl(folder)), None)
+    if inside is not None:
+        what = f"lies in {inside}, which prfl wrote: its clips would be cut from its own clips"
+        raise PrflError(what, where=str(place), fix="name the folder of your own videos, or copy these out of there")
+    if place.is_file():
+        return Sources([place])
+    sources = _walk(place, follow_links)
+    outside = sources.left_out.get(OUTSIDE, [])
+    if outside and not skip_unreadable:
+        raise PrflError(f"holds {listed(OUTSIDE, outside)}", where=str(place), fix=f"{FOLLOW}, or take them away")
+    if not sources.videos:
+        what = "holds no videos" if place.is_dir() else "no such file or folder"
+        what += "".join(f"; {listed(reason, some)}" for reason, some in sources.left_out.items())
+        raise PrflError(what, where=str(place), fix=f"give a folder of videos ({', '.join(SUFFIXES)}), or one video")
+    return sources
+
+
+def listed(reason: str, paths: Sequence[Path]) -> str:
+    """``3 hidden files (a, b, c)``: a count, the reason and the first names."""
+    names = ", ".join(path.name.encode("utf-8", "backslashreplace").decode() for path in paths[:5])
+    more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    return f"{len(paths)} {reason} ({names}{more})"
+
+
+def _walk(place: Path, follow_links: bool) -> Sources:
+    sources = Sources()
+    walked: set[Path] = set()  # linked folders may lead in a circle
+    top = place.resolve()
+
+    def closed(error: OSError) -> None:
+        sources.leave_out("folders that cannot be opened", Path(error.filename))
+
+    for name, folders, files in os.walk(place, onerror=closed, followlinks=True):
+        folder = Path(name)
+        walked.add(folder.resolve())
+        for path in sorted(folder / below for below in folders):
+            reason = _no_folder(path, top, walked, follow_links)
+            if reason:
+                folders.remove(path.name)
+                sources.leave_out(reason, path)
+            elif path.suffix.lower() in SUFFIXES:
+                sources.leave_out("folders with a video's suffix, of which the files in them are read", path)
+        for path in sorted(folder / below for below in files):
+            reason = _no_video(path, top, follow_links)
+            if reason:
+                sources.leave_out(reason, path)
+            else:
+                sources.videos.append(path)
+    sources.videos.sort()
+    _leave_out_copies(sources)
+    return sources
+
+
+def _no_folder(path: Path, top: Path, walked: Collection[Path], follow_links: bool) -> str:
+    """Why what lies in it is left out, or ""."""
+    if path.name.startswith("."):
+        return "hidden folders"
+    target = path.resolve()
+    if path.is_symlink() and not target.is_relative_to(top) and not follow_links:
+        return OUTSIDE
+    if target in walked:
+        return "links to folders that are read anyway"
+    if any(written_by_prfl(folder) for folder in (target, *target.parents)):
+        return "folders that prfl wrote"
+    return ""
+
+
+def _no_video(path: Path, top: Path, follow_links: bool) -> str:
+    if path.name.startswith("."):
+        return "hidden files"
+    if path.suffix.lower() not in SUFFIXES:
+        return "files of other suffixes"
+    if not path.is_symlink():
+        return "" if path.is_file() else "that are no regular files"
+    target = path.resolve()
+    if not target.is_file():
+        return "links to nothing"
+    if not target.is_relative_to(top) and not follow_links:
+        return OUTSIDE
+    return "links to what prfl wrote" if any(written_by_prfl(folder) for folder in target.parents) else ""
+
+
+def _leave_out_copies(sources: Sources) -> None:
+    """The same bytes under another name would be trained on twice, or be trained on and held out."""
+    sizes = Counter(path.stat().st_size for path in sources.videos)
+    first: dict[str, Path] = {}
+    for path in [path for path in sources.videos if sizes[path.stat().st_size] > 1]:
+        try:
+            if first.setdefault(content_hash(path), path) != path:
+                sources.leave_out("copies of others", path)
+        except OSError:  # is said where the video is read
+            continue
+    copies = set(sources.left_out.get("copies of others", []))
+    sources.videos = [path for path in sources.videos if path not in copies]
