@@ -312,7 +312,7 @@ def schema(options: argparse.Namespace) -> None:
         from prfl.data.files import replacing
 
         with replacing(options.file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def cache(options: argparse.Namespace) -> None:

@@ -214,13 +214,13 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], fps: float) -> Path
     }
     path = folder / "results.json"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return path
 
 
 def read_outcome(path: Path, name: str) -> Outcome:
     """One generator's outcome of a results.json, without its videos."""
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     own, rows = results["outcomes"][name], results["rows"]
     keys = rows[0][name]
     return Outcome(

@@ -74,7 +74,7 @@ def last_results(run: Path) -> Path | None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; a last line that is half written is dropped."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
@@ -86,7 +86,7 @@ def _head(run: Path, title: str) -> str:
 
 
 def _results(path: Path) -> str:
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
     head = "".join(
@@ -131,7 +131,7 @@ def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
 
 
 def _videos(path: Path, heading: str = "Before and after") -> str:
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     if not results["videos"]:
         return ""
     blocks = ""
@@ -245,14 +245,14 @@ def _file(heading: str, path: Path) -> str:
         return ""
     return (
         f"<section><h2>{heading}</h2><details><summary>{path.name}</summary>"
-        f"<pre>{escape(path.read_text())}</pre></details></section>"
+        f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre></details></section>"
     )
 
 
 def _environment(path: Path) -> str:
     if not path.exists():
         return ""
-    facts = json.loads(path.read_text())
+    facts = json.loads(path.read_text(encoding="utf-8"))
     rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
     table = f"<details><summary>versions and device</summary><table>{rows}</table></details>"
     return f"<section><h2>Environment</h2>{table}</section>"

@@ -292,12 +292,14 @@ def accuracy_by_bin(rows: Sequence[Row], scorer: str) -> dict[str, dict[str, flo
 def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
     """Write JSON: ``facts`` (split, domain, command, ...) and the rows."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        temporary.write_text(
+            json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """The facts and the rows that ``save_rows`` wrote."""
-    facts = json.loads(path.read_text())
+    facts = json.loads(path.read_text(encoding="utf-8"))
     return facts, [_read_row(row) for row in facts.pop("rows")]
 
 

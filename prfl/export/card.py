@@ -89,7 +89,7 @@ def figures(run: Path) -> str:
     path = run / "samples" / "final" / "results.json"
     if not path.is_file():
         return "None: the run drew no samples of test prompts (`evaluation.final_samples`)."
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
     head = ["score", first]

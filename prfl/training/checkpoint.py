@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
         facts = {"format": FORMAT, "step": state.step, "steps": state.steps, "files": files}
         facts |= {"config_hash": identity_hash(state.identity), "identity": state.identity}
         facts["ema_updates"] = state.ema.updates if state.ema else None
-        (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for stale in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(stale)
     return final
@@ -182,7 +182,7 @@ def load_optimizer(tensors: dict[str, Tensor], state: TrainState) -> None:
 def read_facts(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint, after comparing the sizes of its files with what was written."""
     try:
-        facts = json.loads((path / "state.json").read_text())
+        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
         files, version = dict(facts["files"]), facts["format"]
         _ = facts["step"], facts["steps"], facts["identity"], facts["ema_updates"]
     except (OSError, ValueError, TypeError, KeyError) as error:

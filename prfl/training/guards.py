@@ -159,7 +159,7 @@ def dump_batch(
         save_file(plain(tensors), temporary)
     facts = {"step": step, "indices": list(indices), "numbers": {k: repr(v) for k, v in numbers.items()}} | facts
     with replacing(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

@@ -46,7 +46,7 @@ class RunFolder:
             texts["config.yaml"] = self.resolved_config
         for name, text in texts.items():
             with replacing(self.path / name) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
 
     @property
     def metrics(self) -> Path:
@@ -96,7 +96,7 @@ def environment() -> dict[str, str | int]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl; a last line that a killed run left half written is dropped."""
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
@@ -107,7 +107,7 @@ def drop_metrics_after(path: Path, step: int) -> None:
         return
     kept = [r for r in read_metrics(path) if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
     with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
 class Log:
@@ -170,7 +170,7 @@ class Log:
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
-            with writing(self.run.metrics), open(self.run.metrics, "a") as file:
+            with writing(self.run.metrics), open(self.run.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def show(self, step: int, means: Mapping[str, float], sampled: Sequence[int]) -> None:
