@@ -103,7 +103,7 @@ def check_two_kinds(name: str, target: Tensor, loss: Loss) -> None:
         fix = "label the videos; a pair loss needs two or more videos of a prompt whose labels differ"
     if not enough:
         what = f"nothing in the data can train '{name}' with the loss {loss}: {kind or 'none of its labels is there'}"
-        raise PrflError(what, where="data.manifest", fix=f"{fix}, or leave '{name}' out of reward.head.dimensions")
+        raise PrflError(what, fix=f"{fix}, or leave '{name}' out of reward.head.dimensions")
 
 
 def _all_examples(

@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from prfl import processes
 from prfl.data.files import replacing, writing
 from prfl.errors import PrflError
 
@@ -69,10 +70,12 @@ def make_accelerator(
     timeout: seconds that a process waits for the others, before it takes them for dead.
     Raises PrflError where processes were started together that accelerate would let run each for itself.
     """
+    processes.check_environment()
     project = ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path))
     # Left to itself, accelerate makes no process group where torchrun started several processes and there is no GPU.
     accelerator = Accelerator(
         cpu=device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="no",  # backbone.dtype says what is computed in, and not accelerate's own settings
         log_with=list(trackers) or None,
         project_config=project,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
