@@ -97,7 +97,7 @@ def stamp(piece: Piece, out: Path, name: str) -> dict | None:
     """What a file says of a piece with the sources as they are now."""
     for folder in dict.fromkeys((out, RESULTS)):
         if (file := folder / name).exists():
-            found = json.loads(file.read_text())["piece"]
+            found = json.loads(file.read_text(encoding="utf-8"))["piece"]
             if found["sources"] == sources(piece.of):
                 return found
     return None
@@ -122,7 +122,7 @@ def device() -> Device:
         "import json, torch; own = torch.cuda.get_device_properties(0); "
         "print(json.dumps([own.name, own.total_memory / 2**30]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment())
     return Device(*json.loads(done.stdout)) if done.returncode == 0 else Device("", 0.0)
 
 
@@ -132,7 +132,7 @@ def obstacle(module: str) -> str:
     code = (
         "import torch; assert torch.cuda.is_available(), 'no GPU is here'" if module == "torch" else f"import {module}"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment())
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
@@ -148,7 +148,7 @@ def run(piece: Piece, out: Path, end: float) -> str:
     print(f"[{time.strftime('%H:%M:%S')}] {piece.name}", flush=True)
     start = time.monotonic()
     log = out / f"{piece.name}.log"
-    with open(log, "w") as console:
+    with open(log, "w", encoding="utf-8") as console:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment(), stdout=console, stderr=console, start_new_session=True
         )
@@ -160,10 +160,10 @@ def run(piece: Piece, out: Path, end: float) -> str:
             partial.unlink(missing_ok=True)
             failure(piece, out, "it did not end in time", late=time.monotonic() - start)
             return "left"
-    said = log.read_text().strip().splitlines() or [""]
+    said = log.read_text(encoding="utf-8").strip().splitlines() or [""]
     skipped = [line for line in said if line.startswith("SKIPPED")]
     written = partial.exists() and partial.stat().st_size > 0
-    text = partial.read_text().replace(str(partial), target.name) if written else ""
+    text = partial.read_text(encoding="utf-8").replace(str(partial), target.name) if written else ""
     result = json.loads(text) if text else {} if piece.result else facts("random")
     empty = not text or result.get("benchmarks") == []  # that of a script has no such list
     if (piece.result and empty) or (not piece.result and process.returncode):
@@ -178,7 +178,7 @@ def run(piece: Piece, out: Path, end: float) -> str:
         "exit": process.returncode, "gib": device().gib,
         "no room": any(words in line for line in skipped for words in NO_ROOM),
     }  # fmt: skip
-    partial.write_text(json.dumps({**result, "piece": own}, indent=1) + "\n")
+    partial.write_text(json.dumps({**result, "piece": own}, indent=1) + "\n", encoding="utf-8")
     partial.replace(target)
     (out / piece.failure).unlink(missing_ok=True)
     if not process.returncode:
@@ -189,7 +189,7 @@ def run(piece: Piece, out: Path, end: float) -> str:
 def failure(piece: Piece, out: Path, reason: str, late: float = 0.0) -> None:
     """A stamp of what gave no result.  late: seconds that were too few."""
     own = {"sources": sources(piece.of), "device": device().name, "reason": reason, "late": round(late, 1)}
-    (out / piece.failure).write_text(json.dumps({"piece": own}, indent=1) + "\n")
+    (out / piece.failure).write_text(json.dumps({"piece": own}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

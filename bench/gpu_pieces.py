@@ -132,7 +132,7 @@ def all_pieces() -> Iterator[Piece]:
         yield from of_steps(number, world)
         yield from of_pieces(number, world)
         yield from of_scale(number, world)
-    peaks = json.loads((REPOSITORY / "bench/results/memory.json").read_text())["cases"]
+    peaks = json.loads((REPOSITORY / "bench/results/memory.json").read_text(encoding="utf-8"))["cases"]
     for name in PREDICTED:
         script = "bench/measured_memory.py"
         of = (*STEPS, "prfl/forecast", script)

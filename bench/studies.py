@@ -30,7 +30,7 @@ def pool() -> ThreadPoolExecutor:
 def run(command: list[str], console: Path) -> None:
     """One python process on one thread; its output goes to ``console``.  Raises CalledProcessError."""
     console.parent.mkdir(parents=True, exist_ok=True)
-    with open(console, "a") as log:
+    with open(console, "a", encoding="utf-8") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, *command], check=True, stdout=log, stderr=log, env=environment)
     print(f"[{time.strftime('%H:%M:%S')}] {console.parent.name}/{console.name}", flush=True)
@@ -45,7 +45,7 @@ def train(folder: Path, config: str, overrides: list[str]) -> Path:
 
 def records(folder: Path, key: str) -> list[dict]:
     """The lines of a run's metrics that have ``key``."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if key in record]
 
 
@@ -57,7 +57,7 @@ def added(path: Path, result: dict, runs: str) -> dict:
     those to the new one.  The old one stays.  Raises SystemExit where it is not the same, where there is none, or where
     anything but runs and rows differs.
     """
-    old = json.loads(path.read_text())
+    old = json.loads(path.read_text(encoding="utf-8"))
     for key in result.keys() - {runs, "rows"}:
         if old[key] != result[key]:
             raise SystemExit(f"{path}: {key} is {old[key]} there and {result[key]} here: not the same study")
@@ -86,5 +86,5 @@ def write(path: Path, result: dict, add: str = "", weights: str = TRAINED) -> No
     found = facts(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**found, **result}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**found, **result}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")

@@ -66,7 +66,7 @@ def label(policy: Path, out: Path) -> None:
     ]):  # fmt: skip
         config = load_config(study_reward.CONFIG, list(overrides))
         found.append(build.manifest(config, build.backbone(config), iter))
-    out.write_text(str(joined(found)))
+    out.write_text(str(joined(found)), encoding="utf-8")
 
 
 def refreshed(policy: Path) -> Path:
@@ -75,7 +75,8 @@ def refreshed(policy: Path) -> Path:
     if not out.exists():
         studies.run([__file__, "--label", str(policy), str(out)], RUNS / "label.txt")
     _, adapter = study_reward.HEADS["adapter"]
-    rest = [*study_reward.LABELS[3:], *adapter, "data.generator=null", f"data.manifest={out.read_text()}"]
+    labels = f"data.manifest={out.read_text(encoding='utf-8')}"
+    rest = [*study_reward.LABELS[3:], *adapter, "data.generator=null", labels]
     return studies.train(REFRESHED, study_reward.CONFIG, [*rest, "seed=0"])
 
 

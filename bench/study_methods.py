@@ -167,7 +167,7 @@ def saved(name: str) -> int:
     out = RUNS / f"saved-{spine.slug(name)}.json"
     if not out.exists():
         studies.run([__file__, "--saved", name, str(out)], RUNS / "saved.txt")
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def count_saved(name: str, out: Path) -> None:
@@ -175,7 +175,7 @@ def count_saved(name: str, out: Path) -> None:
     for objective in spine.objectives_of(load_config(config_of(name), always(name))):
         with counted:
             objective.accumulate(0, list(range(BATCH)))
-    out.write_text(json.dumps(counted.peak))
+    out.write_text(json.dumps(counted.peak), encoding="utf-8")
 
 
 def run(name: str, rate: str, seed: int, steps: int) -> Path:
@@ -331,17 +331,20 @@ def main() -> None:
     if options.saved:
         count_saved(options.saved[0], Path(options.saved[1]))
     elif options.table:
-        table(json.loads(options.table.read_text()))
+        table(json.loads(options.table.read_text(encoding="utf-8")))
     elif options.pace:
         paces = {name: pace(name) for name in options.methods}
         print(json.dumps({name: {"seconds": paces[name], "evaluations": evaluations(name)} for name in paces}))
         if options.out.exists():
-            options.out.write_text(json.dumps(repaced(json.loads(options.out.read_text()), paces), indent=1) + "\n")
-            plot(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
+            options.out.write_text(
+                json.dumps(repaced(json.loads(options.out.read_text(encoding="utf-8")), paces), indent=1) + "\n",
+                encoding="utf-8",
+            )
+            plot(json.loads(options.out.read_text(encoding="utf-8")), options.out.with_suffix(".png"))
     else:
         result = study(options.methods, options.evaluations, range(options.seeds))
         studies.write(options.out, result, "recipes" if options.add else "")
-        plot(json.loads(options.out.read_text()), options.out.with_suffix(".png"))
+        plot(json.loads(options.out.read_text(encoding="utf-8")), options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

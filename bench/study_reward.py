@@ -139,7 +139,7 @@ def study(heads: list[str], with_ceiling: bool) -> dict:
             out = RUNS / f"{domain}-{name.replace(' ', '-')}.json"
             if not out.exists():
                 studies.run([__file__, "--measure", domain, str(out), *heads], RUNS / f"measure-{out.stem}.txt")
-            return json.loads(out.read_text())
+            return json.loads(out.read_text(encoding="utf-8"))
 
         names = list(dict.fromkeys(name for name, _ in folders))
         tables = {(d, name): pool.submit(measured, d, name) for d in DOMAINS for name in names}
@@ -160,7 +160,7 @@ def shares() -> dict[str, float]:
     """Of the test samples of each domain, how many have everything right."""
     found = {}
     for domain in DOMAINS:
-        rows = map(json.loads, (RUNS / f"test-{domain}/manifest.jsonl").read_text().splitlines())
+        rows = map(json.loads, (RUNS / f"test-{domain}/manifest.jsonl").read_text(encoding="utf-8").splitlines())
         right = [min(row["label"].values()) for row in rows]
         found[domain] = sum(right) / len(right)
     return found
@@ -188,7 +188,11 @@ def table(path: Path) -> None:
     """README's table of a results file: everything right together, by noise level, the mean over seeds."""
     shown = {"0 to 0.2": (0, 0.2), "0.4 to 0.5": (0.4, 0.5), "0.7 to 0.8": (0.7, 0.8), "0.8 to 0.85": (0.8, 0.85),
              "0.9 to 0.925": (0.9, 0.925), "0.925 to 0.95": (0.925, 0.95), "1 (floor)": (1, 1)}  # fmt: skip
-    rows = [row for row in json.loads(path.read_text())["accuracy"] if row["dimension"] == reward_eval.OVERALL]
+    rows = [
+        row
+        for row in json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+        if row["dimension"] == reward_eval.OVERALL
+    ]
     print(f"| samples of | reward | {' | '.join(shown)} |")
     print(f"| --- | --- |{' --- |' * len(shown)}")
     for domain, reward in dict.fromkeys((row["domain"], row["reward"]) for row in rows):

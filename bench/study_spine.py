@@ -113,7 +113,7 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
     scores = {key: values.tolist() for key, values in outcome.scores.items()}
     policy_eval.write_results(out.with_suffix(""), [outcome], config.data.fps)
-    out.write_text(json.dumps({**rows, "scores": scores}))
+    out.write_text(json.dumps({**rows, "scores": scores}), encoding="utf-8")
 
 
 def memory(config_file: str, overrides: list[str], out: Path) -> None:
@@ -124,7 +124,7 @@ def memory(config_file: str, overrides: list[str], out: Path) -> None:
     before = status("VmRSS")
     for objective in objectives:
         objective.accumulate(0, list(range(config.training.batch)))
-    out.write_text(json.dumps(status("VmHWM") - before))
+    out.write_text(json.dumps(status("VmHWM") - before), encoding="utf-8")
 
 
 def objectives_of(config: Config) -> list[Objective]:
@@ -147,7 +147,7 @@ def measured(folder: Path, split: str, seed: int, guidance: float = 1.0, config:
     if not out.exists():
         script = [__file__, "--measure", config or str(folder / "config.yaml"), split, str(seed), str(guidance)]
         studies.run([*script, str(out)], folder / "measure.txt")
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def mean(found: dict, key: str = "judge/all") -> float:
@@ -163,7 +163,7 @@ def pace(name: str) -> tuple[float, int]:
     out = folder / "memory.json"
     if not out.exists():
         studies.run([__file__, "--memory", method.config, str(out), *method.always], folder / "memory.txt")
-    return seconds, json.loads(out.read_text())
+    return seconds, json.loads(out.read_text(encoding="utf-8"))
 
 
 def study(seconds: float) -> dict:
@@ -288,7 +288,7 @@ def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> d
 
 def table(path: Path) -> None:
     """The rows of a results file as README shows them."""
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     print(
         "| generator | guidance | everything right | less the base's | diversity | trained reward | s/step | peak MiB |"
     )

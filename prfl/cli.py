@@ -6,6 +6,7 @@ prfl.commands is imported inside the commands, so that ``prfl --help`` answers a
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -127,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "overrides" not in options and rest:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = getattr(options, "overrides", []) + rest  # argparse stops at the first option
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a run
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     with nullcontext() if prints_its_result(options) else lossy_output():
         return run(options)
 
@@ -134,13 +138,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """The exit code of the command."""
     try:
-        with ended_by_signals(), in_file(options.config):
+        with ended_by_signals(), in_file(config_of(options)):
             options.command(options)
             if sys.stdout:
                 sys.stdout.flush()
     except PrflError as error:
         who = f"prfl, process {os.environ['RANK']}" if "RANK" in os.environ else "prfl"
         print(f"{who}: {error}", file=sys.stderr)
+        return 2
+    except UnicodeEncodeError as error:  # of a file's name
+        name, fix = str(error.object)[:200], "export PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+        found = PrflError(f"the locale's encoding, {error.encoding}, cannot write this name", where=name, fix=fix)
+        print(f"prfl: {found}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prfl: interrupted", file=sys.stderr)
@@ -160,6 +169,12 @@ def run(options: argparse.Namespace) -> int:
 def prints_its_result(options: argparse.Namespace) -> bool:
     """Whether the standard output is what the command is for; elsewhere it is told what goes on."""
     return options.command in (score, schema, doctor, bench_report, bench_compare) or getattr(options, "dry_run", False)
+
+
+def config_of(options: argparse.Namespace) -> str | Path | None:
+    """The file that a bare yaml path in an error is of: the config, or that of the run that is named."""
+    run = getattr(options, "run", None)
+    return run / "config.yaml" if options.config is None and isinstance(run, Path) else options.config
 
 
 @contextmanager
@@ -270,12 +285,18 @@ def names(text: str) -> list[str]:
 
 
 def numbers(text: str) -> list[float]:
-    return [float(number) for number in text.split(",")]
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, as 0,0.5,0.9") from None
 
 
 def span(text: str) -> tuple[float, float]:
-    low, high = text.split(":")
-    return float(low), float(high)
+    try:
+        low, high = text.split(":")
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no LOW:HIGH, as 1:5") from None
 
 
 def train(options: argparse.Namespace) -> None:
@@ -319,7 +340,7 @@ def schema(options: argparse.Namespace) -> None:
         from prfl.data.files import replacing
 
         with replacing(options.file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
 
 def cache(options: argparse.Namespace) -> None:
@@ -370,20 +391,33 @@ def sample(options: argparse.Namespace) -> None:
 def score(options: argparse.Namespace) -> None:
     from prfl.score import CLIP, score_files
 
-    score_files(
-        options.inputs,
-        options.head,
-        prompt=options.prompt,
-        model=options.model,
-        dtype=options.dtype,
-        device=options.device,
-        sigmas=options.sigmas,
-        noise_draws=options.draws,
-        seed=options.seed,
-        clip={name: getattr(options, name) for name in CLIP},
-        out=options.out,
-        follow_links=options.follow_links,
-    )
+    with by_option({"backbone.model": "--model", "backbone.dtype": "--dtype", "backbone.device": "--device"}):
+        score_files(
+            options.inputs,
+            options.head,
+            prompt=options.prompt,
+            model=options.model,
+            dtype=options.dtype,
+            device=options.device,
+            sigmas=options.sigmas,
+            noise_draws=options.draws,
+            seed=options.seed,
+            clip={name: getattr(options, name) for name in CLIP},
+            out=options.out,
+            follow_links=options.follow_links,
+        )
+
+
+@contextmanager
+def by_option(keys: dict[str, str]) -> Iterator[None]:
+    """An error names the option of a command that has no config, in place of the yaml key."""
+    try:
+        yield
+    except PrflError as error:
+        if error.where not in keys:
+            raise
+        fix = error.fix.replace(f"{error.where}", keys[error.where]).replace("device: auto", "--device auto")
+        raise PrflError(error.what, where=keys[error.where], fix=fix) from error
 
 
 def export(options: argparse.Namespace) -> None:

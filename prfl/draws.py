@@ -14,10 +14,20 @@ import torch
 from torch import Tensor
 
 
+def hashed(seed: int, purpose: str, step: int, index: int = 0) -> int:
+    """63 bits of a hash of the arguments."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
 def generator(seed: int, purpose: str, step: int, index: int = 0) -> torch.Generator:
     """A CPU generator whose state is a hash of its arguments."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{step}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(hashed(seed, purpose, step, index))
+
+
+def seeds(seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
+    """(len(indices),) int64: for what draws by itself, elsewhere, such as dropout."""
+    return torch.tensor([hashed(seed, purpose, step, i) for i in indices])
 
 
 def normal(shape: Sequence[int], seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ accelerate makes the process group (training/log.py).  This is for those below t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,6 +15,29 @@ import torch.distributed as dist
 from prfl.errors import PrflError
 
 Item = TypeVar("Item")
+
+
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # it sets all of them
+ENGINES = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")  # of accelerate; none is used here
+
+
+def check_environment() -> None:
+    """Raise PrflError for what a launcher left in the environment: accelerate would follow it, or wait for others."""
+    unset = "unset it, or start prfl with torchrun or a plain multi-GPU `accelerate launch`"
+    for name in (f"ACCELERATE_USE_{engine}" for engine in ENGINES):
+        if os.environ.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t"):
+            raise PrflError(f"asks accelerate for {name[15:]}, which prfl does not use", where=name, fix=unset)
+    if device := os.environ.get("ACCELERATE_TORCH_DEVICE"):
+        what = f"asks accelerate for the device {device}, and a config says it by backbone.device"
+        raise PrflError(what, where="ACCELERATE_TORCH_DEVICE", fix="unset it (CUDA_VISIBLE_DEVICES chooses a GPU)")
+    for name in TORCHRUN[:3]:
+        if name in os.environ and not os.environ[name].isdecimal():
+            raise PrflError(f"is {os.environ[name]!r}, not a number", where=name, fix=unset)
+    present = [name for name in TORCHRUN[:2] if name in os.environ]
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if present and missing:
+        what = f"set, and {', '.join(missing)} not: left over from another launcher?"
+        raise PrflError(what, where=", ".join(present), fix=f"unset {' '.join(present)}, or start prfl with torchrun")
 
 
 def rank() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -89,6 +90,10 @@ def score_files(
             raise PrflError(f"{sigma:g} is no noise level", where="--sigmas", fix="0 is clean, 1 is noise: 0,0.5,0.9")
     if noise_draws < 1:
         raise PrflError("there is no mean over no draws", where="--draws", fix="1 or more")
+    for name, value in (clip or {}).items():
+        if value is not None and not 0 < value < math.inf:
+            fix = f"{'a number above 0' if name == 'fps' else '1 or more'}; without --{name}, as the reward was trained"
+            raise PrflError(f"no clip has {name} {value:g}", where=f"--{name}", fix=fix)
     items = read_items(inputs, prompt, follow_links)
     saved = read_config(head)
     backbone = find_backbone(head, saved, model, dtype, device)

@@ -53,7 +53,7 @@ class LossyStream:
 
 def silence(stream: Any) -> None:
     """What is still in the stream's buffer goes nowhere, so that the interpreter's last flush does not fail."""
-    with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+    with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 

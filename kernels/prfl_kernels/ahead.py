@@ -72,7 +72,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
         file.write(cubin)
         file.flush()
         text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, encoding="utf-8"
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:

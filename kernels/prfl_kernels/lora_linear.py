@@ -50,24 +50,31 @@ class Gelu(NamedTuple):
 
 
 def lora_linears(
-    x: Tensor, projections: Sequence[Projection], *, source: Normed | Gelu | None = None, dropout: float = 0.0
+    x: Tensor,
+    projections: Sequence[Projection],
+    *,
+    source: Normed | Gelu | None = None,
+    dropout: float = 0.0,
+    seeds: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """x W^T + bias + scale (drop(x) A^T) B^T for every projection; ``reference.lora_linear`` is one of them.
 
     x: (B, T, D) or (M, D); one that is not contiguous is copied for the products.  Returns one (..., N) each.
     source: what x was computed from, and which is kept anyway; then x itself is not saved.  It is not checked against
         x, and gets no gradient: that flows through x.  Saved for backward otherwise: s (rank wide) and parameters.
-    dropout: of the low-rank branch's input; the projections of a group share one mask.  Its seed comes from torch's
-        generator of x's device, so a checkpoint that restores that state draws the same mask again.
+    dropout: of the low-rank branch's input; the projections of a group share one mask.
+    seeds: (S,) int64, each of the masks of M / S rows that follow each other, a sample's say: a row's mask depends on
+        its seed and its place among those, not on the batch.  Without, one seed comes from torch's generator of x's
+        device, so a checkpoint that restores that state draws the same mask again.
     Under autocast x and the weights are cast to its dtype, as for ``F.linear``; no cast weight is saved.
     The gradients of lora_a and lora_b have their dtype.  There are no second derivatives.
     Raises ValueError where weight or bias is not frozen, or shapes or dtypes do not fit.
     """
     autocast = _autocast_dtype(x)
-    _check(x, projections, source, dropout, dtype=None if autocast else x.dtype)
+    _check(x, projections, source, dropout, seeds, dtype=None if autocast else x.dtype)
     trained = (any(p.lora_a.requires_grad for p in projections), any(p.lora_b.requires_grad for p in projections))
     parts = tuple(part.detach() for part in source or ())  # no edge, or what they came from would get zeros
-    seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
+    seed = (torch.randint(2**63 - 1, (), device=x.device) if seeds is None else seeds) if dropout else None
     scales = tuple(p.scale for p in projections)
     weights, biases, lora_as, lora_bs = ([p[i] for p in projections] for i in range(4))
     x = x.to(autocast or x.dtype)
@@ -176,12 +183,15 @@ class _LoraLinears(torch.autograd.Function):
 
 @torch.library.custom_op("prfl_kernels::lora_down", mutates_args=())
 def lora_down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
-    """drop(x) A^T, the mask drawn from the seed.  x: (M, D), contiguous.  lora_a: (R, D).  Returns (M, R)."""
+    """drop(x) A^T, the mask drawn from the seed (or (S,) seeds).  x: (M, D), contiguous.  lora_a: (R, D).
+
+    Returns (M, R).
+    """
     if _runs_triton(x):
         from prfl_kernels import lora_linear_triton
 
         return lora_linear_triton.down(x, lora_a, seed, dropout)
-    return (x * _kept(seed, x.shape, dropout)) @ lora_a.T / (1 - dropout)
+    return (x * kept_inputs(seed, x.shape, dropout)) @ lora_a.T / (1 - dropout)
 
 
 @torch.library.custom_op("prfl_kernels::lora_up_", mutates_args=("grad_x",))
@@ -192,7 +202,8 @@ def lora_up_(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dro
 
         lora_linear_triton.up(grad_x, low_grad, lora_a, seed, dropout)
         return
-    grad_x.addcmul_(low_grad @ lora_a, _kept(seed, grad_x.shape, dropout).to(grad_x.dtype), value=1 / (1 - dropout))
+    kept = kept_inputs(seed, grad_x.shape, dropout)
+    grad_x.addcmul_(low_grad @ lora_a, kept.to(grad_x.dtype), value=1 / (1 - dropout))
 
 
 @torch.library.custom_op("prfl_kernels::lora_grad_a", mutates_args=())
@@ -224,7 +235,7 @@ def lora_grad_a(
     rows = wide.to(low_grad.dtype).reshape(-1, x.shape[-1])
     if seed is None:
         return _wide_product(low_grad.T, rows)
-    return _wide_product(low_grad.T, rows * _kept(seed, rows.shape, dropout)) / (1 - dropout)
+    return _wide_product(low_grad.T, rows * kept_inputs(seed, rows.shape, dropout)) / (1 - dropout)
 
 
 @lora_down.register_fake
@@ -246,10 +257,39 @@ def _runs_triton(x: Tensor) -> bool:
     return x.is_cuda or interpreting()
 
 
-def _kept(seed: Tensor, shape: Sequence[int], dropout: float) -> Tensor:
-    """True where dropout keeps the input; the same for the same seed."""
-    generator = torch.Generator(seed.device).manual_seed(int(seed))
-    return torch.empty(shape, dtype=torch.bool, device=seed.device).bernoulli_(1 - dropout, generator=generator)
+def kept_inputs(seed: Tensor, shape: Sequence[int], dropout: float) -> Tensor:
+    """(M, D), True where dropout keeps the input; seed: one, or (S,) of M / S rows each."""
+    rows, kept = shape[0] // seed.numel(), torch.empty(shape, dtype=torch.bool, device=seed.device)
+    for part, each in zip(kept.split(rows), seed.reshape(-1).tolist(), strict=True):
+        part.bernoulli_(1 - dropout, generator=torch.Generator(seed.device).manual_seed(each))
+    return kept
+
+
+@torch.library.custom_op("prfl_kernels::dropped", mutates_args=())
+def dropped(x: Tensor, seeds: Tensor, dropout: float) -> Tensor:
+    """x (..., D) where its mask keeps it, over 1 - dropout, else 0: for plain layers.  seeds: as in ``lora_linears``.
+
+    Its backward keeps the seeds alone, and draws the mask again.
+    """
+    kept = kept_inputs(seeds, (x.shape[:-1].numel(), x.shape[-1]), dropout)
+    return x * kept.view(x.shape) / (1 - dropout)
+
+
+@dropped.register_fake
+def _(x: Tensor, seeds: Tensor, dropout: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _keep_seeds(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.dropout = inputs[2]
+
+
+def _dropped_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return dropped(gradient, *ctx.saved_tensors, ctx.dropout), None, None
+
+
+dropped.register_autograd(_dropped_backward, setup_context=_keep_seeds)
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
@@ -282,6 +322,7 @@ def _check(
     projections: Sequence[Projection],
     source: Normed | Gelu | None,
     dropout: float,
+    seeds: Tensor | None,
     dtype: torch.dtype | None,
 ) -> None:
     """dtype: what weights and biases must have; None where they will be cast."""
@@ -291,6 +332,8 @@ def _check(
         raise ValueError("there must be a projection")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    if seeds is not None and x.shape[:-1].numel() % seeds.numel():
+        raise ValueError(f"{x.shape[:-1].numel()} rows cannot be shared out to {seeds.numel()} seeds")
     width = x.shape[-1]
     for place, (weight, bias, lora_a, lora_b, _) in enumerate(projections):
         rank, out = len(lora_a), len(weight)

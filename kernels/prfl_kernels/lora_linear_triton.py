@@ -1,8 +1,9 @@
 """Triton kernels of the low-rank branch: where reading the input rules the time, and no matrix product of torch fits.
 
 ``grad_a`` rebuilds its input while it loads it; ``down`` and ``up`` are the two products with dropout's mask, which
-all three draw from the same Philox counters (column / 4, row), four columns a draw.  Nothing is accumulated by atomics:
-``grad_a`` writes one partial sum for every chunk of rows, and how many there are follows from the shape alone.
+all three draw from the same Philox counters (column / 4, row of its seed), four columns a draw.  Nothing is
+accumulated by atomics: ``grad_a`` writes one partial sum for every chunk of rows, and how many there are follows from
+the shape alone.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ PROGRAMS = 528  # about so many are wanted at once: four for every multiprocesso
 
 
 @triton.jit
-def _kept(seed, rows, column, P: tl.constexpr, COLUMNS: tl.constexpr):
-    """(ROWS, COLUMNS): True where the input is kept.  column: the tile's first, a multiple of 4."""
+def _kept(seeds, rows, in_rows, seed_rows, column, P: tl.constexpr, COLUMNS: tl.constexpr):
+    """(ROWS, COLUMNS): True where the input is kept.  column: the tile's first, a multiple of 4.
+
+    seed_rows: rows that follow each other and have one of the seeds.
+    """
     fours = column // 4 + tl.arange(0, COLUMNS // 4)
     zeros = rows[:, None] * 0 + fours[None, :] * 0
-    a, b, c, d = tl.philox(seed, zeros + fours[None, :], zeros + rows[:, None], zeros, zeros)
+    seed = tl.load(seeds + rows // seed_rows, mask=in_rows, other=0)[:, None]
+    a, b, c, d = tl.philox(seed, zeros + fours[None, :], zeros + (rows % seed_rows)[:, None], zeros, zeros)
     bits = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
     return tl.uint_to_uniform_float(bits) >= P
 
@@ -40,7 +45,7 @@ def _kept(seed, rows, column, P: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def _grad_a(
     ds, x, mean, rstd, scale, shift, seed, partial,
-    tokens, width, rank, chunk, chunks,
+    tokens, width, rank, chunk, chunks, seed_rows,
     x_batch, x_token, scale_batch, scale_token, shift_batch, shift_token,
     KIND: tl.constexpr, PER_TOKEN: tl.constexpr, P: tl.constexpr, ACC: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
@@ -78,7 +83,7 @@ def _grad_a(
             wide = value.to(ACC)
             value = wide * tl.sigmoid(1.5957691216057308 * (wide + 0.044715 * wide * wide * wide))
         if P > 0:
-            value = tl.where(_kept(tl.load(seed), row.to(tl.int32), first_column, P, COLUMNS), value, 0.0)
+            value = tl.where(_kept(seed, row.to(tl.int32), in_tokens, seed_rows, first_column, P, COLUMNS), value, 0.0)
         total = tl.dot(tl.trans(low), value.to(low.dtype), total, input_precision="ieee", out_dtype=ACC)
     if P > 0:
         total = total / (1 - P)
@@ -88,7 +93,7 @@ def _grad_a(
 
 @triton.jit
 def _down(
-    x, lora_a, seed, s, x_row, rows, width, rank,
+    x, lora_a, seed, s, x_row, rows, width, rank, seed_rows,
     P: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     ranks = tl.program_id(0) * RANKS + tl.arange(0, RANKS)
@@ -100,7 +105,7 @@ def _down(
         in_width = columns < width
         place = row.to(tl.int64)[:, None] * x_row + columns[None, :]
         value = tl.load(x + place, mask=in_rows[:, None] & in_width[None, :], other=0.0)
-        value = tl.where(_kept(tl.load(seed), row, first, P, COLUMNS), value, 0.0)
+        value = tl.where(_kept(seed, row, in_rows, seed_rows, first, P, COLUMNS), value, 0.0)
         a_place = ranks[:, None] * width + columns[None, :]
         factor = tl.load(lora_a + a_place, mask=in_rank[:, None] & in_width[None, :], other=0.0)
         total = tl.dot(value.to(factor.dtype), tl.trans(factor), total, input_precision="ieee", out_dtype=ACC)
@@ -110,7 +115,7 @@ def _down(
 
 @triton.jit
 def _up(
-    dx, ds, lora_a, seed, dx_row, rows, width, rank,
+    dx, ds, lora_a, seed, dx_row, rows, width, rank, seed_rows,
     P: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
     first_column = tl.program_id(0) * COLUMNS
@@ -126,7 +131,8 @@ def _up(
         a_place = ranks[:, None] * width + columns[None, :]
         factor = tl.load(lora_a + a_place, mask=in_rank[:, None] & in_width[None, :], other=0.0)
         total = tl.dot(low, factor, total, input_precision="ieee", out_dtype=ACC)
-    total = tl.where(_kept(tl.load(seed), row, first_column, P, COLUMNS), total / (1 - P), 0.0)
+    kept = _kept(seed, row, in_rows, seed_rows, first_column, P, COLUMNS)
+    total = tl.where(kept, total / (1 - P), 0.0)
     place = dx + row.to(tl.int64)[:, None] * dx_row + columns[None, :]
     inside = in_rows[:, None] & in_width[None, :]
     tl.store(place, tl.load(place, mask=inside, other=0.0).to(ACC) + total, mask=inside)
@@ -164,7 +170,7 @@ def grad_a(
     partial = low_grad.new_empty(batch * chunks, rank, width, dtype=acc)
     _grad_a[(*tiles, batch * chunks)](
         low_grad, x, *(unused if each is None else each for each in (mean, rstd, scale, shift, seed)), partial,
-        tokens, width, rank, chunk, chunks,
+        tokens, width, rank, chunk, chunks, _seed_rows(batch * tokens, seed),
         *x.stride()[:2], *strides,
         KIND=KINDS[kind], PER_TOKEN=per_token, P=dropout, ACC=_TRITON[acc],
         ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block, num_warps=WARPS, num_stages=_stages(low_grad.dtype, per_token),
@@ -178,7 +184,7 @@ def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
     x = x if x.stride(1) == 1 else x.contiguous()
     lora_a, s, block = lora_a.contiguous(), x.new_empty(rows, rank), _block(rank, x.dtype)
     _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
-        x, lora_a, seed, s, x.stride(0), rows, width, rank,
+        x, lora_a, seed, s, x.stride(0), rows, width, rank, _seed_rows(rows, seed),
         P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
         num_warps=WARPS, num_stages=_stages(x.dtype),
     )  # fmt: skip
@@ -192,13 +198,17 @@ def up(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: 
     (rows, width), rank = grad_x.shape, len(lora_a)
     low_grad, lora_a, block = low_grad.contiguous(), lora_a.contiguous(), min(_block(rank, grad_x.dtype), 64)
     _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
-        grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank,
+        grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank, _seed_rows(rows, seed),
         P=dropout, ACC=_TRITON[_accumulator(grad_x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
         num_warps=WARPS, num_stages=_stages(grad_x.dtype),
     )  # fmt: skip
 
 
 _TRITON = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+def _seed_rows(rows: int, seed: Tensor | None) -> int:
+    return rows if seed is None else rows // seed.numel()
 
 
 def _accumulator(tensor: Tensor) -> torch.dtype:
@@ -260,6 +270,6 @@ def _build(
     numbers = dict.fromkeys(
         (each for each in kernel.arg_names if each not in constants and each not in pointers), "i32"
     )
-    aligned = tuple(each for each in (*pointers, *numbers) if each not in ("tokens", "rows", "chunks"))
+    aligned = tuple(each for each in (*pointers, *numbers) if each not in ("tokens", "rows", "chunks", "seed_rows"))
     stages = _stages(torch.bfloat16, per_token)
     return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned)

@@ -22,6 +22,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from prfl.backbone.dropout import SampleDropout, dropouts
 from prfl.backbone.weights import check_finite
 from prfl.errors import PrflError
 
@@ -77,8 +78,9 @@ def use_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def same_adapter_only(network: nn.Module, block: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``block``, refusing to run under another adapter than is active now: to be given to checkpointing."""
-    expected = active_adapter(network)
+    """``block``, refusing to run under another adapter, or another dropout, than now: to be given to checkpointing."""
+    expected, layers = active_adapter(network), dropouts(network)
+    masks = [layer.seeds for layer in layers]
 
     def checked(*inputs: Any) -> Tensor:
         now = active_adapter(network)
@@ -86,6 +88,11 @@ def same_adapter_only(network: nn.Module, block: Callable[..., Tensor]) -> Calla
             raise PrflError(
                 f"a checkpointed block ran forward under adapter {expected!r} and is computed again under {now!r}",
                 fix="call backward inside the same `with backbone.adapter(...)` as the forward",
+            )
+        if any(layer.seeds is not seeds for layer, seeds in zip(layers, masks, strict=True)):
+            raise PrflError(
+                "a checkpointed block is computed again with other dropout masks than it ran forward with",
+                fix="call backward inside the same `with backbone.dropping(...)` as the forward, with the same tensor",
             )
         return block(*inputs)
 
@@ -151,7 +158,7 @@ def add_lora(
     the type of the activations; not yet active.
 
     targets: endings of layer names, such as ``to_q`` or ``attn1.to_k`` or ``ffn.net.2``.  blocks: only these blocks.
-    seed: of the random A.  dropout acts while the network is in training mode.
+    seed: of the random A.  dropout acts inside ``dropout.dropping``.
     Raises PrflError for a name that is taken or has a dot, a target that matches nothing, blocks that do not exist.
     """
     if name in adapter_names(network) or "." in name or not name:
@@ -159,9 +166,7 @@ def add_lora(
     count = len(network.get_submodule("blocks"))
     if blocks is not None and not set(blocks) <= set(range(count)):
         raise PrflError(f"adapter blocks {list(blocks)} do not all exist", fix=f"choose among 0 to {count - 1}")
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=matching_layers(network, targets, blocks)
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=matching_layers(network, targets, blocks))
     before = active_adapter(network)
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -173,10 +178,12 @@ def add_lora(
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    for layer in lora_layers(network):
-        if name in layer.lora_A:
+    for full_name, layer in network.named_modules():
+        if isinstance(layer, LoraLayer) and name in layer.lora_A:
             compute_in_input_type(layer, name)
-    network.train(network.training)  # new dropout layers start in training mode
+            if dropout:
+                layer.lora_dropout[name] = SampleDropout(dropout, full_name)
+    network.train(network.training)  # new layers start in training mode
     set_active(network, before)
 
 
@@ -196,6 +203,12 @@ def reach(network: nn.Module, name: str) -> tuple[int, int]:
     """On how many layers the adapter is, and in how many blocks these lie."""
     layers = {key.rpartition(".lora_")[0] for key in adapter_parameters(network, name)}
     return len(layers), len({layer.split(".")[1] for layer in layers if layer.startswith("blocks.")})
+
+
+def dropouts_of(network: nn.Module, name: str) -> list[SampleDropout]:
+    """The dropout of an adapter, layer by layer; none where its rate is 0."""
+    found = [layer.lora_dropout[name] for layer in lora_layers(network) if name in layer.lora_dropout]
+    return [dropout for dropout in found if isinstance(dropout, SampleDropout)]
 
 
 def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.attention import DIFFUSERS, activate, attend, for_text
 from prfl.backbone.condition import FoldedTextProcessor, split_bias
+from prfl.backbone.dropout import SampleDropout
 from prfl.errors import PrflError
 from prfl_kernels import reference
 from prfl_kernels.gated_residual_norm import gated_residual, gated_residual_norm
@@ -202,13 +203,15 @@ def project(
     adapted = [each for each in found if each is not None]
     if "lora_linear" not in operations or not adapted:
         return tuple(layer(x) for layer in layers)
-    dropout = max(rate for _, rate in adapted)  # one adapter has one
-    own = iter(lora_linears(x, [projection for projection, _ in adapted], source=source, dropout=dropout))
+    dropout = adapted[0][1]  # one adapter has one rate, and layers of one input have one mask
+    seeds, rate = (dropout.mask_seeds(x), dropout.rate) if dropout else (None, 0.0)
+    projections = [projection for projection, _ in adapted]
+    own = iter(lora_linears(x, projections, source=source, dropout=0.0 if seeds is None else rate, seeds=seeds))
     return tuple(layer(x) if each is None else next(own) for each, layer in zip(found, layers, strict=True))
 
 
-def plain_lora(layer: nn.Module) -> tuple[Projection, float] | None:
-    """A layer's weights and its adapter's, and the dropout now; None where it is not just one plain LoRA that is on."""
+def plain_lora(layer: nn.Module) -> tuple[Projection, SampleDropout | None] | None:
+    """A layer's weights and its adapter's, and its dropout; None where it is not just one plain LoRA that is on."""
     if not isinstance(layer, LoraLayer) or layer.disable_adapters or layer.merged:
         return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]
@@ -217,6 +220,6 @@ def plain_lora(layer: nn.Module) -> tuple[Projection, float] | None:
         return None
     (name,) = names
     dropout = layer.lora_dropout[name]
-    rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     factors = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return Projection(base.weight, base.bias, *factors, layer.scaling[name]), rate
+    projection = Projection(base.weight, base.bias, *factors, layer.scaling[name])
+    return projection, dropout if isinstance(dropout, SampleDropout) else None

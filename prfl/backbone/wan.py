@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
@@ -25,6 +25,7 @@ from prfl.backbone import adapters
 from prfl.backbone import vae as vae_codec
 from prfl.backbone.checkpointing import Checkpointing, run_block
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
+from prfl.backbone.dropout import dropping
 from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
 from prfl.backbone.kernels import SWAPPED, use_kernels
 from prfl.errors import PrflError
@@ -367,6 +368,11 @@ class WanBackbone:
                 yield
         finally:
             self.transformer = before
+
+    def dropping(self, name: str | None, seeds: Int[Tensor, " b"]) -> AbstractContextManager:
+        """Drop inputs of this adapter, at its rate, by these seeds of the samples, on the device: see dropout.py."""
+        layers = [] if name is None or name in self.copies else adapters.dropouts_of(self._base, name)
+        return dropping(layers, seeds) if layers else nullcontext()
 
     @property
     def active_adapter(self) -> str | None:

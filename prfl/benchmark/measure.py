@@ -346,12 +346,14 @@ def memory(case: Case, provider: str) -> dict[str, int]:
 
 def restart_peak() -> None:
     """From here on VmHWM starts anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def status(name: str) -> int:
     """Bytes of this process, from /proc/self/status: VmRSS is what it has, VmHWM what it had at most."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
+    )
     return int(line.split()[1]) * 1024
 
 

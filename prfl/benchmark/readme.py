@@ -28,17 +28,17 @@ ALT = "time, peak and saved memory against frames, resolution, solver steps, gra
 
 def update(readme: Path) -> bool:
     """Writes the tables and plots anew; whether anything changed."""
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     fresh = rendered(text, readme)
     if fresh != text:
-        readme.write_text(fresh)
+        readme.write_text(fresh, encoding="utf-8")
     drawn = [write_plot(rows(what, readme), picture) for what, picture in old_plots(text, readme)]
     return fresh != text or bool(drawn)
 
 
 def stale(readme: Path) -> list[str]:
     """The markers whose tables are not what their files say."""
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     pairs = zip(MARKED.finditer(text), MARKED.finditer(rendered(text, readme)), strict=True)
     changed = [old["what"] for old, fresh in pairs if old["table"] != fresh["table"]]
     return list(dict.fromkeys([*changed, *(what for what, _ in old_plots(text, readme))]))

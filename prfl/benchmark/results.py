@@ -80,7 +80,7 @@ def read(files: Iterable[Path]) -> list[Row]:
     rows: dict[tuple[str, str], Row] = {}
     for file in files:
         try:
-            found = json.loads(file.read_text())["benchmarks"]
+            found = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             fix = "give a file that pytest --benchmark --benchmark-json=FILE wrote"
             raise PrflError(f"no results of pytest-benchmark: {error}", where=str(file), fix=fix) from error

@@ -49,20 +49,26 @@ from prfl.training import Regulariser
 def preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
     own = config.objective
     assert isinstance(own, PreferenceConfig)
-    if isinstance(reward, LatentReward):
-        return Preference(
-            reward,
-            clips,
-            config.seed,
-            loss=own.loss,
-            sigma_sampling=own.sigma_sampling,
-            shift=shift(config, model),
-            eta=own.eta,
+    with located(clips_key(config)):
+        if isinstance(reward, LatentReward):
+            return Preference(
+                reward,
+                clips,
+                config.seed,
+                loss=own.loss,
+                sigma_sampling=own.sigma_sampling,
+                shift=shift(config, model),
+                eta=own.eta,
+            )
+        kept = own.keep_decoded
+        return PixelPreference(
+            reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=kept
         )
-    kept = own.keep_decoded
-    return PixelPreference(
-        reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=kept
-    )
+
+
+def clips_key(config: Config) -> str:
+    """The key that the config's clips come from."""
+    return "data.generator" if config.data.generator else "data.manifest"
 
 
 def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
@@ -71,7 +77,8 @@ def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
     settings = own if isinstance(own, SftConfig) else own.sft if isinstance(own, SteeringConfig) else None
     assert settings is not None, "the config's rules ask for objective.sft"
     if isinstance(clips, PairDataset):
-        raise PrflError("SFT trains on videos, not on pairs", where="data.manifest", fix="give a manifest of videos")
+        what = "SFT trains on videos, not on pairs"
+        raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
     return Sft(
         model,
         clips,
@@ -147,7 +154,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
     starts = clips if from_data else None
     if isinstance(starts, PairDataset):
         what = f"objective {own.name} starts from videos, not from pairs"
-        raise PrflError(what, where="data.manifest", fix="give a manifest of videos")
+        raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
     return Pathwise(
         model,
         method(config, chain(config, model)),

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-FolderOrFile = Annotated[Path, AfterValidator(Path.expanduser)]
+
+def at_home(path: Path) -> Path:
+    """``~`` and ``~name`` at its beginning replaced by that home folder."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~ without HOME, a user that is not there
+        raise ValueError(f"there is no home folder for {path.parts[0]}; write the whole path") from error
+
+
+FolderOrFile = Annotated[Path, AfterValidator(at_home)]
 # Keys marked with this may differ between a run and its resumption; they are left out of the config hash.
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
 SEEDS = 2**63  # torch takes no larger seed

@@ -99,7 +99,7 @@ def describe(root: type[BaseModel], error: ErrorDetails) -> Fault:
             expected = context["expected"].replace("'", "")
             hint = closest(error["input"], expected.replace(" or ", ", ").split(", "))
             return path, f"should be {expected}, got {shown(error)}{hint}"
-    return path, f"{error['msg'].removeprefix('Input ')}, got {shown(error)}"
+    return path, f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')}, got {shown(error)}"
 
 
 def faults(root: type[BaseModel], errors: Sequence[ErrorDetails]) -> list[Fault]:

@@ -39,7 +39,7 @@ class AdapterConfig(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Dropout on the low-rank branch only; it makes the policy noisy while it trains.",
+        description="Dropout on the low-rank branch in training: one mask a sample and step, for its whole chain.",
     )
 
 

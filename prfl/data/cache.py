@@ -129,7 +129,7 @@ class LatentCache:
             if file.exists():
                 found[video] = file
             elif marker.exists():
-                failed.append((video, marker.read_text(errors="replace")))
+                failed.append((video, marker.read_text(encoding="utf-8", errors="replace")))
             else:
                 absent.append(video)
         if absent:
@@ -329,7 +329,7 @@ def _encode_videos(
         except PrflError as error:
             failed.append((video, error.what))
             with replacing(file.with_suffix(".unreadable")) as temporary:
-                temporary.write_text(error.what)
+                temporary.write_text(error.what, encoding="utf-8")
     if clips:
         with torch.no_grad():
             latents = backbone.encode(torch.stack(list(clips.values())).to(backbone.device)).cpu()

@@ -32,8 +32,37 @@ def writing(path: Path) -> Iterator[None]:
         if isinstance(error, SafetensorError) and "I/O error" not in str(error):  # its own words for an OSError
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        fix = f"free some space or choose another folder{_free(path)}; what was written before is whole"
+        fix = f"{_remedy(error, path)}; what was written before is whole"
         raise PrflError(f"cannot be written: {reason}", where=str(path), fix=fix) from error
+
+
+REMEDIES = {
+    errno.EDQUOT: "free some of your quota or choose another folder",
+    errno.EFBIG: "choose a folder on a disk that takes files of this size (ulimit -f may limit them too)",
+    errno.EACCES: "let this user write there (chmod, chown), or choose another folder",
+    errno.EPERM: "let this user write there (chmod, chown), or choose another folder",
+    errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ENOTDIR: "a file stands where a folder is needed: remove it or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed: remove it or choose another folder",
+    errno.EISDIR: "a folder has this name: remove it or choose another name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (ulimit -n)",
+    errno.EBUSY: "end the program that uses it, or choose another folder",
+    errno.ETXTBSY: "end the program that uses it, or choose another folder",
+    errno.EIO: "the disk or its connection fails: see the system's log (dmesg), or choose a folder on another one",
+    errno.ESTALE: "the network disk lost its connection: mount it again, or choose another folder",
+}
+
+
+def _remedy(error: Exception, path: Path) -> str:
+    """What to do about what the disk says; safetensors gives the number in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number == errno.ENOSPC:
+        return f"free some space or choose another folder{_free(path)}"
+    return REMEDIES.get(number or 0, "see what the disk says of it, or choose another folder")
 
 
 def _free(path: Path) -> str:

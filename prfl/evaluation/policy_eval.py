@@ -220,7 +220,7 @@ def write_results(
         results["policy"] = dict(made_by)
     path = folder / "results.json"
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -80,7 +80,7 @@ def _head(run: Path, title: str) -> str:
 
 
 def _results(path: Path) -> str:
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
     head = "".join(
@@ -125,7 +125,7 @@ def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
 
 
 def _videos(path: Path, heading: str = "Before and after") -> str:
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     if not results["videos"]:
         return ""
     blocks = ""
@@ -239,7 +239,7 @@ def _file(heading: str, path: Path) -> str:
         return ""
     return (
         f"<section><h2>{heading}</h2><details><summary>{path.name}</summary>"
-        f"<pre>{escape(path.read_text())}</pre></details></section>"
+        f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre></details></section>"
     )
 
 

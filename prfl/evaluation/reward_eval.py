@@ -309,7 +309,9 @@ def accuracy_by_bin(
 def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
     """Write JSON: ``facts`` (split, domain, command, ...) and the rows."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        temporary.write_text(
+            json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def results_of(run: Path, manifest: Path) -> Path:
@@ -322,7 +324,7 @@ def results_of(run: Path, manifest: Path) -> Path:
     for number in count(1):
         path = run / (f"reward_eval-{name}.json" if number == 1 else f"reward_eval-{name}-{number}.json")
         try:
-            measured_on = json.loads(path.read_text()).get("clips")
+            measured_on = json.loads(path.read_text(encoding="utf-8")).get("clips")
         except (OSError, ValueError, AttributeError):  # nothing, or nothing that could be lost
             return path
         if measured_on is None or Path(measured_on).resolve() == clips:

@@ -118,7 +118,7 @@ def driver() -> str:
     if shutil.which("nvidia-smi") is None:
         return "unknown (no nvidia-smi)"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    found = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=20, check=False)
     return found.stdout.splitlines()[0] if found.returncode == 0 and found.stdout else "unknown"
 
 
@@ -129,8 +129,8 @@ def available(kind: str) -> int:
     free = psutil.virtual_memory().available
     limit = Path("/sys/fs/cgroup/memory.max")
     used = Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    if limit.is_file() and used.is_file() and limit.read_text(encoding="utf-8").strip().isdigit():
+        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
     return free
 
 

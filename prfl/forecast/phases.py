@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -111,7 +111,9 @@ def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int,
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)
-        with LiveBytes() as counted, torch.set_grad_enabled(gradient), model.adapter(build.policy_adapter(config)):
+        policy = build.policy_adapter(config)
+        dropout = model.dropping(policy, no_seeds(batch))
+        with LiveBytes() as counted, torch.set_grad_enabled(gradient), model.adapter(policy), dropout:
             output = network(leaf, torch.tensor(0.5))
             saved = counted.live
             if gradient:
@@ -167,7 +169,9 @@ def reward_phases(
     latents, condition = shapes.latents(batch), shapes.condition(batch)
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
-        with LiveBytes() as counted, reward.selected():
+        drops = trains and isinstance(reward, LatentReward)
+        dropout = reward.dropping(no_seeds(batch)) if drops else nullcontext()
+        with LiveBytes() as counted, reward.selected(), dropout:
             scores = reward.logits(leaf, torch.tensor(0.5), condition)
             saved = counted.live
             backward(scores, leaf, trains)
@@ -197,6 +201,11 @@ def reward_phases(
         backward(scores, leaf, trains)
     yield Part("decoder: forward, kept for the reward's gradient", held + decoder_peak, decoder)
     yield Part("reward and decoder: forward and backward", held + counted.peak, saved)
+
+
+def no_seeds(batch: int) -> Tensor:
+    """Of dropout masks, on ``meta``, where none is drawn."""
+    return torch.zeros(batch, dtype=torch.int64, device="meta")
 
 
 def backward(scores: dict[str, Tensor], leaf: Tensor, trains: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def import_csv(path: Path, out: Path, scale: tuple[float, float] = (0.0, 1.0)) -
     Paths in the CSV are relative to its folder.  scale: the lowest and the highest rating, which become 0 and 1.
     Raises PrflError with file and line of every row that is wrong; then nothing is written.
     """
-    if scale[0] >= scale[1]:
+    if not 0 < scale[1] - scale[0] < math.inf:
         raise PrflError(f"{scale[0]:g} to {scale[1]:g} is no scale", where="--scale", fix="worst:best, as 1:5")
     faults = Faults()
     found = csv_rows(path, scale, faults)

@@ -9,9 +9,10 @@ A method says only which plan, which seeds and where the chain starts (``Choice`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -186,7 +187,8 @@ class Pathwise:
             network = self.network(condition)
         parameters = list(self.parameters().values())
         held_edge = holds_edge(self.backbone, choice)
-        with clock("rollout"), self.backbone.adapter(self.adapter):
+        dropout = self.dropout(made, own)
+        with clock("rollout"), self.backbone.adapter(self.adapter), dropout():
             trajectory = self.trajectory(network, start, choice, step, indices, held_edge)
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
             latents = {choice.node: held.latents} if held else self.scored(network, trajectory, choice)
@@ -200,7 +202,7 @@ class Pathwise:
         with clock("reward"):
             seeds, found = self.score(latents, choice, condition, step, weights)
             metrics |= found
-        with clock("backward"), self.backbone.adapter(self.adapter):
+        with clock("backward"), self.backbone.adapter(self.adapter), dropout():
             if held:
                 held.backward(seeds[choice.node])
             else:
@@ -211,6 +213,11 @@ class Pathwise:
         if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
             metrics["from_data"] = float(choice.first > 0)
         return metrics | {"node": float(choice.node), "sigma": choice.sigma(choice.node)} | clock.metrics()
+
+    def dropout(self, step: int, indices: Sequence[int]) -> Callable[[], AbstractContextManager]:
+        """One mask a sample, for the rollout, its edges and the walk back alike."""
+        seeds = draws.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.device)
+        return partial(self.backbone.dropping, self.adapter, seeds)
 
     def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
         """The step whose rollout is used, and the indices that these samples had in it."""
@@ -341,10 +348,11 @@ class Pathwise:
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The batch as it was drawn, and its latents rolled out anew."""
-        prompts, condition, start = self.draw(*self.origin(step, indices))
+        origin = self.origin(step, indices)
+        prompts, condition, start = self.draw(*origin)
         choice = self.choose(step)
         network = self.network(condition)
-        with self.backbone.adapter(self.adapter):
+        with self.backbone.adapter(self.adapter), self.dropout(*origin)():
             trajectory = self.trajectory(network, start, choice, step, indices, held_edge=False)
             scored = self.scored(network, trajectory, choice)
         nodes = {str(node): choice.sigma(node) for node in choice.seeds}

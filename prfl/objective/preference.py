@@ -103,7 +103,7 @@ def check_two_kinds(name: str, target: Tensor, loss: Loss) -> None:
         fix = "label the videos; a pair loss needs two or more videos of a prompt whose labels differ"
     if not enough:
         what = f"nothing in the data can train '{name}' with the loss {loss}: {kind or 'none of its labels is there'}"
-        raise PrflError(what, where="data.manifest", fix=f"{fix}, or leave '{name}' out of reward.head.dimensions")
+        raise PrflError(what, fix=f"{fix}, or leave '{name}' out of reward.head.dimensions")
 
 
 def _all_examples(
@@ -203,7 +203,7 @@ def draw_examples(dataset: LatentDataset | PairDataset, among: Examples, seed: i
 
 @dataclass
 class Preference:
-    """Train a ``LatentReward`` on noised latents; both sides of a pair get the same sigma and the same noise.
+    """Train a ``LatentReward`` on noised latents; both sides of a pair get the same sigma, noise and dropout.
 
     An index stands for one labelled video (``bce``) or one pair (other losses).  With a frozen backbone only the head
     keeps a graph; with the reward's own adapter its blocks are trained too.
@@ -238,7 +238,8 @@ class Preference:
             batch, sigma, noise = self.draw(step, indices)
         each = sigma.repeat(batch.sides)
         noisy = add_noise(batch.latents, noise.repeat(batch.sides, 1, 1, 1, 1), each)
-        with self.reward.selected():  # until backward is over: checkpointing recomputes blocks
+        dropout = draws.seeds(self.seed, "dropout/preference", step, indices).to(sigma.device).repeat(batch.sides)
+        with self.reward.selected(), self.reward.dropping(dropout):  # until backward is over: checkpointing recomputes
             with clock("reward"):
                 logits = self.reward.logits(noisy, each, batch.condition)
                 known = self.examples.known

@@ -64,7 +64,9 @@ class Sft:
         clock = Clock(self.backbone.device)
         with clock("data"):
             batch = self.draw(step, indices)
-        with self.backbone.adapter(self.adapter) if self.adapter else nullcontext():
+        dropout = draws.seeds(self.seed, "dropout/sft", step, indices).to(self.backbone.device)
+        selected = self.backbone.adapter(self.adapter) if self.adapter else nullcontext()
+        with selected, self.backbone.dropping(self.adapter, dropout):
             with clock("forward"):
                 noisy = add_noise(batch.clean, batch.noise, batch.sigma)
                 velocity = self.backbone.velocity(noisy, batch.sigma, batch.condition)

@@ -103,6 +103,10 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         """The context in which the reward's own adapter (or the bare base) is active; see the class docstring."""
         return self.backbone.adapter(None if self.adapter is None else self.adapter.name)
 
+    def dropping(self, seeds: Tensor) -> AbstractContextManager:
+        """The dropout of its own adapter, by a seed for each sample: while it is trained."""
+        return self.backbone.dropping(None if self.adapter is None else self.adapter.name, seeds)
+
     def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
         """Logits normalised by the stored mean and deviation.  sigma: (b,) or (), in [0, 1]."""
         return self.normalisation.apply(self.logits(latents, sigma, condition))

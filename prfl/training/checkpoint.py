@@ -77,7 +77,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
         facts |= {"config_hash": identity_hash(state.identity), "identity": state.identity}
         facts["ema_updates"] = state.ema.updates if state.ema else None
         facts["checksum"] = identity_hash(facts)
-        (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for stale in list_checkpoints(folder)[:-keep]:
         if reason := remove_folder(stale):
             said = f"warning: {stale}, which is no longer needed, cannot be removed: {reason}"
@@ -212,7 +212,7 @@ def load_optimizer(tensors: dict[str, Tensor], state: TrainState) -> None:
 def read_facts(path: Path) -> dict[str, Any]:
     """state.json of a checkpoint, after comparing it and the sizes of the files with what was written."""
     try:
-        facts = json.loads((path / "state.json").read_text())
+        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
         files, version = dict(facts["files"]), facts["format"]
         _ = facts["step"], facts["steps"], facts["identity"], facts["ema_updates"]
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -177,8 +177,19 @@ def check_finite(
     raise GuardError(
         f"{cause} is {bad[cause]} in step {step}{others}; the optimizer has not stepped on it",
         where=str(place),
-        fix=f"{kept}; lower the learning rate or max_grad_norm, or use fp32, and resume from the last checkpoint",
+        fix=f"{kept}; {remedy(cause, step)}",
     )
+
+
+def remedy(cause: str, step: int) -> str:
+    """In the first step nothing is trained yet, so it is no learning rate that made a number not finite."""
+    if step:
+        return "lower training.learning_rate or max_grad_norm, or use float32, and resume from the last checkpoint"
+    own = {
+        "latents/max": "the model itself gives it: load it in float32 (backbone.dtype), or download it again",
+        "reward": "the reward itself gives it: train it again, or name another",
+    }
+    return own.get(cause, "look at the clips of that batch, and compute in float32 (backbone.dtype)")
 
 
 def dump_batch(
@@ -200,7 +211,7 @@ def dump_batch(
         save_file(plain(tensors), temporary)
     facts = {"step": step, "indices": list(indices), "numbers": {k: repr(v) for k, v in numbers.items()}} | facts
     with replacing(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

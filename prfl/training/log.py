@@ -25,6 +25,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from prfl import processes
 from prfl.data.files import records, replacing, restore_folders
 from prfl.errors import PrflError
 
@@ -57,7 +58,7 @@ class RunFolder:
             texts["config.yaml"] = self.resolved_config
         for name, text in texts.items():
             with replacing(self.path / name) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
 
     @property
     def metrics(self) -> Path:
@@ -80,10 +81,12 @@ def make_accelerator(
     timeout: seconds that a process waits for the others, before it takes them for dead.
     Raises PrflError where processes were started together that accelerate would let run each for itself.
     """
+    processes.check_environment()
     project = ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path))
     # Left to itself, accelerate makes no process group where torchrun started several processes and there is no GPU.
     accelerator = Accelerator(
         cpu=device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="no",  # backbone.dtype says what is computed in, and not accelerate's own settings
         log_with=list(trackers) or None,
         project_config=project,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
@@ -117,7 +120,7 @@ def drop_metrics_after(path: Path, step: int) -> int:
     if found or damaged:
         kept = [r for r in found if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
         with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     return damaged
 
 

@@ -312,7 +312,7 @@ def split_indices(step: int, batch: int, accumulation: int, rank: int, processes
 
 
 def seed_generators(trainer: Trainer, step: int, name: str) -> None:
-    """Dropout, and whatever else draws from a global generator (Python's, numpy's, torch's on every device): reseeded
-    before each update, they too depend on the step only, and a checkpoint has none of them to save."""
+    """Whatever draws from a global generator (Python's, numpy's, torch's on every device): reseeded before each update,
+    it too depends on the step only, and a checkpoint has no generator to save."""
     rank = trainer.accelerator.process_index
     set_seed(draws.generator(trainer.seed, f"dropout/{name}", step, rank).initial_seed() % 2**32)  # numpy takes 32 bits

@@ -142,7 +142,7 @@ def test_activations_saved_by_the_network_call(make: Callable[..., Config], over
         model.velocity, condition, inputs(model)[1], scale=guidance.scale, gradient=guidance.gradient
     )
     outputs: list[Tensor] = []
-    with model.adapter("policy"):
+    with model.adapter("policy"), model.dropping("policy", torch.arange(2)):
         kept = kept_bytes(model, lambda: outputs.append(network(latents, torch.tensor(0.5))) or outputs[0])
     assert network_call(config).saved == pytest.approx(kept + outputs[0].nbytes, rel=0.02)
 

@@ -71,7 +71,7 @@ def plain(x: Tensor, group: list[Projection], mask: Tensor | None = None, dropou
 def drawn_mask(x: Tensor, dropout: float) -> Tensor:
     """What the next call will draw."""
     state = torch.get_rng_state()
-    kept = lora_linear._kept(torch.randint(2**63 - 1, ()), (x.shape[:-1].numel(), x.shape[-1]), dropout)
+    kept = lora_linear.kept_inputs(torch.randint(2**63 - 1, ()), (x.shape[:-1].numel(), x.shape[-1]), dropout)
     torch.set_rng_state(state)
     return kept.view(x.shape)
 
@@ -122,6 +122,27 @@ def test_gradients_are_those_of_plain_autograd(kind: str, dropout: float) -> Non
         torch.testing.assert_close(ours[name], wanted, rtol=1e-11, atol=1e-11, msg=name)
 
 
+def test_a_mask_is_its_samples_own() -> None:
+    """A function of the seed, not of the batch: alone, in another order or before more rows it is the same."""
+    seeds, group = torch.tensor([5, 2**62, -3]), projections()[:1]
+    x = random(3, 7, WIDTH)
+    (together,) = lora_linears(x, group, dropout=0.4, seeds=seeds)
+    (turned,) = lora_linears(x.flip(0), group, dropout=0.4, seeds=seeds.flip(0))
+    (alone,) = lora_linears(x[1:2], group, dropout=0.4, seeds=seeds[1:2])
+    (shorter,) = lora_linears(x[:, :4], group, dropout=0.4, seeds=seeds)  # a batch with a shorter longest text
+    torch.testing.assert_close(turned.flip(0), together)
+    torch.testing.assert_close(alone, together[1:2])
+    torch.testing.assert_close(shorter, together[:, :4])
+    (other,) = lora_linears(x, group, dropout=0.4, seeds=seeds + 1)
+    assert ((other - together).abs().amax((1, 2)) > 1e-3).all()
+    mask = lora_linear.kept_inputs(seeds, (21, WIDTH), 0.4)
+    plain_x = lora_linear.dropped(x, seeds, 0.4)
+    torch.testing.assert_close(plain_x, x * mask.view(x.shape) / 0.6)
+    assert torch.autograd.gradcheck(lambda x: lora_linear.dropped(x, seeds, 0.4), (x.requires_grad_(),))
+    with pytest.raises(ValueError, match="20 rows cannot be shared out to 3 seeds"):
+        lora_linears(random(20, WIDTH), group, dropout=0.4, seeds=seeds)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_against_finite_differences(dropout: float) -> None:
     group = projections()[:2]
@@ -156,7 +177,8 @@ def test_planted_mistakes_fail(mistake: str, monkeypatch: pytest.MonkeyPatch) ->
             source = source._replace(scale=source.shift, shift=source.scale)
         outputs = lora_linears(x, group, source=source, dropout=dropout)
         if mistake == "mask":  # dropped in the backward
-            monkeypatch.setattr(lora_linear, "_kept", lambda seed, shape, dropout: torch.ones(shape, dtype=torch.bool))
+            all_kept = lambda seed, shape, rate: torch.ones(shape, dtype=torch.bool)  # noqa: E731
+            monkeypatch.setattr(lora_linear, "kept_inputs", all_kept)
         return outputs
 
     with pytest.raises(AssertionError, match="error .* limit"):
@@ -418,6 +440,8 @@ def test_operators_are_registered_rightly(dropout: float) -> None:
     if seed is not None:
         rows = x.flatten(0, 1)
         torch.library.opcheck(lora_linear.lora_down, (rows, a, seed, dropout))
+        torch.library.opcheck(lora_linear.dropped, (rows.requires_grad_(), seed, dropout))
+        rows = rows.detach()
         torch.library.opcheck(lora_linear.lora_up_, (rows.clone(), low, a, seed, dropout))
 
 

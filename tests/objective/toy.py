@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from prfl.backbone import Condition, WanBackbone
 from prfl.objective.pathwise import Method, Pathwise
 from prfl.objective.scorer import RewardLoss
+from prfl_kernels.lora_linear import dropped
 from tests.objective.parts import PROMPTS, clips
 
 
@@ -24,6 +25,7 @@ class ToyBackbone(WanBackbone):
         self.embeds = {prompt: torch.randn(1, 1, 2).double() for prompt in PROMPTS}
         self.checkpointing, self.offload = "none", False
         self.calls = 0
+        self.dropout, self.seeds = 0.0, None
 
     device = torch.device("cpu")  # type: ignore[assignment]
 
@@ -36,6 +38,12 @@ class ToyBackbone(WanBackbone):
     def adapter(self, name):
         return nullcontext()
 
+    @contextmanager
+    def dropping(self, name, seeds):
+        before, self.seeds = self.seeds, seeds
+        yield
+        self.seeds = before
+
     def adapter_parameters(self, name):
         return self.weights
 
@@ -43,6 +51,8 @@ class ToyBackbone(WanBackbone):
         self.calls += 1
         own, x = self.weights, latents.flatten(1)
         hidden = torch.tanh(x @ own["w1"].T + sigma * own["u"] + condition.prompt_embeds[:, 0] @ own["v"].T)
+        if self.dropout and self.seeds is not None:
+            hidden = dropped(hidden, self.seeds, self.dropout)
         return (hidden @ own["w2"].T + own["g"] * sigma * x).reshape(latents.shape)
 
 

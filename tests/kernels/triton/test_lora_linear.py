@@ -141,6 +141,21 @@ def test_the_mask_is_one_in_all_three_kernels(
         assert_as_good({**ours, "up": grad_x}, torchs, exact)
 
 
+def test_a_row_is_masked_by_its_seed(device: str) -> None:
+    """Samples that end within a tile: each has the mask that it has alone."""
+    seeds = torch.tensor([7, 2**62 + 1, -5], device=device)
+    together = mask_of(3 * 37, 20, seeds, 0.3, device)
+    for part, seed in zip(together.split(37), seeds, strict=True):
+        assert torch.equal(part, mask_of(37, 20, seed, 0.3, device))
+    low, x = random(3 * 37, 3, seed=2, device=device), random(3, 37, 20, device=device)
+    ours = kernels.grad_a(low, x, None, None, None, None, "NoneType", seeds, 0.3)
+    torch.testing.assert_close(ours, low.T @ (x.flatten(0, 1) * together / 0.7), rtol=1e-5, atol=1e-5)
+    grad_x, a = random(3 * 37, 20, seed=3, device=device), random(3, 20, seed=1, device=device)
+    wanted = grad_x + (low @ a) * together / 0.7
+    kernels.up(grad_x, low, a, seeds, 0.3)
+    torch.testing.assert_close(grad_x, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_the_mask_is_random(device: str) -> None:
     """Its share, no two rows, columns or seeds alike, and the high half of the seed counts."""
     seeds = [torch.tensor(each, device=device) for each in (1, 2, 1 + 2**40)]
