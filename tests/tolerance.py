@@ -27,5 +27,5 @@ def assert_near(
     found: Tensor, expected: Tensor, *, terms: int, depth: int = 1, condition: float = 1.0, name: str = ""
 ) -> None:
     """Both are right to the rounding of found's type; see ``tolerance``."""
-    limit = tolerance(found.dtype, terms, depth, condition) * float(expected.abs().max())
+    limit = tolerance(found.dtype, terms, depth, condition) * float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, rtol=0, atol=limit, msg=lambda text: f"{name} {text}")

@@ -213,7 +213,7 @@ MEASURES = {
     "accuracy": Measure("pairwise accuracy within a prompt", lambda row: row.accuracy, 0.5),
     "ties": Measure("the same, ties counted", lambda row: row.accuracy_ties),
     "auc": Measure("AUC over all samples", lambda row: row.auc, 0.5),
-    "calibration": Measure("expected calibration error", lambda row: row.ece),
+    "calibration": Measure("expected calibration error, less what chance adds", lambda row: row.ece),
 }
 
 
