@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prfl.text import visible
+
 
 class PrflError(ValueError):
     """Shown by the command line without a traceback.
@@ -18,7 +20,7 @@ class PrflError(ValueError):
         parts = [f"{where}: {what}" if where else what]
         if fix:
             parts.append(f"To mend it: {fix}")
-        super().__init__("\n  ".join(parts))
+        super().__init__("\n  ".join(map(visible, parts)))
 
 
 @contextmanager

@@ -59,6 +59,8 @@ def train_reward(
                 console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
+        if validation is not None:  # what was trained is saved by now, whatever printing comes to
+            show_measured(rows, path)
         return {}
 
     watched = validation is not None and config.evaluation.every
@@ -76,7 +78,7 @@ def measure_reward(
     noise_draws: int = 3,
     **facts: str,
 ) -> list[reward_eval.Row]:
-    """Several rewards side by side at some noise levels: tables on the console, rows to ``path`` and plots beside it.
+    """Several rewards side by side at some noise levels; the rows go to ``path``.
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
@@ -88,16 +90,21 @@ def measure_reward(
         noise_draws=noise_draws,
         progress=progress("measuring the reward at every noise level"),
     )
-    dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if processes.is_main():
         reward_eval.save_rows(path, rows, run=str(config.run), **facts)
+    return rows
+
+
+def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
+    """Plots beside ``path``, where the rows are, and tables on the console."""
+    dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    if processes.is_main() and rows:
         for name, measure in reward_eval.measured(rows).items():
             with replacing(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
                 temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
     for dimension in dimensions:
         for measure in reward_eval.measured([row for row in rows if row.dimension == dimension]).values():
             console.print(tables.reward_table(rows, dimension, measure))
-    return rows
 
 
 @torch.no_grad()

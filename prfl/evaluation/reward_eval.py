@@ -297,7 +297,12 @@ def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
 
 def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """The facts and the rows that ``save_rows`` wrote."""
-    facts = json.loads(path.read_text())
+    return read_rows(json.loads(path.read_text()))
+
+
+def read_rows(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
+    """The content of such a file, read already."""
+    facts = dict(content)
     return facts, [_read_row(row) for row in facts.pop("rows")]
 
 

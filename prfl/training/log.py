@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from prfl.console import PlainConsole
 from prfl.data.files import replacing, writing
 from prfl.errors import PrflError
 
@@ -127,7 +128,7 @@ class Log:
         console: Console | None = None,
     ) -> None:
         self.run, self.accelerator, self.every, self.steps, self.start = run, accelerator, every, steps, start
-        self.console = console or Console()
+        self.console = console or PlainConsole()
         self.window: list[Mapping[str, float]] = []
         self.progress: Progress | None = None
         self.task = TaskID(0)
@@ -136,7 +137,8 @@ class Log:
     def __enter__(self) -> Log:
         self.accelerator.init_trackers("trackers")
         if self.accelerator.is_main_process and self.console.is_terminal:
-            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}")]
+            numbers = TextColumn("{task.fields[numbers]}", markup=False)
+            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers]
             self.progress = Progress(*columns, console=self.console)
             self.progress.start()
             self.task = self.progress.add_task("", total=self.steps, completed=self.start, numbers="")
