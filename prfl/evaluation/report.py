@@ -22,7 +22,7 @@ from prfl.evaluation.style import STYLE
 from prfl.text import html_text
 
 # Curves that a person asks for first; the rest follow, folded away.
-FIRST = ("judge/all", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")
+FIRST = ("judge/all", "measured", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")
 
 
 def write_report(run: Path, title: str = "") -> Path:

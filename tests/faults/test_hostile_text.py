@@ -17,7 +17,7 @@ DIMENSIONS = ["quality [/10]", r"$\frac{$"]
 def hostile(bench: Bench) -> Bench:
     def change(rows: list[dict]) -> None:
         for index, row in enumerate(rows):
-            row["label"] = dict(zip(DIMENSIONS, row["label"].values(), strict=True))
+            row["label"] = {name: index % 2 for name in DIMENSIONS}
             row["prompt"] += " \x1b[31m[/red]{{SCRIPT}}</script>" if index < 2 else ""
             row["split"] = "train" if index < 2 else "validation"
 
