@@ -8,16 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prfl.config import Config, Stage, dump_resolved, json_schema, load_config, load_stages
 from prfl.config.messages import all_keys
 from prfl.errors import PrflError
+from prfl.interrupts import ended_by_signals
+from prfl.streams import lossy_output, silence
 
 TRAIN_EXAMPLES = """\
   prfl train configs/tiny.yaml
@@ -46,9 +46,10 @@ key=value
       objective.sft=null   backbone.adapter.targets='[to_q, to_v]'
 
 resume
-  A run that was stopped (Ctrl-C and SIGTERM save first) goes on from the newest checkpoint of its run folder when the
-  same command is given again.  --resume none starts anew, --resume FOLDER takes a certain checkpoint.  How long, how
-  often and where (training.steps, log_every, save_every, run, evaluation) may change; anything else is refused.
+  A run that was stopped (Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save first) goes on from the newest checkpoint of its run
+  folder when the same command is given again.  --resume none starts anew, --resume FOLDER takes a certain checkpoint.
+  How long, how often and where (training.steps, log_every, save_every, run, evaluation) may change; anything else is
+  refused.
 
 dry run
   Validates the config and its prompts, builds the model without weights and prints the resolved config, tokens,
@@ -126,9 +127,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "overrides" not in options and rest:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = getattr(options, "overrides", []) + rest  # argparse stops at the first option
+    with nullcontext() if prints_its_result(options) else lossy_output():
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit code of the command."""
     try:
-        with ended_by_sigterm(), in_file(options.config):
+        with ended_by_signals(), in_file(options.config):
             options.command(options)
+            if sys.stdout:
+                sys.stdout.flush()
     except PrflError as error:
         who = f"prfl, process {os.environ['RANK']}" if "RANK" in os.environ else "prfl"
         print(f"{who}: {error}", file=sys.stderr)
@@ -136,24 +145,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prfl: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read the result has enough
+        silence(sys.stdout)
+        return 1
+    except OSError as error:
+        if not prints_its_result(options) or error.filename is not None:
+            raise
+        silence(sys.stdout)
+        print(f"prfl: the standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM (a cluster's way to end a job) as Ctrl-C, so that half-written files are cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def prints_its_result(options: argparse.Namespace) -> bool:
+    """Whether the standard output is what the command is for; elsewhere it is told what goes on."""
+    return options.command in (score, schema, doctor, bench_report, bench_compare) or getattr(options, "dry_run", False)
 
 
 @contextmanager

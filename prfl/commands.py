@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import Accelerator
+
 from prfl import build, processes
 from prfl.backbone import WanBackbone
+from prfl.backbone.adapters import reach
 from prfl.config import dump_resolved, identity
 from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
-from prfl.console import console, disable_progress_bars, progress
+from prfl.console import console, disable_progress_bars, progress, warn
 from prfl.data.files import replacing
-from prfl.errors import PrflError
+from prfl.data.lock import folder_lock
+from prfl.data.prompts import plain
+from prfl.earlier import set_aside
+from prfl.errors import GuardError, PrflError
 from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_report, write_samples_page
@@ -23,10 +30,11 @@ from prfl.flow import chain_sigmas
 from prfl.forecast import out_of_memory
 from prfl.keeping import BestRound
 from prfl.objective import Objective
-from prfl.reward_stage import measure_reward, show_measured, train_reward
-from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
+from prfl.reward_stage import measure_reward, show_measured, train_reward, warn_of_doubts
+from prfl.training import Hook, RunFolder, TrainResult, Watched, make_accelerator
 from prfl.training import train as run_training
-from prfl.training.guards import check_starts_as_base
+from prfl.training.checkpoint import identity_hash
+from prfl.training.guards import check_differs_from_base, check_starts_as_base
 
 
 def train(config: Config, *, resume: str = "auto") -> None:
@@ -39,6 +47,11 @@ def train(config: Config, *, resume: str = "auto") -> None:
 def train_stage(config: Config, resume: str) -> None:
     own, run = config.training, RunFolder(config.run, dump_resolved(config))
     accelerator = make_accelerator(run, config.backbone.device, own.trackers, own.timeout)
+    with folder_lock(config.run):
+        train_in(run, config, accelerator, resume)
+
+
+def train_in(run: RunFolder, config: Config, accelerator: Accelerator, resume: str) -> None:
     if not processes.is_main():
         console.quiet = True
         disable_progress_bars()
@@ -48,29 +61,47 @@ def train_stage(config: Config, resume: str) -> None:
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
+    build.check_prompts(config, model)
     if config.backbone.adapter:
         check_starts_as_base(model, build.POLICY)
+        layers, blocks = reach(model.transformer, build.POLICY)
+        console.print(f"adapter on {layers} layers of {blocks} blocks", highlight=False)
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
     clips = build.dataset(config, model, path, "train") if path else None
     model.park_vae()
+    whole = identity(config) | build.contents(config, model, clips)
     begin = partial(
         run_training,
-        settings=own,
+        settings=config.training,
         run=run,
         seed=config.seed,
         accelerator=accelerator,
         resume=resume,
-        identity=identity(config) | build.contents(config, model, clips),
+        identity=whole,
+        former=build.former_contents(clips),
+        set_aside=partial(set_aside, config),
+        watched=watched(config, model),
     )
     if isinstance(config.objective, PreferenceConfig):
         assert path is not None and clips is not None
         model.drop_text_encoder()  # a policy's stage encodes its prompts first
-        result = train_reward(config, model, run, begin, clips, build.dataset(config, model, path, "validation"))
+        held = build.dataset(config, model, path, "validation")
+        result = train_reward(config, model, run, begin, clips, held, identity_hash(whole))
     else:
-        result = train_policy(config, model, run, begin, clips)
+        result = train_policy(config, model, run, begin, clips, identity_hash(whole))
     if result.stopped:
         raise KeyboardInterrupt
     show_report(run.path)
+
+
+def watched(config: Config, model: WanBackbone) -> Watched:
+    """What the trainer looks at beside the parameters it trains: all weights, and the policy's output by its base's."""
+    parts = {"transformer": model.transformer, "vae": model.vae}
+    weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    adapter = None if isinstance(config.objective, PreferenceConfig) else build.policy_adapter(config)
+    if adapter is None:
+        return Watched(weights)
+    return Watched(weights, partial(check_differs_from_base, model, adapter, rate=config.training.learning_rate))
 
 
 def show_report(run: Path) -> None:
@@ -83,9 +114,17 @@ def show_report(run: Path) -> None:
 
 
 def train_policy(
-    config: Config, model: WanBackbone, run: RunFolder, begin: Callable[..., TrainResult], clips: build.Dataset | None
+    config: Config,
+    model: WanBackbone,
+    run: RunFolder,
+    begin: Callable[..., TrainResult],
+    clips: build.Dataset | None,
+    run_hash: str,
 ) -> TrainResult:
-    """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts."""
+    """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts.
+
+    run_hash: of the run's identity.
+    """
     known = build.prompts(config.data.prompts)
     if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
         what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(known['validation'])}"
@@ -97,16 +136,18 @@ def train_policy(
         objective: Objective = build.sft(config, model, clips)
     else:
         reward = build.trained_reward(config, model)
+        warn_of_doubts(reward, build.followed(config, reward), "reward.path")
         objective = build.steering(config, model, reward, clips)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []
-    kept = BestRound(config, model, run) if config.evaluation.keep_best else None
+    kept = BestRound(config, model, run, run_hash) if config.evaluation.keep_best else None
 
     def watch(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
         outcome = outcome_of(config, model, rewards, some, config.evaluation.samples_per_prompt, "policy")
         if processes.is_main():
-            policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps)
+            made_by = asdict(build.Moment(step, step, run_hash))
+            policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps, made_by)
             fallen[:] = hacking.falls(hacking.rounds(run.samples, step))
             for fall in fallen:
                 console.print(f"warning: reward hacking? {fall}", style="bold yellow", soft_wrap=True)
@@ -114,11 +155,11 @@ def train_policy(
         found = policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
         return found | (kept.after_round(step) if kept else {})
 
-    def save_result() -> None:
+    def save_result(step: int) -> None:
         if kept:
             kept.restore()
         if processes.is_main():
-            build.save_policy(run.path, model, config)
+            build.save_policy(run.path, model, config, build.Moment(kept.best[0] if kept else step, step, run_hash))
 
     def stop_on_hacking(step: int) -> dict[str, float]:
         if fallen:
@@ -126,7 +167,7 @@ def train_policy(
                 "train with a lower learning rate, objective.sft or objective.distance_weight, or a better reward; "
             )
             if kept:  # this is the end of the run, and its best round is known
-                save_result()
+                save_result(step)
                 place = build.policy_place(config, run.path)
                 fix = f"{place} is the policy of step {kept.best[0]}, the best round by {kept.key}; to have more, "
                 fix += better + "or evaluation.stop_on_hacking=false"
@@ -135,11 +176,11 @@ def train_policy(
                 fix += "evaluation.stop_on_hacking=false, with evaluation.keep_best to have the best round"
             show_report(run.path)
             what = f"reward hacking at step {step}: {'; '.join(map(str, fallen))}"
-            raise PrflError(what, where=str(run.samples), fix=fix)
+            raise GuardError(what, where=str(run.samples), fix=fix)
         return {}
 
     def finish(step: int) -> dict[str, float]:
-        save_result()
+        save_result(step)
         if config.evaluation.final_samples:
             compare_base(config, model, rewards, run)
         return {}
@@ -154,9 +195,11 @@ def train_policy(
 
 
 def prompts_of(config: Config) -> list[str]:
-    """What a policy's training encodes beside its clips' prompts: what is watched, and what chains start with."""
-    known = build.prompts(config.data.prompts)
-    return [prompt for split, some in known.items() for prompt in some if split != "train" or config.reward]
+    """What a policy's training encodes beside its clips' prompts: what its chains start with, and what is watched."""
+    known, own = build.prompts(config.data.prompts), config.evaluation
+    watched = known.get("validation", [])[: own.prompts_per_round] if own.every else []
+    compared = known.get("test", [])[: own.final_samples]
+    return [*(build.met_prompts(config) if config.reward else []), *watched, *compared]
 
 
 def outcome_of(
@@ -196,7 +239,8 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
         for name in names
     ]
     if processes.is_main():
-        policy_eval.write_results(run.samples / "final", outcomes, config.data.fps)
+        made_by = build.moment_of(config)
+        policy_eval.write_results(run.samples / "final", outcomes, config.data.fps, made_by)
     console.print(tables.policy_table(outcomes))
 
 
@@ -206,6 +250,7 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
 def cache(config: Config) -> None:
     """Encode the config's clips and prompts."""
     model = build.backbone(config)
+    build.check_prompts(config, model)
     if build.has_clips(config):
         build.fill_cache(config, model, progress("generated clips"))
     if not isinstance(config.objective, PreferenceConfig):  # which reads its clips' prompts alone
@@ -230,6 +275,11 @@ def evaluate(
     if config is None:
         folder = run or next(iter(heads.values() if heads else [])).parent
         config = build.finished_run(folder, overrides)
+    with folder_lock(config.run):
+        evaluate_in_run(config, heads, manifest)
+
+
+def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: Path | None) -> None:
     model = build.backbone(config)
     if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
         return evaluate_policy(config, model)
@@ -250,11 +300,23 @@ def evaluate(
     if held is None:
         fix = 'add "split": "validation" to the held-out rows'
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
+    if train is not None and manifest is not None:
+        warn_of_trained(held, train, manifest)
     name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
     at = reward_eval.levels(chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist())
     place = config.run / name
     show_measured(measure_reward(config, rewards, model, held, train, place, at, clips=str(path)), place)
     show_report(config.run)
+
+
+def warn_of_trained(held: build.Dataset, train: build.Dataset, manifest: Path) -> None:
+    """All rows of another manifest are held out, so they say; the reward may have been trained on some."""
+    videos = len(held.entries & train.entries)
+    trained = {plain(prompt) for prompt in train.prompts}
+    prompts = [prompt for prompt in dict.fromkeys(held.prompts) if plain(prompt) in trained]
+    if videos or prompts:
+        example = f", as {prompts[0][:60]!r}" if prompts else ""
+        warn(f"{manifest}: {videos} videos and {len(prompts)} prompts are among those of the training{example}")
 
 
 def evaluate_policy(config: Config, model: WanBackbone) -> None:
@@ -280,6 +342,11 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
     if compare_base and not build.policy_adapter(config):
         fix = "leave --compare-base out; sample the base's own config for its videos"
         raise PrflError("all weights were trained in place: there is no base left", where="backbone.train", fix=fix)
+    with folder_lock(config.run):
+        sample_in_run(config, compare_base)
+
+
+def sample_in_run(config: Config, compare_base: bool) -> None:
     model = build.backbone(config)
     build.load_policy(config, model)
     known = build.prompts(config.data.prompts)
@@ -293,7 +360,8 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
         )
         for name in names
     ]
-    path = policy_eval.write_results(config.run / "samples" / "sampled", outcomes, config.data.fps)
+    folder = config.run / "samples" / "sampled"
+    path = policy_eval.write_results(folder, outcomes, config.data.fps, build.moment_of(config))
     groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
     with replacing(path.with_name("grid.mp4")) as temporary:
         temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))

@@ -29,6 +29,11 @@ if not console.is_terminal:
     console = PlainConsole(width=140)  # a file takes 80 columns otherwise, and the tables lose their first one
 
 
+def warn(text: str) -> None:
+    """What goes on all the same, in one line."""
+    console.print(f"warning: {text}", style="bold yellow", markup=False, soft_wrap=True)
+
+
 def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     """A bar on a terminal; off it one line when the work begins."""
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from prfl.text import visible
+
+SHOWN = 20  # of the faults of a file: who mends these sees what the others are
 
 
 class PrflError(ValueError):
@@ -23,6 +26,10 @@ class PrflError(ValueError):
         super().__init__("\n  ".join(map(visible, parts)))
 
 
+class GuardError(PrflError):
+    """A run must not go on from here, so nothing is saved on the way out."""
+
+
 @contextmanager
 def located(where: str) -> Iterator[None]:
     """Gives a PrflError from inside a place, where it has none: the code that raises it does not know the yaml path."""
@@ -31,4 +38,28 @@ def located(where: str) -> Iterator[None]:
     except PrflError as error:
         if error.where:
             raise
-        raise PrflError(error.what, where=where, fix=error.fix) from error
+        raise type(error)(error.what, where=where, fix=error.fix) from error
+
+
+class Faults:
+    """Gathers what is wrong with the rows of a file, or other inputs, so that all of it can be said at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[PrflError] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        try:
+            yield
+        except PrflError as error:
+            self.errors.append(error)
+
+    def raise_all(self, where: str | Path, kind: str = "rows") -> None:
+        """The one fault as it is; several as a list, with the remedy of each."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            listed = [f"  {error.where}: {error.what} ({error.fix})" for error in self.errors[:SHOWN]]
+            more = [f"  and {len(self.errors) - SHOWN} more"] if len(self.errors) > SHOWN else []
+            what = "\n".join([f"{len(self.errors)} {kind} are wrong", *listed, *more])
+            raise PrflError(what, where=str(where), fix=f"mend these {kind}, or leave them out")

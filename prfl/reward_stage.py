@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from prfl import build, processes
 from prfl.backbone import WanBackbone
+from prfl.backbone.adapters import reach
 from prfl.config.schema import Config
-from prfl.console import console, progress
+from prfl.console import console, progress, warn
 from prfl.data.files import replacing
 from prfl.errors import PrflError
 from prfl.evaluation import plots, reward_eval, tables
-from prfl.reward.files import RewardCard
+from prfl.reward import AestheticReward, LatentReward, RewardCard, RewardEnsemble
+from prfl.reward.judged import doubts
 from prfl.training import Hook, RunFolder, TrainResult
 
 
@@ -25,10 +28,19 @@ def train_reward(
     begin: Callable[..., TrainResult],
     clips: build.Dataset,
     validation: build.Dataset | None,
+    run_hash: str,
 ) -> TrainResult:
-    """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
+    """Train, measure on the validation prompts at the end, and save to ``run/reward``.
+
+    run_hash: of the run's identity.
+    """
     reward = build.new_reward(config, model)
+    if isinstance(reward, LatentReward) and reward.adapter:
+        layers, blocks = reach(model.transformer, reward.adapter.name)
+        console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
     objective = build.preference(config, model, reward, clips)
+    if validation is None:
+        warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
 
     def watch(step: int) -> dict[str, float]:
         """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
@@ -40,7 +52,7 @@ def train_reward(
         return {f"validation accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
 
     def finish(step: int) -> dict[str, float]:
-        reward.card = card(config, {})
+        reward.card = card(config)
         if validation is not None:
             # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
             # A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
@@ -51,16 +63,22 @@ def train_reward(
             ]
             path = run.path / "reward_eval.json"
             rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
-            accuracy = reward_eval.accuracy_by_bin(rows, "reward")
-            reward.card = card(config, accuracy)
+            reward.card = card(
+                config,
+                accuracy=reward_eval.accuracy_by_bin(rows, "reward"),
+                accuracy_low=reward_eval.accuracy_by_bin(rows, "reward", lambda interval: interval.low),
+                pairs={row.dimension: row.pairs for row in rows},
+            )
             try:
                 reward.calibrate(clean_logits(reward, model, validation))
             except PrflError as error:  # what was trained is saved all the same
                 console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
+            build.save_reward_stamp(run.path / "reward", model, build.Moment(step, step, run_hash))
         if validation is not None:  # what was trained is saved by now, whatever printing comes to
             show_measured(rows, path)
+        warn_of_doubts(reward, reward.dimensions, str(run.path / "reward"))
         return {}
 
     watched = validation is not None and config.evaluation.every
@@ -82,9 +100,13 @@ def measure_reward(
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
+    held = reward_eval.held_out(data)
+    asked = dict.fromkeys(name for reward in rewards.values() for name in reward.dimensions)
+    for name, reason in reward_eval.incomparable(asked, held).items():
+        warn(f"there is no accuracy for {name!r}: {reason}")
     rows = reward_eval.evaluate(
         {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
-        reward_eval.held_out(data),
+        held,
         at,
         train=None if train is None else reward_eval.held_out(train).head(256),
         noise_draws=noise_draws,
@@ -107,6 +129,15 @@ def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
             console.print(tables.reward_table(rows, dimension, measure))
 
 
+def warn_of_doubts(reward: build.Reward, counted: Iterable[str], place: str) -> None:
+    """Say which of the dimensions that count a trained reward does not rank better than chance, or nobody measured."""
+    members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
+    for number, member in enumerate(members):
+        name = f"{place} (member {number})" if len(members) > 1 else place
+        for doubt in [] if isinstance(member, AestheticReward) else doubts(member.card, counted):
+            console.print(f"warning: {name}: {doubt}", style="bold yellow", markup=False, soft_wrap=True)
+
+
 @torch.no_grad()
 def clean_logits(reward: build.Reward, model: WanBackbone, data: build.Dataset) -> dict[str, torch.Tensor]:
     """Logits at sigma 0 of a dataset: what normalises the scores."""
@@ -119,12 +150,12 @@ def clean_logits(reward: build.Reward, model: WanBackbone, data: build.Dataset) 
     return {name: torch.cat([part[name] for part in parts]) for name in reward.dimensions}
 
 
-def card(config: Config, accuracy: dict[str, dict[str, float]]) -> RewardCard:
+def card(config: Config, **measured: Any) -> RewardCard:
     data = config.data
     return RewardCard(
         frames=(data.frames, data.frames),
         fps=(data.fps, data.fps),
         height=(data.height, data.height),
         width=(data.width, data.width),
-        accuracy=accuracy,
+        **measured,
     )

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,17 @@ from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import BackboneConfig
 from prfl.console import PlainConsole
 from prfl.data.cache import manifest_videos
-from prfl.data.files import replacing
+from prfl.data.files import printable, replacing
+from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import read_manifest
 from prfl.data.video import SUFFIXES, read_video
-from prfl.errors import PrflError
+from prfl.errors import Faults, PrflError
 from prfl.flow import add_noise
 from prfl.reward.files import RewardCard, read_config
 
 LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")
+SECONDS = 10.0  # between two writings of the table
 messages = PlainConsole(stderr=True)  # stdout carries the scores
 
 
@@ -74,7 +77,8 @@ def score_files(
     inputs: videos, safetensors of latents, or manifests (.jsonl), whose rows bring their prompts.  head: a saved
     reward.  model: the video model that it reads; by default the one of its run, or the hub model that it names.
     clip: frames, height, width and fps at which videos are read, where not as the reward was trained.
-    A file that cannot be read does not stop the others; PrflError names all of them at the end.
+    A file that cannot be read does not stop the others; PrflError names all of them at the end.  Scores are written as
+    they come: whatever ends the command leaves a whole table of the files before.
     """
     if out is not None and out.suffix not in (".csv", ".json"):
         raise PrflError(f"'{out.suffix}' is not a format of scores", where=f"--out {out}", fix="use .csv or .json")
@@ -91,7 +95,10 @@ def score_files(
     if reward.space == "pixel" and any(sigmas):
         messages.print("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
     shape = clip_of(reward.card, clip or {}) if any(item.file.suffix != LATENTS for item in items) else {}
-    conditions = {text: backbone.condition([text]) for text in dict.fromkeys(item.prompt for item in items)}
+    prompts = list(dict.fromkeys(item.prompt for item in items))
+    for text in token_warnings(prompts, "the prompts", backbone, token_ids(backbone, prompts)):
+        messages.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    conditions = {text: backbone.condition([text]) for text in prompts}
     backbone.drop_text_encoder()
 
     def at(latents: Float[Tensor, "b c t h w"], sigma: float, condition: Condition) -> dict[str, Tensor]:
@@ -105,23 +112,22 @@ def score_files(
             total = {name: total.get(name, 0) + values.float().cpu() / count for name, values in given.items()}
         return total
 
-    rows: list[Scored] = []
     failed: list[str] = []
-    with torch.no_grad():
+    facts = {"reward": head, "model": backbone.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
+    with torch.no_grad(), ScoreTable(out, facts) as table:
         for item in track(items, "scoring", console=messages, transient=True, disable=not messages.is_terminal):
             try:
                 latents = read_latents(item.file, backbone, shape)
             except PrflError as error:
                 failed.append(str(error))
                 continue
+            rows = []
             for sigma in sigmas:
                 scores = at(latents, sigma, conditions[item.prompt])
                 for number in range(len(latents)):
                     one = {name: round(float(values[number]), 6) for name, values in scores.items()}
-                    rows.append(Scored(str(item.file), number, item.prompt, sigma, one))
-    if rows:
-        facts = {"reward": head, "model": backbone.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
-        write_scores(rows, out, facts)
+                    rows.append(Scored(printable(item.file), number, item.prompt, sigma, one))
+            table.add(rows)
     if failed:
         more = "\n".join(failed[1:])
         raise PrflError(
@@ -134,24 +140,28 @@ def score_files(
 def read_items(inputs: Sequence[str], prompt: str | None) -> list[Item]:
     """Every file once.  Raises PrflError for an input that is absent, of no known kind, or has no prompt."""
     items: list[Item] = []
+    faults = Faults()
     for name in inputs:
-        path = Path(name)
-        if path.suffix == ".jsonl":
-            for row in read_manifest(path):
-                items += [Item(_shown(file), row.prompt) for file in manifest_videos([row])]
-            continue
-        if path.suffix.lower() not in (*SUFFIXES, LATENTS):
-            known = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
-            raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {known}")
-        if not path.is_file():
-            raise PrflError(
-                "there is no such file", where=name, fix="give the path of a video, a latents file or a manifest"
-            )
-        if prompt is None:
-            fix = '--prompt "what the video shows", or a manifest (.jsonl) whose rows have prompts'
-            raise PrflError("a reward reads the prompt too, and this file has none", where=name, fix=fix)
-        items.append(Item(path, prompt))
+        with faults.collected():
+            items += _items_of(name, prompt)
+    faults.raise_all("prfl score", "inputs")
     return list(dict.fromkeys(items))
+
+
+def _items_of(name: str, prompt: str | None) -> list[Item]:
+    path = Path(name)
+    if path.suffix == ".jsonl":
+        return [Item(_shown(file), row.prompt) for row in read_manifest(path) for file in manifest_videos([row])]
+    if path.suffix.lower() not in (*SUFFIXES, LATENTS):
+        known = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
+        raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {known}")
+    if not path.is_file():
+        fix = "give the path of a video, a latents file or a manifest"
+        raise PrflError("there is no such file", where=name, fix=fix)
+    if prompt is None:
+        fix = '--prompt "what the video shows", or a manifest (.jsonl) whose rows have prompts'
+        raise PrflError("a reward reads the prompt too, and this file has none", where=name, fix=fix)
+    return [Item(path, prompt)]
 
 
 def _shown(file: Path) -> Path:
@@ -238,27 +248,52 @@ def load_latents(file: Path) -> Float[Tensor, "b c t h w"]:
     return (latents if latents.ndim == 5 else latents[None]).float()
 
 
-def write_scores(rows: Sequence[Scored], out: Path | None, facts: Mapping[str, object]) -> None:
-    """CSV: one line a sample and noise level, one column a dimension.  JSON: the facts, then the same rows."""
-    if out is not None and out.suffix == ".json":
-        text = json.dumps({**facts, "rows": [vars(row) for row in rows]}, indent=1, ensure_ascii=False) + "\n"
-    else:
-        text = csv_text(rows)
-    if out is None:
-        sys.stdout.write(text)
-        return
-    with replacing(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    messages.print(f"{len(rows)} scores: {out}", markup=False)
+class ScoreTable:
+    """The scores, written as they come.  CSV: one line a sample and noise level, one column a dimension.  JSON: the
+    facts, then the same rows.  To a file (None is the standard output), which is whole whenever somebody looks.
+    """
+
+    def __init__(self, out: Path | None, facts: Mapping[str, object]) -> None:
+        self.out, self.facts = out, facts
+        self.rows: list[Scored] = []
+        self.written, self.at = 0, -SECONDS
+
+    def __enter__(self) -> ScoreTable:
+        return self
+
+    def add(self, rows: Sequence[Scored]) -> None:
+        if not rows:
+            return
+        if self.out is None:
+            sys.stdout.write(csv_text(rows, header=not self.rows))
+            sys.stdout.flush()
+        self.rows += rows
+        if self.out and time.monotonic() >= self.at + SECONDS:
+            self.write(self.out)
+
+    def write(self, out: Path) -> None:
+        """All of it again, so that there is never a half row; seldom enough to cost nothing."""
+        if out.suffix == ".json":
+            listed = [vars(row) for row in self.rows]
+            text = json.dumps({**self.facts, "rows": listed}, indent=1, ensure_ascii=False) + "\n"
+        else:
+            text = csv_text(self.rows, header=True)
+        with replacing(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        self.written, self.at = len(self.rows), time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        if self.out and self.rows:
+            if self.written < len(self.rows):
+                self.write(self.out)
+            messages.print(f"{len(self.rows)} scores: {self.out}", markup=False)
 
 
-def csv_text(rows: Sequence[Scored]) -> str:
-    dimensions = list(rows[0].scores)
+def csv_text(rows: Sequence[Scored], header: bool) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "sample", "prompt", "sigma", *dimensions])
+    if header:
+        writer.writerow(["file", "sample", "prompt", "sigma", *rows[0].scores])
     for row in rows:
-        writer.writerow(
-            [row.file, row.sample, row.prompt, f"{row.sigma:g}", *(row.scores[name] for name in dimensions)]
-        )
+        writer.writerow([row.file, row.sample, row.prompt, f"{row.sigma:g}", *row.scores.values()])
     return text.getvalue()

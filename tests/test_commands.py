@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import av
@@ -13,10 +14,12 @@ import yaml
 from safetensors.torch import load_file
 
 from prfl import cli, draws
+from prfl.backbone import load_backbone
 from prfl.backbone.loading import Source
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation.reward_eval import MEASURES
+from prfl.reward import LatentReward, RewardHead
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
@@ -254,6 +257,25 @@ def test_a_second_start_needs_no_text_encoder(
     Path("test.txt").write_text("a red square\na new prompt\n")
     with pytest.raises(AssertionError, match="was loaded"):
         cli.main(["train", "prfl.yaml", *ALONE])
+
+
+def test_a_short_run_encodes_the_prompts_that_it_meets(
+    project: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the empty one; a longer run goes on bit for bit with more of them."""
+    monkeypatch.setattr("prfl.commands.write_report", lambda run: run)  # its plots take longer than all the rest
+    words = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle"), ("left", "right", "up", "down")
+    Path("train.txt").write_text("".join(f"a {' '.join(some)}\n" for some in product(*words)))
+    head = RewardHead(24, ["light", "calm"], inner=8, hidden=8)
+    LatentReward(head, load_backbone(tiny_pipeline_folder), [1]).save_pretrained("runs/reward/reward")
+    alone = ["train", "prfl.yaml", *ALONE, "evaluation.every=0", "evaluation.final_samples=0"]
+    assert cli.main([*alone, "data.cache=few", "training.steps=1"]) == 0
+    assert len(list(Path("few/prompts").iterdir())) == 2 + 1, "a batch of two"
+    assert cli.main([*alone, "data.cache=few", "training.steps=3"]) == 0
+    assert len(list(Path("few/prompts").iterdir())) == 6 + 1
+    assert cli.main([*alone, "data.cache=new", "training.steps=3", "run=runs/whole"]) == 0
+    one, two = (load_file(f"runs/{run}/policy.safetensors") for run in ("alone", "whole"))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_cache_is_filled_once(project: Path, capsys: pytest.CaptureFixture) -> None:

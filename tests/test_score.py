@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from prfl import cli, draws
+from prfl import cli, draws, score
 from prfl.backbone import WanBackbone
 from prfl.data.cache import build_cache
 from prfl.data.manifest import LabelledVideo, write_manifest
@@ -132,3 +134,34 @@ def test_what_cannot_be_scored(reward: LatentReward, tiny_pipeline_folder: Path,
         cli.main(["score", "0.mp4", *prompt, "--head", "head", "--model", str(tiny_pipeline_folder), "--fps", "4"]) == 2
     )
     assert "the reward was trained with fps 8, and scores 4" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_scores_are_there_however_the_command_ends(
+    reward: LatentReward, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """A file's name is not UTF-8, and at the last file the command is interrupted."""
+    strange = Path(os.fsdecode(b"caf\xe9.mp4"))
+    shutil.copy("0.mp4", strange)
+    out, read = Path(f"out.{suffix}"), score.read_latents
+
+    def interrupted(file: Path, *others):
+        if file == Path("1.mp4"):
+            raise KeyboardInterrupt
+        return read(file, *others)
+
+    monkeypatch.setattr(score, "read_latents", interrupted)
+    files = ["0.mp4", str(strange), "1.mp4", "--prompt", "a red circle", "--out", str(out)]
+    assert cli.main(["score", *files, "--head", "head", "--model", str(tiny_pipeline_folder)]) == 130
+    text = out.read_text(encoding="utf-8")
+    rows = json.loads(text)["rows"] if suffix == "json" else rows_of(text)
+    assert [row["file"] for row in rows] == ["0.mp4", "caf\\xe9.mp4"]
+
+
+def test_the_table_is_whole_after_every_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A process that is killed writes nothing at its end."""
+    monkeypatch.setattr(score, "SECONDS", 0.0)
+    table = score.ScoreTable(tmp_path / "out.json", {"seed": 0})
+    for number in range(3):
+        table.add([score.Scored(f"{number}.mp4", 0, "a", 0.0, {"light": 1.0})])
+        assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == number + 1

@@ -22,6 +22,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from prfl.backbone.weights import check_finite
 from prfl.errors import PrflError
 
 
@@ -108,6 +109,18 @@ def matching_layers(network: nn.Module, targets: Sequence[str], blocks: Sequence
     return sorted({name for names in found.values() for name in names})
 
 
+def lora_shapes(
+    network: nn.Module, rank: int, targets: Sequence[str], blocks: Sequence[int] | None = None
+) -> dict[str, tuple[int, int]]:
+    """Shapes of the parameters that ``add_lora`` would make, as ``adapter_parameters`` keys them."""
+    shapes = {}
+    for name in matching_layers(network, targets, blocks):
+        layer = network.get_submodule(name)
+        shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
+        shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+    return shapes
+
+
 class LowRank(nn.Linear):
     """The A or B of an adapter: its weights take the input's type, and their gradient comes back in their own."""
 
@@ -179,8 +192,17 @@ def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]
     return own
 
 
+def reach(network: nn.Module, name: str) -> tuple[int, int]:
+    """On how many layers the adapter is, and in how many blocks these lie."""
+    layers = {key.rpartition(".lora_")[0] for key in adapter_parameters(network, name)}
+    return len(layers), len({layer.split(".")[1] for layer in layers if layer.startswith("blocks.")})
+
+
 def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:
-    """Copy ``state`` (as ``adapter_parameters`` keys it) into an adapter; PrflError when names or shapes differ."""
+    """Copy ``state`` (as ``adapter_parameters`` keys it) into an adapter.
+
+    Raises PrflError when names or shapes differ, or values are not finite.
+    """
     own = adapter_parameters(network, name)
     wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
     if wrong:
@@ -188,6 +210,7 @@ def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:
             f"the saved adapter does not fit adapter '{name}': {len(wrong)} tensors differ, the first is {wrong[0]}",
             fix="add the adapter with the rank, targets and blocks that it was saved with",
         )
+    check_finite(state, f"adapter '{name}'", "load weights that were saved whole, of a run that did not diverge")
     with torch.no_grad():
         for key, parameter in own.items():
             parameter.copy_(state[key])

@@ -1,14 +1,28 @@
-"""A short hash that tells models apart by their weights."""
+"""A short hash that tells models apart by their weights, and a few of the weights themselves."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SAMPLED = 1024  # values of each parameter of a transformer that are read
 NO_WEIGHTS = "no weights"  # the fingerprint of a model on the meta device
+# Of diffusers' configs, what another value of changes the numbers that the same weights give.
+SETTINGS = (
+    "patch_size", "num_attention_heads", "attention_head_dim", "freq_dim", "cross_attn_norm", "qk_norm", "eps",
+    "rope_max_seq_len", "latents_mean", "latents_std", "temperal_downsample", "dim_mult", "is_residual",
+)  # fmt: skip
+
+
+def settings_fingerprint(*configs: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that tell apart models of the same weights: 2 heads of 12 have the shapes of 4 of 6."""
+    facts = [{name: config.get(name) for name in SETTINGS} for config in configs]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def fingerprint(module: nn.Module, most: int | None = None) -> str:
@@ -27,3 +41,9 @@ def fingerprint(module: nn.Module, most: int | None = None) -> str:
         plain = some.to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
         digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sampled(tensors: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
+    """Of each tensor at most about so many values, evenly spaced: as they are, in float64 in host memory."""
+    flat = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
+    return {name: some[:: max(1, len(some) // most)].to("cpu", torch.float64) for name, some in flat.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from prfl.backbone import vae as vae_codec
 from prfl.backbone.wan import WanBackbone
+from prfl.backbone.weights import check_finite
 from prfl.errors import PrflError
 
 MIB = 2**20
+NOT_FINITE = "download or save the model again, or load it in float32"
 SUPPORTED = "supported are WanPipeline folders with one transformer: Wan 2.1 text to video"
 
 
@@ -53,7 +56,9 @@ class Source:
         except (OSError, ValueError, SafetensorError) as error:
             raise self.missing(subfolder, error) from error
         self.check_complete(subfolder, found["missing_keys"], found["unexpected_keys"])
-        return model.to(self.device)
+        model = model.to(self.device)
+        check_finite(dict(model.named_parameters()), f"{self.name}/{subfolder}", NOT_FINITE)
+        return model
 
     def check_complete(self, part: str, missing: Iterable[str], strangers: Iterable[str] = ()) -> None:
         """The libraries give weights that a file lacks random values, and leave out those that a config does not know,
@@ -84,11 +89,16 @@ class Source:
                 digest.update(opened.read(MIB))
         return digest.hexdigest()[:16] if files else ""
 
-    def load_text(self, dtype: torch.dtype) -> tuple[Any, UMT5EncoderModel]:
+    def load_tokenizer(self) -> Any:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
+            return AutoTokenizer.from_pretrained(
                 self.name, subfolder="tokenizer", revision=self.revision, trust_remote_code=False
             )
+        except (OSError, ValueError) as error:
+            raise self.missing("text encoder or tokenizer", error) from error
+
+    def load_text(self, dtype: torch.dtype) -> UMT5EncoderModel:
+        try:
             encoder, found = UMT5EncoderModel.from_pretrained(
                 self.name,
                 subfolder="text_encoder",
@@ -100,7 +110,9 @@ class Source:
         except (OSError, ValueError, SafetensorError) as error:
             raise self.missing("text encoder or tokenizer", error) from error
         self.check_complete("text_encoder", found["missing_keys"])
-        return tokenizer, encoder.to(self.device).requires_grad_(False).eval()
+        encoder = encoder.to(self.device)
+        check_finite(dict(encoder.named_parameters()), f"{self.name}/text_encoder", NOT_FINITE)
+        return encoder.requires_grad_(False).eval()
 
 
 def check_pipeline(index: dict[str, Any], where: str) -> None:
@@ -144,7 +156,8 @@ def load_backbone(
     vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
     if torch.device(device).type == "cpu":
         vae_codec.channels_last(vae)
-    return assemble(source, schedule, transformer, vae, lambda: source.load_text(dtype))
+    tokenizer = cache(source.load_tokenizer)  # it is needed without the text encoder too, and takes seconds
+    return assemble(source, schedule, transformer, vae, lambda: (tokenizer(), source.load_text(dtype)), tokenizer)
 
 
 def vae_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -167,6 +180,7 @@ def assemble(
     transformer: WanTransformer3DModel,
     vae: AutoencoderKLWan,
     load_text: Callable[[], tuple[Any, UMT5EncoderModel]],
+    load_tokenizer: Callable[[], Any] | None = None,
 ) -> WanBackbone:
     """Check that the parts are a text-to-video model and put them together."""
     if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
@@ -176,6 +190,7 @@ def assemble(
         transformer,
         vae,
         load_text,
+        load_tokenizer=load_tokenizer,
         model_id=Path(source.name).resolve().name if Path(source.name).is_dir() else source.name,
         revision=source.revision,
         text_identity=source.text_identity(),

@@ -25,7 +25,7 @@ from prfl.backbone import adapters
 from prfl.backbone import vae as vae_codec
 from prfl.backbone.checkpointing import Checkpointing, run_block
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
-from prfl.backbone.fingerprint import SAMPLED, fingerprint
+from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
 from prfl.backbone.kernels import SWAPPED, use_kernels
 from prfl.errors import PrflError
 from prfl.offload import HostStore
@@ -51,6 +51,7 @@ class WanBackbone:
         vae: AutoencoderKLWan,
         load_text: Callable[[], tuple[Any, UMT5EncoderModel]],
         *,
+        load_tokenizer: Callable[[], Any] | None = None,
         model_id: str,
         revision: str | None,
         text_identity: str,
@@ -67,6 +68,7 @@ class WanBackbone:
         self.offload = False
         self.kernels: frozenset[str] = frozenset()
         self._load_text, self._timestep_scale = load_text, timestep_scale
+        self._load_tokenizer = load_tokenizer
         self._remembered: dict[str, Condition] = {}  # on the host
         self._away_from: torch.device | None = None
         config = transformer.config
@@ -81,6 +83,8 @@ class WanBackbone:
             "transformer_fingerprint": fingerprint(transformer, most=SAMPLED),
             "vae_fingerprint": fingerprint(vae),
         }
+        self.settings = settings_fingerprint(transformer.config, vae.config)
+        self.schedule = (default_shift, timestep_scale)
         for block in transformer.blocks:
             block.attn2.set_processor(FoldedTextProcessor())
 
@@ -204,10 +208,10 @@ class WanBackbone:
     def _text(self) -> tuple[Any, UMT5EncoderModel]:
         return self._load_text()
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
-        """Loaded at the first use, together with the text encoder."""
-        return self._text[0]
+        """Loaded at the first use, without the text encoder where the two can be loaded apart."""
+        return self._load_tokenizer() if self._load_tokenizer else self._text[0]
 
     @property
     def text_encoder(self) -> UMT5EncoderModel:

@@ -1,8 +1,10 @@
 """Config to objects: the one place where a string picks a class.  What is done with them is in commands.py."""
 
 from prfl.build.identity import contents as contents
+from prfl.build.identity import former_contents as former_contents
 from prfl.build.inputs import Dataset as Dataset
 from prfl.build.inputs import cached as cached
+from prfl.build.inputs import check_prompts as check_prompts
 from prfl.build.inputs import clip as clip
 from prfl.build.inputs import dataset as dataset
 from prfl.build.inputs import encode as encode
@@ -22,6 +24,7 @@ from prfl.build.models import kernels as kernels
 from prfl.build.models import model_place as model_place
 from prfl.build.models import policy_adapter as policy_adapter
 from prfl.build.models import shift as shift
+from prfl.build.objectives import met_prompts as met_prompts
 from prfl.build.objectives import method as method
 from prfl.build.objectives import preference as preference
 from prfl.build.objectives import regulariser as regulariser
@@ -31,15 +34,21 @@ from prfl.build.objectives import sft as sft
 from prfl.build.objectives import steering as steering
 from prfl.build.policies import finished_run as finished_run
 from prfl.build.policies import load_policy as load_policy
+from prfl.build.policies import moment_of as moment_of
 from prfl.build.policies import policy_place as policy_place
+from prfl.build.policies import read_policy as read_policy
 from prfl.build.policies import save_policy as save_policy
 from prfl.build.policies import trained_weights as trained_weights
 from prfl.build.policies import weights_hash as weights_hash
+from prfl.build.provenance import Moment as Moment
+from prfl.build.provenance import check_config as check_config
 from prfl.build.rewards import Reward as Reward
 from prfl.build.rewards import TrainableReward as TrainableReward
+from prfl.build.rewards import followed as followed
 from prfl.build.rewards import load_reward as load_reward
 from prfl.build.rewards import new_reward as new_reward
 from prfl.build.rewards import reward_place as reward_place
+from prfl.build.rewards import save_reward_stamp as save_reward_stamp
 from prfl.build.rewards import trained_reward as trained_reward
 from prfl.build.watching import judge as judge
 from prfl.build.watching import latents_scorer as latents_scorer

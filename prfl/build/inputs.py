@@ -20,9 +20,10 @@ from prfl.build.policies import finished_run, policy_model, weights_hash
 from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import clips as cutting
+from prfl.data import leaks
 from prfl.data.cache import LatentCache, build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
-from prfl.data.files import content_hash
+from prfl.data.hashes import remembered_hash
 from prfl.data.manifest import read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.data.shapes import samples as shapes
@@ -58,6 +59,11 @@ def prompts(config: PromptsConfig) -> dict[str, list[str]]:
                     fix="give each prompt to one set",
                 )
     return splits
+
+
+def check_prompts(config: Config, model: WanBackbone) -> None:
+    """Raises PrflError for prompts of two sets that are one to the text encoder, and warns of what else is alike."""
+    leaks.check_prompts(prompts(config.data.prompts), "data.prompts", model)
 
 
 def has_clips(config: Config) -> bool:
@@ -135,7 +141,7 @@ def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], p
         formats=tuple(own.formats), seed=own.seed,
     )  # fmt: skip
     # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
-    videos = [content_hash(video) for video in cutting.find_videos(own.videos)]
+    videos = [remembered_hash(video) for video in cutting.find_videos(own.videos)]
     parts = [videos, asdict(settings), known.get("train"), known.get("validation")]
     folder = config.data.cache / f"{own.name}-{_hash(parts)}"
     pairs, alone = cutting.write_clips(
@@ -185,7 +191,6 @@ def remember(config: Config, model: WanBackbone, some: Iterable[str], progress: 
         stored = LatentCache.of(model, own.cache, **clip(own))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
-    processes.wait()  # all have looked before one writes, so all share out the same list
     with model.transformer_on_host() if mine else nullcontext():
         for prompt in progress(mine) if mine else ():  # one by one, as ``model.remember`` does
             stored.keep(prompt, model.condition([prompt]))
@@ -206,13 +211,15 @@ def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Datas
         return None
     if split == "train":
         held = {p: name for name, some in prompts(config.data.prompts).items() if name != "train" for p in some}
-        leaks = [row.prompt for row in rows if row.split in (None, "train") and row.prompt in held]
-        if leaks:
+        trained = [row.prompt for row in rows if row.split in (None, "train")]
+        found = [prompt for prompt in trained if prompt in held]
+        if found:
             raise PrflError(
-                f"{len(leaks)} rows for training have a prompt of data.prompts.{held[leaks[0]]}, as {leaks[0][:80]!r}",
+                f"{len(found)} rows for training have a prompt of data.prompts.{held[found[0]]}, as {found[0][:80]!r}",
                 where=str(path),
                 fix="give these rows that split, or take their prompts out of the held-out prompts",
             )
+        leaks.check_apart({"held out in data.prompts": list(held), "training rows": trained}, str(path), model)
     return cached(config, model, path, split if has_splits else None)
 
 

@@ -32,6 +32,7 @@ from prfl.objective.draft_lv import DraftLv
 from prfl.objective.drtune import DrTune
 from prfl.objective.instructvideo import InstructVideo
 from prfl.objective.leapalign import LeapAlign
+from prfl.objective.order import PROMPTS, met
 from prfl.objective.pathwise import Guidance, Method, Pathwise
 from prfl.objective.preference import PixelPreference, Preference
 from prfl.objective.prfl import Prfl
@@ -130,6 +131,12 @@ def scorer(config: Config, model: WanBackbone, reward: Reward) -> LatentScorer |
     return PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
 
 
+def met_prompts(config: Config) -> list[str]:
+    """The training prompts that this run's chains start with: a short run on a long list needs few of them."""
+    known, samples = prompts(config.data.prompts)["train"], config.training.steps * config.training.batch
+    return [known[place] for place in met(samples, len(known), config.seed, PROMPTS)]
+
+
 def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
@@ -163,6 +170,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
         reward_batch=scores.batch,
         stride=config.rollout.stride,
         reuse=reuse(config),
+        expected=met_prompts(config),
     )
 
 

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from prfl.backbone import WanBackbone
+from prfl.backbone.weights import check_finite
+from prfl.build import provenance
 from prfl.build.models import POLICY, backbone, policy_adapter
+from prfl.build.provenance import Moment
 from prfl.config import load_config
 from prfl.config.schema import Config
-from prfl.data.files import content_hash, read_tensors, replacing, replacing_folder
+from prfl.data.files import read_tensors, replacing, replacing_folder
+from prfl.data.hashes import remembered_hash
 from prfl.errors import PrflError
 
 AGAIN = "run `prfl train` on this config again"
+DIVERGED = "train again with a lower training.learning_rate"
 
 
-def save_policy(folder: Path, model: WanBackbone, config: Config) -> None:
-    """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers."""
+def save_policy(folder: Path, model: WanBackbone, config: Config, moment: Moment | None = None) -> None:
+    """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers.
+
+    Both carry what made them (``provenance``); moment: of the run, None where no run trained them.
+    """
+    stamp = provenance.stamp_of(config, model, moment)
     if config.backbone.train == "full":
         with replacing_folder(folder / "transformer") as written, model.adapter(policy_adapter(config)):
             model.transformer.save_pretrained(written)
+            provenance.without_place(written / "config.json")
+            provenance.write_beside(written, stamp, sorted(written.iterdir()))
         return
-    tensors = model.adapter_state(POLICY)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.adapter_state(POLICY).items()}
     with replacing(folder / "policy.safetensors") as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        own = {**stamp, "weights": provenance.tensors_hash(tensors)}
+        save_file(tensors, temporary, metadata=provenance.metadata(own))
 
 
 def policy_place(config: Config, folder: Path) -> Path:
@@ -35,24 +49,37 @@ def policy_place(config: Config, folder: Path) -> Path:
 
 
 def trained_weights(config: Config) -> Path:
-    """Where the policy of the config's run is.  Raises PrflError where there is none."""
+    """Where the policy of the config's run is.  Raises PrflError where there is none, or an earlier training's."""
     path = policy_place(config, config.run)
     if not path.exists():
         raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")
+    stamp = provenance.read_stamp(path)
+    if stamp is not None:
+        provenance.check_last(path, stamp, config.run)
     return path
 
 
+def moment_of(config: Config) -> dict[str, Any]:
+    """Step, end and run of the policy of the config's run; empty where they are not known."""
+    stamp = provenance.read_stamp(trained_weights(config)) or {}
+    return {key: stamp[key] for key in ("step", "end", "run") if key in stamp}
+
+
 def load_policy(config: Config, model: WanBackbone, path: Path | None = None) -> None:
-    """Put trained weights into the adapter, or all of them into the model.  path: None is ``trained_weights``."""
+    """Put trained weights into the adapter, or all of them into the model.  path: None is ``trained_weights``.
+
+    Raises PrflError for weights of another model or adapter, damaged ones, and those that are not finite.
+    """
     path = trained_weights(config) if path is None else path
+    provenance.check_stamp(path, config, model)
     if config.backbone.train == "lora":
-        model.load_adapter_state(POLICY, read_tensors(path, AGAIN))
+        model.load_adapter_state(POLICY, read_policy(path))
         return
     with model.adapter(policy_adapter(config)):
         own = model.transformer.state_dict()
         missing = set(own)
         for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
-            tensors = read_tensors(file, AGAIN)
+            tensors = read_policy(file)
             _check_names(file, {name: own[name].shape for name in own}, {n: t.shape for n, t in tensors.items()})
             for name, tensor in tensors.items():
                 with torch.no_grad():
@@ -61,6 +88,14 @@ def load_policy(config: Config, model: WanBackbone, path: Path | None = None) ->
         if missing:
             what = f"{len(missing)} of its weights are missing, the first is {min(missing)}"
             raise PrflError(what, where=str(path), fix=AGAIN)
+
+
+def read_policy(file: Path) -> dict[str, Tensor]:
+    """Its tensors.  Raises PrflError for a damaged file, and for values that are not finite."""
+    tensors = read_tensors(file, AGAIN)
+    check_finite(tensors, str(file), DIVERGED)
+    provenance.check_weights(file, provenance.read_stamp(file), tensors)
+    return tensors
 
 
 def _check_names(file: Path, own: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
@@ -102,4 +137,6 @@ def policy_model(config: Config, run: Path, model: WanBackbone) -> tuple[WanBack
 def weights_hash(config: Config) -> str:
     """Tells one trained policy from another: a hash of its files."""
     path = trained_weights(config)
-    return " ".join(content_hash(file) for file in ([path] if path.is_file() else sorted(path.glob("*.safetensors"))))
+    return " ".join(
+        remembered_hash(file) for file in ([path] if path.is_file() else sorted(path.glob("*.safetensors")))
+    )

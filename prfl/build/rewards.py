@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from prfl.backbone import WanBackbone
+from prfl.build import provenance
 from prfl.build.inputs import clip
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.data.shapes import samples as shapes
@@ -16,7 +18,7 @@ from prfl.errors import PrflError, located
 from prfl.reward import pixel
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.ensemble import RewardEnsemble
-from prfl.reward.files import check_clip, kind_of
+from prfl.reward.files import CONFIG, WEIGHTS, check_clip, kind_of
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
@@ -77,6 +79,13 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
     return reward
 
 
+def followed(config: Config, reward: Reward) -> list[str]:
+    """The dimensions that have a weight."""
+    assert config.reward is not None
+    weights = config.reward.weights or dict.fromkeys(reward.dimensions, 1.0)
+    return [name for name, weight in weights.items() if weight]
+
+
 @contextmanager
 def _member(number: int) -> Iterator[None]:
     """Around loading one of several rewards: a fault names the yaml path too."""
@@ -92,9 +101,19 @@ def reward_place(path: str | Path) -> str | Path:
     return shapes.reward_folder() if str(path) == "shapes" else path
 
 
+def save_reward_stamp(folder: Path, model: WanBackbone, moment: provenance.Moment) -> None:
+    """What made a saved reward, beside its two files, which are the same whoever made them."""
+    stamp = provenance.base_of(model) | asdict(moment)
+    provenance.write_beside(folder, stamp, [folder / WEIGHTS, folder / CONFIG])
+
+
 def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
     path = reward_place(path)
+    if stamp := provenance.read_stamp(Path(path)) if Path(path).is_dir() else None:
+        provenance.check_last(Path(path), stamp, Path(path).parent)
+        if kind_of(path) != pixel.KIND:
+            provenance.check_base(Path(path), stamp, provenance.base_of(model))
     if kind_of(path) == pixel.KIND:
         return PixelReward.from_pretrained(path, device=model.device)
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)

@@ -13,6 +13,15 @@ MAY_CHANGE: dict[str, Any] = {"may_change": True}
 SEEDS = 2**63  # torch takes no larger seed
 
 
+# Keys that name a place: what lies there decides a run's numbers, and is hashed (build/identity.py).  It may be moved.
+BY_CONTENT: dict[str, Any] = {"by_content": True}
+
+
+def place(**facts: Any) -> Any:
+    """The ``Field`` of a key that names a place."""
+    return Field(json_schema_extra=BY_CONTENT, **facts)
+
+
 def is_hub_id(name: object) -> bool:
     """``owner/name``, and no folder here."""
     text = str(name)
@@ -35,7 +44,7 @@ class SamplesConfig(Section):
     guidance: list[Annotated[float, Field(ge=1)]] = Field(
         default=[1.0], min_length=1, description="Guidance scales; so many samples are drawn at each. 1 is without."
     )
-    policies: list[FolderOrFile | None] = Field(
+    policies: list[FolderOrFile | None] = place(
         default=[None],
         min_length=1,
         description="Who draws so many samples each: null is the backbone as it is, a finished run its policy.",
@@ -62,7 +71,7 @@ class ClipsConfig(Section):
     name: Literal["video_clips"] = Field(
         description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
     )
-    videos: FolderOrFile = Field(description="A video, or a folder of videos and of folders of them.")
+    videos: FolderOrFile = place(description="A video, or a folder of videos and of folders of them.")
     kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
         default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
         min_length=1,
@@ -77,13 +86,13 @@ class ClipsConfig(Section):
 
 
 class PromptsConfig(Section):
-    train: str = Field(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
-    validation: str | None = Field(default=None, description="Prompts watched during a run, or 'shapes'.")
-    test: str | None = Field(default=None, description="Prompts used once, at the end, or 'shapes'.")
+    train: str = place(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
+    validation: str | None = place(default=None, description="Prompts watched during a run, or 'shapes'.")
+    test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
 
 
 class DataConfig(Section):
-    manifest: FolderOrFile | None = Field(
+    manifest: FolderOrFile | None = place(
         default=None,
         description="JSON lines: a labelled video, or a pair of videos of one prompt with a preference, in each.",
     )
@@ -94,7 +103,7 @@ class DataConfig(Section):
         description="The three sets of prompts; no prompt may be in two of them. A file that is named for several "
         "is split among them, in parts of 80, 10 and 10 %, by a hash of each prompt."
     )
-    cache: FolderOrFile = Field(description="Folder of cached latents, prompt embeddings and generated clips.")
+    cache: FolderOrFile = place(description="Folder of cached latents, prompt embeddings and generated clips.")
     frames: int = Field(
         ge=1, description="Frames of a clip: 1 and a multiple of the VAE's temporal factor, as 81 for Wan."
     )

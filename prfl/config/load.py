@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
-from prfl.config.data_schema import MAY_CHANGE
-from prfl.config.messages import Fault, faults
+from prfl.config.data_schema import BY_CONTENT, MAY_CHANGE
+from prfl.config.messages import Fault, all_keys, faults
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config
 from prfl.config.strict_yaml import parse, read_mapping
@@ -133,11 +134,12 @@ def config_hash(config: Config) -> str:
 
 
 def identity(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """{yaml path: json-able value} of what must stay the same when a run is resumed: all but keys that may change."""
+    """{yaml path: json-able value} of what must stay the same when a run is resumed: all but keys that may change, and
+    but places, whose contents are compared in their stead (``build.contents``)."""
     values: dict[str, Any] = {}
     dumped = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
-        if field.json_schema_extra == MAY_CHANGE:
+        if field.json_schema_extra in (MAY_CHANGE, BY_CONTENT):
             continue
         inner = getattr(section, name)
         if isinstance(inner, BaseModel):
@@ -145,3 +147,10 @@ def identity(section: BaseModel, prefix: str = "") -> dict[str, Any]:
         else:
             values[prefix + name] = dumped[name]
     return values
+
+
+def is_default(key: str, value: Any) -> bool:
+    """Whether a json-able value is what a key has where a config does not name it."""
+    fields = [section.model_fields[key.rpartition(".")[2]] for path, section in all_keys(Config) if path == key]
+    defaults = [f.get_default(call_default_factory=True) for f in fields if not f.is_required()]
+    return value in to_jsonable_python(defaults)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from prfl.config.data_schema import MAY_CHANGE, SEEDS, DataConfig, FolderOrFile, Section
+from prfl.config.data_schema import MAY_CHANGE, SEEDS, DataConfig, FolderOrFile, Section, place
 from prfl.config.steering_schema import (
     AlignPropConfig,
     DenseProcessConfig,
@@ -53,7 +53,7 @@ class KernelsConfig(Section):
 
 
 class BackboneConfig(Section):
-    model: str = Field(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
+    model: str = place(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -147,7 +147,7 @@ class RewardBase(Section):
 
 class LatentRewardConfig(RewardBase):
     space: Literal["latent"] = Field(description="Scores noisy latents: no VAE in the loop.")
-    path: str | Annotated[list[str], Field(min_length=2)] | None = Field(
+    path: str | Annotated[list[str], Field(min_length=2)] | None = place(
         default=None, description=f"{TRAINED_REWARD} A list of them is followed as one: their mean."
     )
     uncertainty_weight: float = Field(
@@ -157,14 +157,14 @@ class LatentRewardConfig(RewardBase):
 
 
 class AestheticConfig(Section):
-    mlp: FolderOrFile = Field(description="LAION's MLP for ViT-L/14: its .pth (only tensors are read) or safetensors.")
-    clip: str = Field(default="openai/clip-vit-large-patch14", description="CLIP ViT-L/14: a folder or a hub id.")
+    mlp: FolderOrFile = place(description="LAION's MLP for ViT-L/14: its .pth (only tensors are read) or safetensors.")
+    clip: str = place(default="openai/clip-vit-large-patch14", description="CLIP ViT-L/14: a folder or a hub id.")
     revision: str | None = Field(default=None, description="Revision of a hub CLIP; null is its newest.")
 
 
 class PixelRewardConfig(RewardBase):
     space: Literal["pixel"] = Field(description="Scores decoded pixels.")
-    path: str | None = Field(default=None, description=TRAINED_REWARD)
+    path: str | None = place(default=None, description=TRAINED_REWARD)
     aesthetic: AestheticConfig | None = Field(
         default=None, description="LAION's aesthetic score, in place of path: mean over frames, about 1 to 10."
     )

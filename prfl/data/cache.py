@@ -8,14 +8,17 @@ KEY is a hash of everything that the content depends on: the file's bytes (or th
 fingerprints of its weights) and dtype, and the clip's size, rate and window.  So a stale entry cannot be found, files
 may be renamed, and a run that was stopped goes on where it was: each entry is written atomically, and present ones are
 skipped.
+
+What a file's name says is compared with its own metadata, and its content with a hash that it carries, when it is read
+(entries.py).  One that does not hold is put aside as KEY.damaged, which is said, and made again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +26,16 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from prfl import processes
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
-from prfl.data.files import content_hash, read_tensors, replacing
+from prfl.console import console, warn
+from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
+from prfl.data.files import printable, replacing
+from prfl.data.hashes import remembered_hash
+from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window, read_video
 from prfl.errors import PrflError
@@ -55,7 +60,7 @@ class LatentCache:
     """Where the entries of one model, clip size and rate lie.
 
     clip: the keyword arguments of ``read_video``.  text: identity of the text encoder, the dtype of its embeddings, and
-    where it cuts a prompt, in tokens.
+    where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  text_width: of a prompt's embeddings.
     """
 
     folder: Path
@@ -63,6 +68,8 @@ class LatentCache:
     model: dict[str, Any]
     vae_dtype: str
     text: tuple[str, str, int]
+    shape: tuple[int, ...]
+    text_width: int
 
     @classmethod
     def of(
@@ -76,7 +83,7 @@ class LatentCache:
         fps: int | float,
         window: Window = "start",
     ) -> LatentCache:
-        backbone.latent_shape(frames, height, width)  # a size that the model cannot take is refused before any work
+        shape = backbone.latent_shape(frames, height, width)  # refuses a size that the model cannot take
         clip = {"frames": frames, "height": height, "width": width, "fps": float(fps), "window": window}
         return cls(
             Path(folder),
@@ -84,15 +91,30 @@ class LatentCache:
             backbone.describe(),
             str(backbone.vae.dtype),
             (backbone.text_identity, str(backbone.dtype), TEXT_TOKENS),
+            shape,
+            backbone.text_width,
         )
+
+    @property
+    def videos(self) -> Form:
+        facts = {"model": self.model, "VAE dtype": self.vae_dtype, "clip": self.clip}
+        return Form("video", facts, self._latents_fault)
+
+    @property
+    def prompts(self) -> Form:
+        return Form("prompt", {"model": self.model, "text encoder": list(self.text)}, self._condition_fault)
 
     def latents_file(self, video: Path) -> Path:
         """Raises OSError when the video's bytes cannot be read."""
-        key = _key([content_hash(video), self.model, self.vae_dtype, self.clip])
-        return self.folder / "latents" / f"{key}.safetensors"
+        return self.latents_entry(video)[0]
+
+    def latents_entry(self, video: Path) -> tuple[Path, str]:
+        """The file, and what it is made from, whose hash is the file's name.  Raises OSError, as ``latents_file``."""
+        made_from = self.videos.made_from(remembered_hash(video))
+        return self.folder / "latents" / f"{entry_name(made_from)}.safetensors", made_from
 
     def prompt_file(self, prompt: str) -> Path:
-        return self.folder / "prompts" / f"{_key([prompt, self.model, self.text])}.safetensors"
+        return self.folder / "prompts" / f"{entry_name(self.prompts.made_from(prompt))}.safetensors"
 
     def find(self, videos: Iterable[Path]) -> tuple[dict[Path, Path], list[tuple[Path, str]]]:
         """({video: its entry}, [(unreadable video, reason)]).  Raises PrflError when a video was never cached."""
@@ -107,7 +129,7 @@ class LatentCache:
             if file.exists():
                 found[video] = file
             elif marker.exists():
-                failed.append((video, marker.read_text()))
+                failed.append((video, marker.read_text(errors="replace")))
             else:
                 absent.append(video)
         if absent:
@@ -118,20 +140,31 @@ class LatentCache:
         return found, failed
 
     def latents(self, file: Path) -> Tensor:
-        """(c, t, h, w), float32."""
-        return self._entry(file)["latents"].float()
+        """(c, t, h, w), float32.  Raises PrflError when the entry is damaged."""
+        return read_entry(file, self.videos)[0]["latents"].float()
 
     def condition(self, prompt: str) -> Condition:
-        """One prompt's condition, length 1.  Raises PrflError when it was never cached."""
+        """One prompt's condition, length 1.  Raises PrflError when it was never cached, or is damaged."""
         file = self.prompt_file(prompt)
         if not file.exists():
             fix = "run `prfl cache` with the same config"
             raise PrflError(f"the prompt {prompt[:80]!r} is not in the cache", where=str(self.folder), fix=fix)
-        return Condition.from_tensors(self._entry(file))
+        tensors, _ = read_entry(file, self.prompts, prompt)
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}  # else thousands of files stay mapped
+        return Condition.from_tensors(copies)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
-        """Those of the prompts whose condition is not here, once each.  A damaged entry counts as missing."""
-        return [prompt for prompt in dict.fromkeys(prompts) if not _whole(self.prompt_file(prompt))]
+        """Those of the prompts whose condition is not here, once each; damaged ones are put aside and count as missing.
+
+        All processes look together.
+        """
+        files = {prompt: self.prompt_file(prompt) for prompt in dict.fromkeys(prompts)}
+        absent = self._absent({file: prompt for prompt, file in files.items()})
+        return [prompt for prompt, file in files.items() if file in absent]
+
+    def missing_latents(self, files: Iterable[Path]) -> set[Path]:
+        """The same for entries of videos."""
+        return self._absent(dict.fromkeys(files))
 
     def keep(self, prompt: str, condition: Condition) -> None:
         """Write one prompt's condition, of length 1.  Raises PrflError when it is not finite."""
@@ -139,17 +172,76 @@ class LatentCache:
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             what = f"the text encoder gives embeddings of {prompt[:80]!r} that are not finite"
             raise PrflError(what, where="backbone.dtype", fix="load the model in float32")
-        _write(self.prompt_file(prompt), tensors, {"prompt": prompt})
+        write_entry(self.prompt_file(prompt), tensors, self.prompts.made_from(prompt), {"prompt": prompt})
 
-    @staticmethod
-    def _entry(file: Path) -> dict[str, Tensor]:
-        """Raises PrflError for an entry that is damaged or has values that are not finite."""
-        fix = f"delete {file.name} and run `prfl cache` again"
-        tensors = read_tensors(file, fix)
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise PrflError(f"the cached {name} are not finite", where=str(file), fix=fix)
-        return tensors
+    def keep_latents(self, file: Path, made_from: str, video: Path, latents: Tensor) -> None:
+        """Write one video's latents.  Raises PrflError when they are not finite."""
+        if not latents.isfinite().all():
+            what = "the VAE gives latents that are not finite"
+            raise PrflError(what, where=str(video), fix="load the VAE in float32")
+        notes = {"video": printable(video.name), "clip": json.dumps(self.clip)}
+        write_entry(file, {"latents": latents}, made_from, notes)
+
+    def _absent(self, entries: Mapping[Path, str | None]) -> set[Path]:
+        """Entries that are not here; damaged ones are put aside, and said.  Values: the prompt, or None for videos."""
+        absent, damaged, unhashed = [], {}, 0
+        for file in processes.share(list(entries)):
+            prompt = entries[file]
+            if not os.path.lexists(file):
+                absent.append(file)
+                continue
+            try:
+                _, hashed = read_entry(file, self.videos if prompt is None else self.prompts, prompt)
+                unhashed += not hashed
+            except PrflError as error:
+                damaged[file] = error.what
+        everything = processes.gather((absent, damaged, unhashed))  # all have looked before one writes
+        aside = {file: what for _, theirs, _ in everything for file, what in theirs.items()}
+        if processes.is_main():
+            for file in aside:
+                put_aside(file)
+        processes.wait()
+        _say(self.folder, aside, sum(count for *_, count in everything))
+        return {file for theirs, _, _ in everything for file in theirs} | aside.keys()
+
+    def _latents_fault(self, tensors: Mapping[str, Tensor]) -> str:
+        if set(tensors) != {"latents"}:
+            return f"it holds {_names(tensors)}, not latents"
+        latents = tensors["latents"]
+        if tuple(latents.shape) != self.shape or str(latents.dtype) != self.vae_dtype:
+            return f"its latents are {tuple(latents.shape)} {latents.dtype}, not {self.shape} {self.vae_dtype}"
+        return ""
+
+    def _condition_fault(self, tensors: Mapping[str, Tensor]) -> str:
+        if set(tensors) != {"prompt_embeds", "lengths"}:
+            return f"it holds {_names(tensors)}, not prompt_embeds, lengths"
+        embeds, lengths = tensors["prompt_embeds"], tensors["lengths"]
+        if embeds.ndim != 3 or (len(embeds), embeds.shape[2]) != (1, self.text_width):
+            return f"its prompt_embeds are {tuple(embeds.shape)}, not (1, tokens, {self.text_width})"
+        if str(embeds.dtype) != self.text[1]:
+            return f"its prompt_embeds are {embeds.dtype}, not {self.text[1]}"
+        if lengths.shape != (1,) or lengths.dtype != torch.int64 or not 0 <= int(lengths) <= embeds.shape[1]:
+            return "its lengths are not those of one prompt"
+        return ""
+
+
+def _names(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(sorted(tensors)) or "nothing"
+
+
+def _say(folder: Path, aside: Mapping[Path, str], unhashed: int) -> None:
+    if aside:
+        shown = "; ".join(f"{file.parent.name}/{file.name} {what}" for file, what in list(aside.items())[:3])
+        more = f"; and {len(aside) - 3} more" if len(aside) > 3 else ""
+        what = f"{len(aside)} entries do not hold, are now called *.damaged and are encoded again"
+        warn(f"{folder}: {what}: {shown}{more}")
+    if unhashed:
+        console.print(
+            f"{folder}: {unhashed} entries are of an earlier version and carry no hash of their content: they are "
+            "taken by what they say of themselves; delete them to have them encoded again",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def build_cache(
@@ -174,19 +266,27 @@ def build_cache(
     rows = read_manifest(manifest)
     cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
     failed: list[tuple[Path, str]] = []
-    todo: dict[Path, list[Path]] = {}  # entry -> the videos with that content
+    same_content: dict[Path, list[Path]] = {}  # entry -> the videos with that content
+    made_from: dict[Path, str] = {}
     videos = manifest_videos(rows)
     progress = progress and processes.is_main()
     for video in videos:
         try:
-            file = cache.latents_file(video)
+            file, facts = cache.latents_entry(video)
         except OSError as error:
             failed.append((video, str(error.strerror)))
             continue
-        if not _whole(file):
-            todo.setdefault(file, []).append(video)
-    processes.wait()  # all have looked before one writes, so all have the same list
-    entries, together = [(file, some[0]) for file, some in todo.items()], batch_size * processes.count()
+        same_content.setdefault(file, []).append(video)
+        made_from[file] = facts
+    check_contents(rows, {video: file for file, some in same_content.items() for video in some}, str(manifest))
+    splits: dict[str, list[str]] = {}
+    for row in rows:
+        splits.setdefault(row.split or "no split", []).append(row.prompt)
+    check_prompts(splits, str(manifest), backbone)
+    missing = cache.missing_latents(same_content)
+    todo = {file: some for file, some in same_content.items() if file in missing}
+    entries = [(file, made_from[file], some[0]) for file, some in todo.items()]
+    together = batch_size * processes.count()
     with _progress("videos", len(entries), progress) as advance:
         for start in range(0, len(entries), together):
             some = entries[start : start + together]
@@ -194,7 +294,6 @@ def build_cache(
             advance(len(some))
     prompts = cache.missing(["", *(row.prompt for row in rows)])
     mine = processes.share(prompts)
-    processes.wait()
     with _progress("prompts", len(mine), progress) as advance:
         for prompt in mine:  # one by one, so that no prompt's bits depend on its neighbours
             cache.keep(prompt, backbone.condition([prompt]))
@@ -217,12 +316,13 @@ def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path
 
 
 def _encode_videos(
-    backbone: WanBackbone, cache: LatentCache, entries: Sequence[tuple[Path, Path]]
+    backbone: WanBackbone, cache: LatentCache, entries: Sequence[tuple[Path, str, Path]]
 ) -> list[tuple[Path, str]]:
-    """One batch of (file in the cache, video); returns the unreadable videos, with their reasons."""
+    """One batch of (file in the cache, what it is made from, video); returns the unreadable videos with the reasons."""
     failed = []
     clips: dict[Path, Tensor] = {}
-    for file, video in entries:
+    sources = {file: (made_from, video) for file, made_from, video in entries}
+    for file, (_, video) in sources.items():
         try:
             clips[file] = read_video(video, **cache.clip)
         except PrflError as error:
@@ -233,32 +333,9 @@ def _encode_videos(
         with torch.no_grad():
             latents = backbone.encode(torch.stack(list(clips.values())).to(backbone.device)).cpu()
         for file, tensor in zip(clips, latents, strict=True):
-            video = dict(entries)[file]
-            if not tensor.isfinite().all():
-                what = "the VAE gives latents that are not finite"
-                raise PrflError(what, where=str(video), fix="load the VAE in float32")
-            _write(file, {"latents": tensor}, {"video": video.name, "clip": json.dumps(cache.clip)})
+            cache.keep_latents(file, *sources[file], tensor)
             file.with_suffix(".unreadable").unlink(missing_ok=True)
     return failed
-
-
-def _key(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata=metadata)
-    with replacing(file) as temporary:
-        temporary.write_bytes(data)
-
-
-def _whole(file: Path) -> bool:
-    """Present, with a header that fits the file's size.  A damaged entry is made again."""
-    try:
-        with safe_open(file, framework="pt"):
-            return True
-    except (SafetensorError, FileNotFoundError):
-        return False
 
 
 @contextmanager

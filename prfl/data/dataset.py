@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prfl.backbone import Condition, WanBackbone
 from prfl.data.cache import LatentCache, manifest_videos
+from prfl.data.hashes import remembered_hash
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import Window
 from prfl.errors import PrflError
@@ -37,7 +38,7 @@ class LatentBatch:
 class _Loaded:
     """What both data sets hold: each video's latents once, each prompt's condition once, on the CPU.
 
-    fingerprint: hash of the rows, and of the contents of their videos.
+    fingerprint: hash of the rows, and of the contents of their videos.  entries: the names of these in the cache.
     """
 
     latents: Tensor
@@ -45,7 +46,9 @@ class _Loaded:
     prompts: list[str]
     device: torch.device
     skipped: list[tuple[Path, str]]
-    fingerprint: str = ""
+    fingerprint: str = ""  # of the videos' bytes, prompts and labels
+    former_fingerprint: str = ""  # as checkpoints of older versions have it: of the cache's entries
+    entries: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -128,7 +131,9 @@ def load_dataset(
         "prompts": prompts,
         "device": backbone.device,
         "skipped": skipped,
-        "fingerprint": _fingerprint(kept, found),
+        "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video in place}),
+        "former_fingerprint": _fingerprint(kept, {video: found[video].name for video in place}),
+        "entries": frozenset(found[video].name for video in place),
     }
     if videos:
         video = torch.tensor([place[row.video] for row in videos])
@@ -138,14 +143,14 @@ def load_dataset(
     return PairDataset(latents=latents, a=a, b=b, preference=preference, **common)
 
 
-def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], found: dict[Path, Path]) -> str:
-    """An entry's name in the cache is a hash of its video and its model."""
+def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Path, str]) -> str:
+    """names: what each video is called, which changes with its content."""
     facts: list[Any] = []
     for row in rows:
         if isinstance(row, LabelledVideo):
-            facts.append([row.prompt, found[row.video].name, row.label])
+            facts.append([row.prompt, names[row.video], row.label])
         else:
-            facts.append([row.prompt, found[row.a].name, found[row.b].name, row.preference])
+            facts.append([row.prompt, names[row.a], names[row.b], row.preference])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl.errors import PrflError
+from prfl.console import console
+from prfl.errors import Faults, PrflError
 
 
 @contextmanager
@@ -40,14 +45,16 @@ def _free(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour of ``path`` to write to; it takes path's name at the end, or vanishes on any error.
 
-    So a reader sees the old file, the new one or none, never a half.  The name keeps its suffix.
+    So a reader sees the old file, the new one or none, never a half, and nor does who looks after the machine has lost
+    its power: the content is forced to the disk first.  The name keeps its suffix.
     Raises PrflError when the folder cannot be made or the disk is full.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = _neighbour(path, "tmp")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            _flush(temporary)
             os.replace(temporary, path)
     finally:
         with suppress(OSError):  # there is no folder that it could be in
@@ -59,45 +66,75 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """``replacing`` for a folder: an empty neighbour to fill, which is forced to the disk before it takes path's name.
 
     A folder cannot take the place of another in one step: the old one is moved aside first.  Killed between the two,
-    a run leaves it as ``.old-NAME``, and ``restore_folders`` gives it its name back.
+    a run leaves it as ``.old-TOKEN-NAME``, and ``restore_folders`` gives it its name back.
     """
-    temporary, old = path.with_name(f".tmp-{path.name}"), path.with_name(f".old-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed while it wrote
+    temporary, old = _neighbour(path, "tmp"), _neighbour(path, "old")
     try:
         with writing(path):
             temporary.mkdir(parents=True)
             yield temporary
             for written in (*temporary.rglob("*"), temporary):
                 _flush(written)
-            if path.exists():
-                shutil.rmtree(old, ignore_errors=True)
+            if path.exists() or path.is_symlink():
                 os.replace(path, old)
             os.replace(temporary, path)
             _flush(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        _remove(temporary)
+    _remove(old)
 
 
 def restore_folders(parent: Path) -> None:
-    """Clean up after ``replacing_folder`` was killed: half-written folders go, those moved aside come back."""
+    """Clean up after ``replacing`` and ``replacing_folder`` were killed: what is half written goes, folders moved aside
+    come back.  For a folder into which no other process writes."""
     for half in parent.glob(".tmp-*"):
-        shutil.rmtree(half, ignore_errors=True)
+        _remove(half)
     for old in parent.glob(".old-*"):
-        final = old.with_name(old.name.removeprefix(".old-"))
+        final = old.with_name(re.sub(r"^\.old-(?:[0-9a-f]{8}-)?", "", old.name))
         if final.exists():
-            shutil.rmtree(old)
+            _remove(old)
         else:
             os.replace(old, final)
+
+
+def remove_folder(path: Path) -> str | None:
+    """Remove a folder, or a link to one; returns why it could not be removed, or None.
+
+    It loses its name first, so nobody takes for whole what a crash leaves of it.
+    """
+    half = _neighbour(path, "tmp")
+    try:
+        os.replace(path, half)
+        half.unlink() if half.is_symlink() else shutil.rmtree(half)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, or as much of it as can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _neighbour(path: Path, kind: str) -> Path:
+    """A hidden name that no other process takes: two containers may both have a process 1."""
+    return path.with_name(f".{kind}-{secrets.token_hex(4)}-{path.name}")
 
 
 def _flush(path: Path) -> None:
     """Force a file, or a folder's list of names, to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folder, and looks after its list by itself
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
     finally:
         os.close(handle)
 
@@ -143,6 +180,11 @@ def text_of(path: Path) -> str:
         raise PrflError("is not UTF-8 text", where=f"{path}:{line}", fix="save the file as UTF-8") from error
 
 
+def printable(path: str | Path) -> str:
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def numbered_lines(path: Path) -> list[tuple[str, str]]:
     """(``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
     lines = enumerate(text_of(path).split("\n"), start=1)
@@ -151,16 +193,64 @@ def numbered_lines(path: Path) -> list[tuple[str, str]]:
 
 def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """(``file:line``, object) of every line of a JSONL file.  Raises PrflError."""
-    rows = []
+    rows, faults = [], Faults()
     for where, text in numbered_lines(path):
-        try:
-            row = json.loads(text, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-            raise PrflError(f"is not JSON: {error}", where=where, fix="write one JSON object on each line") from error
-        if not isinstance(row, dict):
-            raise PrflError(f"is a {type(row).__name__}, not an object", where=where, fix='write {"prompt": ..., ...}')
-        rows.append((where, row))
+        with faults.collected():
+            rows.append((where, _json_row(where, text)))
+    faults.raise_all(path)
     return rows
+
+
+def _json_row(where: str, text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise PrflError(f"is not JSON: {error}", where=where, fix="write one JSON object on each line") from error
+    if not isinstance(row, dict):
+        raise PrflError(f"is a {type(row).__name__}, not an object", where=where, fix='write {"prompt": ..., ...}')
+    return row
+
+
+def records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a metrics.jsonl, and how many of its lines a crash has damaged: half written, or NUL bytes.
+
+    Raises OSError; a file that is not there has none.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    found, damaged = [], 0
+    for line in filter(bytes.strip, lines):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError("no step")
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged += 1
+        else:
+            found.append(record)
+    return found, damaged
+
+
+def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:
+    """The object in a JSON file of a run that has these keys; None where there is no such file, and with a warning
+    where a crash has damaged it: what is measured is measured again, and a run must not end for what is not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in keys if key not in found]
+        if not isinstance(found, dict) or missing:
+            raise ValueError(f"no object with {', '.join(keys)}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        _left_out(path, str(error))
+        return None
+    return found
+
+
+@cache
+def _left_out(path: Path, reason: str) -> None:
+    """Warn of a file once."""
+    said = f"warning: {path} is damaged ({reason}) and is left out"
+    console.print(said, style="bold yellow", markup=False, soft_wrap=True)
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

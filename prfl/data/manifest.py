@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prfl.data.files import did_you_mean, json_rows, replacing
-from prfl.errors import PrflError
+from prfl.data.files import did_you_mean, json_rows, printable, replacing
+from prfl.errors import Faults, PrflError
 
 Choice = Literal["a", "b", "tie"]
 Split = Literal["train", "validation", "test"]
@@ -67,34 +67,40 @@ class _PairRow(_Row):
 
 
 def read_manifest(path: str | Path) -> list[LabelledVideo] | list[PreferencePair]:
-    """All rows of one kind, paths resolved.  Raises PrflError that names file and line at the first fault."""
+    """All rows of one kind, paths resolved.  Raises PrflError that names file and line of every fault."""
     return parse_rows(json_rows(Path(path)), Path(path))
 
 
-def parse_rows(rows: Sequence[tuple[str, dict[str, Any]]], path: Path) -> list[LabelledVideo] | list[PreferencePair]:
+def parse_rows(
+    rows: Sequence[tuple[str, dict[str, Any]]], path: Path, faults: Faults | None = None
+) -> list[LabelledVideo] | list[PreferencePair]:
     """(``file:line``, fields) of a manifest, or of another file that says the same, as rows.  Raises PrflError.
 
     path: the file; the videos' paths are relative to its folder and must stay inside it.
+    faults: of rows that could not even be read, to be raised with those found here.
     """
-    if not rows:
+    faults = faults or Faults()
+    if not rows and not faults.errors:
         raise PrflError("holds no rows", where=str(path), fix="write one JSON object on each line")
-    pairs = _is_pair(rows[0][1])
+    pairs = bool(rows) and _is_pair(rows[0][1])
     read: list[Any] = []
     seen: dict[Any, str] = {}
     splits: dict[str, tuple[str | None, str]] = {}
     for where, fields in rows:
-        if _is_pair(fields) != pairs:
-            kinds = ("a video", "a pair") if pairs else ("a pair", "a video")
-            fix = "keep videos and pairs in two manifests"
-            raise PrflError(f"is {kinds[0]}, but the first row is {kinds[1]}", where=where, fix=fix)
-        row = _pair(fields, path, where) if pairs else _video(fields, path, where)
-        _check_split(row, splits, where)
-        if isinstance(row, LabelledVideo):
-            first = seen.setdefault((row.video, row.prompt), where)
-            if first != where:
-                fix = "keep one of the two rows"
-                raise PrflError(f"the same video and prompt stand already at {first}", where=where, fix=fix)
-        read.append(row)
+        with faults.collected():
+            if _is_pair(fields) != pairs:
+                kinds = ("a video", "a pair") if pairs else ("a pair", "a video")
+                fix = "keep videos and pairs in two manifests"
+                raise PrflError(f"is {kinds[0]}, but the first row is {kinds[1]}", where=where, fix=fix)
+            row = _pair(fields, path, where) if pairs else _video(fields, path, where)
+            _check_split(row, splits, where)
+            if isinstance(row, LabelledVideo):
+                first = seen.setdefault((row.video, row.prompt), where)
+                if first != where:
+                    fix = "keep one of the two rows"
+                    raise PrflError(f"the same video and prompt stand already at {first}", where=where, fix=fix)
+            read.append(row)
+    faults.raise_all(path)
     return read
 
 
@@ -170,7 +176,11 @@ def _relative(file: Path, manifest: Path) -> str:
     if not file.resolve().is_relative_to(folder):
         fix = "put the manifest into a folder above its videos"
         raise PrflError(f"{file} is outside the manifest's folder", where=str(manifest), fix=fix)
-    return file.resolve().relative_to(folder).as_posix()
+    name = file.resolve().relative_to(folder).as_posix()
+    if name != printable(name):
+        what = f"the name {printable(name)} is not UTF-8, as a manifest is"
+        raise PrflError(what, where=str(manifest), fix="rename the file")
+    return name
 
 
 def _check_split(row: LabelledVideo | PreferencePair, splits: dict[str, tuple[str | None, str]], where: str) -> None:

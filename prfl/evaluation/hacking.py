@@ -38,7 +38,8 @@ class Fall:
 
 def rounds(samples: Path, step: int) -> list[tuple[int, Outcome]]:
     """The policy's rounds up to a step that measured the same samples as the one of that step, oldest first."""
-    found = {number: read_outcome(path, "policy") for number, path in _files(samples) if number <= step}
+    read = {number: read_outcome(path, "policy") for number, path in _files(samples) if number <= step}
+    found = {number: outcome for number, outcome in read.items() if outcome is not None}
     last = found[step]
     return [(number, found[number]) for number in sorted(found) if _same_samples(found[number], last)]
 

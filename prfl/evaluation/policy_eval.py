@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from prfl import processes
 from prfl.backbone.wan import WanBackbone
-from prfl.data.files import replacing
+from prfl.data.files import replacing, whole_json
 from prfl.evaluation import metrics
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
@@ -185,17 +186,19 @@ def flat(summary: dict[str, Interval]) -> dict[str, float]:
     return {key: interval.value for key, interval in summary.items()}
 
 
-def write_results(folder: Path, outcomes: Sequence[Outcome], fps: float) -> Path:
+def write_results(
+    folder: Path, outcomes: Sequence[Outcome], fps: float, made_by: Mapping[str, Any] | None = None
+) -> Path:
     """Write ``results.json`` and ``videos/NAME-NNN.mp4`` (which browsers play); the first outcome is the reference.
 
-    Returns the path of results.json, which ``report.py`` reads.
+    made_by: what tells the policy that was measured.  Returns the path of results.json, which ``report.py`` reads.
     """
     reference = outcomes[0]
     for outcome in outcomes:
         for number, video in enumerate(outcome.pixels):
             with replacing(folder / "videos" / f"{outcome.name}-{number:03d}.mp4") as temporary:
                 temporary.write_bytes(browser_mp4(video, fps))
-    results = {
+    results: dict[str, Any] = {
         "outcomes": {
             outcome.name: {
                 "settings": asdict(outcome.settings),
@@ -213,15 +216,19 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], fps: float) -> Path
         "videos": _videos(outcomes),
         "rows": _rows(outcomes),
     }
+    if made_by:
+        results["policy"] = dict(made_by)
     path = folder / "results.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     return path
 
 
-def read_outcome(path: Path, name: str) -> Outcome:
-    """One generator's outcome of a results.json, without its videos."""
-    results = json.loads(path.read_text())
+def read_outcome(path: Path, name: str) -> Outcome | None:
+    """One generator's outcome of a results.json, without its videos; None where a crash has damaged it."""
+    results = whole_json(path, "outcomes", "rows")
+    if results is None:
+        return None
     own, rows = results["outcomes"][name], results["rows"]
     keys = rows[0][name]
     return Outcome(

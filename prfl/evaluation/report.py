@@ -7,7 +7,6 @@ What it shows, as far as the run has it: results with intervals, before/after vi
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from prfl.data.files import replacing
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import OVERALL, Level, Row, measured, read_rows
-from prfl.evaluation.run_files import TABLE, RunFiles
+from prfl.evaluation.run_files import RunFiles
 from prfl.evaluation.style import STYLE
 from prfl.text import html_text
 
@@ -31,14 +30,15 @@ def write_report(run: Path, title: str = "") -> Path:
     Reads config.yaml, environment.json, metrics.jsonl, samples/*/results.json (``final`` if there is one, else the
     last) and reward_eval*.json; what is missing is left out.
     """
-    files, results, metrics = RunFiles(run), last_results(run), run / "metrics.jsonl"
+    files, metrics = RunFiles(run), run / "metrics.jsonl"
     config, environment = run / "config.yaml", run / "environment.json"
+    last = last_results(files, run)
     parts = [
         _head(run, title or run.name),
-        files.section(results, lambda: _results(files, results)) if results else "",
-        files.section(results, lambda: _videos(files, results)) if results else "",
+        files.section(last[0], lambda: _results(*last)) if last else "",
+        files.section(last[0], lambda: _videos(files, *last)) if last else "",
         *(files.section(path, partial(_ranking, files, path)) for path in sorted(run.glob("reward_eval*.json"))),
-        files.section(metrics, lambda: _curves(read_lines(files, metrics))),
+        files.section(metrics, lambda: _curves(files.records(metrics))),
         files.section(config, lambda: _file("Config", config, files.text(config))),
         files.section(environment, lambda: _environment(files.json(environment))),
     ]
@@ -48,8 +48,9 @@ def write_report(run: Path, title: str = "") -> Path:
 def write_samples_page(results: Path, title: str) -> Path:
     """``index.html`` beside a results.json: the scores, and every video with its prompt, side by side."""
     files = RunFiles(results.parent)
+    content = files.json(results) or {}
     header = f"<header><h1>{html_text(title)}</h1></header>"
-    parts = [header, _results(files, results), _videos(files, results, "Videos")]
+    parts = [header, _results(results, content), _videos(files, results, content, "Videos")]
     return _finished(results.with_name("index.html"), title, parts, files)
 
 
@@ -77,29 +78,13 @@ def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTE
     return path
 
 
-def last_results(run: Path) -> Path | None:
-    """samples/final/results.json, or that of the last step."""
-    final = run / "samples" / "final" / "results.json"
-    found = sorted(run.glob("samples/*/results.json"))
-    return final if final in found else found[-1] if found else None
-
-
-def read_lines(files: RunFiles, path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that is half written is dropped, and broken ones are counted."""
-    lines = (files.text(path, TABLE) or "").split("\n")[:-1]
-    records, broken = [], 0
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("step"), int | float):
-            records.append(record)
-        else:
-            broken += 1
-    if broken:
-        files.leave_out(path, f"{broken} of {len(lines)} lines are not as prfl writes them")
-    return records
+def last_results(files: RunFiles, run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """samples/final/results.json and its content, or that of the last step; a damaged one is passed over."""
+    places = [run / "samples" / "final" / "results.json", *sorted(run.glob("samples/*/results.json"), reverse=True)]
+    for path in dict.fromkeys(places):
+        if results := files.json(path, "outcomes", "rows", "videos"):
+            return path, results
+    return None
 
 
 # --- parts of the page ----------------------------------------------------------------------------------------------
@@ -109,10 +94,7 @@ def _head(run: Path, title: str) -> str:
     return f"<header><h1>{html_text(title)}</h1><p class=quiet>{html_text(str(run.resolve().name))}</p></header>"
 
 
-def _results(files: RunFiles, path: Path) -> str:
-    results = files.json(path)
-    if results is None:
-        return ""
+def _results(path: Path, results: Mapping[str, Any]) -> str:
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
     head = "".join(
@@ -156,9 +138,8 @@ def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
     return f"<td{clear}>{text}</td>"
 
 
-def _videos(files: RunFiles, path: Path, heading: str = "Before and after") -> str:
-    results = files.json(path)
-    if not results or not results["videos"]:
+def _videos(files: RunFiles, path: Path, results: Mapping[str, Any], heading: str = "Before and after") -> str:
+    if not results["videos"]:
         return ""
     blocks = ""
     for entry in results["videos"]:
@@ -193,7 +174,7 @@ def verdict(scores: Mapping[str, float]) -> str:
 
 
 def _ranking(files: RunFiles, path: Path) -> str:
-    content = files.json(path)
+    content = files.json(path, "rows")
     if not content or not content["rows"]:
         return ""
     facts, rows = read_rows(content)

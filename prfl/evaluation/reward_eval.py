@@ -7,7 +7,7 @@ scorer reaches there is the floor, and an AUC above one half there is knowledge 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from torch import Tensor
 from prfl import draws, processes
 from prfl.backbone.wan import Condition, WanBackbone
 from prfl.data.dataset import LatentDataset, PairDataset
-from prfl.data.files import replacing
+from prfl.data.files import replacing, whole_json
 from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability
 from prfl.evaluation.sampling import Progress
@@ -110,6 +110,20 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
         first, second = torch.where(a_wins, known, known + size), torch.where(a_wins, known + size, known)
         pairs[name] = Pairs(first, second, (preference[known] != 0.5).long(), number[known], prompts)
     return HeldOut(get, dataset.prompts * 2, {}, pairs)
+
+
+def incomparable(dimensions: Iterable[str], data: HeldOut) -> dict[str, str]:
+    """Why these dimensions have no accuracy on these samples; those that have one are left out."""
+    reasons = {}
+    for name in dimensions:
+        if name not in data.pairs:
+            reasons[name] = f"no held-out row says anything of it; they say {', '.join(data.pairs) or 'nothing'}"
+        elif not len(data.pairs[name]):
+            what = "no two held-out videos of one prompt have" if data.labels else "no held-out pair has"
+            reasons[name] = f"{what} a label of it"
+        elif not len(data.pairs[name].decided()):
+            reasons[name] = f"all {len(data.pairs[name])} held-out pairs of it are ties"
+    return reasons
 
 
 def pixel_scorer(backbone: WanBackbone, reward: PixelReward | AestheticReward) -> Scorer:
@@ -280,12 +294,14 @@ def _row(
     )
 
 
-def accuracy_by_bin(rows: Sequence[Row], scorer: str) -> dict[str, dict[str, float]]:
+def accuracy_by_bin(
+    rows: Sequence[Row], scorer: str, read: Callable[[Interval], float] = lambda interval: interval.value
+) -> dict[str, dict[str, float]]:
     """{dimension: {"0-0.2": accuracy}}: what a saved reward's card says."""
     card: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.scorer == scorer and row.level.kind == "bin":
-            card.setdefault(row.dimension, {})[row.level.label] = round(row.accuracy.value, 4)
+            card.setdefault(row.dimension, {})[row.level.label] = round(read(row.accuracy), 4)
     return card
 
 
@@ -296,8 +312,8 @@ def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
 
 
 def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """The facts and the rows that ``save_rows`` wrote."""
-    return read_rows(json.loads(path.read_text()))
+    """The facts and the rows that ``save_rows`` wrote; none where a crash has damaged them."""
+    return read_rows(whole_json(path, "rows") or {"rows": []})
 
 
 def read_rows(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:

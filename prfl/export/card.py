@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from prfl import build
 from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.config.steering_schema import SteeringConfig
+from prfl.data.files import whole_json
 from prfl.errors import PrflError
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
@@ -37,11 +37,14 @@ METHODS = {
 }
 
 
-def policy_card(config: Config, run: Path, name: str, contents: Sequence[str], repo: str) -> ModelCard:
-    """contents: which of ``lora`` and ``transformer`` are beside the card.  repo: what to load it from."""
-    hub = is_hub_id(config.backbone.model)
+def policy_card(
+    config: Config, run: Path, name: str, contents: Sequence[str], repo: str, made_by: Mapping[str, Any]
+) -> ModelCard:
+    """contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
+    made_by: what made the policy (``build.provenance``)."""
+    hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
-    tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if "lora" in contents else [])]
+    tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if lora in contents else [])]
     data = ModelCardData(
         library_name="diffusers", pipeline_tag="text-to-video", base_model=base if hub else None, tags=tags
     )
@@ -51,11 +54,11 @@ def policy_card(config: Config, run: Path, name: str, contents: Sequence[str], r
         f"`{base}` trained with prfl by {METHODS[config.objective.name]}.",
         "## Use",
     ]
-    if "lora" in contents:
-        parts.append(USE_LORA.format(base=base, repo=repo, file=f"{name}.safetensors"))
+    if lora in contents:
+        parts.append(USE_LORA.format(base=base, repo=repo, file=lora))
     if "transformer" in contents:
         parts.append(USE_TRANSFORMER.format(base=base, repo=repo))
-    parts += ["## Figures", figures(run), "## Training", table(("", ""), settings(config))]
+    parts += ["## Figures", figures(run, made_by), "## Training", table(("", ""), settings(config, made_by))]
     if isinstance(config.objective, SteeringConfig):
         parts += ["## The reward", reward_text(config)]
     return ModelCard("\n\n".join(parts) + "\n")
@@ -84,12 +87,15 @@ pipeline = WanPipeline.from_pretrained("{base}", transformer=transformer)
 ```"""
 
 
-def figures(run: Path) -> str:
+def figures(run: Path, made_by: Mapping[str, Any]) -> str:
     """The table of samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
     path = run / "samples" / "final" / "results.json"
-    if not path.is_file():
+    results = whole_json(path, "outcomes")
+    if results is None:
         return "None: the run drew no samples of test prompts (`evaluation.final_samples`)."
-    results = json.loads(path.read_text())
+    measured = results.get("policy", {})
+    if any(made_by.get(key, value) != value for key, value in measured.items()):
+        return f"None of these weights: those at hand are of step {measured.get('step')} (`prfl eval` measures them)."
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
     head = ["score", first]
@@ -113,13 +119,14 @@ def figures(run: Path) -> str:
     return f"{table(head, rows)}\n\n{note}"
 
 
-def settings(config: Config) -> list[tuple[str, str]]:
+def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
     own, adapter = config.training, config.backbone.adapter
+    step, end = made_by.get("step", own.steps), made_by.get("end", own.steps)
     noise = f" (eta {config.rollout.eta:g})" if config.rollout.solver == "flow_sde" else ""
     rows = [
         ("objective", config.objective.name),
-        ("steps", str(own.steps)),
+        ("steps", str(step) if step == end else f"{step}, the best round of {end}"),
         ("batch", str(own.batch)),
         ("learning rate", f"{own.learning_rate:g}, {own.schedule}, {own.warmup} steps of warm-up"),
         ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),

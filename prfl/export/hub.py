@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelHubMixin
@@ -13,13 +14,21 @@ from prfl.errors import PrflError
 
 
 class Exported(ModelHubMixin, library_name="prfl"):
-    """What ``prfl export`` wrote to a folder, model card and all; ``push_to_hub("owner/name")`` is the mixin's."""
+    """What ``prfl export`` wrote, model card and all; ``push_to_hub("owner/name")`` is the mixin's.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    written: files, and folders that it wrote as a whole.
+    """
+
+    def __init__(self, written: Sequence[Path]) -> None:
+        self.written = written
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        shutil.copytree(self.folder, save_directory, copy_function=_link, dirs_exist_ok=True)
+        for path in self.written:
+            target = save_directory / path.name
+            if path.is_dir():
+                shutil.copytree(path, target, copy_function=_link)
+            else:
+                _link(str(path), str(target))
 
 
 def _link(source: str, target: str) -> None:
@@ -30,13 +39,14 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def push(folder: Path, repo: str, *, private: bool = False) -> str:
-    """Make the repository ``owner/name`` where there is none and upload the folder; returns the commit's address.
+def push(folder: Path, written: Sequence[Path], repo: str, *, private: bool = False) -> str:
+    """Make the repository ``owner/name`` where there is none and upload what was written to the folder, and nothing
+    else that lies there; returns the commit's address.
 
     Raises PrflError when the hub refuses, cannot be reached, or the name is none.
     """
     try:
-        return str(Exported(folder).push_to_hub(repo, private=private, commit_message="Upload with prfl export"))
+        return str(Exported(written).push_to_hub(repo, private=private, commit_message="Upload with prfl export"))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise PrflError(

@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prfl.build import provenance
+from prfl.build.provenance import Stamp
 from prfl.data.files import replacing
 from prfl.errors import PrflError
 
@@ -87,9 +89,18 @@ def shared_file_tensors(
 
 
 def write_shared_file(
-    path: Path, state: Mapping[str, Tensor], *, rank: int, alpha: int | float, dtype: torch.dtype = torch.float32
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    rank: int,
+    alpha: int | float,
+    dtype: torch.dtype = torch.float32,
+    made_by: Stamp | None = None,
 ) -> None:
-    """Atomic.  The metadata follow modelspec (github.com/Stability-AI/ModelSpec), which model browsers show."""
+    """Atomic.  made_by: what made the policy (``build.provenance``), which stays with it.
+
+    The metadata follow modelspec (github.com/Stability-AI/ModelSpec), which model browsers show.
+    """
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "wan2.1/lora",
@@ -99,5 +110,7 @@ def write_shared_file(
         "ss_network_alpha": f"{alpha:g}",
     }
     tensors = shared_file_tensors(state, alpha, dtype)
+    if made_by:
+        metadata |= provenance.metadata({**made_by, "weights": provenance.tensors_hash(tensors)})
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

@@ -9,15 +9,19 @@ import torch
 
 from prfl import build
 from prfl.backbone import adapters
+from prfl.build import provenance
+from prfl.build.provenance import Stamp
 from prfl.config import load_config
 from prfl.config.schema import Config, PreferenceConfig
-from prfl.data.files import read_tensors, replacing, replacing_folder
+from prfl.data.files import replacing, replacing_folder, restore_folders
+from prfl.data.lock import NAME as LOCK
+from prfl.data.lock import folder_lock
 from prfl.errors import PrflError
 from prfl.export import card
-from prfl.export.hub import push as push_folder
+from prfl.export.hub import push as push_files
 from prfl.export.lora import write_shared_file
 from prfl.reward.card import reward_card
-from prfl.reward.files import CONFIG, WEIGHTS, read_config
+from prfl.reward.files import CONFIG, WEIGHTS, kind_of, read_config, read_reward
 
 
 def export_run(
@@ -35,22 +39,30 @@ def export_run(
     A LoRA run gives NAME.safetensors, for diffusers and ComfyUI (``lora.py``), and with ``merged`` the whole
     transformer as a diffusers folder; full fine-tuning gives that folder; a reward run gives the reward.
     name: of the file and in the card; the run folder's own.  push: ``owner/name`` on the hub, uploaded at the end.
-    Raises PrflError where there is no finished run, or the hub refuses.
+    Only the files that it wrote are uploaded; what else is in the folder is named and stays.
+    Raises PrflError where there is no finished run, the policy is not that of the config, or the hub refuses.
     """
     config = run_config(run)
     out, name = out or run / "export", name or run.resolve().name
-    repo = push or str(out)
-    if isinstance(config.objective, PreferenceConfig):
-        if merged:
-            raise PrflError("a reward has nothing to merge", where=f"{run}", fix="leave --merged out")
-        readme = _copy_reward(run, out, repo)
-    else:
-        contents = _write_policy(config, out, name, dtype, merged)
-        readme = str(card.policy_card(config, run, name, contents, repo))
-    with replacing(out / "README.md") as temporary:
-        temporary.write_text(readme, encoding="utf-8")
+    absolute = out.is_absolute() or ".." in out.parts
+    repo = push or (out.name if absolute else str(out))  # the card tells no folder of this machine
+    with folder_lock(run if out.resolve().is_relative_to(run.resolve()) else out):
+        restore_folders(out)
+        if isinstance(config.objective, PreferenceConfig):
+            if merged:
+                raise PrflError("a reward has nothing to merge", where=f"{run}", fix="leave --merged out")
+            readme, written = _copy_reward(run, out, repo)
+        else:
+            stamp = _checked(config)
+            written = _write_policy(config, out, name, dtype, merged, stamp)
+            readme = str(card.policy_card(config, run, name, [path.name for path in written], repo, stamp))
+        with replacing(out / "README.md") as temporary:
+            temporary.write_text(readme, encoding="utf-8")
+        written.append(out / "README.md")
+        if others := sorted(path.name for path in out.iterdir() if path not in written and path.name != LOCK):
+            print(f"also in {out}, not of this export: {', '.join(others)}")
     if push:
-        print(push_folder(out, push, private=private))
+        print(push_files(out, written, push, private=private))
     return out
 
 
@@ -62,26 +74,41 @@ def run_config(run: Path) -> Config:
     return load_config(path).model_copy(update={"run": run})
 
 
-def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool) -> list[str]:
-    """Which of ``lora`` and ``transformer`` it wrote."""
+def _checked(config: Config) -> Stamp:
+    """What made the run's policy; empty where an older prfl wrote it.
+
+    Raises PrflError where the config in the folder is not the one that it was trained with: the card tells of it.
+    """
+    path = build.trained_weights(config)
+    stamp = provenance.check_stamp(path, config, None)
+    build.check_config(config)
+    return stamp or {}
+
+
+def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool, stamp: Stamp) -> list[Path]:
+    """The file and the folder that it wrote, whichever of them."""
+    trained, folder = build.trained_weights(config), out / "transformer"
     if config.backbone.train == "full":
-        trained = build.trained_weights(config)
-        with replacing_folder(out / "transformer") as temporary:
-            shutil.copytree(trained, temporary, dirs_exist_ok=True)
-        return ["transformer"]
+        files = [file for file in sorted(trained.iterdir()) if file.name != provenance.BESIDE]
+        with replacing_folder(folder) as temporary:
+            for file in files:
+                if file.suffix == ".safetensors":
+                    build.read_policy(file)
+                shutil.copyfile(file, temporary / file.name)
+            provenance.without_place(temporary / "config.json")
+            provenance.write_beside(temporary, stamp, [temporary / file.name for file in files])
+        return [folder]
     own = config.backbone.adapter
     assert own is not None, "the config's rules ask for an adapter"
-    again = "run `prfl train` on its config again; it ends by writing this file"
-    state = read_tensors(build.trained_weights(config), again)
-    file = out / f"{name}.safetensors"
-    write_shared_file(file, state, rank=own.rank, alpha=own.alpha, dtype=getattr(torch, dtype))
+    file, state = out / f"{name}.safetensors", build.read_policy(trained)
+    write_shared_file(file, state, rank=own.rank, alpha=own.alpha, dtype=getattr(torch, dtype), made_by=stamp)
     if not merged:
-        return ["lora"]
-    write_merged(config, out / "transformer")
-    return ["lora", "transformer"]
+        return [file]
+    write_merged(config, folder, stamp)
+    return [file, folder]
 
 
-def write_merged(config: Config, folder: Path) -> None:
+def write_merged(config: Config, folder: Path, made_by: Stamp | None = None) -> None:
     """The base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
     model = build.backbone(config)
     build.load_policy(config, model)
@@ -90,13 +117,21 @@ def write_merged(config: Config, folder: Path) -> None:
     model.transformer.unload_lora()
     with replacing_folder(folder) as temporary:
         model.transformer.save_pretrained(temporary)
+        provenance.without_place(temporary / "config.json")
+        provenance.write_beside(temporary, made_by or {}, sorted(temporary.iterdir()))
 
 
-def _copy_reward(run: Path, out: Path, repo: str) -> str:
-    """The reward's two files; returns the text of its card."""
+def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:
+    """The reward's files; returns the text of its card, and them.  Raises PrflError for weights that are not whole."""
     source = run / "reward"
     saved = read_config(source)
-    for file in (WEIGHTS, CONFIG):
-        with replacing(out / file) as temporary:
-            shutil.copyfile(source / file, temporary)
-    return f"{reward_card(saved, repo)}\n{card.measured_text(run / 'reward_eval.json')}\n"
+    read_reward(source, kind_of(source))
+    names = [WEIGHTS, CONFIG]
+    if stamp := provenance.read_stamp(source):
+        provenance.check_last(source, stamp, run)
+        names.append(provenance.BESIDE)
+    for name in names:
+        with replacing(out / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+    text = f"{reward_card(saved, repo)}\n{card.measured_text(run / 'reward_eval.json')}\n"
+    return text, [out / name for name in names]

@@ -13,6 +13,7 @@ from prfl import build
 from prfl.backbone.wan import WanBackbone
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.console import console, progress
+from prfl.data.lock import folder_lock
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.errors import PrflError
@@ -40,11 +41,17 @@ def draw(
     count = config.evaluation.prompts_per_round if prompts is None else prompts
     if count < 1:
         raise PrflError(f"{count} prompts leave nothing to draw", where="--prompts", fix="1 or more")
+    with folder_lock(config.run):
+        return draw_in_run(config, per_prompt, count, dimensions)
+
+
+def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequence[str] | None) -> Path:
     model = build.backbone(config)
     adapter, weights = None, "base"
     if not isinstance(config.objective, PreferenceConfig):
         build.load_policy(config, model)
         adapter, weights = build.policy_adapter(config), build.weights_hash(config)
+    build.check_prompts(config, model)
     known = build.prompts(config.data.prompts)
     some = {"train": known["train"][:count], "validation": known.get("validation", [])[: max(1, count // 4)]}
     head = config.reward.head if config.reward else None

@@ -3,7 +3,8 @@
     video,prompt,split,motion,text             prompt,a,b,motion
     clips/a.mp4,a dog runs,train,1,0.5         a dog runs,clips/a.mp4,clips/b.mp4,a
 
-A column that is not ``video``, ``a``, ``b``, ``prompt`` or ``split`` is a dimension.  An empty cell is no answer.
+A column that is not ``video``, ``a``, ``b``, ``prompt`` or ``split`` is a dimension.  An empty cell is no answer, and a
+pair without any is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from prfl.data.files import text_of
 from prfl.data.manifest import LabelledVideo, PreferencePair, parse_rows, write_manifest
-from prfl.errors import PrflError
+from prfl.errors import Faults, PrflError
 
 VIDEO, PAIR = ("video", "prompt"), ("prompt", "a", "b")
 
@@ -26,17 +27,33 @@ def import_csv(path: Path, out: Path, scale: tuple[float, float] = (0.0, 1.0)) -
     """Write the manifest ``out``; returns a summary in words.
 
     Paths in the CSV are relative to its folder.  scale: the lowest and the highest rating, which become 0 and 1.
-    Raises PrflError with file and line for the first row that is wrong; then nothing is written.
+    Raises PrflError with file and line of every row that is wrong; then nothing is written.
     """
     if scale[0] >= scale[1]:
         raise PrflError(f"{scale[0]:g} to {scale[1]:g} is no scale", where="--scale", fix="worst:best, as 1:5")
-    rows = parse_rows(csv_rows(path, scale), path)
+    faults = Faults()
+    found = csv_rows(path, scale, faults)
+    empty = [where for where, fields in found if not (fields.get("label") or fields.get("preference"))]
+    kept = [(where, fields) for where, fields in found if fields.get("preference") != {}]
+    if not kept and not faults.errors:
+        what = f"nobody answered any of its {len(found)} pairs" if found else "holds a header and no rows"
+        raise PrflError(what, where=str(path), fix="write one line for each video or pair, with an answer")
+    rows = parse_rows(kept, path, faults)
     write_manifest(out, rows)
-    return f"{out}: {summary(rows)}"
+    return f"{out}: {summary(rows)}{unanswered(empty, left_out=len(kept) < len(found))}"
 
 
-def csv_rows(path: Path, scale: tuple[float, float] = (0.0, 1.0)) -> list[tuple[str, dict[str, Any]]]:
-    """(``file:line``, a manifest row) of every line below the header.  Raises PrflError."""
+def unanswered(places: Sequence[str], left_out: bool) -> str:
+    """The rows without an answer, for the end of the summary."""
+    if not places:
+        return ""
+    shown = ", ".join(place.rpartition(":")[2] for place in places[:10]) + (", ..." if len(places) > 10 else "")
+    what = "pairs that nobody answered are left out" if left_out else "videos have no label"
+    return f"\n  {len(places)} {what}: line {shown}"
+
+
+def csv_rows(path: Path, scale: tuple[float, float], faults: Faults) -> list[tuple[str, dict[str, Any]]]:
+    """(``file:line``, a manifest row) of every sound line below the header.  Raises PrflError for the header alone."""
     lines = csv.reader(io.StringIO(text_of(path), newline=""), dialect=_dialect(text_of(path)), strict=True)
     rows: list[tuple[str, dict[str, Any]]] = []
     begins = 1  # the line where the row begins; a cell may have several
@@ -48,13 +65,14 @@ def csv_rows(path: Path, scale: tuple[float, float] = (0.0, 1.0)) -> list[tuple[
             where, begins = f"{path}:{begins}", lines.line_num + 1
             if not any(cell.strip() for cell in cells):
                 continue
-            if len(cells) != len(header):
-                what = f"has {len(cells)} cells, the header has {len(header)}"
-                raise PrflError(what, where=where, fix='put a text with commas between quotation marks: "a, b"')
-            rows.append((where, _row(dict(zip(header, map(str.strip, cells), strict=True)), pairs, scale, where)))
+            with faults.collected():
+                if len(cells) != len(header):
+                    what = f"has {len(cells)} cells, the header has {len(header)}"
+                    raise PrflError(what, where=where, fix='put a text with commas between quotation marks: "a, b"')
+                rows.append((where, _row(dict(zip(header, map(str.strip, cells), strict=True)), pairs, scale, where)))
     except csv.Error as error:
         fix = 'a quotation mark inside a text is written ""'
-        raise PrflError(f"is not CSV: {error}", where=f"{path}:{begins}", fix=fix) from error
+        faults.errors.append(PrflError(f"is not CSV: {error}", where=f"{path}:{begins}", fix=fix))  # the rest is lost
     return rows
 
 

@@ -25,7 +25,7 @@ from prfl.data.dataset import LatentDataset
 from prfl.errors import PrflError
 from prfl.objective.clock import Clock
 from prfl.objective.distance import accumulate_distance, velocity_distance
-from prfl.objective.order import shuffled
+from prfl.objective.order import PROMPTS, shuffled
 from prfl.objective.reuse import Reuse, drift, edge_ends, span
 from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
 from prfl.offload import HostStore
@@ -129,6 +129,7 @@ class Pathwise:
     reward_batch: samples scored at once; None is all.
     stride: of the rollout, which leaps over that many steps at a time where no node is needed (``visited``).
     reuse: one rollout for several steps; for methods whose chains start from noise and whose edges are trained alone.
+    expected: the prompts that will be drawn, encoded at once; None is all of them.
     Raises PrflError for a reward that the method cannot use.
     """
 
@@ -148,6 +149,7 @@ class Pathwise:
     reward_batch: int | None = None
     stride: int = 1
     reuse: Reuse | None = None
+    expected: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -164,7 +166,7 @@ class Pathwise:
                 where="reward",
                 fix="take a latent reward, or objective.handoff: clean, which scores clean predictions",
             )
-        self.backbone.remember(["", *self.prompts])
+        self.backbone.remember(["", *(self.prompts if self.expected is None else self.expected)])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.backbone.adapter_parameters(self.adapter)
@@ -222,7 +224,8 @@ class Pathwise:
         noise = draws.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.device)
         first = self.method.choose(step).first
         if first == 0:
-            prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, "prompts")]
+            prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
+            self.backbone.remember(prompts)  # those that nobody expected
             return prompts, self.backbone.condition(prompts), noise
         if self.clips is None:
             what = "the method's chains start from clips of the data, and there are none"

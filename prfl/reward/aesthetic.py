@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 
 from prfl.backbone.condition import Condition
+from prfl.backbone.weights import check_finite
 from prfl.errors import PrflError
 from prfl.reward.scores import Normalisation, Scores
 
@@ -30,6 +31,7 @@ AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-a
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Frames that CLIP reads at once; with gradients, its activations are alive for these only (0.4 GB a frame in float32).
 FRAMES_AT_ONCE = 4
+WIDEST = 2**14  # embeddings of a CLIP: ViT-L/14 has 768
 
 
 class AestheticMlp(nn.Module):
@@ -140,6 +142,8 @@ def read_mlp(path: str | Path) -> AestheticMlp:
     first = tensors.get("layers.0.weight") if isinstance(tensors, Mapping) else None
     if not isinstance(first, Tensor) or first.ndim != 2:
         raise PrflError("holds no aesthetic MLP: it has no matrix 'layers.0.weight'", where=where, fix=fix)
+    if first.shape[1] > WIDEST:  # a stored view may claim any shape, whatever the size of its file
+        raise PrflError(f"is an aesthetic MLP for embeddings of width {first.shape[1]}", where=where, fix=fix)
     mlp = AestheticMlp(first.shape[1])
     try:
         mlp.load_state_dict(dict(tensors))
@@ -164,4 +168,5 @@ def _read_clip(name: str, revision: str | None) -> CLIPModel:
     if report["missing_keys"]:  # transformers leaves these at random values
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise PrflError(f"is no CLIP, or not all of one: it has no {some}, ...", where=name, fix=fix)
+    check_finite(dict(clip.named_parameters()), name, "download it again")
     return clip

@@ -4,113 +4,138 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
-from prfl.data.files import replacing
+from prfl.backbone.weights import check_finite
+from prfl.data.files import content_hash, replacing
 from prfl.errors import PrflError
+from prfl.reward.stored import AGAIN, StoredLatent, StoredPixel, config_hash, validated
+from prfl.reward.stored import RewardCard as RewardCard
 
 CONFIG, WEIGHTS = "config.json", "reward.safetensors"
 VERSION = 1
-AGAIN = "save or download the reward again"
+LARGEST_CONFIG = 2**22  # bytes; the largest that prfl writes has a few thousand
+FLOATS = ("F64", "F32", "F16", "BF16")
 # Where a model came from is written down for the reader; whether it is the same model, its fingerprint tells.
 PROVENANCE = ("model_id", "revision")
 
-
-@dataclass(frozen=True)
-class RewardCard:
-    """What a person should know before using a saved reward.
-
-    labels: what label 1 means, per dimension.  Ranges are (lowest, highest) of the training videos.
-    accuracy: per dimension, held-out pairwise accuracy within a prompt by sigma bin, e.g. {"motion": {"0.0-0.2": 0.9}}.
-    """
-
-    labels: dict[str, str] = field(default_factory=dict)
-    frames: tuple[int, int] | None = None
-    fps: tuple[float, float] | None = None
-    height: tuple[int, int] | None = None
-    width: tuple[int, int] | None = None
-    accuracy: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @staticmethod
-    def from_json(stored: Mapping[str, Any]) -> RewardCard:
-        ranges = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
-        return RewardCard(**{**stored, **ranges})
+Shape = tuple[int, ...]
+Content = TypeVar("Content", StoredLatent, StoredPixel)
 
 
 def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     """Weights first, then the config that carries their hash: a crash between the two is noticed when loading."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": f"prfl-{kind}", "version": VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    for name, content in ((WEIGHTS, weights), (CONFIG, (json.dumps({**header, **config}, indent=2) + "\n").encode())):
+    whole = {**header, "config_sha256": config_hash({**header, **config}), **config}
+    for name, content in ((WEIGHTS, weights), (CONFIG, (json.dumps(whole, indent=2) + "\n").encode())):
         with replacing(Path(folder) / name) as path:
             path.write_bytes(content)
 
 
-def read_config(folder_or_hub: str | Path) -> dict[str, Any]:
-    """The config.json of a saved reward of either kind.  Raises PrflError where there is none."""
-    return _read_config(_local(folder_or_hub, None))
-
-
 def kind_of(folder_or_hub: str | Path) -> str:
     """``latent-reward`` or ``pixel-reward``: what a saved reward is.  Raises PrflError where there is none."""
-    return str(read_config(folder_or_hub).get("format", "")).removeprefix("prfl-")
+    return str(_read_json(_local(folder_or_hub, None)).get("format", "")).removeprefix("prfl-")
+
+
+def read_config(folder_or_hub: str | Path) -> dict[str, Any]:
+    """The config.json of a saved reward of either kind.  Raises PrflError where there is none that makes sense."""
+    kind = StoredPixel if kind_of(folder_or_hub) == StoredPixel.kind else StoredLatent
+    return SavedReward.find(folder_or_hub, kind).config.model_dump(mode="json")
 
 
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
-    """What makes a saved reward this one: the hash of its weights, and its normalisation."""
+    """What makes a saved reward this one: the hash of its weights, its normalisation, and how its network is built."""
     config = read_config(folder_or_hub)
-    return {"weights": str(config.get("weights_sha256"))[:16], "normalisation": config.get("normalisation")}
+    built = json.dumps([config.get(name) for name in ("format", "blocks", "head", "adapter", "network")])
+    return {
+        "weights": str(config.get("weights_sha256"))[:16],
+        "normalisation": config.get("normalisation"),
+        "settings": hashlib.sha256(built.encode()).hexdigest()[:16],
+    }
 
 
-def read_reward(folder_or_hub: str | Path, kind: str, revision: str | None = None) -> tuple[dict, dict[str, Tensor]]:
-    """The config and the tensors of a saved reward.  Raises PrflError when it is absent, broken or of another kind."""
-    folder = _local(folder_or_hub, revision)
-    config = _read_config(folder)
-    if (config.get("format"), config.get("version")) != (f"prfl-{kind}", VERSION):
-        raise PrflError(
-            f"it is {config.get('format')} version {config.get('version')}, not prfl-{kind} version {VERSION}",
-            where=str(folder / CONFIG),
-            fix="give a folder that this version's save_pretrained wrote",
-        )
-    if not (folder / WEIGHTS).is_file():
-        raise PrflError(f"no {WEIGHTS} in it", where=str(folder), fix=AGAIN)
-    weights = (folder / WEIGHTS).read_bytes()
-    if hashlib.sha256(weights).hexdigest() != config.get("weights_sha256"):
-        raise PrflError(f"{WEIGHTS} is not the file that {CONFIG} was written for", where=str(folder), fix=AGAIN)
-    try:
-        return config, load(weights)
-    except SafetensorError as error:
-        raise PrflError(f"is damaged: {error}", where=str(folder / WEIGHTS), fix=AGAIN) from error
+@dataclass(frozen=True)
+class SavedReward(Generic[Content]):
+    """A saved reward whose config makes sense; its weights are not read yet.
+
+    edited: whether the config says other things than when it was saved.
+    """
+
+    folder: Path
+    config: Content
+    edited: bool
+
+    @staticmethod
+    def find(folder_or_hub: str | Path, kind: type[Content], revision: str | None = None) -> SavedReward[Content]:
+        """Raises PrflError when it is absent, of another kind, or its config is malformed."""
+        folder = _local(folder_or_hub, revision)
+        config, where = _read_json(folder), str(folder / CONFIG)
+        if (config.get("format"), config.get("version")) != (f"prfl-{kind.kind}", VERSION):
+            what = f"it is {_short(config.get('format'))} version {_short(config.get('version'))}, not prfl-{kind.kind}"
+            fix = "give a folder that this version's save_pretrained wrote"
+            raise PrflError(f"{what} version {VERSION}", where=where, fix=fix)
+        content = validated(kind, json.dumps(config), where)
+        return SavedReward(folder, content, content.config_sha256 not in (None, config_hash(config)))
+
+    def weights(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+        """The tensors, which have to be of these names and shapes: those that the config describes.
+
+        Nothing but the file's header is read before that is known, so what is allocated is no larger than the file.
+        Raises PrflError for a file that is absent, damaged, not the config's, or described by an edited config.
+        """
+        path = self.folder / WEIGHTS
+        if not path.is_file():
+            raise PrflError(f"no {WEIGHTS} in it", where=str(self.folder), fix=AGAIN)
+        if content_hash(path) != self.config.weights_sha256:
+            what = f"{WEIGHTS} is not the file that {CONFIG} was written for"
+            raise PrflError(what, where=str(self.folder), fix=AGAIN)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                self._check_header(shapes, {name: opened.get_slice(name) for name in opened.keys()})
+                tensors = {name: opened.get_tensor(name) for name in shapes}
+        except SafetensorError as error:
+            raise PrflError(f"is damaged: {error}", where=str(path), fix=AGAIN) from error
+        check_finite(tensors, str(path), "train the reward again with a lower learning rate, or take another")
+        return tensors
+
+    def _check_header(self, shapes: Mapping[str, Shape], there: Mapping[str, Any]) -> None:
+        for name in sorted(shapes.keys() | there.keys()):
+            described = shapes.get(name)
+            stored = tuple(there[name].get_shape()) if name in there else None
+            if stored != described or there[name].get_dtype() not in FLOATS:
+                kind = there[name].get_dtype() if name in there else ""
+                raise PrflError(
+                    f"the config and the weights do not describe one reward: {name} is {described or 'absent'} by the "
+                    f"config, and {stored or 'absent'} {kind} in the file".rstrip(),
+                    where=str(self.folder),
+                    fix=AGAIN,
+                )
+        if self.edited:
+            what = "was edited since the reward was saved: its hash is another one"
+            raise PrflError(what, where=str(self.folder / CONFIG), fix=AGAIN)
 
 
-@contextmanager
-def describing(folder_or_hub: str | Path) -> Iterator[None]:
-    """Around building a reward from its stored config and tensors: what does not fit together is a PrflError."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        if isinstance(error, PrflError):
-            raise
-        reason = " ".join(str(error).split("\n")[:2])
-        what = f"the config and the weights do not describe one reward ({type(error).__name__}: {reason})"
-        raise PrflError(what, where=str(folder_or_hub), fix=AGAIN) from error
+def shapes_of(module: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise PrflError(f"no {CONFIG} in it", where=str(folder), fix="give a saved reward")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise PrflError(f"has {path.stat().st_size} bytes, which no config has", where=str(path), fix=AGAIN)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prfl.backbone.adapters import lora_shapes
 from prfl.backbone.condition import Condition
 from prfl.backbone.wan import WanBackbone
 from prfl.data.files import replacing
-from prfl.errors import PrflError
+from prfl.errors import PrflError, located
 from prfl.reward.card import reward_card
-from prfl.reward.files import RewardCard, check_fit, describing, read_reward, write_reward
+from prfl.reward.files import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.scores import Normalisation, Scores
+from prfl.reward.stored import StoredLatent
 
-KIND = "latent-reward"
+KIND = StoredLatent.kind
 
 
 @dataclass(frozen=True)
@@ -185,19 +187,27 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         adapter_name: another name for its adapter, when two rewards share a backbone.
         Raises PrflError naming every way in which the backbone is not the one that the reward was trained on.
         """
-        config, tensors = read_reward(folder_or_hub, KIND, revision)
-        with describing(folder_or_hub):
-            check_fit(config["backbone"], backbone.describe(), where=str(folder_or_hub))
-            adapter = config["adapter"]
-            if adapter is not None:
-                adapter |= {"targets": tuple(adapter["targets"]), "name": adapter_name or adapter["name"]}
-            reward = LatentReward(
-                RewardHead(**config["head"]),
-                backbone,
-                config["blocks"],
-                adapter=None if adapter is None else RewardAdapter(**adapter),
-                normalisation=Normalisation(**config["normalisation"]),
-                card=RewardCard.from_json(config["card"]),
-            )
-            reward.load_state(tensors)
+        saved = SavedReward.find(folder_or_hub, StoredLatent, revision)
+        config, where = saved.config, str(folder_or_hub)
+        check_fit(config.backbone, backbone.describe(), where)
+        adapter = None if config.adapter is None else RewardAdapter(**config.adapter.model_dump())
+        with located(where):
+            tensors = saved.weights(described_shapes(config, backbone))
+            if adapter is not None and adapter_name is not None:
+                adapter = replace(adapter, name=adapter_name)
+            head = RewardHead(**config.head.model_dump())
+            reward = LatentReward(head, backbone, config.blocks, adapter, config.normalisation, config.card)
+        reward.load_state(tensors)
         return reward.freeze()
+
+
+def described_shapes(config: StoredLatent, backbone: WanBackbone) -> dict[str, Shape]:
+    """Names and shapes of the tensors of a reward with this config, found without making any of them."""
+    with torch.device("meta"):
+        head = RewardHead(**config.head.model_dump())
+    shapes = {f"head.{name}": shape for name, shape in shapes_of(head).items()}
+    if config.adapter is None:
+        return shapes
+    blocks = list(range(max(config.blocks) + 1))
+    own = lora_shapes(backbone.transformer, config.adapter.rank, config.adapter.targets, blocks)
+    return shapes | {f"adapter.{name}": shape for name, shape in own.items()}

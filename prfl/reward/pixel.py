@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
 from prfl.errors import PrflError
-from prfl.reward.files import RewardCard, describing, read_reward, write_reward
+from prfl.reward.files import RewardCard, SavedReward, shapes_of, write_reward
 from prfl.reward.head import distinct
 from prfl.reward.scores import Normalisation, Scores
+from prfl.reward.stored import StoredPixel
 
-KIND = "pixel-reward"
+KIND = StoredPixel.kind
 TIME_FREQUENCIES = 4
 
 
@@ -161,10 +162,11 @@ class PixelReward:
         folder_or_hub: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
     ) -> PixelReward:
         """Load a saved reward, frozen."""
-        config, tensors = read_reward(folder_or_hub, KIND, revision)
-        with describing(folder_or_hub):
-            network = PixelNetwork(**config["network"]).to(device)
-            card = RewardCard.from_json(config["card"])
-            reward = PixelReward(network, Normalisation(**config["normalisation"]), card)
-            reward.load_state(tensors)
+        saved = SavedReward.find(folder_or_hub, StoredPixel, revision)
+        settings = saved.config.network.model_dump()
+        with torch.device("meta"):
+            shapes = shapes_of(PixelNetwork(**settings))
+        tensors = saved.weights(shapes)
+        reward = PixelReward(PixelNetwork(**settings).to(device), saved.config.normalisation, saved.config.card)
+        reward.load_state(tensors)
         return reward.freeze()

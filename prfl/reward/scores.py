@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from prfl.errors import PrflError
@@ -19,10 +21,25 @@ Shape = Literal["sum", "logsigmoid"]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and deviation of each dimension's logits on validation samples."""
+    """Mean and deviation of each dimension's logits on validation samples.
+
+    Raises PrflError for a deviation that is not above zero (it would turn a score round, or divide it by nothing), or
+    for a value that is not finite.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     mean: dict[str, float]
-    std: dict[str, float]
+    std: dict[str, Annotated[float, Field(gt=0)]]
+
+    def __post_init__(self) -> None:
+        for name, value in self.std.items():
+            if not (math.isfinite(value) and value > 0 and math.isfinite(self.mean.get(name, math.nan))):
+                raise PrflError(
+                    f"the scores of {name} cannot be normalised by mean {self.mean.get(name)} and deviation {value}",
+                    where="normalisation",
+                    fix="calibrate the reward on two or more different samples",
+                )
 
     @staticmethod
     def none(dimensions: Sequence[str]) -> Normalisation:
@@ -32,7 +49,8 @@ class Normalisation:
     def of(logits: Scores) -> Normalisation:
         """Raises PrflError for a dimension whose logits are all the same: nothing can be divided by their deviation."""
         std = {name: float(values.double().std()) if len(values) > 1 else 0.0 for name, values in logits.items()}
-        flat = [name for name, value in std.items() if not value > 0]
+        eps = torch.finfo(torch.float32).eps  # what varies by the rounding of a head does not vary
+        flat = [n for n, value in std.items() if not value > eps * float(logits[n].abs().amax() if value else 0)]
         if flat:
             raise PrflError(
                 f"the scores of {', '.join(flat)} do not vary on the validation samples",

@@ -3,10 +3,10 @@
     checkpoints/step-000100/{weights,optimizer,ema,objective}.safetensors, state.json
 
 ``weights`` and ``ema`` hold the trained parameters by the names that the objective gives them, ``objective`` is there
-where the objective carries something of its own from step to step; ``state.json`` has the step, the sizes of the files
-and the ``identity``: all that decides the numbers of a run (the config, and fingerprints of the model, the reward, the
-clips and the prompts).  The learning rate, the position in the data and the state of every random generator are
-functions of (identity, step), so there is nothing of them to save.
+where the objective carries something of its own from step to step; ``state.json`` has the step, sizes and hashes of the
+files and the ``identity``: all that decides the numbers of a run (the config, and fingerprints of the model, the
+reward, the clips and the prompts; no places, so that these may be moved).  The learning rate, the position in the data
+and the state of every random generator are functions of (identity, step), so there is nothing of them to save.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,31 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prfl.backbone.weights import copy_into
-from prfl.data.files import read_tensors, replacing_folder, restore_folders
+from prfl.backbone.weights import check_finite, copy_into
+from prfl.config.load import is_default
+from prfl.console import console
+from prfl.data.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
 from prfl.errors import PrflError
 from prfl.objective import Stateful
 from prfl.training.ema import Ema
 from prfl.training.guards import plain
 
 FORMAT = 1
+VERSION = "version of this identity"  # a key of the identity; older checkpoints have none
+PLACES = {  # keys of older checkpoints' identity: what lies there is compared in their stead
+    "backbone.model", "data.cache", "data.manifest", "data.prompts.train", "data.prompts.validation",
+    "data.prompts.test", "data.generator.videos", "data.generator.policies", "reward.path", "reward.aesthetic.mlp",
+    "reward.aesthetic.clip",
+}  # fmt: skip
 
 
 @dataclass
 class TrainState:
-    """All that changes while a run trains.  ``step`` counts finished steps, ``steps`` is where the run is to end."""
+    """All that changes while a run trains.  ``step`` counts finished steps, ``steps`` is where the run is to end.
+
+    former: of the identity, what older checkpoints hold under another name.
+    changing: a step has begun to change it, and is not finished: it is that of no step.
+    """
 
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -45,6 +58,8 @@ class TrainState:
     identity: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
     objective: Stateful | None = None
+    former: Mapping[str, Any] = field(default_factory=dict)
+    changing: bool = False
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
@@ -52,17 +67,21 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
 
     Raises PrflError when the disk is full; the checkpoints before are whole.
     """
-    final = folder / f"step-{state.step:06d}"
+    final = folder / step_name(state.step)
     with replacing_folder(final) as temporary:
         for name, tensors in checkpoint_tensors(state).items():
             save_file(plain(tensors), temporary / f"{name}.safetensors")
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        facts = {"format": FORMAT, "step": state.step, "steps": state.steps, "files": files}
+        facts: dict[str, Any] = {"format": FORMAT, "step": state.step, "steps": state.steps, "files": files}
+        facts["sha256"] = file_hashes(temporary, files)
         facts |= {"config_hash": identity_hash(state.identity), "identity": state.identity}
         facts["ema_updates"] = state.ema.updates if state.ema else None
+        facts["checksum"] = identity_hash(facts)
         (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
     for stale in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(stale)
+        if reason := remove_folder(stale):
+            said = f"warning: {stale}, which is no longer needed, cannot be removed: {reason}"
+            console.print(said, style="bold yellow", markup=False, soft_wrap=True)
     return final
 
 
@@ -78,8 +97,18 @@ def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     return tensors
 
 
+def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Side by side: hashing is slower than the disks that checkpoints of all weights are written to."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(content_hash, [folder / name for name in names]), strict=True))
+
+
 def identity_hash(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -100,7 +129,7 @@ def tidy(folder: Path, resume: str) -> list[Path]:
         return damaged
     for path in reversed(list_checkpoints(folder)):
         try:
-            read_facts(path)
+            check_whole(path)
         except PrflError:
             damaged.append(path)
             continue
@@ -109,7 +138,8 @@ def tidy(folder: Path, resume: str) -> list[Path]:
         return []
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists() or aside.is_symlink():
+            remove_folder(aside)
         path.rename(aside)
     return damaged
 
@@ -149,8 +179,8 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 def load_checkpoint(path: Path, state: TrainState) -> int:
     """Restore everything in ``state``, or raise PrflError and change nothing: a damaged file, other parameters,
     another config.  Returns where the run was to end when it was saved."""
-    facts = read_facts(path)
-    check_identity(path, facts["identity"], state.identity)
+    facts = check_whole(path)
+    check_identity(path, facts["identity"], state.identity, state.former)
     fix = damaged_fix(path)
     weights, moments = (read_tensors(path / f"{name}.safetensors", fix) for name in ("weights", "optimizer"))
     average = read_tensors(path / "ema.safetensors", fix) if state.ema else {}
@@ -180,7 +210,7 @@ def load_optimizer(tensors: dict[str, Tensor], state: TrainState) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint, after comparing the sizes of its files with what was written."""
+    """state.json of a checkpoint, after comparing it and the sizes of the files with what was written."""
     try:
         facts = json.loads((path / "state.json").read_text())
         files, version = dict(facts["files"]), facts["format"]
@@ -191,12 +221,43 @@ def read_facts(path: Path) -> dict[str, Any]:
     if version != FORMAT:
         fix = "resume it with the version of prfl that wrote it, or start anew in another run folder"
         raise PrflError(f"a checkpoint of format {version}, this prfl reads {FORMAT}", where=str(path), fix=fix)
+    named = re.fullmatch(r"step-(\d+)", path.name)
+    if named and int(named[1]) != facts["step"]:
+        what = f"the checkpoint is damaged: it is called {path.name} and holds step {facts['step']}"
+        raise PrflError(what, where=str(path), fix=damaged_fix(path))
+    rest = {name: value for name, value in facts.items() if name != "checksum"}
+    if facts.get("checksum", identity_hash(rest)) != identity_hash(rest):
+        what = "the checkpoint is damaged: state.json was changed since it was written"
+        raise PrflError(what, where=str(path), fix=damaged_fix(path))
     for name, size in files.items():
         there = (path / name).stat().st_size if (path / name).is_file() else None
         if there != size:
             what = f"the checkpoint is damaged: {name} has {there or 0} bytes, {size} were written"
             raise PrflError(what, where=str(path), fix=damaged_fix(path))
     return facts
+
+
+def check_whole(path: Path) -> dict[str, Any]:
+    """``read_facts``, after reading all of a checkpoint.  Raises PrflError for files that are not those that were
+    written; of an older checkpoint, which has no hashes, for values that are not finite."""
+    facts = read_facts(path)
+    stats = [(path / name).stat() for name in facts["files"]]
+    _check_files(path, tuple(sorted(facts.get("sha256", {}).items())), tuple(facts["files"]), str(stats))
+    return facts
+
+
+@lru_cache(maxsize=8)  # a checkpoint is looked through when the folder is tidied, and loaded soon after
+def _check_files(path: Path, hashes: tuple[tuple[str, str], ...], names: tuple[str, ...], stats: str) -> None:
+    """stats: sizes and times of the files, which change when they do."""
+    if hashes:
+        there = file_hashes(path, names)
+        for name, digest in hashes:
+            if there.get(name) != digest:
+                what = f"the checkpoint is damaged: {name} is not as it was written (its hash is another)"
+                raise PrflError(what, where=str(path), fix=damaged_fix(path))
+        return
+    for name in {"weights.safetensors", "optimizer.safetensors", "ema.safetensors"} & set(names):
+        check_finite(read_tensors(path / name, damaged_fix(path)), str(path / name), damaged_fix(path))
 
 
 def damaged_fix(path: Path) -> str:
@@ -227,9 +288,18 @@ def check_moments(path: Path, moments: Mapping[str, Tensor], parameters: Mapping
             raise PrflError(what, where=str(path), fix=damaged_fix(path))
 
 
-def check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Everything that decides the numbers of a run must be as it was; what may change is not in ``identity``."""
+def check_identity(
+    path: Path, saved: Mapping[str, Any], now: Mapping[str, Any], former: Mapping[str, Any] | None = None
+) -> None:
+    """Everything that decides the numbers of a run must be as it was; what may change is not in ``identity``.
+
+    An identity of an older version is compared in what it has; former: what it has under another name.
+    """
     now = json.loads(json.dumps(now))  # tuples as lists, as they were written
+    if VERSION not in saved:
+        saved = {key: value for key, value in saved.items() if key not in PLACES}
+        now = {key: value for key, value in now.items() if saved.get(key) or not _came_later(key)} | dict(former or {})
+    now = {key: value for key, value in now.items() if key in saved or not _is_new(key, value, saved)}
     changed = [
         f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(saved.keys() | now.keys())
@@ -241,3 +311,18 @@ def check_identity(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any])
             where=str(path),
             fix="put these keys back, or train in another run folder",
         )
+
+
+def _came_later(key: str) -> bool:
+    """Whether a key is of what lies behind a place: of that, older checkpoints have less."""
+    return " (" in key or key == VERSION
+
+
+def _is_new(key: str, value: Any, saved: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint's version did not have this key, and it is left at its default.
+
+    A key of a section that was not given then (``objective.sft: null``) is not new.
+    """
+    parts = key.split(".")
+    sections = {".".join(parts[:count]) for count in range(1, len(parts))}
+    return not sections & saved.keys() and is_default(key, value)

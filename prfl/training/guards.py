@@ -17,24 +17,46 @@ from torch import Tensor, nn
 from prfl import draws
 from prfl.backbone import Condition, WanBackbone
 from prfl.data.files import replacing
-from prfl.errors import PrflError
+from prfl.errors import GuardError, PrflError
 from prfl.objective import Objective
 from prfl.training.optimizer import gradients
 
 
 def check_trainable(parameters: dict[str, nn.Parameter]) -> None:
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise PrflError(
+    fixed = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    if len(fixed) == len(parameters):
+        raise GuardError(
             f"nothing is trainable: of the objective's {len(parameters)} parameters none takes a gradient",
             where="objective",
             fix="add an adapter whose targets match modules of the network, or train a head",
+        )
+    if fixed:
+        raise GuardError(
+            f"{len(fixed)} of the objective's {len(parameters)} parameters take no gradient, the first is {fixed[0]}",
+            where="objective",
+            fix="let parameters() give what is trained, and only that",
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
+    """The optimizer must hold the objective's very parameters: over copies, or a part of them, a run looks well."""
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in stepped]
+    strangers = len(stepped - {id(parameter) for parameter in parameters.values()})
+    if missing or strangers:
+        first = f", {missing[0]} is not among them" if missing else ""
+        raise GuardError(
+            f"the optimizer holds {len(parameters) - len(missing)} of the objective's {len(parameters)} parameters, "
+            f"and {strangers} that are not the objective's{first}",
+            where="training",
+            fix="let the optimizer, the objective and the network share the same tensors, and no copies of them",
         )
 
 
 def check_same_parameters(objective: dict[str, nn.Parameter], regulariser: dict[str, nn.Parameter]) -> None:
     strangers = [name for name, p in regulariser.items() if name not in objective or objective[name] is not p]
     if strangers:
-        raise PrflError(
+        raise GuardError(
             f"the regulariser trains parameters that the objective does not: {strangers[0]} and "
             f"{len(strangers) - 1} more",
             where="training.regulariser",
@@ -53,7 +75,7 @@ def check_same_on_ranks(parameters: Mapping[str, Tensor], accelerator: Accelerat
     for rank, other in enumerate(ranks):
         differ = [name for name in {**ranks[0], **other} if ranks[0].get(name) != other.get(name)]
         if differ:
-            raise PrflError(
+            raise GuardError(
                 f"the processes do not train the same weights: {differ[0]} and {len(differ) - 1} more differ between "
                 f"process 0 and process {rank}",
                 where="training",
@@ -73,7 +95,7 @@ def digest(tensor: Tensor) -> str:
 def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> None:
     """After the very first backward.  A LoRA's A matrix may have a zero gradient there (its B is zero): any will do."""
     if not any(bool(grad.count_nonzero()) for grad in gradients(list(parameters.values()))):
-        raise PrflError(
+        raise GuardError(
             f"no gradient reached any of the {len(parameters)} trained parameters of {what} in the first step",
             where="objective",
             fix="check that the adapter is the one the rollout runs under, that the reward is differentiable, and "
@@ -81,12 +103,8 @@ def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> No
         )
 
 
-def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
-    """A new adapter must not change the model: bit for bit the same velocity at a few random tokens.
-
-    Raises PrflError when it does (an initialisation that is not zero, an adapter in the wrong place), and when the
-    base's own velocity is not finite.
-    """
+def base_and_policy(backbone: WanBackbone, adapter: str) -> tuple[Tensor, Tensor]:
+    """The velocities of the base and of the policy at a few random tokens, always the same ones."""
     config, dtype = backbone.transformer.config, backbone.dtype
     shape = (1, backbone.latent_channels, *(2 * size for size in backbone.patch_size))
     latents = draws.normal(shape[1:], 0, "start", 0, [0]).to(backbone.device)
@@ -96,13 +114,22 @@ def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
     with torch.no_grad():
         base = backbone.velocity(latents, sigma, condition)
         with backbone.adapter(adapter):
-            ours = backbone.velocity(latents, sigma, condition)
+            return base, backbone.velocity(latents, sigma, condition)
+
+
+def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
+    """A new adapter must not change the model: bit for bit the same velocity at a few random tokens.
+
+    Raises PrflError when it does (an initialisation that is not zero, an adapter in the wrong place), and when the
+    base's own velocity is not finite.
+    """
+    base, ours = base_and_policy(backbone, adapter)
     if not base.isfinite().all():
         fix = "load it in float32 (backbone.dtype), or download it again"
-        raise PrflError("the model's output is not finite before the first step", where="backbone.model", fix=fix)
+        raise GuardError("the model's output is not finite before the first step", where="backbone.model", fix=fix)
     if not torch.equal(base, ours):
         far = float((ours - base).abs().max() / base.abs().max())
-        raise PrflError(
+        raise GuardError(
             f"the new adapter '{adapter}' changes the model before the first step (by {far:.2g} of its output)",
             where="backbone.adapter",
             fix="its B matrices must start at zero: check the versions of peft and diffusers with the README's, and "
@@ -110,11 +137,23 @@ def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
         )
 
 
+def check_differs_from_base(backbone: WanBackbone, adapter: str, step: int, rate: float) -> None:
+    """Whatever its weights say, a policy that was trained must be another model than its base."""
+    base, ours = base_and_policy(backbone, adapter)
+    if torch.equal(base, ours):
+        raise GuardError(
+            f"after step {step} the policy's output is still its base's, bit for bit: nothing was learned",
+            where="backbone.adapter",
+            fix=f"raise training.learning_rate ({rate:g}) or backbone.adapter.alpha, and check that its targets are "
+            "layers which the model runs",
+        )
+
+
 def check_finite_weights(parameters: Mapping[str, Tensor], step: int) -> None:
     """Before a checkpoint takes the place of an older one: weights that are not finite must not be what is left."""
     bad = [name for name, value in parameters.items() if not bool(value.isfinite().all())]
     if bad:
-        raise PrflError(
+        raise GuardError(
             f"{bad[0]} and {len(bad) - 1} more weights are not finite after step {step}; they are not saved",
             where="training.learning_rate",
             fix="lower it, and resume from the last checkpoint",
@@ -129,14 +168,16 @@ def check_finite(
     bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
     if not bad:
         return
-    folder = dump_batch(objective, run, step, indices, numbers, rank)
+    try:
+        place, kept = dump_batch(objective, run, step, indices, numbers, rank), "the batch is in that folder"
+    except PrflError as error:
+        place, kept = run, f"the batch could not be kept ({error.what})"
     cause = next((name for name in ("latents/max", "reward", "loss") if name in bad), next(iter(bad)))
     others = f" (and so are {', '.join(sorted(bad.keys() - {cause}))})" if len(bad) > 1 else ""
-    raise PrflError(
+    raise GuardError(
         f"{cause} is {bad[cause]} in step {step}{others}; the optimizer has not stepped on it",
-        where=str(folder),
-        fix="the batch is in that folder; lower the learning rate or max_grad_norm, or use fp32, and resume from the "
-        "last checkpoint",
+        where=str(place),
+        fix=f"{kept}; lower the learning rate or max_grad_norm, or use fp32, and resume from the last checkpoint",
     )
 
 

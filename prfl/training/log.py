@@ -1,4 +1,7 @@
-"""What a run leaves behind while it trains: its folder, metrics.jsonl, trackers, and lines or a bar on the console."""
+"""What a run leaves behind while it trains: its folder, metrics.jsonl, trackers, and lines or a bar on the console.
+
+None of them ends a run: what cannot be written is said once, kept where it must not be lost, and tried again.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -21,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prfl.console import PlainConsole
-from prfl.data.files import replacing, writing
+from prfl.data.files import records, replacing, restore_folders
 from prfl.errors import PrflError
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -41,7 +46,13 @@ class RunFolder:
     resolved_config: str = ""
 
     def begin(self) -> None:
-        """Make the folder, and write the resolved config and the environment into it."""
+        """Make the folder, and write the resolved config and the environment into it.
+
+        Call it while the folder is this process's (prfl/data/lock.py): what a crash left half written is removed.
+        """
+        halves = [*self.path.rglob(".tmp-*"), *self.path.rglob(".old-*")]
+        for folder in {half.parent for half in halves}:
+            restore_folders(folder)
         texts = {"environment.json": json.dumps(environment(), indent=2) + "\n"}
         if self.resolved_config:
             texts["config.yaml"] = self.resolved_config
@@ -96,19 +107,32 @@ def environment() -> dict[str, str | int]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that a killed run left half written is dropped."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """The records of a metrics.jsonl, without the lines that a crash has damaged."""
+    return records(path)[0]
 
 
-def drop_metrics_after(path: Path, step: int) -> None:
+def drop_metrics_after(path: Path, step: int) -> int:
     """Remove what a run wrote after the checkpoint from which it is now resumed: those steps are run again, and so are
-    the evaluations (records without "seconds/step") after that very step."""
-    if not path.exists():
-        return
-    kept = [r for r in read_metrics(path) if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    the evaluations (records without "seconds/step") after that very step.  Damaged lines go too; returns how many."""
+    found, damaged = records(path)
+    if found or damaged:
+        kept = [r for r in found if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    return damaged
+
+
+def append(path: Path, text: str) -> None:
+    """Add the whole of a text to a file, or, as far as the disk allows, nothing.  Raises OSError."""
+    with open(path, "ab", buffering=0) as file:
+        before, rest = file.seek(0, os.SEEK_END), text.encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 class Log:
@@ -133,9 +157,13 @@ class Log:
         self.progress: Progress | None = None
         self.task = TaskID(0)
         self.began = time.monotonic()
+        self.unwritten: list[str] = []  # lines that metrics.jsonl does not have yet
+        self.told: set[str] = set()  # what was warned of
+        self.tracked_in_vain = 0
 
     def __enter__(self) -> Log:
-        self.accelerator.init_trackers("trackers")
+        self.previous_hook, threading.excepthook = threading.excepthook, self.on_thread_error
+        self.track()
         if self.accelerator.is_main_process and self.console.is_terminal:
             numbers = TextColumn("{task.fields[numbers]}", markup=False)
             columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers]
@@ -147,9 +175,20 @@ class Log:
     def __exit__(self, *_: object) -> None:
         if self.progress:
             self.progress.stop()
+        if self.unwritten:
+            self.write_lines()
+        if self.unwritten:
+            self.say(f"warning: {len(self.unwritten)} lines could not be written to {self.run.metrics}")
         for tracker in self.accelerator.trackers:  # not end_training: it also ends the process group, and stages follow
-            tracker.finish()
+            with suppress(Exception):
+                tracker.finish()
         self.accelerator.trackers = []
+        threading.excepthook = self.previous_hook
+
+    def on_thread_error(self, failed: threading.ExceptHookArgs) -> None:
+        """No traceback of a tracker's own thread on a full disk: the next number for it meets the same error."""
+        if not (issubclass(failed.exc_type, OSError) and type(failed.thread).__module__.startswith("tensorboard")):
+            self.previous_hook(failed)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record finished step number ``step`` (from 1).  Trackers and console get the means since the last time."""
@@ -161,19 +200,50 @@ class Log:
             means = average(self.window)
             sampled = [int(record["sampled_step"]) for record in self.window if "sampled_step" in record]
             self.window = []
-            self.accelerator.log(means, step=step)
+            self.track(means, step)
             self.show(step, means, sampled)
 
     def event(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record what is measured now and then: an evaluation, a distance."""
         self.record(step, metrics)
-        self.accelerator.log(dict(metrics), step=step)
+        self.track(metrics, step)
         self.say(f"step {step}  {line(metrics)}")
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
-            with writing(self.run.metrics), open(self.run.metrics, "a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self.unwritten.append(json.dumps({"step": step, **metrics}) + "\n")
+            self.write_lines()
+
+    def write_lines(self) -> None:
+        """What metrics.jsonl does not have yet; where it cannot be written the lines wait for the next time."""
+        try:
+            append(self.run.metrics, "".join(self.unwritten))
+        except OSError as error:
+            self.warn(f"{self.run.metrics} cannot be written ({error.strerror}); the run goes on, and its lines wait")
+        else:
+            self.unwritten.clear()
+
+    def track(self, numbers: Mapping[str, float] | None = None, step: int = 0) -> None:
+        """Numbers to the trackers.  One that fails is begun anew later, ever more seldom; metrics.jsonl has it all."""
+        if not self.accelerator.trackers and self.tracked_in_vain & (self.tracked_in_vain - 1):
+            self.tracked_in_vain += 1
+            return
+        try:
+            if not self.accelerator.trackers:
+                self.accelerator.init_trackers("trackers")
+            if numbers:
+                self.accelerator.log(dict(numbers), step=step)
+            self.tracked_in_vain = 0
+        except Exception as error:  # whatever a tracker may raise
+            self.accelerator.trackers = []
+            self.tracked_in_vain += 1
+            self.warn(f"the trackers fail ({error}); the run goes on, and {self.run.metrics.name} has every number")
+
+    def warn(self, text: str) -> None:
+        """Say it once."""
+        if text not in self.told:
+            self.told.add(text)
+            self.say(f"warning: {text}")
 
     def show(self, step: int, means: Mapping[str, float], sampled: Sequence[int]) -> None:
         """The numbers without a group, the seconds and the sampled steps; the rest is in metrics.jsonl."""

@@ -1,15 +1,19 @@
-"""Ctrl-C and SIGTERM as a wish that the loop grants between two steps, or in the middle of an evaluation."""
+"""The signals that end a run, as a wish that the loop grants between two steps, or in the middle of an evaluation."""
 
 from __future__ import annotations
 
+import os
 import signal
-import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
+
+from prfl import processes
+from prfl.interrupts import PATIENCE, ending_signals
 
 
 class Stopped(BaseException):
@@ -17,27 +21,43 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Context manager.  ``.received`` is the name of the first SIGINT or SIGTERM; a second one acts as usual.
+    """Context manager.  ``.received`` is the name of the first signal, after which the loop ends.
 
+    A repeated one is ignored within PATIENCE and during a save (``undisturbed``); later it is a KeyboardInterrupt.
     Python lets only the main thread handle signals; in another thread nothing is caught.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self.interrupts = self.left_early = False
+        self.patient_until = 0.0
+        self.saving = False
         self.previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self.on_signal)
+        for number in ending_signals():
+            self.previous[number] = signal.signal(number, self.on_signal)
         return self
 
     def on_signal(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self.restore()
-        if self.interrupts:
-            raise Stopped
+        name = signal.Signals(number).name
+        if self.received is None:
+            self.received, self.patient_until = name, time.monotonic() + PATIENCE
+            if self.interrupts:
+                raise Stopped
+            tell(f"{name}: the run saves after this step and ends; a second one, after {PATIENCE:.0f} s, breaks it off")
+        elif not self.saving and time.monotonic() > self.patient_until:
+            self.saving = True  # on the way out; nothing ends it any more but kill -9
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Around a save: no signal breaks it off."""
+        before, self.saving = self.saving, True
+        try:
+            yield
+        finally:
+            self.saving = before
 
     @contextmanager
     def at_once(self, accelerator: Accelerator) -> Iterator[None]:
@@ -60,10 +80,14 @@ class StopSignals:
         flag = torch.tensor(float(self.received is not None), device=accelerator.device)
         return (self.received or "a signal to another process") if accelerator.reduce(flag, "sum") > 0 else None
 
-    def restore(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self.previous = {}
 
-    def __exit__(self, *_: object) -> None:
-        self.restore()
+
+def tell(text: str) -> None:
+    """To the standard error, past its buffer: a signal may come while that is being written."""
+    if processes.is_main():
+        with suppress(OSError):
+            os.write(2, f"{text}\n".encode())

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from prfl.data import cache as cache_module
 from prfl.data.cache import LatentCache, build_cache
@@ -90,7 +92,7 @@ def test_a_second_run_does_nothing_and_renamed_files_are_found(counted, manifest
 def test_it_goes_on_where_it_was_stopped(counted, manifest, monkeypatch):
     """Stopped in the middle of the second batch's writing: what is there is whole, the rest is made by the next run."""
     backbone, calls = counted
-    write, written = cache_module._write, []
+    write, written = cache_module.write_entry, []
 
     def stopping(file, *others):
         if len(written) == 3:
@@ -98,10 +100,10 @@ def test_it_goes_on_where_it_was_stopped(counted, manifest, monkeypatch):
         written.append(file)
         write(file, *others)
 
-    monkeypatch.setattr(cache_module, "_write", stopping)
+    monkeypatch.setattr(cache_module, "write_entry", stopping)
     with pytest.raises(KeyboardInterrupt):
         build(backbone, manifest)
-    monkeypatch.setattr(cache_module, "_write", write)
+    monkeypatch.setattr(cache_module, "write_entry", write)
     calls.clear()
     report = build(backbone, manifest)
     assert (report.encoded, report.reused, calls) == (1, 4, [1])
@@ -137,6 +139,30 @@ def test_a_damaged_entry_is_refused_and_then_made_again(counted, manifest):
         calls.clear()
         assert build(backbone, manifest).encoded == 1 and calls == [1]
         load(backbone, manifest)
+        assert entry.with_suffix(".damaged").read_bytes() == bad and load_file(entry).keys() == {"latents"}
+
+
+def test_entries_of_before_there_were_hashes_are_taken_by_what_they_say(counted, manifest, capsys):
+    backbone, calls = counted
+    build(backbone, manifest)
+    before = load(backbone, manifest).latents
+    entries = sorted((manifest.parent.parent / "cache").rglob("*.safetensors"))
+    for entry in entries:
+        with safe_open(entry, framework="pt") as opened:
+            notes = opened.metadata()
+        save_file(load_file(entry), entry, metadata={k: notes[k] for k in notes.keys() & {"video", "clip", "prompt"}})
+    calls.clear()
+    capsys.readouterr()
+    report = build(backbone, manifest)
+    assert (report.encoded, report.reused, report.prompts, calls) == (0, 5, 0, [])
+    said = capsys.readouterr().out
+    assert "4 entries are of an earlier version" in said and "3 entries are of an earlier version" in said
+    assert torch.equal(load(backbone, manifest).latents, before)
+    latents = next(entry for entry in entries if entry.parent.name == "latents")
+    other = json.dumps({**CLIP, "fps": 4.0, "window": "start"})
+    save_file(load_file(latents), latents, metadata={"video": "0.mp4", "clip": other})
+    assert build(backbone, manifest).encoded == 1
+    assert "it is of another clip" in capsys.readouterr().out
 
 
 CHANGES = ["content", "size", "fps", "window", "model", "statistics", "vae dtype"]
@@ -207,14 +233,14 @@ def test_two_unreadable_files_with_the_same_bytes_are_both_listed(counted, manif
 
 def test_a_file_that_may_not_be_read_is_listed_too(counted, manifest, monkeypatch):
     backbone, _ = counted
-    real = cache_module.content_hash
+    real = cache_module.remembered_hash
 
     def refusing(path):
         if path.name == "0.mp4":
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(cache_module, "content_hash", refusing)
+    monkeypatch.setattr(cache_module, "remembered_hash", refusing)
     report = build(backbone, manifest, skip_unreadable=True)
     assert [(path.name, reason) for path, reason in report.failed] == [("0.mp4", "Permission denied")]
     assert report.encoded == 3 and len(load(backbone, manifest, skip_unreadable=True)) == 4
@@ -251,18 +277,19 @@ def test_entries_say_what_they_are(tiny_backbone, manifest):
 
 
 def test_a_pair_manifest_loads_as_pairs(tiny_backbone, manifest):
-    videos = [manifest.parent / name for name in ("0.mp4", "1.webm", "2.gif", "3.mp4")]
+    videos = [manifest.parent / name for name in ("0.mp4", "1.webm", "2.gif", "3.mp4", "5.gif")]
+    write_video(videos[4], clip(7), 8)
     rows = [
         PreferencePair("a red circle", videos[0], videos[1], {"motion": "a"}, "train"),
         PreferencePair("a red circle", videos[2], videos[0], {"motion": "b", "text": "tie"}, "train"),
-        PreferencePair("a blue square", videos[3], videos[2], {"text": "a"}, "test"),
+        PreferencePair("a blue square", videos[3], videos[4], {"text": "a"}, "test"),
     ]
     write_manifest(manifest, rows)
-    assert build(tiny_backbone, manifest).encoded == 4
+    assert build(tiny_backbone, manifest).encoded == 5
     single = {path: tiny_backbone.encode(read_video(path, **CLIP)[None])[0] for path in videos}
     data = load(tiny_backbone, manifest)
     assert isinstance(data, PairDataset) and len(data) == 3
-    for side, chosen in ((data.a, (0, 2, 3)), (data.b, (1, 0, 2))):
+    for side, chosen in ((data.a, (0, 2, 3)), (data.b, (1, 0, 4))):
         expected = torch.stack([single[videos[which]] for which in chosen])
         torch.testing.assert_close(data.latents[side], expected, atol=1e-5, rtol=0)
     assert data.prompts == ["a red circle", "a red circle", "a blue square"] and len(data.condition(data.prompts)) == 3

@@ -8,7 +8,7 @@ import pytest
 from prfl import build
 from prfl.config.data_schema import PromptsConfig
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest, write_manifest
-from prfl.data.prompts import read_prompts, split_prompts
+from prfl.data.prompts import plain, read_prompts, split_prompts
 from prfl.errors import PrflError
 
 
@@ -180,3 +180,15 @@ def test_one_file_for_all_sets_is_split(tmp_path):
     found = build.prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
     assert {name: len(some) for name, some in found.items()} == {"train": 18, "validation": 2, "test": 1}
     assert len(build.prompts(PromptsConfig(train=str(path)))["train"]) == 20
+
+
+def test_prompts_that_differ_only_in_how_they_are_written_are_split_together():
+    prompts = [f"{number} dogs run" for number in range(40)]
+    variants = ["{} Dogs run", "{} dogs  run.", "{} \uff44ogs run", "{} dogs\u00a0run", "{} do\u00adgs run"]
+    other = [variants[number % 5].format(number) for number in range(40)]
+    assert [plain(prompt) for prompt in other] == prompts
+    before, split = split_prompts(prompts), split_prompts(prompts + other)
+    assert sum(map(len, split.values())) == 80
+    for some in split.values():
+        assert {plain(prompt) for prompt in some} & set(prompts) == {p for p in some if p in prompts}
+    assert before == split_prompts(prompts), "and nothing moves where nothing is alike"

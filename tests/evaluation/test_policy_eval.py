@@ -10,12 +10,12 @@ import av
 import pytest
 import torch
 
+from prfl.data.files import records
 from prfl.evaluation import plots
 from prfl.evaluation.media import browser_mp4, enlarge
 from prfl.evaluation.policy_eval import Outcome, compare, flat, measure, summarise, write_results
-from prfl.evaluation.report import read_lines, verdict, write_report
+from prfl.evaluation.report import verdict, write_report
 from prfl.evaluation.reward_eval import evaluate, held_out, levels, save_rows
-from prfl.evaluation.run_files import RunFiles
 from prfl.evaluation.sampling import SamplingSettings, jobs
 from prfl.evaluation.tables import policy_table
 
@@ -144,7 +144,7 @@ def test_report_of_an_almost_empty_run_leaves_the_rest_out(tmp_path):
 
 def test_half_written_last_line_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
-    assert read_lines(RunFiles(tmp_path), tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert records(tmp_path / "metrics.jsonl") == ([{"step": 1}], 1)
 
 
 def test_verdict_names_what_is_wrong():

@@ -68,9 +68,12 @@ PLANTED = {
     "a table that is a link": (replaced("reward_eval.json"), "reward_eval.json: leads out"),
     "broken metrics": (
         lambda run: (run / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n\0\n[]\n{"loss": 1}\n'),
-        "3 of 4 lines are not as prfl writes them",
+        "3 lines of it are damaged",
     ),
-    "empty results": (lambda run: (run / "samples/final/results.json").write_text(""), ""),
+    "empty results": (
+        lambda run: (run / "samples/final/results.json").write_text(""),
+        "results.json: is not as prfl writes it",
+    ),
     "results of another kind": (
         lambda run: (run / "samples/final/results.json").write_text('{"outcomes": [], "videos": 3}'),
         "results.json: is not as prfl writes it",
@@ -89,7 +92,7 @@ def test_nothing_from_outside_is_shown(planted: str, run: Path, capsys: pytest.C
     page = write_report(run).read_text()
     assert SECRET not in page and "dGhlIHNlY3JldC" not in page  # as text, and in base64
     assert reason in page and reason in capsys.readouterr().out.replace("\n", "")
-    assert ("<h2>Left out</h2>" in page) == bool(reason)
+    assert "<h2>Left out</h2>" in page
     assert "<h2>Config</h2>" in page or "config" in planted, "the rest is there"
 
 

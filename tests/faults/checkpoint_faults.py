@@ -9,6 +9,7 @@ import torch
 
 from prfl import cli
 from prfl.backbone import load_backbone
+from prfl.data import files
 from prfl.reward import LatentReward
 from tests.faults.planting import fault, lying
 
@@ -19,13 +20,17 @@ ONE, TWO = Path("runs/sft/checkpoints/step-000001"), Path("runs/sft/checkpoints/
     "a full disk while a checkpoint is saved",
     "runs/sft/checkpoints/step-000003: cannot be written: No space left on device",
     "free some space",
-    leaves=("runs/sft/metrics.jsonl", "runs/sft/config.yaml"),
+    leaves=("runs/sft/metrics.jsonl", "runs/sft/config.yaml", "runs/sft/policy", "runs/sft/report", "runs/sft/earlier"),
 )
 def _(bench):
-    def full(_):
-        raise OSError(28, "No space left on device")
+    flush = files._flush
 
-    bench.patch.setattr("prfl.data.files.os.fsync", full)
+    def full(path):
+        if "step-" in str(path):
+            raise OSError(28, "No space left on device")
+        flush(path)
+
+    bench.patch.setattr(files, "_flush", full)
     message = bench.cli("train", "sft.yaml", "training.steps=3")
     bench.patch.undo()
     bench.patch.chdir(bench.folder)
@@ -41,10 +46,10 @@ def _(bench):
     return bench.cli("train", "sft.yaml", "training.steps=3", "--resume", str(TWO))
 
 
-@fault("a checkpoint with a lying header", f"{TWO}/weights.safetensors: is damaged", f"--resume {ONE}")
+@fault("a checkpoint with a lying header", f"{TWO}: the checkpoint is damaged: weights", f"--resume {ONE}")
 def _(bench):
     lying(TWO / "weights.safetensors")
-    return bench.cli("train", "sft.yaml", "training.steps=3")
+    return bench.cli("train", "sft.yaml", "training.steps=3", "--resume", str(TWO))
 
 
 @fault("no whole checkpoint is left", "state.json cannot be read", "the run starts anew")
@@ -59,7 +64,7 @@ def _(bench):
     return bench.cli("train", "sft.yaml", "training.steps=3", "seed=1", "training.batch=4")
 
 
-@fault("clips changed on resuming", "data (clips and labels)", "train in another run folder")
+@fault("clips changed on resuming", "data (videos and labels)", "train in another run folder")
 def _(bench):
     bench.rows(lambda rows: rows.pop())
     return bench.cli("train", "sft.yaml", "training.steps=3")

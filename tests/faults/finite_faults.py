@@ -6,15 +6,17 @@ import json
 import math
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from prfl.backbone import WanBackbone, load_backbone
+from prfl.data.dataset import load_dataset
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward
 from prfl.training import guards
+from tests.faults.entry_faults import rewritten
 from tests.faults.planting import fault
+from tests.faults.project import CLIP
 from tests.objective.parts import with_policy
 
 
@@ -61,10 +63,10 @@ def _(bench):
 
 @fault("a reward that is not finite", "reward is nan in step 0", "runs/prfl/failed/step-000000", leaves=("runs/prfl",))
 def _(bench):
-    reward = LatentReward.from_pretrained("heads/latent", load_backbone(bench.model))
-    with torch.no_grad():
-        reward.head.project.bias.fill_(math.nan)
-    reward.save_pretrained("heads/latent")
+    logits = LatentReward.logits
+    bench.patch.setattr(
+        LatentReward, "logits", lambda *args: {name: math.nan * value for name, value in logits(*args).items()}
+    )
     message = bench.cli("train", "prfl.yaml")
     dumped("runs/prfl", 0)
     return message
@@ -83,11 +85,10 @@ def _(bench):
     return message
 
 
-@fault("a cached clip that is not finite", "cached latents are not finite", "run `prfl cache` again")
+@fault("a cached clip that is not finite", "its latents are not finite", "run `prfl cache`")
 def _(bench):
-    for entry in Path("cache/latents").glob("*.safetensors"):
-        save_file({"latents": torch.full_like(load_file(entry)["latents"], math.inf)}, entry)
-    return bench.cli("train", "sft.yaml", "run=runs/new")
+    rewritten("latents", lambda tensors: tensors["latents"].fill_(math.inf))
+    return bench.call(load_dataset, load_backbone(bench.model), "manifest.jsonl", "cache", **CLIP)
 
 
 @fault("processes with different weights", "process 0 and process 1", "resume all of them from the same checkpoint")
@@ -111,6 +112,6 @@ def _(bench):
 def _(bench):
     path = bench.copied_model() / "transformer/diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
-    tensors["proj_out.bias"].fill_(math.nan)
+    tensors["proj_out.weight"].fill_(3e38)
     save_file(tensors, path, metadata={"format": "pt"})
     return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model")

@@ -56,7 +56,7 @@ def test_compared_pairs(folder: Path) -> None:
         ("video,prompt,motion,motion\n", 1, "the column 'motion' stands twice"),
         ("video,prompt,motion,\n", 1, "the column '' stands twice, or has no name"),
         ("prompt,a,b,video,motion\n", 1, "of a video and of a pair"),
-        ("video,prompt,motion\n", None, "holds no rows"),
+        ("video,prompt,motion\n", None, "holds a header and no rows"),
         ("video,prompt,motion\nclips/a.mp4,a dog, runs,1\n", 2, "has 4 cells, the header has 3"),
         ("video,prompt,motion\nclips/a.mp4,x,1\nclips/b.mp4,y,good\n", 3, "'motion' is 'good', not a number"),
         ('video,prompt,motion\nclips/a.mp4,"two\nlines",1\nclips/b.mp4,y,7\n', 4, "'motion' is 7"),
@@ -67,7 +67,7 @@ def test_compared_pairs(folder: Path) -> None:
         ("video,prompt,split,motion\nclips/a.mp4,x,training,1\n", 2, "'split'"),
         ("video,prompt,motion\nclips/a.mp4,x,1\nclips/a.mp4,x,0\n", 3, "stand already at"),
         ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,left\n", 2, "found 'left'"),
-        ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,\n", 2, "'preference'"),
+        ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,\n", None, "nobody answered any of its 1 pairs"),
         ("prompt,a,b,motion\nx,clips/a.mp4,clips/a.mp4,a\n", 2, "both sides"),
         ('video,prompt,motion\nclips/a.mp4,"x,1\n', 2, "is not CSV"),
     ],
@@ -91,3 +91,26 @@ def test_other_faults(folder: Path) -> None:
         import_csv(table, folder / "out.jsonl", (5.0, 1.0))
     with pytest.raises(PrflError, match="cannot be read"):
         import_csv(folder / "absent.csv", folder / "out.jsonl")
+
+
+def test_rows_without_an_answer_are_counted_and_named(folder: Path) -> None:
+    table = folder / "labels.csv"
+    side = "clips/a.mp4,clips/b.mp4"
+    table.write_text(f"prompt,a,b,motion,text\nx,{side},a,\ny,{side},,\nz,{side},,b\nu,{side}, ,\n")
+    told = import_csv(table, folder / "out.jsonl")
+    assert [row.prompt for row in read_manifest(folder / "out.jsonl")] == ["x", "z"]
+    assert "2 pairs of 2 prompts" in told and "2 pairs that nobody answered are left out: line 3, 5" in told
+    table.write_text("video,prompt,motion\nclips/a.mp4,x,1\nclips/b.mp4,y,\n")
+    told = import_csv(table, folder / "out.jsonl")
+    assert len(read_manifest(folder / "out.jsonl")) == 2 and "1 videos have no label: line 3" in told
+
+
+def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
+    table = folder / "labels.csv"
+    rows = ["clips/a.mp4,x,9", "clips/b.mp4,y", "clips/c.mp4,z,1", "clips/d.mp4,u,0", 'clips/a.mp4,"v,1']
+    table.write_text("\n".join(["video,prompt,motion", *rows]) + "\n")
+    with pytest.raises(PrflError, match="4 rows are wrong") as caught:
+        import_csv(table, folder / "out.jsonl")
+    for line, what in ((2, "'motion' is 9"), (3, "has 2 cells"), (5, "no such file"), (6, "is not CSV")):
+        assert f"{table}:{line}: {what}" in str(caught.value)
+    assert f"{table}:4" not in str(caught.value)

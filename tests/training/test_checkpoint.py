@@ -75,7 +75,7 @@ def test_a_lying_header_is_refused(tmp_path):
     content = bytearray((path / "weights.safetensors").read_bytes())
     content[:8] = (2**40).to_bytes(8, "little")
     (path / "weights.safetensors").write_bytes(bytes(content))
-    with pytest.raises(PrflError, match="is damaged: .*header"):
+    with pytest.raises(PrflError, match="is damaged: weights.safetensors is not as it was written"):
         load_checkpoint(path, state())
 
 

@@ -1,0 +1,146 @@
+"""What must not be in two splits, or on both sides of a pair: told by text, by tokens and by content.
+
+A held-out prompt that was trained on under another spelling, or a video under another name, makes held-out figures
+lie.  What is the same to the model is refused; what differs only as text (case, say) is counted and warned of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+from prfl.backbone import WanBackbone
+from prfl.backbone.wan import TEXT_TOKENS
+from prfl.console import warn
+from prfl.data.manifest import LabelledVideo, PreferencePair
+from prfl.data.prompts import plain
+from prfl.errors import PrflError
+
+ONE_TO_MODEL = f"unknown words are all one token to it, and only the first {TEXT_TOKENS} tokens count"
+
+
+Tokens = dict[str, tuple[int, ...]]
+"""What the text encoder gets of each prompt, and no more: at most 512 tokens."""
+
+
+def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBackbone) -> None:
+    """``check_apart``; also warns of prompts of one split that are one to the text encoder, and ``token_warnings``."""
+    tokens = check_apart(splits, where, backbone)
+    if tokens:
+        for split, some in splits.items():
+            warn_of_repeats(split, some, where, tokens)
+        for text in token_warnings(list(tokens), where, backbone, tokens):
+            warn(text)
+
+
+def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBackbone) -> Tokens:
+    """The tokens of all prompts; {} where there is no tokenizer, which is said.
+
+    Raises PrflError for prompts of two splits that are one to the text encoder, and warns of those that differ only in
+    how they are written.
+    """
+    prompts = list(dict.fromkeys(prompt for some in splits.values() for prompt in some))
+    try:
+        tokens = token_ids(backbone, prompts)
+    except PrflError as error:  # with a filled cache nobody else needs it
+        warn(f"{where}: the prompts are compared as texts only: {error.what}")
+        tokens = {}
+    if tokens and (same := shared(splits, lambda prompt: tokens[prompt])):
+        what = f"{len(same)} prompts are, token for token, in another split too: {_examples(same)} ({ONE_TO_MODEL})"
+        raise PrflError(what, where=where, fix="give each prompt to one split, or write the difference in other words")
+    if alike := shared(splits, plain):
+        warn(
+            f"{where}: {len(alike)} prompts differ from one of another split only in case, spaces, Unicode form or a "
+            f"full stop: {_examples(alike)}; what is trained on is held out too"
+        )
+    return tokens
+
+
+def token_ids(backbone: WanBackbone, prompts: Sequence[str]) -> Tokens:
+    """Raises PrflError where the tokenizer cannot be loaded."""
+    if not prompts:
+        return {}
+    cleaned = [prompt_clean(prompt) for prompt in prompts]
+    ids = backbone.tokenizer(cleaned, truncation=True, max_length=TEXT_TOKENS).input_ids
+    return {prompt: tuple(one) for prompt, one in zip(prompts, ids, strict=True)}
+
+
+def warn_of_repeats(split: str, some: Sequence[str], where: str, tokens: Tokens) -> None:
+    first: dict[tuple[int, ...], str] = {}
+    unlike = dict.fromkeys(some)
+    repeated = [(p, first[tokens[p]]) for p in unlike if first.setdefault(tokens[p], p) != p]
+    if repeated:
+        warn(
+            f"{where}: {len(repeated)} of {len(unlike)} prompts of {split} are, token for token, another one of it: "
+            f"{' is '.join(map(_short, repeated[0]))} ({ONE_TO_MODEL})"
+        )
+
+
+def token_warnings(prompts: Sequence[str], where: str, backbone: WanBackbone, tokens: Tokens) -> list[str]:
+    """What to say of prompts that are cut, and of those with words that the tokenizer does not know."""
+    unknown = backbone.tokenizer.unk_token_id
+    strange = [prompt for prompt in prompts if unknown is not None and unknown in tokens[prompt]]
+    full = [prompt for prompt in prompts if len(tokens[prompt]) == TEXT_TOKENS]
+    whole = backbone.tokenizer([prompt_clean(prompt) for prompt in full], verbose=False).input_ids if full else []
+    lengths = {prompt: len(ids) for prompt, ids in zip(full, whole, strict=True) if len(ids) > TEXT_TOKENS}
+    texts = []
+    if strange:
+        texts.append(
+            f"{where}: {len(strange)} of {len(prompts)} prompts have words that the tokenizer does not know, all of "
+            f"which become one token: {_short(strange[0])}"
+        )
+    if lengths:
+        longest = max(lengths, key=lambda prompt: lengths[prompt])
+        texts.append(
+            f"{where}: {len(lengths)} of {len(prompts)} prompts are cut behind {TEXT_TOKENS} tokens, which is all that "
+            f"the model reads; the longest has {lengths[longest]}: {_short(longest)}"
+        )
+    return texts
+
+
+def shared(splits: Mapping[str, Sequence[str]], key: Callable[[str], Hashable]) -> list[tuple[str, str, str, str]]:
+    """(prompt, its split, prompt, its split) for every prompt whose key one of an earlier split has."""
+    owner: dict[Hashable, tuple[str, str]] = {}
+    pairs = []
+    for split, some in splits.items():
+        for prompt in dict.fromkeys(some):
+            other, owning = owner.setdefault(key(prompt), (prompt, split))
+            if owning != split:
+                pairs.append((prompt, split, other, owning))
+    return pairs
+
+
+def check_contents(
+    rows: Sequence[LabelledVideo | PreferencePair], content: Mapping[Path, Path | str], where: str
+) -> None:
+    """Raises PrflError for a video in two splits or on both sides of a pair, under whatever names.
+
+    content: something by video that is equal where their bytes are; videos without it are left out.
+    """
+    sides = [row for row in rows if isinstance(row, PreferencePair) and row.a in content]
+    same = [row for row in sides if content[row.a] == content.get(row.b)]
+    if same:
+        what = f"{len(same)} pairs have the same video on both sides: {same[0].a.name} and {same[0].b.name}"
+        raise PrflError(f"{what} of {_short(same[0].prompt)}", where=where, fix="leave these pairs out")
+    owner: dict[Path | str, tuple[str | None, Path]] = {}
+    crossing: dict[Path, str] = {}
+    for row in rows:
+        for video in [row.video] if isinstance(row, LabelledVideo) else [row.a, row.b]:
+            if video in content:
+                split, first = owner.setdefault(content[video], (row.split, video))
+                if split != row.split:
+                    crossing[video] = f"{video.name} ({row.split}) is {first.name} ({split})"
+    if crossing:
+        what = f"{len(crossing)} videos are in two splits: {'; '.join(list(crossing.values())[:3])}"
+        raise PrflError(what, where=where, fix="give all rows of a video one split, or leave some out")
+
+
+def _examples(same: Sequence[tuple[str, str, str, str]]) -> str:
+    shown = [f"{_short(prompt)} ({split}) and {_short(other)} ({owner})" for prompt, split, other, owner in same[:2]]
+    return "; ".join(shown)
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")

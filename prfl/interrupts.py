@@ -1,0 +1,43 @@
+"""The signals that end a command.  Imports nothing heavy, as the command line does."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What ends a job: Ctrl-C, the cluster, a terminal that is closed, and what schedulers send some time before the end.
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+PATIENCE = 5.0  # seconds in which a repeated signal is the same wish: launchers pass on what the terminal sends too
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Those of this machine, but for one that is ignored from the start (``nohup``, a shell's ``&``) or is handled by
+    what Python knows nothing of.  None outside the main thread: Python lets no other thread handle signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    known = [signal.Signals[name] for name in NAMES if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Each of them is a KeyboardInterrupt, so that half-written files are cleaned up; repeated meanwhile it is nothing.
+    A run that trains has its own way (training/signals.py)."""
+    last = -math.inf
+
+    def interrupt(*_: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > PATIENCE:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in ending_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
