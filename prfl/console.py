@@ -8,11 +8,25 @@ from typing import Any
 from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import track
+from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-console = Console()
+from prfl.text import visible
+
+
+class PlainConsole(Console):
+    """A console on which text is text, in lines, in tables and in their titles: names and prompts are users' own.
+
+    No markup (``[/10]``), no emoji codes (``:bar:``), no control characters.  Styles are given by argument.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+
+console = PlainConsole()
 if not console.is_terminal:
-    console = Console(width=140)  # a file takes 80 columns otherwise, and the tables lose their first one
+    console = PlainConsole(width=140)  # a file takes 80 columns otherwise, and the tables lose their first one
 
 
 def warn(text: str) -> None:
@@ -26,7 +40,7 @@ def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     def shown(items: Iterable[Any]) -> Iterable[Any]:
         if console.is_terminal:
             return track(items, description=what, console=console, transient=True)
-        console.print(what, markup=False)
+        console.print(what)
         return items
 
     return shown

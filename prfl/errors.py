@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prfl.text import visible
+
 SHOWN = 20  # of the faults of a file: who mends these sees what the others are
 
 
@@ -21,7 +23,7 @@ class PrflError(ValueError):
         parts = [f"{where}: {what}" if where else what]
         if fix:
             parts.append(f"To mend it: {fix}")
-        super().__init__("\n  ".join(parts))
+        super().__init__("\n  ".join(map(visible, parts)))
 
 
 class GuardError(PrflError):

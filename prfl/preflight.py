@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from prfl import build
 from prfl.commands import console
@@ -52,7 +53,7 @@ def runs_of(stages: Sequence[Stage]) -> list[Path]:
 def show(title: str, checks: Sequence[Check]) -> None:
     table = Table(title, "", "", title_justify="left")
     for check in checks:
-        mark = "[red]no[/red]" if check.problem else "[green]ok[/green]" if check.working else "-"
+        mark = Text("no", "red") if check.problem else Text("ok", "green") if check.working else Text("-")
         text = f"{check.found}; {check.problem}" if check.problem else check.found
-        table.add_row(check.name, mark, text.replace("[", r"\["))
+        table.add_row(check.name, mark, text)
     console.print(table)

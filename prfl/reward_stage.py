@@ -76,6 +76,8 @@ def train_reward(
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
             build.save_reward_stamp(run.path / "reward", model, build.Moment(step, step, run_hash))
+        if validation is not None:  # what was trained is saved by now, whatever printing comes to
+            show_measured(rows, path)
         warn_of_doubts(reward, reward.dimensions, str(run.path / "reward"))
         return {}
 
@@ -94,7 +96,7 @@ def measure_reward(
     noise_draws: int = 3,
     **facts: str,
 ) -> list[reward_eval.Row]:
-    """Several rewards side by side at some noise levels: tables on the console, rows to ``path`` and plots beside it.
+    """Several rewards side by side at some noise levels; the rows go to ``path``.
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
@@ -110,16 +112,21 @@ def measure_reward(
         noise_draws=noise_draws,
         progress=progress("measuring the reward at every noise level"),
     )
-    dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if processes.is_main():
         reward_eval.save_rows(path, rows, run=str(config.run), **facts)
+    return rows
+
+
+def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
+    """Plots beside ``path``, where the rows are, and tables on the console."""
+    dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    if processes.is_main() and rows:
         for name, measure in reward_eval.measured(rows).items():
             with replacing(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
                 temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
     for dimension in dimensions:
         for measure in reward_eval.measured([row for row in rows if row.dimension == dimension]).values():
             console.print(tables.reward_table(rows, dimension, measure))
-    return rows
 
 
 def warn_of_doubts(reward: build.Reward, counted: Iterable[str], place: str) -> None:

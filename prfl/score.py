@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -25,6 +24,7 @@ from prfl.backbone import Condition, WanBackbone, load_backbone
 from prfl.config import load_config
 from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import BackboneConfig
+from prfl.console import PlainConsole
 from prfl.data.cache import manifest_videos
 from prfl.data.files import printable, replacing
 from prfl.data.leaks import token_ids, token_warnings
@@ -37,7 +37,7 @@ from prfl.reward.files import RewardCard, read_config
 LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")
 SECONDS = 10.0  # between two writings of the table
-messages = Console(stderr=True)  # stdout carries the scores
+messages = PlainConsole(stderr=True)  # stdout carries the scores
 
 
 @dataclass(frozen=True)

@@ -39,14 +39,20 @@ def bootstrap(statistic: Statistic, prompts: int, resamples: int = RESAMPLES, le
 
     Resamples in which the statistic is undefined (no pair was drawn, say) are left out.
     """
-    drawn = torch.randint(prompts, (resamples, prompts), generator=generator(0, "bootstrap", 0))
-    times = torch.zeros(resamples, prompts, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(resamples, prompts, dtype=torch.float64)
-    )
     value = statistic(torch.ones(1, prompts, dtype=torch.float64))
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.nanquantile(statistic(times), tails).tolist()
+    low, high = torch.nanquantile(statistic(resampled(prompts, resamples)), tails(level)).tolist()
     return Interval(float(value), low, high)
+
+
+def resampled(prompts: int, resamples: int) -> Float[Tensor, "r k"]:
+    """How often each prompt is drawn in each resample."""
+    drawn = torch.randint(prompts, (resamples, prompts), generator=generator(0, "bootstrap", 0))
+    ones = torch.ones(resamples, prompts, dtype=torch.float64)
+    return torch.zeros(resamples, prompts, dtype=torch.float64).scatter_add_(1, drawn, ones)
+
+
+def tails(level: float = 0.95) -> Float[Tensor, 2]:
+    return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
 
 
 def group(prompts: Sequence[str]) -> tuple[Int[Tensor, " n"], int]:
@@ -128,10 +134,10 @@ def pairwise_accuracy_ties(
 ) -> Interval:
     """Share of all pairs, ties too, that are called rightly.
 
-    A margin below ``threshold`` calls a tie; a decided pair is right only with a margin of at least ``threshold``.
+    A margin of at most ``threshold`` calls a tie, so equal scores always do; a decided pair is right with more.
     """
-    margin = scores[..., pairs.first] - scores[..., pairs.second]
-    right = torch.where(pairs.outcome == 0, margin.abs() < threshold, margin >= threshold)
+    margin = (scores[..., pairs.first] - scores[..., pairs.second]).double()
+    right = torch.where(pairs.outcome == 0, margin.abs() <= threshold, margin > threshold)
     return _share(right.double(), pairs, resamples)
 
 
@@ -204,7 +210,15 @@ def calibration_error(
     bins: int = 10,
     resamples: int = RESAMPLES,
 ) -> tuple[Interval, Reliability]:
-    """Expected calibration error: |share of good ones - mean probability| over equal-width bins, weighted by size."""
+    """Expected calibration error, less what chance adds to it; and the table that a reliability plot shows.
+
+    It is |share of good ones - mean probability| over equal-width bins, weighted by size.  Chance makes such a distance
+    larger, hardly ever smaller: a perfect score of 400 samples has 0.055.  Resampling adds as much again, in squares,
+    as sampling did: what the resamples' median has more is taken off the value.  A resample has it twice, so it is
+    taken twice off the lower end; off the upper one only once, because it adds less where the error is large.  Over
+    simulated scores the interval covers the true error in 91 to 99 of 100, where plain percentiles cover one of 0.02
+    in none (tests/evaluation/test_calibration.py).
+    """
     number, count = group(prompts)
     known = ~labels.isnan()
     chance, good, prompt = probabilities[known].double(), (labels[known] > 0.5).double(), number[known]
@@ -225,7 +239,12 @@ def calibration_error(
         observed=(seen / size)[filled].tolist(),
         count=size[filled].long().tolist(),
     )
-    return bootstrap(statistic, count, resamples), table
+    plain, again = statistic(once).square(), statistic(resampled(count, resamples)).square()
+    chance_adds = (again.nanmedian() - plain).clamp(min=0)
+    value = (plain - chance_adds).clamp(min=0).sqrt()
+    lower, upper = torch.nanquantile(again, tails())
+    low, high = ((end - taken).clamp(min=0).sqrt() for end, taken in ((lower, 2 * chance_adds), (upper, chance_adds)))
+    return Interval(float(value), float(torch.minimum(low, value)), float(torch.maximum(high, value))), table
 
 
 # --- of the videos themselves ---------------------------------------------------------------------------------------

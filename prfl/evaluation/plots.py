@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prfl.evaluation.reward_eval import Measure, Row
+from prfl.text import visible
 
 COLOURS = ("#3b6fd4", "#e07b39", "#2f9e6e", "#b0489b", "#8a7a2b", "#5f6b7a")
 GREY = "#7d8590"
+LONGEST = 40  # letters of a name
 
 
 def png(figure: Figure, text: Mapping[str, str] | None = None) -> bytes:
@@ -23,9 +26,17 @@ def png(figure: Figure, text: Mapping[str, str] | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def plain(name: str) -> str:
+    """A user's name as matplotlib shows it, cut to its room: a dollar sign begins no formula, and a low line at the
+    front hides nothing from the legend."""
+    shown = visible(name)
+    shown = (shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…").replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def style(axes: Axes, title: str) -> None:
     """Grey lines and text, which stand out from white and from black alike."""
-    axes.set_title(title, fontsize=9, color=GREY, loc="left")
+    axes.set_title(plain(title), fontsize=9, color=GREY, loc="left")
     axes.tick_params(colors=GREY, labelsize=7.5, length=0)
     axes.grid(color=GREY, alpha=0.22, linewidth=0.6)
     for side, spine in axes.spines.items():
@@ -79,7 +90,7 @@ def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, s
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     scorers = list(dict.fromkeys(row.scorer for row in rows))
     for axes, dimension in zip(grid, dimensions, strict=False):
-        for colour, scorer in zip(COLOURS, scorers, strict=False):
+        for colour, scorer in zip(cycle(COLOURS), scorers, strict=False):
             own = [row for row in rows if (row.scorer, row.dimension) == (scorer, dimension)]
             _band(axes, own, measure, scorer, colour)
         if measure.ignorant is not None:
@@ -95,7 +106,7 @@ def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, s
     named = {
         label: handle for axes in grid[::-1] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    labels = [scorer for scorer in scorers if scorer in named]
+    labels = [label for label in map(plain, scorers) if label in named]
     handles = [named[label] for label in labels]
     figure.legend(
         handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8, labelcolor=GREY
@@ -111,7 +122,7 @@ def _band(axes: Axes, rows: Sequence[Row], measure: Measure, name: str, colour: 
     if not line:
         return
     middle = [sigma for sigma, _ in line]
-    axes.plot(middle, [value.value for _, value in line], color=colour, linewidth=1.6, label=name)
+    axes.plot(middle, [value.value for _, value in line], color=colour, linewidth=1.6, label=plain(name))
     low, high = [value.low for _, value in line], [value.high for _, value in line]
     axes.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
     dots = [(row.level.low, value.value) for row, value in found if row.level.kind == "sampler"]
@@ -129,8 +140,8 @@ def reliability(rows: Sequence[Row]) -> bytes:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     tables = [(row, row.reliability) for row in rows if row.reliability is not None]
-    for colour, (row, table) in zip(COLOURS, tables, strict=False):
-        label = f"{row.scorer}, sigma {row.level.label}"
+    for colour, (row, table) in zip(cycle(COLOURS), tables, strict=False):
+        label = plain(f"{row.scorer}, sigma {row.level.label}")
         axes.plot(table.predicted, table.observed, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
     axes.set(xlabel="predicted probability", ylabel="share of good ones", xlim=(0, 1), ylim=(0, 1))
     style(axes, "calibration")

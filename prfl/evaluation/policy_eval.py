@@ -32,8 +32,8 @@ DISTANCE_SIGMAS = (0.9, 0.6, 0.3)
 class Outcome:
     """Samples of one generator.
 
-    prompts, indices: of each of n samples.  scores: ``judge/...``, ``motion``, ``distance`` (to the base) and those of
-    the rewards by their names, ``reward/...`` and ``held_out/...``, each (n,).
+    prompts, indices: of each of n samples.  scores: ``judge/...``, ``measured/...``, ``motion``, ``distance`` (to the
+    base) and those of the rewards by their names, ``reward/...`` and ``held_out/...``, each (n,).
     spread: diversity by prompt.  pixels: of the first samples of the list only, (kept, 3, f, h, w).
     seconds: for drawing and decoding all of them.
     """
@@ -134,7 +134,8 @@ def _scores(
 ) -> dict[str, Tensor]:
     scores = {"motion": metrics.motion(latents)}
     if judge is not None:
-        scores |= {f"judge/{key}": values for key, values in judge(pixels, prompts).items()}
+        found = judge(pixels, prompts).items()
+        scores |= {key if key.startswith("measured/") else f"judge/{key}": values for key, values in found}
     for name, reward in rewards.items():
         sigma = torch.zeros(len(latents), device=backbone.device)
         given = reward(latents.to(backbone.device), sigma, backbone.condition(prompts))

@@ -7,20 +7,21 @@ What it shows, as far as the run has it: results with intervals, before/after vi
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prfl.data.files import records, replacing, whole_json
+from prfl.data.files import replacing
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
-from prfl.evaluation.reward_eval import OVERALL, Level, Row, load_rows, measured
+from prfl.evaluation.reward_eval import OVERALL, Level, Row, measured, read_rows
+from prfl.evaluation.run_files import RunFiles
 from prfl.evaluation.style import STYLE
+from prfl.text import html_text
 
 # Curves that a person asks for first; the rest follow, folded away.
-FIRST = ("judge/all", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")
+FIRST = ("judge/all", "measured", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")
 
 
 def write_report(run: Path, title: str = "") -> Path:
@@ -29,23 +30,35 @@ def write_report(run: Path, title: str = "") -> Path:
     Reads config.yaml, environment.json, metrics.jsonl, samples/*/results.json (``final`` if there is one, else the
     last) and reward_eval*.json; what is missing is left out.
     """
-    results = last_results(run)
+    files, metrics = RunFiles(run), run / "metrics.jsonl"
+    config, environment = run / "config.yaml", run / "environment.json"
+    last = last_results(files, run)
     parts = [
         _head(run, title or run.name),
-        _results(results) if results else "",
-        _videos(results) if results else "",
-        _ranking(run),
-        _curves(records(run / "metrics.jsonl")[0]),
-        _file("Config", run / "config.yaml"),
-        _environment(run / "environment.json"),
+        files.section(last[0], lambda: _results(*last)) if last else "",
+        files.section(last[0], lambda: _videos(files, *last)) if last else "",
+        *(files.section(path, partial(_ranking, files, path)) for path in sorted(run.glob("reward_eval*.json"))),
+        files.section(metrics, lambda: _curves(files.records(metrics))),
+        files.section(config, lambda: _file("Config", config, files.text(config))),
+        files.section(environment, lambda: _environment(files.json(environment))),
     ]
-    return write_page(run / "report.html", title or run.name, parts)
+    return _finished(run / "report.html", title or run.name, parts, files)
 
 
 def write_samples_page(results: Path, title: str) -> Path:
     """``index.html`` beside a results.json: the scores, and every video with its prompt, side by side."""
-    header = f"<header><h1>{escape(title)}</h1></header>"
-    return write_page(results.with_name("index.html"), title, [header, _results(results), _videos(results, "Videos")])
+    files = RunFiles(results.parent)
+    content = files.json(results) or {}
+    header = f"<header><h1>{html_text(title)}</h1></header>"
+    parts = [header, _results(results, content), _videos(files, results, content, "Videos")]
+    return _finished(results.with_name("index.html"), title, parts, files)
+
+
+def _finished(path: Path, title: str, parts: Sequence[str], files: RunFiles) -> Path:
+    """The page, with what it leaves out at its end and on the console."""
+    items = "".join(f"<p>{html_text(line)}</p>" for line in files.left_out)
+    files.tell()
+    return write_page(path, title, [*parts, f"<section><h2>Left out</h2>{items}</section>" if items else ""])
 
 
 FOOTER = "Written by prfl. Intervals are 95 % percentile bootstraps over prompts."
@@ -54,10 +67,10 @@ FOOTER = "Written by prfl. Intervals are 95 % percentile bootstraps over prompts
 def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTER) -> Path:
     """A self-contained page of these sections (HTML), written atomically."""
     page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html_text(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(filter(None, parts)) + "\n"
-        f"<footer>{escape(footer)}</footer>"
+        f"<footer>{html_text(footer)}</footer>"
         "</main></body></html>\n"
     )
     with replacing(path) as temporary:
@@ -65,26 +78,27 @@ def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTE
     return path
 
 
-def last_results(run: Path) -> Path | None:
-    """samples/final/results.json, or that of the last step; one that a crash has damaged is passed over."""
-    final = run / "samples" / "final" / "results.json"
-    found = [final, *sorted(run.glob("samples/*/results.json"), reverse=True)]
-    return next((path for path in found if whole_json(path, "outcomes", "rows", "videos")), None)
+def last_results(files: RunFiles, run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """samples/final/results.json and its content, or that of the last step; a damaged one is passed over."""
+    places = [run / "samples" / "final" / "results.json", *sorted(run.glob("samples/*/results.json"), reverse=True)]
+    for path in dict.fromkeys(places):
+        if results := files.json(path, "outcomes", "rows", "videos"):
+            return path, results
+    return None
 
 
 # --- parts of the page ----------------------------------------------------------------------------------------------
 
 
 def _head(run: Path, title: str) -> str:
-    return f"<header><h1>{escape(title)}</h1><p class=quiet>{escape(str(run.resolve().name))}</p></header>"
+    return f"<header><h1>{html_text(title)}</h1><p class=quiet>{html_text(str(run.resolve().name))}</p></header>"
 
 
-def _results(path: Path) -> str:
-    results = json.loads(path.read_text(encoding="utf-8"))
+def _results(path: Path, results: Mapping[str, Any]) -> str:
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
     head = "".join(
-        f"<th>{escape(name)}</th>" + (f"<th>{escape(name)} − {escape(first)}</th>" if name != first else "")
+        f"<th>{html_text(name)}</th>" + (f"<th>{html_text(name)} − {html_text(first)}</th>" if name != first else "")
         for name in outcomes
     )
     body = ""
@@ -93,11 +107,11 @@ def _results(path: Path) -> str:
         for name, outcome in outcomes.items():
             cells += _cell(outcome["summary"].get(key))
             cells += _cell(outcome["difference"].get(key), signed=True) if name != first else ""
-        body += f"<tr{' class=headline' if key == 'judge/all' else ''}><td>{escape(key)}</td>{cells}</tr>"
+        body += f"<tr{' class=headline' if key == 'judge/all' else ''}><td>{html_text(key)}</td>{cells}</tr>"
     count = f"{results['samples']} samples of {results['prompts']} prompts ({path.parent.name})"
     same = "; differences are paired, from the same noise" if others else ""
     return (
-        f"<section><h2>Results</h2>{_tiles(outcomes)}<p class=quiet>{escape(count)}{same}.</p>"
+        f"<section><h2>Results</h2>{_tiles(outcomes)}<p class=quiet>{html_text(count)}{same}.</p>"
         f"<div class=wide><table><thead><tr><th>score</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         "</section>"
     )
@@ -110,7 +124,7 @@ def _tiles(outcomes: Mapping[str, Any]) -> str:
         if "judge/all" in outcome["summary"]:
             value = Interval(**outcome["summary"]["judge/all"])
             interval = f"{value.low:.2f} to {value.high:.2f}"
-            tiles += f"<div><b>{value.value:.3f}</b><span>{escape(name)}</span><small>{interval}</small></div>"
+            tiles += f"<div><b>{value.value:.3f}</b><span>{html_text(name)}</span><small>{interval}</small></div>"
     return f"<div class=tiles>{tiles}</div>" if tiles else ""
 
 
@@ -124,24 +138,25 @@ def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
     return f"<td{clear}>{text}</td>"
 
 
-def _videos(path: Path, heading: str = "Before and after") -> str:
-    results = json.loads(path.read_text(encoding="utf-8"))
+def _videos(files: RunFiles, path: Path, results: Mapping[str, Any], heading: str = "Before and after") -> str:
     if not results["videos"]:
         return ""
     blocks = ""
     for entry in results["videos"]:
         row = results["rows"][entry["row"]]
-        figures = "".join(_video(name, path.parent / file, row[name]) for name, file in entry["files"].items())
-        blocks += f"<article><h3>{escape(row['prompt'])}</h3><div class=pair>{figures}</div></article>"
+        figures = ""
+        for name, file in entry["files"].items():
+            figures += _video(name, files.video(path.parent / file), row[name])
+        blocks += f"<article><h3>{html_text(row['prompt'])}</h3><div class=pair>{figures}</div></article>"
     note = "The first sample of the first prompts, not selected. Side by side: the same noise."
     return f"<section><h2>{heading}</h2><p class=quiet>{note}</p><div class=grid>{blocks}</div></section>"
 
 
-def _video(name: str, file: Path, scores: Mapping[str, float]) -> str:
-    source = f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
+def _video(name: str, content: bytes | None, scores: Mapping[str, float]) -> str:
+    source = f' src="data:video/mp4;base64,{base64.b64encode(content or b"").decode()}"' if content else ""
     return (
-        f'<figure><video src="{source}" autoplay loop muted playsinline></video>'
-        f"<figcaption><b>{escape(name)}</b> {verdict(scores)}</figcaption></figure>"
+        f"<figure><video{source} autoplay loop muted playsinline></video>"
+        f"<figcaption><b>{html_text(name)}</b> {verdict(scores)}</figcaption></figure>"
     )
 
 
@@ -152,36 +167,34 @@ def verdict(scores: Mapping[str, float]) -> str:
     if judged and set(judged.values()) <= {0.0, 1.0}:
         wrong = [key for key, value in judged.items() if value == 0 and key != "all"]
         good = judged.get("all", float(not wrong)) == 1
-        text = "<i class=good>right</i> " if good else f"<i class=bad>wrong: {escape(', '.join(wrong))}</i> "
+        text = "<i class=good>right</i> " if good else f"<i class=bad>wrong: {html_text(', '.join(wrong))}</i> "
     else:
-        text = "".join(f"{escape(key)} {value:.2f} " for key, value in judged.items())
+        text = "".join(f"{html_text(key)} {value:.2f} " for key, value in judged.items())
     return text + (f"<small>reward {scores['reward/total']:+.2f}</small>" if "reward/total" in scores else "")
 
 
-def _ranking(run: Path) -> str:
-    text = ""
-    for path in sorted(run.glob("reward_eval*.json")):
-        facts, rows = load_rows(path)
-        if not rows:  # or it is damaged
-            continue
-        dimensions = list(dict.fromkeys(row.dimension for row in rows))
-        dimensions.sort(key=lambda name: name != OVERALL)
-        about = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
-        accuracy, *others = measured(rows).values()
-        more = ""
-        for measure in others:
-            plot = image(plots.by_sigma(rows, dimensions, measure), measure.title)
-            more += _details(f"{measure.title}, by noise level", plot)
-        text += (
-            f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
-            f"level; 0.5 is chance, sigma 1 the floor. {escape(about)}</p>"
-            + image(plots.by_sigma(rows, dimensions, accuracy), "pairwise accuracy against sigma")
-            + more
-            + _ranking_table([row for row in rows if row.level.kind != "sampler"], dimensions[0])
-            + _calibration(rows, dimensions[0])
-            + "</section>"
-        )
-    return text
+def _ranking(files: RunFiles, path: Path) -> str:
+    content = files.json(path, "rows")
+    if not content or not content["rows"]:
+        return ""
+    facts, rows = read_rows(content)
+    dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    dimensions.sort(key=lambda name: name != OVERALL)
+    about = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
+    accuracy, *others = measured(rows).values()
+    more = ""
+    for measure in others:
+        plot = image(plots.by_sigma(rows, dimensions, measure), measure.title)
+        more += _details(f"{measure.title}, by noise level", plot)
+    return (
+        f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
+        f"level; 0.5 is chance, sigma 1 the floor. {html_text(about)}</p>"
+        + image(plots.by_sigma(rows, dimensions, accuracy), "pairwise accuracy against sigma")
+        + more
+        + _ranking_table([row for row in rows if row.level.kind != "sampler"], dimensions[0])
+        + _calibration(rows, dimensions[0])
+        + "</section>"
+    )
 
 
 def _calibration(rows: Sequence[Row], dimension: str, sigma: float = 0.8) -> str:
@@ -194,7 +207,7 @@ def _calibration(rows: Sequence[Row], dimension: str, sigma: float = 0.8) -> str
 
 
 def _details(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+    return f"<details><summary>{html_text(title)}</summary>{content}</details>"
 
 
 def _ranking_table(rows: Sequence[Row], dimension: str) -> str:
@@ -203,14 +216,14 @@ def _ranking_table(rows: Sequence[Row], dimension: str) -> str:
     for measure in measured(rows).values():
         scorers = list(dict.fromkeys(row.scorer for row in rows))
         found = {(row.scorer, row.level): measure.read(row) for row in rows}
-        head = "".join(f"<th>{escape(scorer)}</th>" for scorer in scorers)
+        head = "".join(f"<th>{html_text(scorer)}</th>" for scorer in scorers)
         body = ""
         for level in dict.fromkeys(row.level for row in rows):
             cells = ""
             for scorer in scorers:
                 value = found.get((scorer, level))
                 cells += _cell(None if value is None else vars(value))
-            body += f"<tr><td>{escape(level.label)}</td>{cells}</tr>"
+            body += f"<tr><td>{html_text(level.label)}</td>{cells}</tr>"
         table = f"<table><thead><tr><th>sigma</th>{head}</tr></thead><tbody>{body}</tbody></table>"
         tables += _details(f"{measure.title} ({dimension})", f"<div class=wide>{table}</div>")
     return tables
@@ -231,22 +244,21 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def image(data: bytes, alt: str) -> str:
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+    return f'<img alt="{html_text(alt)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
 
 
-def _file(heading: str, path: Path) -> str:
-    if not path.exists():
+def _file(heading: str, path: Path, text: str | None) -> str:
+    if text is None:
         return ""
     return (
         f"<section><h2>{heading}</h2><details><summary>{path.name}</summary>"
-        f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre></details></section>"
+        f"<pre>{html_text(text)}</pre></details></section>"
     )
 
 
-def _environment(path: Path) -> str:
-    facts = whole_json(path)
-    if facts is None:
+def _environment(facts: Mapping[str, Any] | None) -> str:
+    if not facts:
         return ""
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
+    rows = "".join(f"<tr><td>{html_text(str(k))}</td><td>{html_text(str(v))}</td></tr>" for k, v in facts.items())
     table = f"<details><summary>versions and device</summary><table>{rows}</table></details>"
     return f"<section><h2>Environment</h2>{table}</section>"

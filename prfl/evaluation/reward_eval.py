@@ -228,7 +228,7 @@ MEASURES = {
     "accuracy": Measure("pairwise accuracy within a prompt", lambda row: row.accuracy, 0.5),
     "ties": Measure("the same, ties counted", lambda row: row.accuracy_ties),
     "auc": Measure("AUC over all samples", lambda row: row.auc, 0.5),
-    "calibration": Measure("expected calibration error", lambda row: row.ece),
+    "calibration": Measure("expected calibration error, less what chance adds", lambda row: row.ece),
 }
 
 
@@ -334,7 +334,12 @@ def results_of(run: Path, manifest: Path) -> Path:
 
 def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:
     """The facts and the rows that ``save_rows`` wrote; none where a crash has damaged them."""
-    facts = whole_json(path, "rows") or {"rows": []}
+    return read_rows(whole_json(path, "rows") or {"rows": []})
+
+
+def read_rows(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
+    """The content of such a file, read already."""
+    facts = dict(content)
     return facts, [_read_row(row) for row in facts.pop("rows")]
 
 

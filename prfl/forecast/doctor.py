@@ -31,6 +31,7 @@ from prfl.forecast.inputs import downloads, missing_inputs
 from prfl.forecast.knobs import advice
 from prfl.forecast.memory import predict_memory
 from prfl.forecast.parts import module_bytes
+from prfl.forecast.protection import NOT_PROTECTED, PROTECTED
 from prfl.forecast.tables import GIB, gib
 from prfl_kernels import choose_backend
 
@@ -62,6 +63,8 @@ def check_machine() -> list[Check]:
         *choices(),
         Check("hub", hub() or "reachable", working=not hub()),
         video(),
+        Check("protected", PROTECTED),
+        *(Check(f"not protected: {name}", text, working=False) for name, text in NOT_PROTECTED.items()),
     ]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from prfl.errors import PrflError
 from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.sampling import Progress
 from prfl.evaluation.style import STYLE
+from prfl.text import html_text
 
 HERE = Path(__file__).parent
 
@@ -48,15 +49,14 @@ def write_page(
     content = {"id": path.parent.name, "dimensions": list(dimensions), "pairs": pairs, "videos": videos}
     page = (HERE / "page.html").read_text(encoding="utf-8")
     parts = {
-        "TITLE": escape(path.parent.name),
+        "TITLE": html_text(path.parent.name),
         "STYLE": STYLE + (HERE / "page.css").read_text(encoding="utf-8"),
-        "CONTENT": json.dumps(content, ensure_ascii=False).replace("<", "\\u003c"),  # no prompt can end the script
+        "CONTENT": json.dumps(content).replace("<", "\\u003c"),  # no prompt can end the script
         "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8"),
     }
-    for name, text in parts.items():
-        head, found, tail = page.partition("{{" + name + "}}")
-        assert found, f"page.html has no place for {name}"
-        page = head + text + tail
+    places = re.compile(r"\{\{([A-Z]+)\}\}")
+    assert sorted(places.findall(page)) == sorted(parts), "page.html has a place for each part"
+    page = places.sub(lambda found: parts[found[1]], page)  # in one pass: no part is a template itself
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from prfl.config.data_schema import is_hub_id
+from prfl.text import markdown_cell
 
 PAPER = "https://arxiv.org/abs/2511.21541"
 
@@ -23,7 +24,7 @@ def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
         base_model=model_id if is_hub_id(model_id) else None,
         tags=["prfl", kind, "reward-model", "video", "arxiv:2511.21541"],
     )
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {kind.capitalize()}: {', '.join(dimensions)}"]
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {kind.capitalize()}: {markdown_cell(', '.join(dimensions))}"]
     if kind == "latent-reward":
         blocks = ("block " if len(config["blocks"]) == 1 else "blocks ") + ", ".join(map(str, config["blocks"]))
         adapter = config["adapter"]
@@ -80,4 +81,4 @@ def _facts(card: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[tuple[s
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(map(markdown_cell, cells)) + " |" for cells in lines)

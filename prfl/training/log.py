@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prfl import processes
+from prfl.console import PlainConsole
 from prfl.data.files import records, replacing, restore_folders
 from prfl.errors import PrflError
 
@@ -154,7 +155,7 @@ class Log:
         console: Console | None = None,
     ) -> None:
         self.run, self.accelerator, self.every, self.steps, self.start = run, accelerator, every, steps, start
-        self.console = console or Console()
+        self.console = console or PlainConsole()
         self.window: list[Mapping[str, float]] = []
         self.progress: Progress | None = None
         self.task = TaskID(0)
@@ -167,7 +168,8 @@ class Log:
         self.previous_hook, threading.excepthook = threading.excepthook, self.on_thread_error
         self.track()
         if self.accelerator.is_main_process and self.console.is_terminal:
-            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}")]
+            numbers = TextColumn("{task.fields[numbers]}", markup=False)
+            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers]
             self.progress = Progress(*columns, console=self.console)
             self.progress.start()
             self.task = self.progress.add_task("", total=self.steps, completed=self.start, numbers="")

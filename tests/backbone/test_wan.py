@@ -19,6 +19,7 @@ from prfl.errors import PrflError
 from prfl.flow import chain_sigmas
 from prfl.rollout import guided_network, rollout
 from prfl.solvers import euler
+from tests.tolerance import assert_near
 
 PROMPTS = ["a red circle moves left quickly", "a blue square", ""]
 
@@ -197,7 +198,7 @@ def test_wan_pipeline_and_our_rollout_give_the_same_latents(tiny_pipeline_folder
     network = guided_network(backbone.velocity, condition, empty, scale=guidance, gradient="both")
     latents = rollout(network, start, euler(sigmas), keep=set()).at(steps)
     expected = pipeline_latents(tiny_pipeline_folder, start, steps, guidance)
-    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    assert_near(latents, expected, terms=48, depth=steps, condition=guidance)  # 48: the wide layer of a block
     assert (latents - start).abs().max() > 0.1
 
 

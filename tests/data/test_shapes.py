@@ -1,6 +1,8 @@
 """The shapes world: the renderer is seeded, the oracle exact, the shipped model loads and draws what it is told."""
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,3 +99,17 @@ def test_flaw_shares_are_what_was_asked_for():
     scenes, _ = fresh(2000, wrong=0.2, unsteady=0.3)
     assert sum(s.said != s.drawn for s in scenes) / 2000 == pytest.approx(0.2, abs=0.03)
     assert sum(bool(s.flaw) for s in scenes) / 2000 == pytest.approx(0.3, abs=0.03)
+
+
+def test_size_is_reported_beside_the_verdict_and_not_in_it():
+    """A policy that draws everything 18 % larger is still right in everything: the report shows it."""
+    scenes, videos = fresh(200)
+    captions = [scene.said.caption for scene in scenes]
+    grown = world.render([replace(scene, radius=scene.radius * math.sqrt(1.18)) for scene in scenes])
+    as_drawn, swollen = (samples.judge(each, captions) for each in (videos, grown))
+    assert float(as_drawn["measured/size"].mean()) == pytest.approx(1, abs=0.03)
+    ratio = swollen["measured/size"] / as_drawn["measured/size"]
+    assert float(ratio.median()) == pytest.approx(1.18, abs=0.02)
+    verdicts = {*oracle.DIMENSIONS, "all"}
+    assert as_drawn.keys() == swollen.keys() == verdicts | {"measured/size"}
+    assert float(swollen["all"].mean()) > 0.9

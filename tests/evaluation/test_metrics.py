@@ -81,9 +81,9 @@ def test_accuracy_with_ties_is_that_of_a_double_loop():
     right = []
     for i, j in brute_pairs(labels, prompts):
         if labels[i] == labels[j]:
-            right.append(abs(scores[i] - scores[j]) < 1.5)
+            right.append(abs(scores[i] - scores[j]) <= 1.5)
         else:
-            right.append((scores[i] - scores[j]) * (labels[i] - labels[j]) >= 1.5)
+            right.append((scores[i] - scores[j]) * (labels[i] - labels[j]) > 1.5)
     pairs = metrics.pairs_within(labels, prompts)
     expected = sum(map(float, right)) / len(right)
     assert metrics.pairwise_accuracy_ties(scores, pairs, 1.5).value == pytest.approx(expected)
@@ -95,14 +95,23 @@ def test_without_equal_labels_no_tie_is_called():
     assert metrics.pairwise_accuracy_ties(scores, pairs, metrics.tie_threshold(scores, pairs)).value == 1
 
 
+def test_equal_scores_call_a_tie_even_where_the_threshold_is_zero():
+    """A head that says the same of everything is right of no pair that people decided."""
+    pairs = metrics.pairs_within(torch.tensor([1.0, 0.0, 0.0]), ["a"] * 3)
+    assert metrics.pairwise_accuracy_ties(torch.zeros(3), pairs.decided(), 0.0).value == 0
+    assert metrics.pairwise_accuracy_ties(torch.zeros(3), pairs, 0.0).value == pytest.approx(1 / 3), "the tie"
+
+
 def test_auc_and_calibration_are_torchmetrics():
     scores, labels, prompts = samples(prompts=30, each=6, seed=7)
     assert metrics.auc(scores, labels, prompts).value == pytest.approx(float(binary_auroc(scores, labels.long())))
     chance = torch.rand(len(labels), generator=torch.Generator().manual_seed(8))
     error, table = metrics.calibration_error(chance, labels, prompts, bins=10)
     reference = binary_calibration_error(chance, labels.long(), n_bins=10, norm="l1")
-    assert error.value == pytest.approx(float(reference), abs=1e-6)
-    assert sum(table.count) == len(labels)
+    bins = zip(table.count, table.observed, table.predicted, strict=True)
+    plain = sum(count * abs(seen - said) for count, seen, said in bins) / len(labels)
+    assert plain == pytest.approx(float(reference), abs=1e-6)
+    assert sum(table.count) == len(labels) and error.value < plain, "less what chance adds"
 
 
 def test_interval_covers_as_often_as_it_says():
@@ -158,4 +167,4 @@ def test_diversity_is_the_mean_distance_of_two_samples_of_one_prompt():
 def test_motion_is_zero_for_a_still_video_and_the_step_for_a_ramp():
     still = torch.ones(1, 2, 4, 3, 3)
     ramp = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 2, 4, 3, 3)
-    assert metrics.motion(torch.cat([still, ramp * 0.5])).tolist() == [0.0, 0.5]
+    assert metrics.motion(torch.cat([still, ramp * 0.5])).tolist() == pytest.approx([0.0, 0.5])

@@ -12,6 +12,7 @@ from prfl.backbone.kernels import SWAPPED
 from prfl.config import load_config
 from prfl.forecast import doctor
 from prfl.forecast.doctor import Check
+from prfl.forecast.protection import NOT_PROTECTED, PROTECTED
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = str(REPOSITORY / "configs/tiny/sft.yaml")
@@ -97,3 +98,12 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("prfl.preflight.check_machine", list)
     assert cli.main(["doctor", TINY, "backbone.device=cuda"]) == 2
     assert "backbone.device: there is no usable GPU here; take auto or cpu" in capsys.readouterr().err
+
+
+def test_what_is_not_protected_is_said_here_and_in_the_readme() -> None:
+    told = {check.name: check.found for check in doctor.check_machine()}
+    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    assert len(NOT_PROTECTED) > 5 and told["protected"] == PROTECTED
+    for name, text in NOT_PROTECTED.items():
+        assert told[f"not protected: {name}"] == text
+        assert f"**{name}**: {text}" in readme

@@ -19,7 +19,7 @@ from prfl.labels.page import page_pairs, write_page
 
 SCRIPT = Path(page_module.__file__).with_name("page.js")
 CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}
-HOSTILE = "a </script><script>alert(1)</script> dog & <b>cat</b>"
+HOSTILE = "a </script><script>alert(1)</script> dog & <b>cat</b> {{SCRIPT}} {{CONTENT}} \x1b[31m"
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="the script of the page runs in node")
 
 
@@ -64,7 +64,9 @@ def test_no_side_is_first_more_often(tmp_path: Path) -> None:
 def test_the_page_holds_everything_and_loads_nothing(rows: list[LabelledVideo], tmp_path: Path) -> None:
     page = write_page(tmp_path / "label.html", rows, ["motion", "text"], CLIP)
     text = page.read_text()
-    assert not re.search(r"https?://|src=[\"']|@import|url\(|\{\{", text)
+    assert not re.search(r"https?://|src=[\"']|@import|url\(", text)
+    assert len(re.findall(r"\{\{", text)) == 2, "those of a prompt, which is no template"
+    assert "\x1b" not in text and content(page)["pairs"][-1]["prompt"] == HOSTILE
     held = content(page)
     assert held["dimensions"] == ["motion", "text"] and len(held["pairs"]) == 4 and len(held["videos"]) == 5
     assert text.count("</script>") == 2, "a prompt cannot end a script"

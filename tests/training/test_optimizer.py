@@ -24,8 +24,8 @@ def test_schedules():
 def test_clipping_gives_the_norm_before():
     parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
-    assert clip_gradients(parameters, None) == 5.0 and parameters[0].grad == 3.0
-    assert clip_gradients(parameters, 1.0) == 5.0
+    assert clip_gradients(parameters, None) == pytest.approx(5.0) and parameters[0].grad == 3.0
+    assert clip_gradients(parameters, 1.0) == pytest.approx(5.0)
     assert float(parameters[1].grad) == pytest.approx(0.8, abs=1e-5)
 
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prfl.data.shapes.world import ATTRIBUTES, BACKGROUND, COLOURS, DIRECTIONS, SHAPES, SIZE, Attributes, coverage
+from prfl.data.shapes.world import (
+    ATTRIBUTES,
+    BACKGROUND,
+    COLOURS,
+    DIRECTIONS,
+    RADIUS,
+    SHAPES,
+    SIZE,
+    Attributes,
+    coverage,
+)
 
 DIMENSIONS = ("shape", "colour", "direction", "speed", "steadiness")
 AREA_PER_RADIUS_SQUARED = {"circle": torch.pi, "bar": 2.6 * 1.1, "triangle": 5.196 * 0.66**2}
@@ -36,8 +46,18 @@ def compare(measured: dict[str, Tensor], captions: list[str]) -> dict[str, Tenso
     return right
 
 
+def size(measured: dict[str, Tensor], captions: list[str]) -> Tensor:
+    """The area of each video's shape over the mean area that the world draws of the shape in its caption.
+
+    No verdict: a policy may be right in everything and draw everything larger.
+    """
+    radius_squared = sum(r * r for r in (RADIUS[0], (RADIUS[0] * RADIUS[1]) ** 0.5, RADIUS[1])) / 3  # of an even draw
+    areas = [AREA_PER_RADIUS_SQUARED[Attributes.parse(caption).shape] * radius_squared for caption in captions]
+    return measured["area"] / torch.tensor(areas)
+
+
 def measure(videos: Tensor) -> dict[str, Tensor]:
-    """What is seen: index of each attribute (-1: none of them) and whether the motion is steady, per video."""
+    """What is seen: index of each attribute (-1: none of them), whether the motion is steady, and the median area."""
     pixels = (videos.detach().float().cpu().clamp(-1, 1) + 1) / 2  # (b, 3, t, h, w)
     deviation = pixels - BACKGROUND
     palette = torch.tensor(list(COLOURS.values())) - BACKGROUND  # (k, 3)
@@ -90,6 +110,7 @@ def measure(videos: Tensor) -> dict[str, Tensor]:
         "direction": heading,
         "speed": speed,
         "steadiness": size_kept & (residual < 1.5),
+        "area": median,
     }
 
 

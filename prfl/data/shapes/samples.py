@@ -117,5 +117,7 @@ def verdicts(measured: dict[str, Tensor], video: int, caption: str) -> dict[str,
 
 
 def judge(pixels: Float[Tensor, "b 3 f h w"], prompts: list[str]) -> dict[str, Tensor]:
-    """The oracle as a ``Judge``: float verdicts, with ``all`` of them together."""
-    return {name: value.to(torch.float32) for name, value in oracle.judge(pixels, prompts).items()}
+    """The oracle as a ``Judge``: float verdicts, with ``all`` of them together; and the size, which is none of them."""
+    measured = oracle.measure(pixels)
+    verdicts = {name: value.to(torch.float32) for name, value in oracle.compare(measured, prompts).items()}
+    return verdicts | {"measured/size": oracle.size(measured, prompts)}

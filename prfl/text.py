@@ -1,0 +1,25 @@
+"""Text that a user wrote, made fit to be shown: nothing in it can steer a terminal or reorder what stands beside it."""
+
+from __future__ import annotations
+
+import html
+import re
+
+# Control characters but for the line's end and the tab; marks that turn the direction of writing; halves of surrogates.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""The text with what cannot be seen written as Python writes it: an escape is ``\x1b``."""
+    return UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def html_text(text: object) -> str:
+    """Text for a page: visible, and no part of it is markup."""
+    return html.escape(visible(str(text)))
+
+
+def markdown_cell(text: str) -> str:
+    """Text for a cell of a markdown table: on one line, and neither a column nor a tag of its own."""
+    line = " ".join(visible(text).split())
+    return line.replace("|", "\\|").replace("<", "&lt;")

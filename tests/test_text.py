@@ -1,0 +1,62 @@
+"""Text of a user is text wherever it is shown: on the console, in tables, plots, pages and cards."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.table import Table
+
+from prfl.console import PlainConsole
+from prfl.errors import PrflError
+from prfl.evaluation import plots
+from prfl.evaluation.metrics import Interval
+from prfl.evaluation.reward_eval import MEASURES, Level, Row
+from prfl.evaluation.tables import reward_table
+from prfl.reward.card import table
+from prfl.text import html_text, visible
+
+HOSTILE = [
+    "quality [/10]",
+    "[bold]look",
+    ":smile:",
+    "a\x1b[31mred\x07",
+    "turned \u202eover",
+    r"$\frac{$",
+    "_low",
+    "a|b\nc",
+]
+
+
+def printed(*shown: object) -> str:
+    text = io.StringIO()
+    console = PlainConsole(file=text, width=140, force_terminal=True, color_system=None)
+    for each in shown:
+        console.print(each)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_printed_as_it_is(name: str) -> None:
+    rows = [Row(name, name, Level("point", 0.0, 0.0), Interval(0.5, 0.4, 0.6), None, None, None, None, None, 1, 0)]
+    other = Table(name, title=name)
+    other.add_row(name)
+    whole = visible(name)
+    assert whole.splitlines()[0] in printed(name)
+    for shown in (reward_table(rows, name, MEASURES["accuracy"]), other):
+        text = printed(shown)
+        assert all(part in text for part in whole.splitlines())
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert plots.by_sigma(rows, [name], MEASURES["accuracy"])[:4] == b"\x89PNG"
+    assert plots.curves([{"step": 1, name: 1.0}], [name])[:4] == b"\x89PNG"
+
+
+def test_what_cannot_be_seen_is_written_out() -> None:
+    assert visible("é 日本 \t\n 🙂") == "é 日本 \t\n 🙂"
+    assert visible("a\x1b[2J\r\x00\ud800\x9b") == r"a\x1b[2J\r\x00\ud800\x9b"
+    assert html_text("<b>\x1b & '") == r"&lt;b&gt;\x1b &amp; &#x27;"
+    assert str(PrflError("no \x1b[31mfile", where="a\rb", fix="x")) == "a\\rb: no \\x1b[31mfile\n  To mend it: x"
+
+
+def test_a_cell_of_a_card_is_one_cell() -> None:
+    assert table(("name",), [("a|b\nc <script>",)]).splitlines()[2] == r"| a\|b c &lt;script> |"
