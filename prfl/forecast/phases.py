@@ -170,7 +170,7 @@ def reward_phases(
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
         drops = trains and isinstance(reward, LatentReward)
-        dropout = reward.dropping(no_seeds(batch)) if drops else nullcontext()
+        dropout = reward.dropping(no_seeds(batch)) if drops else nullcontext()  # type: ignore[union-attr]
         with LiveBytes() as counted, reward.selected(), dropout:
             scores = reward.logits(leaf, torch.tensor(0.5), condition)
             saved = counted.live
