@@ -73,7 +73,8 @@ def architecture(config: Config) -> WanBackbone:
 
 def prepared(config: Config, model: WanBackbone) -> WanBackbone:
     own = config.backbone
-    model.checkpointing, model.offload = own.checkpointing, own.offload
+    # auto begins with full: what there is room for is found out by the forecast (prfl/forecast/fill.py).
+    model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
     if own.adapter:
         lora = own.adapter
         with located("backbone.adapter.targets"):

@@ -70,9 +70,10 @@ class BackboneConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the run computes; auto takes a GPU where there is one."
     )
-    checkpointing: Literal["none", "attention", "full"] = Field(
+    checkpointing: Literal["none", "attention", "full", "auto"] = Field(
         default="none",
-        description="Recompute blocks in the backward pass: all of them (full), or all but their attention's output.",
+        description="Recompute blocks in the backward pass: all of them (full), or all but their attention's output; "
+        "auto keeps as many attention outputs and whole blocks as the GPU has room for.",
         json_schema_extra=MAY_CHANGE,
     )
     offload: bool = Field(

@@ -55,7 +55,8 @@ def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
     own, data, training, rollout = config.backbone, config.data, config.training, config.rollout
     modes = ["none", "attention", "full"]
     offloads = build.device_kind(config) == "cuda" and not own.offload  # on a CPU nothing would move
-    for mode in modes[modes.index(own.checkpointing) :]:
+    less = ["full"] if own.checkpointing == "auto" else modes[modes.index(own.checkpointing) :]
+    for mode in less:
         for offload in (False, True) if offloads and mode != "none" else (False,):
             turned: dict[str, Any] = {"backbone.checkpointing": mode} if mode != own.checkpointing else {}
             turned |= {"backbone.offload": True} if offload else {}

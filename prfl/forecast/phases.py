@@ -141,7 +141,9 @@ def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
 
 
 def _blocks_alike(model: WanBackbone) -> bool:
-    """Whether the policy's adapter is on all blocks or on none."""
+    """Whether the policy's adapter is on all blocks or on none, and all keep the same for the backward pass."""
+    if len(set(model.block_modes or ())) > 1:
+        return False
     name = f".lora_A.{build.POLICY}."
     adapted = [any(name in key for key, _ in block.named_parameters()) for block in model.transformer.blocks]
     return len(set(adapted)) == 1
