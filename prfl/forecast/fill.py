@@ -28,8 +28,10 @@ SHARE = 0.9  # of the card: workspaces, the CUDA context and the allocator's gap
 
 @dataclass(frozen=True)
 class Filled:
-    """Numbers of blocks whose attention output, or whole graph, is kept: of the trained network, from the last block
-    on, and of the reward's, likewise.  peak: bytes, predicted.  room: bytes that there were."""
+    """Numbers of blocks whose attention output, or whole graph, is kept: of the trained network, and of the reward's.
+
+    peak: bytes, predicted.  room: bytes that there were.
+    """
 
     attention: int = 0
     whole: int = 0
@@ -58,10 +60,11 @@ class Filled:
 
 
 def _modes(count: int, attention: int, whole: int) -> tuple[Checkpointing, ...]:
-    """Of each block: the last ones keep the most, since the backward pass frees them first."""
+    """Of each block.  The late ones keep the most, since the backward pass frees them first; but the very last comes
+    last, since the network's head, which keeps float32 copies, is computed again with it."""
     kept: list[Checkpointing] = ["full"] * count
-    kept[count - attention :] = ["attention"] * attention
-    kept[count - whole :] = ["none"] * whole
+    for number, block in enumerate([*range(count - 2, -1, -1), count - 1][:count]):
+        kept[block] = "none" if number < whole else "attention" if number < attention else "full"
     return tuple(kept)
 
 

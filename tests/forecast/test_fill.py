@@ -57,7 +57,7 @@ def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> No
     assert fill.fill(config, least - 1).modes() == ("full",) * 5  # and the run may not fit at all
     between = fill.fill(config, (least + attention) // 2)
     assert 0 < between.attention < 5 and between.whole == between.reward_attention == 0
-    assert between.modes() == ("full",) * (5 - between.attention) + ("attention",) * between.attention
+    assert between.modes().count("attention") == between.attention and between.modes()[-1] == "full"
     everything = fill.fill(config, 2**40)
     assert everything.modes() == ("none",) * 5 and everything.reward_modes() == ("none",)
     most = everything.peak  # of a graph that is held beside the reward's, so more than with checkpointing: none
