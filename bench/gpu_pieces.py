@@ -75,7 +75,8 @@ LEFT_OUT = {  # what is in no piece, and why
     "wan-14b scale frames value81 vader": "146 GiB",
 }  # fmt: skip
 FIRST = (
-    "tests-*", "ten-minutes", "wan-1.3b-same_step-pixel_all", "wan-1.3b-same_step-pixel_1", "memory-1.3B-480p", "memory-14B-480p",
+    "tests-*", "ten-minutes", "wan-1.3b-same_step-pixel_all", "wan-1.3b-same_step-pixel_1", "memory-1.3B-480p",
+    "memory-14B-480p",
     "wan-1.3b-gradient_step-*-rank64", "wan-1.3b-rival_prfl-*", "memory-14B-480p-kernels", "wan-1.3b-attention*",
     "wan-1.3b-lora_linear-*-rank64", "wan-1.3b-qk_norm_rope*", "wan-1.3b-gated_residual_norm*",
     "wan-1.3b-methods-full_chain", "memory-*", "wan-1.3b-*",
