@@ -25,11 +25,11 @@ def train_reward(
     begin: Callable[..., TrainResult],
     clips: build.Dataset,
     validation: build.Dataset | None,
-    run_hash: str,
+    run_id: str,
 ) -> TrainResult:
     """Train, measure on the validation prompts at the end, and save to ``run/reward``.
 
-    run_hash: of the run's identity.
+    run_id: a hash of the run's identity.
     """
     reward = build.new_reward(config, model)
     objective = build.preference(config, model, reward, clips)
@@ -63,7 +63,9 @@ def train_reward(
                 console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
-            build.save_reward_stamp(run.path / "reward", model, build.Moment(step, step, run_hash))
+            build.save_reward_stamp(
+                run.path / "reward", model, build.Moment(step, step, build.run_hash(run.path, run_id))
+            )
         return {}
 
     watched = validation is not None and config.evaluation.every
@@ -95,7 +97,8 @@ def measure_reward(
     )
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if processes.is_main():
-        reward_eval.save_rows(path, rows, run=str(config.run), **facts)
+        measured = {name: build.reward_hash(reward) for name, reward in rewards.items()}
+        reward_eval.save_rows(path, rows, run=str(config.run), rewards=measured, **facts)
         for name, measure in reward_eval.measured(rows).items():
             with replacing(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
                 temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
