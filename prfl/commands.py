@@ -121,11 +121,11 @@ def train_policy(
     run: RunFolder,
     begin: Callable[..., TrainResult],
     clips: build.Dataset | None,
-    run_hash: str,
+    run_id: str,
 ) -> TrainResult:
     """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts.
 
-    run_hash: of the run's identity.
+    run_id: a hash of the run's identity.
     """
     known = build.prompts(config.data.prompts)
     if config.evaluation.stop_on_hacking and len(known["validation"]) < FEWEST_PROMPTS:
@@ -142,13 +142,13 @@ def train_policy(
         objective = build.steering(config, model, reward, clips)
     rewards = build.watched_rewards(config, model, reward)
     fallen: list[hacking.Fall] = []
-    kept = BestRound(config, model, run, run_hash) if config.evaluation.keep_best else None
+    kept = BestRound(config, model, run, run_id) if config.evaluation.keep_best else None
 
     def watch(step: int) -> dict[str, float]:
         some = known["validation"][: config.evaluation.prompts_per_round]
         outcome = outcome_of(config, model, rewards, some, config.evaluation.samples_per_prompt, "policy")
         if processes.is_main():
-            made_by = asdict(build.Moment(step, step, run_hash))
+            made_by = asdict(build.Moment(step, step, run_id))
             policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps, made_by)
             fallen[:] = hacking.falls(hacking.rounds(run.samples, step))
             for fall in fallen:
@@ -161,7 +161,8 @@ def train_policy(
         if kept:
             kept.restore()
         if processes.is_main():
-            build.save_policy(run.path, model, config, build.Moment(kept.best[0] if kept else step, step, run_hash))
+            moment = build.Moment(kept.best[0] if kept else step, step, build.run_hash(run.path, run_id))
+            build.save_policy(run.path, model, config, moment)
 
     def stop_on_hacking(step: int) -> dict[str, float]:
         if fallen:

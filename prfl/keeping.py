@@ -31,11 +31,11 @@ WATCHED = ("judge/", "held_out/")  # what nothing is trained on
 class BestRound:
     """Follows ``evaluation.keep_best`` from round to round."""
 
-    def __init__(self, config: Config, model: WanBackbone, run: RunFolder, run_hash: str = "") -> None:
-        """run_hash: of the run's identity."""
+    def __init__(self, config: Config, model: WanBackbone, run: RunFolder, run_id: str = "") -> None:
+        """run_id: a hash of the run's identity."""
         assert config.evaluation.keep_best is not None
         self.key, self.patience = config.evaluation.keep_best, config.evaluation.patience
-        self.config, self.model, self.run, self.run_hash = config, model, run, run_hash
+        self.config, self.model, self.run, self.run_id = config, model, run, run_id
         self.best, self.rounds_since, self.step = (0, -math.inf), 0, 0
 
     def after_round(self, step: int) -> dict[str, float]:
@@ -54,7 +54,7 @@ class BestRound:
         best = best_round([r for r in rounds if r[0] == step or self._weights(r[0]).exists()])
         since = sum(number > best[0] for number, _ in rounds)
         if best[0] == step:
-            moment = build.Moment(step, step, self.run_hash)
+            moment = build.Moment(step, step, self.run_id)
             build.save_policy(self._weights(step).parent, self.model, self.config, moment)
         self._tidy(rounds, best)
         told = "the best round so far" if best[0] == step else f"not better than step {best[0]}, rounds ago: {since}"

@@ -28,11 +28,11 @@ def train_reward(
     begin: Callable[..., TrainResult],
     clips: build.Dataset,
     validation: build.Dataset | None,
-    run_hash: str,
+    run_id: str,
 ) -> TrainResult:
     """Train, measure on the validation prompts at the end, and save to ``run/reward``.
 
-    run_hash: of the run's identity.
+    run_id: a hash of the run's identity.
     """
     reward = build.new_reward(config, model)
     if isinstance(reward, LatentReward) and reward.adapter:
@@ -75,6 +75,7 @@ def train_reward(
                 console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
+            run_hash = build.run_hash(run.path, run_id)
             build.save_reward_stamp(run.path / "reward", model, build.Moment(step, step, run_hash))
         if validation is not None:  # what was trained is saved by now, whatever printing comes to
             show_measured(rows, path)
@@ -113,7 +114,8 @@ def measure_reward(
         progress=progress("measuring the reward at every noise level"),
     )
     if processes.is_main():
-        reward_eval.save_rows(path, rows, run=str(config.run), **facts)
+        measured = {name: build.reward_hash(reward) for name, reward in rewards.items()}
+        reward_eval.save_rows(path, rows, run=str(config.run), rewards=measured, **facts)
     return rows
 
 

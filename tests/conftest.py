@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def save_tiny_pipeline(folder: Path, seed: int = 0, **transformer_changes) -> Pa
             transformer=tiny_transformer(**transformer_changes),
         ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_hashes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Hashes that are remembered stay out of the user's cache folder."""
+    os.environ["PRFL_HASHES"] = str(tmp_path_factory.mktemp("hashes") / "hashes.sqlite")
 
 
 @pytest.fixture(scope="session")

@@ -42,11 +42,13 @@ from prfl.build.policies import trained_weights as trained_weights
 from prfl.build.policies import weights_hash as weights_hash
 from prfl.build.provenance import Moment as Moment
 from prfl.build.provenance import check_config as check_config
+from prfl.build.provenance import run_hash as run_hash
 from prfl.build.rewards import Reward as Reward
 from prfl.build.rewards import TrainableReward as TrainableReward
 from prfl.build.rewards import followed as followed
 from prfl.build.rewards import load_reward as load_reward
 from prfl.build.rewards import new_reward as new_reward
+from prfl.build.rewards import reward_hash as reward_hash
 from prfl.build.rewards import reward_place as reward_place
 from prfl.build.rewards import save_reward_stamp as save_reward_stamp
 from prfl.build.rewards import trained_reward as trained_reward

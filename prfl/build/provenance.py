@@ -186,6 +186,15 @@ def _last(run: Path) -> Mapping[str, Any] | None:
         return None
 
 
+def run_hash(run: Path, now: str) -> str:
+    """The hash of a run's identity as its checkpoints have it; ``now`` where there is none yet.
+
+    Another version of prfl may name other facts of the same run: what its checkpoints say is compared.
+    """
+    last = _last(run)
+    return last["config_hash"] if last else now
+
+
 def check_config(config: Config) -> None:
     """Raise PrflError where a run's config is no longer that of its checkpoints, key by key of those that both have."""
     last = _last(config.run)

@@ -101,6 +101,13 @@ def reward_place(path: str | Path) -> str | Path:
     return shapes.reward_folder() if str(path) == "shapes" else path
 
 
+def reward_hash(reward: Reward) -> str:
+    """Tells the weights of one trained reward from another's; empty for one that is made of others."""
+    if not isinstance(reward, TrainableReward):
+        return ""
+    return provenance.tensors_hash({name: tensor.detach().cpu() for name, tensor in reward.state().items()})
+
+
 def save_reward_stamp(folder: Path, model: WanBackbone, moment: provenance.Moment) -> None:
     """What made a saved reward, beside its two files, which are the same whoever made them."""
     stamp = provenance.base_of(model) | asdict(moment)

@@ -165,12 +165,16 @@ def reward_text(config: Config) -> str:
     return "\n\n".join([text, *map(accuracy_text, accuracies)])
 
 
-def measured_text(path: Path) -> str:
-    """A reward_eval.json as a table: accuracy with intervals by sigma bin, and AUC where there are labels."""
+def measured_text(path: Path, weights: str) -> str:
+    """A reward_eval.json as a table: accuracy with intervals by sigma bin, and AUC where there are labels.
+
+    weights: ``build.reward_hash`` of the reward; rows of others, which ``prfl eval --head`` measured, are left out.
+    """
     if not path.is_file():
         return ""
-    _, rows = load_rows(path)
-    bins = [row for row in rows if row.level.kind == "bin"]
+    facts, rows = load_rows(path)
+    hashes = facts.get("rewards", {})
+    bins = [row for row in rows if row.level.kind == "bin" and hashes.get(row.scorer, weights) == weights]
     scorers = list(dict.fromkeys(row.scorer for row in bins))
     text = "## With intervals"
     for scorer in scorers:

@@ -125,7 +125,7 @@ def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:
     """The reward's files; returns the text of its card, and them.  Raises PrflError for weights that are not whole."""
     source = run / "reward"
     saved = read_config(source)
-    find_reward(source).check_whole()
+    tensors = find_reward(source).all_weights()
     names = [WEIGHTS, CONFIG]
     if stamp := provenance.read_stamp(source):
         provenance.check_last(source, stamp, run)
@@ -133,5 +133,5 @@ def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:
     for name in names:
         with replacing(out / name) as temporary:
             shutil.copyfile(source / name, temporary)
-    text = f"{reward_card(saved, repo)}\n{card.measured_text(run / 'reward_eval.json')}\n"
-    return text, [out / name for name in names]
+    measured = card.measured_text(run / "reward_eval.json", provenance.tensors_hash(tensors))
+    return f"{reward_card(saved, repo)}\n{measured}\n", [out / name for name in names]

@@ -111,10 +111,12 @@ class SavedReward(Generic[Content]):
         check_finite(tensors, str(path), NOT_FINITE)
         return tensors
 
-    def check_whole(self) -> None:
-        """Raises PrflError for weights that are absent, damaged, not the config's, or not finite."""
+    def all_weights(self) -> dict[str, Tensor]:
+        """Whatever the file holds.  Raises PrflError where it is absent, damaged, not the config's, or not finite."""
         path = self._file()
-        check_finite(read_tensors(path, AGAIN), str(path), NOT_FINITE)
+        tensors = read_tensors(path, AGAIN)
+        check_finite(tensors, str(path), NOT_FINITE)
+        return tensors
 
     def _file(self) -> Path:
         path = self.folder / WEIGHTS

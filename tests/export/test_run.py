@@ -125,13 +125,12 @@ def test_a_reward_run_exports_its_reward(
     backbone = build.backbone(run_config(run))
     reward = save_reward(backbone, run / "reward")
     sure = Interval(0.75, 0.5, 1.0)
-    save_rows(
-        run / "reward_eval.json",
-        [Row("reward", "motion", Level("bin", 0.0, 0.2), sure, None, None, sure, None, None, 9, 0)],
-    )
+    rows = [Row(n, "motion", Level("bin", 0.0, 0.2), sure, None, None, sure, None, None, 9, 0) for n in ("reward", "b")]
+    save_rows(run / "reward_eval.json", rows, rewards={"reward": build.reward_hash(reward), "b": "another's"})
     assert cli.main(["export", str(run), "--push", "me/head"]) == 0, capsys.readouterr().err
     card = uploaded[1]["files"]["README.md"].decode()
     assert "| motion | 0-0.2 | 0.750 [0.500, 1.000] | 0.750 [0.500, 1.000] | 9 |" in card
+    assert "### b" not in card, "another head that was measured beside it"
     assert 'LatentReward.from_pretrained("me/head", backbone=backbone)' in card
     again = LatentReward.from_pretrained(run / "export", backbone=backbone)
     assert all(torch.equal(again.state()[name], tensor) for name, tensor in reward.state().items())

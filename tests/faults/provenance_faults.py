@@ -82,14 +82,12 @@ def _(bench):
 
 
 @fault(
-    "a reward of an earlier step", "runs/reward/reward: it was written after step 2, and the run has gone on to step 3"
+    "a reward of an earlier step", "runs/reward/reward: it was written after step 1, and the run has gone on to step 2"
 )
 def _(bench):
     assert cli.main(["train", "reward.yaml"]) == 0
-    shutil.copytree("runs/reward/reward", "old")
-    assert cli.main(["train", "reward.yaml", "training.steps=3"]) == 0
-    shutil.rmtree("runs/reward/reward")
-    shutil.move("old", "runs/reward/reward")
+    path = Path("runs/reward/reward/prfl.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"end": 1}))
     return bench.cli("train", "prfl.yaml", "reward.path=runs/reward/reward")
 
 

@@ -47,14 +47,19 @@ def test_a_policy_carries_what_made_it(bench: Bench) -> None:
     assert {key: there[key] for key in own if key != "weights"} == {k: v for k, v in own.items() if k != "weights"}
 
 
+def made_old(bench: Bench) -> None:
+    """The last checkpoint as an older version left it, whose clips are told by the cache's entries."""
+    clips = load_dataset(load_backbone(bench.model), "manifest.jsonl", "cache", **CLIP)
+    as_of_old(TWO, clips.former_fingerprint)
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_what_was_moved_is_resumed(bench: Bench, old: bool) -> None:
     """Model (renamed too), cache, clips and prompts are elsewhere; the content is what it was."""
     name = "model-of-another-name"
-    if old:  # whose clips are told by the entries of the cache, and these by the model's name
-        clips = load_dataset(load_backbone(bench.model), "manifest.jsonl", "cache", **CLIP)
-        as_of_old(TWO, clips.former_fingerprint)
-        name = bench.model.name
+    if old:
+        made_old(bench)
+        name = bench.model.name  # which the cache's entries depend on
     config = yaml.safe_load(Path("sft.yaml").read_text())
     Path("elsewhere").mkdir()
     for place in ("clips", "manifest.jsonl", "cache", "train.txt", "validation.txt", "test.txt"):
@@ -72,6 +77,11 @@ def test_a_finished_run_that_is_started_again_keeps_its_results(bench: Bench) ->
     before = POLICY.read_bytes()
     assert cli.main(["train", "sft.yaml"]) == 0
     assert POLICY.read_bytes() == before and not aside()
+    made_old(bench)  # and by this version, where an older one finished it
+    state = json.loads((TWO / "state.json").read_text())
+    (TWO / "state.json").write_text(json.dumps(state | {"config_hash": "of an older identity"}))
+    assert cli.main(["train", "sft.yaml"]) == 0 and cli.main(["export", str(RUN)]) == 0
+    assert stamp(POLICY)["run"] == "of an older identity" and not aside()
 
 
 def test_all_of_an_earlier_run_is_put_aside_when_another_begins(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -135,3 +136,45 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before(tmp_path):
     assert "free some space" in str(error.value)
     assert [there.name for there in tmp_path.iterdir()] == ["step-000001"]
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_a_damaged_one_of_the_right_size_is_put_aside(tmp_path):
+    one, two = (save_checkpoint(tmp_path, state(step), keep=2) for step in (1, 2))
+    content = (two / "optimizer.safetensors").read_bytes()
+    (two / "optimizer.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert tidy(tmp_path, "auto") == [two] and find_checkpoint(tmp_path, "auto") == one
+
+
+def test_an_older_one_without_hashes_is_resumed(tmp_path):
+    path = save_checkpoint(tmp_path, state(1, identity={"seed": 0}), keep=1)
+    facts = json.loads((path / "state.json").read_text())
+    del facts["sha256"], facts["checksum"]
+    (path / "state.json").write_text(json.dumps(facts))
+    there = state(identity={"seed": 0})
+    load_checkpoint(path, there)
+    assert there.step == 1
+
+
+def test_a_key_that_came_later_is_accepted_at_its_default_alone(tmp_path):
+    written = {"version of this identity": 2, "training.batch": 4, "objective.sft": None}
+    path = save_checkpoint(tmp_path, state(1, identity=written), keep=1)
+    load_checkpoint(path, state(identity=written | {"training.accumulation": 1}))
+    for later in ({"training.accumulation": 2}, {"objective.sft.every": 1}):
+        with pytest.raises(PrflError, match=f"{next(iter(later))}: None -> "):
+            load_checkpoint(path, state(identity=written | later))
+
+
+def test_of_an_older_identity_contents_are_compared_and_places_are_not(tmp_path):
+    written = {"data.cache": "/old", "reward.path": "old/reward", "reward.path (weights)": "abc", "clips": "of entries"}
+    path = save_checkpoint(tmp_path, state(1, identity=written), keep=1)
+    there = state(
+        identity={"version of this identity": 2, "reward.path (weights)": "abc", "reward.path (settings)": "x"}
+    )
+    there.former = {"clips": "of entries"}
+    load_checkpoint(path, there)
+    there.former = {"clips": "of other entries"}
+    with pytest.raises(PrflError, match="clips: 'of entries' -> 'of other entries'"):
+        load_checkpoint(path, there)
+    there.former, there.identity["reward.path (weights)"] = {"clips": "of entries"}, "of another"
+    with pytest.raises(PrflError, match=r"reward.path \(weights\): 'abc' -> 'of another'"):
+        load_checkpoint(path, there)
