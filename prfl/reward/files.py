@@ -49,8 +49,9 @@ def kind_of(folder_or_hub: str | Path) -> str:
 
 def read_config(folder_or_hub: str | Path) -> dict[str, Any]:
     """The config.json of a saved reward of either kind.  Raises PrflError where there is none that makes sense."""
-    kind = StoredPixel if kind_of(folder_or_hub) == StoredPixel.kind else StoredLatent
-    return SavedReward.find(folder_or_hub, kind).config.model_dump(mode="json")
+    if kind_of(folder_or_hub) == StoredPixel.kind:
+        return SavedReward.find(folder_or_hub, StoredPixel).config.model_dump(mode="json")
+    return SavedReward.find(folder_or_hub, StoredLatent).config.model_dump(mode="json")
 
 
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
