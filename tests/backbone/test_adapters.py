@@ -346,3 +346,10 @@ def test_an_adapter_keeps_no_float32_copies(tiny_pipeline_folder: Path, monkeypa
         return (difference / sum(float(exact[key].square().sum()) for key in exact)) ** 0.5
 
     assert error(ours) < 2 * error(peft) < 0.01, "bfloat16 itself is good to 0.004"
+
+
+def test_how_far_an_adapter_reaches_and_what_it_will_be(backbone):
+    assert adapters.reach(backbone.transformer, "policy") == (9, 3)
+    assert adapters.reach(backbone.transformer, "reward") == (6, 2)
+    own = {name: tuple(p.shape) for name, p in backbone.adapter_parameters("reward").items()}
+    assert adapters.lora_shapes(backbone.transformer, 2, TARGETS, [0, 1]) == own
