@@ -103,6 +103,8 @@ class BestRound:
         if step != self.step:
             build.load_policy(self.config, self.model, self._weights(step))
         console.print(f"kept: the policy of step {step}, {self.key} {value:.4g}", markup=False, soft_wrap=True)
+        if step == 0:
+            console.print("warning: no round was better than the base: what is kept is the base", style="bold yellow")
 
 
 def best_round(rounds: Sequence[Round]) -> Round:

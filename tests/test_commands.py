@@ -91,6 +91,9 @@ def metrics(run: str) -> list[dict]:
 
 def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "adapter on 24 layers of 3 blocks" in shown
+    assert shown.count("does not rank clearly better than chance") >= 2, "said when it is trained and when followed"
     files = {"README.md", "config.json", "reward.safetensors"}
     assert {path.name for path in Path("runs/reward/reward").iterdir()} == files
     card = json.loads(Path("runs/reward/reward/config.json").read_text())["card"]
@@ -216,6 +219,7 @@ def test_rows_that_are_all_for_training_train_a_reward(project: Path, capsys: py
     write_manifest(Path("manifest.jsonl"), rows)
     assert cli.main(["train", "reward.yaml", "evaluation.every=0"]) == 0, capsys.readouterr().err
     assert Path("runs/reward/reward/reward.safetensors").is_file()
+    assert "never measured on held-out labels: light" in capsys.readouterr().out
 
 
 def test_held_out_prompts_are_not_trained_on(project: Path, capsys: pytest.CaptureFixture) -> None:

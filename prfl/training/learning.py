@@ -9,11 +9,11 @@ metrics.jsonl has of the steps before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, variance
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import sampled
@@ -24,7 +24,7 @@ STILL = 1e-12  # a trained weight that moved by less has not moved
 WILD = 1.0  # a trained weight that moves by more in the first step: no rate is meant to be so large
 VANISHED = 1e-12  # root mean square of a gradient: AdamW's epsilon, 1e-8, leaves a ten-thousandth of the step or less
 QUIET_SAID, QUIET_ENDS = 10, 100  # steps on end without a gradient: a hinge may be met now and then
-SMALLEST_WINDOW, LARGEST_WINDOW = 8, 100  # records at the start and at the end of a run that are compared
+SMALLEST_WINDOW, LARGEST_WINDOW = 8, 100  # rollouts at the start and at the end of a run that are compared
 CLEARLY = 4.0  # standard errors of their difference
 
 
@@ -40,6 +40,15 @@ class Watched:
     check_effect: Callable[[int], None] | None = None
 
 
+@dataclass(frozen=True)
+class Reached:
+    """What one step reached: ``value`` should rise.  rollout: whose samples it saw.  node: where it was read."""
+
+    rollout: int
+    node: float
+    value: float
+
+
 @dataclass
 class Learning:
     """Follows one run.  parameters: what is trained.  say: where a warning goes.  rate: the peak learning rate."""
@@ -51,7 +60,7 @@ class Learning:
     quiet: int = 0  # steps on end without a gradient
     lossless: int = 0  # steps on end without a loss
     pulled: int = 0  # steps with a gradient since the last look
-    goal: list[float] = field(default_factory=list)  # what should rise: a mean of each rollout's records
+    reached: list[Reached] = field(default_factory=list)
     told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -60,8 +69,7 @@ class Learning:
         self.still = sampled(self.others, SAMPLED)
         self.last = sampled(self.parameters, SAMPLED)
         self.size = sum(parameter.numel() for parameter in self.parameters.values())
-        self.shared = 1  # records in the last mean of ``goal``
-        self.raised = ""  # what ``goal`` is
+        self.sign, self.goal = 1, "trained reward"
 
     def recall(self, records: Sequence[Mapping[str, Any]]) -> None:
         """The steps before a resumption, as metrics.jsonl has them."""
@@ -74,14 +82,12 @@ class Learning:
         self.quiet = self.quiet + 1 if vanished else 0
         self.pulled += not vanished
         self.lossless = self.lossless + 1 if metrics.get("loss") == 0 else 0
-        self.raised = "reward" if "reward" in metrics else "loss"
-        value = metrics.get("reward", -metrics.get("loss", 0.0))
-        if metrics.get("rollout_age") and self.goal:  # steps of one rollout see the same samples
-            self.shared += 1
-            self.goal[-1] += (value - self.goal[-1]) / self.shared
-        else:
-            self.shared = 1
-            self.goal.append(value)
+        if "reward" not in metrics:
+            self.sign, self.goal = -1, "loss"
+        value = self.sign * metrics.get("reward", metrics.get("loss", 0.0))
+        before = self.reached[-1].rollout if self.reached else 0
+        rollout = before if metrics.get("rollout_age") else before + 1
+        self.reached.append(Reached(rollout, metrics.get("node", 0.0), value))
 
     def after_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Raises PrflError where the first step moved nothing."""
@@ -143,7 +149,7 @@ class Learning:
 
     def at_save(self, step: int) -> None:
         """Raises PrflError where the weights say, or the model's output, that the run does not what it should."""
-        if step:
+        if step:  # a signal before the first one: nothing is trained yet
             self.look(step)
             if self.watched.check_effect:
                 self.watched.check_effect(step)
@@ -157,14 +163,13 @@ class Learning:
         self.warn_of_fall(step)
 
     def warn_of_fall(self, step: int) -> None:
-        fall = clear_fall(self.goal)
+        fall = clear_fall(self.reached)
         if fall and "fall" not in self.told:
             self.told.add("fall")
-            before, after, window = fall
-            name, sign = ("trained reward", 1) if self.raised == "reward" else ("loss", -1)
+            before, after, size = fall
             self.say(
-                f"warning: up to step {step} the {name} got worse: {sign * before:.4g} in the first {window} records, "
-                f"{sign * after:.4g} in the last {window}; check the sign of reward.weights, and lower "
+                f"warning: up to step {step} the {self.goal} got worse: {self.sign * before:.4g} in the first {size} "
+                f"rollouts, {self.sign * after:.4g} now; check the sign of reward.weights, and lower "
                 f"training.learning_rate ({self.rate:g})"
             )
 
@@ -173,12 +178,31 @@ def same(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def clear_fall(values: Sequence[float]) -> tuple[float, float, int] | None:
-    """(mean at the start, mean at the end, of so many values) where the end is lower by more than chance explains."""
-    window = min(len(values) // 4, LARGEST_WINDOW)
+def clear_fall(reached: Sequence[Reached]) -> tuple[float, float, int] | None:
+    """(mean at the start, at the end, rollouts at the start) where the end is lower by more than chance explains.
+
+    A reward differs much between the nodes at which it is read, so each value counts as its difference to the mean of
+    its node; and the steps of one rollout see the same samples, so they count once, by their mean.  The start is looked
+    at twice, its first few rollouts and as many as at the end: a policy may be lost early.
+    """
+    level = {node: fmean(values) for node, values in grouped((r.node, r.value) for r in reached).items()}
+    overall = fmean(r.value for r in reached) if reached else 0.0
+    apart = grouped((r.rollout, overall + r.value - level[r.node]) for r in reached)
+    means = [fmean(values) for values in apart.values()]
+    window = min(len(means) // 4, LARGEST_WINDOW)
     if window < SMALLEST_WINDOW:
         return None
-    first, last = (torch.tensor(part, dtype=torch.float64) for part in (values[:window], values[-window:]))
-    error = math.sqrt(float(first.var() + last.var()) / window)
-    before, after = float(first.mean()), float(last.mean())
-    return (before, after, window) if before - after > CLEARLY * error else None
+    last = means[-window:]
+    for size in (SMALLEST_WINDOW, window):
+        first = means[:size]
+        error = math.sqrt(variance(first) / size + variance(last) / window)
+        if fmean(first) - fmean(last) > CLEARLY * error:
+            return fmean(first), fmean(last), size
+    return None
+
+
+def grouped(pairs: Iterable[tuple[Any, float]]) -> dict[Any, list[float]]:
+    groups: dict[Any, list[float]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups

@@ -372,3 +372,10 @@ def test_an_adapter_on_the_last_blocks_needs_no_graph_below_them(
     for key, gradient in gradients["last"].items():
         torch.testing.assert_close(gradient, gradients["everywhere"][key])
     assert kept["last"] < 0.6 * kept["everywhere"]
+
+
+def test_how_far_an_adapter_reaches_and_what_it_will_be(backbone):
+    assert adapters.reach(backbone.transformer, "policy") == (9, 3)
+    assert adapters.reach(backbone.transformer, "reward") == (6, 2)
+    own = {name: tuple(p.shape) for name, p in backbone.adapter_parameters("reward").items()}
+    assert adapters.lora_shapes(backbone.transformer, 2, TARGETS, [0, 1]) == own
