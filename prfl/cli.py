@@ -6,16 +6,15 @@ prfl.commands is imported inside the commands, so that ``prfl --help`` answers a
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from prfl.config import Config, Stage, dump_resolved, json_schema, load_config, load_stages
-from prfl.config.messages import all_keys
+from prfl.cli_options import by_option, config_of, in_file, names, numbers, print_any_name, span
+from prfl.config import Stage, dump_resolved, json_schema, load_config, load_stages
 from prfl.errors import PrflError
 from prfl.interrupts import ended_by_signals
 from prfl.streams import lossy_output, silence
@@ -128,9 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "overrides" not in options and rest:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     options.overrides = getattr(options, "overrides", []) + rest  # argparse stops at the first option
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end a run
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
+    print_any_name()
     with nullcontext() if prints_its_result(options) else lossy_output():
         return run(options)
 
@@ -169,23 +166,6 @@ def run(options: argparse.Namespace) -> int:
 def prints_its_result(options: argparse.Namespace) -> bool:
     """Whether the standard output is what the command is for; elsewhere it is told what goes on."""
     return options.command in (score, schema, doctor, bench_report, bench_compare) or getattr(options, "dry_run", False)
-
-
-def config_of(options: argparse.Namespace) -> str | Path | None:
-    """The file that a bare yaml path in an error is of: the config, or that of the run that is named."""
-    run = getattr(options, "run", None)
-    return run / "config.yaml" if options.config is None and isinstance(run, Path) else options.config
-
-
-@contextmanager
-def in_file(path: str | Path | None) -> Iterator[None]:
-    """Puts the config's file in front of a bare yaml path, as ``configs/x.yaml: reward.space``."""
-    try:
-        yield
-    except PrflError as error:
-        if path is None or error.where not in {key for key, _ in all_keys(Config)}:
-            raise
-        raise PrflError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -278,25 +258,6 @@ def parser() -> argparse.ArgumentParser:
     options = plain(schema, "schema", "write the JSON schema of configs, for editors", SCHEMA_EXAMPLES)
     options.add_argument("file", metavar="FILE", nargs="?", type=Path, help="where to; default: the terminal")
     return top
-
-
-def names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, as 0,0.5,0.9") from None
-
-
-def span(text: str) -> tuple[float, float]:
-    try:
-        low, high = text.split(":")
-        return float(low), float(high)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no LOW:HIGH, as 1:5") from None
 
 
 def train(options: argparse.Namespace) -> None:
@@ -406,18 +367,6 @@ def score(options: argparse.Namespace) -> None:
             out=options.out,
             follow_links=options.follow_links,
         )
-
-
-@contextmanager
-def by_option(keys: dict[str, str]) -> Iterator[None]:
-    """An error names the option of a command that has no config, in place of the yaml key."""
-    try:
-        yield
-    except PrflError as error:
-        if error.where not in keys:
-            raise
-        fix = error.fix.replace(f"{error.where}", keys[error.where]).replace("device: auto", "--device auto")
-        raise PrflError(error.what, where=keys[error.where], fix=fix) from error
 
 
 def export(options: argparse.Namespace) -> None:

@@ -179,8 +179,8 @@ def reward_phases(
     latents, condition = shapes.latents(batch), shapes.condition(batch)
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
-        drops = trains and isinstance(reward, LatentReward)
-        dropout = reward.dropping(no_seeds(batch)) if drops else nullcontext()  # type: ignore[union-attr]
+        own = trains and isinstance(reward, LatentReward) and reward.dropping(no_seeds(batch))
+        dropout = own or nullcontext()
         with LiveBytes() as counted, reward.selected(), dropout:
             scores = reward.logits(leaf, torch.tensor(0.5), condition)
             saved = counted.live

@@ -184,7 +184,7 @@ def check_finite(
 def remedy(cause: str, step: int) -> str:
     """In the first step nothing is trained yet, so it is no learning rate that made a number not finite."""
     if step:
-        return "lower training.learning_rate or max_grad_norm, or use float32, and resume from the last checkpoint"
+        return "lower the learning rate or max_grad_norm, or use float32, and resume from the last checkpoint"
     own = {
         "latents/max": "the model itself gives it: load it in float32 (backbone.dtype), or download it again",
         "reward": "the reward itself gives it: train it again, or name another",

@@ -128,7 +128,7 @@ def _(bench):
         WanBackbone, "velocity", lambda self, x, *args: velocity(self, x, *args) * (math.nan, 1)[len(x) == 1]
     )
     message = bench.cli("train", "prfl.yaml", "run=runs/new")
-    assert "learning_rate" not in message
+    assert "learning rate" not in message
     return message
 
 

@@ -1,0 +1,220 @@
+"""The effect of every key of a config: two values of it, and the computation whose outcomes must differ.
+
+``EFFECTS`` has for each key (by the section that declares it) the computation, a config to start from and overrides:
+those that both sides share, then one list for each side.  Where no cheap computation can show a key, ``REASONS`` says
+why, or names the test that shows it.
+"""
+
+from __future__ import annotations
+
+SFT, REWARD, PRFL, VADER = "sft.yaml", "reward.yaml", "prfl.yaml", "vader.yaml"
+CLIPS = "data.manifest=manifest.jsonl"
+PIXEL = "reward={space: pixel, head: {dimensions: [light], inner: 8, hidden: 8}}"
+SHAPES = ["data.manifest=null", "data.prompts.train=shapes", "data.frames=17", "data.height=32", "data.width=32"]
+CHAIN = "objective={name: full_chain}"
+LIGHT = "reward.head.dimensions=[light]"  # the clips of one prompt are alike in the other one
+SAMPLES = "shapes_samples, per_prompt: 2"
+
+
+def objective(name: str, key: str, *values: str) -> tuple[list[str], ...]:
+    """One side for each value of the objective's key."""
+    return tuple([f"objective={{name: {name}, {key}: {value}}}"] for value in values)
+
+
+def sides(key: str, *values: object) -> tuple[list[str], ...]:
+    return tuple([f"{key}={value}"] for value in values)
+
+
+def adapter(prefix: str, start: str, shared: list[str]) -> dict[str, tuple]:
+    return {
+        f"{prefix}.AdapterConfig.rank": ("step", start, shared, *sides(f"{prefix}.rank", 1, 2)),
+        f"{prefix}.AdapterConfig.alpha": ("step", start, shared, *sides(f"{prefix}.alpha", 1, 2)),
+        f"{prefix}.AdapterConfig.targets": ("step", start, shared, *sides(f"{prefix}.targets", "[to_q]", "[to_k]")),
+        f"{prefix}.AdapterConfig.dropout": ("step", start, shared, *sides(f"{prefix}.dropout", 0.0, 0.4)),
+    }
+
+
+def generator(text: str, key: str, *values: object) -> tuple[list[str], ...]:
+    return tuple([f"data.generator={{name: {text}, {key}: {value}}}"] for value in values)
+
+
+EFFECTS: dict[str, tuple] = {
+    "Config.run": ("loop", SFT, [], *sides("run", "runs/one", "runs/two")),
+    "Config.seed": ("step", SFT, [], *sides("seed", 0, 1)),
+    **adapter("backbone.adapter", SFT, []),
+    **adapter("reward.head.adapter", REWARD, ["reward.head.adapter={rank: 2, alpha: 2}"]),
+    "KernelsConfig.lora_linear": ("kernels", SFT, [], *sides("backbone.kernels.lora_linear", "auto", "triton")),
+    "KernelsConfig.qk_norm_rope": ("kernels", SFT, [], *sides("backbone.kernels.qk_norm_rope", "auto", "triton")),
+    "KernelsConfig.gated_residual_norm": (
+        "kernels", SFT, [], *sides("backbone.kernels.gated_residual_norm", "auto", "triton"),
+    ),
+    "BackboneConfig.model": ("step", SFT, [], [], ["backbone.model=other"]),
+    "BackboneConfig.dtype": ("step", SFT, [], *sides("backbone.dtype", "float32", "bfloat16")),
+    "BackboneConfig.device": ("device", SFT, [], *sides("backbone.device", "auto", "cuda")),
+    "BackboneConfig.checkpointing": ("step", SFT, [], *sides("backbone.checkpointing", "none", "full")),
+    "BackboneConfig.offload": (
+        "step", SFT, ["backbone.checkpointing=full"], *sides("backbone.offload", "false", "true"),
+    ),
+    "BackboneConfig.kernels": ("kernels", SFT, [], *sides("backbone.kernels", "auto", "triton")),
+    "BackboneConfig.attention": ("attention", SFT, [], *sides("backbone.attention", "auto", "triton")),
+    "BackboneConfig.train": ("step", SFT, [], [], ["backbone.train=full", "backbone.adapter=null"]),
+    "LatentHeadConfig.dimensions": ("step", REWARD, [], *sides("reward.head.dimensions", "[light]", "[calm]")),
+    "LatentHeadConfig.blocks": ("step", REWARD, [], *sides("reward.head.blocks", "[0]", "[1]")),
+    "LatentHeadConfig.pooling": ("step", REWARD, [], *sides("reward.head.pooling", "query", "mean")),
+    "LatentHeadConfig.inner": ("step", REWARD, [], *sides("reward.head.inner", 8, 16)),
+    "LatentHeadConfig.queries": ("step", REWARD, [], *sides("reward.head.queries", 1, 2)),
+    "LatentHeadConfig.heads": ("step", REWARD, [], *sides("reward.head.heads", 4, 2)),
+    "LatentHeadConfig.hidden": ("step", REWARD, [], *sides("reward.head.hidden", 8, 16)),
+    "LatentHeadConfig.film": ("step", REWARD, [], *sides("reward.head.film", "true", "false")),
+    "PixelHeadConfig.dimensions": ("step", REWARD, [PIXEL], *sides("reward.head.dimensions", "[light]", "[calm]")),
+    "PixelHeadConfig.size": ("step", REWARD, [PIXEL], *sides("reward.head.size", 8, 16)),
+    "PixelHeadConfig.hidden": ("step", REWARD, [PIXEL], *sides("reward.head.hidden", 4, 8)),
+    "PixelHeadConfig.inner": ("step", REWARD, [PIXEL], *sides("reward.head.inner", 4, 8)),
+    "RewardBase.weights": ("step", PRFL, [], *sides("reward.weights", "{light: 1.0}", "{calm: 1.0}")),
+    "RewardBase.aggregate": ("step", PRFL, [], *sides("reward.aggregate", "sum", "logsigmoid")),
+    "RewardBase.shape": ("step", PRFL, [], *sides("reward.shape", "linear", "hinge")),
+    "RewardBase.target": ("step", PRFL, ["reward.shape=hinge"], *sides("reward.target", 2.0, 9.0)),
+    "RewardBase.scale": ("step", PRFL, [], *sides("reward.scale", 0.1, 0.2)),
+    "RewardBase.batch": ("step", PRFL, [], *sides("reward.batch", "null", 1)),
+    "LatentRewardConfig.path": ("step", PRFL, [], *sides("reward.path", "heads/latent", "heads/second")),
+    "LatentRewardConfig.uncertainty_weight": (
+        "step", PRFL, ["reward.path=[heads/latent, heads/second]"], *sides("reward.uncertainty_weight", 0.0, 1.0),
+    ),
+    "PixelRewardConfig.path": ("step", VADER, [], *sides("reward.path", "heads/pixel", "heads/pixels")),
+    "GuidanceConfig.scale": ("step", PRFL, ["rollout.guidance.gradient=cond"], *sides("rollout.guidance.scale", 2, 3)),
+    "GuidanceConfig.gradient": (
+        "step", PRFL, ["rollout.guidance.scale=3"], *sides("rollout.guidance.gradient", "cond", "both"),
+    ),
+    "RolloutConfig.solver": ("step", PRFL, [CHAIN], *sides("rollout.solver", "euler", "unipc")),
+    "RolloutConfig.eta": ("step", PRFL, [CHAIN, "rollout.solver=flow_sde"], *sides("rollout.eta", 0.2, 0.9)),
+    "RolloutConfig.steps": ("step", PRFL, [CHAIN], *sides("rollout.steps", 2, 3)),
+    "RolloutConfig.shift": ("step", PRFL, [CHAIN], *sides("rollout.shift", 1.0, 5.0)),
+    "RolloutConfig.stride": ("step", PRFL, ["objective={name: vader}"], *sides("rollout.stride", 1, 2)),
+    "RolloutConfig.gradients_per_rollout": ("step", PRFL, [], *sides("rollout.gradients_per_rollout", 1, 2)),
+    "RolloutConfig.step_weight": ("step", PRFL, [], *sides("rollout.step_weight", "native", "unit")),
+    "SftConfig.prompt_dropout": ("step", SFT, [], *sides("objective.prompt_dropout", 0.0, 1.0)),
+    "PreferenceConfig.loss": ("step", REWARD, [LIGHT], *sides("objective.loss", "bce", "bradley_terry")),
+    "PreferenceConfig.eta": ("step", REWARD, [LIGHT, "objective.loss=rao_kupper"], *sides("objective.eta", 2.0, 9.0)),
+    "PreferenceConfig.sigma_sampling": ("step", REWARD, [], *sides("objective.sigma_sampling", "uniform", "shifted")),
+    "PreferenceConfig.frames": ("step", REWARD, [PIXEL], *sides("objective.frames", "null", 1)),
+    "PreferenceConfig.keep_decoded": ("step", REWARD, [PIXEL], *sides("objective.keep_decoded", "false", "true")),
+    "SteeringConfig.frames": ("step", VADER, [], *sides("objective.frames", "all", "one")),
+    "SteeringConfig.distance_weight": ("step", PRFL, [], *sides("objective.distance_weight", 0.0, 1.0)),
+    "SftRegulariserConfig.every": ("step", PRFL, [CLIPS], *sides("objective.sft.every", 1, 2)),
+    "SftRegulariserConfig.weight": ("step", PRFL, [CLIPS], *sides("objective.sft.weight", 1.0, 2.0)),
+    "SftRegulariserConfig.prompt_dropout": ("step", PRFL, [CLIPS], *sides("objective.sft.prompt_dropout", 0.0, 1.0)),
+    "FromDataConfig.from_data": ("step", PRFL, [], [], ["objective.from_data=1.0", CLIPS]),
+    "PrflConfig.handoff": ("step", PRFL, [], *sides("objective.handoff", "next", "clean")),
+    "PrflConfig.steps_range": ("step", PRFL, [], *sides("objective.steps_range", "[0, 0.25]", "[0.75, 1]")),
+    "ReflConfig.steps_range": ("step", PRFL, [], *objective("refl", "steps_range", "[0, 0.25]", "[0.75, 1]")),
+    "VaderConfig.last_steps": ("step", VADER, [], *sides("objective.last_steps", 1, 2)),
+    "AlignPropConfig.last_steps": ("step", PRFL, [], *objective("alignprop", "last_steps", "[1, 1]", "[3, 3]")),
+    "DraftLvConfig.copies": ("step", PRFL, [], *objective("draft_lv", "copies", "1", "2")),
+    "DrTuneConfig.trained_steps": ("step", PRFL, [], *objective("drtune", "trained_steps", "1", "3")),
+    "DrTuneConfig.spacing": (
+        "step", PRFL, ["rollout.steps=6"], *objective("drtune", "trained_steps: 2, spacing", "even", "random"),
+    ),
+    "DrTuneConfig.early_stop": ("step", PRFL, [], *objective("drtune", "early_stop", "0.0", "0.9")),
+    "LeapAlignConfig.alpha": ("step", PRFL, [], *objective("leapalign", "alpha", "0.0", "1.0")),
+    "LeapAlignConfig.similarity_floor": ("step", PRFL, [], *objective("leapalign", "similarity_floor", "0.1", "null")),
+    "InstructVideoConfig.start": ("step", PRFL, [CLIPS], *objective("instructvideo", "start", "0.25", "0.75")),
+    "InstructVideoConfig.last_steps": ("step", PRFL, [CLIPS], *objective("instructvideo", "last_steps", "1", "2")),
+    "InstructVideoConfig.temporal_decay": (
+        "step", VADER, [CLIPS], *objective("instructvideo", "temporal_decay", "null", "1.0"),
+    ),
+    "DenseProcessConfig.rewards": ("step", PRFL, [], *objective("dense_process", "rewards", "1", "2")),
+    "DenseProcessConfig.handoff": ("step", PRFL, [], *objective("dense_process", "handoff", "next", "clean")),
+    "DenseProcessConfig.credit": ("step", PRFL, [], *objective("dense_process", "credit", "chain", "step")),
+    "DenseProcessConfig.beta": ("step", PRFL, [], *objective("dense_process", "rewards: 2, beta", "0.0", "1.0")),
+    "DenseProcessConfig.steps_range": (
+        "step", PRFL, [], *objective("dense_process", "rewards: 1, steps_range", "[0, 0.25]", "[0.75, 1]"),
+    ),
+    "DataConfig.manifest": ("step", SFT, [], *sides("data.manifest", "manifest.jsonl", "fewer.jsonl")),
+    "DataConfig.cache": ("cache", SFT, [], *sides("data.cache", "cache-one", "cache-two")),
+    "DataConfig.frames": ("step", SFT, [], *sides("data.frames", 5, 1)),
+    "DataConfig.height": ("step", SFT, [], *sides("data.height", 16, 8)),
+    "DataConfig.width": ("step", SFT, [], *sides("data.width", 16, 8)),
+    "DataConfig.fps": ("step", SFT, [], *sides("data.fps", 8.0, 4.0)),
+    "DataConfig.skip_unreadable": (
+        "step", SFT, ["data.manifest=broken.jsonl"], *sides("data.skip_unreadable", "false", "true"),
+    ),
+    "DataConfig.encode_batch": (
+        "cache", SFT, [], ["data.encode_batch=1", "data.cache=by-one"], ["data.encode_batch=4", "data.cache=by-four"],
+    ),
+    "PromptsConfig.train": ("step", PRFL, [], *sides("data.prompts.train", "train.txt", "more.txt")),
+    "PromptsConfig.validation": ("prompts", PRFL, [], *sides("data.prompts.validation", "validation.txt", "more.txt")),
+    "PromptsConfig.test": ("prompts", PRFL, [], *sides("data.prompts.test", "test.txt", "more.txt")),
+    "MixtureConfig.count": ("clips", SFT, SHAPES, *generator("shapes_mixture", "count", 1, 2)),
+    "MixtureConfig.wrong": ("clips", SFT, SHAPES, *generator("shapes_mixture, count: 2", "wrong", 0.0, 1.0)),
+    "MixtureConfig.unsteady": ("clips", SFT, SHAPES, *generator("shapes_mixture, count: 2", "unsteady", 0.0, 1.0)),
+    "MixtureConfig.seed": ("clips", SFT, SHAPES, *generator("shapes_mixture, count: 1", "seed", 0, 1)),
+    "CuratedConfig.count": ("clips", SFT, SHAPES, *generator("shapes_curated", "count", 1, 2)),
+    "CuratedConfig.seed": ("clips", SFT, SHAPES, *generator("shapes_curated, count: 1", "seed", 0, 1)),
+    "SamplesConfig.per_prompt": ("asked", SFT, SHAPES, *generator("shapes_samples, steps: 1", "per_prompt", 2, 3)),
+    **{
+        f"SamplesConfig.{key}": (
+            "asked", SFT, SHAPES, *generator(f"{SAMPLES}{', steps: 1' * (key != 'steps')}", key, *two),
+        )
+        for key, two in {
+            "held_out_per_prompt": (2, 3), "other_captions": (0, 1), "steps": (1, 2), "guidance": ("[1.0]", "[2.0]"),
+            "batch": (1, 2), "seed": (0, 1),
+        }.items()
+    },
+    "ClipsConfig.videos": ("asked", SFT, SHAPES, *generator("video_clips", "videos", "clips", "clips/0.mp4")),
+    **{
+        f"ClipsConfig.{key}": ("asked", SFT, SHAPES, *generator("video_clips, videos: clips", key, *two))
+        for key, two in {
+            "kinds": ("[blur]", "[noise]"), "crops": (1, 2), "held_out": (0.2, 0.5), "formats": ("[mp4]", "[gif]"),
+            "seed": (0, 1),
+        }.items()
+    },
+    **{
+        f"TrainingConfig.{key}": ("loop", SFT, ["training.steps=4", *shared], *sides(f"training.{key}", *two))
+        for key, shared, two in (
+            ("batch", [], (2, 4)), ("accumulation", [], (1, 2)), ("learning_rate", [], (1e-3, 2e-3)),
+            ("warmup", [], (0, 3)), ("schedule", [], ("constant", "cosine")), ("weight_decay", [], (0.0, 0.5)),
+            ("betas", [], ("[0.9, 0.99]", "[0.5, 0.99]")), ("max_grad_norm", [], ("null", 1e-3)),
+            ("ema_decay", [], ("null", 0.5)), ("save_every", ["training.keep=9"], (1, 2)), ("keep", [], (1, 2)),
+            ("log_every", [], (1, 4)), ("trackers", [], ("[]", "[tensorboard]")),
+        )
+    },
+    "TrainingConfig.steps": ("loop", SFT, [], *sides("training.steps", 1, 2)),
+    **{
+        f"EvaluationConfig.{key}": ("sampled", SFT, [], *sides(f"evaluation.{key}", *two))
+        for key, two in {"steps": (1, 2), "guidance_scale": (1.0, 3.0), "batch": (1, 2), "seed": (0, 1)}.items()
+    },
+    **{
+        f"EvaluationConfig.{key}": ("watched", PRFL, shared, *sides(f"evaluation.{key}", *two))
+        for key, shared, two in (
+            ("every", [], (0, 1)),
+            ("final_samples", [], (0, 1)),
+            ("prompts_per_round", ["evaluation.every=1", "data.prompts.validation=more.txt"], (1, 2)),
+            ("samples_per_prompt", ["evaluation.every=1"], (1, 2)),
+            ("held_out_reward", ["evaluation.every=1"], ("null", "heads/second")),
+            ("judge", ["evaluation.every=1"], ("null", "shapes")),
+        )
+    },
+}  # fmt: skip
+
+HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_seen_and_ends_the_run"
+REFUSED = {  # one of the two values: what is asked for is not to be had here
+    "KernelsConfig.lora_linear", "KernelsConfig.qk_norm_rope", "KernelsConfig.gated_residual_norm",
+    "BackboneConfig.kernels", "BackboneConfig.attention", "BackboneConfig.device", "DataConfig.fps",
+    "DataConfig.skip_unreadable",
+}  # fmt: skip
+REASONS: dict[str, str] = {
+    "Config.version": "one value is allowed",
+    "StagesConfig.version": "one value is allowed",
+    "StagesConfig.stages": "tests/config/test_stages.py::test_a_later_stage_finds_an_earlier_run",
+    "BackboneConfig.revision": "of a hub model: there is no network here",
+    "BackboneConfig.compile": "tests/backbone/test_kernels.py::test_compiled_blocks",
+    "AestheticConfig.mlp": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",
+    "AestheticConfig.clip": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",
+    "AestheticConfig.revision": "of a hub CLIP: there is no network here",
+    "RolloutConfig.drift_limit": "tests/objective/test_reuse.py::test_drift_above_the_limit_ends_the_use_of_a_rollout",
+    "SamplesConfig.policies": "tests/data/test_samples.py::test_base_and_policy_draw_one_training_set",
+    "TrainingConfig.timeout": "tests/training/test_processes.py::test_a_killed_process_ends_the_run_with_a_message",
+    "EvaluationConfig.stop_on_hacking": HACKED,
+    "EvaluationConfig.keep_best": "tests/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",
+    "EvaluationConfig.patience": "tests/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",
+}

@@ -1,0 +1,261 @@
+"""Every key of a config does something: two values of it, two outcomes (effects.py), or a written reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prfl import build, commands
+from prfl.backbone import WanBackbone
+from prfl.config import load_config
+from prfl.config.messages import all_keys, models_in
+from prfl.config.schema import Config, PreferenceConfig, SftConfig, StagesConfig
+from prfl.data.manifest import read_manifest
+from prfl.errors import PrflError
+from prfl.evaluation.sampling import sample
+from prfl.offload import HostStore
+from prfl.reward import LatentReward
+from prfl.reward.pixel import PixelReward
+from prfl.training import RunFolder, TrainResult, make_accelerator, train
+from tests.config.effects import EFFECTS, REASONS, REFUSED
+from tests.conftest import save_tiny_pipeline
+from tests.faults.project import make_project
+from tests.objective.parts import stir
+from tests.training.test_loop import Line
+
+REPOSITORY = Path(__file__).parents[2]
+TAGS = ("name", "space")  # they choose a section: all the other entries are of one
+
+
+def declared() -> Iterator[str]:
+    """``Section.key`` of every key, by the section that declares it; an adapter's with its place in front."""
+    for root in (Config, StagesConfig):
+        for path, section in all_keys(root):
+            key = path.rpartition(".")[2]
+            owner = next(base for base in reversed(section.__mro__) if key in base.__dict__.get("__annotations__", {}))
+            opens = models_in(section.model_fields[key].annotation)
+            if key not in TAGS and (not opens or f"{owner.__name__}.{key}" in EFFECTS):
+                place = path.rpartition(".")[0] + "." if owner.__name__ == "AdapterConfig" else ""
+                yield f"{place}{owner.__name__}.{key}"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) -> Iterator[Path]:
+    folder, before = tmp_path_factory.mktemp("effects"), Path.cwd()
+    os.chdir(folder)
+    make_project(tiny_pipeline_folder)
+    save_tiny_pipeline(folder / "other", seed=1)
+    rows = Path("manifest.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("fewer.jsonl").write_text("".join(rows[1:3]), encoding="utf-8")
+    Path("clips/broken.mp4").write_bytes(b"no video")
+    broken = json.dumps({**json.loads(rows[0]), "video": "clips/broken.mp4"}) + "\n"
+    Path("broken.jsonl").write_text("".join(rows) + broken, encoding="utf-8")
+    Path("more.txt").write_text("a green square\na yellow circle\n", encoding="utf-8")
+    for kind, name in (("latent", "second"), ("pixel", "pixels")):
+        shutil.copytree(f"heads/{kind}", f"heads/{name}")
+    second = LatentReward.from_pretrained("heads/second", model_of(load_config("prfl.yaml")))
+    pixels = PixelReward.from_pretrained("heads/pixels")
+    for parameter in (*second.parameters().values(), *pixels.parameters().values()):
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    second.save_pretrained("heads/second")
+    pixels.save_pretrained("heads/pixels")
+    yield folder
+    os.chdir(before)
+
+
+MODELS: dict[str, WanBackbone] = {}
+
+
+def model_of(config: Config) -> WanBackbone:
+    """The config's model, its policy stirred; made once, but where a reward adds an adapter."""
+    kind = repr((config.backbone, config.seed, config.objective.name == "sft"))
+    if kind not in MODELS or config.objective.name == "preference":
+        MODELS[kind] = build.backbone(config)
+        if config.backbone.adapter:
+            stir(MODELS[kind], build.POLICY, seed=3)
+    return MODELS[kind]
+
+
+def step(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    """Metrics and gradients of the objective's first two steps, and how they were computed."""
+    model = model_of(config)
+    path = build.fill_cache(config, model, iter) if build.has_clips(config) else None
+    clips = build.dataset(config, model, path, "train") if path else None
+    if isinstance(config.objective, PreferenceConfig):
+        reward = build.new_reward(config, model)
+        if isinstance(reward, LatentReward) and reward.adapter:
+            stir(model, reward.adapter.name, seed=4)
+        objectives = [build.preference(config, model, reward, clips)]
+    elif isinstance(config.objective, SftConfig):
+        objectives = [build.sft(config, model, clips)]
+    else:
+        objectives = [build.steering(config, model, build.trained_reward(config, model), clips)]
+    regulariser = build.regulariser(config, model, clips)
+    counted: Counter[str] = Counter()
+    put = HostStore.put
+    patch.setattr(HostStore, "put", lambda self, tensor: counted.update(put=1) or put(self, tensor))
+    hooks = [block.register_forward_hook(lambda *_: counted.update(blocks=1)) for block in model.transformer.blocks]
+    for parameter in objectives[0].parameters().values():
+        parameter.grad = None
+    numbers = []
+    for number in range(2):
+        if regulariser and regulariser.due(number):
+            numbers.append(regulariser.objective.accumulate(number, [2 * number, 2 * number + 1]))
+        metrics = objectives[0].accumulate(number, [2 * number, 2 * number + 1])
+        numbers.append({name: round(value, 9) for name, value in metrics.items() if not name.startswith("seconds")})
+    for hook in hooks:
+        hook.remove()
+    gradients = {n: float(p.grad.double().norm()) for n, p in objectives[0].parameters().items() if p.grad is not None}
+    return numbers, gradients, counted, len(getattr(objectives[0], "decoded", {}))
+
+
+def loop(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    """A toy objective in the training loop: its weights, what it was asked, the files and the lines that it leaves."""
+    shutil.rmtree(config.run, ignore_errors=True)
+    said: list[str] = []
+    patch.setattr("prfl.training.log.Log.say", lambda self, text: said.append(text.partition("  ")[0]))
+    line, run = Line(), RunFolder(config.run)
+    line.weight.data += 1.0
+    train(line, config.training, run, accelerator=make_accelerator(run, "cpu", config.training.trackers))
+    files = sorted(str(path.relative_to(config.run.parent)) for path in config.run.rglob("*") if path.is_dir())
+    averaged = [path.name for path in config.run.rglob("ema.safetensors")]
+    return line.weight.tolist(), line.calls, files, averaged, said
+
+
+def sampled(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    model, calls = model_of(config), []
+    hook = model.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    drawn = sample(model, ["a red circle", "a blue square"], [0, 0], build.sampling(config), adapter=build.POLICY)
+    hook.remove()
+    return float(drawn.double().norm()), len(calls)
+
+
+def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    """What a run draws and measures, and when."""
+    seen: list[Any] = []
+
+    def outcome_of(config: Config, model: object, rewards: dict, some: list[str], per_prompt: int, name: str, **_: Any):
+        seen.append((name, some, per_prompt, sorted(rewards), build.judge(config.evaluation) is not None))
+        raise PrflError("seen", fix="")
+
+    def begin(objective: object, hooks: Any, finish: Callable, **_: Any) -> TrainResult:
+        seen.append([(hook.every, hook.at_start) for hook in hooks])
+        for call in (*(hook.call for hook in hooks), finish):
+            with pytest.raises(PrflError, match="^seen$") if hooks and call is not finish else finishing(config):
+                call(0)
+        return TrainResult(1, None, None)
+
+    def finishing(config: Config) -> Any:
+        return pytest.raises(PrflError, match="^seen$") if config.evaluation.final_samples else no_error()
+
+    patch.setattr(commands, "outcome_of", outcome_of)
+    commands.train_policy(config, model_of(config), RunFolder(config.run), begin, None)
+    return seen
+
+
+class no_error:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def clips(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    """The rows and the files that a generator makes."""
+    path = build.manifest(config, None, iter)  # type: ignore[arg-type]  # it draws nothing by the model
+    rows = read_manifest(path)
+    content = [hashlib.sha256(row.video.read_bytes()).hexdigest() for row in rows]
+    return [(row.prompt, row.label) for row in rows], content
+
+
+def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    """What a generator asks of those who draw, label and cut (a folder's name differs by keys that nobody reads)."""
+    seen: list[Any] = []
+    patch.setattr(build.inputs, "sample", lambda *given, **_: seen.append(asdict(given[3])) or torch.zeros(1))
+    patch.setattr(build.inputs, "decode_all", lambda model, latents, batch: seen.append(batch) or latents)
+
+    def labelled(folder: Path, known: object, counts: dict, draw: Callable, *others: Any) -> Path:
+        seen.extend([counts, others[:2]])
+        draw(["a red circle"], [0])
+        return folder
+
+    def write_clips(folder: Path, videos: Path, known: object, settings: Any, **_: Any) -> tuple[Path, Path]:
+        seen.extend([videos, asdict(settings)])
+        return folder, folder
+
+    patch.setattr(build.inputs.shapes, "labelled", labelled)
+    patch.setattr(build.inputs.cutting, "write_clips", write_clips)
+    build.manifest(config, model_of(load_config("sft.yaml")), iter)
+    return seen
+
+
+def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    sizes: list[int] = []
+    encode = WanBackbone.encode
+    patch.setattr(WanBackbone, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels))
+    build.fill_cache(config, model_of(config), iter)
+    return sizes, sorted(path.name for path in Path.cwd().glob("cache-*"))
+
+
+COMPUTATIONS: dict[str, Callable[[Config, pytest.MonkeyPatch], Any]] = {
+    "step": step, "loop": loop, "sampled": sampled, "watched": watched, "clips": clips, "asked": asked, "cache": cached,
+    "prompts": lambda config, patch: build.prompts(config.data.prompts),
+    "kernels": lambda config, patch: build.kernels(config),
+    "attention": lambda config, patch: build.attention(config, model_of(config)),
+    "device": lambda config, patch: build.device(config.backbone),
+}  # fmt: skip
+
+
+@cache
+def outcome(computation: str, source: str, overrides: tuple[str, ...]) -> str:
+    """In words, so that outcomes of any kind compare; a refusal is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        try:
+            return repr(COMPUTATIONS[computation](load_config(source, overrides), patch))
+        except PrflError as error:
+            return f"refused: {error}"
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_two_values_have_two_outcomes(key: str, project: Path) -> None:
+    computation, source, shared, *sides = EFFECTS[key]
+    first, second = (outcome(computation, source, (*shared, *side)) for side in sides)
+    assert first != second, f"{key} does nothing: {first[:500]}"
+    refused = [text for text in (first, second) if text.startswith("refused: ")]
+    assert len(refused) == (key in REFUSED), refused
+
+
+def test_every_key_is_here_once() -> None:
+    keys = set(declared())
+    assert {"backbone.adapter.AdapterConfig.dropout", "PrflConfig.handoff"} <= keys
+    assert not EFFECTS.keys() & REASONS.keys()
+    assert keys - EFFECTS.keys() - REASONS.keys() == set(), "say in effects.py what these keys do"
+    assert (EFFECTS.keys() | REASONS.keys()) - keys == set(), "no key of the schema"
+
+
+def test_a_test_that_a_reason_names_is_there() -> None:
+    for reason in REASONS.values():
+        if "::" in reason:
+            file, test = reason.split("::")
+            assert f"def {test}(" in (REPOSITORY / file).read_text(encoding="utf-8"), reason
+
+
+@pytest.mark.parametrize("start", ["sft.yaml", "reward.yaml"])
+def test_a_key_that_does_nothing_is_found(start: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As dropout was: its layers never were in training mode."""
+    monkeypatch.setattr("prfl.backbone.dropout.SampleDropout.forward", lambda self, x: x)
+    key = "backbone.adapter.dropout" if start == "sft.yaml" else "reward.head.adapter.dropout"
+    shared = [] if start == "sft.yaml" else ["reward.head.adapter={rank: 2, alpha: 2}"]
+    one, two = (step(load_config(start, [*shared, f"{key}={rate}"]), monkeypatch) for rate in (0.0, 0.4))
+    assert one == two
