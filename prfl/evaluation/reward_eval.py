@@ -306,7 +306,7 @@ def results_of(run: Path, manifest: Path) -> Path:
     for number in count(1):
         path = run / (f"reward_eval-{name}.json" if number == 1 else f"reward_eval-{name}-{number}.json")
         try:
-            measured_on = json.loads(path.read_text()).get("clips")
+            measured_on = json.loads(path.read_text(encoding="utf-8")).get("clips")
         except (OSError, ValueError, AttributeError):  # nothing, or nothing that could be lost
             return path
         if measured_on is None or Path(measured_on).resolve() == clips:

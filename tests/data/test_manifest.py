@@ -180,3 +180,24 @@ def test_one_file_for_all_sets_is_split(tmp_path):
     found = build.prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
     assert {name: len(some) for name, some in found.items()} == {"train": 18, "validation": 2, "test": 1}
     assert len(build.prompts(PromptsConfig(train=str(path)))["train"]) == 20
+
+
+def test_links_lead_out_where_the_user_says_so(folder):
+    """As in a snapshot of the hub; the path keeps the name, since a blob has no suffix.  ``..`` never leads out."""
+    os.rename(folder.parent / "outside.mp4", folder.parent / "blob")
+    os.remove(folder / "clips" / "link.mp4")
+    os.symlink("../../blob", folder / "clips" / "link.mp4")
+    os.symlink("link.mp4", folder / "clips" / "again.mp4")
+    path = folder / "m.jsonl"
+    path.write_text(json.dumps({**VIDEO, "video": "clips/link.mp4"}))
+    with pytest.raises(PrflError, match="leaves the manifest's folder by a link") as caught:
+        read_manifest(path)
+    assert "data.follow_links=true" in caught.value.fix and "--follow-links" in caught.value.fix
+    (row,) = read_manifest(path, follow_links=True)
+    assert row.video == folder.resolve() / "clips" / "link.mp4"
+    path.write_text(json.dumps({**PAIR, "a": "clips/link.mp4", "b": "clips/again.mp4"}))
+    with pytest.raises(PrflError, match="both sides"):
+        read_manifest(path, follow_links=True)
+    path.write_text(json.dumps({**VIDEO, "video": "../blob"}))
+    with pytest.raises(PrflError, match="leaves the manifest's folder\n"):
+        read_manifest(path, follow_links=True)
