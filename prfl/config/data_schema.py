@@ -63,7 +63,8 @@ class ClipsConfig(Section):
         description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
     )
     videos: FolderOrFile = Field(
-        description="A video, or a folder of videos and of folders of them; hidden files and what prfl wrote are left out."
+        description="A video, or a folder of videos and of folders of them. Hidden files, files of other suffixes and "
+        "what prfl wrote are left out, and said."
     )
     kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
         default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
