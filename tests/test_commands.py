@@ -186,6 +186,17 @@ def test_eval_compares_rewards_on_other_clips(project: Path, capsys: pytest.Capt
     assert Path("runs/alone/reward_eval-other.json").is_file()
 
 
+def test_clips_are_not_cut_from_clips(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """``videos: .`` above the cache and the runs: three commands find the same videos."""
+    generator = "data.generator={name: video_clips, videos: ., kinds: [noise]}"
+    for _ in range(3):
+        arguments = ["cache", "full.yaml", "data.manifest=null", generator]
+        assert cli.main(arguments) == 0, capsys.readouterr().err
+    (made,) = Path("cache").glob("video_clips-*")
+    assert len(read_manifest(made / "clips.jsonl")) == len(list(Path("clips").glob("*.mp4"))) == 12
+    assert (made / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
+
+
 def test_full_fine_tuning_saves_a_transformer_for_diffusers(
     project: Path, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -80,7 +80,10 @@ class ClipsConfig(Section):
     name: Literal["video_clips"] = Field(
         description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
     )
-    videos: FolderOrFile = place(description="A video, or a folder of videos and of folders of them.")
+    videos: FolderOrFile = place(
+        description="A video, or a folder of videos and of folders of them. Hidden files, files of other suffixes and "
+        "what prfl wrote are left out, and said."
+    )
     kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
         default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
         min_length=1,

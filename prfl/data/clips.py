@@ -164,8 +164,8 @@ def _say_left_out(found: Mapping[Path, Stretches], settings: ClipSettings) -> No
     if short:
         print(f"left out: {listed(f'shorter than {settings.frames} frames at {settings.fps:g} fps', short)}")
     if still:
-        what = f"with stretches in which more than half of the pictures are repeats ({sum(still.values())} in all)"
-        print(f"left out: {listed(what, still)}")
+        count = sum(still.values())
+        print(f"left out: {count} stretches that stand still for more than half, in {listed('videos', list(still))}")
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import av
 import numpy as np
 import torch
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorTrc
@@ -124,7 +124,8 @@ def decoded(container: av.container.InputContainer, stream: VideoStream, path: P
         if frame.time is None:
             raise PrflError("has a picture without a time", where=str(path), fix=AGAIN)
         start = frame.time if start is None else start
-        yield Shown(frame.time - start, float((frame.duration or 0) * frame.time_base), frame)
+        duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        yield Shown(frame.time - start, duration, frame)
 
 
 def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, path: Path) -> Float[Tensor, "3 h w"]:
@@ -216,11 +217,12 @@ def _check_colours(frame: VideoFrame, path: Path) -> None:
 
 def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     try:
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
-        if data is None:
-            return 1.0, 0.0, 0.0, 1.0
-        a, b, c, d = np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]].astype(float).tolist()
+        side_data = cast(SideDataContainer, frame.side_data)  # PyAV's own types know two of its kinds alone
+        data = np.frombuffer(bytes(side_data[Type.DISPLAYMATRIX]), np.int32)
+        a, b, c, d = data[[0, 1, 3, 4]].astype(float).tolist()
         return (a, b, c, d) if a or b else (1.0, 0.0, 0.0, 1.0)
+    except KeyError:
+        return 1.0, 0.0, 0.0, 1.0
     except ValueError:  # among the side data is something that this PyAV has no name for
         turned = math.radians(frame.rotation)  # counter-clockwise
         return math.cos(turned), -math.sin(turned), math.sin(turned), math.cos(turned)

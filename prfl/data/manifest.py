@@ -167,7 +167,7 @@ def _inside(name: str, manifest: Path, where: str, follow_links: bool) -> Path:
     except (OSError, ValueError) as error:  # a name too long, a null byte
         raise PrflError(f"{name[:80]!r} cannot be a file name: {error}", where=where, fix="mend the path") from error
     leaves = not found.is_relative_to(folder)
-    if leaves and not link.is_relative_to(folder):
+    if leaves and not (link.is_relative_to(folder) and link.resolve() == found):
         fix = "move the file, or put the manifest into a folder above it"
         raise PrflError(f"{name!r} leaves the manifest's folder", where=where, fix=fix)
     if leaves and not follow_links:

@@ -259,8 +259,8 @@ def _write_gif(container: av.container.OutputContainer, pictures: np.ndarray, ra
         source.push(frame)
     source.push(None)
     for index in range(len(pictures)):
-        frame = graph.pull()
-        assert isinstance(frame, VideoFrame)
-        frame.pts, frame.time_base = math.floor(index * 100 / rate + Fraction(1, 2)), Fraction(1, 100)
-        container.mux(stream.encode(frame))
+        coloured = graph.pull()
+        assert isinstance(coloured, VideoFrame)
+        coloured.pts, coloured.time_base = math.floor(index * 100 / rate + Fraction(1, 2)), Fraction(1, 100)
+        container.mux(stream.encode(coloured))
     container.mux(stream.encode(None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.sources import find_videos
 from prfl.data.video import read_video, write_video
 from prfl.errors import PrflError
+from tests.data.files_as_they_are import encode
 
 PROMPTS = {"train": ["a wave", "a cloud", "the sea"], "validation": ["some smoke"], "test": ["a river"]}
 SETTINGS = ClipSettings(frames=5, height=16, width=16, fps=8)
@@ -147,3 +149,37 @@ def test_an_unreadable_video_ends_it_or_is_left_out(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "out" / "pairs.jsonl").exists()
     _, clips_file = write_clips(tmp_path / "out", tmp_path / "in", PROMPTS, SETTINGS, skip_unreadable=True)
     assert "left out" in capsys.readouterr().out and len(read_manifest(clips_file)) == 6
+
+
+def test_short_and_still_ones_are_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The rest of a file with a still in it is cut; its held-out clips are the last ones that move."""
+    write_video(tmp_path / "in" / "long.mp4", texture(40), 8)
+    write_video(tmp_path / "in" / "short.mp4", texture(4), 8)
+    write_video(tmp_path / "in" / "._long.mp4", texture(40, seed=1), 8)
+    levels = [np.full((16, 24, 3), 12 * index, np.uint8) for index in range(16)]
+    times = [index / 8 for index in range(6)] + [2.25 + index / 8 for index in range(10)]
+    encode(tmp_path / "in" / "still.mp4", levels, times=times)
+    _, clips_file = write_clips(tmp_path / "out", tmp_path / "in", PROMPTS, SETTINGS)
+    said = capsys.readouterr().out
+    assert "left out: 1 hidden files (._long.mp4)" in said
+    assert "left out: 1 shorter than 5 frames at 8 fps (short.mp4)" in said
+    assert "left out: 2 stretches that stand still for more than half, in 1 videos (still.mp4)" in said
+    rows = read_manifest(clips_file)
+    assert len(rows) == 8 + 3 and [row.split for row in rows] == ["train"] * 9 + ["validation"] * 2
+
+
+def test_damage_behind_the_first_clips_ends_it_or_leaves_the_rest_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    noise = draws.normal((3, 60, 32, 32), 0, "noise", 0, [0])[0].clamp(-1, 1)
+    write_video(tmp_path / "x.mp4", noise, 8)
+    data = bytearray((tmp_path / "x.mp4").read_bytes())
+    at = data.index(b"mdat") + len(data) * 3 // 4
+    data[at : at + 6000] = bytes(6000)
+    (tmp_path / "x.mp4").write_bytes(bytes(data))
+    with pytest.raises(PrflError, match="x.mp4: (is damaged|cannot be decoded)"):
+        write_clips(tmp_path / "none", tmp_path / "x.mp4", PROMPTS, SETTINGS)
+    capsys.readouterr()
+    _, clips_file = write_clips(tmp_path / "out", tmp_path / "x.mp4", PROMPTS, SETTINGS, skip_unreadable=True)
+    rows = read_manifest(clips_file)
+    assert "left out" in capsys.readouterr().out and 3 <= len(rows) < 12 and rows[-1].split == "validation"

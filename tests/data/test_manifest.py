@@ -192,3 +192,24 @@ def test_prompts_that_differ_only_in_how_they_are_written_are_split_together():
     for some in split.values():
         assert {plain(prompt) for prompt in some} & set(prompts) == {p for p in some if p in prompts}
     assert before == split_prompts(prompts), "and nothing moves where nothing is alike"
+
+
+def test_links_lead_out_where_the_user_says_so(folder):
+    """As in a snapshot of the hub; the path keeps the name, since a blob has no suffix.  ``..`` never leads out."""
+    os.rename(folder.parent / "outside.mp4", folder.parent / "blob")
+    os.remove(folder / "clips" / "link.mp4")
+    os.symlink("../../blob", folder / "clips" / "link.mp4")
+    os.symlink("link.mp4", folder / "clips" / "again.mp4")
+    path = folder / "m.jsonl"
+    path.write_text(json.dumps({**VIDEO, "video": "clips/link.mp4"}))
+    with pytest.raises(PrflError, match="leaves the manifest's folder by a link") as caught:
+        read_manifest(path)
+    assert "data.follow_links=true" in caught.value.fix and "--follow-links" in caught.value.fix
+    (row,) = read_manifest(path, follow_links=True)
+    assert row.video == folder.resolve() / "clips" / "link.mp4"
+    path.write_text(json.dumps({**PAIR, "a": "clips/link.mp4", "b": "clips/again.mp4"}))
+    with pytest.raises(PrflError, match="both sides"):
+        read_manifest(path, follow_links=True)
+    path.write_text(json.dumps({**VIDEO, "video": "../blob"}))
+    with pytest.raises(PrflError, match="leaves the manifest's folder\n"):
+        read_manifest(path, follow_links=True)

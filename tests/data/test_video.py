@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import struct
+import tracemalloc
 from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 import torch
 from av.video.frame import VideoFrame
 
 from prfl.data.video import cut_video, find_stretches, read_video, write_video
 from prfl.errors import PrflError
+from tests.data.files_as_they_are import cut_by_edit_list, encode, patch
 
 SIZE = dict(frames=17, height=32, width=32, fps=8)
 
@@ -219,3 +223,92 @@ def test_sound_alone_and_wrong_suffixes(tmp_path):
         write_video(tmp_path / "x.avi", disc(), 8)
     with pytest.raises(PrflError, match="cannot be decoded"):
         read_video(tmp_path / "nothing.mp4", **SIZE)
+
+
+@pytest.mark.parametrize("rate", ["24000/1001", "30000/1001", "60000/1001"])
+@pytest.mark.parametrize("asked", [0.0, -5e-4, 5e-4])
+def test_as_many_pictures_as_are_needed_are_enough(tmp_path, rate, asked):
+    """One answer, whoever asks: the rate is written as 23.976, and rounded up or down."""
+    encode(tmp_path / "x.mp4", [np.full((16, 16, 3), 3 * index, np.uint8) for index in range(81)], fps=Fraction(rate))
+    fps = float(Fraction(rate)) + asked
+    assert find_stretches(tmp_path / "x.mp4", frames=81, fps=fps).numbers == [0]
+    assert read_video(tmp_path / "x.mp4", frames=81, height=16, width=16, fps=fps).shape[1] == 81
+    assert find_stretches(tmp_path / "x.mp4", frames=82, fps=fps).numbers == []
+    with pytest.raises(PrflError, match="has 81 of the 82 pictures"):
+        read_video(tmp_path / "x.mp4", frames=82, height=16, width=16, fps=fps)
+
+
+@pytest.mark.parametrize("window", ["start", "centre"])
+def test_an_edit_list_decides_what_is_shown(tmp_path, window):
+    path = tmp_path / "x.mp4"
+    steps(40, 8, path)
+    cut_by_edit_list(path, first=11, count=20, fps=8)
+    clip = dict(height=16, width=16, fps=8)
+    shown = which(read_video(path, frames=20, window=window, **clip), 40)
+    assert shown == list(range(11, 31))
+    stretches = find_stretches(path, frames=6, fps=8)
+    assert stretches == ([0, 1, 2], 0, None)
+    clips = list(cut_video(path, stretches.numbers, frames=6, **clip))
+    assert [which(clip, 40) for clip in clips] == [shown[:6], shown[6:12], shown[12:18]]
+
+
+def test_a_still_is_held_until_its_successor_comes(tmp_path):
+    """1.7 s between two pictures, as screen recordings have it: the second one is not shown half of that too early."""
+    times = [index / 8 for index in range(9)] + [2.7 + index / 8 for index in range(20)]
+    pictures = [np.full((16, 16, 3), 4 * index, np.uint8) for index in range(len(times))]
+    encode(tmp_path / "x.mp4", pictures, times=times)
+    read = read_video(tmp_path / "x.mp4", frames=30, height=16, width=16, fps=8)
+    shown = [round(float(level + 1) * 127.5 / 4) for level in read.mean(dim=(0, 2, 3))]
+    assert shown[:9] == list(range(9)) and shown[9:21] == [8] * 12 and shown[22:] == list(range(9, 17))
+    stretches = find_stretches(tmp_path / "x.mp4", frames=8, fps=8)
+    assert stretches == ([0, 3, 4], 2, None), "what stands still is left out, and the rest is not"
+
+
+def test_the_last_picture_stands_as_long_as_the_file_says(tmp_path):
+    """Eight pictures, and four seconds of the last one: up to as many repeats are a clip."""
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"bf": "0"})  # they come in the order of time
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        packets = []
+        for index in range(8):
+            frame = VideoFrame.from_ndarray(np.full((16, 16, 3), 20 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 8)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for packet in packets:
+            packet.duration = round((4 if packet.pts == packets[-1].pts else 1 / 8) / packet.time_base)
+        for packet in packets:
+            container.mux(packet)
+    clip = dict(height=16, width=16, fps=8)
+    assert read_video(tmp_path / "x.mkv", frames=16, **clip).shape[1] == 16
+    with pytest.raises(PrflError, match="only 8 different pictures where 17"):
+        read_video(tmp_path / "x.mkv", frames=17, **clip)
+    assert find_stretches(tmp_path / "x.mkv", frames=8, fps=8).numbers == [0]
+
+
+def test_a_file_that_lies_about_its_length_takes_no_memory(tmp_path):
+    """Each of four pictures claims to be shown for four years: as a list of instants, 11 GiB and more."""
+    path = tmp_path / "x.mp4"
+    write_video(path, disc(4, 16, 16), 8)
+    content = path.read_bytes()
+    patch(path, b"mdhd", 16, struct.pack(">I", 16))
+    entries = content.index(b"stts") + 8
+    patch(path, b"stts", 12, struct.pack(">II", 4, 2**30))
+    assert path.stat().st_size < 3000 and struct.unpack_from(">I", content, entries)[0] == 1
+    tracemalloc.start()
+    assert find_stretches(path, frames=5, fps=24).numbers == []
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_damage_behind_the_first_stretches_leaves_these(tmp_path):
+    path = tmp_path / "x.mp4"
+    generator = torch.Generator().manual_seed(0)
+    write_video(path, torch.rand(3, 200, 32, 32, generator=generator) * 2 - 1, 8)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdat") + len(data) * 3 // 4
+    data[at : at + 6000] = bytes(6000)
+    path.write_bytes(bytes(data))
+    found = find_stretches(path, frames=10, fps=8)
+    assert found.damage is not None and 3 < len(found.numbers) < 20
+    assert len(list(cut_video(path, found.numbers, frames=10, height=16, width=16, fps=8))) == len(found.numbers)

@@ -10,7 +10,7 @@ import av
 import pytest
 import torch
 
-from prfl.data.files import records
+from prfl.data.files import records, written_by_prfl
 from prfl.evaluation import plots
 from prfl.evaluation.media import browser_mp4, enlarge
 from prfl.evaluation.policy_eval import Outcome, compare, flat, measure, summarise, write_results
@@ -76,6 +76,7 @@ def test_outcomes_of_other_samples_are_not_compared():
 
 def test_results_file_holds_rows_summaries_and_playable_videos(tmp_path):
     path = write_results(tmp_path, [outcome("base"), outcome("policy", 0.3)], fps=8.0)
+    assert written_by_prfl(tmp_path), "no clips are ever cut from samples"
     results = json.loads(path.read_text())
     assert results["samples"] == len(results["rows"]) == 18
     assert results["rows"][4]["sample"] == 1 and results["rows"][4]["prompt"] == "prompt 1"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from prfl.evaluation.reward_eval import (
     levels,
     load_rows,
     pixel_scorer,
+    results_of,
     save_rows,
     score,
 )
@@ -173,3 +177,18 @@ def test_pixel_scorer_decodes_the_clean_prediction_of_the_base(tiny_backbone):
         assert float(scorer(latents, torch.tensor([0.5]), condition)["bright"]) == pytest.approx(
             float(expected), abs=1e-5
         )
+
+
+def test_results_of_other_clips_stay(tmp_path: Path) -> None:
+    """Two manifests in one folder, and two folders of one name."""
+    run, clips = tmp_path / "run", ["a/set/manifest.jsonl", "a/set/hard.jsonl", "b/set/manifest.jsonl"]
+    run.mkdir()
+    for _ in range(2):  # the second time in place of their own
+        for manifest in clips:
+            path = results_of(run, tmp_path / manifest)
+            path.write_text(json.dumps({"clips": str(tmp_path / manifest), "rows": []}))
+    found = {path.name: json.loads(path.read_text())["clips"] for path in run.iterdir()}
+    names = ["reward_eval-set.json", "reward_eval-set-hard.json", "reward_eval-set-2.json"]
+    assert found == {name: str(tmp_path / manifest) for name, manifest in zip(names, clips, strict=True)}
+    (run / "reward_eval-set.json").write_text("half a li")
+    assert results_of(run, tmp_path / "c/set/manifest.jsonl") == run / "reward_eval-set.json"

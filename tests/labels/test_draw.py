@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from prfl import build, cli
+from prfl.data.files import written_by_prfl
 from prfl.data.manifest import LabelledVideo, read_manifest
 from prfl.data.video import read_video
 from prfl.evaluation.sampling import decode_all, sample
@@ -21,6 +22,7 @@ def test_from_videos_to_labels(tiny_run: Callable[..., Path], capsys: pytest.Cap
     arguments = ["sample", str(run / "config.yaml"), "--per-prompt", "3", "--prompts", "2", "--dimensions", "motion"]
     assert cli.main(arguments) == 0, capsys.readouterr().err
     (folder,) = (run / "samples").glob("label-*")
+    assert written_by_prfl(folder), "no clips are ever cut from samples"
     assert str(folder / "label.html") in capsys.readouterr().out.replace("\n", "")
     rows = read_manifest(folder / "manifest.jsonl")
     assert [(row.prompt, row.split) for row in rows if isinstance(row, LabelledVideo)] == (
