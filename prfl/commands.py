@@ -24,7 +24,7 @@ from prfl.flow import chain_sigmas
 from prfl.forecast import out_of_memory
 from prfl.keeping import BestRound
 from prfl.objective import Objective
-from prfl.reward_stage import measure_reward, train_reward
+from prfl.reward_stage import measure_reward, say_incomparable, train_reward
 from prfl.training import Hook, RunFolder, TrainResult, make_accelerator
 from prfl.training import train as run_training
 from prfl.training.guards import check_starts_as_base
@@ -259,6 +259,7 @@ def evaluate(
         warn_of_trained(held, train, manifest)
     name = "reward_eval.json" if manifest is None else f"reward_eval-{manifest.parent.name}.json"
     at = reward_eval.levels(chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist())
+    say_incomparable(rewards, held)
     measure_reward(config, rewards, model, held, train, config.run / name, at, clips=str(path))
     show_report(config.run)
 
