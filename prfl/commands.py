@@ -30,7 +30,7 @@ from prfl.flow import chain_sigmas
 from prfl.forecast import fill_card, out_of_memory
 from prfl.keeping import BestRound
 from prfl.objective import Objective
-from prfl.reward_stage import measure_reward, show_measured, train_reward, warn_of_doubts
+from prfl.reward_stage import measure_reward, say_incomparable, show_measured, train_reward, warn_of_doubts
 from prfl.training import Hook, RunFolder, TrainResult, Watched, make_accelerator
 from prfl.training import train as run_training
 from prfl.training.checkpoint import identity_hash
@@ -307,6 +307,7 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
         warn_of_trained(held, train, manifest)
     results = config.run / "reward_eval.json" if manifest is None else reward_eval.results_of(config.run, manifest)
     at = reward_eval.levels(chain_sigmas(config.rollout.steps, build.shift(config, model)).tolist())
+    say_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
     show_measured(measured, results)
     show_report(config.run)

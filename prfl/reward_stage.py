@@ -39,8 +39,7 @@ def train_reward(
         layers, blocks = reach(model.transformer, reward.adapter.name)
         console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
     objective = build.preference(config, model, reward, clips)
-    if validation is None:
-        warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
+    say_incomparable({"reward": reward}, validation)
 
     def watch(step: int) -> dict[str, float]:
         """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
@@ -86,6 +85,16 @@ def train_reward(
     return begin(objective, hooks=[Hook(config.evaluation.every, watch)] if watched else [], finish=finish)
 
 
+def say_incomparable(rewards: Mapping[str, build.Reward], held: build.Dataset | None) -> None:
+    """Warn of the dimensions that will have no accuracy on the held-out rows, with the reason."""
+    if held is None:
+        warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
+        return
+    asked = dict.fromkeys(name for reward in rewards.values() for name in reward.dimensions)
+    for name, reason in reward_eval.incomparable(asked, reward_eval.held_out(held)).items():
+        warn(f"there is no accuracy for {name!r}: {reason}")
+
+
 def measure_reward(
     config: Config,
     rewards: Mapping[str, build.Reward],
@@ -101,13 +110,9 @@ def measure_reward(
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
-    held = reward_eval.held_out(data)
-    asked = dict.fromkeys(name for reward in rewards.values() for name in reward.dimensions)
-    for name, reason in reward_eval.incomparable(asked, held).items():
-        warn(f"there is no accuracy for {name!r}: {reason}")
     rows = reward_eval.evaluate(
         {name: build.latents_scorer(reward, model) for name, reward in rewards.items()},
-        held,
+        reward_eval.held_out(data),
         at,
         train=None if train is None else reward_eval.held_out(train).head(256),
         noise_draws=noise_draws,

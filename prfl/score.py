@@ -294,7 +294,7 @@ class ScoreTable:
         if self.out and self.rows:
             if self.written < len(self.rows):
                 self.write(self.out)
-            messages.print(f"{len(self.rows)} scores: {self.out}", markup=False)
+            messages.print(f"{len(self.rows)} scores: {printable(self.out)}", markup=False)
 
 
 def csv_text(rows: Sequence[Scored], header: bool) -> str:

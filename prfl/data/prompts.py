@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) 
     return chosen
 
 
+@lru_cache(maxsize=2**17)  # a list is split at several places of a start
 def plain(prompt: str) -> str:
     """A prompt without its case, its spaces, its Unicode form, signs that nobody sees, and a full stop at its end."""
     text = unicodedata.normalize("NFKC", prompt).casefold()

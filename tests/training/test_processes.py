@@ -135,10 +135,10 @@ def test_cache_and_samples_are_shared_out(ended):
     clips = 3 * sum(len(two_processes.PROMPTS[split]) for split in ("train", "validation"))
     assert one["reward"]["encoded"] + two["reward"]["encoded"] == clips
     assert min(one["reward"]["encoded"], two["reward"]["encoded"]) >= clips // 2
-    # A reward's stage has those of the clips and the empty one; a policy's, those of its test too; each once.
+    # A reward's stage has those of the clips and the empty one; a policy's, those that its steps meet; each once.
     held = {name: len(some) for name, some in two_processes.PROMPTS.items()}
     assert one["reward"]["prompts"] + two["reward"]["prompts"] == 1 + held["train"] + held["validation"]
-    assert one["full"]["prompts"] + two["full"]["prompts"] == 1 + sum(held.values())
+    assert one["full"]["prompts"] + two["full"]["prompts"] == 1 + held["train"]
     assert min(each[stage]["prompts"] for each in (one, two) for stage in ("reward", "full")) >= 2
     # Two rounds of 3 prompts with 2 samples; at the end 1 sample of base and policy.
     assert one["prfl"].get("sampled", 0) + two["prfl"]["sampled"] == 2 * 6 + 2
