@@ -75,7 +75,8 @@ LEFT_OUT = {  # what is in no piece, and why
     "wan-14b scale frames value81 vader": "146 GiB",
 }  # fmt: skip
 FIRST = (
-    "tests-*", "wan-1.3b-same_step-pixel_all", "wan-1.3b-same_step-pixel_1", "memory-1.3B-480p", "memory-14B-480p",
+    "tests-*", "ten-minutes", "wan-1.3b-same_step-pixel_all", "wan-1.3b-same_step-pixel_1", "memory-1.3B-480p",
+    "memory-14B-480p",
     "wan-1.3b-gradient_step-*-rank64", "wan-1.3b-rival_prfl-*", "memory-14B-480p-kernels", "wan-1.3b-attention*",
     "wan-1.3b-lora_linear-*-rank64", "wan-1.3b-qk_norm_rope*", "wan-1.3b-gated_residual_norm*",
     "wan-1.3b-methods-full_chain", "memory-*", "wan-1.3b-*",
@@ -125,6 +126,10 @@ def all_pieces() -> Iterator[Piece]:
         here = str(path.relative_to(REPOSITORY))
         test = (*PLAIN, "--confcutdir", "tests/kernels", here)
         yield Piece(f"tests-{path.stem.removeprefix('test_')}", test, KERNELS, BARE, 120, result="")
+    parts = "bench/ten_minutes.py", "bench/ten_minutes_parts.py"
+    yield Piece(
+        "ten-minutes", (parts[0],), (*STEPS, *CASES, *parts), (*BENCHMARKS, "prfl.build"), 560, result="", gib=70
+    )
     for world, shapes in zip(WORLDS, (SHAPES[:1], SHAPES[1:]), strict=True):
         for shape in shapes:
             yield from of_kernels(world, shape)

@@ -27,7 +27,7 @@ from prfl.evaluation import hacking, policy_eval, reward_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_report, write_samples_page
 from prfl.flow import chain_sigmas
-from prfl.forecast import out_of_memory
+from prfl.forecast import fill_card, out_of_memory
 from prfl.keeping import BestRound
 from prfl.objective import Objective
 from prfl.reward_stage import measure_reward, show_measured, train_reward, warn_of_doubts
@@ -66,6 +66,8 @@ def train_in(run: RunFolder, config: Config, accelerator: Accelerator, resume: s
         check_starts_as_base(model, build.POLICY)
         layers, blocks = reach(model.transformer, build.POLICY)
         console.print(f"adapter on {layers} layers of {blocks} blocks", highlight=False)
+    if config.backbone.checkpointing == "auto":
+        console.print(f"checkpointing: {fill_card(config, model)}", markup=False, soft_wrap=True)
     path = build.fill_cache(config, model, progress("generated clips")) if build.has_clips(config) else None
     clips = build.dataset(config, model, path, "train") if path else None
     model.park_vae()

@@ -66,6 +66,9 @@ class WanBackbone:
         self.model_id, self.revision, self.text_identity = model_id, revision, text_identity
         self.default_shift = default_shift
         self.checkpointing: Checkpointing = "none"
+        # What each block keeps where they differ: of ``velocity``, and of ``features``.
+        self.block_modes: tuple[Checkpointing, ...] | None = None
+        self.feature_modes: tuple[Checkpointing, ...] | None = None
         self.offload = False
         self.kernels: frozenset[str] = frozenset()
         self._load_text, self._timestep_scale = load_text, timestep_scale
@@ -191,17 +194,32 @@ class WanBackbone:
         others = inputs["text"], inputs["modulation"], inputs["rotary"]
         checkpointed = self.checkpointing != "none" and torch.is_grad_enabled()
         store = HostStore() if checkpointed and self.offload else None
-        blocks, group = list(self.transformer.blocks[:count]), self.blocks_a_checkpoint if head else 1
-        for first in range(0, count, group):
-            part = _one_after_another(blocks[first : first + group], head if first + group >= count else None)
-            if checkpointed:
+        blocks, modes = list(self.transformer.blocks[:count]), self._modes(count, velocity=head is not None)
+        for first, last in self._checkpoints(modes, velocity=head is not None):
+            part = _one_after_another(blocks[first:last], head if last == count else None)
+            if checkpointed and modes[first] != "none":
                 guarded = adapters.same_adapter_only(self.transformer, part)
-                hidden = run_block(guarded, hidden, *others, mode=self.checkpointing, store=store)
+                hidden = run_block(guarded, hidden, *others, mode=modes[first], store=store)
             else:
                 hidden = part(hidden, *others)
             yield hidden
         if store is not None:
             store.settle()
+
+    def _modes(self, count: int, velocity: bool) -> Sequence[Checkpointing]:
+        """What each of the first ``count`` blocks keeps."""
+        chosen = ((self.block_modes if velocity else self.feature_modes) or ())[:count]
+        return [*chosen, *[self.checkpointing] * (count - len(chosen))]
+
+    def _checkpoints(self, modes: Sequence[Checkpointing], velocity: bool) -> Iterator[tuple[int, int]]:
+        """First block and the one behind the last, of each stretch that is computed again by itself."""
+        group = self.blocks_a_checkpoint if velocity else 1
+        first = 0
+        while first < len(modes):
+            together = set(modes[first : first + group]) == {"full"}
+            last = min(first + (group if together else 1), len(modes))
+            yield first, last
+            first = last
 
     # ------------------------------------------------------------------------------------------------- the condition
 

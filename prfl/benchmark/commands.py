@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from prfl.benchmark import bundle
 from prfl.benchmark.readme import update, write_plot
 from prfl.benchmark.report import about, comparison, markdown, notes, tables, write_page
 from prfl.benchmark.results import read
@@ -31,6 +32,10 @@ def report(
             console.print(table)
         for line in notes(rows):
             console.print(line, markup=False, soft_wrap=True)
+    for file in files:
+        if file.suffix == ".jsonl":
+            for line in bundle.notes(bundle.read_lines(file)):
+                console.print(line, markup=False, soft_wrap=True)
     if page and rows:
         console.print(f"page: {write_page(rows, page)}", markup=False, soft_wrap=True)
     if plot:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prfl.benchmark import bundle
 from prfl.benchmark.facts import device_name, facts, roofline
 from prfl.benchmark.measure import Found, quantiles
 from prfl.benchmark.problem import Case, Problem
@@ -73,12 +74,17 @@ def figures(case: Case, provider: str, problem: Problem, found: Found, reference
 
 
 def read(files: Iterable[Path]) -> list[Row]:
-    """The rows of files of pytest-benchmark, in their order; of one benchmark in several files the last one's.
+    """The rows of files of pytest-benchmark and of bundles (.jsonl), in their order; of one benchmark in several files
+    the last one's.
 
     Raises PrflError for a file that is not there or not one of these.
     """
     rows: dict[tuple[str, str], Row] = {}
     for file in files:
+        if file.suffix == ".jsonl":
+            measured = [Row(name, info, file) for name, info in bundle.case_rows(bundle.read_lines(file))]
+            rows.update({(row.info["device"], row.name): row for row in measured})
+            continue
         try:
             found = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,7 +11,7 @@ from prfl import processes
 from prfl.backbone import WanBackbone, load_architecture, load_backbone
 from prfl.backbone.attention import choose_attention
 from prfl.backbone.kernels import SWAPPED
-from prfl.config.schema import BackboneConfig, Config, KernelsConfig
+from prfl.config.schema import BackboneConfig, Config, KernelsConfig, PolicyAdapterConfig
 from prfl.config.steering_schema import SteeringConfig
 from prfl.data.shapes import samples as shapes
 from prfl.data.shapes.untrained import RECIPES, untrained_folder
@@ -73,12 +73,19 @@ def architecture(config: Config) -> WanBackbone:
 
 def prepared(config: Config, model: WanBackbone) -> WanBackbone:
     own = config.backbone
-    model.checkpointing, model.offload = own.checkpointing, own.offload
+    # auto begins with full: what there is room for is found out by the forecast (prfl/forecast/fill.py).
+    model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
     if own.adapter:
         lora = own.adapter
         with located("backbone.adapter.targets"):
             model.add_adapter(
-                POLICY, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout, seed=config.seed
+                POLICY,
+                rank=lora.rank,
+                alpha=lora.alpha,
+                targets=lora.targets,
+                dropout=lora.dropout,
+                blocks=adapted_blocks(lora, model.num_blocks),
+                seed=config.seed,
             )
     if own.train == "full" and policy_adapter(config):
         model.add_copy(POLICY)
@@ -89,6 +96,20 @@ def prepared(config: Config, model: WanBackbone) -> WanBackbone:
         chosen = "sdpa"  # the others keep what it keeps, and take no meta tensors
     model.use_kernels([name for name, choice in kernels(config).items() if choice.backend == "triton"], chosen)
     return model
+
+
+def adapted_blocks(adapter: PolicyAdapterConfig, count: int) -> list[int] | None:
+    """The blocks of ``count`` that get an update; None is all of them, and what lies outside the blocks.
+
+    Raises PrflError for none at all and for blocks that do not exist.
+    """
+    if adapter.blocks == "all":
+        return None
+    chosen = list(range(count // 2, count)) if adapter.blocks == "last_half" else sorted(set(adapter.blocks))
+    if not chosen or not set(chosen) <= set(range(count)):
+        what = f"{chosen} are not among the model's {count} blocks"
+        raise PrflError(what, where="backbone.adapter.blocks", fix=f"all, last_half, or some of 0 to {count - 1}")
+    return chosen
 
 
 def kernels(config: Config) -> dict[str, Choice]:

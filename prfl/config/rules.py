@@ -44,6 +44,11 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     yield from _keep_best(config)
     if config.backbone.offload and config.backbone.checkpointing == "none":
         yield "backbone.offload", "it moves what checkpointed blocks keep; set backbone.checkpointing or remove it"
+    if config.backbone.offload and config.backbone.checkpointing == "auto":
+        yield (
+            "backbone.offload",
+            "checkpointing: auto fills the GPU with what it moves away; take full, or remove it",
+        )
     if isinstance(config.objective, PreferenceConfig):
         yield from _preference(config, config.objective)
     else:

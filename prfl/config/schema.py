@@ -43,6 +43,14 @@ class AdapterConfig(Section):
     )
 
 
+class PolicyAdapterConfig(AdapterConfig):
+    blocks: Literal["all", "last_half"] | list[int] = Field(
+        default="all",
+        description="Blocks that get an update: all, last_half, or a list of them (the first is 0).  Where one step of "
+        "the chain is trained, the backward pass ends at the first of them: the last half costs less time and memory.",
+    )
+
+
 Kernels = Literal["auto", "torch", "triton"]
 
 
@@ -62,9 +70,10 @@ class BackboneConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the run computes; auto takes a GPU where there is one."
     )
-    checkpointing: Literal["none", "attention", "full"] = Field(
+    checkpointing: Literal["none", "attention", "full", "auto"] = Field(
         default="none",
-        description="Recompute blocks in the backward pass: all of them (full), or all but their attention's output.",
+        description="Recompute blocks in the backward pass: all of them (full), or all but their attention's output; "
+        "auto keeps as many attention outputs and whole blocks as the GPU has room for.",
         json_schema_extra=MAY_CHANGE,
     )
     offload: bool = Field(
@@ -87,7 +96,7 @@ class BackboneConfig(Section):
         default="lora",
         description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
     )
-    adapter: AdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
+    adapter: PolicyAdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
 
 
 class LatentHeadConfig(Section):

@@ -138,6 +138,8 @@ def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]
         return [*rows, ("trained", "all weights")]
     assert adapter is not None
     targets = ", ".join(adapter.targets)
+    if adapter.blocks != "all":
+        targets += f" of the blocks {adapter.blocks}" if isinstance(adapter.blocks, list) else " of the last half"
     return [*rows, ("adapter", f"LoRA, rank {adapter.rank}, alpha {adapter.alpha:g}, on {targets}")]
 
 

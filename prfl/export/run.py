@@ -21,7 +21,7 @@ from prfl.export import card
 from prfl.export.hub import push as push_files
 from prfl.export.lora import write_shared_file
 from prfl.reward.card import reward_card
-from prfl.reward.files import CONFIG, WEIGHTS, kind_of, read_config, read_reward
+from prfl.reward.files import CONFIG, WEIGHTS, find_reward, read_config
 
 
 def export_run(
@@ -125,7 +125,7 @@ def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:
     """The reward's files; returns the text of its card, and them.  Raises PrflError for weights that are not whole."""
     source = run / "reward"
     saved = read_config(source)
-    read_reward(source, kind_of(source))
+    find_reward(source).check_whole()
     names = [WEIGHTS, CONFIG]
     if stamp := provenance.read_stamp(source):
         provenance.check_last(source, stamp, run)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prfl.forecast import tables as tables
+    from prfl.forecast.fill import fill_card as fill_card
     from prfl.forecast.inputs import missing_inputs as missing_inputs
     from prfl.forecast.knobs import out_of_memory as out_of_memory
     from prfl.forecast.memory import Memory as Memory
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from prfl.forecast.work import count_work as count_work
 
 _HOMES = {
+    "fill_card": "fill",
     "missing_inputs": "inputs",
     "out_of_memory": "knobs",
     "Memory": "memory",

@@ -14,7 +14,7 @@ from prfl import build
 from prfl.config import identity
 from prfl.config.data_schema import Section
 from prfl.config.rules import conflicts
-from prfl.config.schema import AdapterConfig, Config, RolloutConfig
+from prfl.config.schema import Config, PolicyAdapterConfig, RolloutConfig
 from prfl.errors import PrflError
 from prfl.forecast.memory import predict_memory
 from prfl.forecast.tables import gib
@@ -55,7 +55,8 @@ def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
     own, data, training, rollout = config.backbone, config.data, config.training, config.rollout
     modes = ["none", "attention", "full"]
     offloads = build.device_kind(config) == "cuda" and not own.offload  # on a CPU nothing would move
-    for mode in modes[modes.index(own.checkpointing) :]:
+    less = ["full"] if own.checkpointing == "auto" else modes[modes.index(own.checkpointing) :]
+    for mode in less:
         for offload in (False, True) if offloads and mode != "none" else (False,):
             turned: dict[str, Any] = {"backbone.checkpointing": mode} if mode != own.checkpointing else {}
             turned |= {"backbone.offload": True} if offload else {}
@@ -66,7 +67,7 @@ def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
     if build.device_kind(config) == "cuda" and any(each.backend != "triton" for each in build.kernels(config).values()):
         yield from _one({"backbone.kernels": "triton"})  # where one of them cannot run, the prediction refuses it
     if own.train == "full":
-        lora = {"backbone.train": "lora", "backbone.adapter": AdapterConfig(rank=32, alpha=32)}
+        lora = {"backbone.train": "lora", "backbone.adapter": PolicyAdapterConfig(rank=32, alpha=32)}
         yield "backbone.train=lora backbone.adapter='{rank: 32, alpha: 32}'", lora, "trains fewer weights"
     if training.accumulation < training.batch:
         yield from _one({"training.accumulation": training.batch})

@@ -55,6 +55,11 @@ class Memory:
     def peak(self) -> int:
         return self._with_fixed(self.largest)
 
+    @property
+    def training_peak(self) -> int:
+        """Of the steps themselves: without what runs before them, such as the text encoder."""
+        return max(self._with_fixed(phase) for phase in self.phases if not phase.alone)
+
     def _with_fixed(self, phase: Part) -> int:
         return phase.bytes + (0 if phase.alone else sum(part.bytes for part in self.fixed))
 

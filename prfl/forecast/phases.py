@@ -127,10 +127,11 @@ def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int,
 def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
     """``run`` with three and with four checkpoints of blocks, continued to all: memory is a straight line in them.
 
-    (From three on: with offload, the last block and two more are alive at once.)
+    (From three on: with offload, the last block and two more are alive at once.)  Blocks that are not alike, as where
+    an adapter is on some of them, are run one and all.
     """
     total, group = model.num_blocks, model.blocks_a_checkpoint
-    if total <= 4 * group:
+    if total <= 4 * group or not _blocks_alike(model):
         return run()
     three, four = (_with_blocks(model, count * group, run) for count in (3, 4))
     further = total // group - 4
@@ -139,6 +140,15 @@ def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
         four.bytes + further * (four.bytes - three.bytes),
         four.saved + further * (four.saved - three.saved),
     )
+
+
+def _blocks_alike(model: WanBackbone) -> bool:
+    """Whether the policy's adapter is on all blocks or on none, and all keep the same for the backward pass."""
+    if len(set(model.block_modes or ())) > 1:
+        return False
+    name = f".lora_A.{build.POLICY}."
+    adapted = [any(name in key for key, _ in block.named_parameters()) for block in model.transformer.blocks]
+    return len(set(adapted)) == 1
 
 
 def _with_blocks(model: WanBackbone, count: int, run: Callable[[], Part]) -> Part:
@@ -170,7 +180,7 @@ def reward_phases(
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
         drops = trains and isinstance(reward, LatentReward)
-        dropout = reward.dropping(no_seeds(batch)) if drops else nullcontext()
+        dropout = reward.dropping(no_seeds(batch)) if drops else nullcontext()  # type: ignore[union-attr]
         with LiveBytes() as counted, reward.selected(), dropout:
             scores = reward.logits(leaf, torch.tensor(0.5), condition)
             saved = counted.live

@@ -144,7 +144,7 @@ class Pathwise:
     adapter: str = "policy"
     guidance: Guidance = Guidance()
     distance_weight: float = 0.0
-    distance_every: int = 10
+    distance_every: int = 50
     step_weight: Literal["native", "unit"] = "native"
     clips: LatentDataset | None = None
     reward_batch: int | None = None

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.backbone.weights import check_finite
-from prfl.data.files import content_hash, replacing
+from prfl.data.files import content_hash, read_tensors, replacing
 from prfl.errors import PrflError
 from prfl.reward.stored import AGAIN, StoredLatent, StoredPixel, config_hash, validated
 from prfl.reward.stored import RewardCard as RewardCard
 
 CONFIG, WEIGHTS = "config.json", "reward.safetensors"
 VERSION = 1
+NOT_FINITE = "train the reward again with a lower learning rate, or take another"
 LARGEST_CONFIG = 2**22  # bytes; the largest that prfl writes has a few thousand
 FLOATS = ("F64", "F32", "F16", "BF16")
 # Where a model came from is written down for the reader; whether it is the same model, its fingerprint tells.
@@ -50,8 +51,14 @@ def kind_of(folder_or_hub: str | Path) -> str:
 
 def read_config(folder_or_hub: str | Path) -> dict[str, Any]:
     """The config.json of a saved reward of either kind.  Raises PrflError where there is none that makes sense."""
-    kind = StoredPixel if kind_of(folder_or_hub) == StoredPixel.kind else StoredLatent
-    return SavedReward.find(folder_or_hub, kind).config.model_dump(mode="json")
+    return find_reward(folder_or_hub).config.model_dump(mode="json")
+
+
+def find_reward(folder_or_hub: str | Path) -> SavedReward[StoredPixel] | SavedReward[StoredLatent]:
+    """A saved reward of either kind.  Raises PrflError where there is none that makes sense."""
+    if kind_of(folder_or_hub) == StoredPixel.kind:
+        return SavedReward.find(folder_or_hub, StoredPixel)
+    return SavedReward.find(folder_or_hub, StoredLatent)
 
 
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
@@ -94,20 +101,29 @@ class SavedReward(Generic[Content]):
         Nothing but the file's header is read before that is known, so what is allocated is no larger than the file.
         Raises PrflError for a file that is absent, damaged, not the config's, or described by an edited config.
         """
-        path = self.folder / WEIGHTS
-        if not path.is_file():
-            raise PrflError(f"no {WEIGHTS} in it", where=str(self.folder), fix=AGAIN)
-        if content_hash(path) != self.config.weights_sha256:
-            what = f"{WEIGHTS} is not the file that {CONFIG} was written for"
-            raise PrflError(what, where=str(self.folder), fix=AGAIN)
+        path = self._file()
         try:
             with safe_open(path, framework="pt") as opened:
                 self._check_header(shapes, {name: opened.get_slice(name) for name in opened.keys()})
                 tensors = {name: opened.get_tensor(name) for name in shapes}
         except SafetensorError as error:
             raise PrflError(f"is damaged: {error}", where=str(path), fix=AGAIN) from error
-        check_finite(tensors, str(path), "train the reward again with a lower learning rate, or take another")
+        check_finite(tensors, str(path), NOT_FINITE)
         return tensors
+
+    def check_whole(self) -> None:
+        """Raises PrflError for weights that are absent, damaged, not the config's, or not finite."""
+        path = self._file()
+        check_finite(read_tensors(path, AGAIN), str(path), NOT_FINITE)
+
+    def _file(self) -> Path:
+        path = self.folder / WEIGHTS
+        if not path.is_file():
+            raise PrflError(f"no {WEIGHTS} in it", where=str(self.folder), fix=AGAIN)
+        if content_hash(path) != self.config.weights_sha256:
+            what = f"{WEIGHTS} is not the file that {CONFIG} was written for"
+            raise PrflError(what, where=str(self.folder), fix=AGAIN)
+        return path
 
     def _check_header(self, shapes: Mapping[str, Shape], there: Mapping[str, Any]) -> None:
         for name in sorted(shapes.keys() | there.keys()):

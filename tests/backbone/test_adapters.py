@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prfl.backbone import WanBackbone, adapters, load_backbone
 from prfl.errors import PrflError
+from prfl.forecast.live_bytes import SavedBytes
 
 TARGETS = ["attn1.to_q", "attn2.to_k", "ffn.net.2"]
 SIGMA = torch.tensor([0.3, 0.9])
@@ -346,3 +347,28 @@ def test_an_adapter_keeps_no_float32_copies(tiny_pipeline_folder: Path, monkeypa
         return (difference / sum(float(exact[key].square().sum()) for key in exact)) ** 0.5
 
     assert error(ours) < 2 * error(peft) < 0.01, "bfloat16 itself is good to 0.004"
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_an_adapter_on_the_last_blocks_needs_no_graph_below_them(
+    tiny_backbone: WanBackbone, checkpointing: str
+) -> None:
+    """Its gradient is that of the same adapter on all blocks, and nothing of the first two blocks is kept."""
+    tiny_backbone.checkpointing = checkpointing  # type: ignore[assignment]
+    for name, blocks in (("everywhere", None), ("last", [2])):
+        tiny_backbone.add_adapter(name, rank=2, alpha=2, targets=TARGETS, blocks=blocks)
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in tiny_backbone.adapter_parameters("last").items():
+        value = torch.randn(parameter.shape, generator=generator) * 0.3
+        parameter.data.copy_(value)
+        tiny_backbone.adapter_parameters("everywhere")[key].data.copy_(value)
+    latents, condition = torch.randn(2, 4, 2, 4, 4, generator=generator), tiny_backbone.condition(["a", "red"])
+    gradients, kept = {}, {}
+    for name in ("everywhere", "last"):
+        with SavedBytes(list(tiny_backbone.transformer.parameters())) as saved, tiny_backbone.adapter(name):
+            tiny_backbone.velocity(latents, SIGMA, condition).square().sum().backward()
+        gradients[name] = {key: p.grad for key, p in tiny_backbone.adapter_parameters(name).items()}
+        kept[name] = saved.peak
+    for key, gradient in gradients["last"].items():
+        torch.testing.assert_close(gradient, gradients["everywhere"][key])
+    assert kept["last"] < 0.6 * kept["everywhere"]

@@ -80,3 +80,8 @@ def _(bench):
 def _(bench):
     backbone = with_policy(load_backbone(bench.model))
     return bench.call(pixel_objective, backbone, Prfl(euler(chain_sigmas(4, 3.0)), seed=0))
+
+
+@fault("adapter blocks that do not exist", "sft.yaml: backbone.adapter.blocks", "[9]", "3 blocks", "some of 0 to 2")
+def _(bench):
+    return bench.cli("train", "sft.yaml", "backbone.adapter.blocks=[9]")

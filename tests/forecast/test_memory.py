@@ -127,6 +127,8 @@ SETTINGS = [
     ["backbone.dtype=bfloat16", "backbone.checkpointing=attention"],
     ["backbone.adapter.targets=[to_q, ffn.net.0.proj, ffn.net.2]", "backbone.adapter.rank=16"],
     ["backbone.adapter.dropout=0.1"],
+    ["backbone.adapter.blocks=last_half"],
+    ["backbone.adapter.blocks=[0, 3]", "backbone.checkpointing=full"],
     ["rollout.guidance={scale: 3.0, gradient: cond}"],
     ["rollout.guidance={scale: 3.0, gradient: both}"],
 ]

@@ -1,0 +1,270 @@
+"""The parts of bench/ten_minutes.py; each is run in a process of its own, as
+
+    python bench/ten_minutes_parts.py PART WORLD BUNDLE       and a line with its seconds on standard input
+
+``small`` and ``large`` are Wan's 1.3B and 14B at 480p with 81 frames and random weights, or twice the tiny world.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ten_minutes import REPOSITORY, append
+
+WORLDS = {"wan": ("wan-1.3b", "wan-14b"), "tiny": ("tiny", "tiny")}
+KERNELS = (  # operation, mode: what one wants to know most comes first
+    ("attention", "forward"), ("attention", "backward"), ("qk_norm_rope", "forward"), ("qk_norm_rope", "backward"),
+    ("gated_residual_norm", "forward"), ("gated_residual_norm", "backward"), ("lora_linear", "forward"),
+    ("lora_linear", "both"),
+)  # fmt: skip
+RANK = {"wan": 64, "tiny": 16}
+COPIED, SIDE = 2**30, 8192  # bytes of a copy; rows of the square matrices of a product
+
+Emit = Callable[..., None]
+
+
+class Clock:
+    """Seconds that are left of the part's own."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+# --------------------------------------------------------------------------------------------------- device and tests
+
+
+def device(world: str, emit: Emit, clock: Clock) -> None:
+    """What the machine is, and the ceilings that it reaches: a copy and a matrix product."""
+    import torch
+
+    from prfl.benchmark.facts import facts
+
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    found: dict[str, Any] = {**facts("none"), "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
+    if here == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
+        driver = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True)
+        found |= {"gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count}
+        found |= {"driver, clocks, power": driver.stdout.strip()}
+    emit(row="device", **found)
+    bytes_copied, side = (COPIED, SIDE) if here == "cuda" else (2**24, 256)
+    dtype = torch.bfloat16 if here == "cuda" else torch.float32
+    source = torch.zeros(bytes_copied, dtype=torch.uint8, device=here)
+    target = torch.empty_like(source)
+    seconds = best(lambda: target.copy_(source), here)
+    emit(row="copy", gb_per_s=2 * bytes_copied / seconds / 1e9, seconds=seconds)
+    left, right = (torch.randn(side, side, device=here, dtype=dtype) for _ in range(2))
+    seconds = best(lambda: left @ right, here)
+    emit(row="product", tflops=2 * side**3 / seconds / 1e12, seconds=seconds, dtype=str(dtype))
+
+
+def best(call: Callable[[], Any], device: str, runs: int = 10) -> float:
+    """The median of a few runs, in seconds."""
+    import torch
+
+    from prfl.benchmark.measure import quantiles, timed
+    from prfl.benchmark.problem import Work
+
+    def run(_: Any) -> None:
+        call()
+
+    work = Work(run)
+    for _ in range(3):
+        timed(work, torch.device(device))
+    return quantiles([timed(work, torch.device(device)) for _ in range(runs)])[0]
+
+
+def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
+    """The Triton kernels' tests, compiled, on several processes where pytest-xdist is there."""
+    import os
+    from importlib.util import find_spec
+
+    import torch
+
+    folder = "tests/kernels/triton" if torch.cuda.is_available() else "tests/kernels/triton/test_qk_norm_rope.py"
+    several = ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") and torch.cuda.is_available() else []
+    plain = ["-q", "-rfE", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "--maxfail=40"]
+    command = [sys.executable, "-m", "pytest", folder, "--confcutdir", "tests/kernels", *plain, *several]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
+    failed = [re.sub(r"\s+", " ", line)[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    emit(row="tests", exit=done.returncode, summary=lines[-1], failed=failed[:40])
+    if done.returncode not in (0, 5):  # 5: nothing to run, as where Triton runs neither compiled nor interpreted
+        raise SystemExit(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ kernels
+
+
+def kernels(world: str, emit: Emit, clock: Clock) -> None:
+    """Each operation forward and backward beside eager torch, torch.compile, SDPA's backends, a copy or a product."""
+    from prfl.benchmark.kernel_cases import cases
+
+    for name in dict.fromkeys(WORLDS[world]):
+        for operation, mode in KERNELS:
+            for case in cases(name):
+                settings = case.settings
+                wanted = (case.operation, settings["mode"]) == (operation, mode)
+                first_shape = settings["tokens"] <= 40000 and settings.get("rank", RANK[world]) == RANK[world]
+                if wanted and first_shape and clock.left() > 8:
+                    compare(case, emit, seconds=min(1.0, clock.left() / 8))
+
+
+def compare(case: Any, emit: Emit, seconds: float) -> None:
+    """All providers of a case, interleaved; a provider that cannot run gives its reason."""
+    from prfl.benchmark.measure import Found, timings
+    from prfl.benchmark.results import figures
+
+    try:
+        problem, result = timings(case, case.providers, seconds, 3)
+    except Exception as error:
+        emit(row=case.name, failed=f"{type(error).__name__}: {error}")
+        return
+    reference = result[problem.reference]
+    for provider, found in result.items():
+        if isinstance(found, Found) and isinstance(reference, Found):
+            emit(row=f"{case.name}-{provider}", extra_info=figures(case, provider, problem, found, reference))
+        else:
+            emit(row=f"{case.name}-{provider}", failed=f"{type(found).__name__}: {found}")
+
+
+# -------------------------------------------------------------------------------------------------------------- steps
+
+
+def small_step(world: str, emit: Emit, clock: Clock) -> None:
+    """A PRFL step of the small model: latent, latent with kernels, and the same step by a pixel reward on one frame."""
+    from prfl.benchmark import step_cases
+
+    name = WORLDS[world][0]
+    by_operation = {case.operation: case for case in step_cases.cases(name)}
+    in_place(by_operation["step_modes"], step_cases.MODES[:2], emit, clock, rounds=2)
+    in_place(by_operation["same_step"], (step_cases.LATENT, "pixel_1"), emit, clock, rounds=2)
+
+
+def large_step(world: str, emit: Emit, clock: Clock) -> None:
+    """A PRFL step of the large model in three modes: the seconds of a forward and of a gradient."""
+    from prfl.benchmark import step_cases
+
+    case = next(case for case in step_cases.cases(WORLDS[world][1]) if case.operation == "step_modes")
+    in_place(case, step_cases.MODES, emit, clock)
+
+
+def pixel_all(world: str, emit: Emit, clock: Clock) -> None:
+    """The small model's step by a pixel reward on all frames: it needs a card of 141 GB."""
+    from prfl.benchmark import step_cases
+
+    case = next(case for case in step_cases.cases(WORLDS[world][0]) if case.operation == "same_step")
+    in_place(case, (step_cases.LATENT, "pixel_all"), emit, clock)
+
+
+def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, rounds: int = 1) -> None:
+    """Each provider: one run to warm up, whose result is checked, then ``rounds`` timed ones with the allocator's peak.
+
+    In this process, one after another: a process of its own for each peak would take longer than the measurement.
+    """
+    import torch
+
+    from prfl.benchmark.measure import Expected, Found, first_run, medians, release, timed
+    from prfl.benchmark.problem import build
+    from prfl.benchmark.results import figures
+
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    problem = build(case)
+    wanted: Expected | None = None
+    reference: Found | None = None
+    for provider in providers:
+        began = time.monotonic()
+        try:
+            work, found, wanted = first_run(problem, provider, wanted)
+            if here.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            taken = time.monotonic() - began
+            for _ in range(rounds):
+                if found.seconds and clock.left() < taken:
+                    break
+                found.seconds.append(timed(work, here))
+        except Exception as error:  # no room, say: the others may have it
+            emit(row=f"{case.name}-{provider}", failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            release()
+            continue
+        if here.type == "cuda":
+            found.memory = {"total": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+        found.parts = medians(work.parts()[-len(found.seconds) :])
+        reference = reference or found
+        work.forget()
+        info = figures(case, provider, problem, found, reference) | {"predicted": predicted(case, provider)}
+        emit(row=f"{case.name}-{provider}", extra_info=info)
+        release()
+
+
+def predicted(case: Any, provider: str) -> dict[str, float]:
+    """Bytes that ``prfl train --dry-run`` counts for the same config: the training's peak and each of its phases'."""
+    from prfl import build
+    from prfl.benchmark import step_cases
+    from prfl.forecast.memory import predict_memory
+
+    chosen = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
+    config = chosen(*case.settings.values(), provider)
+    on_gpu = config.backbone.model_copy(update={"device": "cuda"})
+    config = config.model_copy(update={"backbone": on_gpu})
+    memory = predict_memory(config, build.architecture(config))
+    fixed = sum(part.bytes for part in memory.fixed)
+    return {"peak": memory.training_peak} | {part.name: fixed + part.bytes for part in memory.phases if not part.alone}
+
+
+# -------------------------------------------------------------------------------------------------------------- tiles
+
+
+def tiles(world: str, emit: Emit, clock: Clock) -> None:
+    """Attention at the small model's shape with the tiles beside the chosen ones."""
+    del world, clock
+    emit(row="tiles", failed="no sweep yet")
+
+
+PARTS: dict[str, Callable[[str, Emit, Clock], None]] = {
+    "device": device, "kernel-tests": kernel_tests, "kernels": kernels, "small-step": small_step,
+    "large-step": large_step, "pixel-all": pixel_all, "tiles": tiles,
+}  # fmt: skip
+IMPORTS = {"kernels": ("prfl.benchmark.kernel_cases",), "kernel-tests": (), "device": ("prfl.benchmark.facts",)}
+STEPS = ("prfl.benchmark.step_cases", "prfl.benchmark.measure")
+
+
+def begin(imports: Iterable[str]) -> float:
+    """Import ahead, then wait for the line that says how many seconds there are.  No line: this part is not wanted."""
+    from importlib import import_module
+
+    for module in imports:
+        import_module(module)
+    line = sys.stdin.readline()
+    if not line:
+        raise SystemExit(0)
+    return float(line)
+
+
+def main() -> None:
+    name, world, bundle = sys.argv[1:4]
+    clock = Clock(begin(IMPORTS.get(name, STEPS)))
+    began = time.monotonic()
+
+    def emit(**row: Any) -> None:
+        line = {"part": name, "at": round(time.monotonic() - began, 2), **row}
+        append(Path(bundle), line)
+        shown = line.get("extra_info", line)
+        told = shown.get("milliseconds", {}).get("median") if "milliseconds" in shown else line.get("failed", "")
+        print(f"  {row['row']}: {told}", flush=True)
+
+    PARTS[name](world, emit, clock)
+
+
+if __name__ == "__main__":
+    main()

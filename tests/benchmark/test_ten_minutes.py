@@ -1,0 +1,133 @@
+"""The ten minutes on a GPU, rehearsed without one: in the tiny world, with no package that a bare GPU image lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prfl.benchmark import bundle
+from prfl.benchmark.results import read
+from prfl.cli import main
+from prfl.errors import PrflError
+
+REPOSITORY = Path(__file__).parents[2]
+WHEELS = ("diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
+# What a bare image of torch 2.11 brings of prfl's own installation, besides what these themselves need.
+BARE = (
+    "accelerate", "jaxtyping", "matplotlib", "peft", "pillow", "psutil", "pytest", "pytest-benchmark", "pyyaml", "rich",
+    "safetensors", "setuptools", "tensorboard", "tokenizers", "torch", "torchmetrics", "transformers", "triton",
+)  # fmt: skip
+BLOCKER = """
+import re
+from importlib.machinery import PathFinder
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+
+def plain(name):
+    return name.lower().replace("_", "-")
+
+
+there, waiting = set(), {names}
+while waiting:
+    there.add(name := waiting.pop())
+    try:
+        needed = [each for each in requires(name) or () if "extra ==" not in each]
+    except PackageNotFoundError:
+        continue
+    waiting |= {{plain(re.match(r"[\\w.-]+", each)[0]) for each in needed}} - there
+absent = {{
+    module
+    for module, owners in packages_distributions().items()
+    if not there & set(map(plain, owners)) and module not in ("prfl", "prfl_kernels")
+}}
+found = PathFinder.find_spec
+
+
+def find_spec(name, path=None, target=None):
+    return None if path is None and name in absent else found(name, path, target)
+
+
+PathFinder.find_spec = find_spec
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process to which all but the bare image's packages and the wheels are missing."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(BLOCKER.format(names=set(BARE + WHEELS)))
+    return {**os.environ, "PYTHONPATH": str(folder), "PRFL_COMMIT": "rehearsal", "OMP_NUM_THREADS": "1"}
+
+
+def run(out: Path, environment: dict[str, str], *options: str) -> str:
+    command = [sys.executable, "bench/ten_minutes.py", "--world", "tiny", "--out", str(out), *options]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_blocker_blocks(bare: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", "import ftfy"], env=bare, capture_output=True, text=True)
+    assert "No module named 'ftfy'" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rehearsal_brings_every_figure_home(
+    bare: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    printed = run(out, bare, "--budget", "500")
+    assert "7 of 7 parts done" in printed
+    assert len(list(out.iterdir())) <= 8  # what comes back from a lent machine
+    rows = read([out / "ten_minutes.jsonl"])
+    steps = {(row.info["operation"], row.provider) for row in rows}
+    assert {("step_modes", "full"), ("same_step", "latent"), ("same_step", "pixel, all frames")} <= steps
+    assert {row.info["operation"] for row in rows} >= {
+        "attention",
+        "qk_norm_rope",
+        "gated_residual_norm",
+        "lora_linear",
+    }
+    assert all(row.info["commit"] == "rehearsal" for row in rows)
+    assert all(row.info["predicted"]["peak"] > 0 for row in rows if row.info["operation"] == "step_modes")
+    assert main(["bench", "report", str(out / "ten_minutes.jsonl"), "--page", str(tmp_path / "page.html")]) == 0
+    report = capsys.readouterr().out
+    assert "a copy moves" in report and "part large-step: done" in report and "kernels' tests:" in report
+    assert "step_modes" in (tmp_path / "page.html").read_text()
+    seconds = bundle.call_seconds(out / "ten_minutes.jsonl", "tiny", "full")
+    assert 0 < seconds.forward < seconds.gradient
+    assert run(out, bare).count("is there already") == 7  # the same command goes on where the last one stopped
+
+
+def test_what_does_not_fit_the_budget_is_left_out_and_named(bare: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "bench/ten_minutes.py", "--world", "tiny", "--out", str(tmp_path), "--budget", "6"]
+    done = subprocess.run([*command, "--only", "large-step"], cwd=REPOSITORY, env=bare, capture_output=True, text=True)
+    assert done.returncode == 1 and "large-step: left out: " in done.stdout
+    (line,) = bundle.read_lines(tmp_path / "ten_minutes.jsonl")
+    assert line["end"].startswith("left out: ")
+
+
+def written(path: Path, *lines: Any, half: str = "") -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + half)
+    return path
+
+
+def test_of_a_part_that_ran_twice_the_last_lines_count(tmp_path: Path) -> None:
+    first, again = ({"part": "device", "row": "copy", "gb_per_s": speed, "seconds": 1.0} for speed in (1.0, 2.0))
+    file = written(tmp_path / "a.jsonl", first, again, half='{"part": "dev')
+    assert bundle.read_lines(file) == [again]
+    assert bundle.notes(bundle.read_lines(file)) == ["a copy moves 2 GB/s, read and written"]
+
+
+def test_a_broken_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrflError, match="no line of such a bundle"):
+        bundle.read_lines(written(tmp_path / "a.jsonl", {"row": "x"}, {"part": "device", "end": "done"}))
+    with pytest.raises(PrflError, match="cannot be read"):
+        bundle.read_lines(tmp_path / "nowhere.jsonl")

@@ -1,0 +1,115 @@
+"""``checkpointing: auto``: it keeps what there is room for, in the order of its worth, and changes no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from prfl import build
+from prfl.backbone.checkpointing import Checkpointing
+from prfl.config import load_config
+from prfl.config.schema import Config
+from prfl.errors import PrflError
+from prfl.forecast import fill
+from prfl.forecast.live_bytes import SavedBytes
+from prfl.forecast.memory import predict_memory
+from tests.objective.parts import stir
+
+
+@pytest.fixture
+def make(tmp_path: Path, make_tiny_pipeline: Callable[..., Path]) -> Callable[..., Config]:
+    """make("a.b=value", ...): PRFL on a random model of five blocks, whose new reward reads the first."""
+    folder = make_tiny_pipeline(tmp_path / "five", num_layers=5)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    config = {
+        "version": 1, "run": str(tmp_path / "run"), "seed": 0,
+        "backbone": {
+            "model": str(folder), "device": "cpu", "checkpointing": "auto", "adapter": {"rank": 2, "alpha": 2},
+        },
+        "data": {
+            "prompts": {"train": str(prompts)}, "cache": str(tmp_path), "frames": 17, "height": 32, "width": 32,
+            "fps": 8,
+        },
+        "reward": {"space": "latent", "path": str(tmp_path / "absent")},
+        "rollout": {"steps": 6},
+        "objective": {"name": "prfl"},
+        "training": {"steps": 2, "batch": 2, "learning_rate": 1e-4},
+        "evaluation": {"every": 0},
+    }  # fmt: skip
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return lambda *overrides: load_config(path, overrides)
+
+
+def peak(config: Config, mode: str) -> int:
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"checkpointing": mode})})
+    return predict_memory(config, build.architecture(config)).training_peak
+
+
+def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> None:
+    config = make()
+    least, attention = (peak(config, mode) for mode in ("full", "attention"))
+    assert fill.fill(config, least - 1).modes() == ("full",) * 5  # and the run may not fit at all
+    between = fill.fill(config, (least + attention) // 2)
+    assert 0 < between.attention < 5 and between.whole == between.reward_attention == 0
+    assert between.modes().count("attention") == between.attention and between.modes()[-1] == "full"
+    everything = fill.fill(config, 2**40)
+    assert everything.modes() == ("none",) * 5 and everything.reward_modes() == ("none",)
+    most = everything.peak  # of a graph that is held beside the reward's, so more than with checkpointing: none
+    for available in (least, (2 * attention + most) // 3, most):
+        filled = fill.fill(config, available)
+        model = build.architecture(config)
+        filled.put_into(model)
+        assert predict_memory(config, model).training_peak <= filled.peak <= available
+
+
+MIXED: tuple[Checkpointing, ...] = ("full", "full", "attention", "none", "none")
+
+
+def test_blocks_that_keep_different_things_give_the_same_gradients(make: Callable[..., Config]) -> None:
+    config = make()
+    latents = torch.randn(2, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    gradients, kept = {}, {}
+    for name, modes in {"full": ("full",) * 5, "mixed": MIXED, "none": ("none",) * 5}.items():
+        model = build.backbone(config)
+        stir(model, build.POLICY, seed=1)
+        model.block_modes = model.feature_modes = modes
+        condition, sigma = model.condition(["a red circle", "a"]), torch.tensor(0.5)
+        parameters = list(model.adapter_parameters(build.POLICY).values())
+        with SavedBytes(list(model.transformer.parameters())) as saved, model.adapter(build.POLICY):
+            velocity = model.velocity(latents, sigma, condition)
+            (features,) = model.features(latents, sigma, condition, [2])
+            gradients[name] = torch.autograd.grad(velocity.square().sum() + features.sin().sum(), parameters)
+        kept[name] = saved.peak
+    for ours, theirs in zip(gradients["mixed"], gradients["none"], strict=True):
+        assert torch.equal(ours, theirs)
+    assert kept["full"] < kept["mixed"] < kept["none"]
+
+
+def test_full_checkpoints_of_several_blocks_stay_together(make: Callable[..., Config]) -> None:
+    model = build.architecture(make())
+    type(model).blocks_a_checkpoint, before = property(lambda self: 2), type(model).blocks_a_checkpoint
+    try:
+        model.block_modes = ("full", "full", "full", "none", "full")
+        assert list(model._checkpoints(model._modes(5, True), True)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    finally:
+        type(model).blocks_a_checkpoint = before
+
+
+def test_without_a_card_it_is_full(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make()
+    model = build.backbone(config)
+    assert fill.fill_card(config, model).startswith("full; ") and model.block_modes is None
+    monkeypatch.setattr(fill, "room", lambda config: 2**40)
+    said = fill.fill_card(config, model)
+    assert said.startswith("of 5 blocks 5 are kept whole") and model.block_modes == ("none",) * 5
+
+
+def test_with_offload_it_is_refused(make: Callable[..., Config]) -> None:
+    with pytest.raises(PrflError, match="backbone.offload: checkpointing: auto fills the GPU"):
+        make("backbone.offload=true")
