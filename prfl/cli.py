@@ -19,6 +19,7 @@ from prfl.config.messages import all_keys
 from prfl.errors import PrflError
 from prfl.interrupts import ended_by_signals
 from prfl.streams import lossy_output, silence
+from prfl.text import visible
 
 TRAIN_EXAMPLES = """\
   prfl train configs/tiny.yaml
@@ -424,13 +425,13 @@ def export(options: argparse.Namespace) -> None:
     from prfl.export import export_run
 
     wanted = {name: getattr(options, name) for name in ("out", "name", "dtype", "merged", "push", "private")}
-    print(f"exported: {export_run(options.run, **wanted)}")
+    print(visible(f"exported: {export_run(options.run, **wanted)}"))
 
 
 def import_labels(options: argparse.Namespace) -> None:
     from prfl.labels.table import import_csv
 
-    print(import_csv(options.file, options.out or options.file.with_suffix(".jsonl"), options.scale))
+    print(visible(import_csv(options.file, options.out or options.file.with_suffix(".jsonl"), options.scale)))
 
 
 def bench_report(options: argparse.Namespace) -> None:
