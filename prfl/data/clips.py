@@ -165,7 +165,7 @@ def _say_left_out(found: Mapping[Path, Stretches], settings: ClipSettings) -> No
         print(f"left out: {listed(f'shorter than {settings.frames} frames at {settings.fps:g} fps', short)}")
     if still:
         what = f"with stretches in which more than half of the pictures are repeats ({sum(still.values())} in all)"
-        print(f"left out: {listed(what, still)}")
+        print(f"left out: {listed(what, list(still))}")
 
 
 @contextmanager
