@@ -18,6 +18,7 @@ from prfl.config import Stage, dump_resolved, json_schema, load_config, load_sta
 from prfl.errors import PrflError
 from prfl.interrupts import ended_by_signals
 from prfl.streams import lossy_output, silence
+from prfl.text import visible
 
 TRAIN_EXAMPLES = """\
   prfl train configs/tiny.yaml
@@ -373,13 +374,13 @@ def export(options: argparse.Namespace) -> None:
     from prfl.export import export_run
 
     wanted = {name: getattr(options, name) for name in ("out", "name", "dtype", "merged", "push", "private")}
-    print(f"exported: {export_run(options.run, **wanted)}")
+    print(visible(f"exported: {export_run(options.run, **wanted)}"))
 
 
 def import_labels(options: argparse.Namespace) -> None:
     from prfl.labels.table import import_csv
 
-    print(import_csv(options.file, options.out or options.file.with_suffix(".jsonl"), options.scale))
+    print(visible(import_csv(options.file, options.out or options.file.with_suffix(".jsonl"), options.scale)))
 
 
 def bench_report(options: argparse.Namespace) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
 from prfl.console import PlainConsole
+from prfl.data.sources import listed
 from prfl.errors import PrflError
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
@@ -55,6 +57,7 @@ def test_what_cannot_be_seen_is_written_out() -> None:
     assert visible("é 日本 \t\n 🙂") == "é 日本 \t\n 🙂"
     assert visible("a\x1b[2J\r\x00\ud800\x9b") == r"a\x1b[2J\r\x00\ud800\x9b"
     assert html_text("<b>\x1b & '") == r"&lt;b&gt;\x1b &amp; &#x27;"
+    assert listed("hidden", [Path("clips/a\x1b[31m\udce9.mp4")]) == r"1 hidden (a\x1b[31m\udce9.mp4)"
     assert str(PrflError("no \x1b[31mfile", where="a\rb", fix="x")) == "a\\rb: no \\x1b[31mfile\n  To mend it: x"
 
 

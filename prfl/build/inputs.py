@@ -32,6 +32,7 @@ from prfl.data.shapes import world
 from prfl.data.sources import find_videos
 from prfl.errors import PrflError, located
 from prfl.evaluation.sampling import SamplingSettings, decode_all, sample
+from prfl.text import visible
 
 Dataset = LatentDataset | PairDataset
 
@@ -185,7 +186,7 @@ def encode(config: Config, model: WanBackbone, path: Path) -> None:
             batch_size=own.encode_batch, **clip(own),
         )  # fmt: skip
     if processes.is_main():
-        print(report, flush=True)
+        print(visible(str(report)), flush=True)
         videos = manifest_videos(read_manifest(path, follow_links=own.follow_links))
         guessed = sum(BY_SIZE in read_anew(video) for video in videos if video.is_file())
         if guessed:

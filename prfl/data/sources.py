@@ -11,6 +11,7 @@ from pathlib import Path
 from prfl.data.decoding import SUFFIXES
 from prfl.data.files import content_hash, written_by_prfl
 from prfl.errors import PrflError
+from prfl.text import visible
 
 FOLLOW = "data.follow_links=true, to read what they lead to"
 OUTSIDE = "links that lead out of the folder"
@@ -52,7 +53,7 @@ def find_videos(place: Path, *, follow_links: bool = False, skip_unreadable: boo
 
 def listed(reason: str, paths: Sequence[Path]) -> str:
     """``3 hidden files (a, b, c)``: a count, the reason and the first names."""
-    names = ", ".join(path.name.encode("utf-8", "backslashreplace").decode() for path in paths[:5])
+    names = ", ".join(visible(path.name) for path in paths[:5])
     more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
     return f"{len(paths)} {reason} ({names}{more})"
 

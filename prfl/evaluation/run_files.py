@@ -36,22 +36,29 @@ class RunFiles:
         """Where a file really is; None, and a line in ``left_out``, where it may not or cannot be read."""
         try:
             place = path.resolve(strict=True)
-            if not place.is_relative_to(self.run):
-                return self.leave_out(path, "leads out of the run folder")
-            if not place.is_file():
-                return self.leave_out(path, "is no file")
-            if (size := place.stat().st_size) > most:
-                return self.leave_out(path, f"has {size / MIB:.1f} MiB, more than the {most / MIB:.0f} of a page")
+            if reason := self._why_not(place, most):
+                self.leave_out(path, reason)
+                return None
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in a name
-            return self.leave_out(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+            self.leave_out(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+            return None
         return place
+
+    def _why_not(self, place: Path, most: int) -> str:
+        if not place.is_relative_to(self.run):
+            return "leads out of the run folder"
+        if not place.is_file():
+            return "is no file"
+        size = place.stat().st_size
+        return f"has {size / MIB:.1f} MiB, more than the {most / MIB:.0f} of a page" if size > most else ""
 
     def read(self, path: Path, most: int = TEXT) -> bytes | None:
         place = self.place(path, most)
         try:
-            return None if place is None else place.read_bytes()
+            return place.read_bytes() if place else None
         except OSError as error:
-            return self.leave_out(path, f"cannot be read ({error.strerror})")
+            self.leave_out(path, f"cannot be read ({error.strerror})")
+            return None
 
     def text(self, path: Path, most: int = TEXT) -> str | None:
         content = self.read(path, most)
@@ -64,9 +71,11 @@ class RunFiles:
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
-            return self.leave_out(path, f"is not as prfl writes it ({error})")
+            self.leave_out(path, f"is not as prfl writes it ({error})")
+            return None
         if not isinstance(found, dict) or any(key not in found for key in keys):
-            return self.leave_out(path, f"is not as prfl writes it (no object with {', '.join(keys)})")
+            self.leave_out(path, f"is not as prfl writes it (no object with {', '.join(keys)})")
+            return None
         return found
 
     def records(self, path: Path) -> list[dict[str, Any]]:
@@ -79,7 +88,8 @@ class RunFiles:
 
     def video(self, path: Path) -> bytes | None:
         if path.suffix != ".mp4":
-            return self.leave_out(path, "is not a video that prfl wrote")
+            self.leave_out(path, "is not a video that prfl wrote")
+            return None
         content = self.read(path, min(VIDEO, self.room))
         self.room -= len(content or b"")
         return content

@@ -22,6 +22,7 @@ from prfl.export.hub import push as push_files
 from prfl.export.lora import write_shared_file
 from prfl.reward.card import reward_card
 from prfl.reward.files import CONFIG, WEIGHTS, find_reward, read_config
+from prfl.text import visible
 
 
 def export_run(
@@ -60,7 +61,7 @@ def export_run(
             temporary.write_text(readme, encoding="utf-8")
         written.append(out / "README.md")
         if others := sorted(path.name for path in out.iterdir() if path not in written and path.name != LOCK):
-            print(f"also in {out}, not of this export: {', '.join(others)}")
+            print(visible(f"also in {out}, not of this export: {', '.join(others)}"))
     if push:
         print(push_files(out, written, push, private=private))
     return out
