@@ -236,14 +236,20 @@ def builds() -> list[Build]:
     found += [_grad_a_build(128, "NoneType", dropout=0.05)]
     down = {"x": "*bf16", "lora_a": "*bf16", "seed": "*i64", "s": "*bf16"}
     up = {"dx": "*bf16", "ds": "*bf16", "lora_a": "*bf16", "seed": "*i64"}
-    return [*found, _build("lora_down r128", _down, down, 128), _build("lora_up", _up, up, 64)]
+    return [
+        *found,
+        _build("lora_down r128", _down, down, 128, (ROWS, 128, COLUMNS)),
+        _build("lora_up", _up, up, 64, (ROWS, COLUMNS, 64)),
+    ]
 
 
 def _grad_a_build(rank: int, kind: str, per_token: bool = False, dropout: float = 0.0) -> Build:
     pointers = {"ds": "*bf16", "x": "*bf16", "partial": "*fp32", "seed": "*i64" if dropout else "*bf16"}
     pointers |= dict.fromkeys(("mean", "rstd", "scale", "shift"), "*fp32" if kind == "Normed" else "*bf16")
     name = f"lora_grad_a {kind} r{rank}" + " per token" * per_token + " dropout" * bool(dropout)
-    return _build(name, _grad_a, pointers, rank, dropout, per_token, {"KIND": KINDS[kind], "PER_TOKEN": per_token})
+    matrix = _block(rank, torch.bfloat16, per_token), COLUMNS, ROWS
+    switches = {"KIND": KINDS[kind], "PER_TOKEN": per_token}
+    return _build(name, _grad_a, pointers, rank, matrix, dropout, per_token, switches)
 
 
 def _build(
@@ -251,6 +257,7 @@ def _build(
     kernel: Any,
     pointers: dict[str, str],
     rank: int,
+    matrix: tuple[int, int, int],
     dropout: float = 0.05,
     per_token: bool = False,
     switches: Mapping[str, Any] = MappingProxyType({}),
@@ -262,4 +269,4 @@ def _build(
     )
     aligned = tuple(each for each in (*pointers, *numbers) if each not in ("tokens", "rows", "chunks"))
     stages = _stages(torch.bfloat16, per_token)
-    return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned)
+    return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned, matrices=(matrix,))
