@@ -342,8 +342,8 @@ def key_gradient(
     pointers = (query, key, value, query if bias is None else bias, lse, grad, delta, *results)
     _launch(_key_gradient, (*programs, count), sizes, pointers, (query, key, value, grad), scale, bias)
     if count > 1:
-        torch.sum(results[0], 0, out=d_key)
-        torch.sum(results[1], 0, out=d_value)
+        d_key.copy_(results[0].sum(0))  # sum(out=) would round the shares before it adds them
+        d_value.copy_(results[1].sum(0))
 
 
 def _launch(
