@@ -9,7 +9,6 @@ Rows lie where their strides say; the channels of a head are side by side.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -357,7 +356,7 @@ def _launch(
     if max(x.stride(1) for x in strided) * max(sizes.queries, sizes.keys) >= 2**31:
         raise ValueError("rows lie so far apart that 32 bits do not count the places of a tile: make them contiguous")
     constants = _constants(query.dtype, query.shape[-1], sizes, scale, bias is not None) | more
-    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
+    with torch.cuda.device_of(query):
         kernel[grid](
             *pointers, query.shape[2], query.shape[1], key.shape[1], *strides,
             **constants, num_warps=sizes.warps, num_stages=sizes.stages,

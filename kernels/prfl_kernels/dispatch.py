@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 VARIABLE = "PRFL_KERNELS"
 REQUESTS = ("auto", "torch", "triton")
@@ -17,6 +19,18 @@ OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "attention")
 FASTER: frozenset[str] = frozenset()  # those that won on a GPU (bench/results), which is what automatic takes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether a Triton kernel takes this tensor.  Of no elements there is nothing to launch: torch gives its zeros."""
+    return (x.is_cuda or interpreting()) and x.numel() > 0
+
+
+def refuse_forward_mode(operation: str, *tensors: Tensor | None) -> None:
+    """Raises NotImplementedError where one has a forward-mode tangent: an operator would drop it without a word."""
+    for tensor in tensors:
+        if tensor is not None and unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{operation} has no derivative in forward mode: use prfl_kernels.reference")
 
 
 class Choice(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prfl_kernels.dispatch import interpreting
+from prfl_kernels.dispatch import refuse_forward_mode, runs_triton
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -65,6 +65,8 @@ def lora_linears(
     """
     autocast = _autocast_dtype(x)
     _check(x, projections, source, dropout, dtype=None if autocast else x.dtype)
+    if dropout:  # without it, all that has no gradient to come is torch's own
+        refuse_forward_mode("lora_linears with dropout", x, *(each for p in projections for each in p[2:4]))
     trained = (any(p.lora_a.requires_grad for p in projections), any(p.lora_b.requires_grad for p in projections))
     parts = tuple(part.detach() for part in source or ())  # no edge, or what they came from would get zeros
     seed = torch.randint(2**63 - 1, (), device=x.device) if dropout else None
@@ -177,7 +179,7 @@ class _LoraLinears(torch.autograd.Function):
 @torch.library.custom_op("prfl_kernels::lora_down", mutates_args=())
 def lora_down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
     """drop(x) A^T, the mask drawn from the seed.  x: (M, D), contiguous.  lora_a: (R, D).  Returns (M, R)."""
-    if _runs_triton(x):
+    if runs_triton(x):
         from prfl_kernels import lora_linear_triton
 
         return lora_linear_triton.down(x, lora_a, seed, dropout)
@@ -187,7 +189,7 @@ def lora_down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor
 @torch.library.custom_op("prfl_kernels::lora_up_", mutates_args=("grad_x",))
 def lora_up_(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> None:
     """grad_x += drop(ds A), with the mask of ``lora_down``.  grad_x: (M, D), contiguous.  low_grad: ds, (M, R)."""
-    if _runs_triton(grad_x):
+    if runs_triton(grad_x):
         from prfl_kernels import lora_linear_triton
 
         lora_linear_triton.up(grad_x, low_grad, lora_a, seed, dropout)
@@ -212,7 +214,7 @@ def lora_grad_a(
     low_grad: ds, (M, R).  x: (B, T, D) or (M, D).  mean, rstd, scale, shift: as in ``Normed``.
     Returns (R, D), in float32 at least.
     """
-    if _runs_triton(x):
+    if runs_triton(x):
         from prfl_kernels import lora_linear_triton
 
         return lora_linear_triton.grad_a(low_grad, x, mean, rstd, scale, shift, kind, seed, dropout)
@@ -240,10 +242,6 @@ def _(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: f
 @lora_grad_a.register_fake
 def _(low_grad: Tensor, x: Tensor, *others: Any) -> Tensor:
     return low_grad.new_empty(low_grad.shape[1], x.shape[-1], dtype=torch.promote_types(low_grad.dtype, torch.float32))
-
-
-def _runs_triton(x: Tensor) -> bool:
-    return x.is_cuda or interpreting()
 
 
 def _kept(seed: Tensor, shape: Sequence[int], dropout: float) -> Tensor:

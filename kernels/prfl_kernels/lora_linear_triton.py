@@ -162,13 +162,14 @@ def grad_a(
     tiles = triton.cdiv(rank, block), triton.cdiv(width, COLUMNS)
     chunk, chunks = _chunks(batch, tokens, tiles[0] * tiles[1])
     partial = low_grad.new_empty(batch * chunks, rank, width, dtype=acc)
-    _grad_a[(*tiles, batch * chunks)](
-        low_grad, x, *(unused if each is None else each for each in (mean, rstd, scale, shift, seed)), partial,
-        tokens, width, rank, chunk, chunks,
-        *x.stride()[:2], *strides,
-        KIND=KINDS[kind], PER_TOKEN=per_token, P=dropout, ACC=_TRITON[acc],
-        ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block, num_warps=WARPS, num_stages=_stages(low_grad.dtype, per_token),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _grad_a[(*tiles, batch * chunks)](
+            low_grad, x, *(unused if each is None else each for each in (mean, rstd, scale, shift, seed)), partial,
+            tokens, width, rank, chunk, chunks,
+            *x.stride()[:2], *strides,
+            KIND=KINDS[kind], PER_TOKEN=per_token, P=dropout, ACC=_TRITON[acc],
+            ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block, num_warps=WARPS, num_stages=_stages(low_grad.dtype, per_token),
+        )  # fmt: skip
     return partial.sum(0)
 
 
@@ -177,11 +178,12 @@ def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
     (rows, width), rank = x.shape, len(lora_a)
     x = x if x.stride(1) == 1 else x.contiguous()
     lora_a, s, block = lora_a.contiguous(), x.new_empty(rows, rank), _block(rank, x.dtype)
-    _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
-        x, lora_a, seed, s, x.stride(0), rows, width, rank,
-        P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
-        num_warps=WARPS, num_stages=_stages(x.dtype),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
+            x, lora_a, seed, s, x.stride(0), rows, width, rank,
+            P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
+            num_warps=WARPS, num_stages=_stages(x.dtype),
+        )  # fmt: skip
     return s
 
 
@@ -191,11 +193,12 @@ def up(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: 
         raise ValueError("the columns of grad_x must lie side by side: it is written in place")
     (rows, width), rank = grad_x.shape, len(lora_a)
     low_grad, lora_a, block = low_grad.contiguous(), lora_a.contiguous(), min(_block(rank, grad_x.dtype), 64)
-    _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
-        grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank,
-        P=dropout, ACC=_TRITON[_accumulator(grad_x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
-        num_warps=WARPS, num_stages=_stages(grad_x.dtype),
-    )  # fmt: skip
+    with torch.cuda.device_of(grad_x):
+        _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
+            grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank,
+            P=dropout, ACC=_TRITON[_accumulator(grad_x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
+            num_warps=WARPS, num_stages=_stages(grad_x.dtype),
+        )  # fmt: skip
 
 
 _TRITON = {torch.float32: tl.float32, torch.float64: tl.float64}

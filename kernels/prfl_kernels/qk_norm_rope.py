@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prfl_kernels import reference
-from prfl_kernels.dispatch import interpreting
+from prfl_kernels.dispatch import refuse_forward_mode, runs_triton
 
 MIN_WEIGHT = 1e-2  # |weight| below it: y is then not divided by the weight
 # Of the weights of a pair: rotated back, the smaller one's channel carries the rounding of the larger one's.  Of Wan
@@ -49,6 +49,7 @@ def qk_norm_rope(
     Raises ValueError where shapes or dtypes do not fit, and where weight, cos or sin requires a gradient.
     """
     _check(q, k, q_weight, k_weight, cos, sin, heads)
+    refuse_forward_mode("qk_norm_rope", q, k, q_weight, k_weight, cos, sin)
     training = torch.is_grad_enabled()
     if training and any(each is not None and each.requires_grad for each in (q_weight, k_weight, cos, sin)):
         raise ValueError("qk_norm_rope is for frozen norms, but a weight or table requires a gradient: use torch there")
@@ -97,7 +98,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(q', k', rstd (1 or 2, B, T)), empty where there is no k or nothing to save; from_output is for the backward."""
     q_out, k_out, rstd = _outputs(q, k, save)
-    if _triton_runs(q):
+    if runs_triton(q):
         from prfl_kernels import qk_norm_rope_triton
 
         qk_norm_rope_triton.forward(
@@ -124,7 +125,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dq, dk), dk empty where there is no k.  saved: the outputs with from_output, else the inputs."""
     q_out, k_out, _ = _outputs(q_grad, k_grad, False)
-    if _triton_runs(q_grad):
+    if runs_triton(q_grad):
         from prfl_kernels import qk_norm_rope_triton
 
         qk_norm_rope_triton.backward(
@@ -182,10 +183,6 @@ def _outputs(q: Tensor, k: Tensor | None, save: bool) -> tuple[Tensor, Tensor, T
     rstd = (1 if k is None else 2, *q.shape[:2]) if save else (0,)
     wide = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(q.shape), q.new_empty(0 if k is None else k.shape), q.new_empty(rstd, dtype=wide)
-
-
-def _triton_runs(x: Tensor) -> bool:
-    return (x.is_cuda or interpreting()) and x.numel() > 0
 
 
 def _rows(x: Tensor | None) -> Tensor | None:

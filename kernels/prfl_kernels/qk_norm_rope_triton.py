@@ -151,11 +151,12 @@ def forward(
 ) -> None:  # fmt: skip
     """Writes q_out, where there is k also k_out (B, T, D), contiguous, and rstd (1 or 2, B, T) where it is given."""
     grid, shape, warps = _launch(q, k, heads)
-    _forward[grid](
-        q, _or(k, q), q_weight, _or(k_weight, q_weight), _or(cos, q), _or(sin, q), q_out, k_out,
-        _or(rstd, q), q.shape[1], *_strides(q), *_strides(_or(k, q)),
-        **shape, EPS=eps, ROTATE=cos is not None, SAVE=rstd is not None, ACC=_acc(q), num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        _forward[grid](
+            q, _or(k, q), q_weight, _or(k_weight, q_weight), _or(cos, q), _or(sin, q), q_out, k_out,
+            _or(rstd, q), q.shape[1], *_strides(q), *_strides(_or(k, q)),
+            **shape, EPS=eps, ROTATE=cos is not None, SAVE=rstd is not None, ACC=_acc(q), num_warps=warps,
+        )  # fmt: skip
 
 
 def backward(
@@ -165,12 +166,13 @@ def backward(
 ) -> None:  # fmt: skip
     """Writes the gradients, as forward does the outputs.  saved: the outputs with from_output, else the inputs."""
     grid, shape, warps = _launch(q_grad, k_grad, heads)
-    _backward[grid](
-        q_grad, _or(k_grad, q_grad), q_saved, _or(k_saved, q_saved), rstd, q_weight, _or(k_weight, q_weight),
-        _or(cos, q_grad), _or(sin, q_grad), q_out, k_out, q_grad.shape[1],
-        *_strides(q_grad), *_strides(_or(k_grad, q_grad)), *_strides(q_saved), *_strides(_or(k_saved, q_saved)),
-        **shape, ROTATE=cos is not None, FROM_OUTPUT=from_output, ACC=_acc(q_grad), num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(q_grad):
+        _backward[grid](
+            q_grad, _or(k_grad, q_grad), q_saved, _or(k_saved, q_saved), rstd, q_weight, _or(k_weight, q_weight),
+            _or(cos, q_grad), _or(sin, q_grad), q_out, k_out, q_grad.shape[1],
+            *_strides(q_grad), *_strides(_or(k_grad, q_grad)), *_strides(q_saved), *_strides(_or(k_saved, q_saved)),
+            **shape, ROTATE=cos is not None, FROM_OUTPUT=from_output, ACC=_acc(q_grad), num_warps=warps,
+        )  # fmt: skip
 
 
 def _launch(q: Tensor, k: Tensor | None, heads: int) -> tuple[tuple[int, int], dict[str, int], int]:
