@@ -76,7 +76,8 @@ def _grad_a(
             value = (value.to(ACC) - middle) * spread * factor + offset
         if KIND == GELU:
             wide = value.to(ACC)
-            value = wide * tl.sigmoid(1.5957691216057308 * (wide + 0.044715 * wide * wide * wide))
+            power = tl.exp2(-2.302208198144325 * wide * (1 + 0.044715 * wide * wide))  # 2 sqrt(2 / pi) log2(e)
+            value = wide / (1 + power)
         if P > 0:
             value = tl.where(_kept(tl.load(seed), row.to(tl.int32), first_column, P, COLUMNS), value, 0.0)
         total = tl.dot(tl.trans(low), value.to(low.dtype), total, input_precision="ieee", out_dtype=ACC)
