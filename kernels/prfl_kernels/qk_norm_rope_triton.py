@@ -123,12 +123,12 @@ def _joined(even, odd, ROWS: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.con
 
 @triton.jit
 def _tables(cos, sin, token, tokens, CHANNELS: tl.constexpr, CHANNELS_PADDED: tl.constexpr, ACC: tl.constexpr):
-    """cos[..., 0::2] and sin[..., 1::2] of these tokens, (ROWS, 1, pairs); 1 and 0 in the padding."""
-    channel = 2 * tl.arange(0, CHANNELS_PADDED // 2)[None, None, :]
+    """Of these tokens, (ROWS, 1, pairs); 1 and 0 in the padding."""
+    pair = tl.arange(0, CHANNELS_PADDED // 2)[None, None, :]
     row = token.to(tl.int64)[:, None, None]
-    mask = (row < tokens) & (channel < CHANNELS)
-    place = row * CHANNELS + channel
-    return tl.load(cos + place, mask=mask, other=1.0).to(ACC), tl.load(sin + place + 1, mask=mask, other=0.0).to(ACC)
+    mask = (row < tokens) & (pair < CHANNELS // 2)
+    place = row * (CHANNELS // 2) + pair
+    return tl.load(cos + place, mask=mask, other=1.0).to(ACC), tl.load(sin + place, mask=mask, other=0.0).to(ACC)
 
 
 class Blocks(NamedTuple):

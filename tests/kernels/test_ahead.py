@@ -49,6 +49,14 @@ def test_gelu_is_one_exponential_and_one_division() -> None:
     assert count_instructions(build, 90).loop < 620
 
 
+def test_cosines_and_sines_are_read_in_one_go() -> None:
+    """8 scalar loads a thread where the tables have every value twice; what is left in the backward is rstd."""
+    builds = [each for each in every_build(90) if each.name.startswith("qk_norm_rope")]
+    assert {build.name: count_instructions(build, 90).narrow_loads for build in builds} == {
+        build.name: int("backward" in build.name) for build in builds
+    }
+
+
 def test_a_tile_that_two_warpgroups_compute_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight warps over 64 queries, as the query gradient once had them on every GPU."""
     monkeypatch.setattr(attention_triton, "tiles", lambda *_: Tiles(64, 64, 8, 2))
