@@ -95,7 +95,7 @@ def _forward(
     with _without_autocast(x):
         # The base product reads x as it lies: a copy of other strides would give other last bits than the plain layer.
         down, rows = _cast_cat(lora_as, x.dtype), x.contiguous().view(-1, x.shape[-1])
-        low = rows @ down.T if seed is None else lora_down(rows, down, seed, dropout)
+        low = _low_product(rows, down.T) if seed is None else lora_down(rows, down, seed, dropout)
         outputs = []
         parts = low.split([len(a) for a in lora_as], 1)
         for scale, weight, bias, lora_b, part in zip(scales, weights, biases, lora_bs, parts, strict=True):
@@ -148,7 +148,7 @@ class _LoraLinears(torch.autograd.Function):
         (index, first), *rest = outs.items()
         with _without_autocast(first):
             if wants_x or wants_a:
-                lows = [(out @ lora_bs[i].to(out.dtype)).mul_(ctx.scales[i]) for i, out in outs.items()]
+                lows = [_low_product(out, lora_bs[i].to(out.dtype)).mul_(ctx.scales[i]) for i, out in outs.items()]
                 low_grad = torch.cat(lows, 1)
             if wants_x:
                 grad_x = first @ weights[index].to(first.dtype)
@@ -255,6 +255,12 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype in HALF and left.device.type != "cpu":
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).to(torch.promote_types(left.dtype, torch.float32))
+
+
+def _low_product(left: Tensor, right: Tensor) -> Tensor:
+    """Rank wide over a long sum, which cuBLAS splits: its parts are added in float32, and rounded once.  By itself it
+    may add them in half precision, which torch allows it for all products or for none."""
+    return _wide_product(left, right).to(left.dtype)
 
 
 def _cast_cat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
