@@ -1,4 +1,5 @@
-"""Compiles Triton kernels for GPUs that are not here, and reads what they take: registers, spills, shared memory.
+"""Compiles Triton kernels for GPUs that are not here, and reads what they take: registers, spills, shared memory, and
+how much of their matrix work is needed.
 
 Triton's own compiler and NVIDIA's assembler run on any Linux machine; only launching needs the device.
 """
@@ -13,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CAPABILITIES = (80, 90)  # A100, H100 and H200
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a block
+from prfl_kernels.machine_code import Instructions, instructions, products
+
+CAPABILITIES = (80, 90, 100)  # A100, H100 and H200, B200
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a block
+WARPGROUP_ROWS = 64  # of a product, and Hopper's own instruction takes it; with fewer it is Ampere's
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Build:
 
     signature: the type of each run-time argument, such as ``{"x": "*bf16", "rows": "i32"}``.
     constants: the values of its ``tl.constexpr`` arguments.  aligned: run-time arguments that are multiples of 16,
-    pointers among them, as at a launch.  spill: bytes of a thread's stack that it may take at most.
+    pointers among them, as at a launch.  spill: bytes of a thread's stack that it may take at most.  matrices: the
+    (M, N, K) of the products that one pass of its loop needs on tensor cores.
     """
 
     name: str
@@ -34,16 +39,42 @@ class Build:
     num_stages: int = 2
     aligned: tuple[str, ...] = field(default=())
     spill: int = 0
+    matrices: tuple[tuple[int, int, int], ...] = ()
+
+    def instruction(self, capability: int) -> str:
+        """Which one multiplies matrices on a GPU of this capability, as ``machine_code.Products`` names it."""
+        if not self.matrices:
+            return ""
+        large = all(rows >= WARPGROUP_ROWS for rows, _, _ in self.matrices)
+        return {9: "wgmma", 10: "tcgen05"}.get(capability // 10, "mma") if large else "mma"
 
 
 class Resources(NamedTuple):
     registers: int  # of a thread
     spilled: int  # bytes of a thread's stack
     shared: int  # bytes of a block
+    matrix: str  # what multiplies matrices, as ``machine_code.Products`` names it; empty where nothing does
+    work: float | None  # the matrix work that is done over what is needed: 1 where nothing is computed twice
 
 
 def compile_ahead(build: Build, capability: int) -> Resources:
     """What the kernel takes on a GPU of this capability (80 is 8.0)."""
+    compiled = _compiled(build, capability)
+    found = products(compiled.asm["ptx"], build.num_warps)
+    kind = "+".join(dict.fromkeys(each.kind for each in found))
+    needed = sum(rows * columns * depth for rows, columns, depth in build.matrices)
+    work = max((each.multiplies for each in found), default=0) / needed if needed else None
+    return Resources(*_usage(compiled.asm["cubin"]), compiled.metadata.shared, kind, work)
+
+
+def count_instructions(build: Build, capability: int) -> Instructions:
+    """What a warp does beside its matrix products, from the disassembled machine code."""
+    compiled = _compiled(build, capability)
+    found = products(compiled.asm["ptx"], build.num_warps)
+    return instructions(_tool("nvdisasm", compiled.asm["cubin"], "-c"), found[0].instructions if found else 0)
+
+
+def _compiled(build: Build, capability: int) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -59,22 +90,24 @@ def compile_ahead(build: Build, capability: int) -> Resources:
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in build.aligned},
     )
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return Resources(*_usage(compiled.asm["cubin"]), compiled.metadata.shared)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread, as NVIDIA's cuobjdump (which Triton brings) finds them."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], check=True, capture_output=True, encoding="utf-8"
-        ).stdout
+    """Registers and stack bytes of a thread."""
+    text = _tool("cuobjdump", cubin, "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
         raise RuntimeError(f"cuobjdump says nothing of registers: {text}")
     return int(found[1]), int(found[2])
+
+
+def _tool(name: str, cubin: bytes, option: str) -> str:
+    """What a tool of NVIDIA's says, of those that Triton brings."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, option, file.name], check=True, capture_output=True, text=True).stdout

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prfl_kernels.dispatch import interpreting
+from prfl_kernels.dispatch import refuse_forward_mode, runs_triton
 
 
 def attention(
@@ -29,6 +29,7 @@ def attention(
     Raises ValueError where shapes or dtypes do not fit, and for a bias that requires a gradient.
     """
     _check(query, key, value, bias)
+    refuse_forward_mode("attention", query, key, value, bias)
     needed = any(each.requires_grad for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return torch.ops.prfl.attention(query, key, value, bias, scale, torch.is_grad_enabled() and needed)[0]
@@ -52,7 +53,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and the log-sum-exp of the logits (B, H, T), which is empty where it is not to be saved."""
     out, lse = _outputs(query, save)
-    if _triton_runs(query):
+    if runs_triton(query):
         from prfl_kernels import attention_triton
 
         query, key, value = _rows(query, key, value)
@@ -77,7 +78,7 @@ def _query_gradient(
 ) -> tuple[Tensor, Tensor]:
     """dq, and delta (B, H, T): the sum of out dout over a head's channels, which the keys' gradient needs."""
     d_query, delta = _empty(query), torch.empty_like(lse)
-    if _triton_runs(query):
+    if runs_triton(query):
         from prfl_kernels import attention_triton
 
         grad, query, key, value = _rows(grad, query, key, value)
@@ -102,7 +103,7 @@ def _key_gradient(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dk and dv."""
     d_key, d_value = _empty(key), _empty(value)
-    if _triton_runs(query):
+    if runs_triton(query):
         from prfl_kernels import attention_triton
 
         grad, query, key, value = _rows(grad, query, key, value)
@@ -167,10 +168,6 @@ def _weights_and_gradient(
     weights = (_logits(query, key, bias, scale) - lse[..., None]).exp()
     d_weights = torch.einsum("bthc,bshc->bhts", grad.to(lse.dtype), value.to(lse.dtype))
     return weights, weights * (d_weights - delta[..., None])
-
-
-def _triton_runs(x: Tensor) -> bool:
-    return (x.is_cuda or interpreting()) and x.numel() > 0
 
 
 def _rows(*each: Tensor) -> list[Tensor]:

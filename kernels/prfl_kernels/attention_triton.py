@@ -9,7 +9,6 @@ Rows lie where their strides say; the channels of a head are side by side.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -36,10 +35,12 @@ def _tile(pointer, rows, stride, channel, left, MASKED: tl.constexpr):
 
 @triton.jit
 def _scores(q, k, bias, row, tokens, SCALE: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
-            ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Base-two logits (queries, keys); row: the keys' numbers."""
+            ACC: tl.constexpr, PRECISION: tl.constexpr, FOLDED: tl.constexpr):  # fmt: skip
+    """Base-two logits (queries, keys), or with FOLDED the bare products; row: the keys' numbers."""
     LOG2E: tl.constexpr = 1.4426950408889634
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC)
+    if not FOLDED:
+        scores *= SCALE * LOG2E
     if BIAS:
         if RAGGED:
             offset = tl.load(bias + row, mask=row < tokens, other=0.0)
@@ -57,16 +58,19 @@ def _attend(
     SCALE: tl.constexpr, CHANNELS: tl.constexpr, KEYS: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    # Products are scaled in the exponent, by the instruction that subtracts the largest; which a scale above 0 keeps.
+    FOLDED: tl.constexpr = SCALE > 0 and not BIAS
+    FACTOR: tl.constexpr = SCALE * 1.4426950408889634 if FOLDED else 1.0
     rows, channel = tl.arange(0, KEYS), tl.arange(0, CHANNELS)
     for start in tl.range(first, last, KEYS, num_stages=1 if RAGGED else None):  # the tail is one tile at most
         row = start + rows
         k = _tile(key + tl.cast(start, tl.int64) * k_row, rows, k_row, channel, tokens - start, RAGGED)
-        scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION)
-        higher = tl.maximum(best, tl.max(scores, 1))
+        scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION, FOLDED)
+        higher = tl.maximum(best, tl.max(scores, 1) * FACTOR)
         shift = higher
         if BIAS:  # a tile of keys may be masked as a whole
             shift = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - shift[:, None])
+        weights = tl.exp2(scores * FACTOR - shift[:, None])
         decay = tl.exp2(best - shift)
         total = total * decay + tl.sum(weights, 1)
         v = _tile(value + tl.cast(start, tl.int64) * v_row, rows, v_row, channel, tokens - start, RAGGED)
@@ -124,7 +128,7 @@ def _add_query_gradient(
         row = start + rows
         k = _tile(key + tl.cast(start, tl.int64) * k_row, rows, k_row, channel, tokens - start, RAGGED)
         v = _tile(value + tl.cast(start, tl.int64) * v_row, rows, v_row, channel, tokens - start, RAGGED)
-        scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION)
+        scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION, False)
         weights = tl.exp2(scores - lse[:, None])
         d_weights = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
         d_scores = weights * (d_weights - delta[:, None])
@@ -174,6 +178,34 @@ def _query_gradient(
 
 
 @triton.jit
+def _add_key_gradient(
+    k, v, offset, d_k, d_v, query, grad, lse, delta, first, last, tokens, q_row, g_row,
+    SCALE: tl.constexpr, CHANNELS: tl.constexpr, QUERIES: tl.constexpr, BIAS: tl.constexpr, RAGGED: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    LOG2E: tl.constexpr = 1.4426950408889634
+    rows, channel = tl.arange(0, QUERIES), tl.arange(0, CHANNELS)
+    for start in tl.range(first, last, QUERIES, num_stages=1 if RAGGED else None):  # the tail is one tile at most
+        row = start + rows
+        q = _tile(query + tl.cast(start, tl.int64) * q_row, rows, q_row, channel, tokens - start, RAGGED)
+        g = _tile(grad + tl.cast(start, tl.int64) * g_row, rows, g_row, channel, tokens - start, RAGGED)
+        if RAGGED:  # queries beyond the last have no weight
+            logarithm = tl.load(lse + row, mask=row < tokens, other=float("inf"))
+            product = tl.load(delta + row, mask=row < tokens, other=0.0)
+        else:
+            logarithm, product = tl.load(lse + row), tl.load(delta + row)
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E)
+        if BIAS:
+            scores += offset[:, None]
+        weights = tl.exp2(scores - (logarithm * LOG2E)[None, :])
+        d_v = tl.dot(weights.to(g.dtype), g, d_v, input_precision=PRECISION, out_dtype=ACC)
+        d_weights = tl.dot(v, tl.trans(g), input_precision=PRECISION, out_dtype=ACC)
+        d_scores = weights * (d_weights - product[None, :])
+        d_k = tl.dot(d_scores.to(q.dtype), q, d_k, input_precision=PRECISION, out_dtype=ACC)
+    return d_k, d_v
+
+
+@triton.jit
 def _key_gradient(
     query, key, value, bias, lse, grad, delta, d_key, d_value, heads, query_tokens, key_tokens,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head, g_batch, g_row, g_head,
@@ -181,7 +213,7 @@ def _key_gradient(
     BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv, or, where the third axis of the grid has more than one program, that many parts of them: each of one
-    share of the queries.  Queries beyond the last have no weight; keys beyond the last compute what is not stored."""
+    share of the queries.  Keys beyond the last compute what is not stored."""
     LOG2E: tl.constexpr = 1.4426950408889634
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     begin = tl.program_id(0).to(tl.int64) * KEYS
@@ -198,28 +230,23 @@ def _key_gradient(
     delta += (batch * heads + head) * query_tokens
     if BIAS:
         offset = tl.load(bias + batch * key_tokens + row, mask=inside, other=0.0).to(ACC) * LOG2E
+    else:
+        offset = 0.0
     d_k = tl.zeros([KEYS, CHANNELS], ACC)
     d_v = tl.zeros([KEYS, CHANNELS], ACC)
     part, parts = tl.program_id(2), tl.num_programs(2)
     share = tl.cdiv(tl.cdiv(query_tokens, QUERIES), parts) * QUERIES
-    for start in range(part * share, tl.minimum(part * share + share, query_tokens), QUERIES):
-        asking = start + tl.arange(0, QUERIES)
-        real = asking < query_tokens
-        q = _tile(
-            query + tl.cast(start, tl.int64) * q_row, tl.arange(0, QUERIES), q_row, channel, query_tokens - start, True
-        )
-        logarithm = tl.load(lse + asking, mask=real, other=float("inf")) * LOG2E
-        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E)
-        if BIAS:
-            scores += offset[:, None]
-        weights = tl.exp2(scores - logarithm[None, :])
-        g = _tile(
-            grad + tl.cast(start, tl.int64) * g_row, tl.arange(0, QUERIES), g_row, channel, query_tokens - start, True
-        )
-        d_v = tl.dot(weights.to(g.dtype), g, d_v, input_precision=PRECISION, out_dtype=ACC)
-        d_weights = tl.dot(v, tl.trans(g), input_precision=PRECISION, out_dtype=ACC)
-        d_scores = weights * (d_weights - tl.load(delta + asking, mask=real, other=0.0)[None, :])
-        d_k = tl.dot(d_scores.to(q.dtype), q, d_k, input_precision=PRECISION, out_dtype=ACC)
+    first = part * share
+    last = tl.minimum(first + share, query_tokens)
+    whole = first + (last - first) // QUERIES * QUERIES
+    d_k, d_v = _add_key_gradient(
+        k, v, offset, d_k, d_v, query, grad, lse, delta, first, whole, query_tokens, q_row, g_row,
+        SCALE, CHANNELS, QUERIES, BIAS, False, ACC, PRECISION,
+    )  # fmt: skip
+    d_k, d_v = _add_key_gradient(
+        k, v, offset, d_k, d_v, query, grad, lse, delta, whole, last, query_tokens, q_row, g_row,
+        SCALE, CHANNELS, QUERIES, BIAS, True, ACC, PRECISION,
+    )  # fmt: skip
     batch += part * (tl.num_programs(1) // heads)
     places = ((batch * key_tokens + row) * heads + head)[:, None] * CHANNELS + channel[None, :]
     tl.store(d_key + places, (d_k * SCALE).to(d_key.dtype.element_ty), mask=inside[:, None])
@@ -233,14 +260,47 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles(kernel: Any, itemsize: int) -> Tiles:
-    """Without a spill on compute capability 8.0 and 9.0, by the compiler's account (README); of those that were tried
-    (128 x 32 spills in the query gradient on 8.0).  float32 has no tensor cores here: it stays exact."""
+# In half precision, by the major number of a GPU's compute capability: without a spill by Triton 3.6 and 3.9, and no
+# product computed twice (bench/results/compiled_kernels.json).  Hopper's warpgroups take 64 rows each, so that eight
+# warps over 64 queries would compute the same tile twice; Ampere spills at 128 queries.
+HALF_TILES: dict[int, dict[Any, Tiles]] = {
+    8: {
+        _forward: Tiles(128, 64, 8, 3),
+        _query_gradient: Tiles(64, 64, 8, 2),
+        _key_gradient: Tiles(64, 64, 8, 2),
+    },
+    9: {
+        _forward: Tiles(128, 128, 8, 2),
+        _query_gradient: Tiles(128, 64, 8, 2),
+        _key_gradient: Tiles(32, 128, 8, 2),
+    },
+    10: {
+        _forward: Tiles(128, 128, 8, 2),
+        _query_gradient: Tiles(128, 64, 8, 2),
+        _key_gradient: Tiles(64, 128, 8, 2),
+    },
+}
+# Up to 64 channels Ampere's eight warps would compute 64 rows twice, too.
+NARROW_TILES = {8: HALF_TILES[8] | {_query_gradient: Tiles(64, 64, 4, 2), _key_gradient: Tiles(32, 128, 8, 2)}}
+# float32 has no tensor cores here: it stays exact.
+FULL_TILES = {
+    _forward: Tiles(16, 32, 8, 1),
+    _query_gradient: Tiles(32, 32, 16, 1),
+    _key_gradient: Tiles(16, 32, 8, 1),
+}
+
+
+def tiles(kernel: Any, itemsize: int, channels: int, major: int) -> Tiles:
+    """Of a GPU that is not in the table, Ampere's."""
     if itemsize > 2:
-        return Tiles(32, 32, 16, 1) if kernel is _query_gradient else Tiles(16, 32, 8, 1)
-    if kernel is _key_gradient:
-        return Tiles(32, 128, 8, 2)
-    return Tiles(64, 64, 8, 2) if kernel is _query_gradient else Tiles(128, 64, 8, 3)
+        return FULL_TILES[kernel]
+    table = HALF_TILES if channels > 64 else HALF_TILES | NARROW_TILES
+    return table.get(major, table[8])[kernel]
+
+
+def _tiles(kernel: Any, query: Tensor) -> Tiles:
+    major = torch.cuda.get_device_capability(query.device)[0] if query.is_cuda else 9  # interpreted: Hopper's
+    return tiles(kernel, query.element_size(), query.shape[-1], major)
 
 
 def parts(programs: int, query_tokens: int) -> int:
@@ -253,7 +313,7 @@ def forward(
 ) -> None:
     """Fills out and, unless it is None, lse."""
     pointers = (query, key, value, query if bias is None else bias, out, out if lse is None else lse)
-    sizes = tiles(_forward, query.element_size())
+    sizes = _tiles(_forward, query)
     grid = (triton.cdiv(query.shape[1], sizes.queries), query.shape[0] * query.shape[2])
     _launch(_forward, grid, sizes, pointers, (query, key, value), scale, bias, SAVE=lse is not None)
 
@@ -264,7 +324,7 @@ def query_gradient(
 ) -> None:  # fmt: skip
     """Fills d_query and delta."""
     pointers = (query, key, value, query if bias is None else bias, out, lse, grad, delta, d_query)
-    sizes = tiles(_query_gradient, query.element_size())
+    sizes = _tiles(_query_gradient, query)
     grid = (triton.cdiv(query.shape[1], sizes.queries), query.shape[0] * query.shape[2])
     _launch(_query_gradient, grid, sizes, pointers, (query, key, value, grad), scale, bias)
 
@@ -274,15 +334,15 @@ def key_gradient(
     d_key: Tensor, d_value: Tensor, scale: float,
 ) -> None:  # fmt: skip
     """Fills d_key and d_value."""
-    sizes = tiles(_key_gradient, query.element_size())
+    sizes = _tiles(_key_gradient, query)
     programs = triton.cdiv(key.shape[1], sizes.keys), query.shape[0] * query.shape[2]
     count = parts(math.prod(programs), query.shape[1])
     results = (d_key, d_value) if count == 1 else delta.new_empty(2, count, *key.shape)
     pointers = (query, key, value, query if bias is None else bias, lse, grad, delta, *results)
     _launch(_key_gradient, (*programs, count), sizes, pointers, (query, key, value, grad), scale, bias)
     if count > 1:
-        torch.sum(results[0], 0, out=d_key)
-        torch.sum(results[1], 0, out=d_value)
+        d_key.copy_(results[0].sum(0))  # sum(out=) would round the shares before it adds them
+        d_value.copy_(results[1].sum(0))
 
 
 def _launch(
@@ -296,7 +356,7 @@ def _launch(
     if max(x.stride(1) for x in strided) * max(sizes.queries, sizes.keys) >= 2**31:
         raise ValueError("rows lie so far apart that 32 bits do not count the places of a tile: make them contiguous")
     constants = _constants(query.dtype, query.shape[-1], sizes, scale, bias is not None) | more
-    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
+    with torch.cuda.device_of(query):
         kernel[grid](
             *pointers, query.shape[2], query.shape[1], key.shape[1], *strides,
             **constants, num_warps=sizes.warps, num_stages=sizes.stages,
@@ -315,24 +375,30 @@ def _constants(dtype: torch.dtype, channels: int, sizes: Tiles, scale: float, bi
     )
 
 
-def builds() -> list[Build]:
-    """Wan's heads have 128 channels; with a bias, as text has one, a kernel holds the most."""
+def builds(major: int) -> list[Build]:
+    """Wan's heads have 128 channels; a bias, which text may have, takes some registers more."""
     half, full = torch.bfloat16, torch.float32
     return [
-        _build("forward, no gradient", _forward, half, 128, bias=False, SAVE=False),
-        _build("forward", _forward, half, 128, SAVE=True),
-        _build("query gradient", _query_gradient, half, 128),
-        _build("key gradient", _key_gradient, half, 128),
-        _build("forward", _forward, half, 64, SAVE=True),
-        _build("key gradient", _key_gradient, half, 64),
-        _build("forward", _forward, full, 128, SAVE=True),
-        _build("query gradient", _query_gradient, full, 128),
-        _build("key gradient", _key_gradient, full, 128),
+        _build("forward, no gradient", _forward, half, 128, major, SAVE=False),
+        _build("forward", _forward, half, 128, major, SAVE=True),
+        _build("forward", _forward, half, 128, major, bias=True, SAVE=True),
+        _build("query gradient", _query_gradient, half, 128, major),
+        _build("query gradient", _query_gradient, half, 128, major, bias=True),
+        _build("key gradient", _key_gradient, half, 128, major),
+        _build("key gradient", _key_gradient, half, 128, major, bias=True),
+        _build("forward", _forward, half, 64, major, bias=True, SAVE=True),
+        _build("query gradient", _query_gradient, half, 64, major, bias=True),
+        _build("key gradient", _key_gradient, half, 64, major, bias=True),
+        _build("forward", _forward, full, 128, major, bias=True, SAVE=True),
+        _build("query gradient", _query_gradient, full, 128, major, bias=True),
+        _build("key gradient", _key_gradient, full, 128, major, bias=True),
     ]
 
 
-def _build(name: str, kernel: Any, dtype: torch.dtype, channels: int, bias: bool = True, **more: Any) -> Build:
-    sizes = tiles(kernel, dtype.itemsize)
+def _build(
+    name: str, kernel: Any, dtype: torch.dtype, channels: int, major: int, bias: bool = False, **more: Any
+) -> Build:
+    sizes = tiles(kernel, dtype.itemsize, channels, major)
     constants = _constants(dtype, channels, sizes, channels**-0.5, bias) | more
     word = "bf16" if dtype == torch.bfloat16 else "fp32"
     numbers = ("heads", "query_tokens", "key_tokens")
@@ -343,6 +409,16 @@ def _build(name: str, kernel: Any, dtype: torch.dtype, channels: int, bias: bool
             rows = argument.endswith(("_batch", "_row", "_head"))
             signature[argument] = "i32" if rows else types.get(argument, f"*{word}")
     aligned = tuple(argument for argument in signature if argument not in numbers)
-    title = f"attention {name}, {word}, {channels} channels"
+    title = f"attention {name}, {word}, {channels} channels{', bias' * bias}"
     spill = 1024 if word == "fp32" else 0  # by Triton 3.6 alone; float32 is there to be right, not to be fast
-    return Build(title, kernel, signature, constants, sizes.warps, sizes.stages, aligned, spill)
+    matrices = _matrices(kernel, sizes, channels) if dtype.itemsize == 2 else ()
+    return Build(title, kernel, signature, constants, sizes.warps, sizes.stages, aligned, spill, matrices)
+
+
+def _matrices(kernel: Any, sizes: Tiles, channels: int) -> tuple[tuple[int, int, int], ...]:
+    """Rows, columns and depth of the products of one tile of queries and one of keys."""
+    queries, keys = sizes.queries, sizes.keys
+    if kernel is _key_gradient:
+        return ((keys, queries, channels), (keys, channels, queries)) * 2
+    inner, outer = (queries, keys, channels), (queries, channels, keys)
+    return (inner, outer) if kernel is _forward else (inner, inner, outer)

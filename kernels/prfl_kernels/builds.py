@@ -23,9 +23,12 @@ SHAPES = (
 RANKS = (16, 64, 128)
 
 
-def every_build() -> list[Build]:
-    """Imports triton, and the operations' sources, which take their shapes from here."""
+def every_build(capability: int) -> list[Build]:
+    """As they are launched on a GPU of this capability (80 is 8.0).
+
+    Imports triton, and the operations' sources, which take their shapes from here.
+    """
     from prfl_kernels import attention_triton, gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
 
-    sources = attention_triton, gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
-    return [build for source in sources for build in source.builds()]
+    others = gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
+    return [*attention_triton.builds(capability // 10), *(build for source in others for build in source.builds())]

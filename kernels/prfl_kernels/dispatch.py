@@ -10,13 +10,34 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+from prfl_kernels.passed import passed
 
 VARIABLE = "PRFL_KERNELS"
 REQUESTS = ("auto", "torch", "triton")
 OPERATIONS = ("lora_linear", "qk_norm_rope", "gated_residual_norm", "attention")  # that have a Triton kernel
-FASTER: frozenset[str] = frozenset()  # those that won on a GPU (bench/results), which is what automatic takes
+# What automatic takes where its compiled tests have passed (``passed``), and why.  By counts: nothing is timed yet.
+AUTOMATIC = {
+    "qk_norm_rope": "an eighth of an eager block's bytes are moved; of a compiled one's about all",
+    "gated_residual_norm": "a sixth of an eager block's bytes are moved; of a compiled one's about all",
+    "lora_linear": "for its memory, not for its speed",
+}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CAPABILITY = (8, 0)
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether a Triton kernel takes this tensor.  Of no elements there is nothing to launch: torch gives its zeros."""
+    return (x.is_cuda or interpreting()) and x.numel() > 0
+
+
+def refuse_forward_mode(operation: str, *tensors: Tensor | None) -> None:
+    """Raises NotImplementedError where one has a forward-mode tangent: an operator would drop it without a word."""
+    for tensor in tensors:
+        if tensor is not None and unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{operation} has no derivative in forward mode: use prfl_kernels.reference")
 
 
 class Choice(NamedTuple):
@@ -51,9 +72,15 @@ def choose_backend(
         return Choice("torch", source)
     obstacle = _obstacle(operation, torch.device(device), dtype)
     if request == "auto":
-        if not obstacle and operation not in FASTER:
+        if not obstacle and operation not in AUTOMATIC:
             obstacle = "not yet shown to be faster on a GPU; choose triton to have it"
-        return Choice("torch", f"automatic: {obstacle}") if obstacle else Choice("triton", "automatic")
+        elif not obstacle and operation not in passed(device):
+            obstacle = (
+                "its compiled tests have not passed on this machine: pytest tests/kernels/triton, or choose triton"
+            )
+        if obstacle:
+            return Choice("torch", f"automatic: {obstacle}")
+        return Choice("triton", f"automatic: its compiled tests have passed here; {AUTOMATIC[operation]}")
     if obstacle:
         raise ValueError(f"triton, {source}, cannot run {operation}: {obstacle}; choose torch or auto")
     return Choice("triton", source)

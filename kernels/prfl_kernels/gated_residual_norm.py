@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prfl_kernels import reference
-from prfl_kernels.dispatch import interpreting
+from prfl_kernels.dispatch import refuse_forward_mode, runs_triton
 
 
 class NormedSum(NamedTuple):
@@ -51,6 +51,7 @@ def _check(x: Tensor, y: Tensor | None, **modulation: Tensor | None) -> None:
         raise ValueError(f"x and y must both be (B, T, D), not {tuple(x.shape)} and {y is None or tuple(y.shape)}")
     if y is None and modulation["gate"] is not None:
         raise ValueError("a gate needs a y to gate")
+    refuse_forward_mode("gated_residual_norm", x, y, *modulation.values())
     batch, tokens, width = x.shape
     for name, each in modulation.items():
         if each is not None and each.shape not in ((width,), (batch, 1, width), (batch, tokens, width)):
@@ -58,10 +59,6 @@ def _check(x: Tensor, y: Tensor | None, **modulation: Tensor | None) -> None:
                 f"{name} must be ({width},), ({batch}, 1, {width}) or ({batch}, {tokens}, {width}), "
                 f"not {tuple(each.shape)}"
             )
-
-
-def _on_triton(tensor: Tensor) -> bool:
-    return tensor.is_cuda or interpreting()
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -75,7 +72,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 def _sum_norm(
     x: Tensor, y: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if _on_triton(x):
+    if runs_triton(x):
         from prfl_kernels.gated_residual_norm_triton import forward
 
         return forward(x, y, gate, (scale, shift), eps)
@@ -85,7 +82,7 @@ def _sum_norm(
 
 @torch.library.custom_op("prfl::modulated_layer_norm", mutates_args=())
 def _norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    if _on_triton(x):
+    if runs_triton(x):
         from prfl_kernels.gated_residual_norm_triton import forward
 
         return forward(x, None, None, (scale, shift), eps)[1:]
@@ -94,7 +91,7 @@ def _norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, 
 
 @torch.library.custom_op("prfl::gated_residual", mutates_args=())
 def _sum(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    if _on_triton(x):
+    if runs_triton(x):
         from prfl_kernels.gated_residual_norm_triton import forward
 
         return forward(x, y, gate, None, 0.0)[0]
@@ -125,7 +122,7 @@ def _norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dy (with gate), and the gradients of gate (with y), scale (with d_scale) and shift (where it is given)."""
     wanted = (gate if y is not None else None, scale if d_scale else None, shift)
-    if _on_triton(x):
+    if runs_triton(x):
         from prfl_kernels.gated_residual_norm_triton import backward
 
         own = [_per_token(each, x) for each in wanted]
@@ -148,7 +145,7 @@ def _norm_backward(
 def _sum_backward(d_total: Tensor, y: Tensor | None, gate: Tensor) -> tuple[Tensor, Tensor]:
     """dy, and the gradient of gate (with y)."""
     wanted = None if y is None else gate
-    if _on_triton(d_total):
+    if runs_triton(d_total):
         from prfl_kernels.gated_residual_norm_triton import backward
 
         own = [_per_token(wanted, d_total), None, None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prfl_kernels.dispatch import interpreting
+from prfl_kernels.dispatch import refuse_forward_mode, runs_triton
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -72,6 +72,8 @@ def lora_linears(
     """
     autocast = _autocast_dtype(x)
     _check(x, projections, source, dropout, seeds, dtype=None if autocast else x.dtype)
+    if dropout:  # without it, all that has no gradient to come is torch's own
+        refuse_forward_mode("lora_linears with dropout", x, *(each for p in projections for each in p[2:4]))
     trained = (any(p.lora_a.requires_grad for p in projections), any(p.lora_b.requires_grad for p in projections))
     parts = tuple(part.detach() for part in source or ())  # no edge, or what they came from would get zeros
     seed = (torch.randint(2**63 - 1, (), device=x.device) if seeds is None else seeds) if dropout else None
@@ -100,7 +102,7 @@ def _forward(
     with _without_autocast(x):
         # The base product reads x as it lies: a copy of other strides would give other last bits than the plain layer.
         down, rows = _cast_cat(lora_as, x.dtype), x.contiguous().view(-1, x.shape[-1])
-        low = rows @ down.T if seed is None else lora_down(rows, down, seed, dropout)
+        low = _low_product(rows, down.T) if seed is None else lora_down(rows, down, seed, dropout)
         outputs = []
         parts = low.split([len(a) for a in lora_as], 1)
         for scale, weight, bias, lora_b, part in zip(scales, weights, biases, lora_bs, parts, strict=True):
@@ -153,7 +155,7 @@ class _LoraLinears(torch.autograd.Function):
         (index, first), *rest = outs.items()
         with _without_autocast(first):
             if wants_x or wants_a:
-                lows = [(out @ lora_bs[i].to(out.dtype)).mul_(ctx.scales[i]) for i, out in outs.items()]
+                lows = [_low_product(out, lora_bs[i].to(out.dtype)).mul_(ctx.scales[i]) for i, out in outs.items()]
                 low_grad = torch.cat(lows, 1)
             if wants_x:
                 grad_x = first @ weights[index].to(first.dtype)
@@ -187,7 +189,7 @@ def lora_down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor
 
     Returns (M, R).
     """
-    if _runs_triton(x):
+    if runs_triton(x):
         from prfl_kernels import lora_linear_triton
 
         return lora_linear_triton.down(x, lora_a, seed, dropout)
@@ -197,7 +199,7 @@ def lora_down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor
 @torch.library.custom_op("prfl_kernels::lora_up_", mutates_args=("grad_x",))
 def lora_up_(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> None:
     """grad_x += drop(ds A), with the mask of ``lora_down``.  grad_x: (M, D), contiguous.  low_grad: ds, (M, R)."""
-    if _runs_triton(grad_x):
+    if runs_triton(grad_x):
         from prfl_kernels import lora_linear_triton
 
         lora_linear_triton.up(grad_x, low_grad, lora_a, seed, dropout)
@@ -223,7 +225,7 @@ def lora_grad_a(
     low_grad: ds, (M, R).  x: (B, T, D) or (M, D).  mean, rstd, scale, shift: as in ``Normed``.
     Returns (R, D), in float32 at least.
     """
-    if _runs_triton(x):
+    if runs_triton(x):
         from prfl_kernels import lora_linear_triton
 
         return lora_linear_triton.grad_a(low_grad, x, mean, rstd, scale, shift, kind, seed, dropout)
@@ -251,10 +253,6 @@ def _(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: f
 @lora_grad_a.register_fake
 def _(low_grad: Tensor, x: Tensor, *others: Any) -> Tensor:
     return low_grad.new_empty(low_grad.shape[1], x.shape[-1], dtype=torch.promote_types(low_grad.dtype, torch.float32))
-
-
-def _runs_triton(x: Tensor) -> bool:
-    return x.is_cuda or interpreting()
 
 
 def kept_inputs(seed: Tensor, shape: Sequence[int], dropout: float) -> Tensor:
@@ -297,6 +295,12 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype in HALF and left.device.type != "cpu":
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).to(torch.promote_types(left.dtype, torch.float32))
+
+
+def _low_product(left: Tensor, right: Tensor) -> Tensor:
+    """Rank wide over a long sum, which cuBLAS splits: its parts are added in float32, and rounded once.  By itself it
+    may add them in half precision, which torch allows it for all products or for none."""
+    return _wide_product(left, right).to(left.dtype)
 
 
 def _cast_cat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -81,7 +81,8 @@ def _grad_a(
             value = (value.to(ACC) - middle) * spread * factor + offset
         if KIND == GELU:
             wide = value.to(ACC)
-            value = wide * tl.sigmoid(1.5957691216057308 * (wide + 0.044715 * wide * wide * wide))
+            power = tl.exp2(-2.302208198144325 * wide * (1 + 0.044715 * wide * wide))  # 2 sqrt(2 / pi) log2(e)
+            value = wide / (1 + power)
         if P > 0:
             value = tl.where(_kept(seed, row.to(tl.int32), in_tokens, seed_rows, first_column, P, COLUMNS), value, 0.0)
         total = tl.dot(tl.trans(low), value.to(low.dtype), total, input_precision="ieee", out_dtype=ACC)
@@ -168,13 +169,14 @@ def grad_a(
     tiles = triton.cdiv(rank, block), triton.cdiv(width, COLUMNS)
     chunk, chunks = _chunks(batch, tokens, tiles[0] * tiles[1])
     partial = low_grad.new_empty(batch * chunks, rank, width, dtype=acc)
-    _grad_a[(*tiles, batch * chunks)](
-        low_grad, x, *(unused if each is None else each for each in (mean, rstd, scale, shift, seed)), partial,
-        tokens, width, rank, chunk, chunks, _seed_rows(batch * tokens, seed),
-        *x.stride()[:2], *strides,
-        KIND=KINDS[kind], PER_TOKEN=per_token, P=dropout, ACC=_TRITON[acc],
-        ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block, num_warps=WARPS, num_stages=_stages(low_grad.dtype, per_token),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _grad_a[(*tiles, batch * chunks)](
+            low_grad, x, *(unused if each is None else each for each in (mean, rstd, scale, shift, seed)), partial,
+            tokens, width, rank, chunk, chunks, _seed_rows(batch * tokens, seed),
+            *x.stride()[:2], *strides,
+            KIND=KINDS[kind], PER_TOKEN=per_token, P=dropout, ACC=_TRITON[acc],
+            ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block, num_warps=WARPS, num_stages=_stages(low_grad.dtype, per_token),
+        )  # fmt: skip
     return partial.sum(0)
 
 
@@ -183,11 +185,12 @@ def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
     (rows, width), rank = x.shape, len(lora_a)
     x = x if x.stride(1) == 1 else x.contiguous()
     lora_a, s, block = lora_a.contiguous(), x.new_empty(rows, rank), _block(rank, x.dtype)
-    _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
-        x, lora_a, seed, s, x.stride(0), rows, width, rank, _seed_rows(rows, seed),
-        P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
-        num_warps=WARPS, num_stages=_stages(x.dtype),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
+            x, lora_a, seed, s, x.stride(0), rows, width, rank, _seed_rows(rows, seed),
+            P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
+            num_warps=WARPS, num_stages=_stages(x.dtype),
+        )  # fmt: skip
     return s
 
 
@@ -197,11 +200,12 @@ def up(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: 
         raise ValueError("the columns of grad_x must lie side by side: it is written in place")
     (rows, width), rank = grad_x.shape, len(lora_a)
     low_grad, lora_a, block = low_grad.contiguous(), lora_a.contiguous(), min(_block(rank, grad_x.dtype), 64)
-    _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
-        grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank, _seed_rows(rows, seed),
-        P=dropout, ACC=_TRITON[_accumulator(grad_x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
-        num_warps=WARPS, num_stages=_stages(grad_x.dtype),
-    )  # fmt: skip
+    with torch.cuda.device_of(grad_x):
+        _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
+            grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank, _seed_rows(rows, seed),
+            P=dropout, ACC=_TRITON[_accumulator(grad_x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
+            num_warps=WARPS, num_stages=_stages(grad_x.dtype),
+        )  # fmt: skip
 
 
 _TRITON = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -246,14 +250,20 @@ def builds() -> list[Build]:
     found += [_grad_a_build(128, "NoneType", dropout=0.05)]
     down = {"x": "*bf16", "lora_a": "*bf16", "seed": "*i64", "s": "*bf16"}
     up = {"dx": "*bf16", "ds": "*bf16", "lora_a": "*bf16", "seed": "*i64"}
-    return [*found, _build("lora_down r128", _down, down, 128), _build("lora_up", _up, up, 64)]
+    return [
+        *found,
+        _build("lora_down r128", _down, down, 128, (ROWS, 128, COLUMNS)),
+        _build("lora_up", _up, up, 64, (ROWS, COLUMNS, 64)),
+    ]
 
 
 def _grad_a_build(rank: int, kind: str, per_token: bool = False, dropout: float = 0.0) -> Build:
     pointers = {"ds": "*bf16", "x": "*bf16", "partial": "*fp32", "seed": "*i64" if dropout else "*bf16"}
     pointers |= dict.fromkeys(("mean", "rstd", "scale", "shift"), "*fp32" if kind == "Normed" else "*bf16")
     name = f"lora_grad_a {kind} r{rank}" + " per token" * per_token + " dropout" * bool(dropout)
-    return _build(name, _grad_a, pointers, rank, dropout, per_token, {"KIND": KINDS[kind], "PER_TOKEN": per_token})
+    matrix = _block(rank, torch.bfloat16, per_token), COLUMNS, ROWS
+    switches = {"KIND": KINDS[kind], "PER_TOKEN": per_token}
+    return _build(name, _grad_a, pointers, rank, matrix, dropout, per_token, switches)
 
 
 def _build(
@@ -261,6 +271,7 @@ def _build(
     kernel: Any,
     pointers: dict[str, str],
     rank: int,
+    matrix: tuple[int, int, int],
     dropout: float = 0.05,
     per_token: bool = False,
     switches: Mapping[str, Any] = MappingProxyType({}),
@@ -272,4 +283,4 @@ def _build(
     )
     aligned = tuple(each for each in (*pointers, *numbers) if each not in ("tokens", "rows", "chunks", "seed_rows"))
     stages = _stages(torch.bfloat16, per_token)
-    return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned)
+    return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned, matrices=(matrix,))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prfl_kernels import reference
-from prfl_kernels.dispatch import interpreting
+from prfl_kernels.dispatch import refuse_forward_mode, runs_triton
 
 MIN_WEIGHT = 1e-2  # |weight| below it: y is then not divided by the weight
 # Of the weights of a pair: rotated back, the smaller one's channel carries the rounding of the larger one's.  Of Wan
@@ -42,19 +42,36 @@ def qk_norm_rope(
     q, k: (B, T, D), of one shape and dtype; rows may be strided (chunks of one projection), channels that are not side
     by side are copied.  k None: only q is normalised (q and text keys in cross-attention are two calls), k' is None.
     q_weight, k_weight: (D,), of one dtype.  cos, sin: (1, T, 1, D / heads) as diffusers' WanRotaryPosEmbed gives them,
-    or None: no rotation.  Computed in float32 (float64 for float64), rounded once, at the end.
+    or as ``pack_tables`` makes of them, once for all blocks; or None: no rotation.  Computed in float32 (float64 for
+    float64), rounded once, at the end.
     from_output: the backward rebuilds the inputs from the outputs.  The caller decides it once for a model, by
     ``output_suffices(q_weight, k_weight)``; where it is False the inputs are saved.
     For frozen norms: weights, cos and sin receive no gradient.
     Raises ValueError where shapes or dtypes do not fit, and where weight, cos or sin requires a gradient.
     """
     _check(q, k, q_weight, k_weight, cos, sin, heads)
+    refuse_forward_mode("qk_norm_rope", q, k, q_weight, k_weight, cos, sin)
     training = torch.is_grad_enabled()
     if training and any(each is not None and each.requires_grad for each in (q_weight, k_weight, cos, sin)):
         raise ValueError("qk_norm_rope is for frozen norms, but a weight or table requires a gradient: use torch there")
+    if cos is not None and sin is not None and cos.shape[-1] != q.shape[-1] // heads // 2:
+        cos, sin = pack_tables(cos, sin)
     save = training and (q.requires_grad or (k is not None and k.requires_grad))
     q_out, k_out, _ = _forward(q, k, q_weight, k_weight, cos, sin, heads, eps, save, from_output)
     return q_out, None if k is None else k_out
+
+
+def pack_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """One value of each pair, side by side: (1, T, 1, C / 2) of diffusers' (1, T, 1, C), half of which is never read.
+
+    A thread then reads its own in one go.  Called once for all blocks, not by each of them.
+    """
+    return cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous()
+
+
+def unpack_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As diffusers has them."""
+    return cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
 
 
 def output_suffices(*weights: Tensor) -> bool:
@@ -84,10 +101,15 @@ def _check(
     for weight in (q_weight, k_weight):
         if weight is not None and (weight.shape != (width,) or weight.dtype != q_weight.dtype):
             raise ValueError(f"weights must be ({width},) of one dtype; one is {tuple(weight.shape)} {weight.dtype}")
+    channels = width // heads
     for table in (cos, sin):
-        if table is not None and (table.shape != (1, tokens, 1, width // heads) or width // heads % 2):
-            wanted = f"(1, {tokens}, 1, {width // heads})"
+        if table is None:
+            continue
+        if table.shape not in ((1, tokens, 1, channels), (1, tokens, 1, channels // 2)) or channels % 2:
+            wanted = f"(1, {tokens}, 1, {channels})"
             raise ValueError(f"cos and sin must be {wanted}, even in the last; one is {tuple(table.shape)}")
+    if cos is not None and sin is not None and cos.shape != sin.shape:
+        raise ValueError(f"cos and sin must have one shape, and are {tuple(cos.shape)} and {tuple(sin.shape)}")
 
 
 @torch.library.custom_op("prfl::qk_norm_rope", mutates_args=())
@@ -95,9 +117,10 @@ def _forward(
     q: Tensor, k: Tensor | None, q_weight: Tensor, k_weight: Tensor | None, cos: Tensor | None, sin: Tensor | None,
     heads: int, eps: float, save: bool, from_output: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(q', k', rstd (1 or 2, B, T)), empty where there is no k or nothing to save; from_output is for the backward."""
+    """(q', k', rstd (1 or 2, B, T)), empty where there is no k or nothing to save; from_output is for the backward.
+    cos, sin: packed."""
     q_out, k_out, rstd = _outputs(q, k, save)
-    if _triton_runs(q):
+    if runs_triton(q):
         from prfl_kernels import qk_norm_rope_triton
 
         qk_norm_rope_triton.forward(
@@ -106,7 +129,8 @@ def _forward(
         return q_out, k_out, rstd
     for i, (x, weight, out) in enumerate(((q, q_weight, q_out), (k, k_weight, k_out))):
         if x is not None and weight is not None:
-            out.copy_(reference.qk_norm_rope(x, weight, cos, sin, heads, eps))
+            tables = (None, None) if cos is None or sin is None else unpack_tables(cos, sin)
+            out.copy_(reference.qk_norm_rope(x, weight, *tables, heads, eps))
             if save:
                 rstd[i] = (x.to(rstd.dtype).square().mean(-1) + eps).rsqrt()
     return q_out, k_out, rstd
@@ -124,7 +148,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dq, dk), dk empty where there is no k.  saved: the outputs with from_output, else the inputs."""
     q_out, k_out, _ = _outputs(q_grad, k_grad, False)
-    if _triton_runs(q_grad):
+    if runs_triton(q_grad):
         from prfl_kernels import qk_norm_rope_triton
 
         qk_norm_rope_triton.backward(
@@ -184,10 +208,6 @@ def _outputs(q: Tensor, k: Tensor | None, save: bool) -> tuple[Tensor, Tensor, T
     return q.new_empty(q.shape), q.new_empty(0 if k is None else k.shape), q.new_empty(rstd, dtype=wide)
 
 
-def _triton_runs(x: Tensor) -> bool:
-    return (x.is_cuda or interpreting()) and x.numel() > 0
-
-
 def _rows(x: Tensor | None) -> Tensor | None:
     """With channels side by side; rows may be apart."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
@@ -204,7 +224,7 @@ def _rotated_back(x: Tensor, cos: Tensor | None, sin: Tensor | None, heads: int,
     """R^T x, or R^-1 x, which is R^T x / (cos^2 + sin^2): tables rounded to bfloat16 are no exact rotation."""
     if cos is None or sin is None:
         return x
-    cos, sin = cos[..., 0::2].to(x.dtype), sin[..., 1::2].to(x.dtype)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if not transpose:
         square = cos.square() + sin.square()
         cos, sin = cos / square, sin / square

@@ -123,12 +123,12 @@ def _joined(even, odd, ROWS: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.con
 
 @triton.jit
 def _tables(cos, sin, token, tokens, CHANNELS: tl.constexpr, CHANNELS_PADDED: tl.constexpr, ACC: tl.constexpr):
-    """cos[..., 0::2] and sin[..., 1::2] of these tokens, (ROWS, 1, pairs); 1 and 0 in the padding."""
-    channel = 2 * tl.arange(0, CHANNELS_PADDED // 2)[None, None, :]
+    """Of these tokens, (ROWS, 1, pairs); 1 and 0 in the padding."""
+    pair = tl.arange(0, CHANNELS_PADDED // 2)[None, None, :]
     row = token.to(tl.int64)[:, None, None]
-    mask = (row < tokens) & (channel < CHANNELS)
-    place = row * CHANNELS + channel
-    return tl.load(cos + place, mask=mask, other=1.0).to(ACC), tl.load(sin + place + 1, mask=mask, other=0.0).to(ACC)
+    mask = (row < tokens) & (pair < CHANNELS // 2)
+    place = row * (CHANNELS // 2) + pair
+    return tl.load(cos + place, mask=mask, other=1.0).to(ACC), tl.load(sin + place, mask=mask, other=0.0).to(ACC)
 
 
 class Blocks(NamedTuple):
@@ -151,11 +151,12 @@ def forward(
 ) -> None:  # fmt: skip
     """Writes q_out, where there is k also k_out (B, T, D), contiguous, and rstd (1 or 2, B, T) where it is given."""
     grid, shape, warps = _launch(q, k, heads)
-    _forward[grid](
-        q, _or(k, q), q_weight, _or(k_weight, q_weight), _or(cos, q), _or(sin, q), q_out, k_out,
-        _or(rstd, q), q.shape[1], *_strides(q), *_strides(_or(k, q)),
-        **shape, EPS=eps, ROTATE=cos is not None, SAVE=rstd is not None, ACC=_acc(q), num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        _forward[grid](
+            q, _or(k, q), q_weight, _or(k_weight, q_weight), _or(cos, q), _or(sin, q), q_out, k_out,
+            _or(rstd, q), q.shape[1], *_strides(q), *_strides(_or(k, q)),
+            **shape, EPS=eps, ROTATE=cos is not None, SAVE=rstd is not None, ACC=_acc(q), num_warps=warps,
+        )  # fmt: skip
 
 
 def backward(
@@ -165,12 +166,13 @@ def backward(
 ) -> None:  # fmt: skip
     """Writes the gradients, as forward does the outputs.  saved: the outputs with from_output, else the inputs."""
     grid, shape, warps = _launch(q_grad, k_grad, heads)
-    _backward[grid](
-        q_grad, _or(k_grad, q_grad), q_saved, _or(k_saved, q_saved), rstd, q_weight, _or(k_weight, q_weight),
-        _or(cos, q_grad), _or(sin, q_grad), q_out, k_out, q_grad.shape[1],
-        *_strides(q_grad), *_strides(_or(k_grad, q_grad)), *_strides(q_saved), *_strides(_or(k_saved, q_saved)),
-        **shape, ROTATE=cos is not None, FROM_OUTPUT=from_output, ACC=_acc(q_grad), num_warps=warps,
-    )  # fmt: skip
+    with torch.cuda.device_of(q_grad):
+        _backward[grid](
+            q_grad, _or(k_grad, q_grad), q_saved, _or(k_saved, q_saved), rstd, q_weight, _or(k_weight, q_weight),
+            _or(cos, q_grad), _or(sin, q_grad), q_out, k_out, q_grad.shape[1],
+            *_strides(q_grad), *_strides(_or(k_grad, q_grad)), *_strides(q_saved), *_strides(_or(k_saved, q_saved)),
+            **shape, ROTATE=cos is not None, FROM_OUTPUT=from_output, ACC=_acc(q_grad), num_warps=warps,
+        )  # fmt: skip
 
 
 def _launch(q: Tensor, k: Tensor | None, heads: int) -> tuple[tuple[int, int], dict[str, int], int]:

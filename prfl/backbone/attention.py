@@ -33,8 +33,9 @@ DIFFUSERS = {  # its name for each
 }
 NAMES = (*DIFFUSERS, "triton")
 ACTIVATED = {"flash_3": "FA3", "flash_4": "FA4"}  # packages that torch's flash attention then calls
-# By the major number of a GPU's compute capability: those whose authors measure them to be faster than cuDNN there.
-FASTEST = {9: "flash_3", 10: "flash_4"}
+# By the major number of a GPU's compute capability: those whose authors measure them to be faster than cuDNN there, the
+# most proven first.
+FASTEST = {9: ("flash_3", "flash_4"), 10: ("flash_4",)}
 TRIED = 48  # tokens
 TOLERANCE = 16  # roundings of the type, of values of about one
 
@@ -84,18 +85,21 @@ def choose_attention(request: str, device: torch.device | str, dtype: torch.dtyp
 
 
 def automatic(device: torch.device, dtype: torch.dtype, head_size: int) -> Choice:
-    """FlashAttention 3 on Hopper and 4 on Blackwell where it is installed and runs, else torch's own, which picks cuDNN
-    or flash attention by shape, type and GPU.  By the figures of their authors; ours has not been timed yet."""
+    """FlashAttention 3, else 4, on Hopper and 4 on Blackwell where they are installed and run, else torch's own, which
+    picks cuDNN or flash attention by shape, type and GPU.  By their authors' figures; ours has not been timed yet."""
     if device.type != "cuda" or dtype == torch.float32:
         return Choice("sdpa", "automatic: torch picks among its fused kernels")
-    faster = FASTEST.get(torch.cuda.get_device_capability(device)[0])
-    if faster is None:
+    faster = FASTEST.get(torch.cuda.get_device_capability(device)[0], ())
+    if not faster:
         return Choice(
             "sdpa", "automatic: torch picks among its fused kernels, and none is known to be faster on this GPU"
         )
-    if obstacle := why_not(faster, device, dtype, head_size):
-        return Choice("sdpa", f"automatic: torch picks among its fused kernels; {faster} does not run here: {obstacle}")
-    return Choice(faster, "automatic: it is installed, and the fastest known on this GPU; the text's by sdpa")
+    obstacles = []
+    for each in faster:
+        if not (obstacle := why_not(each, device, dtype, head_size)):
+            return Choice(each, "automatic: it is installed, and the fastest known on this GPU; the text's by sdpa")
+        obstacles.append(f"{each} does not run here: {obstacle}")
+    return Choice("sdpa", f"automatic: torch picks among its fused kernels; {'; '.join(obstacles)}")
 
 
 def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:

@@ -12,7 +12,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import (
+    WanAttention,
+    WanAttnProcessor,
+    WanRotaryPosEmbed,
+    WanTransformerBlock,
+)
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -23,7 +28,7 @@ from prfl.errors import PrflError
 from prfl_kernels import reference
 from prfl_kernels.gated_residual_norm import gated_residual, gated_residual_norm
 from prfl_kernels.lora_linear import Gelu, Normed, Projection, lora_linears
-from prfl_kernels.qk_norm_rope import output_suffices, qk_norm_rope
+from prfl_kernels.qk_norm_rope import output_suffices, pack_tables, qk_norm_rope, unpack_tables
 
 SWAPPED = ("lora_linear", "qk_norm_rope", "gated_residual_norm")
 
@@ -46,6 +51,8 @@ def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED, attention:
             fix="kernels: torch",
         )
     activate(attention)
+    if type(rope := getattr(network, "rope", None)) in (WanRotaryPosEmbed, PackedRotaryPosEmbed):
+        rope.__class__ = PackedRotaryPosEmbed if "qk_norm_rope" in which else WanRotaryPosEmbed
     for block in network.get_submodule("blocks").children():
         block.__class__ = KernelBlock if which else WanTransformerBlock
         block.operations = frozenset(which)
@@ -59,6 +66,13 @@ def use_kernels(network: nn.Module, which: Collection[str] = SWAPPED, attention:
             processor._attention_backend = DIFFUSERS[backend]
             attn.set_processor(processor)
     network._repeated_blocks = [(KernelBlock if which else WanTransformerBlock).__name__]  # what compiling looks for
+
+
+class PackedRotaryPosEmbed(WanRotaryPosEmbed):
+    """Its tables as the kernel reads them, packed once for all blocks."""
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        return pack_tables(*super().forward(hidden_states))
 
 
 class KernelBlock(WanTransformerBlock):
@@ -128,6 +142,8 @@ class KernelSelfAttention(WanAttnProcessor):
         source: Normed | None = None,
     ) -> Tensor:
         if attn.fused_projections:
+            if rotary_emb is not None and rotary_emb[0].shape[-1] != attn.inner_dim // attn.heads:
+                rotary_emb = unpack_tables(*rotary_emb)
             return WanAttnProcessor.__call__(
                 self, attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb
             )

@@ -78,6 +78,7 @@ def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) ->
     """One block of the transformer with adapters on every linear layer; kernels swapped in or not."""
     from prfl.backbone.checkpointing import run_block
     from prfl.backbone.kernels import use_kernels
+    from prfl_kernels.qk_norm_rope import pack_tables
 
     shape = shape_of(world, tokens)
     leaves = {"hidden": random(1, tokens, shape.width, seed=0).requires_grad_()}
@@ -102,7 +103,7 @@ def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) ->
             return hidden
 
         hidden = leaves["hidden"] if weights == DTYPE else leaves["hidden"].detach().to(weights).requires_grad_()
-        known = (text.to(weights), time, tables)
+        known = (text.to(weights), time, tables if which is None else pack_tables(*tables))
         return differentiated(
             lambda: {"hidden": call(hidden, *known)}, {"hidden": hidden, **trained},
             {"hidden": upstream["hidden"].to(weights)}, mode, [*made.parameters(), *tables, time, known[0]],

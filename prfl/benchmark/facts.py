@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("torch", "triton", "diffusers", "peft", "liger-kernel")
@@ -25,6 +26,7 @@ def facts(weights: str) -> dict[str, Any]:
         "command": command(sys.argv),
         "machine": machine(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "sdpa": sdpa(),
         "commit": commit(),
         "sources": sources(),
         "weights": weights,
@@ -50,6 +52,19 @@ def machine() -> str:
 def device_name() -> str:
     """Of the GPU that is used; empty without one."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def sdpa() -> dict[str, str]:
+    """Which of its kernels torch's attention takes here, for a video's tokens and, with a bias, for a text's; and
+    cuDNN's version, by which it decides on Hopper: between cuDNN and FlashAttention 2 lies a factor of two."""
+    on_gpu = torch.cuda.is_available()
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    query = torch.zeros(1, 2, 1024, 128, device=device, dtype=dtype)
+    found = {"cudnn": str(torch.backends.cudnn.version())} if on_gpu else {}
+    for name, keys, bias in (("video", 1024, None), ("text", 512, query[:, :1, :1, :1].expand(1, 1, 1, 512))):
+        key = query[:, :, :keys]
+        found[name] = SDPBackend(torch._fused_sdp_choice(query, key, key, bias)).name.removesuffix("_ATTENTION").lower()
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -44,7 +44,7 @@ from prfl_kernels.attention import attention
 from prfl_kernels.builds import RANKS, Shape
 from prfl_kernels.gated_residual_norm import gated_residual_norm
 from prfl_kernels.lora_linear import Normed, Projection, lora_linears
-from prfl_kernels.qk_norm_rope import qk_norm_rope
+from prfl_kernels.qk_norm_rope import pack_tables, qk_norm_rope
 
 
 def cases(world: str) -> list[Case]:
@@ -160,13 +160,14 @@ def qk_norm(world: str, tokens: int, mode: str) -> Problem:
     upstream = {name: random(*size, seed=10 + i) for i, name in enumerate("qk")}
     weights = {name: random(shape.width, seed=20 + i, scale=0.1) + 1 for i, name in enumerate("qk")}
     cos, sin = rotary(tokens, shape.width // shape.heads)
+    packed = pack_tables(cos, sin)  # once for all blocks
 
     def plain(leaves: Outputs) -> Outputs:
         return {name: reference.qk_norm_rope(x, weights[name], cos, sin, shape.heads) for name, x in leaves.items()}
 
     def ours(leaves: Outputs) -> Outputs:
         found = qk_norm_rope(
-            leaves["q"], leaves["k"], weights["q"], weights["k"], cos, sin, shape.heads, from_output=True
+            leaves["q"], leaves["k"], weights["q"], weights["k"], *packed, shape.heads, from_output=True
         )
         return {name: value for name, value in zip("qk", found, strict=True) if value is not None}
 
@@ -182,7 +183,7 @@ def qk_norm(world: str, tokens: int, mode: str) -> Problem:
     unit = 2.0 * tokens * shape.width
     moved = share(mode, 4 * unit, 6 * unit)  # q, k in and out; their gradients in and out, and the outputs once more
     return operation(
-        {OURS: lambda: ours, LIGER: liger}, plain, leaves, upstream, mode, [*weights.values(), cos, sin],
+        {OURS: lambda: ours, LIGER: liger}, plain, leaves, upstream, mode, [*weights.values(), cos, sin, *packed],
         moved=moved, works={CEILING: lambda: copy(moved)},
     )  # fmt: skip
 

@@ -96,7 +96,8 @@ def lacking(rows: Sequence[Row]) -> list[str]:
 def _facts(info: Mapping[str, Any]) -> list[str]:
     versions = " ".join(f"{name} {found}" for name, found in info["versions"].items())
     threads = [f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"] if info["device"] == "cpu" else []
-    return [info["machine"], *threads, versions, f"commit {info['commit']}", f"weights: {info['weights']}"]
+    sdpa = [f"SDPA by {info['sdpa']['video']}"] if info["device"] != "cpu" and "sdpa" in info else []  # older have none
+    return [info["machine"], *threads, versions, *sdpa, f"commit {info['commit']}", f"weights: {info['weights']}"]
 
 
 def title(row: Row) -> str:

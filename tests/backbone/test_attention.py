@@ -101,7 +101,15 @@ def test_the_same_whichever_attends(
     [
         ((9, 0), torch.bfloat16, ("flash_3", "flash_4"), "flash_3", "the text's by sdpa"),
         ((10, 0), torch.float16, ("flash_3", "flash_4"), "flash_4", "the text's by sdpa"),
-        ((9, 0), torch.bfloat16, ("flash_4",), "sdpa", "flash_3 does not run here: not installed"),
+        ((9, 0), torch.bfloat16, ("flash_4",), "flash_4", "the text's by sdpa"),
+        (
+            (9, 0),
+            torch.bfloat16,
+            (),
+            "sdpa",
+            "flash_3 does not run here: not installed; flash_4 does not run here: not",
+        ),
+        ((10, 0), torch.bfloat16, ("flash_3",), "sdpa", "flash_4 does not run here: not installed"),
         ((8, 0), torch.bfloat16, ("flash_3", "flash_4"), "sdpa", "none is known to be faster"),
         ((9, 0), torch.float32, ("flash_3", "flash_4"), "sdpa", "torch picks"),
     ],

@@ -99,6 +99,30 @@ def test_names_stay_and_one_call_undoes_it(tiny_backbone: WanBackbone) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in computed(backbone).items())
 
 
+def test_rotary_tables_are_packed_once_for_all_blocks(
+    tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a block has its projections fused, which diffusers' own processor takes, and its tables."""
+    backbone, packed = with_adapter(tiny_backbone), []
+    right = kernels.pack_tables
+    monkeypatch.setattr(kernels, "pack_tables", lambda *tables: packed.append(1) or right(*tables))
+    expected = computed(backbone)
+    rope = backbone.transformer.rope
+    whole = rope(torch.zeros(2, 4, 3, 4, 4))
+    backbone.use_kernels()
+    assert_close(computed(backbone), expected)
+    assert len(packed) == 1 and rope(torch.zeros(2, 4, 3, 4, 4))[0].shape[-1] == whole[0].shape[-1] // 2
+    backbone.use_kernels(("lora_linear",))
+    assert_close(computed(backbone), expected)
+    assert len(packed) == 2 and all(map(torch.equal, rope(torch.zeros(2, 4, 3, 4, 4)), whole))
+    backbone.use_kernels()
+    attn = backbone.transformer.blocks[0].attn1
+    given = torch.randn(1, 12, 24, generator=torch.Generator().manual_seed(2)), None, None
+    plain = attn(*given, rope(torch.zeros(1, 4, 3, 4, 4)))
+    attn.fused_projections, attn.to_qkv = True, lambda x: torch.cat([attn.to_q(x), attn.to_k(x), attn.to_v(x)], -1)
+    torch.testing.assert_close(attn(*given, rope(torch.zeros(1, 4, 3, 4, 4))), plain, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("targets", [["to_q"], ["to_k", "ffn.net.2"], ["attn2.to_v", "ffn.net.0.proj"]])
 def test_adapters_on_some_layers_only(tiny_backbone: WanBackbone, targets: list[str]) -> None:
     backbone = with_adapter(tiny_backbone, targets)

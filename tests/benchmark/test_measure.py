@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prfl.benchmark import facts
 from prfl.benchmark import measure as measuring
@@ -286,6 +287,18 @@ def test_share_of_the_roofline() -> None:
     assert facts.roofline(1e-3, 1e9, 0.0, torch.float64, "NVIDIA H200") is None
 
 
+def test_which_kernel_torchs_attention_takes() -> None:
+    """A fused one, as the profiler sees it, for a video; and the bias of a text is asked about by itself."""
+    found = facts.sdpa()
+    if not torch.cuda.is_available():
+        x = torch.zeros(1, 2, 1024, 128)
+        with torch.profiler.profile() as profile:
+            torch.nn.functional.scaled_dot_product_attention(x, x, x)
+        assert any(f"scaled_dot_product_{found['video']}" in event.key for event in profile.key_averages())
+    with sdpa_kernel(SDPBackend.MATH):
+        assert facts.sdpa() | {"video": "math", "text": "math"} == facts.sdpa()
+
+
 def test_facts_and_sources() -> None:
     found = facts.facts("random")
     words = {
@@ -293,6 +306,6 @@ def test_facts_and_sources() -> None:
         f"{facts.REPOSITORY}/bench/a.py": "python bench/a.py x", "bench/a.py": "python bench/a.py x",
     }  # fmt: skip
     assert {first: facts.command([first, "x"]) for first in words} == words
-    assert {"command", "machine", "versions", "commit", "sources", "weights"} == found.keys()
+    assert {"command", "machine", "versions", "sdpa", "commit", "sources", "weights"} == found.keys()
     assert found["versions"]["torch"] == torch.__version__
     assert facts.sources(("kernels",)) != facts.sources(("prfl/benchmark",)) and len(facts.sources()) == 12

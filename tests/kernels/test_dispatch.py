@@ -15,8 +15,9 @@ def no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPERATIONS", "FASTER"):
-        monkeypatch.setattr(dispatch, name, frozenset({"x"}))
+    monkeypatch.setattr(dispatch, "OPERATIONS", ("x",))
+    monkeypatch.setattr(dispatch, "AUTOMATIC", {"x": "it is fast"})
+    monkeypatch.setattr(dispatch, "passed", lambda device: frozenset({"x"}))
     monkeypatch.setattr(dispatch, "find_spec", lambda name: object())
     monkeypatch.setattr(dispatch, "interpreting", lambda: True)
 
@@ -45,8 +46,8 @@ def test_an_explicit_triton_that_cannot_run_is_an_error(monkeypatch: pytest.Monk
         ("triton", "torch", ("triton", "chosen explicitly")),
         ("auto", "torch", ("torch", "chosen by PRFL_KERNELS")),
         (None, "triton", ("triton", "chosen by PRFL_KERNELS")),
-        (None, "auto", ("triton", "automatic")),
-        (None, "", ("triton", "automatic")),
+        (None, "auto", ("triton", "automatic: its compiled tests have passed here; it is fast")),
+        (None, "", ("triton", "automatic: its compiled tests have passed here; it is fast")),
     ],
 )
 def test_order_of_precedence(
@@ -56,10 +57,18 @@ def test_order_of_precedence(
     assert choose_backend("x", request_) == choice
 
 
-def test_automatic_takes_only_what_won_on_a_gpu(with_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "FASTER", frozenset())
-    assert choose_backend("x").reason == ("automatic: not yet shown to be faster on a GPU; choose triton to have it")
+def test_automatic_takes_only_what_passed_its_tests_here(with_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "passed", lambda device: frozenset())
+    assert choose_backend("x").backend == "torch"
+    assert "its compiled tests have not passed on this machine" in choose_backend("x").reason
     assert choose_backend("x", "triton").backend == "triton"
+    monkeypatch.setattr(dispatch, "AUTOMATIC", {})
+    assert choose_backend("x").reason == ("automatic: not yet shown to be faster on a GPU; choose triton to have it")
+
+
+def test_attention_is_torchs_by_itself() -> None:
+    assert {*dispatch.OPERATIONS} - {*dispatch.AUTOMATIC} == {"attention"}
+    assert "memory, not for its speed" in dispatch.AUTOMATIC["lora_linear"]
 
 
 def test_unknown_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from prfl.forecast.live_bytes import LiveBytes, SavedBytes
@@ -21,6 +22,38 @@ from tests.tolerance import assert_near
 EPS = 1e-6
 WIDTH, OUTS, RANKS, SCALES = 12, (10, 6, 6), (2, 3, 3), (0.5, 2.0, 1.3)
 SOURCES = ("none", "normed", "per token", "affine", "gelu")
+
+
+class Products(TorchDispatchMode):
+    """The matrix products that are called, and the shapes of their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "mm" in str(func):
+            self.seen.append((str(func), tuple(out.shape)))
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rank_wide_sums_are_not_split_in_half_precision(dtype: torch.dtype) -> None:
+    """As on a GPU: what has the rank for a dimension is asked for in float32, and the layers' own products are not."""
+    group = [Projection(*(None if x is None else x.to("meta", x.dtype) for x in p[:4]), p.scale) for p in projections()]
+    group = [
+        Projection(p.weight.to(dtype), None, *(x.detach().float().requires_grad_() for x in p[2:4]), p.scale)
+        for p in group
+    ]
+    x = torch.empty(2, 5, WIDTH, dtype=dtype, device="meta", requires_grad=True)
+    with Products() as products:
+        outs = lora_linears(x, group)
+        torch.autograd.grad(outs, [x, *(each for p in group for each in p[2:4])], [torch.ones_like(o) for o in outs])
+    rank_wide = [name for name, shape in products.seen if set(shape) & {*RANKS, sum(RANKS)}]
+    others = [name for name, shape in products.seen if not set(shape) & {*RANKS, sum(RANKS)}]
+    assert set(rank_wide) == {"aten.mm.dtype"} and len(rank_wide) == 1 + len(RANKS) + 1 + len(RANKS)
+    assert "aten.mm.dtype" not in others and len(others) >= 2 * len(RANKS)
 
 
 def projections(dtype: torch.dtype = torch.float64, masters: torch.dtype | None = None) -> list[Projection]:

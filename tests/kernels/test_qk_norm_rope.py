@@ -11,7 +11,7 @@ from diffusers.models.transformers import transformer_wan
 from torch import Tensor
 
 from prfl.forecast.live_bytes import SavedBytes
-from prfl_kernels.qk_norm_rope import MIN_WEIGHT, output_suffices, qk_norm_rope
+from prfl_kernels.qk_norm_rope import MIN_WEIGHT, output_suffices, pack_tables, qk_norm_rope, unpack_tables
 from prfl_kernels.reference import qk_norm_rope as reference
 from tests.kernels.checks import assert_as_good, distance, random
 
@@ -144,6 +144,7 @@ def test_at_least_as_exact_as_diffusers_processor(dtype: torch.dtype, monkeypatc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_operators_keep_torchs_contract(dtype: torch.dtype, save: bool, from_output: bool) -> None:
     (q, k), weights, tables = inputs(dtype)
+    tables = pack_tables(*tables)
     if not save:
         q, k = q.detach(), k.detach()
     rest = HEADS, 1e-6, save, from_output
@@ -181,6 +182,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def test_only_the_outputs_and_a_number_a_token_are_saved() -> None:
     x, weights, tables = inputs(torch.bfloat16)
+    tables = pack_tables(*tables)  # as for all blocks: half of what they were
     one = BATCH * TOKENS * WIDTH * 2  # bytes
     own = 2 * BATCH * TOKENS * 4 + sum(each.untyped_storage().nbytes() for each in (*weights, *tables))
     value = random(BATCH, TOKENS, WIDTH, seed=7, dtype=torch.bfloat16)
@@ -204,6 +206,20 @@ def test_only_the_outputs_and_a_number_a_token_are_saved() -> None:
     with torch.no_grad():
         rstd = torch.ops.prfl.qk_norm_rope(*x, *weights, *tables, HEADS, 1e-6, False, True)[2]
     assert not rstd.numel()
+
+
+@pytest.mark.parametrize("from_output", [True, False])
+def test_packed_tables_give_the_same_bits(from_output: bool) -> None:
+    x, weights, tables = inputs(torch.float32)
+    packed = pack_tables(*tables)
+    assert all(map(torch.equal, unpack_tables(*packed), tables))
+    results = []
+    for own in (tables, packed):
+        outs = qk_norm_rope(*x, *weights, *own, HEADS, from_output=from_output)
+        results.append([*outs, *torch.autograd.grad(outs, x, [torch.ones_like(out) for out in outs])])
+    assert all(map(torch.equal, *results))
+    with pytest.raises(ValueError, match="cos and sin must have one shape"):
+        qk_norm_rope(*x, *weights, tables[0], packed[1], HEADS)
 
 
 def test_attention_sees_a_view() -> None:

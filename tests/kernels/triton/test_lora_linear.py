@@ -92,6 +92,13 @@ def test_grad_a_of_a_gelu(shape: tuple[int, ...], dtype: torch.dtype, device: st
     assert_grad_a("Gelu", x, (), random(x.numel() // shape[-1], 4, seed=4, dtype=dtype, device=device))
 
 
+@pytest.mark.parametrize("size", [30.0, 1e15])
+def test_a_gelu_far_from_zero(size: float, device: str) -> None:
+    """Where the exponent overflows on one side and vanishes on the other."""
+    x = size * random(2, 66, 10, seed=1, dtype=torch.float32, device=device)
+    assert_grad_a("Gelu", x, (), random(132, 4, seed=4, dtype=torch.float32, device=device))
+
+
 def test_many_chunks_add_up(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every chunk's own rows, none twice: where the sum is split differently it is the same."""
     x, low = random(2, 200, 7, dtype=torch.float64, device=device), random(400, 2, seed=1, device=device)
