@@ -9,6 +9,7 @@ jaxtyping refuses to check a package that is there already.  So prfl is imported
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ import pytest
 
 if TYPE_CHECKING:
     from prfl.benchmark.session import Measured
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two threads a process would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FOLDER, PATTERN = "bench", "bench_*.py"
 WORLDS = ("tiny", "small", "wan-1.3b", "wan-14b")
@@ -63,6 +67,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     limits = float(config.getoption("benchmark_max_time")), config.getoption("benchmark_min_rounds")
     config.stash[session_key] = Session(config.getoption("benchmark_world"), *limits)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Of ``-n auto``: the whole suite on all cores, but named files, and what is timed, in this process alone."""
+    if config.getoption("benchmark") or config.args_source is pytest.Config.ArgsSource.ARGS:
+        return 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.hookimpl(wrapper=True)

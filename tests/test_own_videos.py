@@ -49,7 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "backbone": model,
         "reward": {"space": "latent", "head": head},
         "objective": {"name": "preference", "loss": "bradley_terry"},
-        "training": {"steps": 60, "batch": 16, "learning_rate": 3e-3},
+        "training": {"steps": 30, "batch": 16, "learning_rate": 6e-3},
         "evaluation": {"every": 0},
     }
     policy = {

@@ -36,8 +36,8 @@ def test_shipped_configs_are_valid_and_have_a_header(path: Path) -> None:
         assert word in header, word
 
 
-METHODS = {"dense_process", "full_chain", "draft_k", "draft_lv", "alignprop", "refl", "drtune", "leapalign",
-           "instructvideo", "vader"}  # fmt: skip
+METHODS = ("dense_process", "full_chain", "draft_k", "draft_lv", "alignprop", "refl", "drtune", "leapalign",
+           "instructvideo", "vader")  # fmt: skip
 WORLDS = ("tiny", "wan2.1-1.3b", "wan2.1-14b")
 WORDS = {  # of a header: the keys that it means
     "objective": "objective", "reward": "reward", "run folder": "run", "stride": "rollout.stride",

@@ -67,8 +67,10 @@ def test_each_knob_saves_what_it_says(
     found = knobs(make(*overrides))
     assert [knob.saves for knob in found] == sorted((knob.saves for knob in found), reverse=True)
     before = peak(make(*overrides))
-    for knob in found:  # as it would be typed
+    named = [knob for knob in found if any(expected in knob.overrides for expected in some)]
+    for knob in dict.fromkeys([found[0], found[-1], *named]):  # as it would be typed
         assert before - peak(make(*overrides, *shlex.split(knob.overrides))) == knob.saves > 0, knob
+    for knob in found:
         resumes = knob.overrides.split("=")[0] in ("backbone.checkpointing", "backbone.offload", "reward.batch")
         assert ("a new run" in knob.note) != resumes, knob
     for expected in some:
