@@ -18,9 +18,9 @@ from tests.training.killed_run import at_random, at_the_start, in_a_save, kill_9
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-def main(moments: int) -> None:
+def main(folder: Path, moments: int) -> None:
     steps = 6 * moments + 30
-    killed_run.write_project(Path(tempfile.mkdtemp()), steps)
+    killed_run.write_project(folder, steps)
     kinds = itertools.cycle((at_random, in_a_save, at_the_start))
     rows = [{"blow": "kill -9", **kill_9(moment)} for moment in itertools.islice(kinds, moments)]
     rows += [{"blow": f"{number.name}, twice", **stop_by(number)} for number in SIGNALS]
@@ -36,4 +36,5 @@ def main(moments: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 25)
+    with tempfile.TemporaryDirectory() as place:
+        main(Path(place), int(sys.argv[1]) if len(sys.argv) > 1 else 25)
