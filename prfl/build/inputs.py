@@ -19,11 +19,9 @@ from prfl.build.models import sampling_solver
 from prfl.build.policies import finished_run, policy_model, weights_hash
 from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
 from prfl.config.schema import Config, PreferenceConfig
-from prfl.data import clips as cutting
 from prfl.data import leaks
 from prfl.data.cache import LatentCache, build_cache, manifest_videos
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
-from prfl.data.decoding import BY_SIZE, picture_hash, read_anew
 from prfl.data.files import CACHE_TAG, mark_written
 from prfl.data.manifest import read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
@@ -141,6 +139,9 @@ def joined(manifests: list[Path]) -> Path:
 
 def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
     """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
+    from prfl.data import clips as cutting
+    from prfl.data.decoding import picture_hash
+
     settings = cutting.ClipSettings(
         **clip(config.data), kinds=tuple(own.kinds), crops=own.crops, held_out=own.held_out,
         formats=tuple(own.formats), seed=own.seed,
@@ -186,6 +187,8 @@ def encode(config: Config, model: WanBackbone, path: Path) -> None:
             batch_size=own.encode_batch, **clip(own),
         )  # fmt: skip
     if processes.is_main():
+        from prfl.data.decoding import BY_SIZE, read_anew
+
         print(visible(str(report)), flush=True)
         videos = manifest_videos(read_manifest(path, follow_links=own.follow_links))
         guessed = sum(BY_SIZE in read_anew(video) for video in videos if video.is_file())

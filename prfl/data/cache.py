@@ -32,12 +32,11 @@ from prfl import processes
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan import TEXT_TOKENS
 from prfl.console import console, warn
-from prfl.data.decoding import picture_hash
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.files import printable, replacing
+from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
-from prfl.data.video import Window, read_video
 from prfl.errors import PrflError
 
 
@@ -110,6 +109,8 @@ class LatentCache:
 
     def latents_entry(self, video: Path) -> tuple[Path, str]:
         """The file, and what it is made from, whose hash is the file's name.  Raises OSError, as ``latents_file``."""
+        from prfl.data.decoding import picture_hash
+
         made_from = self.videos.made_from(picture_hash(video))
         return self.folder / "latents" / f"{entry_name(made_from)}.safetensors", made_from
 
@@ -320,6 +321,8 @@ def _encode_videos(
     backbone: WanBackbone, cache: LatentCache, entries: Sequence[tuple[Path, str, Path]]
 ) -> list[tuple[Path, str]]:
     """One batch of (file in the cache, what it is made from, video); returns the unreadable videos with the reasons."""
+    from prfl.data.video import read_video
+
     failed = []
     clips: dict[Path, Tensor] = {}
     sources = {file: (made_from, video) for file, made_from, video in entries}

@@ -25,11 +25,9 @@ from av.video.stream import VideoStream
 from jaxtyping import Float
 from torch import Tensor
 
+from prfl.data.formats import SUFFIXES
 from prfl.data.hashes import remembered_hash
 from prfl.errors import PrflError
-
-SUFFIXES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv": "matroska", ".gif": "gif"}
-"""Readable suffixes; .mp4, .webm and .gif are written."""
 
 # Formats such as playlists make a reader open other files or addresses, whatever the file is called.
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif"}

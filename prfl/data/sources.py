@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prfl.data.decoding import SUFFIXES
 from prfl.data.files import content_hash, written_by_prfl
+from prfl.data.formats import SUFFIXES
 from prfl.errors import PrflError
 from prfl.text import visible
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -25,7 +25,6 @@ from prfl.data.decoding import (
     AGAIN,
     BT601,
     BT709,
-    SUFFIXES,
     Shown,
     aspect,
     decoded,
@@ -36,9 +35,8 @@ from prfl.data.decoding import (
     video_stream,
 )
 from prfl.data.files import replacing
+from prfl.data.formats import SUFFIXES, Window
 from prfl.errors import PrflError
-
-Window = Literal["start", "centre"]
 
 _CODEC = {
     ".mp4": ("libx264", "yuv444p", {"crf": "6", "preset": "medium", "threads": "1"}),

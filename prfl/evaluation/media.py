@@ -7,13 +7,10 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-import av
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-from prfl.data.video import in_colours_of, tag_colours
 
 
 def enlarge(pixels: Float[Tensor, "3 f h w"], smallest_side: int) -> Float[Tensor, "3 f H W"]:
@@ -51,6 +48,10 @@ def browser_mp4(pixels: Float[Tensor, "3 f h w"], fps: float, smallest_side: int
 
     4:2:0 needs even sides: an odd last row or column is dropped.
     """
+    import av
+
+    from prfl.data.video import in_colours_of, tag_colours
+
     pixels = enlarge(pixels.detach().float().cpu(), smallest_side)
     height, width = (size // 2 * 2 for size in pixels.shape[2:])
     levels = (pixels[:, :, :height, :width].clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)

@@ -12,7 +12,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import av
 import psutil
 import torch
 from diffusers import WanTransformer3DModel
@@ -199,6 +198,10 @@ def hub() -> str:
 
 
 def video() -> Check:
+    try:
+        import av
+    except ImportError as error:
+        return Check("video", f"PyAV cannot be imported: {error}", "no video can be read or written: pip install av")
     program = shutil.which("ffmpeg") or "no ffmpeg program (PyAV brings its own library)"
     codec = "libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
     try:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prfl.data import cache as cache_module
+from prfl.data import decoding
 from prfl.data.cache import LatentCache, build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
@@ -233,14 +234,14 @@ def test_two_unreadable_files_with_the_same_bytes_are_both_listed(counted, manif
 
 def test_a_file_that_may_not_be_read_is_listed_too(counted, manifest, monkeypatch):
     backbone, _ = counted
-    real = cache_module.picture_hash
+    real = decoding.picture_hash
 
     def refusing(path):
         if path.name == "0.mp4":
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(cache_module, "picture_hash", refusing)
+    monkeypatch.setattr(decoding, "picture_hash", refusing)
     report = build(backbone, manifest, skip_unreadable=True)
     assert [(path.name, reason) for path, reason in report.failed] == [("0.mp4", "Permission denied")]
     assert report.encoded == 3 and len(load(backbone, manifest, skip_unreadable=True)) == 4

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.shapes import oracle, world
-from prfl.data.video import read_video, write_video
 
 CLIP: dict[str, Any] = {"frames": world.FRAMES, "height": world.SIZE, "width": world.SIZE, "fps": world.FPS}
 
@@ -41,6 +40,8 @@ def mixture(folder: Path, captions: Sequence[str], count: int, seed: int, wrong:
     manifest = folder / "manifest.jsonl"
     if manifest.exists():
         return manifest
+    from prfl.data.video import write_video
+
     rows = []
     for start in range(0, count, 64):
         scenes = world.sample_scenes(seed, start, min(64, count - start), list(captions), wrong, unsteady)
@@ -70,6 +71,8 @@ def labelled(
     manifest = folder / "manifest.jsonl"
     if manifest.exists():
         return manifest
+    from prfl.data.video import read_video, write_video
+
     jobs = [
         (split, caption, index)
         for split, count in per_prompt.items()
