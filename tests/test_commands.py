@@ -88,7 +88,7 @@ def metrics(run: str) -> list[dict]:
 
 def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
-    files = {"README.md", "config.json", "reward.safetensors"}
+    files = {"README.md", "config.json", "reward.safetensors", "prfl.json"}
     assert {path.name for path in Path("runs/reward/reward").iterdir()} == files
     card = json.loads(Path("runs/reward/reward/config.json").read_text())["card"]
     assert card["frames"] == [5, 5] and card["accuracy"]["light"], "the card of a saved reward says how good it is"
