@@ -94,7 +94,7 @@ def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert "adapter on 24 layers of 3 blocks" in shown
     assert shown.count("does not rank clearly better than chance") >= 2, "said when it is trained and when followed"
-    files = {"README.md", "config.json", "reward.safetensors"}
+    files = {"README.md", "config.json", "reward.safetensors", "prfl.json"}
     assert {path.name for path in Path("runs/reward/reward").iterdir()} == files
     card = json.loads(Path("runs/reward/reward/config.json").read_text())["card"]
     assert card["frames"] == [5, 5] and card["accuracy"]["light"], "the card of a saved reward says how good it is"
