@@ -34,11 +34,10 @@ def _(bench):
     return bench.cli("train", "reward.yaml", "reward.head.dimensions=[calm]")
 
 
-@fault("prompts of unknown words in two sets", "1 prompts are, token for token, in another split", "'a wolf' (test)")
+@warning("prompts of unknown words in two sets", "1 prompts are, token for token, in another split", "'a wolf' (test)")
 def _(bench):
     Path("train.txt").write_text("a red circle\na bear\n")
-    Path("test.txt").write_text("a wolf\n")
-    return bench.cli("train", "prfl.yaml")
+    return cached(bench, "a wolf")
 
 
 @fault("prompts of two sets that are cut alike", "token for token", "only the first 512 tokens count")
@@ -54,10 +53,11 @@ def _(bench):
     return bench.cli("train", "prfl.yaml")
 
 
-@fault("a manifest's prompt held out in words alike", "manifest.jsonl: 1 prompts are, token for token", "'a bear'")
+@fault("a manifest's prompt held out in words alike", "jsonl: 1 prompts are, token for token", "'a green circle'")
 def _(bench):
-    held_out_row(bench, prompt="a wolf")
-    bench.rows(lambda rows: rows[2].update(prompt="a bear"))
+    held_out_row(bench, prompt="a  green circle")
+    bench.rows(lambda rows: rows[2].update(prompt="a green circle"))
+    Path("validation.txt").write_text("a green square\n")
     return bench.cli("train", "reward.yaml")
 
 
