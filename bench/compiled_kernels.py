@@ -1,55 +1,65 @@
-"""What every Triton kernel takes on GPUs that are not here: registers, spilled bytes and shared memory at Wan's shapes.
+"""What every Triton kernel takes on GPUs that are not here, at Wan's shapes: registers, spilled bytes, shared memory,
+the matrix work that is done over what is needed and by which instruction, and the other instructions of a pass of its
+loop (of the whole kernel where it multiplies no matrices).
 
     python bench/compiled_kernels.py [--out bench/results/compiled_kernels.json]
 
-Compiled by Triton and NVIDIA's assembler, read by cuobjdump; nothing is run.
+Compiled by Triton and NVIDIA's assembler, read by cuobjdump and nvdisasm; nothing is run.  Run it in an environment of
+every Triton that is supported: each keeps its own table beside the others'.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import studies
 
-from prfl_kernels.ahead import CAPABILITIES, Build, compile_ahead
+from prfl.benchmark.facts import sources
+from prfl_kernels.ahead import CAPABILITIES, Build, compile_ahead, count_instructions
 from prfl_kernels.builds import every_build
 
-ALSO = 100  # B200: where this Triton can
+COLUMNS = {  # of the printed table
+    "tile": "tile, warps, stages", "registers": "registers", "spilled": "spilled bytes", "shared": "shared bytes",
+    "matrix": "matrix products by", "work": "work done / needed", "loop": "other instructions of a warp",
+}  # fmt: skip
 
 
-def used(build: Build, capability: int) -> dict[str, int] | None:
-    try:
-        return compile_ahead(build, capability)._asdict()
-    except Exception:  # whatever a compiler raises that does not know a new GPU's instructions
-        if capability in CAPABILITIES:
-            raise
-        return None
+def used(build: Build, capability: int) -> dict[str, Any]:
+    sizes = [str(build.constants[name]) for name in ("QUERIES", "KEYS") if name in build.constants]
+    tile = ", ".join([" x ".join(sizes) or "-", str(build.num_warps), str(build.num_stages)])
+    return {
+        "tile": tile,
+        **compile_ahead(build, capability)._asdict(),
+        **count_instructions(build, capability)._asdict(),
+    }
+
+
+def table() -> dict[str, dict[str, dict[str, Any]]]:
+    """By kernel and capability."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for capability in CAPABILITIES:
+        for build in every_build(capability):
+            found.setdefault(build.name, {})[f"sm_{capability}"] = used(build, capability)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/compiled_kernels.json"))
-    kernels = [
-        {
-            "kernel": build.name, "warps": build.num_warps, "stages": build.num_stages,
-            **{f"sm_{capability}": used(build, capability) for capability in (*CAPABILITIES, ALSO)},
-        }
-        for build in every_build()
-    ]  # fmt: skip
-    studies.write(
-        parser.parse_args().out, {"triton": version("triton"), "kernels": kernels}, weights="none: compiled, not run"
-    )
-    print(
-        "| kernel | warps | registers, sm_80 / sm_90 | spilled bytes | shared bytes |\n| --- | --- | --- | --- | --- |"
-    )
-    for kernel in kernels:
-        each = [kernel[f"sm_{capability}"] for capability in (*CAPABILITIES, ALSO)]
-        columns = (
-            " / ".join(str(one[key]) if one else "-" for one in each) for key in ("registers", "spilled", "shared")
-        )
-        print(f"| {kernel['kernel']} | {kernel['warps']} | {' | '.join(columns)} |")
+    path = parser.parse_args().out
+    earlier = json.loads(path.read_text()).get("triton", {}) if path.exists() else {}
+    own = {"sources": sources(("kernels",)), "kernels": table()}
+    tables = (earlier if isinstance(earlier, dict) else {}) | {version("triton"): own}
+    studies.write(path, {"triton": dict(sorted(tables.items()))}, weights="none: compiled, not run")
+    print(f"By Triton {version('triton')}, on {' / '.join(f'sm_{each}' for each in CAPABILITIES)}:\n")
+    print("| kernel | " + " | ".join(COLUMNS.values()) + " |\n|" + " --- |" * (1 + len(COLUMNS)))
+    for name, each in own["kernels"].items():
+        columns = (" / ".join(str(one[key]) for one in each.values()) for key in COLUMNS)
+        print(f"| {name} | {' | '.join(columns)} |")
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ def _forward(
         return q_out, k_out, rstd
     for i, (x, weight, out) in enumerate(((q, q_weight, q_out), (k, k_weight, k_out))):
         if x is not None and weight is not None:
-            tables = (None, None) if cos is None or sin is None else unpack_tables(cos, sin)
-            out.copy_(reference.qk_norm_rope(x, weight, *tables, heads, eps))
+            whole_cos, whole_sin = (None, None) if cos is None or sin is None else unpack_tables(cos, sin)
+            out.copy_(reference.qk_norm_rope(x, weight, whole_cos, whole_sin, heads, eps))
             if save:
                 rstd[i] = (x.to(rstd.dtype).square().mean(-1) + eps).rsqrt()
     return q_out, k_out, rstd

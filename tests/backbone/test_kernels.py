@@ -14,6 +14,11 @@ from torch import Tensor
 
 from prfl.backbone import WanBackbone, kernels, load_architecture, wan
 from prfl.backbone.kernels import SWAPPED, KernelBlock, plain_lora
+from prfl.benchmark.agreement import too_far
+from prfl.benchmark.block_case import wan_block
+from prfl.benchmark.kernel_problem import EAGER, OURS, WORLDS
+from prfl.benchmark.measure import outputs
+from prfl.benchmark.problem import prepare
 from prfl.errors import PrflError
 from prfl.forecast.live_bytes import SavedBytes
 
@@ -121,6 +126,17 @@ def test_rotary_tables_are_packed_once_for_all_blocks(
     plain = attn(*given, rope(torch.zeros(1, 4, 3, 4, 4)))
     attn.fused_projections, attn.to_qkv = True, lambda x: torch.cat([attn.to_q(x), attn.to_k(x), attn.to_v(x)], -1)
     torch.testing.assert_close(attn(*given, rope(torch.zeros(1, 4, 3, 4, 4))), plain, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: on a CPU tests/benchmark has the torch path")
+@pytest.mark.parametrize("world", ["tiny", "small"])
+def test_a_block_in_bfloat16_is_as_good_as_diffusers_on_a_gpu(world: str) -> None:
+    """With adapters on all its layers, forward and backward, against float64."""
+    problem = wan_block(world, WORLDS[world][0].tokens, "both", 16)
+    ours, theirs = (outputs(prepare(problem, provider)) for provider in (OURS, EAGER))
+    assert problem.exact is not None and ours is not None and theirs is not None
+    exact = problem.exact()
+    assert ours.keys() == theirs.keys() == exact.keys() and not too_far(ours, theirs, exact)
 
 
 @pytest.mark.parametrize("targets", [["to_q"], ["to_k", "ffn.net.2"], ["attn2.to_v", "ffn.net.0.proj"]])
