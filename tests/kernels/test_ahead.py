@@ -4,6 +4,8 @@ products by the instructions of each GPU, and none of them computed twice."""
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,19 @@ def test_products_that_are_missing_are_seen() -> None:
     build = next(each for each in attention_triton.builds(8) if "fp32" in each.name)
     wanting = dataclasses.replace(build, matrices=((16, 32, 128),))
     assert faults(wanting, 80) == ["matrix , not mma", "work 0.0, not 1.0"]
+
+
+def test_the_committed_tables() -> None:
+    """Of the oldest Triton and of a newer one, the same kernels on every GPU, and nothing computed twice."""
+    path = Path(__file__).parents[2] / "bench/results/compiled_kernels.json"
+    tables = {triton: table["kernels"] for triton, table in json.loads(path.read_text())["triton"].items()}
+    assert {"3.6.0", "3.9.0"} <= tables.keys()
+    for kernels in tables.values():
+        for capability in CAPABILITIES:
+            builds = {build.name: build for build in every_build(capability)}
+            found = {name: each[f"sm_{capability}"] for name, each in kernels.items()}
+            assert found.keys() == builds.keys()
+            for name, used in found.items():
+                build = builds[name]
+                assert used["spilled"] <= build.spill and used["matrix"] == build.instruction(capability), name
+                assert used["work"] == (1.0 if build.matrices else None), name
