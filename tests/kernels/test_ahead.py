@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from prfl_kernels import attention_triton
+from prfl_kernels import attention_builds, attention_triton
 from prfl_kernels.ahead import CAPABILITIES, SHARED_LIMIT, Build, Resources, compile_ahead, count_instructions
 from prfl_kernels.attention_triton import Tiles
 from prfl_kernels.builds import every_build
@@ -62,14 +62,14 @@ def test_cosines_and_sines_are_read_in_one_go() -> None:
 def test_a_tile_that_two_warpgroups_compute_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight warps over 64 queries, as the query gradient once had them on every GPU."""
     monkeypatch.setattr(attention_triton, "tiles", lambda *_: Tiles(64, 64, 8, 2))
-    build = next(each for each in attention_triton.builds(9) if "query gradient" in each.name)
+    build = next(each for each in attention_builds.builds(9) if "query gradient" in each.name)
     assert faults(build, 80) == []
     (fault,) = faults(build, 90)
     assert fault.startswith("work 1.66")
 
 
 def test_products_that_are_missing_are_seen() -> None:
-    build = next(each for each in attention_triton.builds(8) if "fp32" in each.name)
+    build = next(each for each in attention_builds.builds(8) if "fp32" in each.name)
     wanting = dataclasses.replace(build, matrices=((16, 32, 128),))
     assert faults(wanting, 80) == ["matrix , not mma", "work 0.0, not 1.0"]
 
