@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prfl_kernels.ahead import Build
-
 CHANNELS = (16, 32, 64, 128)  # of a head
 PROGRAMS = 264  # two for each multiprocessor of an H200; no property of the device, so that bits do not depend on it
 SHARE = 1024  # queries of a share at least
@@ -373,52 +371,3 @@ def _constants(dtype: torch.dtype, channels: int, sizes: Tiles, scale: float, bi
         ACC=tl.float64 if dtype == torch.float64 else tl.float32,
         PRECISION="ieee" if dtype == torch.float32 else "tf32",  # of half precision there is one
     )
-
-
-def builds(major: int) -> list[Build]:
-    """Wan's heads have 128 channels; a bias, which text may have, takes some registers more."""
-    half, full = torch.bfloat16, torch.float32
-    return [
-        _build("forward, no gradient", _forward, half, 128, major, SAVE=False),
-        _build("forward", _forward, half, 128, major, SAVE=True),
-        _build("forward", _forward, half, 128, major, bias=True, SAVE=True),
-        _build("query gradient", _query_gradient, half, 128, major),
-        _build("query gradient", _query_gradient, half, 128, major, bias=True),
-        _build("key gradient", _key_gradient, half, 128, major),
-        _build("key gradient", _key_gradient, half, 128, major, bias=True),
-        _build("forward", _forward, half, 64, major, bias=True, SAVE=True),
-        _build("query gradient", _query_gradient, half, 64, major, bias=True),
-        _build("key gradient", _key_gradient, half, 64, major, bias=True),
-        _build("forward", _forward, full, 128, major, bias=True, SAVE=True),
-        _build("query gradient", _query_gradient, full, 128, major, bias=True),
-        _build("key gradient", _key_gradient, full, 128, major, bias=True),
-    ]
-
-
-def _build(
-    name: str, kernel: Any, dtype: torch.dtype, channels: int, major: int, bias: bool = False, **more: Any
-) -> Build:
-    sizes = tiles(kernel, dtype.itemsize, channels, major)
-    constants = _constants(dtype, channels, sizes, channels**-0.5, bias) | more
-    word = "bf16" if dtype == torch.bfloat16 else "fp32"
-    numbers = ("heads", "query_tokens", "key_tokens")
-    types = {"bias": "*fp32", "lse": "*fp32", "delta": "*fp32"} | dict.fromkeys(numbers, "i32")
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument not in constants:
-            rows = argument.endswith(("_batch", "_row", "_head"))
-            signature[argument] = "i32" if rows else types.get(argument, f"*{word}")
-    aligned = tuple(argument for argument in signature if argument not in numbers)
-    title = f"attention {name}, {word}, {channels} channels{', bias' * bias}"
-    spill = 1024 if word == "fp32" else 0  # by Triton 3.6 alone; float32 is there to be right, not to be fast
-    matrices = _matrices(kernel, sizes, channels) if dtype.itemsize == 2 else ()
-    return Build(title, kernel, signature, constants, sizes.warps, sizes.stages, aligned, spill, matrices)
-
-
-def _matrices(kernel: Any, sizes: Tiles, channels: int) -> tuple[tuple[int, int, int], ...]:
-    """Rows, columns and depth of the products of one tile of queries and one of keys."""
-    queries, keys = sizes.queries, sizes.keys
-    if kernel is _key_gradient:
-        return ((keys, queries, channels), (keys, channels, queries)) * 2
-    inner, outer = (queries, keys, channels), (queries, channels, keys)
-    return (inner, outer) if kernel is _forward else (inner, inner, outer)

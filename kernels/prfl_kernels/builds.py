@@ -28,7 +28,7 @@ def every_build(capability: int) -> list[Build]:
 
     Imports triton, and the operations' sources, which take their shapes from here.
     """
-    from prfl_kernels import attention_triton, gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
+    from prfl_kernels import attention_builds, gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
 
     others = gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
-    return [*attention_triton.builds(capability // 10), *(build for source in others for build in source.builds())]
+    return [*attention_builds.builds(capability // 10), *(build for source in others for build in source.builds())]

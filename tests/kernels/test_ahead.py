@@ -4,12 +4,14 @@ products by the instructions of each GPU, and none of them computed twice."""
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-from prfl_kernels import attention_triton
+from prfl_kernels import attention_builds, attention_triton
 from prfl_kernels.ahead import CAPABILITIES, SHARED_LIMIT, Build, Resources, compile_ahead, count_instructions
 from prfl_kernels.attention_triton import Tiles
 from prfl_kernels.builds import every_build
@@ -60,13 +62,29 @@ def test_cosines_and_sines_are_read_in_one_go() -> None:
 def test_a_tile_that_two_warpgroups_compute_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight warps over 64 queries, as the query gradient once had them on every GPU."""
     monkeypatch.setattr(attention_triton, "tiles", lambda *_: Tiles(64, 64, 8, 2))
-    build = next(each for each in attention_triton.builds(9) if "query gradient" in each.name)
+    build = next(each for each in attention_builds.builds(9) if "query gradient" in each.name)
     assert faults(build, 80) == []
     (fault,) = faults(build, 90)
     assert fault.startswith("work 1.66")
 
 
 def test_products_that_are_missing_are_seen() -> None:
-    build = next(each for each in attention_triton.builds(8) if "fp32" in each.name)
+    build = next(each for each in attention_builds.builds(8) if "fp32" in each.name)
     wanting = dataclasses.replace(build, matrices=((16, 32, 128),))
     assert faults(wanting, 80) == ["matrix , not mma", "work 0.0, not 1.0"]
+
+
+def test_the_committed_tables() -> None:
+    """Of the oldest Triton and of a newer one, the same kernels on every GPU, and nothing computed twice."""
+    path = Path(__file__).parents[2] / "bench/results/compiled_kernels.json"
+    tables = {triton: table["kernels"] for triton, table in json.loads(path.read_text())["triton"].items()}
+    assert {"3.6.0", "3.9.0"} <= tables.keys()
+    for kernels in tables.values():
+        for capability in CAPABILITIES:
+            builds = {build.name: build for build in every_build(capability)}
+            found = {name: each[f"sm_{capability}"] for name, each in kernels.items()}
+            assert found.keys() == builds.keys()
+            for name, used in found.items():
+                build = builds[name]
+                assert used["spilled"] <= build.spill and used["matrix"] == build.instruction(capability), name
+                assert used["work"] == (1.0 if build.matrices else None), name
