@@ -46,4 +46,4 @@ def fingerprint(module: nn.Module, most: int | None = None) -> str:
 def sampled(tensors: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
     """Of each tensor at most about so many values, evenly spaced: as they are, in float64 in host memory."""
     flat = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
-    return {name: some[:: max(1, len(some) // most)].to("cpu", torch.float64) for name, some in flat.items()}
+    return {name: some[:: max(1, len(some) // most)].to("cpu", torch.float64, copy=True) for name, some in flat.items()}

@@ -333,15 +333,21 @@ def memory(case: Case, provider: str) -> dict[str, int]:
         release()
         baseline = torch.cuda.memory_allocated()
         return {"baseline": baseline, "peak": total - baseline, "total": total, "reserved": reserved}
+    trim()  # what imports have left in the heap is not the run's
     restart_peak()
     outputs(work)
     total = status("VmHWM")
     work.forget()
     release()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim()
     baseline = status("VmRSS")
     return {"baseline": baseline, "peak": total - baseline, "total": total}
+
+
+def trim() -> None:
+    """Freed memory that glibc keeps goes back to the system."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def restart_peak() -> None:

@@ -160,7 +160,7 @@ def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
         return pytest.raises(PrflError, match="^seen$") if config.evaluation.final_samples else no_error()
 
     patch.setattr(commands, "outcome_of", outcome_of)
-    commands.train_policy(config, model_of(config), RunFolder(config.run), begin, None)
+    commands.train_policy(config, model_of(config), RunFolder(config.run), begin, None, "a run")
     return seen
 
 
@@ -172,7 +172,7 @@ class no_error:
 
 def clips(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """The rows and the files that a generator makes."""
-    path = build.manifest(config, None, iter)  # type: ignore[arg-type]  # it draws nothing by the model
+    path = build.manifest(config, model_of(config), iter)  # it draws nothing by the model
     rows = read_manifest(path)
     content = [hashlib.sha256(row.video.read_bytes()).hexdigest() for row in rows]
     return [(row.prompt, row.label) for row in rows], content
@@ -194,7 +194,7 @@ def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
         return folder, folder
 
     patch.setattr(build.inputs.shapes, "labelled", labelled)
-    patch.setattr(build.inputs.cutting, "write_clips", write_clips)
+    patch.setattr("prfl.data.clips.write_clips", write_clips)
     build.manifest(config, model_of(load_config("sft.yaml")), iter)
     return seen
 

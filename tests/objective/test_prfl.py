@@ -73,7 +73,7 @@ def test_all_weights_are_trained_in_a_copy_beside_the_base(tiny_backbone, checkp
         for name, parameter in objective.parameters().items():
             parameter.data -= 10 * found[name]
     assert metrics["sampled_step"] == metrics["node"] - 1
-    assert objective.accumulate(10, INDICES)["distance"] > 0
+    assert objective.accumulate(objective.distance_every, INDICES)["distance"] > 0
     with tiny_backbone.adapter("policy"):  # the reward leaves the policy, wherever it is called
         again = objective.scorer.reward(latents, torch.tensor(0.5), condition)
     assert all(torch.equal(scores[name], again[name]) for name in scores)
