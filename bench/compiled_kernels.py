@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/compiled_kernels.json"))
     path = parser.parse_args().out
-    earlier = json.loads(path.read_text()).get("triton", {}) if path.exists() else {}
+    earlier = json.loads(path.read_text(encoding="utf-8")).get("triton", {}) if path.exists() else {}
     own = {"sources": sources(("kernels",)), "kernels": table()}
     tables = (earlier if isinstance(earlier, dict) else {}) | {version("triton"): own}
     studies.write(path, {"triton": dict(sorted(tables.items()))}, weights="none: compiled, not run")

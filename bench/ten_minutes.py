@@ -51,8 +51,8 @@ class Child:
         self.name = name
         command = [sys.executable, str(Path(__file__).with_name("ten_minutes_parts.py")), name, options.world]
         self.process = subprocess.Popen(
-            [*command, str(options.out / BUNDLE)], cwd=REPOSITORY, env=environment(), stdin=subprocess.PIPE, text=True,
-            start_new_session=True,
+            [*command, str(options.out / BUNDLE)], cwd=REPOSITORY, env=environment(), stdin=subprocess.PIPE,
+            encoding="utf-8", start_new_session=True,
         )  # fmt: skip
 
     def run(self, seconds: float) -> str:
@@ -111,7 +111,7 @@ def identity(world: str) -> list[str]:
     not hold a GPU."""
     code = "from prfl.benchmark.facts import device_name, sources; print(sources()); print(device_name() or 'cpu')"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=REPOSITORY)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment(), cwd=REPOSITORY)
     if done.returncode:
         raise SystemExit(f"prfl cannot be imported here: {done.stderr.strip().splitlines()[-1]}")
     return [*done.stdout.splitlines(), world]

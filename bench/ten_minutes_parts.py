@@ -7,13 +7,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree import ElementTree
 
 from ten_minutes import REPOSITORY, append
 
@@ -24,6 +28,11 @@ KERNELS = (  # operation, mode: what one wants to know most comes first
     ("lora_linear", "both"),
 )  # fmt: skip
 RANK = {"wan": 64, "tiny": 16}
+TILES = {  # beside the chosen ones
+    "forward": ((128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3)),
+    "query_gradient": ((128, 64, 8, 2), (64, 64, 4, 2)),
+    "key_gradient": ((32, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 2)),
+}
 COPIED, SIDE = 2**30, 8192  # bytes of a copy; rows of the square matrices of a product
 
 Emit = Callable[..., None]
@@ -53,7 +62,7 @@ def device(world: str, emit: Emit, clock: Clock) -> None:
     if here == "cuda":
         properties = torch.cuda.get_device_properties(0)
         query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
-        driver = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True)
+        driver = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, encoding="utf-8")
         found |= {"gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count}
         found |= {"driver, clocks, power": driver.stdout.strip()}
     emit(row="device", **found)
@@ -85,22 +94,45 @@ def best(call: Callable[[], Any], device: str, runs: int = 10) -> float:
 
 
 def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
-    """The Triton kernels' tests, compiled, on several processes where pytest-xdist is there."""
-    import os
-    from importlib.util import find_spec
+    """The Triton kernels' tests, compiled, on several processes where pytest-xdist is there.
 
+    Operations whose files passed as a whole are kept as such on this machine, and ``kernels: auto`` takes them then.
+    """
     import torch
 
-    folder = "tests/kernels/triton" if torch.cuda.is_available() else "tests/kernels/triton/test_qk_norm_rope.py"
-    several = ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") and torch.cuda.is_available() else []
+    on_gpu = torch.cuda.is_available()
+    folder = "tests/kernels/triton" if on_gpu else "tests/kernels/triton/test_qk_norm_rope.py"
+    several = ["-n", str(min(12, os.cpu_count() or 1))] if on_gpu and find_spec("xdist") else []
     plain = ["-q", "-rfE", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "--maxfail=40"]
-    command = [sys.executable, "-m", "pytest", folder, "--confcutdir", "tests/kernels", *plain, *several]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    with TemporaryDirectory() as temporary:
+        report = Path(temporary) / "report.xml"
+        command = [sys.executable, "-m", "pytest", folder, "--confcutdir", "tests/kernels", f"--junitxml={report}"]
+        done = subprocess.run(
+            [*command, *plain, *several], cwd=REPOSITORY, capture_output=True, encoding="utf-8", errors="replace"
+        )
+        outcomes = outcomes_of(report) if report.exists() else {}
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
     failed = [re.sub(r"\s+", " ", line)[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
     emit(row="tests", exit=done.returncode, summary=lines[-1], failed=failed[:40])
+    if on_gpu and done.returncode == 0:
+        from prfl_kernels.passed import record
+        from tests.kernels.triton.conftest import verdicts
+
+        found = verdicts(outcomes)
+        record(found)
+        emit(row="passed", operations=sorted(name for name, held in found.items() if held))
     if done.returncode not in (0, 5):  # 5: nothing to run, as where Triton runs neither compiled nor interpreted
         raise SystemExit(1)
+
+
+def outcomes_of(report: Path) -> dict[str, set[str]]:
+    """{file: outcomes} of a JUnit report."""
+    outcomes: dict[str, set[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case}
+        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        outcomes.setdefault(f"{case.get('classname', '').split('.')[-1]}.py", set()).add(outcome)
+    return outcomes
 
 
 # ------------------------------------------------------------------------------------------------------------ kernels
@@ -226,9 +258,52 @@ def predicted(case: Any, provider: str) -> dict[str, float]:
 
 
 def tiles(world: str, emit: Emit, clock: Clock) -> None:
-    """Attention at the small model's shape with the tiles beside the chosen ones."""
-    del world, clock
-    emit(row="tiles", failed="no sweep yet")
+    """Attention at the small model's shape with the tiles beside the chosen ones: queries, keys, warps, stages."""
+    import torch
+
+    if not torch.cuda.is_available():
+        emit(row="tiles", failed="needs a GPU: they are of compiled kernels")
+        return
+    from prfl.benchmark.kernel_problem import WORLDS as SHAPES
+    from prfl.benchmark.kernel_problem import random
+    from prfl_kernels import attention_triton as source
+
+    shape = SHAPES[WORLDS[world][0]][0]
+    size = (1, shape.tokens, shape.heads, shape.width // shape.heads)
+    query, key, value, grad = (random(*size, seed=seed) for seed in range(4))
+    out, d_query, d_key, d_value = (torch.empty_like(query) for _ in range(4))
+    lse = torch.empty(1, shape.heads, shape.tokens, device="cuda")
+    delta, scale = torch.empty_like(lse), size[-1] ** -0.5
+    calls: dict[Any, tuple[int, Callable[[], None]]] = {  # kernel: matrix products, and the launch
+        source._forward: (2, lambda: source.forward(query, key, value, None, out, lse, scale)),
+        source._query_gradient: (
+            3, lambda: source.query_gradient(grad, query, key, value, None, out, lse, d_query, delta, scale),
+        ),
+        source._key_gradient: (
+            4, lambda: source.key_gradient(grad, query, key, value, None, lse, delta, d_key, d_value, scale),
+        ),
+    }  # fmt: skip
+    major = torch.cuda.get_device_capability()[0]
+    chosen = source.HALF_TILES.get(major, source.HALF_TILES[8])
+    for kernel, (products, call) in calls.items():
+        name = kernel.fn.__name__.strip("_")
+        for candidate in dict.fromkeys([chosen[kernel], *(source.Tiles(*each) for each in TILES[name])]):
+            if clock.left() < 5:
+                return
+            source.HALF_TILES[major] = {**chosen, kernel: candidate}
+            try:
+                seconds = best(call, "cuda", runs=5)
+            except Exception as error:  # too much shared memory, say
+                emit(row=f"tiles-{name}-{tuple(candidate)}", failed=f"{type(error).__name__}: {error}"[:300])
+                continue
+            tflops = products * 2 * shape.tokens**2 * shape.width / seconds / 1e12
+            emit(
+                row=f"tiles-{name}-{tuple(candidate)}",
+                seconds=seconds,
+                tflops=tflops,
+                chosen=candidate == chosen[kernel],
+            )
+        source.HALF_TILES[major] = chosen
 
 
 PARTS: dict[str, Callable[[str, Emit, Clock], None]] = {

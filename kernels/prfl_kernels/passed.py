@@ -37,7 +37,7 @@ def machine(device: torch.device | str = "cuda") -> str:
 
 def _driver() -> str:
     try:
-        return Path("/sys/module/nvidia/version").read_text().strip()
+        return Path("/sys/module/nvidia/version").read_text(encoding="utf-8").strip()
     except OSError:  # hidden by a container: the newest CUDA that it can run
         return str(torch._C._cuda_getDriverVersion())
 
@@ -54,14 +54,14 @@ def record(results: Mapping[str, bool], device: torch.device | str = "cuda") -> 
     known[machine(device)] = known.get(machine(device), {}) | dict(results)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(known, indent=1) + "\n")
+    fresh.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     fresh.replace(path)
     return path
 
 
 def _read() -> dict[str, dict[str, bool]]:
     try:
-        found = json.loads(stamp_file().read_text())
+        found = json.loads(stamp_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

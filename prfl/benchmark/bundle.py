@@ -70,6 +70,10 @@ def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             said.append(f"a matrix product reaches {line['tflops']:.3g} TFLOPS in {dtype}")
         elif line.get("row") == "tests":
             said += [f"kernels' tests: {line['summary']}", *(f"  {failed}" for failed in line["failed"])]
+        elif line.get("row") == "passed":
+            said.append(f"kernels whose tests passed here: {', '.join(line['operations']) or 'none'}")
+        elif "tflops" in line:
+            said.append(f"{line['row']}: {line['tflops']:.3g} TFLOPS{' (chosen)' * bool(line.get('chosen'))}")
         elif "failed" in line:
             said.append(f"{line['row']}: {line['failed']}")
         elif "end" in line:

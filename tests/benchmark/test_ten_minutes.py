@@ -49,11 +49,11 @@ absent = {{
 found = PathFinder.find_spec
 
 
-def find_spec(name, path=None, target=None):
+def find_spec(cls, name, path=None, target=None):
     return None if path is None and name in absent else found(name, path, target)
 
 
-PathFinder.find_spec = find_spec
+PathFinder.find_spec = classmethod(find_spec)
 """
 
 

@@ -42,6 +42,7 @@ EFFECTS: dict[str, tuple] = {
     "Config.run": ("loop", SFT, [], *sides("run", "runs/one", "runs/two")),
     "Config.seed": ("step", SFT, [], *sides("seed", 0, 1)),
     **adapter("backbone.adapter", SFT, []),
+    "PolicyAdapterConfig.blocks": ("step", SFT, [], *sides("backbone.adapter.blocks", "all", "last_half")),
     **adapter("reward.head.adapter", REWARD, ["reward.head.adapter={rank: 2, alpha: 2}"]),
     "KernelsConfig.lora_linear": ("kernels", SFT, [], *sides("backbone.kernels.lora_linear", "auto", "triton")),
     "KernelsConfig.qk_norm_rope": ("kernels", SFT, [], *sides("backbone.kernels.qk_norm_rope", "auto", "triton")),
@@ -204,6 +205,7 @@ REFUSED = {  # one of the two values: what is asked for is not to be had here
 }  # fmt: skip
 REASONS: dict[str, str] = {
     "Config.version": "one value is allowed",
+    "DataConfig.follow_links": "tests/data/test_manifest.py::test_links_lead_out_where_the_user_says_so",
     "StagesConfig.version": "one value is allowed",
     "StagesConfig.stages": "tests/config/test_stages.py::test_a_later_stage_finds_an_earlier_run",
     "BackboneConfig.revision": "of a hub model: there is no network here",

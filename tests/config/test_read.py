@@ -105,7 +105,7 @@ def test_every_key_is_read_by_somebody(
         build.regulariser(config, model, None)
     monkeypatch.setattr(build.inputs.shapes, "labelled", lambda *_, **__: Path("made"))
     monkeypatch.setattr(build.inputs, "sample", lambda *_, **__: torch.zeros(1))
-    monkeypatch.setattr(build.inputs.cutting, "write_clips", lambda *_, **__: (Path("made"), Path("made")))
+    monkeypatch.setattr("prfl.data.clips.write_clips", lambda *_, **__: (Path("made"), Path("made")))
     for generator in (
         "shapes_mixture, count: 1",
         "shapes_curated, count: 1",
