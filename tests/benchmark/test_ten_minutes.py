@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).parents[2]
 WHEELS = ("diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
 # What a bare image of torch 2.11 brings of prfl's own installation, besides what these themselves need.
 BARE = (
-    "accelerate", "jaxtyping", "matplotlib", "peft", "pillow", "psutil", "pytest", "pytest-benchmark", "pyyaml", "rich",
+    "accelerate", "jaxtyping", "matplotlib", "peft", "pillow", "psutil", "pytest", "pytest-benchmark", "pytest-xdist",
+    "pyyaml", "rich",
     "safetensors", "setuptools", "tensorboard", "tokenizers", "torch", "torchmetrics", "transformers", "triton",
 )  # fmt: skip
 BLOCKER = """
