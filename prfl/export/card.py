@@ -17,6 +17,7 @@ from prfl.data.files import whole_json
 from prfl.errors import PrflError
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
+from prfl.forecast.protection import NOT_PROTECTED
 from prfl.reward.card import PAPER, accuracy_text, table
 from prfl.reward.files import read_config
 
@@ -61,7 +62,18 @@ def policy_card(
     parts += ["## Figures", figures(run, made_by), "## Training", table(("", ""), settings(config, made_by))]
     if isinstance(config.objective, SteeringConfig):
         parts += ["## The reward", reward_text(config)]
+    parts += ["## Files", files_text(contents)]
     return ModelCard("\n\n".join(parts) + "\n")
+
+
+def files_text(contents: Sequence[str]) -> str:
+    """What was written, and what a hash of it is worth to a reader."""
+    listed = ", ".join(f"`{name}`" for name in contents)
+    limits = "; ".join(NOT_PROTECTED[name] for name in ("weights", "downloads"))
+    return (
+        f"{listed}: their metadata (of a folder `prfl.json`) name the run, the step and the base model, with a hash of "
+        f"the weights. Safetensors and JSON alone: no code, no pickle. Not protected: {limits}."
+    )
 
 
 USE_LORA = """\
