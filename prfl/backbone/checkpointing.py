@@ -8,7 +8,7 @@ is most of the computing of a long video: selective activation checkpointing, as
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -35,6 +35,19 @@ FUSED_ATTENTION = {
 }
 
 Kept = Callable[[], Tensor]
+
+
+def stretches(modes: Sequence[Checkpointing], group: int) -> Iterator[tuple[int, int]]:
+    """First block and the one behind the last, of each stretch of blocks that is computed again by itself.
+
+    modes: what each block keeps.  group: how many blocks stay together where all of them keep their input alone.
+    """
+    first = 0
+    while first < len(modes):
+        together = set(modes[first : first + group]) == {"full"}
+        last = min(first + (group if together else 1), len(modes))
+        yield first, last
+        first = last
 
 
 def run_block(

@@ -23,7 +23,7 @@ from transformers import UMT5EncoderModel
 
 from prfl.backbone import adapters
 from prfl.backbone import vae as vae_codec
-from prfl.backbone.checkpointing import Checkpointing, run_block
+from prfl.backbone.checkpointing import Checkpointing, run_block, stretches
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
 from prfl.backbone.dropout import dropping
 from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
@@ -195,7 +195,7 @@ class WanBackbone:
         checkpointed = self.checkpointing != "none" and torch.is_grad_enabled()
         store = HostStore() if checkpointed and self.offload else None
         blocks, modes = list(self.transformer.blocks[:count]), self._modes(count, velocity=head is not None)
-        for first, last in self._checkpoints(modes, velocity=head is not None):
+        for first, last in stretches(modes, self.blocks_a_checkpoint if head else 1):
             part = _one_after_another(blocks[first:last], head if last == count else None)
             if checkpointed and modes[first] != "none":
                 guarded = adapters.same_adapter_only(self.transformer, part)
@@ -210,16 +210,6 @@ class WanBackbone:
         """What each of the first ``count`` blocks keeps."""
         chosen = ((self.block_modes if velocity else self.feature_modes) or ())[:count]
         return [*chosen, *[self.checkpointing] * (count - len(chosen))]
-
-    def _checkpoints(self, modes: Sequence[Checkpointing], velocity: bool) -> Iterator[tuple[int, int]]:
-        """First block and the one behind the last, of each stretch that is computed again by itself."""
-        group = self.blocks_a_checkpoint if velocity else 1
-        first = 0
-        while first < len(modes):
-            together = set(modes[first : first + group]) == {"full"}
-            last = min(first + (group if together else 1), len(modes))
-            yield first, last
-            first = last
 
     # ------------------------------------------------------------------------------------------------- the condition
 

@@ -1,9 +1,8 @@
 """``backbone.checkpointing: auto``: keep of the blocks what the card has room for, so that less is computed again.
 
 By how many seconds a byte saves, the attention's output comes first: it is most of the work of a long video and one
-hidden state.  Then whole blocks.  Each kind is raised for the trained network's blocks and then for the reward's, along
-the straight line between the predictions of none and of all of them; a peak is the largest of several phases, so the
-line lies above it and the choice is on the safe side.
+hidden state.  Then whole blocks.  Each kind is raised for the trained network's blocks and then for the reward's, as far
+as the predicted peak of the training leaves room.
 """
 
 from __future__ import annotations
@@ -98,9 +97,13 @@ def fill(config: Config, available: int) -> Filled:
         if all_of_them.peak <= available:
             chosen = all_of_them
             continue
-        each = (all_of_them.peak - chosen.peak) / count
-        fitting = max(0, int((available - chosen.peak) / each))
-        return replace(chosen, **{name: fitting}, peak=int(chosen.peak + each * fitting))
+        # About a straight line in the number of blocks; the peak of what is chosen is counted.
+        fitting = int(count * (available - chosen.peak) / (all_of_them.peak - chosen.peak))
+        for number in range(fitting, 0, -1):
+            more = _counted(config, replace(chosen, **{name: number}))
+            if more.peak <= available:
+                return more
+        return chosen
     return chosen
 
 

@@ -62,7 +62,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, *arguments: str, command: Sequence[str] = ("-m", "pytest")) -> tuple[int, str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
+    own = ("PYTHONPATH", "PYTEST_")  # of the run that this test is part of
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(own)}
     done = subprocess.run(
         [sys.executable, *command, "-p", "no:cacheprovider", *arguments],
         cwd=project, capture_output=True, text=True, env=environment,

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from prfl import build
-from prfl.backbone.checkpointing import Checkpointing
+from prfl.backbone.checkpointing import Checkpointing, stretches
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.errors import PrflError
@@ -61,7 +61,7 @@ def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> No
     everything = fill.fill(config, 2**40)
     assert everything.modes() == ("none",) * 5 and everything.reward_modes() == ("none",)
     most = everything.peak  # of a graph that is held beside the reward's, so more than with checkpointing: none
-    for available in (least, (2 * attention + most) // 3, most):
+    for available in (least, (2 * attention + most) // 3):
         filled = fill.fill(config, available)
         model = build.architecture(config)
         filled.put_into(model)
@@ -91,14 +91,11 @@ def test_blocks_that_keep_different_things_give_the_same_gradients(make: Callabl
     assert kept["full"] < kept["mixed"] < kept["none"]
 
 
-def test_full_checkpoints_of_several_blocks_stay_together(make: Callable[..., Config]) -> None:
-    model = build.architecture(make())
-    type(model).blocks_a_checkpoint, before = property(lambda self: 2), type(model).blocks_a_checkpoint
-    try:
-        model.block_modes = ("full", "full", "full", "none", "full")
-        assert list(model._checkpoints(model._modes(5, True), True)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
-    finally:
-        type(model).blocks_a_checkpoint = before
+def test_full_checkpoints_of_several_blocks_stay_together() -> None:
+    modes: tuple[Checkpointing, ...] = ("full", "full", "full", "none", "full")
+    assert list(stretches(modes, 2)) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(stretches(modes, 1)) == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert list(stretches(("full",) * 5, 2)) == [(0, 2), (2, 4), (4, 5)]
 
 
 def test_without_a_card_it_is_full(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
