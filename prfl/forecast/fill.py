@@ -1,8 +1,8 @@
 """``backbone.checkpointing: auto``: keep of the blocks what the card has room for, so that less is computed again.
 
 By how many seconds a byte saves, the attention's output comes first: it is most of the work of a long video and one
-hidden state.  Then whole blocks.  Each kind is raised for the trained network's blocks and then for the reward's, as far
-as the predicted peak of the training leaves room.
+hidden state.  Then whole blocks.  Each kind is raised for the trained network's blocks and then for the reward's, as
+far as the predicted peak of the training leaves room.
 """
 
 from __future__ import annotations
