@@ -107,7 +107,9 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     trained = (config.run / "policy.safetensors").exists()
     if trained:
         build.load_policy(config, model)
-    reward = {"reward": build.latents_scorer(build.load_reward(REWARDS / "adapter-0/reward", model, "measure"), model)}
+    own = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
+    head = build.load_reward(own if own.exists() else build.reward_place("shapes"), model, "measure")
+    reward = {"reward": build.latents_scorer(head, model)}
     some = build.prompts(config.data.prompts)[split]
     outcome = commands.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
