@@ -3,8 +3,8 @@
     python bench/study_blocks.py [--out bench/results/blocks.json]
 
 ``configs/tiny/best.yaml`` (the reward inside the package, 1,000 network evaluations of a sample) with the adapter on
-all six blocks, the last half, the last third and the first half.  Samples of the test prompts from the same noise as the
-base's and each other's; the oracle says how many are right.  Runs that are there are not run again.
+all six blocks, the last half, the last third and the first half.  Samples of the test prompts come from the same noise
+as the base's and each other's, and the oracle says how many are right.  Runs that are there are not run again.
 """
 
 from __future__ import annotations
