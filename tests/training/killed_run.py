@@ -18,6 +18,7 @@ from prfl.training import read_metrics
 from prfl.training.checkpoint import list_checkpoints
 from tests.conftest import save_tiny_pipeline
 from tests.faults.project import make_project
+from tests.training.signals import not_ignored
 
 STEPS = 16
 MOMENTS = random.Random(0)
@@ -172,4 +173,5 @@ def same(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with not_ignored():
+        main(Path(sys.argv[1]))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.training import killed_run
 from tests.training.killed_run import at_random, at_the_start, in_a_save, kill_9, same, start_twice, stop_by
+from tests.training.signals import not_ignored
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -36,5 +37,5 @@ def main(folder: Path, moments: int) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, not_ignored():
         main(Path(place), int(sys.argv[1]) if len(sys.argv) > 1 else 25)
