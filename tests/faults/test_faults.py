@@ -42,7 +42,7 @@ def test_fault(planted: Fault, bench: Bench, record_property: Callable) -> None:
 
 def test_there_are_enough_of_them() -> None:
     names = [planted.name for planted in FAULTS]
-    assert len(names) == len(set(names)) >= 30
+    assert len(names) == len(set(names)) >= 160
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on(bench: Bench) -> None:
