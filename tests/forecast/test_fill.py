@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from prfl import build
 from prfl.backbone.checkpointing import Checkpointing, stretches
-from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.errors import PrflError
 from prfl.forecast import fill
@@ -19,31 +16,7 @@ from prfl.forecast.live_bytes import SavedBytes
 from prfl.forecast.memory import predict_memory
 from tests.objective.parts import stir
 
-
-@pytest.fixture
-def make(tmp_path: Path, make_tiny_pipeline: Callable[..., Path]) -> Callable[..., Config]:
-    """make("a.b=value", ...): PRFL on a random model of five blocks, whose new reward reads the first."""
-    folder = make_tiny_pipeline(tmp_path / "five", num_layers=5)
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red circle\n")
-    config = {
-        "version": 1, "run": str(tmp_path / "run"), "seed": 0,
-        "backbone": {
-            "model": str(folder), "device": "cpu", "checkpointing": "auto", "adapter": {"rank": 2, "alpha": 2},
-        },
-        "data": {
-            "prompts": {"train": str(prompts)}, "cache": str(tmp_path), "frames": 17, "height": 32, "width": 32,
-            "fps": 8,
-        },
-        "reward": {"space": "latent", "path": str(tmp_path / "absent")},
-        "rollout": {"steps": 6},
-        "objective": {"name": "prfl"},
-        "training": {"steps": 2, "batch": 2, "learning_rate": 1e-4},
-        "evaluation": {"every": 0},
-    }  # fmt: skip
-    path = tmp_path / "x.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return lambda *overrides: load_config(path, overrides)
+AUTO = "backbone.checkpointing=auto"
 
 
 def peak(config: Config, mode: str) -> int:
@@ -52,7 +25,7 @@ def peak(config: Config, mode: str) -> int:
 
 
 def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> None:
-    config = make()
+    config = make(AUTO)
     least, attention = (peak(config, mode) for mode in ("full", "attention"))
     assert fill.fill(config, least - 1).modes() == ("full",) * 5  # and the run may not fit at all
     between = fill.fill(config, (least + attention) // 2)
@@ -72,7 +45,7 @@ MIXED: tuple[Checkpointing, ...] = ("full", "full", "attention", "none", "none")
 
 
 def test_blocks_that_keep_different_things_give_the_same_gradients(make: Callable[..., Config]) -> None:
-    config = make()
+    config = make(AUTO)
     latents = torch.randn(2, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     gradients, kept = {}, {}
     for name, modes in {"full": ("full",) * 5, "mixed": MIXED, "none": ("none",) * 5}.items():
@@ -99,7 +72,7 @@ def test_full_checkpoints_of_several_blocks_stay_together() -> None:
 
 
 def test_without_a_card_it_is_full(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make()
+    config = make(AUTO)
     model = build.backbone(config)
     assert fill.fill_card(config, model).startswith("full; ") and model.block_modes is None
     monkeypatch.setattr(fill, "room", lambda config: 2**40)
@@ -109,4 +82,4 @@ def test_without_a_card_it_is_full(make: Callable[..., Config], monkeypatch: pyt
 
 def test_with_offload_it_is_refused(make: Callable[..., Config]) -> None:
     with pytest.raises(PrflError, match="backbone.offload: checkpointing: auto fills the GPU"):
-        make("backbone.offload=true")
+        make(AUTO, "backbone.offload=true")

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from prfl import build
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.checkpointing import run_block
-from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.draws import ChainNoises
 from prfl.forecast import memory, phases
@@ -33,32 +31,6 @@ from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.rollout import guided_network, rollout
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
-
-
-@pytest.fixture
-def make(tmp_path: Path, make_tiny_pipeline: Callable[..., Path]) -> Callable[..., Config]:
-    """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
-    folder = make_tiny_pipeline(tmp_path / "five", num_layers=5)
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a circle\n")
-    config = {
-        "version": 1,
-        "run": str(tmp_path / "run"),
-        "seed": 0,
-        "backbone": {"model": str(folder), "device": "cpu", "adapter": {"rank": 2, "alpha": 2}},
-        "data": {
-            "prompts": {"train": str(prompts)}, "cache": str(tmp_path), "frames": 17, "height": 32, "width": 32,
-            "fps": 8,
-        },
-        "reward": {"space": "latent", "path": str(tmp_path / "absent")},
-        "rollout": {"steps": 6},
-        "objective": {"name": "prfl"},
-        "training": {"steps": 5, "batch": 4, "accumulation": 2, "learning_rate": 1e-4},
-        "evaluation": {"every": 0},
-    }  # fmt: skip
-    path = tmp_path / "x.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return lambda *overrides: load_config(path, overrides)
 
 
 def network_call(config: Config, *, gradient: bool = True) -> Part:
