@@ -26,19 +26,12 @@ def run(name: str, seed: int) -> Path:
     return studies.train(RUNS / f"{spine.slug(name)}-{seed}", CONFIG, overrides)
 
 
-def seconds_per_step(folder: Path) -> float:
-    """Of the steps after the first few, the rollouts that serve several among them."""
-    steps = [record["seconds/step"] for record in studies.records(folder, "seconds/step")]
-    return sum(steps[8:]) / len(steps[8:])
-
-
 def study() -> dict:
     keys = [(name, seed) for name in BLOCKS for seed in studies.SEEDS]
     with studies.pool() as pool:
         folders = dict(zip(keys, pool.map(lambda key: run(*key), keys), strict=True))
         rows = spine.tested(pool, folders, list(BLOCKS))
-    paces = {name: [seconds_per_step(folders[name, seed]) for seed in studies.SEEDS] for name in BLOCKS}
-    return {"config": CONFIG, "blocks": BLOCKS, "seconds per step, two runs side by side": paces, "rows": rows}
+    return {"config": CONFIG, "blocks": BLOCKS, "rows": rows}
 
 
 def table(result: dict) -> None:
