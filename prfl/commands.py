@@ -152,7 +152,7 @@ def train_policy(
             policy_eval.write_results(run.samples / f"step-{step:06d}", [outcome], config.data.fps, made_by)
             fallen[:] = hacking.falls(hacking.rounds(run.samples, step))
             for fall in fallen:
-                console.print(f"warning: reward hacking? {fall}", style="bold yellow", soft_wrap=True)
+                warn(f"reward hacking? {fall}")
         fallen[:] = processes.gather(fallen)[0]
         found = policy_eval.flat(policy_eval.summarise(outcome)) | {"hacking": float(len(fallen))}
         return found | (kept.after_round(step) if kept else {})

@@ -17,7 +17,7 @@ from pathlib import Path
 from prfl import build, processes
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
-from prfl.console import console
+from prfl.console import console, warn
 from prfl.errors import PrflError
 from prfl.evaluation import hacking
 from prfl.evaluation.policy_eval import flat, summarise
@@ -104,7 +104,7 @@ class BestRound:
             build.load_policy(self.config, self.model, self._weights(step))
         console.print(f"kept: the policy of step {step}, {self.key} {value:.4g}", markup=False, soft_wrap=True)
         if step == 0:
-            console.print("warning: no round was better than the base: what is kept is the base", style="bold yellow")
+            warn("no round was better than the base: what is kept is the base")
 
 
 def best_round(rounds: Sequence[Round]) -> Round:

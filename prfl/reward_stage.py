@@ -71,7 +71,7 @@ def train_reward(
             try:
                 reward.calibrate(clean_logits(reward, model, validation))
             except PrflError as error:  # what was trained is saved all the same
-                console.print(f"warning: the scores are not normalised: {error.what}", style="bold yellow")
+                warn(f"the scores are not normalised: {error.what}")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
             run_hash = build.run_hash(run.path, run_id)
@@ -142,7 +142,7 @@ def warn_of_doubts(reward: build.Reward, counted: Iterable[str], place: str) -> 
     for number, member in enumerate(members):
         name = f"{place} (member {number})" if len(members) > 1 else place
         for doubt in [] if isinstance(member, AestheticReward) else doubts(member.card, counted):
-            console.print(f"warning: {name}: {doubt}", style="bold yellow", markup=False, soft_wrap=True)
+            warn(f"{name}: {doubt}")
 
 
 @torch.no_grad()

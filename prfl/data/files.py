@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl.console import console
+from prfl.console import warn
 from prfl.errors import Faults, PrflError
 
 
@@ -306,8 +306,7 @@ def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:
 @cache
 def _left_out(path: Path, reason: str) -> None:
     """Warn of a file once."""
-    said = f"warning: {path} is damaged ({reason}) and is left out"
-    console.print(said, style="bold yellow", markup=False, soft_wrap=True)
+    warn(f"{path} is damaged ({reason}) and is left out")
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from prfl import processes
-from prfl.console import console
+from prfl.console import warn
 from prfl.data.files import writing
 from prfl.errors import GuardError, PrflError
 
@@ -155,8 +155,7 @@ def _acquire(path: Path, holder: Holder) -> int:
                 os.close(handle)
                 continue
             if there:
-                said = f"warning: {path} was left by {there}, which has ended: taken over"
-                console.print(said, style="bold yellow", markup=False, soft_wrap=True)
+                warn(f"{path} was left by {there}, which has ended: taken over")
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps(asdict(holder)).encode())
             if locked is None:  # of two that came at once, the one that wrote last has it

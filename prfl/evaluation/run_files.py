@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prfl.console import console
+from prfl.console import warn
 from prfl.data.files import records
 
 MIB = 2**20
@@ -109,4 +109,4 @@ class RunFiles:
 
     def tell(self) -> None:
         for line in self.left_out:
-            console.print(f"warning: the page leaves out {line}", style="bold yellow", soft_wrap=True)
+            warn(f"the page leaves out {line}")

@@ -179,8 +179,8 @@ def reward_phases(
     latents, condition = shapes.latents(batch), shapes.condition(batch)
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
-        own = trains and isinstance(reward, LatentReward) and reward.dropping(no_seeds(batch))
-        dropout = own or nullcontext()
+        trained = trains and isinstance(reward, LatentReward)
+        dropout = reward.dropping(no_seeds(batch)) if trained else nullcontext()  # type: ignore[union-attr]
         with LiveBytes() as counted, reward.selected(), dropout:
             scores = reward.logits(leaf, torch.tensor(0.5), condition)
             saved = counted.live

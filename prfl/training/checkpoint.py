@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.weights import check_finite, copy_into
 from prfl.config.load import is_default
-from prfl.console import console
+from prfl.console import warn
 from prfl.data.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
 from prfl.errors import PrflError
 from prfl.objective import Stateful
@@ -80,8 +80,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
         (temporary / "state.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     for stale in list_checkpoints(folder)[:-keep]:
         if reason := remove_folder(stale):
-            said = f"warning: {stale}, which is no longer needed, cannot be removed: {reason}"
-            console.print(said, style="bold yellow", markup=False, soft_wrap=True)
+            warn(f"{stale}, which is no longer needed, cannot be removed: {reason}")
     return final
 
 
