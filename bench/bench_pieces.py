@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prfl.benchmark import piece_cases
-from prfl.benchmark.session import Measured
+from bench.cases import piece_cases
+from bench.harness.session import Measured
 
 
 @pytest.mark.cases(of=piece_cases.cases)

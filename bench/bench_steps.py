@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prfl.benchmark import step_cases
-from prfl.benchmark.session import Measured
+from bench.cases import step_cases
+from bench.harness.session import Measured
 
 
 @pytest.mark.cases(of=step_cases.cases)

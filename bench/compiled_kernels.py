@@ -16,9 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import studies
-
-from prfl.benchmark.facts import sources
+from bench import studies
+from bench.harness.facts import sources
 from prfl_kernels.ahead import CAPABILITIES, Build, compile_ahead, count_instructions
 from prfl_kernels.builds import every_build
 

@@ -29,9 +29,8 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "kernels")]  # a machine where prfl is not installed will do
 
-from gpu_pieces import Piece, pieces  # noqa: E402
-
-from prfl.benchmark.facts import facts, sources  # noqa: E402
+from bench.gpu_pieces import Piece, pieces  # noqa: E402
+from bench.harness.facts import facts, sources  # noqa: E402
 
 RESULTS = REPOSITORY / "bench/results/gpu"
 LEFT_ALONE = ("torch", "torchvision", "torchaudio", "triton", "pytorch_triton")  # packages; and of these families

@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from prfl.benchmark.facts import REPOSITORY
+from bench.harness.facts import REPOSITORY
 from prfl_kernels.builds import RANKS, SHAPES, Shape
 
 KERNELS = ("kernels", "tests/kernels")
 CASES = (
-    "kernels", "prfl/backbone/kernels.py", "prfl/benchmark/measure.py", "prfl/benchmark/kernel_problem.py",
-    "prfl/benchmark/kernel_cases.py", "prfl/benchmark/block_case.py",
+    "kernels", "prfl/backbone/wan/kernels.py", "bench/harness/measure.py", "bench/cases/kernel_problem.py",
+    "bench/cases/kernel_cases.py", "bench/cases/block_case.py",
 )  # fmt: skip
 STEPS = (
     "kernels", "prfl/backbone", "prfl/build", "prfl/objective", "prfl/reward", "prfl/rollout",
-    "prfl/benchmark/measure.py", "prfl/benchmark/worlds.py", "prfl/benchmark/step_problem.py",
-    "prfl/benchmark/step_cases.py", "prfl/benchmark/rival_cases.py", "bench/rival.py",
+    "bench/harness/measure.py", "bench/harness/worlds.py", "bench/cases/step_problem.py",
+    "bench/cases/step_cases.py", "bench/cases/rival_cases.py", "bench/rival.py",
 )  # fmt: skip
 WORLDS = ("wan-1.3b", "wan-14b")
 # Seconds of one run, of wan-1.3b and wan-14b: operations at 600 TFLOPS, 0.3 s to decode a latent frame of 480p and four
@@ -84,8 +84,8 @@ FIRST = (
 )  # fmt: skip
 BARE = ("pytest",)
 BENCHMARKS = (*BARE, "pytest_benchmark", "jaxtyping", "rich")
-TRANSFORMER = (*BENCHMARKS, "prfl.backbone.kernels")
-STEP_NEEDS = (*BENCHMARKS, "prfl.build")
+TRANSFORMER = (*BENCHMARKS, "prfl.backbone.wan.kernels")
+STEP_NEEDS = (*BENCHMARKS, "prfl.factory")
 # Not pytest's options of pyproject.toml: they name plugins that may not be there.
 PLAIN = ("-m", "pytest", "-q", "-x", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider")
 
@@ -132,7 +132,7 @@ def all_pieces() -> Iterator[Piece]:
         "ten-minutes",
         (parts[0], "--budget", "520"),
         (*STEPS, *CASES, *parts),
-        (*BENCHMARKS, "prfl.build"),
+        (*BENCHMARKS, "prfl.factory"),
         530,
         result="",
         gib=70,
@@ -152,7 +152,7 @@ def all_pieces() -> Iterator[Piece]:
         seconds = 280 if "720p" in name else 240 if "full chain" in name else 150
         command = script, "--case", name
         gib = 1.05 * peaks[name]["peak GB"] * 1e9 / 2**30
-        yield Piece(f"memory-{slug}", command, of, (*BENCHMARKS, "prfl.build"), seconds, "--out", gib)
+        yield Piece(f"memory-{slug}", command, of, (*BENCHMARKS, "prfl.factory"), seconds, "--out", gib)
 
 
 def of_kernels(world: str, shape: Shape) -> Iterator[Piece]:
@@ -183,7 +183,7 @@ def of_steps(number: int, world: str) -> Iterator[Piece]:
 
 def of_pieces(number: int, world: str) -> Iterator[Piece]:
     """The pieces of a step by themselves."""
-    file, of = "bench/bench_pieces.py", (*STEPS, "prfl/benchmark/piece_cases.py")
+    file, of = "bench/bench_pieces.py", (*STEPS, "bench/cases/piece_cases.py")
     for words, (seconds, gib) in PIECES.items():
         yield measuring(world, words.split(), seconds[number], "", file, of, STEP_NEEDS, gib[number])
     if world == "wan-1.3b":
@@ -196,7 +196,7 @@ def of_pieces(number: int, world: str) -> Iterator[Piece]:
 
 def of_scale(number: int, world: str) -> Iterator[Piece]:
     """Cost against size; where the decoder grows, PRFL's step and VADER's apart: a card may have room for one alone."""
-    file, of = "bench/bench_scale.py", (*STEPS, "prfl/benchmark/scale_cases.py")
+    file, of = "bench/bench_scale.py", (*STEPS, "bench/cases/scale_cases.py")
     for axis, (values, seconds) in SCALE.items():
         for value in values:
             yield measuring(world, ["scale", axis, value], seconds[number], "", file, of, STEP_NEEDS)

@@ -14,12 +14,11 @@ import argparse
 import json
 from pathlib import Path
 
-import studies
-
-from prfl import build
-from prfl.benchmark.bundle import Seconds, call_seconds
+from bench import studies
+from bench.harness.bundle import Seconds, call_seconds
+from prfl import factory
 from prfl.config import load_config
-from prfl.forecast import work as forecast
+from prfl.estimate import nfe as forecast
 
 MODELS = {"1.3B 480p": ("configs/wan2.1-1.3b", "wan-1.3b"), "14B 480p": ("configs/wan2.1-14b", "wan-14b")}
 SIZE = ("data.height=480", "data.width=832", "data.frames=81", "evaluation.every=0")
@@ -42,7 +41,7 @@ def cost(folder: str, stride: int, gradients: int, seconds: Seconds) -> float:
     """GPU-seconds of a gradient in a run of the folder's prfl.yaml with this rollout."""
     plan = f"rollout.stride={stride}", f"rollout.gradients_per_rollout={gradients}"
     config = load_config(f"{folder}/prfl.yaml", [*SIZE, *plan, "backbone.device=cuda"])
-    model = build.architecture(config)
+    model = factory.architecture(config)
     counts = {each.name: each.total for each in forecast.count_work(config, model)}
     price = {
         forecast.ROLLOUT: seconds.forward,

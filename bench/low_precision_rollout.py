@@ -14,15 +14,16 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import studies
-import study_spine as spine
 import torch
 from torch import Tensor
 
-from prfl import build, commands
-from prfl.backbone import kernels
+from bench import studies
+from bench import study_spine as spine
+from prfl import factory
+from prfl.backbone.wan import kernels
 from prfl.config import load_config
 from prfl.evaluation.metrics import difference_interval, mean_interval
+from prfl.runs import outcomes
 
 SAMPLES = 8  # of each of 24 validation prompts
 EXACT = kernels.attend
@@ -60,14 +61,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/low_precision_rollout.json"))
     options = parser.parse_args()
     config = load_config("configs/tiny/prfl.yaml", ["evaluation.steps=20", "evaluation.judge=shapes"])
-    model = build.backbone(config)
+    model = factory.backbone(config)
     model.use_kernels((), "triton")  # our processors, whose attention can be replaced; on a CPU its torch path
     head = spine.REWARDS / "adapter-0/reward"
-    reward = {"reward": build.latents_scorer(build.load_reward(head, model, "rollout"), model)}
-    prompts, rows, scores = build.prompts(config.data.prompts)["validation"], {}, {}
+    reward = {"reward": factory.latents_scorer(factory.load_reward(head, model, "rollout"), model)}
+    prompts, rows, scores = factory.prompts(config.data.prompts)["validation"], {}, {}
     for name, attend in ROUNDINGS.items():
         kernels.attend = attend
-        outcome = commands.outcome_of(config, model, reward, prompts, SAMPLES, "base")
+        outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "base")
         total = torch.stack([outcome.scores[f"reward/{each}"] for each in studies.DIMENSIONS]).mean(0)
         scores[name] = {"everything right": outcome.scores["judge/all"], "trained reward": total}
         rows[name] = {

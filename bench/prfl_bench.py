@@ -1,7 +1,7 @@
 """The pytest plugin behind ``pytest --benchmark``: the option, which files it runs, and the fixture that measures.
 
 Benchmarks are the files ``bench/bench_*.py``; pytest's own pattern does not match them, so nothing runs without the
-option.  Time, memory and agreement are measured by ``prfl.benchmark``; pytest-benchmark keeps and compares the files.
+option.  Time, memory and agreement are measured by ``bench.harness``; pytest-benchmark keeps and compares the files.
 
 A module of its own and outside prfl: pytest imports its plugins before jaxtyping has hooked the import of prfl, and
 jaxtyping refuses to check a package that is there already.  So prfl is imported inside the functions.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from prfl.benchmark.session import Measured
+    from bench.harness.session import Measured
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two threads a process would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -63,7 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install -e '.[dev]'")
     config.addinivalue_line("python_files", PATTERN)
 
-    from prfl.benchmark.session import Session
+    from bench.harness.session import Session
 
     limits = float(config.getoption("benchmark_max_time")), config.getoption("benchmark_min_rounds")
     config.stash[session_key] = Session(config.getoption("benchmark_world"), *limits)
@@ -112,7 +112,7 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
 
     Before ``benchmark`` in a test's arguments: pytest-benchmark reads this one's recorded times as its timer.
     """
-    from prfl.benchmark.problem import Unavailable
+    from bench.harness.problem import Unavailable
 
     session = request.config.stash[session_key]
     try:

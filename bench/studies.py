@@ -13,11 +13,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from prfl.benchmark.facts import facts
-from prfl.data.files import replacing
+from bench.harness.facts import facts
+from prfl.utils.files import replacing
 
 SEEDS = (0, 1, 2)
-TRAINED = "the shapes world's trained base (prfl/data/shapes/model)"
+TRAINED = "the shapes world's trained base (prfl/toy/model)"
 COUNTED = "none: counted on meta tensors"
 SAME = 0.01  # of a seed's samples: another processor's last bits turn a few
 DIMENSIONS = ("shape", "colour", "direction", "speed", "steadiness")

@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-import studies
-import study_spine as spine
+from bench import studies
+from bench import study_spine as spine
 
 CONFIG = "configs/tiny/best.yaml"
 RUNS = Path("runs/study-blocks")

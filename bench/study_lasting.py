@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import studies
-import study_methods as methods
-import study_reward
-import study_spine as spine
-
-from prfl import build
-from prfl.build.inputs import joined
+from bench import studies, study_reward
+from bench import study_methods as methods
+from bench import study_spine as spine
+from prfl import factory
 from prfl.config import load_config
+from prfl.factory.data import joined
 
 RUNS = Path("runs/study-lasting")
 CONFIG = "configs/tiny/prfl.yaml"
@@ -65,7 +63,7 @@ def label(policy: Path, out: Path) -> None:
         f"data.generator.policies=[{policy}]",
     ]):  # fmt: skip
         config = load_config(study_reward.CONFIG, list(overrides))
-        found.append(build.manifest(config, build.backbone(config), iter))
+        found.append(factory.manifest(config, factory.backbone(config), iter))
     out.write_text(str(joined(found)), encoding="utf-8")
 
 

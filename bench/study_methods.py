@@ -28,14 +28,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import studies
-import study_spine as spine
 from matplotlib.axes import Axes
 
-from prfl import build
+from bench import studies
+from bench import study_spine as spine
+from prfl import factory
 from prfl.config import load_config
-from prfl.forecast import work
-from prfl.forecast.live_bytes import SavedBytes
+from prfl.estimate import nfe
+from prfl.estimate.live_tensors import SavedBytes
 from prfl.reward.ensemble import RewardEnsemble
 
 RUNS = Path("runs/study-methods")
@@ -134,15 +134,15 @@ def evaluations(name: str, first: int = 0, steps: int = 200) -> float:
 def _evaluations(name: str, steps: int) -> float:
     """Of one sample in a run of so many steps."""
     config = load_config(config_of(name), [*always(name), "evaluation.every=0", f"training.steps={steps}"])
-    model = build.backbone(config)
+    model = factory.backbone(config)
     if config.reward is not None and config.reward.space == "latent":
-        reward = build.trained_reward(config, model)
+        reward = factory.trained_reward(config, model)
         one = reward.members[0] if isinstance(reward, RewardEnsemble) else reward  # as many reads are counted as needed
         share = (max(one.blocks) + 1) / model.num_blocks
     else:
         share = 0.0  # a pixel reward runs no part of the network
-    price = {work.GRADIENT: 3.0, work.REWARD: 3 * share}
-    return sum(each.total * price.get(each.name, 1.0) for each in work.count_work(config, model)) / BATCH
+    price = {nfe.GRADIENT: 3.0, nfe.REWARD: 3 * share}
+    return sum(each.total * price.get(each.name, 1.0) for each in nfe.count_work(config, model)) / BATCH
 
 
 def pace(name: str) -> float:

@@ -16,18 +16,18 @@ import json
 import shutil
 from pathlib import Path
 
-import studies
 import torch
 
-from prfl import build
+from bench import studies
+from prfl import factory
 from prfl.backbone import Condition
 from prfl.config import load_config
-from prfl.data.shapes import samples as shapes
-from prfl.data.shapes import untrained
-from prfl.data.shapes.world import split_prompts
 from prfl.evaluation import reward_eval
-from prfl.evaluation.sampling import SamplingSettings, decode_all, sample
 from prfl.reward.scores import Scores
+from prfl.rollout.sampling import SamplingSettings, decode_all, sample
+from prfl.toy import clips as shapes
+from prfl.toy import recipe
+from prfl.toy.renderer import split_prompts
 
 RUNS = Path("runs/study-reward")
 PER_PROMPT = 12  # test samples: 384 of 32 prompts
@@ -70,8 +70,8 @@ def second_model() -> Path:
     """The second generator as one pipeline folder: its transformer comes from its training run."""
     folder = RUNS / "second-model"
     if not folder.exists():
-        untrained_folder = untrained.untrained_folder(
-            Path("runs/cache/shapes-second-untrained"), untrained.RECIPES["shapes-second-untrained"]
+        untrained_folder = recipe.untrained_folder(
+            Path("runs/cache/shapes-second-untrained"), recipe.RECIPES["shapes-second-untrained"]
         )
         shutil.copytree(untrained_folder, folder, ignore=shutil.ignore_patterns("transformer"))
         shutil.copytree("runs/tiny-second/transformer", folder / "transformer")
@@ -82,7 +82,7 @@ def draw(domain: str) -> None:
     """Labelled videos of the test prompts, drawn by the base or by the second model."""
     folder = None if domain == "base" else second_model()
     config = load_config(CONFIG, [] if folder is None else [f"backbone.model={folder}"])
-    model = build.backbone(config)
+    model = factory.backbone(config)
     settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=64, seed=1)
     shapes.labelled(
         RUNS / f"test-{domain}",
@@ -95,17 +95,17 @@ def draw(domain: str) -> None:
 def measure(domain: str, heads: list[str], out: Path) -> None:
     """The named rewards at every noise level on the domain's videos."""
     config = load_config(CONFIG)
-    model = build.backbone(config)
+    model = factory.backbone(config)
     path = RUNS / f"test-{domain}/manifest.jsonl"
-    build.encode(config, model, path)
-    data = build.dataset(config, model, path, "test")
+    factory.encode(config, model, path)
+    data = factory.dataset(config, model, path, "test")
     assert data is not None
-    rewards = {name: build.load_reward(RUNS / name / "reward", model, f"reward-{n}") for n, name in enumerate(heads)}
+    rewards = {name: factory.load_reward(RUNS / name / "reward", model, f"reward-{n}") for n, name in enumerate(heads)}
     decoded: dict[str, torch.Tensor] = {}  # the last batch, for all pixel rewards: decoding is most of their time
 
-    def scorer(reward: build.TrainableReward) -> reward_eval.Scorer:
+    def scorer(reward: factory.TrainableReward) -> reward_eval.Scorer:
         if reward.space == "latent":
-            return build.latents_scorer(reward, model)
+            return factory.latents_scorer(reward, model)
 
         def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
             if decoded.get("of") is not latents:

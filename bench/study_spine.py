@@ -21,16 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import studies
 import torch
 
-from prfl import build, commands
-from prfl.benchmark.measure import restart_peak, status
+from bench import studies
+from bench.harness.measure import restart_peak, status
+from prfl import factory
 from prfl.config import load_config
 from prfl.config.schema import Config, SftConfig
 from prfl.evaluation import policy_eval
 from prfl.evaluation.metrics import difference_interval, diversity_interval, mean_interval
 from prfl.objective import Objective
+from prfl.runs import outcomes
 
 RUNS = Path("runs/study-spine")
 REWARDS = Path("runs/study-reward")
@@ -103,15 +104,15 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     """Samples of a run's policy, or of the base where it has none, scored by the oracle and the latent reward."""
     overrides = [f"run={out.parent}", f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}"]
     config = load_config(config_file, [*overrides, "evaluation.judge=shapes", "evaluation.steps=20"])
-    model = build.backbone(config)
+    model = factory.backbone(config)
     trained = (config.run / "policy.safetensors").exists()
     if trained:
-        build.load_policy(config, model)
+        factory.load_policy(config, model)
     own = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
-    head = build.load_reward(own if own.exists() else build.reward_place("shapes"), model, "measure")
-    reward = {"reward": build.latents_scorer(head, model)}
-    some = build.prompts(config.data.prompts)[split]
-    outcome = commands.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
+    head = factory.load_reward(own if own.exists() else factory.reward_place("shapes"), model, "measure")
+    reward = {"reward": factory.latents_scorer(head, model)}
+    some = factory.prompts(config.data.prompts)[split]
+    outcome = outcomes.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
     scores = {key: values.tolist() for key, values in outcome.scores.items()}
     policy_eval.write_results(out.with_suffix(""), [outcome], config.data.fps)
@@ -131,12 +132,12 @@ def memory(config_file: str, overrides: list[str], out: Path) -> None:
 
 def objectives_of(config: Config) -> list[Objective]:
     """What a training step accumulates: the run's objective, and its regulariser's if there is one."""
-    model = build.backbone(config)
-    clips = build.dataset(config, model, build.fill_cache(config, model, lambda items: items), "train")
+    model = factory.backbone(config)
+    clips = factory.dataset(config, model, factory.fill_cache(config, model, lambda items: items), "train")
     if isinstance(config.objective, SftConfig):
-        return [build.sft(config, model, clips)]
-    extra = build.regulariser(config, model, clips)
-    steering = build.steering(config, model, build.trained_reward(config, model), clips)
+        return [factory.sft(config, model, clips)]
+    extra = factory.regulariser(config, model, clips)
+    steering = factory.steering(config, model, factory.trained_reward(config, model), clips)
     return [steering, *([extra.objective] if extra else [])]
 
 

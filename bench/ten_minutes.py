@@ -5,7 +5,8 @@
 Each part (bench/ten_minutes_parts.py) is a process with a deadline of its own.  It appends a JSON line to
 FOLDER/ten_minutes.jsonl after each figure, forced to the disk at once, and its process is started, with its imports,
 while the part before it still measures.  A part that has ended with the same sources on the same device is not run
-again, so the same command goes on where the last one stopped.  ``prfl bench report FOLDER/ten_minutes.jsonl`` shows it.
+again, so the same command goes on where the last one stopped.  ``python -m bench report
+FOLDER/ten_minutes.jsonl`` shows it.
 
 Nothing is fetched and git is not asked: PRFL_COMMIT names the commit.  torch, triton, transformers, peft, accelerate,
 pytest and rich must be there; diffusers, pydantic, pydantic-core, annotated-types and typing-inspection as wheels will
@@ -109,7 +110,7 @@ def ended(bundle: Path, key: list[str]) -> set[str]:
 def identity(world: str) -> list[str]:
     """What a result belongs to: a hash of the sources, the device, the world.  In a process of its own: this one must
     not hold a GPU."""
-    code = "from prfl.benchmark.facts import device_name, sources; print(sources()); print(device_name() or 'cpu')"
+    code = "from bench.harness.facts import device_name, sources; print(sources()); print(device_name() or 'cpu')"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment(), cwd=REPOSITORY)
     if done.returncode:

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree
 
-from ten_minutes import REPOSITORY, append
+from bench.ten_minutes import REPOSITORY, append
 
 WORLDS = {"wan": ("wan-1.3b", "wan-14b"), "tiny": ("tiny", "tiny")}
 KERNELS = (  # operation, mode: what one wants to know most comes first
@@ -55,7 +55,7 @@ def device(world: str, emit: Emit, clock: Clock) -> None:
     """What the machine is, and the ceilings that it reaches: a copy and a matrix product."""
     import torch
 
-    from prfl.benchmark.facts import facts
+    from bench.harness.facts import facts
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {**facts("none"), "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
@@ -81,8 +81,8 @@ def best(call: Callable[[], Any], device: str, runs: int = 10) -> float:
     """The median of a few runs, in seconds."""
     import torch
 
-    from prfl.benchmark.measure import quantiles, timed
-    from prfl.benchmark.problem import Work
+    from bench.harness.measure import quantiles, timed
+    from bench.harness.problem import Work
 
     def run(_: Any) -> None:
         call()
@@ -140,7 +140,7 @@ def outcomes_of(report: Path) -> dict[str, set[str]]:
 
 def kernels(world: str, emit: Emit, clock: Clock) -> None:
     """Each operation forward and backward beside eager torch, torch.compile, SDPA's backends, a copy or a product."""
-    from prfl.benchmark.kernel_cases import cases
+    from bench.cases.kernel_cases import cases
 
     for name in dict.fromkeys(WORLDS[world]):
         for operation, mode in KERNELS:
@@ -154,8 +154,8 @@ def kernels(world: str, emit: Emit, clock: Clock) -> None:
 
 def compare(case: Any, emit: Emit, seconds: float) -> None:
     """All providers of a case, interleaved; a provider that cannot run gives its reason."""
-    from prfl.benchmark.measure import Found, timings
-    from prfl.benchmark.results import figures
+    from bench.harness.measure import Found, timings
+    from bench.harness.results import figures
 
     try:
         problem, result = timings(case, case.providers, seconds, 3)
@@ -175,7 +175,7 @@ def compare(case: Any, emit: Emit, seconds: float) -> None:
 
 def small_step(world: str, emit: Emit, clock: Clock) -> None:
     """A PRFL step of the small model: latent, latent with kernels, and the same step by a pixel reward on one frame."""
-    from prfl.benchmark import step_cases
+    from bench.cases import step_cases
 
     name = WORLDS[world][0]
     by_operation = {case.operation: case for case in step_cases.cases(name)}
@@ -185,7 +185,7 @@ def small_step(world: str, emit: Emit, clock: Clock) -> None:
 
 def large_step(world: str, emit: Emit, clock: Clock) -> None:
     """A PRFL step of the large model in three modes: the seconds of a forward and of a gradient."""
-    from prfl.benchmark import step_cases
+    from bench.cases import step_cases
 
     case = next(case for case in step_cases.cases(WORLDS[world][1]) if case.operation == "step_modes")
     in_place(case, step_cases.MODES, emit, clock)
@@ -193,7 +193,7 @@ def large_step(world: str, emit: Emit, clock: Clock) -> None:
 
 def pixel_all(world: str, emit: Emit, clock: Clock) -> None:
     """The small model's step by a pixel reward on all frames: it needs a card of 141 GB."""
-    from prfl.benchmark import step_cases
+    from bench.cases import step_cases
 
     case = next(case for case in step_cases.cases(WORLDS[world][0]) if case.operation == "same_step")
     in_place(case, (step_cases.LATENT, "pixel_all"), emit, clock)
@@ -206,9 +206,9 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
     """
     import torch
 
-    from prfl.benchmark.measure import Expected, Found, first_run, medians, release, timed
-    from prfl.benchmark.problem import build
-    from prfl.benchmark.results import figures
+    from bench.harness.measure import Expected, Found, first_run, medians, release, timed
+    from bench.harness.problem import build
+    from bench.harness.results import figures
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problem = build(case)
@@ -241,15 +241,15 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
 
 def predicted(case: Any, provider: str) -> dict[str, float]:
     """Bytes that ``prfl train --dry-run`` counts for the same config: the training's peak and each of its phases'."""
-    from prfl import build
-    from prfl.benchmark import step_cases
-    from prfl.forecast.memory import predict_memory
+    from bench.cases import step_cases
+    from prfl import factory
+    from prfl.estimate.memory import predict_memory
 
     chosen = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
     config = chosen(*case.settings.values(), provider)
     on_gpu = config.backbone.model_copy(update={"device": "cuda"})
     config = config.model_copy(update={"backbone": on_gpu})
-    memory = predict_memory(config, build.architecture(config))
+    memory = predict_memory(config, factory.architecture(config))
     fixed = sum(part.bytes for part in memory.fixed)
     return {"peak": memory.training_peak} | {part.name: fixed + part.bytes for part in memory.phases if not part.alone}
 
@@ -264,8 +264,8 @@ def tiles(world: str, emit: Emit, clock: Clock) -> None:
     if not torch.cuda.is_available():
         emit(row="tiles", failed="needs a GPU: they are of compiled kernels")
         return
-    from prfl.benchmark.kernel_problem import WORLDS as SHAPES
-    from prfl.benchmark.kernel_problem import random
+    from bench.cases.kernel_problem import WORLDS as SHAPES
+    from bench.cases.kernel_problem import random
     from prfl_kernels import attention_triton as source
 
     shape = SHAPES[WORLDS[world][0]][0]
@@ -310,8 +310,8 @@ PARTS: dict[str, Callable[[str, Emit, Clock], None]] = {
     "device": device, "kernel-tests": kernel_tests, "kernels": kernels, "small-step": small_step,
     "large-step": large_step, "pixel-all": pixel_all, "tiles": tiles,
 }  # fmt: skip
-IMPORTS = {"kernels": ("prfl.benchmark.kernel_cases",), "kernel-tests": (), "device": ("prfl.benchmark.facts",)}
-STEPS = ("prfl.benchmark.step_cases", "prfl.benchmark.measure")
+IMPORTS = {"kernels": ("bench.cases.kernel_cases",), "kernel-tests": (), "device": ("bench.harness.facts",)}
+STEPS = ("bench.cases.step_cases", "bench.harness.measure")
 
 
 def begin(imports: Iterable[str]) -> float:

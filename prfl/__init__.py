@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prfl.backbone import load_backbone as load_backbone
-    from prfl.errors import PrflError as PrflError
     from prfl.reward.latent import LatentReward as LatentReward
     from prfl.reward.pixel import PixelReward as PixelReward
+    from prfl.utils.errors import PrflError as PrflError
 
 _HOMES = {
     "load_backbone": "prfl.backbone",
     "LatentReward": "prfl.reward.latent",
     "PixelReward": "prfl.reward.pixel",
-    "PrflError": "prfl.errors",
+    "PrflError": "prfl.utils.errors",
 }
 __all__ = ["LatentReward", "PixelReward", "PrflError", "load_backbone"]
 

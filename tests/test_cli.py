@@ -1,4 +1,4 @@
-"""The commands parse, load the config and call prfl.commands, which is replaced here by a recorder."""
+"""The commands parse, load the config and call prfl.runs, whose functions are replaced here by a recorder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
-import prfl
-from prfl import cli
+from prfl import cli, runs
+from prfl.commands import train
 from prfl.config import json_schema, load_config
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 SFT = str(Path(__file__).parents[1] / "configs/tiny/sft.yaml")
 STORY = str(Path(__file__).parents[1] / "configs/tiny.yaml")
@@ -21,15 +21,14 @@ STORY = str(Path(__file__).parents[1] / "configs/tiny.yaml")
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What the commands asked of prfl.commands and prfl.preflight."""
+    """What the commands asked of prfl.runs."""
     made: list[tuple] = []
-    names = {"commands": ("train", "cache", "evaluate", "sample"), "preflight": ("dry_run", "doctor")}
-    for module_name, functions in names.items():
-        module = ModuleType(f"prfl.{module_name}")
-        for name in functions:
-            setattr(module, name, lambda *args, _name=name, **named: made.append((_name, *args, named)))
+    homes = {"train": "stage", **{name: name for name in ("cache", "evaluate", "sample", "dry_run", "doctor")}}
+    for name, home in homes.items():
+        module = ModuleType(f"prfl.runs.{home}")
+        setattr(module, name, lambda *args, _name=name, **named: made.append((_name, *args, named)))
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(prfl, module_name, module, raising=False)
+        monkeypatch.setattr(runs, home, module, raising=False)
     return made
 
 
@@ -111,12 +110,12 @@ def test_errors_of_the_work_itself(calls: list[tuple], monkeypatch: pytest.Monke
 
         return command
 
-    monkeypatch.setattr(sys.modules["prfl.commands"], "cache", fail(PrflError("broken", where="here", fix="so")))
+    monkeypatch.setattr(sys.modules["prfl.runs.cache"], "cache", fail(PrflError("broken", where="here", fix="so")))
     assert cli.main(["cache", SFT]) == 2
     assert capsys.readouterr().err == "prfl: here: broken\n  To mend it: so\n"
-    monkeypatch.setattr(sys.modules["prfl.commands"], "cache", fail(KeyboardInterrupt()))
+    monkeypatch.setattr(sys.modules["prfl.runs.cache"], "cache", fail(KeyboardInterrupt()))
     assert cli.main(["cache", SFT]) == 130
-    monkeypatch.setattr(sys.modules["prfl.commands"], "cache", fail(ZeroDivisionError()))
+    monkeypatch.setattr(sys.modules["prfl.runs.cache"], "cache", fail(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         cli.main(["cache", SFT])
 
@@ -142,7 +141,7 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture) -> No
 
 
 def test_help_teaches_and_does_not_wait_for_torch() -> None:
-    teaches = cli.TRAIN_TEACHES
+    teaches = train.HELP
     for word in ("a config", "key=value", "training.steps=10", "--resume none", "dry run", "prfl schema"):
         assert word in teaches, word
     code = "import sys; from prfl import cli\ntry: cli.main(['--help'])\nfinally: print('torch' in sys.modules)"

@@ -13,13 +13,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from prfl import cli, draws
+from prfl import cli
 from prfl.backbone import load_backbone
-from prfl.backbone.loading import Source
+from prfl.backbone.wan.loading import Source
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation.reward_eval import MEASURES
 from prfl.reward import LatentReward, RewardHead
+from prfl.utils import rng
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
@@ -37,7 +38,7 @@ def project(tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.Monk
         for prompt in PROMPTS[split]:
             for index in range(4):
                 path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
-                noise = draws.normal((3, 5, 16, 16), 0, prompt, 0, [index])[0]
+                noise = rng.normal((3, 5, 16, 16), 0, prompt, 0, [index])[0]
                 write_video(path, (0.3 * noise + (0.5 if index % 2 else -0.5)).clamp(-1, 1), 8)
                 rows.append(LabelledVideo(path, prompt, {"light": float(index % 2), "calm": float(index < 2)}, split))
     write_manifest(Path("manifest.jsonl"), rows)
@@ -278,7 +279,7 @@ def test_a_short_run_encodes_the_prompts_that_it_meets(
     project: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the empty one; a longer run goes on bit for bit with more of them."""
-    monkeypatch.setattr("prfl.commands.write_report", lambda run: run)  # its plots take longer than all the rest
+    monkeypatch.setattr("prfl.runs.outcomes.write_report", lambda run: run)  # its plots take longer than all the rest
     words = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle"), ("left", "right", "up", "down")
     Path("train.txt").write_text("".join(f"a {' '.join(some)}\n" for some in product(*words)))
     head = RewardHead(24, ["light", "calm"], inner=8, hidden=8)

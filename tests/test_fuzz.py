@@ -21,13 +21,13 @@ from prfl.config import load_config
 from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.video import read_video, write_video
-from prfl.errors import PrflError
 from prfl.evaluation.policy_eval import write_results
 from prfl.evaluation.report import write_report
 from prfl.labels.table import import_csv
 from prfl.reward.pixel import PixelNetwork, PixelReward
-from prfl.score import load_latents
+from prfl.runs.score import load_latents
 from prfl.training.log import drop_metrics_after
+from prfl.utils.errors import PrflError
 from tests.evaluation.test_policy_eval import outcome
 
 STRANGE = (
@@ -249,8 +249,8 @@ WORDS = (
 
 
 def test_arguments(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prfl.forecast.doctor.check_machine", list)
-    monkeypatch.setattr("prfl.preflight.check_machine", list)
+    monkeypatch.setattr("prfl.runs.machine.check_machine", list)
+    monkeypatch.setattr("prfl.runs.doctor.check_machine", list)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     def read(dice: random.Random) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,21 +24,22 @@ def layers() -> list[str]:
 @pytest.mark.parametrize(
     ("module", "imports", "kept"),
     [
-        ("prfl.cli", "prfl.build", True),
+        ("prfl.cli", "prfl.factory", True),
         ("prfl.backbone", "prfl_kernels", True),
         ("prfl.reward", "prfl.data", True),
-        ("prfl.solvers", "prfl.config", False),
+        ("prfl.rollout.solvers", "prfl.config", False),
         ("prfl.reward", "prfl.rollout", False),
         ("prfl.rollout", "prfl.reward", False),
         ("prfl.backbone", "prfl.data", False),
         ("prfl.objective", "prfl.training", False),
-        ("prfl_kernels", "prfl.errors", False),
+        ("prfl_kernels", "prfl.utils.errors", False),
     ],
 )
 def test_the_contract_on_a_skeleton(tmp_path: Path, module: str, imports: str, kept: bool) -> None:
-    for name in [*layers(), "prfl.data.shapes"]:  # which another contract names
+    named = re.findall(r"^ +(?:prfl[\w.]*)", (REPOSITORY / "setup.cfg").read_text(), re.M)  # by any contract
+    for name in sorted({*layers(), *map(str.strip, named)}):
         folder = tmp_path.joinpath(*name.split("."))
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "__init__.py").write_text(f"import {imports}\n" if name == module else "")
     (tmp_path / "prfl/__init__.py").touch()
     (tmp_path / "setup.cfg").write_text((REPOSITORY / "setup.cfg").read_text())

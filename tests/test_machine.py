@@ -35,7 +35,7 @@ def test_a_name_that_the_file_system_cannot_write(
     def refuses(*_: object) -> None:
         "кино".encode("latin-1")
 
-    monkeypatch.setattr("prfl.cli.load_stages", refuses)
+    monkeypatch.setattr("prfl.commands.train.load_stages", refuses)
     assert cli.main(["train", "sft.yaml"]) == 2
     printed = capsys.readouterr().err
     assert "кино: the locale's encoding, latin-1, cannot write this name" in printed and "PYTHONUTF8=1" in printed

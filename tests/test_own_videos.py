@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from prfl import cli
-from prfl.data.shapes.samples import model_folder
 from prfl.data.video import write_video
+from prfl.toy.clips import model_folder
 from tests.data.test_clips import texture
 
 PROMPTS = {

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from prfl import build, cli
+from prfl import cli, factory
 from prfl.config import load_stages
-from prfl.forecast import count_work, missing_inputs
+from prfl.estimate.missing_inputs import missing_inputs
+from prfl.estimate.nfe import count_work
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ def test_the_work_and_the_inputs_of_all_are_known(file: Path) -> None:
     (stage,) = load_stages(f"configs/{file.parent.name}/{file.name}")
     lacking = missing_inputs(stage.config)
     assert any(WITHOUT.get(file.stem, "reward.path: there is no folder") in line for line in lacking)
-    assert all(work.total > 0 for work in count_work(stage.config, build.architecture(stage.config)))
+    assert all(work.total > 0 for work in count_work(stage.config, factory.architecture(stage.config)))
 
 
 def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -68,7 +69,7 @@ def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_later_stage_may_read_what_an_earlier_one_makes() -> None:
     reward, prfl = load_stages("configs/tiny.yaml")
-    there = Path(build.reward_place(prfl.config.reward.path or "")).is_dir()  # type: ignore[union-attr]
+    there = Path(factory.reward_place(prfl.config.reward.path or "")).is_dir()  # type: ignore[union-attr]
     assert not missing_inputs(prfl.config, made=[reward.config.run])
     assert there or "reward.path" in missing_inputs(prfl.config)[0]
 

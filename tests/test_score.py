@@ -13,13 +13,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prfl import cli, draws, score
+from prfl import cli
 from prfl.backbone import WanBackbone
+from prfl.commands import score
 from prfl.data.cache import build_cache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import read_video, write_video
-from prfl.flow import add_noise
 from prfl.reward import LatentReward, PixelNetwork, PixelReward, RewardCard, RewardHead
+from prfl.rollout.flow import add_noise
+from prfl.utils import rng
 
 CARD = RewardCard(frames=(5, 5), fps=(8.0, 8.0), height=(16, 16), width=(16, 16))
 CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}
@@ -30,7 +32,7 @@ def reward(tiny_backbone: WanBackbone, tmp_path: Path, monkeypatch: pytest.Monke
     """Saved as ``head``, beside two videos, with a normalisation that would be missed."""
     monkeypatch.chdir(tmp_path)
     for index in range(2):
-        pixels = draws.normal((3, 5, 16, 16), 0, "video", 0, [index])[0].mul(0.3).clamp(-1, 1)
+        pixels = rng.normal((3, 5, 16, 16), 0, "video", 0, [index])[0].mul(0.3).clamp(-1, 1)
         write_video(tmp_path / f"{index}.mp4", pixels, 8)
     torch.manual_seed(0)
     reward = LatentReward(RewardHead(tiny_backbone.width, ["light", "calm"], inner=8, hidden=8), tiny_backbone, [1])
@@ -60,7 +62,7 @@ def test_videos_as_csv_are_what_the_reward_says(
     with torch.no_grad():
         clean = reward(latents, torch.tensor(0.0), condition)
         noisy = [
-            reward(add_noise(latents, draws.normal(latents.shape[1:], 7, "score", draw, [0]), torch.tensor(0.5)),
+            reward(add_noise(latents, rng.normal(latents.shape[1:], 7, "score", draw, [0]), torch.tensor(0.5)),
                    torch.tensor(0.5), condition)["calm"]
             for draw in range(2)
         ]  # fmt: skip

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from prfl.errors import PrflError
-from prfl.flow import add_noise, chain_sigmas, clean_prediction
-from prfl.solvers import Coefficients, combine, ddim, euler, flow_sde, leap, unipc, unit_step_weight
+from prfl.rollout.flow import add_noise, chain_sigmas, clean_prediction
+from prfl.rollout.solvers import Coefficients, combine, ddim, euler, flow_sde, leap, unipc, unit_step_weight
+from prfl.utils.errors import PrflError
 
 F64 = torch.float64
 

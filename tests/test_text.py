@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from prfl.console import PlainConsole
 from prfl.data.sources import listed
-from prfl.errors import PrflError
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import MEASURES, Level, Row
 from prfl.evaluation.tables import reward_table
-from prfl.reward.card import table
-from prfl.text import html_text, visible
+from prfl.reward.model_card import table
+from prfl.utils.console import PlainConsole
+from prfl.utils.errors import PrflError
+from prfl.utils.text import html_text, visible
 
 HOSTILE = [
     "quality [/10]",

@@ -1,8 +1,8 @@
 """One adapter per diffusers model family: network, features, text condition, VAE and LoRA adapters of a video model."""
 
-from prfl.backbone.architecture import load_architecture
 from prfl.backbone.condition import Condition
-from prfl.backbone.loading import load_backbone
-from prfl.backbone.wan import WanBackbone
+from prfl.backbone.wan.architecture import load_architecture
+from prfl.backbone.wan.loading import load_backbone
+from prfl.backbone.wan.model import WanBackbone
 
 __all__ = ["Condition", "WanBackbone", "load_architecture", "load_backbone"]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.dropout import SampleDropout, dropouts
 from prfl.backbone.weights import check_finite
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 
 def lora_layers(network: nn.Module) -> list[LoraLayer]:

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import prfl_kernels.attention  # noqa: F401  (it makes torch.ops.prfl.attention)
-from prfl.errors import PrflError
-from prfl.offload import HostStore
+from prfl.utils.errors import PrflError
+from prfl.utils.host_store import HostStore
 
 Checkpointing = Literal["none", "attention", "full"]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -21,7 +21,7 @@ from prfl.config.messages import Fault, all_keys, faults
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config
 from prfl.config.strict_yaml import parse, read_mapping
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}?")
 AnySection = TypeVar("AnySection", bound=BaseModel)

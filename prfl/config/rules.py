@@ -6,16 +6,7 @@ import math
 from collections.abc import Iterator
 
 from prfl.config.data_schema import ClipsConfig, SamplesConfig, Section, is_hub_id
-from prfl.config.schema import (
-    Config,
-    LatentHeadConfig,
-    LatentRewardConfig,
-    PixelRewardConfig,
-    PreferenceConfig,
-    SftConfig,
-    listed,
-)
-from prfl.config.steering_schema import (
+from prfl.config.objective_schema import (
     AlignPropConfig,
     DenseProcessConfig,
     DraftLvConfig,
@@ -29,6 +20,15 @@ from prfl.config.steering_schema import (
     SteeringConfig,
     VaderConfig,
     inner_node,
+)
+from prfl.config.schema import (
+    Config,
+    LatentHeadConfig,
+    LatentRewardConfig,
+    PixelRewardConfig,
+    PreferenceConfig,
+    SftConfig,
+    listed,
 )
 
 FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from prfl.config.data_schema import MAY_CHANGE, SEEDS, DataConfig, FolderOrFile, Section, place
-from prfl.config.steering_schema import (
+from prfl.config.objective_schema import (
     AlignPropConfig,
     DenseProcessConfig,
     DraftLvConfig,

@@ -14,7 +14,7 @@ from pathlib import Path
 from prfl.config.load import config_from, validate
 from prfl.config.schema import Config, StagesConfig
 from prfl.config.strict_yaml import read_mapping
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 
 @dataclass(frozen=True)

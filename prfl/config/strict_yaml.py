@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 LARGEST_FILE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting

@@ -28,16 +28,16 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from prfl import processes
 from prfl.backbone import Condition, WanBackbone
-from prfl.backbone.wan import TEXT_TOKENS
-from prfl.console import console, warn
+from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
-from prfl.data.files import printable, replacing
 from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
-from prfl.errors import PrflError
+from prfl.utils import processes
+from prfl.utils.console import console, warn
+from prfl.utils.errors import PrflError
+from prfl.utils.files import printable, replacing
 
 
 @dataclass(frozen=True)

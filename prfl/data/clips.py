@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl import draws
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.sources import find_videos, listed
 from prfl.data.video import Stretches, cut_video, find_stretches, write_video
-from prfl.errors import PrflError
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 
 Clip = Float[Tensor, "3 f h w"]
 Kind = Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]
@@ -108,13 +108,13 @@ def write_clips(
         write_video(good, clip, settings.fps)
         clips.append(LabelledVideo(good, prompt, {}, split))
         for kind in settings.kinds:
-            spoilt = degrade(clip, kind, draws.generator(settings.seed, f"degrade/{kind}", 0, number))
+            spoilt = degrade(clip, kind, rng.generator(settings.seed, f"degrade/{kind}", 0, number))
             if float((spoilt - clip).abs().mean()) < ALIKE:
                 alike[kind] += 1
                 continue
             bad = good.with_name(f"{number:05d}-{kind}.{suffix}")
             write_video(bad, spoilt, settings.fps)
-            if draws.integer(2, settings.seed, f"side/{kind}", 0, number):
+            if rng.integer(2, settings.seed, f"side/{kind}", 0, number):
                 pairs.append(PreferencePair(prompt, good, bad, {DIMENSION[kind]: "a"}, split))
             else:
                 pairs.append(PreferencePair(prompt, bad, good, {DIMENSION[kind]: "b"}, split))
@@ -183,7 +183,7 @@ def _part(whole: Clip, stretch: int, crop: int, settings: ClipSettings) -> Float
     """Crop 0 is the whole picture; the others are parts of its shape, at least half as high, somewhere in it."""
     size = settings.height, settings.width
     if crop > 0:
-        scale, y, x = torch.rand(3, generator=draws.generator(settings.seed, "crop", stretch, crop)).tolist()
+        scale, y, x = torch.rand(3, generator=rng.generator(settings.seed, "crop", stretch, crop)).tolist()
         height, width = (max(side, round((1 + scale) * side)) for side in size)
         top, left = round(y * (whole.shape[2] - height)), round(x * (whole.shape[3] - width))
         whole = whole[:, :, top : top + height, left : left + width]

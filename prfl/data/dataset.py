@@ -17,9 +17,9 @@ from torch import Tensor
 from prfl.backbone import Condition, WanBackbone
 from prfl.data.cache import LatentCache, manifest_videos
 from prfl.data.formats import Window
-from prfl.data.hashes import remembered_hash
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
+from prfl.utils.hashing import remembered_hash
 
 _PREFERRED = {"a": 1.0, "b": 0.0, "tie": 0.5}
 

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.data.formats import SUFFIXES
-from prfl.data.hashes import remembered_hash
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
+from prfl.utils.hashing import remembered_hash
 
 # Formats such as playlists make a reader open other files or addresses, whatever the file is called.
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif"}

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from prfl.data.files import replacing, writing
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing, writing
 
 _read_before: dict[Path, tuple[int, int]] = {}  # size and time of entries whose content this process has hashed
 

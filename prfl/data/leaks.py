@@ -12,11 +12,11 @@ from pathlib import Path
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
 from prfl.backbone import WanBackbone
-from prfl.backbone.wan import TEXT_TOKENS
-from prfl.console import warn
+from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.data.manifest import LabelledVideo, PreferencePair
 from prfl.data.prompts import plain
-from prfl.errors import PrflError
+from prfl.utils.console import warn
+from prfl.utils.errors import PrflError
 
 ONE_TO_MODEL = f"unknown words are all one token to it, and only the first {TEXT_TOKENS} tokens count"
 

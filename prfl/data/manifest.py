@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prfl.data.files import did_you_mean, json_rows, printable, replacing
-from prfl.errors import Faults, PrflError
+from prfl.utils.errors import Faults, PrflError
+from prfl.utils.files import did_you_mean, json_rows, printable, replacing
 
 Choice = Literal["a", "b", "tie"]
 Split = Literal["train", "validation", "test"]

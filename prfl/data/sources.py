@@ -8,10 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prfl.data.files import content_hash, written_by_prfl
 from prfl.data.formats import SUFFIXES
-from prfl.errors import PrflError
-from prfl.text import visible
+from prfl.utils.errors import PrflError
+from prfl.utils.files import content_hash, written_by_prfl
+from prfl.utils.text import visible
 
 FOLLOW = "data.follow_links=true, to read what they lead to"
 OUTSIDE = "links that lead out of the folder"

@@ -34,9 +34,9 @@ from prfl.data.decoding import (
     readable,
     video_stream,
 )
-from prfl.data.files import replacing
 from prfl.data.formats import SUFFIXES, Window
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing
 
 # x264's assembly for frames as small as the shapes world's writes other files from process to process, and from CPU to
 # CPU: about one in seven of 32 x 32 pixels.  cpu-independent takes the assembly whose result is always the same.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prfl.draws import generator
+from prfl.utils.rng import generator
 
 RESAMPLES = 1000
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prfl.evaluation.reward_eval import Measure, Row
-from prfl.text import visible
+from prfl.utils.text import visible
 
 COLOURS = ("#3b6fd4", "#e07b39", "#2f9e6e", "#b0489b", "#8a7a2b", "#5f6b7a")
 GREY = "#7d8590"

@@ -13,17 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl import processes
-from prfl.backbone.wan import WanBackbone
-from prfl.data.files import mark_written, replacing, whole_json
+from prfl.backbone.wan.model import WanBackbone
 from prfl.evaluation import metrics
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Scorer
-from prfl.evaluation.sampling import Progress, SamplingSettings, decode_all, jobs, sample, start_noise
-from prfl.flow import add_noise
 from prfl.objective.distance import squared_difference
+from prfl.rollout.flow import add_noise
+from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, sample, start_noise
+from prfl.utils import processes
+from prfl.utils.files import mark_written, replacing, whole_json
 
 DISTANCE_SIGMAS = (0.9, 0.6, 0.3)
 

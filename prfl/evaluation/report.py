@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prfl.data.files import replacing
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import OVERALL, Level, Row, measured, read_rows
 from prfl.evaluation.run_files import RunFiles
 from prfl.evaluation.style import STYLE
-from prfl.text import html_text
+from prfl.utils.files import replacing
+from prfl.utils.text import html_text
 
 # Curves that a person asks for first; the rest follow, folded away.
 FIRST = ("judge/all", "measured", "reward", "held_out", "motion", "diversity", "loss", "gradient_norm", "distance")

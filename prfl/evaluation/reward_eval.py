@@ -17,17 +17,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl import draws, processes
-from prfl.backbone.wan import Condition, WanBackbone
+from prfl.backbone.wan.model import Condition, WanBackbone
 from prfl.data.dataset import LatentDataset, PairDataset
-from prfl.data.files import replacing, whole_json
 from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability
-from prfl.evaluation.sampling import Progress
-from prfl.flow import add_noise, clean_prediction
 from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.pixel import PixelReward
 from prfl.reward.scores import Scores, total
+from prfl.rollout.flow import add_noise, clean_prediction
+from prfl.rollout.sampling import Progress
+from prfl.utils import processes, rng
+from prfl.utils.files import replacing, whole_json
 
 Scorer = Callable[[Float[Tensor, "b c t h w"], Float[Tensor, " b"], Condition], Scores]
 """(latents at sigma, sigma, condition) -> raw logits by dimension; ``LatentReward.logits`` is one."""
@@ -169,8 +169,8 @@ def score(
     for draw, start in progress(processes.share(jobs)):
         indices = list(range(start, min(start + batch, size)))
         clean, condition = data.get(indices)
-        noise = draws.normal(clean.shape[1:], seed, "evaluation/noise", draw, indices).to(clean)
-        place = torch.cat([draws.uniform(seed, f"evaluation/{data.prompts[i]}", draw, [0]) for i in indices])
+        noise = rng.normal(clean.shape[1:], seed, "evaluation/noise", draw, indices).to(clean)
+        place = torch.cat([rng.uniform(seed, f"evaluation/{data.prompts[i]}", draw, [0]) for i in indices])
         place = (draw + place) / noise_draws
         for level in at:
             sigma = (level.low + (level.high - level.low) * place).float().to(clean.device)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prfl.console import warn
-from prfl.data.files import records
+from prfl.utils.console import warn
+from prfl.utils.files import records
 
 MIB = 2**20
 TEXT, TABLE, VIDEO = 1 * MIB, 256 * MIB, 64 * MIB  # the most of a file

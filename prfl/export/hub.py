@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import ModelHubMixin
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 
 class Exported(ModelHubMixin, library_name="prfl"):

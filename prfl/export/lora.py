@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prfl.build import provenance
-from prfl.build.provenance import Stamp
-from prfl.data.files import replacing
-from prfl.errors import PrflError
+from prfl.factory import provenance
+from prfl.factory.provenance import Stamp
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing
 
 PREFIX = "diffusion_model."
 IN_BLOCK = {

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import torch
 
-from prfl import build
+from prfl import factory
 from prfl.backbone import adapters
-from prfl.build import provenance
-from prfl.build.provenance import Stamp
 from prfl.config import load_config
 from prfl.config.schema import Config, PreferenceConfig
-from prfl.data.files import replacing, replacing_folder, restore_folders
-from prfl.data.lock import NAME as LOCK
-from prfl.data.lock import folder_lock
-from prfl.errors import PrflError
 from prfl.export import card
 from prfl.export.hub import push as push_files
 from prfl.export.lora import write_shared_file
-from prfl.reward.card import reward_card
-from prfl.reward.files import CONFIG, WEIGHTS, find_reward, read_config
-from prfl.text import visible
+from prfl.factory import provenance
+from prfl.factory.provenance import Stamp
+from prfl.reward.checkpoint import CONFIG, WEIGHTS, find_reward, read_config
+from prfl.reward.model_card import reward_card
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing, replacing_folder, restore_folders
+from prfl.utils.lock import NAME as LOCK
+from prfl.utils.lock import folder_lock
+from prfl.utils.text import visible
 
 
 def export_run(
@@ -80,28 +80,28 @@ def _checked(config: Config) -> Stamp:
 
     Raises PrflError where the config in the folder is not the one that it was trained with: the card tells of it.
     """
-    path = build.trained_weights(config)
+    path = factory.trained_weights(config)
     stamp = provenance.check_stamp(path, config, None)
-    build.check_config(config)
+    factory.check_config(config)
     return stamp or {}
 
 
 def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool, stamp: Stamp) -> list[Path]:
     """The file and the folder that it wrote, whichever of them."""
-    trained, folder = build.trained_weights(config), out / "transformer"
+    trained, folder = factory.trained_weights(config), out / "transformer"
     if config.backbone.train == "full":
         files = [file for file in sorted(trained.iterdir()) if file.name != provenance.BESIDE]
         with replacing_folder(folder) as temporary:
             for file in files:
                 if file.suffix == ".safetensors":
-                    build.read_policy(file)
+                    factory.read_policy(file)
                 shutil.copyfile(file, temporary / file.name)
             provenance.without_place(temporary / "config.json")
             provenance.write_beside(temporary, stamp, [temporary / file.name for file in files])
         return [folder]
     own = config.backbone.adapter
     assert own is not None, "the config's rules ask for an adapter"
-    file, state = out / f"{name}.safetensors", build.read_policy(trained)
+    file, state = out / f"{name}.safetensors", factory.read_policy(trained)
     write_shared_file(file, state, rank=own.rank, alpha=own.alpha, dtype=getattr(torch, dtype), made_by=stamp)
     if not merged:
         return [file]
@@ -111,10 +111,10 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
 
 def write_merged(config: Config, folder: Path, made_by: Stamp | None = None) -> None:
     """The base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
-    model = build.backbone(config)
-    build.load_policy(config, model)
-    adapters.set_active(model.transformer, build.POLICY)
-    model.transformer.fuse_lora(adapter_names=[build.POLICY], safe_fusing=True)
+    model = factory.backbone(config)
+    factory.load_policy(config, model)
+    adapters.set_active(model.transformer, factory.POLICY)
+    model.transformer.fuse_lora(adapter_names=[factory.POLICY], safe_fusing=True)
     model.transformer.unload_lora()
     with replacing_folder(folder) as temporary:
         model.transformer.save_pretrained(temporary)

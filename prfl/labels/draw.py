@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prfl import build
-from prfl.backbone.wan import WanBackbone
+from prfl import factory
+from prfl.backbone.wan.model import WanBackbone
 from prfl.config.schema import Config, PreferenceConfig
-from prfl.console import console, progress
-from prfl.data.files import mark_written
-from prfl.data.lock import folder_lock
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
-from prfl.errors import PrflError
-from prfl.evaluation.sampling import Progress, SamplingSettings, decode_all, jobs, sample
 from prfl.labels.page import write_page
+from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, sample
+from prfl.utils.console import console, progress
+from prfl.utils.errors import PrflError
+from prfl.utils.files import mark_written
+from prfl.utils.lock import folder_lock
 
 MANIFEST, PAGE = "manifest.jsonl", "label.html"
 
@@ -47,23 +47,23 @@ def draw(
 
 
 def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequence[str] | None) -> Path:
-    model = build.backbone(config)
+    model = factory.backbone(config)
     adapter, weights = None, "base"
     if not isinstance(config.objective, PreferenceConfig):
-        build.load_policy(config, model)
-        adapter, weights = build.policy_adapter(config), build.weights_hash(config)
-    build.check_prompts(config, model)
-    known = build.prompts(config.data.prompts)
+        factory.load_policy(config, model)
+        adapter, weights = factory.policy_adapter(config), factory.weights_hash(config)
+    factory.check_prompts(config, model)
+    known = factory.prompts(config.data.prompts)
     some = {"train": known["train"][:count], "validation": known.get("validation", [])[: max(1, count // 4)]}
     head = config.reward.head if config.reward else None
     asked = dimensions or (head.dimensions if head else ["overall"])
-    settings = build.sampling(config)
+    settings = factory.sampling(config)
     folder = config.run / "samples" / f"label-{_key(model, weights, settings, config.data.fps)}"
     rows = draw_candidates(
         model, folder, some, per_prompt, settings, adapter=adapter, fps=config.data.fps, progress=progress("sampling")
     )
     write_manifest(folder / MANIFEST, rows)
-    page = write_page(folder / PAGE, rows, asked, build.clip(config.data), progress("writing the page"))
+    page = write_page(folder / PAGE, rows, asked, factory.clip(config.data), progress("writing the page"))
     size = page.stat().st_size / 2**20
     console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
     console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)

@@ -15,14 +15,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from prfl.data.files import replacing
 from prfl.data.manifest import LabelledVideo
 from prfl.data.video import read_video
-from prfl.errors import PrflError
 from prfl.evaluation.media import browser_mp4
-from prfl.evaluation.sampling import Progress
 from prfl.evaluation.style import STYLE
-from prfl.text import html_text
+from prfl.rollout.sampling import Progress
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing
+from prfl.utils.text import html_text
 
 HERE = Path(__file__).parent
 

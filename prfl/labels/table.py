@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prfl.data.files import text_of
 from prfl.data.manifest import LabelledVideo, PreferencePair, parse_rows, write_manifest
-from prfl.errors import Faults, PrflError
+from prfl.utils.errors import Faults, PrflError
+from prfl.utils.files import text_of
 
 VIDEO, PAIR = ("video", "prompt"), ("prompt", "a", "b")
 

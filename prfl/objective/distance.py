@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan import WanBackbone
+from prfl.backbone.wan.model import WanBackbone
 
 State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
 

@@ -11,20 +11,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from prfl import draws
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan import WanBackbone
+from prfl.backbone.wan.model import WanBackbone
 from prfl.data.dataset import LatentDataset, PairDataset, preference_between
-from prfl.data.files import did_you_mean
-from prfl.errors import PrflError
-from prfl.flow import add_noise, shift_sigmas
 from prfl.objective.base import Mean
-from prfl.objective.clock import Clock
-from prfl.objective.order import shuffled
 from prfl.reward import losses
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.reward.scores import Scores
+from prfl.rollout.flow import add_noise, shift_sigmas
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
+from prfl.utils.files import did_you_mean
+from prfl.utils.order import shuffled
+from prfl.utils.timing import Clock
 
 Loss = Literal["bce", "bradley_terry", "rao_kupper", "thurstone"]
 SigmaSampling = Literal["uniform", "shifted", "mixture"]
@@ -34,10 +34,10 @@ def draw_sigma(
     sampling: SigmaSampling, shift: float, seed: int, step: int, indices: Sequence[int]
 ) -> Float[Tensor, " b"]:
     """Noise levels in [0, 1): even, as a sampler with this shift spreads them, or (``mixture``) half of each."""
-    u = draws.uniform(seed, "preference/sigma", step, indices)
+    u = rng.uniform(seed, "preference/sigma", step, indices)
     shifted = shift_sigmas(u, shift)
     if sampling == "mixture":
-        even = draws.uniform(seed, "preference/sigma_kind", step, indices) < 0.5
+        even = rng.uniform(seed, "preference/sigma_kind", step, indices) < 0.5
         return torch.where(even, u, shifted).float()
     return (shifted if sampling == "shifted" else u).float()
 
@@ -228,7 +228,7 @@ class Preference:
         """The batch, sigma (b,), noise (b, c, t, h, w)."""
         batch = draw_examples(self.dataset, self.examples, self.seed, indices)
         sigma = draw_sigma(self.sigma_sampling, self.shift, self.seed, step, indices)
-        noise = draws.normal(batch.latents.shape[1:], self.seed, "preference/noise", step, indices)
+        noise = rng.normal(batch.latents.shape[1:], self.seed, "preference/noise", step, indices)
         return batch, sigma.to(batch.latents), noise.to(batch.latents)
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
@@ -238,7 +238,7 @@ class Preference:
             batch, sigma, noise = self.draw(step, indices)
         each = sigma.repeat(batch.sides)
         noisy = add_noise(batch.latents, noise.repeat(batch.sides, 1, 1, 1, 1), each)
-        dropout = draws.seeds(self.seed, "dropout/preference", step, indices).to(sigma.device).repeat(batch.sides)
+        dropout = rng.seeds(self.seed, "dropout/preference", step, indices).to(sigma.device).repeat(batch.sides)
         with self.reward.selected(), self.reward.dropping(dropout):  # until backward is over: checkpointing recomputes
             with clock("reward"):
                 logits = self.reward.logits(noisy, each, batch.condition)
@@ -288,7 +288,7 @@ class PixelPreference:
         count = pixels.shape[2]
         shown = torch.arange(count)
         if self.frames is not None and self.frames < count:
-            order = torch.randperm(count, generator=draws.generator(self.seed, "preference/frames", step))
+            order = torch.randperm(count, generator=rng.generator(self.seed, "preference/frames", step))
             shown = order[: self.frames].sort().values
         with clock("reward"):
             times = shown / max(count - 1, 1)

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from prfl import draws
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan import WanBackbone
-from prfl.errors import PrflError
+from prfl.backbone.wan.model import WanBackbone
 from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.reward.scores import Scores, Shape, total
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 
 Frames = Literal["all", "one"] | int
 
@@ -125,7 +125,7 @@ def draw_frames(count: int, frames: Frames, seed: int, step: int) -> list[int]:
     number = count if frames == "all" else 1 if frames == "one" else min(frames, count)
     bounds = [count * part // number for part in range(number + 1)]
     spans = zip(bounds[:-1], bounds[1:], strict=True)
-    return [low + draws.integer(high - low, seed, "frames", step, part) for part, (low, high) in enumerate(spans)]
+    return [low + rng.integer(high - low, seed, "frames", step, part) for part, (low, high) in enumerate(spans)]
 
 
 def decode_frames(backbone: WanBackbone, latents: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prfl import draws
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan import WanBackbone
+from prfl.backbone.wan.model import WanBackbone
 from prfl.data.dataset import LatentDataset
-from prfl.flow import add_noise, shift_sigmas, velocity_target
-from prfl.objective.clock import Clock
-from prfl.objective.order import shuffled
+from prfl.rollout.flow import add_noise, shift_sigmas, velocity_target
+from prfl.utils import rng
+from prfl.utils.order import shuffled
+from prfl.utils.timing import Clock
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Sft:
         device = self.backbone.device
         batch = self.dataset.get(shuffled(indices, len(self.dataset), self.seed, "sft"))
         clean = batch.latents.to(device, torch.float32)
-        noise = draws.normal(clean.shape[1:], self.seed, "sft/noise", step, indices).to(clean)
-        u = draws.uniform(self.seed, "sft/sigma", step, indices)
-        dropped = (draws.uniform(self.seed, "sft/dropout", step, indices) < self.prompt_dropout).tolist()
+        noise = rng.normal(clean.shape[1:], self.seed, "sft/noise", step, indices).to(clean)
+        u = rng.uniform(self.seed, "sft/sigma", step, indices)
+        dropped = (rng.uniform(self.seed, "sft/dropout", step, indices) < self.prompt_dropout).tolist()
         condition = drop_prompts(batch.condition.to(device), self.dataset.empty_condition, dropped)
         return SftBatch(clean, noise, shift_sigmas(u, self.shift).to(clean), condition, batch.prompts, dropped)
 
@@ -64,7 +64,7 @@ class Sft:
         clock = Clock(self.backbone.device)
         with clock("data"):
             batch = self.draw(step, indices)
-        dropout = draws.seeds(self.seed, "dropout/sft", step, indices).to(self.backbone.device)
+        dropout = rng.seeds(self.seed, "dropout/sft", step, indices).to(self.backbone.device)
         selected = self.backbone.adapter(self.adapter) if self.adapter else nullcontext()
         with selected, self.backbone.dropping(self.adapter, dropout):
             with clock("forward"):

@@ -2,8 +2,8 @@
 
 from prfl.reward.aesthetic import AestheticReward as AestheticReward
 from prfl.reward.aesthetic import load_aesthetic as load_aesthetic
+from prfl.reward.checkpoint import RewardCard as RewardCard
 from prfl.reward.ensemble import RewardEnsemble as RewardEnsemble
-from prfl.reward.files import RewardCard as RewardCard
 from prfl.reward.head import RewardHead as RewardHead
 from prfl.reward.latent import LatentReward as LatentReward
 from prfl.reward.latent import RewardAdapter as RewardAdapter

@@ -22,8 +22,8 @@ from transformers import CLIPModel
 
 from prfl.backbone.condition import Condition
 from prfl.backbone.weights import check_finite
-from prfl.errors import PrflError
 from prfl.reward.scores import Normalisation, Scores
+from prfl.utils.errors import PrflError
 
 DIMENSION = "aesthetic"
 AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prfl.backbone.condition import Condition
-from prfl.errors import PrflError
 from prfl.reward.latent import LatentReward
 from prfl.reward.scores import Scores
+from prfl.utils.errors import PrflError
 
 UNCERTAINTY = "uncertainty"  # a score beside those of the dimensions: the members' deviation, mean over dimensions
 

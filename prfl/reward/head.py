@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 from prfl_kernels.pooled_attention import pooled_attention, pooled_tokens
 
 Pooling = Literal["query", "mean"]

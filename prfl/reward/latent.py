@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from prfl.backbone.adapters import lora_shapes
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan import WanBackbone
-from prfl.data.files import replacing
-from prfl.errors import PrflError, located
-from prfl.reward.card import reward_card
-from prfl.reward.files import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
+from prfl.backbone.wan.model import WanBackbone
+from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.head import RewardHead
+from prfl.reward.model_card import reward_card
 from prfl.reward.scores import Normalisation, Scores
 from prfl.reward.stored import StoredLatent
+from prfl.utils.errors import PrflError, located
+from prfl.utils.files import replacing
 
 KIND = StoredLatent.kind
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 Batch = Float[Tensor, " b"]
 Scalar = Float[Tensor, ""]

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
-from prfl.errors import PrflError
-from prfl.reward.files import RewardCard, SavedReward, shapes_of, write_reward
+from prfl.reward.checkpoint import RewardCard, SavedReward, shapes_of, write_reward
 from prfl.reward.head import distinct
 from prfl.reward.scores import Normalisation, Scores
 from prfl.reward.stored import StoredPixel
+from prfl.utils.errors import PrflError
 
 KIND = StoredPixel.kind
 TIME_FREQUENCIES = 4

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 Scores = dict[str, Float[Tensor, " b"]]
 Shape = Literal["sum", "logsigmoid"]

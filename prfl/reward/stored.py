@@ -15,8 +15,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from prfl.config.messages import shown
-from prfl.errors import PrflError
 from prfl.reward.scores import Normalisation
+from prfl.utils.errors import PrflError
 
 AGAIN = "save or download the reward again"
 LARGEST = 2**20  # of a width, of queries, of a rank: far above any, and no product of them overflows

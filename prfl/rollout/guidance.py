@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from prfl.errors import PrflError
-from prfl.rollout.chain import Network
+from prfl.rollout.trajectory import Network
+from prfl.utils.errors import PrflError
 
 
 def guided_network(

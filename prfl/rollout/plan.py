@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from prfl.solvers import Coefficients, leap, unit_step_weight
+from prfl.rollout.solvers import Coefficients, leap, unit_step_weight
 
 
 @dataclass(frozen=True)

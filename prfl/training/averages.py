@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from prfl import processes
 from prfl.objective.base import Mean
+from prfl.utils import processes
 
 
 def average_metrics(records: Sequence[Mapping[str, float]], sizes: Sequence[int]) -> dict[str, float]:

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from prfl.backbone.weights import check_finite, copy_into
 from prfl.config.load import is_default
-from prfl.console import warn
-from prfl.data.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
-from prfl.errors import PrflError
 from prfl.objective import Stateful
 from prfl.training.ema import Ema
 from prfl.training.guards import plain
+from prfl.utils.console import warn
+from prfl.utils.errors import PrflError
+from prfl.utils.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
 
 FORMAT = 1
 VERSION = "version of this identity"  # a key of the identity; older checkpoints have none

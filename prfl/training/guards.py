@@ -14,12 +14,12 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prfl import draws
 from prfl.backbone import Condition, WanBackbone
-from prfl.data.files import replacing
-from prfl.errors import GuardError, PrflError
 from prfl.objective import Objective
 from prfl.training.optimizer import gradients
+from prfl.utils import rng
+from prfl.utils.errors import GuardError, PrflError
+from prfl.utils.files import replacing
 
 
 def check_trainable(parameters: dict[str, nn.Parameter]) -> None:
@@ -107,8 +107,8 @@ def base_and_policy(backbone: WanBackbone, adapter: str) -> tuple[Tensor, Tensor
     """The velocities of the base and of the policy at a few random tokens, always the same ones."""
     config, dtype = backbone.transformer.config, backbone.dtype
     shape = (1, backbone.latent_channels, *(2 * size for size in backbone.patch_size))
-    latents = draws.normal(shape[1:], 0, "start", 0, [0]).to(backbone.device)
-    embeds = draws.normal((4, config.text_dim), 0, "start/text", 0, [0]).to(backbone.device, dtype)
+    latents = rng.normal(shape[1:], 0, "start", 0, [0]).to(backbone.device)
+    embeds = rng.normal((4, config.text_dim), 0, "start/text", 0, [0]).to(backbone.device, dtype)
     condition = Condition(embeds, torch.tensor([4], device=backbone.device))
     sigma = torch.tensor([0.5], device=backbone.device)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import sampled
-from prfl.errors import GuardError
+from prfl.utils.errors import GuardError
 
 SAMPLED = 64  # values of each tensor that are compared
 STILL = 1e-12  # a trained weight that moved by less has not moved

@@ -25,10 +25,10 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from prfl import processes
-from prfl.console import PlainConsole
-from prfl.data.files import records, replacing, restore_folders
-from prfl.errors import PrflError
+from prfl.utils import processes
+from prfl.utils.console import PlainConsole
+from prfl.utils.errors import PrflError
+from prfl.utils.files import records, replacing, restore_folders
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
@@ -49,7 +49,7 @@ class RunFolder:
     def begin(self) -> None:
         """Make the folder, and write the resolved config and the environment into it.
 
-        Call it while the folder is this process's (prfl/data/lock.py): what a crash left half written is removed.
+        Call it while the folder is this process's (prfl/utils/lock.py): what a crash left half written is removed.
         """
         halves = [*self.path.rglob(".tmp-*"), *self.path.rglob(".old-*")]
         for folder in {half.parent for half in halves}:

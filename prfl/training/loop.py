@@ -1,4 +1,4 @@
-"""The loop: ``train`` (when to log, save, evaluate), ``train_step`` (whose turn), ``update`` (one optimizer step).
+"""The loop: ``fit`` (when to log, save, evaluate), ``train_step`` (whose turn), ``update`` (one optimizer step).
 
 It sees an objective, never a reward, a rollout or a backbone.
 """
@@ -14,14 +14,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from prfl import draws, processes
 from prfl.backbone.weights import hold_their_own
 from prfl.config.schema import TrainingConfig
-from prfl.data.lock import folder_lock
-from prfl.errors import GuardError, PrflError
 from prfl.objective import Objective, Stateful
-from prfl.objective.clock import Clock
-from prfl.streams import lossy_output
 from prfl.training import guards, memory
 from prfl.training.averages import average_metrics
 from prfl.training.checkpoint import (
@@ -39,6 +34,11 @@ from prfl.training.log import Log, RunFolder, drop_metrics_after, make_accelerat
 from prfl.training.optimizer import adamw, apply, average_gradients, clip_gradients, learning_rate
 from prfl.training.regulariser import Regulariser
 from prfl.training.signals import StopSignals
+from prfl.utils import processes, rng
+from prfl.utils.errors import GuardError, PrflError
+from prfl.utils.lock import folder_lock
+from prfl.utils.streams import lossy_output
+from prfl.utils.timing import Clock
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Trainer:
     seed: int
 
 
-def train(
+def fit(
     objective: Objective,
     settings: TrainingConfig,
     run: RunFolder,
@@ -315,4 +315,4 @@ def seed_generators(trainer: Trainer, step: int, name: str) -> None:
     """Whatever draws from a global generator (Python's, numpy's, torch's on every device): reseeded before each update,
     it too depends on the step only, and a checkpoint has no generator to save."""
     rank = trainer.accelerator.process_index
-    set_seed(draws.generator(trainer.seed, f"dropout/{name}", step, rank).initial_seed() % 2**32)  # numpy takes 32 bits
+    set_seed(rng.generator(trainer.seed, f"dropout/{name}", step, rank).initial_seed() % 2**32)  # numpy takes 32 bits

@@ -12,8 +12,8 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-from prfl import processes
-from prfl.interrupts import PATIENCE, ending_signals
+from prfl.utils import processes
+from prfl.utils.interrupts import PATIENCE, ending_signals
 
 
 class Stopped(BaseException):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from prfl.backbone import WanBackbone, adapters, load_backbone
-from prfl.errors import PrflError
-from prfl.forecast.live_bytes import SavedBytes
+from prfl.estimate.live_tensors import SavedBytes
+from prfl.utils.errors import PrflError
 
 TARGETS = ["attn1.to_q", "attn2.to_k", "ffn.net.2"]
 SIGMA = torch.tensor([0.3, 0.9])

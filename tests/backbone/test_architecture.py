@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from prfl.backbone import Condition, WanBackbone, load_architecture, load_backbone
-from prfl.backbone.architecture import SHIPPED
-from prfl.errors import PrflError
+from prfl.backbone.wan.architecture import SHIPPED
+from prfl.utils.errors import PrflError
 
 SMALL, LARGE = SHIPPED
 

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prfl.backbone import WanBackbone
 from prfl.backbone.checkpointing import run_block
-from prfl.errors import PrflError
-from prfl.offload import HostStore
+from prfl.utils.errors import PrflError
+from prfl.utils.host_store import HostStore
 
 MODES = [("full", False), ("full", True), ("attention", False), ("attention", True)]
 PROMPTS = ["a red circle", "a"]
@@ -213,8 +213,8 @@ class Stream:
 def test_copies_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of waiting on a GPU, with streams that only write it down (the copies themselves run at once)."""
     computing, copying = Stream(), Stream()
-    monkeypatch.setattr("prfl.offload.streams", lambda device: (computing, copying))
-    monkeypatch.setattr("prfl.offload.LEAVING", 1)
+    monkeypatch.setattr("prfl.utils.host_store.streams", lambda device: (computing, copying))
+    monkeypatch.setattr("prfl.utils.host_store.LEAVING", 1)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     plain = torch.empty_strided
     monkeypatch.setattr(torch, "empty_strided", lambda *a, pin_memory=False, **k: plain(*a, **k))

@@ -12,15 +12,16 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from prfl.backbone import WanBackbone, kernels, load_architecture, wan
-from prfl.backbone.kernels import SWAPPED, KernelBlock, plain_lora
-from prfl.benchmark.agreement import too_far
-from prfl.benchmark.block_case import wan_block
-from prfl.benchmark.kernel_problem import EAGER, OURS, WORLDS
-from prfl.benchmark.measure import outputs
-from prfl.benchmark.problem import prepare
-from prfl.errors import PrflError
-from prfl.forecast.live_bytes import SavedBytes
+from bench.cases.block_case import wan_block
+from bench.cases.kernel_problem import EAGER, OURS, WORLDS
+from bench.harness.agreement import too_far
+from bench.harness.measure import outputs
+from bench.harness.problem import prepare
+from prfl.backbone import WanBackbone, load_architecture
+from prfl.backbone.wan import kernels, model
+from prfl.backbone.wan.kernels import SWAPPED, KernelBlock, plain_lora
+from prfl.estimate.live_tensors import SavedBytes
+from prfl.utils.errors import PrflError
 
 ALL = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 WHICH = [(name,) for name in SWAPPED] + [SWAPPED]
@@ -76,8 +77,8 @@ def test_blocks_in_pairs_are_checkpointed_together(tiny_backbone: WanBackbone, m
     assert backbone.blocks_a_checkpoint == 1
     monkeypatch.setattr(WanBackbone, "blocks_a_checkpoint", 2)
     calls = []
-    right = wan.run_block
-    monkeypatch.setattr(wan, "run_block", lambda *args, **kwargs: calls.append(1) or right(*args, **kwargs))
+    right = model.run_block
+    monkeypatch.setattr(model, "run_block", lambda *args, **kwargs: calls.append(1) or right(*args, **kwargs))
     assert_close(computed(backbone), expected)
     assert len(calls) == 2  # two blocks, and one
 

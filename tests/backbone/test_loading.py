@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from prfl.backbone import Condition, load_backbone
 from prfl.data.cache import LatentCache
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,13 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from prfl.backbone import WanBackbone
-from prfl.backbone.architecture import architecture_place, load_architecture
-from prfl.backbone.loading import Source, assemble, flow_schedule
-from prfl.objective.pathwise import Pathwise
-from prfl.objective.prfl import Prfl
+from prfl.backbone.wan.architecture import architecture_place, load_architecture
+from prfl.backbone.wan.loading import Source, assemble, flow_schedule
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.reward_gradient import Pathwise
 from prfl.objective.scorer import LatentScorer, RewardLoss
 from prfl.reward import LatentReward, RewardHead
-from prfl.solvers import euler
+from prfl.rollout.solvers import euler
 from tests.conftest import WORDS, tiny_tokenizer
 
 MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

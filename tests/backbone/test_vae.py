@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from prfl.backbone import WanBackbone
-from prfl.backbone.vae import decode, decode_raw, latent_statistics
-from prfl.errors import PrflError
-from prfl.forecast.live_bytes import LiveBytes, SavedBytes
+from prfl.backbone.wan.vae import decode, decode_raw, latent_statistics
+from prfl.estimate.live_tensors import LiveBytes, SavedBytes
+from prfl.utils.errors import PrflError
 
 
 def test_round_trip_shapes_and_normalisation(tiny_backbone: WanBackbone) -> None:

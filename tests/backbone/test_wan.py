@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from prfl.backbone import Condition, WanBackbone, load_backbone
-from prfl.backbone import wan as wan_module
 from prfl.backbone.condition import fold_padding
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.rollout import guided_network, rollout
-from prfl.solvers import euler
+from prfl.backbone.wan import model as wan_module
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import guided_network
+from prfl.rollout.solvers import euler
+from prfl.rollout.trajectory import rollout
+from prfl.utils.errors import PrflError
 from tests.tolerance import assert_near
 
 PROMPTS = ["a red circle moves left quickly", "a blue square", ""]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from prfl.benchmark.measure import Found
-from prfl.benchmark.problem import Case, Problem, Work
-from prfl.benchmark.results import figures
+from bench.harness.measure import Found
+from bench.harness.problem import Case, Problem, Work
+from bench.harness.results import figures
 
 
 def adding(width: int) -> Problem:

@@ -142,9 +142,8 @@ def chosen(piece: Any, name: str) -> bool:
 
 @pytest.mark.parametrize("world", ["wan-1.3b", "wan-14b"])
 def test_every_provider_of_every_case_is_in_one_piece_or_left_out_for_a_reason(gpu: Any, world: str) -> None:
-    from gpu_pieces import LEFT_OUT, pieces
-
-    from prfl.benchmark import kernel_cases, piece_cases, scale_cases, step_cases
+    from bench.cases import kernel_cases, piece_cases, scale_cases, step_cases
+    from bench.gpu_pieces import LEFT_OUT, pieces
 
     every = list(pieces())
     assert len({piece.name for piece in every}) == len(every) and every[0].name.startswith("tests-")
@@ -218,8 +217,8 @@ def test_the_compiled_tests_want_torch_triton_and_pytest_only(gpu: Any) -> None:
 def test_the_kernels_cases_want_neither_diffusers_nor_peft() -> None:
     """But for a block and for peft's own rows."""
     code = BARE.replace('"jaxtyping", "rich", "numpy"', "") + (
-        "from prfl.benchmark import kernel_cases, results, report\n"
-        "from prfl.benchmark.problem import Unavailable, build, prepare\n"
+        "from bench.harness import kernel_cases, results, report\n"
+        "from bench.harness.problem import Unavailable, build, prepare\n"
         "case = next(case for case in kernel_cases.cases('tiny') if case.operation == 'lora_linear')\n"
         "problem = build(case)\n"
         "prepare(problem, 'ours')\n"

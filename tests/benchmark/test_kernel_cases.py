@@ -10,10 +10,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from prfl.benchmark import kernel_cases
-from prfl.benchmark.kernel_cases import CEILING, COMPILED, LIGER, OURS, OURS_COMPILED, cases
-from prfl.benchmark.measure import Found, first_runs, measure, outputs, saved_bytes
-from prfl.benchmark.problem import Case, Unavailable, build, prepare
+from bench.cases import kernel_cases
+from bench.cases.kernel_cases import CEILING, COMPILED, LIGER, OURS, OURS_COMPILED, cases
+from bench.harness.measure import Found, first_runs, measure, outputs, saved_bytes
+from bench.harness.problem import Case, Unavailable, build, prepare
 
 TINY = cases("tiny")
 SLOW = (COMPILED, OURS_COMPILED, LIGER)  # half a minute each; Liger wants a GPU

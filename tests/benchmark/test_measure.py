@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prfl.benchmark import facts
-from prfl.benchmark import measure as measuring
-from prfl.benchmark.measure import Found, interleaved, measure, memory_alone, quantiles, saved_bytes
-from prfl.benchmark.problem import MODES, Case, Needs, Problem, Unavailable, Work, build, differentiated
-from prfl.benchmark.results import time_ratio, time_ratio_apart
+from bench.harness import facts
+from bench.harness import measure as measuring
+from bench.harness.measure import Found, interleaved, measure, memory_alone, quantiles, saved_bytes
+from bench.harness.problem import MODES, Case, Needs, Problem, Unavailable, Work, build, differentiated
+from bench.harness.results import time_ratio, time_ratio_apart
 from tests.benchmark.conftest import CASE, adding
 
 CPU = torch.device("cpu")

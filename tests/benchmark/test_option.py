@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from prfl.benchmark.problem import Case, Problem, Unavailable
-from prfl.benchmark.session import Session
+from bench.harness.problem import Case, Problem, Unavailable
+from bench.harness.session import Session
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = f"""
@@ -148,7 +148,9 @@ def test_the_order_of_the_fixtures_is_checked(project: Path) -> None:
 
 
 def test_jaxtyping_checks_prfl_in_tests_and_nothing_in_benchmarks(project: Path) -> None:
-    code = "def test_a():\n import prfl.draws, prfl.errors\n prfl.errors.PrflError('a', where=1, fix='')"
+    code = (
+        "def test_a():\n import prfl.utils.rng, prfl.utils.errors\n prfl.utils.errors.PrflError('a', where=1, fix='')"
+    )
     (project / "tests/test_a.py").write_text(code)
     assert "TypeCheckError" in run(project)[1]
     (project / "bench/bench_a.py").write_text(code)
@@ -156,7 +158,7 @@ def test_jaxtyping_checks_prfl_in_tests_and_nothing_in_benchmarks(project: Path)
 
 
 def test_importing_the_package_stays_light() -> None:
-    code = "import sys, prfl, prfl.benchmark; print('torch' in sys.modules, 'pytest' in sys.modules)"
+    code = "import sys, prfl, bench.harness; print('torch' in sys.modules, 'pytest' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd="/")
     assert done.stdout.strip() == "False False", done.stderr

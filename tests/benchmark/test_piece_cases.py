@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from prfl.backbone import vae as vae_codec
-from prfl.benchmark.measure import Found, first_runs, measure, outputs, saved_bytes
-from prfl.benchmark.piece_cases import ALL, CHECKPOINTED, FOUR, LATENT, OFFLOAD, ONE, PLAIN, cases
-from prfl.benchmark.problem import Case, Unavailable, build, prepare
+from bench.cases.piece_cases import ALL, CHECKPOINTED, FOUR, LATENT, OFFLOAD, ONE, PLAIN, cases
+from bench.harness.measure import Found, first_runs, measure, outputs, saved_bytes
+from bench.harness.problem import Case, Unavailable, build, prepare
+from prfl.backbone.wan import vae as vae_codec
 
 TINY = cases("tiny")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from prfl.benchmark import plots, readme, report
-from prfl.benchmark.results import read
-from prfl.cli import main
-from prfl.errors import PrflError
+from bench.__main__ import main
+from bench.harness import plots, readme, report
+from bench.harness.results import read
+from prfl.utils.errors import PrflError
 
 REPOSITORY = Path(__file__).parents[2]
 READMES = [REPOSITORY / name for name in ("README.md", "bench/README.md", "kernels/README.md")]
@@ -27,7 +27,7 @@ def test_tables_say_what_the_file_says(results: Results, capsys: pytest.CaptureF
     assert re.search(r"other\s+│\s+2.000 \[1.9\d\d, 2.0\d\d\]|other\s+│\s+2.000 \[2.000, 2.000\]", text)
     assert "TFLOPS" not in text and "saved MiB" in text  # a column that says nothing is not shown
     assert "adding-width64 (float32; x 64)" in text and "weights: random" in text
-    assert main(["bench", "report", str(file), "--markdown"]) == 0
+    assert main(["report", str(file), "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| case | provider | times as fast |") and len(lines) == 6
     assert lines[3].split(" | ")[:2] == ["| adding-width64", "other"]
@@ -86,7 +86,7 @@ def test_panels_are_titled_by_what_differs(results: Results) -> None:
 
 def test_a_page_that_stands_alone(results: Results, tmp_path: Path) -> None:
     file = results("a.json", plain=SLOW, other=FAST)
-    assert main(["bench", "report", str(file), "--page", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(file), "--page", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "data:image/png;base64," in page and "<td>other</td>" in page and "over rounds" in page
     assert not re.search(r"(src|href)=(?!\"data:)", page)
@@ -95,7 +95,7 @@ def test_a_page_that_stands_alone(results: Results, tmp_path: Path) -> None:
 def test_what_became_slower_or_larger(results: Results, capsys: pytest.CaptureFixture) -> None:
     before = results("a.json", plain=FAST, other=SLOW, ceiling=FAST, saved={"other": 1000}, peak={"other": 2**20})
     after = results("b.json", plain=SLOW, other=SLOW, new=FAST, saved={"other": 1001}, peak={"other": 2**21})
-    assert main(["bench", "compare", str(before), str(after)]) == 0
+    assert main(["compare", str(before), str(after)]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = ("plain", "other", "new", "ceiling")
     found = {name: next(line for line in lines if f", {name} " in line) for name in names}
@@ -112,7 +112,7 @@ def test_refusals(results: Results, tmp_path: Path, capsys: pytest.CaptureFixtur
     for path in ("absent.json", "x.json"):
         with pytest.raises(PrflError, match="no results of pytest-benchmark"):
             read([tmp_path / path])
-    assert main(["bench", "report"]) == 2 and "no files" in capsys.readouterr().err
+    assert main(["report"]) == 2 and "no files" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def page(results: Results, tmp_path: Path) -> Path:
 
 def test_a_readmes_table_is_written_from_its_files(page: Path, capsys: pytest.CaptureFixture) -> None:
     assert readme.stale(page) == ["a.json provider=other"]
-    assert main(["bench", "report", "--update", str(page)]) == 0 and "updated" in capsys.readouterr().out
+    assert main(["report", "--update", str(page)]) == 0 and "updated" in capsys.readouterr().out
     text = page.read_text()
     assert text.startswith("Before.\n<!-- bench") and text.endswith("<!-- /bench -->\nAfter.\n")
     assert "| other |" in text and "| plain |" not in text
@@ -150,5 +150,5 @@ def test_a_marker_without_rows_is_an_error(page: Path) -> None:
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_our_readmes_show_what_their_files_say(path: Path) -> None:
-    """To mend it: prfl bench report --update README.md"""
+    """To mend it: python -m bench report --update README.md"""
     assert readme.stale(path) == []

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from prfl.benchmark import readme, report, scale, scale_report
-from prfl.benchmark.measure import Found, saved_bytes
-from prfl.benchmark.problem import Case, Problem, build, prepare
-from prfl.benchmark.results import Row, figures, read
-from prfl.benchmark.scale_cases import LATENT, VALUES, cases, overrides
-from prfl.benchmark.worlds import config
-from prfl.cli import main
+from bench.__main__ import main
+from bench.cases import scale
+from bench.cases.scale_cases import LATENT, VALUES, cases, overrides
+from bench.harness import readme, report, scale_report
+from bench.harness.measure import Found, saved_bytes
+from bench.harness.problem import Case, Problem, build, prepare
+from bench.harness.results import Row, figures, read
+from bench.harness.worlds import config
 
 PLAIN = Problem({}, "prfl", torch.float32)
 
@@ -126,7 +127,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_the_report_says_what_a_unit_costs(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     page, plot = tmp_path / "page.html", tmp_path / "plot.png"
-    assert main(["bench", "report", str(file), "--page", str(page), "--plot", str(plot)]) == 0
+    assert main(["report", str(file), "--page", str(page), "--plot", str(plot)]) == 0
     text = capsys.readouterr().out
     assert "frames 1 to 5 (tiny, cpu), per frame" in text and "batch 1 to 5 (tiny, cpu), per sample" in text
     assert text.count("10 to 50: +10 [10, 10], 100 %") == text.count("1 to 5: +1, 100 %") == 2
@@ -138,7 +139,7 @@ def test_the_report_says_what_a_unit_costs(file: Path, tmp_path: Path, capsys: p
     assert not re.search(r"(src|href)=(?!\"data:)", html) and "http" not in html
     assert plot.read_bytes().startswith(b"\x89PNG")
 
-    assert main(["bench", "report", str(file), "--markdown"]) == 0
+    assert main(["report", str(file), "--markdown"]) == 0
     assert "| prfl | frames 1 to 5 (tiny, cpu), per frame | 10 to 50: +10" in capsys.readouterr().out
 
 
@@ -147,7 +148,7 @@ def test_one_value_alone_is_a_row_like_any_other(file: Path, tmp_path: Path, cap
     assert scale.curves(rows) == [] and "scale-tiny-frames-value1" in report.terminal(rows)
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps({"benchmarks": [{"fullname": rows[0].name, "extra_info": rows[0].info}]}))
-    assert main(["bench", "report", str(alone), "--plot", str(tmp_path / "x.png")]) == 2
+    assert main(["report", str(alone), "--plot", str(tmp_path / "x.png")]) == 2
     assert "costs against size of 0 machines" in capsys.readouterr().err and not (tmp_path / "x.png").exists()
 
 

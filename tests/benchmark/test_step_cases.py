@@ -11,16 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl import build
-from prfl.benchmark import step_problem, worlds
-from prfl.benchmark.measure import Found, first_runs, measure, outputs, timed
-from prfl.benchmark.problem import Case, Problem, Unavailable, Work, prepare
-from prfl.benchmark.problem import build as build_case
-from prfl.benchmark.report import EVALUATIONS, GRADIENTS, HEAD, cells
-from prfl.benchmark.results import Row, figures
-from prfl.benchmark.rival_cases import KERNELS, OURS, RIVAL
-from prfl.benchmark.step_cases import LATENT, PLAIN, cases
-from prfl.forecast.live_bytes import SavedBytes
+from bench.cases import step_problem
+from bench.cases.rival_cases import KERNELS, OURS, RIVAL
+from bench.cases.step_cases import LATENT, PLAIN, cases
+from bench.harness import worlds
+from bench.harness.measure import Found, first_runs, measure, outputs, timed
+from bench.harness.problem import Case, Problem, Unavailable, Work, prepare
+from bench.harness.problem import build as build_case
+from bench.harness.report import EVALUATIONS, GRADIENTS, HEAD, cells
+from bench.harness.results import Row, figures
+from prfl import factory
+from prfl.estimate.live_tensors import SavedBytes
 
 TINY = {case.operation: case for case in cases("tiny")}
 
@@ -152,7 +153,7 @@ def test_ours_with_kernels_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> Non
         return Work(lambda _: None)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("prfl.benchmark.rival_cases.step_work", step_work)
+    monkeypatch.setattr("bench.cases.rival_cases.step_work", step_work)
     for operation in ("rival_prfl", "rival_vader"):
         problem = build_case(small(operation))
         for name in (OURS, KERNELS):
@@ -196,7 +197,7 @@ def test_a_provider_whose_check_fails_is_not_timed() -> None:
 
 def test_seconds_are_those_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 8.0])
-    monkeypatch.setattr("prfl.benchmark.measure.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("bench.harness.measure.time.perf_counter", lambda: next(clock))
     assert timed(Work(lambda _: None, repeats=4), torch.device("cpu")) == 2.0
 
 
@@ -223,4 +224,6 @@ def test_random_weights_are_the_same_for_both_sides() -> None:
     condition = model.condition(["a cat", "a dog runs"])
     assert condition.lengths.tolist() == [6, 11] and condition.prompt_embeds[0, 6:].abs().max() == 0
     reward = worlds.reward("small", own, model)
-    assert isinstance(reward, build.TrainableReward) and not any(p.requires_grad for p in reward.parameters().values())
+    assert isinstance(reward, factory.TrainableReward) and not any(
+        p.requires_grad for p in reward.parameters().values()
+    )

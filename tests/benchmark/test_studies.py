@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import studies
-import study_methods
+
+from bench import studies, study_methods
 
 
 def row(name: str, right: float, less: dict[str, float]) -> dict[str, Any]:

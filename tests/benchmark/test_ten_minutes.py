@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from prfl.benchmark import bundle
-from prfl.benchmark.results import read
-from prfl.cli import main
-from prfl.errors import PrflError
+from bench.__main__ import main
+from bench.harness import bundle
+from bench.harness.results import read
+from prfl.utils.errors import PrflError
 
 REPOSITORY = Path(__file__).parents[2]
 WHEELS = ("diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-inspection")
@@ -98,7 +98,7 @@ def test_a_rehearsal_brings_every_figure_home(
     }
     assert all(row.info["commit"] == "rehearsal" for row in rows)
     assert all(row.info["predicted"]["peak"] > 0 for row in rows if row.info["operation"] == "step_modes")
-    assert main(["bench", "report", str(out / "ten_minutes.jsonl"), "--page", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(out / "ten_minutes.jsonl"), "--page", str(tmp_path / "page.html")]) == 0
     report = capsys.readouterr().out
     assert "a copy moves" in report and "part large-step: done" in report and "kernels' tests:" in report
     assert "step_modes" in (tmp_path / "page.html").read_text()

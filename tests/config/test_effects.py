@@ -16,18 +16,23 @@ from typing import Any
 import pytest
 import torch
 
-from prfl import build, commands
+from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
 from prfl.config.messages import all_keys, models_in
 from prfl.config.schema import Config, PreferenceConfig, SftConfig, StagesConfig
 from prfl.data.manifest import read_manifest
-from prfl.errors import PrflError
-from prfl.evaluation.sampling import sample
-from prfl.offload import HostStore
 from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
-from prfl.training import RunFolder, TrainResult, make_accelerator, train
+from prfl.rollout.sampling import sample
+from prfl.runs import callbacks, outcomes
+from prfl.runs.stage_run import StageRun
+from prfl.runs.train_policy import train_policy
+from prfl.training.learning import Watched
+from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.loop import TrainResult, fit
+from prfl.utils.errors import PrflError
+from prfl.utils.host_store import HostStore
 from tests.config.effects import EFFECTS, REASONS, REFUSED
 from tests.conftest import save_tiny_pipeline
 from tests.faults.project import make_project
@@ -81,27 +86,27 @@ def model_of(config: Config) -> WanBackbone:
     """The config's model, its policy stirred; made once, but where a reward adds an adapter."""
     kind = repr((config.backbone, config.seed, config.objective.name == "sft"))
     if kind not in MODELS or config.objective.name == "preference":
-        MODELS[kind] = build.backbone(config)
+        MODELS[kind] = factory.backbone(config)
         if config.backbone.adapter:
-            stir(MODELS[kind], build.POLICY, seed=3)
+            stir(MODELS[kind], factory.POLICY, seed=3)
     return MODELS[kind]
 
 
 def step(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """Metrics and gradients of the objective's first two steps, and how they were computed."""
     model = model_of(config)
-    path = build.fill_cache(config, model, iter) if build.has_clips(config) else None
-    clips = build.dataset(config, model, path, "train") if path else None
+    path = factory.fill_cache(config, model, iter) if factory.has_clips(config) else None
+    clips = factory.dataset(config, model, path, "train") if path else None
     if isinstance(config.objective, PreferenceConfig):
-        reward = build.new_reward(config, model)
+        reward = factory.new_reward(config, model)
         if isinstance(reward, LatentReward) and reward.adapter:
             stir(model, reward.adapter.name, seed=4)
-        objectives = [build.preference(config, model, reward, clips)]
+        objectives = [factory.preference(config, model, reward, clips)]
     elif isinstance(config.objective, SftConfig):
-        objectives = [build.sft(config, model, clips)]
+        objectives = [factory.sft(config, model, clips)]
     else:
-        objectives = [build.steering(config, model, build.trained_reward(config, model), clips)]
-    regulariser = build.regulariser(config, model, clips)
+        objectives = [factory.steering(config, model, factory.trained_reward(config, model), clips)]
+    regulariser = factory.regulariser(config, model, clips)
     counted: Counter[str] = Counter()
     put = HostStore.put
     patch.setattr(HostStore, "put", lambda self, tensor: counted.update(put=1) or put(self, tensor))
@@ -127,7 +132,7 @@ def loop(config: Config, patch: pytest.MonkeyPatch) -> Any:
     patch.setattr("prfl.training.log.Log.say", lambda self, text: said.append(text.partition("  ")[0]))
     line, run = Line(), RunFolder(config.run)
     line.weight.data += 1.0
-    train(line, config.training, run, accelerator=make_accelerator(run, "cpu", config.training.trackers))
+    fit(line, config.training, run, accelerator=make_accelerator(run, "cpu", config.training.trackers))
     files = sorted(str(path.relative_to(config.run.parent)) for path in config.run.rglob("*") if path.is_dir())
     averaged = [path.name for path in config.run.rglob("ema.safetensors")]
     return line.weight.tolist(), line.calls, files, averaged, said
@@ -136,7 +141,7 @@ def loop(config: Config, patch: pytest.MonkeyPatch) -> Any:
 def sampled(config: Config, patch: pytest.MonkeyPatch) -> Any:
     model, calls = model_of(config), []
     hook = model.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    drawn = sample(model, ["a red circle", "a blue square"], [0, 0], build.sampling(config), adapter=build.POLICY)
+    drawn = sample(model, ["a red circle", "a blue square"], [0, 0], factory.sampling(config), adapter=factory.POLICY)
     hook.remove()
     return float(drawn.double().norm()), len(calls)
 
@@ -146,10 +151,10 @@ def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
     seen: list[Any] = []
 
     def outcome_of(config: Config, model: object, rewards: dict, some: list[str], per_prompt: int, name: str, **_: Any):
-        seen.append((name, some, per_prompt, sorted(rewards), build.judge(config.evaluation) is not None))
+        seen.append((name, some, per_prompt, sorted(rewards), factory.judge(config.evaluation) is not None))
         raise PrflError("seen", fix="")
 
-    def begin(objective: object, hooks: Any, finish: Callable, **_: Any) -> TrainResult:
+    def fit(self: StageRun, objective: object, hooks: Any, finish: Callable, **_: Any) -> TrainResult:
         seen.append([(hook.every, hook.at_start) for hook in hooks])
         for call in (*(hook.call for hook in hooks), finish):
             with pytest.raises(PrflError, match="^seen$") if hooks and call is not finish else finishing(config):
@@ -159,8 +164,12 @@ def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
     def finishing(config: Config) -> Any:
         return pytest.raises(PrflError, match="^seen$") if config.evaluation.final_samples else no_error()
 
-    patch.setattr(commands, "outcome_of", outcome_of)
-    commands.train_policy(config, model_of(config), RunFolder(config.run), begin, None, "a run")
+    patch.setattr(callbacks, "outcome_of", outcome_of)
+    patch.setattr(outcomes, "outcome_of", outcome_of)
+    patch.setattr(StageRun, "fit", fit)
+    run = RunFolder(config.run)
+    accelerator = make_accelerator(run, "cpu", [])
+    train_policy(StageRun(config, model_of(config), run, accelerator, "auto", {}, Watched({})))
     return seen
 
 
@@ -172,7 +181,7 @@ class no_error:
 
 def clips(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """The rows and the files that a generator makes."""
-    path = build.manifest(config, model_of(config), iter)  # it draws nothing by the model
+    path = factory.manifest(config, model_of(config), iter)  # it draws nothing by the model
     rows = read_manifest(path)
     content = [hashlib.sha256(row.video.read_bytes()).hexdigest() for row in rows]
     return [(row.prompt, row.label) for row in rows], content
@@ -181,8 +190,8 @@ def clips(config: Config, patch: pytest.MonkeyPatch) -> Any:
 def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """What a generator asks of those who draw, label and cut (a folder's name differs by keys that nobody reads)."""
     seen: list[Any] = []
-    patch.setattr(build.inputs, "sample", lambda *given, **_: seen.append(asdict(given[3])) or torch.zeros(1))
-    patch.setattr(build.inputs, "decode_all", lambda model, latents, batch: seen.append(batch) or latents)
+    patch.setattr(factory.data, "sample", lambda *given, **_: seen.append(asdict(given[3])) or torch.zeros(1))
+    patch.setattr(factory.data, "decode_all", lambda model, latents, batch: seen.append(batch) or latents)
 
     def labelled(folder: Path, known: object, counts: dict, draw: Callable, *others: Any) -> Path:
         seen.extend([counts, others[:2]])
@@ -193,9 +202,9 @@ def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
         seen.extend([videos, asdict(settings)])
         return folder, folder
 
-    patch.setattr(build.inputs.shapes, "labelled", labelled)
+    patch.setattr(factory.data.shapes, "labelled", labelled)
     patch.setattr("prfl.data.clips.write_clips", write_clips)
-    build.manifest(config, model_of(load_config("sft.yaml")), iter)
+    factory.manifest(config, model_of(load_config("sft.yaml")), iter)
     return seen
 
 
@@ -203,16 +212,16 @@ def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
     sizes: list[int] = []
     encode = WanBackbone.encode
     patch.setattr(WanBackbone, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels))
-    build.fill_cache(config, model_of(config), iter)
+    factory.fill_cache(config, model_of(config), iter)
     return sizes, sorted(path.name for path in Path.cwd().glob("cache-*"))
 
 
 COMPUTATIONS: dict[str, Callable[[Config, pytest.MonkeyPatch], Any]] = {
     "step": step, "loop": loop, "sampled": sampled, "watched": watched, "clips": clips, "asked": asked, "cache": cached,
-    "prompts": lambda config, patch: build.prompts(config.data.prompts),
-    "kernels": lambda config, patch: build.kernels(config),
-    "attention": lambda config, patch: build.attention(config, model_of(config)),
-    "device": lambda config, patch: build.device(config.backbone),
+    "prompts": lambda config, patch: factory.prompts(config.data.prompts),
+    "kernels": lambda config, patch: factory.kernels(config),
+    "attention": lambda config, patch: factory.attention(config, model_of(config)),
+    "device": lambda config, patch: factory.device(config.backbone),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from prfl.config import config_hash, dump_resolved, identity, load_config
 from prfl.config.schema import PrflConfig, VaderConfig
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 Write = Callable[..., Path]
 

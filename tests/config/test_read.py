@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from prfl import build, cli
+from prfl import cli, factory
 from prfl.config import load_config
 from prfl.config.data_schema import Section
 from prfl.config.messages import models_in
@@ -99,12 +99,12 @@ def test_every_key_is_read_by_somebody(
     runs.append("instructvideo.yaml")
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0
-    model = build.backbone(load_config("sft.yaml"))
+    model = factory.backbone(load_config("sft.yaml"))
     for config in [load_config(f"{method['name']}.yaml") for method in methods]:
-        build.steering(config, model, build.trained_reward(config, model), None)
-        build.regulariser(config, model, None)
-    monkeypatch.setattr(build.inputs.shapes, "labelled", lambda *_, **__: Path("made"))
-    monkeypatch.setattr(build.inputs, "sample", lambda *_, **__: torch.zeros(1))
+        factory.steering(config, model, factory.trained_reward(config, model), None)
+        factory.regulariser(config, model, None)
+    monkeypatch.setattr(factory.data.shapes, "labelled", lambda *_, **__: Path("made"))
+    monkeypatch.setattr(factory.data, "sample", lambda *_, **__: torch.zeros(1))
     monkeypatch.setattr("prfl.data.clips.write_clips", lambda *_, **__: (Path("made"), Path("made")))
     for generator in (
         "shapes_mixture, count: 1",
@@ -114,7 +114,7 @@ def test_every_key_is_read_by_somebody(
     ):
         data = {"manifest": None, "generator": yaml.safe_load(f"{{name: {generator}}}")}
         prompts = {"prompts": {"train": "shapes"}, "frames": 17, "height": 32, "width": 32}
-        build.manifest(load_config(write("made", "sft.yaml", data={**data, **prompts})), model, iter)
+        factory.manifest(load_config(write("made", "sft.yaml", data={**data, **prompts})), model, iter)
     keys = {(model.__name__, key) for model in sections(Config) for key in model.model_fields}
     tags = {(section, key) for section, key in keys if key in ("name", "space")}
     bases = {(section, key) for section, key in keys if section in ("RewardBase", "SteeringConfig")}

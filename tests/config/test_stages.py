@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prfl.config import load_config, load_stages
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 from .conftest import CONFIG
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prfl.config.strict_yaml import parse, read_mapping
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 
 @pytest.mark.parametrize(

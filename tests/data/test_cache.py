@@ -15,7 +15,7 @@ from prfl.data.cache import LatentCache, build_cache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.video import read_video, write_video
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 
 CLIP = dict(frames=5, height=16, width=16, fps=8.0)
 

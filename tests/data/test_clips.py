@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from prfl import draws
 from prfl.data.clips import ALIKE, DIMENSION, ClipSettings, degrade, write_clips
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.sources import find_videos
 from prfl.data.video import read_video, write_video
-from prfl.errors import PrflError
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 from tests.data.files_as_they_are import encode
 
 PROMPTS = {"train": ["a wave", "a cloud", "the sea"], "validation": ["some smoke"], "test": ["a river"]}
@@ -22,7 +22,7 @@ SETTINGS = ClipSettings(frames=5, height=16, width=16, fps=8)
 
 def texture(frames: int = 16, height: int = 24, width: int = 40, seed: int = 0) -> torch.Tensor:
     """Patches with soft edges that drift to the left over others that stand still; (3, f, h, w)."""
-    noise = draws.normal((2, 3, 6, 12), seed, "texture", 0, [0])[0]
+    noise = rng.normal((2, 3, 6, 12), seed, "texture", 0, [0])[0]
     back, front = torch.nn.functional.interpolate(noise, (height, 2 * width), mode="bilinear").mul(4).tanh()
     moved = [front[:, :, 2 * t : 2 * t + width] for t in range(min(frames, width // 2))]
     moved += moved[-1:] * (frames - len(moved))
@@ -31,7 +31,7 @@ def texture(frames: int = 16, height: int = 24, width: int = 40, seed: int = 0) 
 
 def spoilt(kind: str, index: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     clip = texture(9, 32, 32, seed=index)
-    return clip, degrade(clip, kind, draws.generator(0, kind, 0, index))  # type: ignore[arg-type]
+    return clip, degrade(clip, kind, rng.generator(0, kind, 0, index))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", DIMENSION)
@@ -171,7 +171,7 @@ def test_short_and_still_ones_are_left_out_by_name(tmp_path: Path, capsys: pytes
 def test_damage_behind_the_first_clips_ends_it_or_leaves_the_rest_out(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    noise = draws.normal((3, 60, 32, 32), 0, "noise", 0, [0])[0].clamp(-1, 1)
+    noise = rng.normal((3, 60, 32, 32), 0, "noise", 0, [0])[0].clamp(-1, 1)
     write_video(tmp_path / "x.mp4", noise, 8)
     data = bytearray((tmp_path / "x.mp4").read_bytes())
     at = data.index(b"mdat") + len(data) * 3 // 4

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prfl.data import hashes
-from prfl.data.files import content_hash
-from prfl.data.hashes import SMALL, remembered_hash
+from prfl.utils import hashing
+from prfl.utils.files import content_hash
+from prfl.utils.hashing import SMALL, remembered_hash
 
 SIZE = SMALL + 1
 
@@ -18,14 +18,14 @@ SIZE = SMALL + 1
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were read to the end, in a memory of this test's own."""
     monkeypatch.setenv("PRFL_HASHES", str(tmp_path / "memory" / "hashes.sqlite"))
-    hashes._opened.cache_clear()
+    hashing._opened.cache_clear()
     names: list[str] = []
 
     def counted(path: Path) -> str:
         names.append(path.name)
         return content_hash(path)
 
-    monkeypatch.setattr(hashes, "content_hash", counted)
+    monkeypatch.setattr(hashing, "content_hash", counted)
     return names
 
 
@@ -34,13 +34,13 @@ def video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "video.mp4"
     path.write_bytes(b"a" * SIZE)
     later = path.stat().st_ctime + 60  # without waiting for it
-    monkeypatch.setattr(hashes.time, "time", lambda: later)
+    monkeypatch.setattr(hashing.time, "time", lambda: later)
     return path
 
 
 def test_a_file_is_read_once(read: list[str], video: Path) -> None:
     first = remembered_hash(video)
-    hashes._opened.cache_clear()  # another process
+    hashing._opened.cache_clear()  # another process
     assert remembered_hash(video) == first == content_hash(video) and read == ["video.mp4"]
 
 
@@ -55,8 +55,8 @@ def test_a_file_that_changed_is_read_again(read: list[str], video: Path, keep_ti
 
 
 def test_a_file_that_has_just_changed_is_not_trusted(read: list[str], video: Path, monkeypatch) -> None:
-    soon = video.stat().st_ctime + hashes.SETTLED / 2
-    monkeypatch.setattr(hashes.time, "time", lambda: soon)
+    soon = video.stat().st_ctime + hashing.SETTLED / 2
+    monkeypatch.setattr(hashing.time, "time", lambda: soon)
     for _ in range(2):
         remembered_hash(video)
     assert len(read) == 2

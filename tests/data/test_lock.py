@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prfl.data import lock as locks
-from prfl.data.files import replacing, replacing_folder
-from prfl.data.lock import NAME, Holder, folder_lock
-from prfl.errors import GuardError, PrflError
+from prfl.utils import lock as locks
+from prfl.utils.errors import GuardError, PrflError
+from prfl.utils.files import replacing, replacing_folder
+from prfl.utils.lock import NAME, Holder, folder_lock
 
 fcntl = pytest.importorskip("fcntl")
 

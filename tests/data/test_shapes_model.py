@@ -9,27 +9,27 @@ import torch
 from diffusers import WanPipeline
 
 import prfl
-from prfl import draws
 from prfl.backbone import WanBackbone, load_backbone
-from prfl.data.shapes import oracle, samples, untrained, world
-from prfl.evaluation import SamplingSettings, decode_all, sample
-from prfl.flow import add_noise
+from prfl.rollout.flow import add_noise
+from prfl.rollout.sampling import SamplingSettings, decode_all, sample
+from prfl.toy import clips, oracle, recipe, renderer
+from prfl.utils import rng
 
 MEGABYTE = 10**6
 
 
 @pytest.fixture(scope="module")
 def backbone() -> WanBackbone:
-    return load_backbone(samples.model_folder())
+    return load_backbone(clips.model_folder())
 
 
 def test_it_is_small():
-    size = sum(file.stat().st_size for file in samples.model_folder().rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in clips.model_folder().rglob("*") if file.is_file())
     assert size <= 12 * MEGABYTE
 
 
 def test_wan_pipeline_loads_and_samples_it():
-    pipeline = WanPipeline.from_pretrained(samples.model_folder())
+    pipeline = WanPipeline.from_pretrained(clips.model_folder())
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
         "a red circle moves left quickly", height=32, width=32, num_frames=17, num_inference_steps=2,
@@ -40,12 +40,12 @@ def test_wan_pipeline_loads_and_samples_it():
 
 def test_videos_survive_the_round_trip(backbone: WanBackbone):
     """At least 0.90 of 512 clips, measured when the VAE was trained (1.00); fewer here."""
-    assert untrained.round_trip(backbone.vae, 128)["all"] >= 0.90
+    assert recipe.round_trip(backbone.vae, 128)["all"] >= 0.90
 
 
 def test_the_base_draws_what_it_is_told_imperfectly(backbone: WanBackbone):
     """0.35 to 0.70 of held-out samples have everything right (validation prompts: the test prompts are for studies)."""
-    prompts = world.split_prompts()["validation"] * 4
+    prompts = renderer.split_prompts()["validation"] * 4
     settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=96)
     indices = [number for number in range(4) for _ in range(24)]
     pixels = decode_all(backbone, sample(backbone, prompts, indices, settings))
@@ -55,14 +55,14 @@ def test_the_base_draws_what_it_is_told_imperfectly(backbone: WanBackbone):
 
 def test_the_reward_inside_the_package_reads_captions(backbone: WanBackbone):
     """Right captions above captions with one wrong attribute, for fresh clips half way to noise; chance is 0.5."""
-    reward = prfl.LatentReward.from_pretrained(samples.reward_folder(), backbone=backbone)
-    scenes = world.sample_scenes(5, 0, 96, world.split_prompts()["validation"])
-    clean = backbone.encode(world.render(scenes))
-    noise, sigma = draws.normal(clean.shape[1:], 0, "test", 0, range(96)), torch.full((96,), 0.5)
-    noisy, rng = add_noise(clean, noise, sigma), random.Random(0)
+    reward = prfl.LatentReward.from_pretrained(clips.reward_folder(), backbone=backbone)
+    scenes = renderer.sample_scenes(5, 0, 96, renderer.split_prompts()["validation"])
+    clean = backbone.encode(renderer.render(scenes))
+    noise, sigma = rng.normal(clean.shape[1:], 0, "test", 0, range(96)), torch.full((96,), 0.5)
+    noisy, generator = add_noise(clean, noise, sigma), random.Random(0)
     right = reward(noisy, sigma, backbone.condition([scene.said.caption for scene in scenes]))
     above = []
-    for name in world.ATTRIBUTES:
-        captions = [world.swap_attribute(scene.said, name, rng).caption for scene in scenes]
+    for name in renderer.ATTRIBUTES:
+        captions = [renderer.swap_attribute(scene.said, name, generator).caption for scene in scenes]
         above.append(right[name] > reward(noisy, sigma, backbone.condition(captions))[name])
     assert torch.stack(above).float().mean() > 0.9

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prfl.data.files import CACHE_TAG, mark_written, written_by_prfl
 from prfl.data.sources import Sources, find_videos, listed
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
+from prfl.utils.files import CACHE_TAG, mark_written, written_by_prfl
 
 
 def touch(*names: str) -> None:

@@ -11,9 +11,9 @@ import torch
 from av.video.frame import VideoFrame
 
 from prfl.data import video
-from prfl.data.shapes import world
 from prfl.data.video import cut_video, find_stretches, read_video, write_video
-from prfl.errors import PrflError
+from prfl.toy import renderer
+from prfl.utils.errors import PrflError
 from tests.data.files_as_they_are import cut_by_edit_list, encode, patch
 
 SIZE = dict(frames=17, height=32, width=32, fps=8)
@@ -50,7 +50,7 @@ def test_round_trip_stays_close(tmp_path, suffix, worst, mean):
 def test_a_small_video_is_written_alike_in_every_process(tmp_path, monkeypatch):
     """As x264 writes it without any assembly: with all of it, one in seven processes wrote another file."""
     captions = ["a cyan circle moves down quickly", "a red bar moves up slowly", "a yellow circle moves up quickly"]
-    clip = world.render(world.sample_scenes(0, 0, 2, captions, 0.2, 0.3))[1]
+    clip = renderer.render(renderer.sample_scenes(0, 0, 2, captions, 0.2, 0.3))[1]
     write_video(tmp_path / "as-shipped.mp4", clip, 8)
     codec, colours, options = video._CODEC[".mp4"]
     monkeypatch.setitem(video._CODEC, ".mp4", (codec, colours, {**options, "x264-params": "asm=0"}))

@@ -14,8 +14,8 @@ from prfl import cli
 from prfl.backbone import load_backbone
 from prfl.evaluation.hacking import falls, rounds
 from prfl.evaluation.policy_eval import Outcome, read_outcome, write_results
-from prfl.evaluation.sampling import SamplingSettings, jobs
 from prfl.reward import LatentReward, RewardHead
+from prfl.rollout.sampling import SamplingSettings, jobs
 
 SETTINGS = SamplingSettings(frames=5, height=16, width=16, steps=2, batch=4)
 

@@ -10,14 +10,14 @@ import av
 import pytest
 import torch
 
-from prfl.data.files import records, written_by_prfl
 from prfl.evaluation import plots
 from prfl.evaluation.media import browser_mp4, enlarge
 from prfl.evaluation.policy_eval import Outcome, compare, flat, measure, summarise, write_results
 from prfl.evaluation.report import verdict, write_report
 from prfl.evaluation.reward_eval import evaluate, held_out, levels, save_rows
-from prfl.evaluation.sampling import SamplingSettings, jobs
 from prfl.evaluation.tables import policy_table
+from prfl.rollout.sampling import SamplingSettings, jobs
+from prfl.utils.files import records, written_by_prfl
 
 PROMPTS = ["a red circle moves left", "a blue square moves up", "a <b>green</b> triangle & moves"]
 SETTINGS = SamplingSettings(frames=5, height=8, width=8, steps=2, batch=4)

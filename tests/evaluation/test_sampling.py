@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from prfl.evaluation.sampling import SamplingSettings, decode_all, jobs, sample, start_noise
-from prfl.flow import chain_sigmas
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.sampling import SamplingSettings, decode_all, jobs, sample, start_noise
 
 PROMPTS = ["a red circle moves left", "a blue square moves up"]
 SETTINGS = SamplingSettings(frames=5, height=8, width=8, steps=2, batch=3)

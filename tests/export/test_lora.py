@@ -12,12 +12,12 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from prfl import build
+from prfl import factory
 from prfl.backbone.adapters import matching_layers
-from prfl.errors import PrflError
 from prfl.export import export_run
 from prfl.export.lora import original_name, shared_file_tensors
 from prfl.export.run import run_config
+from prfl.utils.errors import PrflError
 
 EVERYTHING = [
     "to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2", "time_embedder.linear_1", "time_proj",
@@ -46,9 +46,9 @@ def test_diffusers_loads_exactly_what_was_trained(
     pipeline.load_lora_weights(file.parent, weight_name=file.name)
 
     config = run_config(run)
-    model = build.backbone(config)
-    build.load_policy(config, model)
-    with model.adapter(build.POLICY):
+    model = factory.backbone(config)
+    factory.load_policy(config, model)
+    with model.adapter(factory.POLICY):
         # The same attention processor as the pipeline's: ours folds the padding, which rounds otherwise.
         model.transformer.set_attn_processor(pipeline.transformer.blocks[0].attn1.processor)
         trained = outputs(model.transformer)

@@ -9,8 +9,8 @@ import torch
 
 from prfl import cli
 from prfl.backbone import load_backbone
-from prfl.data import files
 from prfl.reward import LatentReward
+from prfl.utils import files
 from tests.faults.planting import fault, lying
 
 ONE, TWO = Path("runs/sft/checkpoints/step-000001"), Path("runs/sft/checkpoints/step-000002")

@@ -9,13 +9,13 @@ import yaml
 
 from prfl.backbone import adapters, load_backbone
 from prfl.config.schema import TrainingConfig
-from prfl.flow import chain_sigmas
-from prfl.objective.prfl import Prfl
+from prfl.objective.methods.prfl import Prfl
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
-from prfl.solvers import euler
-from prfl.training import RunFolder, make_accelerator, train
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import euler
+from prfl.training.log import RunFolder, make_accelerator
 from tests.faults.planting import fault
 from tests.objective.parts import pixel_objective, with_policy
 from tests.objective.test_sft import dataset
@@ -42,7 +42,7 @@ def _(bench):
     objective = Sft(backbone, dataset(backbone), seed=0)
     run = RunFolder(Path("runs/new"))
     settings = TrainingConfig(steps=1, batch=1, learning_rate=1e-3)
-    return bench.call(train, objective, settings, run, accelerator=make_accelerator(run, "cpu", []))
+    return bench.call(fit, objective, settings, run, accelerator=make_accelerator(run, "cpu", []))
 
 
 @fault("an adapter that changes the model at step 0", "backbone.adapter", "changes the model before the first step")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prfl import cli
-from prfl.errors import PrflError
+from prfl.utils.errors import PrflError
 from tests.conftest import save_tiny_pipeline
 
 

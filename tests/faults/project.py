@@ -8,13 +8,13 @@ from typing import Any
 import torch
 import yaml
 
-from prfl import draws
 from prfl.backbone import load_backbone
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.reward import LatentReward, RewardHead
-from prfl.reward.files import RewardCard
+from prfl.reward.checkpoint import RewardCard
 from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.utils import rng
 from tests.conftest import TEXT_WIDTH
 
 CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}
@@ -27,7 +27,7 @@ def make_project(model: Path) -> None:
     rows = []
     for index in range(4):
         path = Path(f"clips/{index}.mp4")
-        noise = draws.normal((3, 5, 16, 16), 0, "clip", 0, [index])[0]
+        noise = rng.normal((3, 5, 16, 16), 0, "clip", 0, [index])[0]
         write_video(path, (0.3 * noise + (0.5 if index % 2 else -0.5)).clamp(-1, 1), 8)
         label = {"light": float(index % 2), "calm": float(index < 2)}
         rows.append(LabelledVideo(path, PROMPTS["train"][index // 2], label))

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prfl import cli, commands
+from prfl import cli
 from prfl.backbone import load_backbone
 from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
@@ -45,7 +45,7 @@ def stopped_half_way(bench, *overrides: str) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    bench.patch.setattr(commands, "show_report", interrupted)
+    bench.patch.setattr("prfl.runs.stage.show_report", interrupted)
     bench.patch.setattr("prfl.training.loop.run_hooks", lambda *_: None)
     assert cli.main(["train", "sft.yaml", "training.steps=3", *overrides]) == 130
     bench.patch.undo()

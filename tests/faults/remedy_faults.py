@@ -19,7 +19,7 @@ def on_writing(number: int):
         def refuses(*_):
             raise OSError(number, os.strerror(number))
 
-        bench.patch.setattr("prfl.data.files.os.replace", refuses)
+        bench.patch.setattr("prfl.utils.files.os.replace", refuses)
         message = bench.cli("schema", "schema.json")
         assert (number == errno.ENOSPC) == ("free some space" in message)
         return message

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prfl.data import files
-from prfl.data.lock import NAME, Holder
+from prfl.utils import files
+from prfl.utils.lock import NAME, Holder
 from tests.faults.planting import fault, warning
 
 RUN = Path("runs/sft")
@@ -78,7 +78,7 @@ def _(bench):
     def no_locks(*_):
         raise OSError(37, "No locks available")
 
-    bench.patch.setattr("prfl.data.lock.fcntl.flock", no_locks)
+    bench.patch.setattr("prfl.utils.lock.fcntl.flock", no_locks)
     path = write_lock("elsewhere")
     message = bench.cli("train", "sft.yaml", "training.steps=3")
     path.unlink()

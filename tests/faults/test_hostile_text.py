@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prfl import cli
-from prfl.reward.files import read_config
+from prfl.reward.checkpoint import read_config
 from tests.faults.planting import Bench
 
 DIMENSIONS = ["quality [/10]", r"$\frac{$"]
@@ -42,7 +42,7 @@ def test_it_is_trained_shown_and_saved(hostile: Bench) -> None:
 
 
 def test_it_is_saved_whatever_printing_comes_to(hostile: Bench) -> None:
-    hostile.patch.setattr("prfl.reward_stage.tables.reward_table", lambda *_: 1 / 0)
+    hostile.patch.setattr("prfl.runs.train_reward.tables.reward_table", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train()
     assert Path("runs/reward/reward/config.json").is_file() and Path("runs/reward/reward_eval.json").is_file()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from av.video.reformatter import ColorTrc
 
-from prfl.data.files import CACHE_TAG, mark_written
+from prfl.utils.files import CACHE_TAG, mark_written
 from tests.data.files_as_they_are import encode, patch, set_display_matrix
 from tests.faults.planting import Bench, fault
 

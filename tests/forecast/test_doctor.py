@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import build, cli
-from prfl.backbone.kernels import SWAPPED
+from prfl import cli, factory
+from prfl.backbone.wan.kernels import SWAPPED
+from prfl.commands import machine
 from prfl.config import load_config
-from prfl.forecast import doctor
-from prfl.forecast.doctor import Check
-from prfl.forecast.protection import NOT_PROTECTED, PROTECTED
+from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
+from prfl.runs.machine import Check
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = str(REPOSITORY / "configs/tiny/sft.yaml")
@@ -23,34 +23,34 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub's answer is not waited for, and nothing is downloaded."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(REPOSITORY)
-    doctor.hub.cache_clear()
+    machine.hub.cache_clear()
 
 
 def test_the_attention_that_ran_is_named() -> None:
-    assert doctor.attention("cpu", torch.float32).found == "flash_attention_for_cpu"
+    assert machine.attention("cpu", torch.float32).found == "flash_attention_for_cpu"
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert doctor.attention("cpu", torch.bfloat16).found.startswith("plain softmax, not fused")
+        assert machine.attention("cpu", torch.bfloat16).found.startswith("plain softmax, not fused")
 
 
 def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("PRFL_KERNELS", "PRFL_ATTENTION"):
         monkeypatch.delenv(variable, raising=False)
-    here = doctor.choices()
+    here = machine.choices()
     assert [check.name for check in here] == [*(f"kernel {name}" for name in SWAPPED), "attention chosen"]
     assert not here[0].problem and here[-1].found.startswith("sdpa (automatic")
     asked = load_config(TINY, ["backbone.kernels={lora_linear: triton}", "backbone.device=cpu"])
-    model = build.architecture(load_config(TINY, []))
-    (refused,) = doctor.choices(asked, model)
+    model = factory.architecture(load_config(TINY, []))
+    (refused,) = machine.choices(asked, model)
     assert "cannot run lora_linear: it needs a GPU, and this runs on cpu" in refused.problem
     asked = load_config(TINY, ["backbone.attention=flash", "backbone.device=cpu"])
-    assert doctor.choices(asked, model)[-1].found == "flash (chosen explicitly)"
+    assert machine.choices(asked, model)[-1].found == "flash (chosen explicitly)"
     monkeypatch.setenv("PRFL_KERNELS", "cuda")
-    assert "none of auto, torch, triton" in doctor.choices()[0].problem
+    assert "none of auto, torch, triton" in machine.choices()[0].problem
 
 
 def test_packages() -> None:
-    assert doctor.package("torch").found == torch.__version__
-    assert doctor.package("no-such-package").problem == "pip install no-such-package"
+    assert machine.package("torch").found == torch.__version__
+    assert machine.package("no-such-package").problem == "pip install no-such-package"
 
 
 def test_a_machine_that_can(capsys: pytest.CaptureFixture) -> None:
@@ -72,11 +72,11 @@ FAULTS = [
 @pytest.mark.parametrize(("overrides", "patches", "name", "reason"), FAULTS, ids=[fault[2] for fault in FAULTS])
 def test_reasons(overrides, patches, name, reason, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     for target, replacement in patches.items():
-        monkeypatch.setattr(f"prfl.forecast.doctor.{target}", replacement)
-    monkeypatch.setattr(doctor, "check_machine", list)
-    monkeypatch.setattr("prfl.preflight.check_machine", list)
+        monkeypatch.setattr(f"prfl.runs.machine.{target}", replacement)
+    monkeypatch.setattr(machine, "check_machine", list)
+    monkeypatch.setattr("prfl.runs.doctor.check_machine", list)
     if "available" not in patches:  # the prediction has its own tests, and takes its time
-        monkeypatch.setattr(doctor, "memory", lambda *given: Check("memory", ""))
+        monkeypatch.setattr(machine, "memory", lambda *given: Check("memory", ""))
     assert cli.main(["doctor", TINY, *overrides]) == 2
     line = next(line for line in capsys.readouterr().err.splitlines() if f": {name}" in line)
     assert line.strip().startswith(TINY) and reason in line
@@ -84,24 +84,24 @@ def test_reasons(overrides, patches, name, reason, monkeypatch: pytest.MonkeyPat
 
 def test_all_that_has_to_be_downloaded_is_named() -> None:
     """The video model, and the CLIP of the aesthetic score."""
-    found = list(doctor.inputs(load_config("configs/wan2.1-1.3b/vader.yaml"), ()))
+    found = list(machine.inputs(load_config("configs/wan2.1-1.3b/vader.yaml"), ()))
     named = {check.name: check.problem for check in found}
     for key in ("backbone.model", "reward.aesthetic.clip"):
         assert "it is not here" in named[key] and "HF_HUB_OFFLINE" in named[key]
     assert "there is no file" in named["reward.aesthetic.mlp"]
-    assert list(doctor.downloads(load_config(TINY))) == []
+    assert list(machine.downloads(load_config(TINY))) == []
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(doctor, "memory", lambda *given: Check("memory", ""))
-    monkeypatch.setattr("prfl.preflight.check_machine", list)
+    monkeypatch.setattr(machine, "memory", lambda *given: Check("memory", ""))
+    monkeypatch.setattr("prfl.runs.doctor.check_machine", list)
     assert cli.main(["doctor", TINY, "backbone.device=cuda"]) == 2
     assert "backbone.device: there is no usable GPU here; take auto or cpu" in capsys.readouterr().err
 
 
 def test_what_is_not_protected_is_said_here_and_in_the_readme() -> None:
-    told = {check.name: check.found for check in doctor.check_machine()}
+    told = {check.name: check.found for check in machine.check_machine()}
     readme = " ".join((REPOSITORY / "README.md").read_text().split())
     assert len(NOT_PROTECTED) > 5 and told["protected"] == PROTECTED
     for name, text in NOT_PROTECTED.items():

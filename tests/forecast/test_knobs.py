@@ -11,12 +11,13 @@ import pytest
 import torch
 import yaml
 
-from prfl import build, commands
+from prfl import factory
 from prfl.config import load_config
 from prfl.config.schema import Config
-from prfl.errors import PrflError
-from prfl.forecast import predict_memory
-from prfl.forecast.knobs import Knob, is_out_of_memory, knobs, out_of_memory, with_keys
+from prfl.estimate.memory import predict_memory
+from prfl.estimate.suggestions import Knob, is_out_of_memory, knobs, out_of_memory, with_keys
+from prfl.runs import stage
+from prfl.utils.errors import PrflError
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 
@@ -41,7 +42,7 @@ def make(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Config]:
 
 
 def peak(config: Config) -> int:
-    return predict_memory(config, build.architecture(config)).peak
+    return predict_memory(config, factory.architecture(config)).peak
 
 
 @pytest.mark.parametrize(
@@ -109,11 +110,11 @@ def test_a_run_that_runs_out_of_memory_says_what_to_turn(
         raise error
 
     some = [Knob("a.b=1", 3 << 30), Knob("c=2", 5 << 20, "worse")]
-    monkeypatch.setattr("prfl.forecast.knobs.knobs", lambda config: some)
-    monkeypatch.setattr(commands, "train_stage", train_stage)
+    monkeypatch.setattr("prfl.estimate.suggestions.knobs", lambda config: some)
+    monkeypatch.setattr(stage, "train_stage", train_stage)
     config = make()
     with pytest.raises(PrflError, match="memory ran out") as raised:
-        commands.train(config)
+        stage.train(config)
     told = str(raised.value)
     assert "try a.b=1 (3.00 GiB less); or c=2 (5.0 MiB less; worse)." in told
     assert str(config.run) in told and "MiB were predicted" in told

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prfl.forecast.live_bytes import LiveBytes, fused_on_meta
+from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 
 MIB = 1 << 20
 

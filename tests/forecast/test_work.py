@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import build
+from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
 from prfl.config.schema import Config
-from prfl.forecast import count_work
-from prfl.forecast import work as names
-from prfl.objective.pathwise import Guidance, Pathwise
+from prfl.estimate import nfe as names
+from prfl.estimate.nfe import count_work
+from prfl.objective.reward_gradient import Guidance, Pathwise
 from prfl.objective.scorer import RewardLoss
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
 
@@ -107,7 +107,7 @@ METHODS = [
 @pytest.mark.parametrize("overrides", METHODS, ids=" ".join)
 def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Config], overrides: list[str]) -> None:
     config = make(*overrides)
-    model = build.backbone(config)
+    model = factory.backbone(config)
     made: Counter[str] = Counter()
     velocity, features = model.velocity, model.features
 
@@ -124,11 +124,11 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     from prfl.objective.scorer import LatentScorer
 
     objective = Pathwise(
-        model, build.method(config, build.chain(config, model)), LatentScorer(latent_reward(model, False)),
+        model, factory.method(config, factory.chain(config, model)), LatentScorer(latent_reward(model, False)),
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
-        stride=config.rollout.stride, reuse=build.reuse(config),
+        stride=config.rollout.stride, reuse=factory.reuse(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):
@@ -143,14 +143,14 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
 def test_chains_that_start_from_data_need_no_rollout(make: Callable[..., Config]) -> None:
     data = ["objective={name: prfl, from_data: 1.0}", "data.manifest=absent.jsonl"]
     held = make(*data, "backbone.checkpointing=full")
-    assert names.ROLLOUT not in counted(held, build.architecture(held)), "the trained step is all"
+    assert names.ROLLOUT not in counted(held, factory.architecture(held)), "the trained step is all"
     plain = make(*data)
-    assert counted(plain, build.architecture(plain))[names.ROLLOUT] == STEPS * BATCH, "its end, to be scored"
+    assert counted(plain, factory.architecture(plain))[names.ROLLOUT] == STEPS * BATCH, "its end, to be scored"
 
 
 def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_path: Path) -> None:
     config = make(f"data.prompts.test={tmp_path}/more.txt", "evaluation.final_samples=4", "evaluation.steps=3")
-    model = build.architecture(config)
+    model = factory.architecture(config)
     assert counted(config, model)[names.SAMPLING] == 2 * 4 * 3, "base and policy, four samples, three steps"
     one = "evaluation.samples_per_prompt=1"
     rounds = make(f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=4", one)
@@ -163,7 +163,7 @@ def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_pat
 def test_reward_training_and_sft(make: Callable[..., Config]) -> None:
     head = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [1]}}", "data.manifest=m"]
     pairs = make(*head, "objective={name: preference, loss: thurstone}")
-    model = build.architecture(pairs)
+    model = factory.architecture(pairs)
     assert counted(pairs, model) == {names.REWARD: 2 * STEPS * BATCH}
     assert counted(make("reward=null", "objective={name: sft}", "data.manifest=m"), model) == {
         names.GRADIENT: STEPS * BATCH
@@ -178,4 +178,4 @@ def test_frames_that_are_scored_by_themselves_are_read_again(
 ) -> None:
     pixel = ["reward={space: pixel, path: absent}", f"objective={{name: instructvideo{objective}}}", "data.manifest=m"]
     config = make(*pixel)
-    assert counted(config, build.architecture(config))[names.REWARD] == reads * STEPS * BATCH
+    assert counted(config, factory.architecture(config))[names.REWARD] == reads * STEPS * BATCH

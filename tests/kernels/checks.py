@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prfl.benchmark.agreement import ROUNDING, too_far
-from prfl.benchmark.agreement import distance as distance
+from bench.harness.agreement import ROUNDING, too_far
+from bench.harness.agreement import distance as distance
 from tests.tolerance import tolerance
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from prfl.backbone.condition import fold_padding
-from prfl.forecast.live_bytes import SavedBytes
+from prfl.estimate.live_tensors import SavedBytes
 from prfl_kernels import reference
 from prfl_kernels.attention import attention
 from prfl_kernels.dispatch import interpreting

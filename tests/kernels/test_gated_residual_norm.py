@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prfl.forecast.live_bytes import SavedBytes
+from prfl.estimate.live_tensors import SavedBytes
 from prfl_kernels import gated_residual_norm as op
 from prfl_kernels import reference
 from prfl_kernels.gated_residual_norm import gated_residual, gated_residual_norm

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from prfl.forecast.live_bytes import LiveBytes, SavedBytes
+from prfl.estimate.live_tensors import LiveBytes, SavedBytes
 from prfl_kernels import lora_linear
 from prfl_kernels.lora_linear import Gelu, Normed, Projection, lora_linears
 from prfl_kernels.reference import lora_linear as reference

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.forecast.live_bytes import LiveBytes, SavedBytes
+from prfl.estimate.live_tensors import LiveBytes, SavedBytes
 from prfl_kernels import pooled_attention as module
 from prfl_kernels import reference
 from prfl_kernels.pooled_attention import pooled_attention

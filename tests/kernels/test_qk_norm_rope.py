@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.transformers import transformer_wan
 from torch import Tensor
 
-from prfl.forecast.live_bytes import SavedBytes
+from prfl.estimate.live_tensors import SavedBytes
 from prfl_kernels.qk_norm_rope import MIN_WEIGHT, output_suffices, pack_tables, qk_norm_rope, unpack_tables
 from prfl_kernels.reference import qk_norm_rope as reference
 from tests.kernels.checks import assert_as_good, distance, random

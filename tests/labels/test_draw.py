@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import build, cli
-from prfl.data.files import written_by_prfl
+from prfl import cli, factory
 from prfl.data.manifest import LabelledVideo, read_manifest
 from prfl.data.video import read_video
-from prfl.evaluation.sampling import decode_all, sample
 from prfl.export.run import run_config
+from prfl.rollout.sampling import decode_all, sample
+from prfl.utils.files import written_by_prfl
 
 
 def test_from_videos_to_labels(tiny_run: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
@@ -31,11 +31,11 @@ def test_from_videos_to_labels(tiny_run: Callable[..., Path], capsys: pytest.Cap
     assert all(isinstance(row, LabelledVideo) and row.label == {} for row in rows)
 
     config = run_config(run)
-    model = build.backbone(config)
-    build.load_policy(config, model)
-    drawn = sample(model, ["a blue square"], [1], build.sampling(config), adapter=build.POLICY)
+    model = factory.backbone(config)
+    factory.load_policy(config, model)
+    drawn = sample(model, ["a blue square"], [1], factory.sampling(config), adapter=factory.POLICY)
     file = rows[4].video
-    assert (read_video(file, **build.clip(config.data)) - decode_all(model, drawn)[0]).abs().mean() < 0.02
+    assert (read_video(file, **factory.clip(config.data)) - decode_all(model, drawn)[0]).abs().mean() < 0.02
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()}
     file.unlink()

@@ -14,8 +14,8 @@ import torch
 import prfl.labels.page as page_module
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import write_video
-from prfl.errors import PrflError
 from prfl.labels.page import page_pairs, write_page
+from prfl.utils.errors import PrflError
 
 SCRIPT = Path(page_module.__file__).with_name("page.js")
 CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}

@@ -10,8 +10,8 @@ import torch
 from prfl import cli
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import write_video
-from prfl.errors import PrflError
 from prfl.labels.table import import_csv
+from prfl.utils.errors import PrflError
 
 
 @pytest.fixture

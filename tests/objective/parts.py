@@ -6,7 +6,7 @@ import torch
 
 from prfl.backbone import Condition, WanBackbone
 from prfl.data.dataset import LatentDataset
-from prfl.objective.pathwise import Pathwise
+from prfl.objective.reward_gradient import Pathwise
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
 from prfl.reward.pixel import PixelNetwork, PixelReward

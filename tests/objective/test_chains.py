@@ -6,12 +6,13 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from prfl import build, draws
+from prfl import factory
 from prfl.config import load_config
-from prfl.flow import chain_sigmas
-from prfl.objective.prfl import Prfl
-from prfl.objective.vader import Vader
-from prfl.solvers import euler, flow_sde, unipc
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.methods.vader import Vader
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import euler, flow_sde, unipc
+from prfl.utils import rng
 from tests.objective.parts import SHAPE, assert_same_gradients, latent_objective, take_gradients, with_policy
 
 STEPS, ETA = 5, 0.7
@@ -32,7 +33,7 @@ def sde_loop():
         if after == 0:
             return x - t * v
         std = ETA * torch.sqrt(t / (1 - (after if i == 0 else t)))
-        noise = draws.normal(SHAPE, 0, f"noise/{i}", step, INDICES)
+        noise = rng.normal(SHAPE, 0, f"noise/{i}", step, INDICES)
         drift = v + std**2 / (2 * t) * (x + (1 - t) * v)
         return x + drift * (after - t) + std * torch.sqrt(t - after) * noise
 
@@ -114,6 +115,6 @@ training: {steps: 1, batch: 1, learning_rate: 1e-4}
 evaluation: {every: 0}
 """)
     config = load_config(tmp_path / "x.yaml", overrides)
-    built = build.chain(config, tiny_backbone)
+    built = factory.chain(config, tiny_backbone)
     assert (built.a, built.b, built.c) == (chain.a, chain.b, chain.c)
-    assert build.sampling(config).solver == samples
+    assert factory.sampling(config).solver == samples

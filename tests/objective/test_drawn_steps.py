@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from prfl.flow import chain_sigmas
-from prfl.objective.alignprop import AlignProp
-from prfl.objective.dense_process import DenseProcess
-from prfl.objective.drtune import DrTune
-from prfl.objective.leapalign import LeapAlign
-from prfl.objective.pathwise import Method
-from prfl.objective.prfl import Prfl
-from prfl.rollout import clean_node
-from prfl.solvers import euler
+from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.dense_process import DenseProcess
+from prfl.objective.methods.drtune import DrTune
+from prfl.objective.methods.leapalign import LeapAlign
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.reward_gradient import Method
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.plan import clean_node
+from prfl.rollout.solvers import euler
 
 CHAIN = euler(chain_sigmas(5, 3.0))
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl import draws
 from prfl.backbone import WanBackbone, load_backbone
 from prfl.backbone.dropout import dropouts
-from prfl.errors import PrflError
-from prfl.objective.pathwise import Pathwise
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.methods.vader import Vader
 from prfl.objective.preference import Preference
-from prfl.objective.prfl import Prfl
+from prfl.objective.reward_gradient import Pathwise
 from prfl.objective.sft import Sft
-from prfl.objective.vader import Vader
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 from tests.objective import naive
 from tests.objective.parts import (
     PROMPTS,
@@ -34,7 +34,7 @@ from tests.objective.toy import toy_objective
 
 
 def seeds(objective: Pathwise, step: int) -> Tensor:
-    return draws.seeds(objective.seed, "dropout/policy", step, INDICES)
+    return rng.seeds(objective.seed, "dropout/policy", step, INDICES)
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from prfl.backbone import Condition, WanBackbone
-from prfl.backbone.architecture import load_architecture
-from prfl.flow import chain_sigmas
-from prfl.forecast.live_bytes import LiveBytes, SavedBytes, fused_on_meta
-from prfl.objective.pathwise import Pathwise
+from prfl.backbone.wan.architecture import load_architecture
+from prfl.estimate.live_tensors import LiveBytes, SavedBytes, fused_on_meta
+from prfl.objective.methods.vader import Vader
+from prfl.objective.reward_gradient import Pathwise
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss, reward_gradient
-from prfl.objective.vader import Vader
-from prfl.offload import HostStore
 from prfl.reward.pixel import PixelNetwork, PixelReward
-from prfl.solvers import euler
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import euler
+from prfl.utils.host_store import HostStore
 from tests.conftest import TEXT_WIDTH
 from tests.objective.parts import (
     LOSS,
@@ -183,7 +183,7 @@ def test_scoring_in_parts_takes_less(tiny_backbone: WanBackbone) -> None:
             return result
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("prfl.objective.pathwise.reward_gradient", counted)
+            patch.setattr("prfl.objective.reward_gradient.reward_gradient", counted)
             objective.accumulate(0, range(4))
         peaks[at_once] = taken[0]
     assert peaks[1] < 0.3 * peaks[None]

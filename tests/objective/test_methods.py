@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl import draws
 from prfl.backbone import WanBackbone
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.objective.alignprop import AlignProp
-from prfl.objective.dense_process import DenseProcess
-from prfl.objective.draft_lv import DraftLv
-from prfl.objective.drtune import DrTune
-from prfl.objective.instructvideo import InstructVideo
-from prfl.objective.leapalign import LeapAlign
-from prfl.objective.pathwise import Method, Pathwise
-from prfl.objective.prfl import Prfl
+from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.dense_process import DenseProcess
+from prfl.objective.methods.draft_lv import DraftLv
+from prfl.objective.methods.drtune import DrTune
+from prfl.objective.methods.instructvideo import InstructVideo
+from prfl.objective.methods.leapalign import LeapAlign
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.methods.steps import starts_from_data
+from prfl.objective.methods.vader import Vader
+from prfl.objective.reward_gradient import Method, Pathwise
 from prfl.objective.scorer import draw_frames
-from prfl.objective.steps import starts_from_data
-from prfl.objective.vader import Vader
-from prfl.rollout import last_steps, unit_steps
-from prfl.solvers import euler
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.plan import last_steps, unit_steps
+from prfl.rollout.solvers import euler
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 from tests.objective import naive
 from tests.objective.parts import (
     PROMPTS,
@@ -47,7 +47,7 @@ INDICES = [3, 4]
 def draft_lv(world: naive.World, method: DraftLv, step: int) -> Tensor:
     shape = world.start.shape[1:]
     names = [f"noised/{2 * STEPS + 1 + 2 * copy}" for copy in range(method.copies)]
-    noises = [draws.normal(shape, 0, name, step, INDICES).to(world.start) for name in names]
+    noises = [rng.normal(shape, 0, name, step, INDICES).to(world.start) for name in names]
     return naive.low_variance(world, noises)
 
 
@@ -109,10 +109,10 @@ METHODS: dict[str, tuple[Method, Callable]] = {
 def start_of(objective: Pathwise, step: int) -> Tensor:
     """What the chain starts from, without ``Pathwise.draw``."""
     first, shape = objective.method.choose(step).first, objective.latent_shape
-    noise = draws.normal(shape, 0, "start", step, INDICES)
+    noise = rng.normal(shape, 0, "start", step, INDICES)
     if first == 0:
         return noise
-    order = draws.permutation(3, 0, "order/clips", 1)
+    order = rng.permutation(3, 0, "order/clips", 1)
     clean = torch.stack([objective.clips.latents[order[index % 3]] for index in INDICES])
     sigma = float(CHAIN.sigmas[first])
     return (1 - sigma) * clean + sigma * noise
@@ -124,7 +124,7 @@ def start_of(objective: Pathwise, step: int) -> Tensor:
 def toy_world(objective: Pathwise, step: int) -> naive.World:
     prompts, condition, _ = objective.draw(step, INDICES)
     if objective.method.choose(step).first:
-        order = draws.permutation(3, 0, "order/clips", 1)
+        order = rng.permutation(3, 0, "order/clips", 1)
         assert prompts == [PROMPTS[::-1][order[index % 3]] for index in INDICES], "a clip goes with its own prompt"
     return naive.World(
         start_of(objective, step).double(),

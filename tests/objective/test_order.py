@@ -1,6 +1,6 @@
 """The order of the data: every item once an epoch, whatever the batch."""
 
-from prfl.objective.order import met, shuffled
+from prfl.utils.order import met, shuffled
 
 
 def test_epochs_are_permutations_laid_end_to_end():

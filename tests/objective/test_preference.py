@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from prfl.data.dataset import LatentDataset, PairDataset
-from prfl.errors import PrflError
 from prfl.objective import Objective
 from prfl.objective.preference import PixelPreference, Preference, draw_sigma, examples
 from prfl.reward import LatentReward, PixelNetwork, PixelReward, RewardAdapter, RewardHead
+from prfl.utils.errors import PrflError
 
 PROMPTS = ["a red circle", "a blue square"]
 NAN = float("nan")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.objective.pathwise import Guidance
-from prfl.objective.prfl import Prfl
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.reward_gradient import Guidance
 from prfl.objective.scorer import RewardLoss
 from prfl.reward import total
-from prfl.solvers import euler
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import euler
+from prfl.utils.errors import PrflError
 from tests.objective.parts import (
     LOSS,
     PROMPTS,

@@ -10,20 +10,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prfl import draws
 from prfl.backbone import Condition
 from prfl.config.schema import TrainingConfig
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.objective import pathwise
-from prfl.objective.dense_process import DenseProcess
-from prfl.objective.order import shuffled
-from prfl.objective.pathwise import Pathwise
-from prfl.objective.prfl import Prfl
-from prfl.objective.reuse import Reuse, span
-from prfl.rollout import coarse, one_step
-from prfl.solvers import euler, flow_sde
-from prfl.training import RunFolder, make_accelerator, train
+from prfl.objective import reward_gradient
+from prfl.objective.methods.dense_process import DenseProcess
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.reused_rollout import Reuse, span
+from prfl.objective.reward_gradient import Pathwise
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.plan import one_step
+from prfl.rollout.solvers import euler, flow_sde
+from prfl.rollout.trajectory import coarse
+from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.loop import fit
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
+from prfl.utils.order import shuffled
 from tests.objective.parts import PROMPTS, take_gradients
 from tests.objective.toy import LOSS, ToyScorer, toy_objective
 
@@ -69,8 +71,8 @@ class Old:
         indices, method = indices_of(self.step), self.objective.method
         prompts = [PROMPTS[i] for i in shuffled(indices, len(PROMPTS), 0, "prompts")]
         self.condition = self.objective.backbone.condition(prompts)
-        self.chain, self.noises = method.coefficients, draws.ChainNoises((3, 1, 1, 1), 0, self.step, indices)
-        self.states = [draws.normal((3, 1, 1, 1), 0, "start", self.step, indices).double()]
+        self.chain, self.noises = method.coefficients, rng.ChainNoises((3, 1, 1, 1), 0, self.step, indices)
+        self.states = [rng.normal((3, 1, 1, 1), 0, "start", self.step, indices).double()]
         with torch.no_grad():
             for m in range(STEPS):
                 self.states.append(self.after(m, self.velocity(m)))
@@ -130,7 +132,7 @@ def stored_ends(network, trajectory, choice):
 
 
 SPOILT = {
-    "the reward at the stored latents": (pathwise, "edge_ends", stored_ends),
+    "the reward at the stored latents": (reward_gradient, "edge_ends", stored_ends),
     "its own prompts and noise": (Reuse, "origin", lambda self, step, indices: (self.rolled_at, list(indices))),
     "a rollout in every step": (Reuse, "begin", lambda self, step, parameters: setattr(self, "rolled_at", step)),
 }
@@ -269,8 +271,8 @@ def test_what_a_failed_step_leaves_is_what_it_scored(
     own = TrainingConfig(steps=3, batch=BATCH, learning_rate=0.05, trackers=[])
     with pytest.raises(PrflError, match="in step 1"):
         run = RunFolder(tmp_path)
-        train(objective, own, run, accelerator=make_accelerator(run, "cpu", trackers=[]))
+        fit(objective, own, run, accelerator=make_accelerator(run, "cpu", trackers=[]))
     left = load_file(tmp_path / "failed" / "step-000001" / "batch.safetensors")
     (node,) = (name for name in left if name.startswith("batch/scored/"))
     assert len(seen) == 2 and torch.equal(left[node], seen[1])
-    assert torch.equal(left["batch/start"], draws.normal((3, 1, 1, 1), 0, "start", 0, indices_of(0)).double())
+    assert torch.equal(left["batch/start"], rng.normal((3, 1, 1, 1), 0, "start", 0, indices_of(0)).double())

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prfl.data.dataset import LatentDataset
-from prfl.objective.order import shuffled
 from prfl.objective.sft import Sft
+from prfl.utils.order import shuffled
 from tests.objective.parts import PROMPTS, SHAPE, assert_same_gradients, take_gradients, with_policy
 
 

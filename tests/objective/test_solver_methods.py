@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl import draws
-from prfl.flow import chain_sigmas
-from prfl.objective.alignprop import AlignProp
-from prfl.objective.dense_process import DenseProcess
-from prfl.objective.draft_lv import DraftLv
-from prfl.objective.drtune import DrTune
-from prfl.objective.leapalign import LeapAlign
-from prfl.objective.pathwise import Method, Pathwise
-from prfl.objective.prfl import Prfl
-from prfl.objective.vader import Vader
-from prfl.solvers import Coefficients, flow_sde, unipc
+from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.dense_process import DenseProcess
+from prfl.objective.methods.draft_lv import DraftLv
+from prfl.objective.methods.drtune import DrTune
+from prfl.objective.methods.leapalign import LeapAlign
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.methods.vader import Vader
+from prfl.objective.reward_gradient import Method, Pathwise
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import Coefficients, flow_sde, unipc
+from prfl.utils import rng
 from tests.objective.parts import take_gradients
 from tests.objective.toy import LOSS, toy_objective
 from tests.rollout.test_unipc import scheduler_of
@@ -57,7 +57,7 @@ class FlowSde:
         if after == 0:
             return x - t * v
         std = ETA * torch.sqrt(t / (1 - (after if i == 0 else t)))
-        noise = draws.normal(self.shape, 0, f"noise/{i}", self.step, INDICES).double()
+        noise = rng.normal(self.shape, 0, f"noise/{i}", self.step, INDICES).double()
         return x + (v + std**2 / (2 * t) * (x + (1 - t) * v)) * (after - t) + std * torch.sqrt(t - after) * noise
 
     def alone(self, i: int, x: Tensor, v: Tensor, after: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def draft_lv(joint: Joint, own: DraftLv, trained: list[int]) -> Tensor:
     losses = [joint.score(end).mean()]
     for copy in range(own.copies):
         name = f"noised/{2 * STEPS + 1 + 2 * copy}"
-        noise = draws.normal(joint.objective.latent_shape, 0, name, joint.step, INDICES).double()
+        noise = rng.normal(joint.objective.latent_shape, 0, name, joint.step, INDICES).double()
         noisy = (1 - last) * end.detach() + last * noise
         losses.append(joint.score(clean(joint, noisy, STEPS - 1)).mean())
     return torch.stack(losses).mean()
@@ -250,6 +250,6 @@ def test_the_comparison_catches(plant: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", ["prfl", "leapalign", "dense_process, clean"])
 def test_the_comparison_catches_native_step_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prfl.objective.pathwise.unit_steps", lambda coefficients, plan: plan)
+    monkeypatch.setattr("prfl.objective.reward_gradient.unit_steps", lambda coefficients, plan: plan)
     with pytest.raises(AssertionError, match="not close"):
         test_equals_the_joint_graph(name, "unipc", "unit", "none")

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prfl import draws
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.objective import pathwise
-from prfl.objective.dense_process import DenseProcess
-from prfl.objective.drtune import DrTune
-from prfl.objective.leapalign import LeapAlign
-from prfl.objective.prfl import Prfl
-from prfl.objective.vader import Vader
-from prfl.rollout import coarse
-from prfl.solvers import ddim, euler, flow_sde, unipc
+from prfl.objective import reward_gradient
+from prfl.objective.methods.dense_process import DenseProcess
+from prfl.objective.methods.drtune import DrTune
+from prfl.objective.methods.leapalign import LeapAlign
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.methods.vader import Vader
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import ddim, euler, flow_sde, unipc
+from prfl.rollout.trajectory import coarse
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 from tests.objective import naive
 from tests.objective.parts import take_gradients
 from tests.objective.toy import LOSS, toy_objective
@@ -88,7 +88,7 @@ def test_equals_a_plain_loop_over_the_visited_nodes(name: str, stride: int, chec
         trained = method.choose(step).plan.trains
         path = way_back(set(needed(trained)), stride)
         _, condition, start = objective.draw(step, INDICES)
-        assert torch.equal(start, draws.normal((3, 1, 1, 1), 0, "start", step, INDICES).double())
+        assert torch.equal(start, rng.normal((3, 1, 1, 1), 0, "start", step, INDICES).double())
         world = naive.World(
             start,
             CHAIN.sigmas[path] if path[-1] == STEPS else torch.cat([CHAIN.sigmas[path], torch.zeros(1)]),
@@ -109,10 +109,11 @@ def test_equals_a_plain_loop_over_the_visited_nodes(name: str, stride: int, chec
 def test_the_comparison_catches_a_trained_step_that_is_leapt_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were only the starts of trained steps hit, the leap from one would not be the step that the plan trains."""
     monkeypatch.setattr(
-        pathwise,
+        reward_gradient,
         "visited",
         lambda choice, chain, held, stride: coarse(
-            {0, pathwise.last_rolled(choice, chain, held), *choice.kept(chain.steps, held), *choice.seeds}, stride
+            {0, reward_gradient.last_rolled(choice, chain, held), *choice.kept(chain.steps, held), *choice.seeds},
+            stride,
         ),
     )
     with pytest.raises(AssertionError, match="not close"):

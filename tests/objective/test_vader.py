@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prfl.flow import chain_sigmas
+from prfl.objective.methods.vader import Vader
 from prfl.objective.scorer import decode_frames, draw_frames
-from prfl.objective.vader import Vader
-from prfl.solvers import euler
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import euler
 from tests.objective.parts import (
     assert_same_gradients,
     joint_graph_chain,

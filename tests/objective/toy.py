@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prfl.backbone import Condition, WanBackbone
-from prfl.objective.pathwise import Method, Pathwise
+from prfl.objective.reward_gradient import Method, Pathwise
 from prfl.objective.scorer import RewardLoss
 from prfl_kernels.lora_linear import dropped
 from tests.objective.parts import PROMPTS, clips

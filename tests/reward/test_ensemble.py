@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from prfl.backbone import Condition, WanBackbone
-from prfl.errors import PrflError
 from prfl.objective.scorer import LatentScorer, RewardLoss, reward_gradient
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardEnsemble, RewardHead
+from prfl.utils.errors import PrflError
 from tests.objective.parts import stir
 
 NAMES = ["motion", "look", "light"]

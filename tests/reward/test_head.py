@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prfl.errors import PrflError
 from prfl.reward.head import RewardHead, sigma_embedding
+from prfl.utils.errors import PrflError
 
 
 def features(batch=3, tokens=7, width=6, blocks=2, seed=0):

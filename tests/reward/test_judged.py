@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from prfl.data.shapes import samples as shapes
 from prfl.reward import RewardCard
 from prfl.reward.judged import doubts, levels_at_chance
+from prfl.toy import clips as shapes
 
 
 def card(accuracy, low=None, pairs=None):

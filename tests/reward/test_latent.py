@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 
 from prfl.backbone import load_backbone
-from prfl.errors import PrflError
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardCard, RewardHead
+from prfl.utils.errors import PrflError
 from tests.conftest import save_tiny_pipeline
 
 SIGMA = torch.tensor([0.2, 0.9])
@@ -238,7 +238,7 @@ def test_what_is_neither_a_folder_nor_a_repository(tiny_backbone, tmp_path):
 def test_a_run_that_has_no_reward_yet_is_not_sought_on_the_hub(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "myrun").mkdir()
-    monkeypatch.setattr("prfl.reward.files.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr("prfl.reward.checkpoint.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(PrflError, match="there is no such folder"):
         LatentReward.from_pretrained("myrun/reward", tiny_backbone)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from prfl.errors import PrflError
 from prfl.reward import losses
+from prfl.utils.errors import PrflError
 
 A = torch.tensor([0.3, -1.2, 2.0, 0.0], dtype=torch.float64)
 B = torch.tensor([-0.5, 0.7, 2.0, 3.1], dtype=torch.float64)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from prfl.backbone import Condition
-from prfl.errors import PrflError
 from prfl.reward import LatentReward, Normalisation, PixelNetwork, PixelReward
+from prfl.utils.errors import PrflError
 
 
 def condition(batch=2, width=16, tokens=4):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prfl.errors import PrflError
 from prfl.reward.scores import Normalisation, total
+from prfl.utils.errors import PrflError
 
 SCORES = {"motion": torch.tensor([1.0, -2.0]), "look": torch.tensor([0.5, 30.0])}
 

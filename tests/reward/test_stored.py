@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from prfl.backbone import load_backbone
-from prfl.errors import PrflError
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardCard, RewardHead
-from prfl.reward.files import read_config
+from prfl.reward.checkpoint import read_config
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.scores import Normalisation as Scale
+from prfl.utils.errors import PrflError
 from tests.conftest import TEXT_WIDTH
 
 VALUES = [

@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.offload import HostStore, Parked
-from prfl.rollout import guided_network, rollout
-from prfl.solvers import Coefficients, ddim, euler
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import guided_network
+from prfl.rollout.solvers import Coefficients, ddim, euler
+from prfl.rollout.trajectory import rollout
+from prfl.utils.errors import PrflError
+from prfl.utils.host_store import HostStore, Parked
 
 LEVELS = torch.linspace(0.1, 1.0, 6, dtype=torch.float64)
 

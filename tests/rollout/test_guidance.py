@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from prfl.errors import PrflError
-from prfl.rollout import guided_network
+from prfl.rollout.guidance import guided_network
+from prfl.utils.errors import PrflError
 
 
 def parameter_gradient(toy, value: torch.Tensor) -> list[torch.Tensor]:

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prfl.flow import chain_sigmas
-from prfl.rollout import (
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.plan import (
     Edge,
     Plan,
     chain_plan,
@@ -17,7 +17,7 @@ from prfl.rollout import (
     one_step,
     step_edge,
 )
-from prfl.solvers import euler
+from prfl.rollout.solvers import euler
 
 CHAIN = euler(chain_sigmas(6, 3.0))
 

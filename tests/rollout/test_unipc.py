@@ -10,20 +10,13 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 from torch.func import functional_call
 
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.rollout import (
-    Plan,
-    chain_plan,
-    guided_network,
-    hold_edge,
-    one_step,
-    rollout,
-    step_edge,
-    target_latents,
-    walk_back,
-)
-from prfl.solvers import NEARLY_ONE, Coefficients, unipc
+from prfl.rollout.adjoint import hold_edge, target_latents, walk_back
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import guided_network
+from prfl.rollout.plan import Plan, chain_plan, one_step, step_edge
+from prfl.rollout.solvers import NEARLY_ONE, Coefficients, unipc
+from prfl.rollout.trajectory import rollout
+from prfl.utils.errors import PrflError
 
 
 def scheduler_of(sigmas: Tensor, order: int, shift: float = 1.0, exact: bool = True) -> UniPCMultistepScheduler:

@@ -10,29 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from prfl.errors import PrflError
-from prfl.flow import chain_sigmas
-from prfl.forecast.live_bytes import SavedBytes
-from prfl.rollout import (
+from prfl.estimate.live_tensors import SavedBytes
+from prfl.rollout import adjoint
+from prfl.rollout.adjoint import hold_edge, target_latents, walk_back
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import guided_network
+from prfl.rollout.plan import (
     Plan,
     chain_plan,
     clean_jump,
     clean_node,
     full_chain,
-    guided_network,
-    hold_edge,
     jump_edge,
     last_steps,
     leap_edge,
     one_step,
-    rollout,
     step_edge,
-    target_latents,
     unit_steps,
-    walk,
-    walk_back,
 )
-from prfl.solvers import Coefficients, ddim, euler, flow_sde, unipc, unit_step_weight
+from prfl.rollout.solvers import Coefficients, ddim, euler, flow_sde, unipc, unit_step_weight
+from prfl.rollout.trajectory import rollout
+from prfl.utils.errors import PrflError
 
 STEPS = 6
 SIGMAS = chain_sigmas(STEPS, 3.0)
@@ -219,13 +217,13 @@ def test_step_weight_on_the_cotangent_is_caught(toy, start, conditions, monkeypa
     plan = dataclasses.replace(full_chain(coefficients), step_weight=unit_step_weight(coefficients))
     trajectory = roll(toy, start, conditions, coefficients)
     wanted = joint_graph(toy, trajectory, conditions, plan, [STEPS])
-    pull_back = walk._pull_back
+    pull_back = adjoint._pull_back
 
     def weighted(network, trajectory, plan, k, *rest):
         pulled = pull_back(network, trajectory, plan, k, *rest)
         return None if pulled is None else plan.step_weight[k] * pulled
 
-    monkeypatch.setattr(walk, "_pull_back", weighted)
+    monkeypatch.setattr(adjoint, "_pull_back", weighted)
     with pytest.raises(AssertionError, match="not close"):
         assert_same(two_phase(toy, trajectory, conditions, plan, [STEPS]), wanted)
 

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from prfl.backbone import WanBackbone
-from prfl.flow import chain_sigmas
-from prfl.rollout import Plan, full_chain, guided_network, hold_edge, one_step, rollout, walk_back
-from prfl.solvers import euler
+from prfl.rollout.adjoint import hold_edge, walk_back
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import guided_network
+from prfl.rollout.plan import Plan, full_chain, one_step
+from prfl.rollout.solvers import euler
+from prfl.rollout.trajectory import rollout
 
 CHAIN = euler(chain_sigmas(3, 3.0))
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from prfl import cli, commands  # noqa: F401  (commands: imported before the forks, not in each of them)
-from prfl.training import read_metrics
+from prfl import cli
+from prfl.runs import stage  # noqa: F401  (commands: imported before the forks, not in each of them)
 from prfl.training.checkpoint import list_checkpoints
+from prfl.training.log import read_metrics
 from tests.conftest import save_tiny_pipeline
 from tests.faults.project import make_project
 from tests.training.signals import not_ignored

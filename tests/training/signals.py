@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prfl.interrupts import NAMES
+from prfl.utils.interrupts import NAMES
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from prfl.errors import PrflError
 from prfl.training.checkpoint import (
     TrainState,
     find_checkpoint,
@@ -19,6 +18,7 @@ from prfl.training.checkpoint import (
     tidy,
 )
 from prfl.training.optimizer import adamw
+from prfl.utils.errors import PrflError
 
 
 def state(step=0, size=3, identity=None) -> TrainState:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from prfl import draws
-from prfl.errors import PrflError
-from prfl.training import RunFolder, Watched, make_accelerator, read_metrics, train
-from prfl.training.learning import QUIET_ENDS, QUIET_SAID, Learning, Reached, clear_fall
+from prfl.training.learning import QUIET_ENDS, QUIET_SAID, Learning, Reached, Watched, clear_fall
+from prfl.training.log import RunFolder, make_accelerator, read_metrics
+from prfl.training.loop import fit
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 from tests.training.test_loop import Line, settings
 
 
@@ -30,7 +31,7 @@ class Hinged(Line):
 def go(tmp_path, objective, name="run", watched=None, **changes):
     run = RunFolder(tmp_path / name)
     accelerator = make_accelerator(run, "cpu", trackers=[])
-    train(objective, settings(**changes), run, accelerator=accelerator, watched=watched)
+    fit(objective, settings(**changes), run, accelerator=accelerator, watched=watched)
     return read_metrics(run.metrics)
 
 
@@ -97,7 +98,7 @@ def test_looks_change_nothing(tmp_path):
 
 def falling(count, drop, nodes=4, per_rollout=1, seed=0):
     """Rewards that differ by 10 between nodes, vary by 1 between rollouts, and fall by ``drop`` over the run."""
-    own, shared = (draws.normal((1,), seed, name, 0, range(count))[:, 0].tolist() for name in ("own", "shared"))
+    own, shared = (rng.normal((1,), seed, name, 0, range(count))[:, 0].tolist() for name in ("own", "shared"))
     reached = []
     for i in range(count):
         node, rollout = i * 7 % nodes, i // per_rollout

@@ -17,12 +17,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from prfl import draws
 from prfl.config.schema import TrainingConfig
-from prfl.errors import PrflError
-from prfl.training import Hook, Regulariser, RunFolder, make_accelerator, read_metrics, train
-from prfl.training.log import Log
-from prfl.training.loop import split_indices
+from prfl.training.log import Log, RunFolder, make_accelerator, read_metrics
+from prfl.training.loop import Hook, fit, split_indices
+from prfl.training.regulariser import Regulariser
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
 
 
 class Line:
@@ -39,7 +39,7 @@ class Line:
 
     def accumulate(self, step, indices):
         self.calls.append((step, list(indices)))
-        x = draws.normal((1,), self.seed, "x", step, indices)[:, 0]
+        x = rng.normal((1,), self.seed, "x", step, indices)[:, 0]
         seen = torch.nn.functional.dropout(x, self.dropout)
         loss = (self.weight[0] * seen + self.weight[1] - (self.slope * x - 1)).square().mean()
         if self.poison and step == self.poison[0]:
@@ -48,7 +48,7 @@ class Line:
         return {"loss": float(loss.detach()), "seconds/reward": 0.5}
 
     def describe(self, step, indices):
-        return {"x": draws.normal((1,), self.seed, "x", step, indices)}, {"note": "toy"}
+        return {"x": rng.normal((1,), self.seed, "x", step, indices)}, {"note": "toy"}
 
 
 def settings(**changes) -> TrainingConfig:
@@ -59,7 +59,7 @@ def settings(**changes) -> TrainingConfig:
 def go(tmp_path, objective, name="run", resume="auto", hooks=(), regulariser=None, identity=None, **changes):
     run = RunFolder(tmp_path / name)
     accelerator = make_accelerator(run, "cpu", trackers=changes.get("trackers", []))
-    return train(
+    return fit(
         objective, settings(**changes), run, accelerator=accelerator, resume=resume, hooks=hooks,
         regulariser=regulariser, identity=identity,
     )  # fmt: skip
@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tmp_path, value):
     assert str(folder) in str(error.value)
     assert json.loads((folder / "batch.json").read_text())["indices"] == [16, 17, 18, 19]
     dumped = load_file(folder / "batch.safetensors")
-    assert torch.equal(dumped["batch/x"], draws.normal((1,), 0, "x", 4, range(16, 20)))
+    assert torch.equal(dumped["batch/x"], rng.normal((1,), 0, "x", 4, range(16, 20)))
     assert torch.equal(dumped["parameter/weight"], objective.weight)
     assert not dumped["gradient/weight"].isfinite().all()
 
@@ -293,7 +293,7 @@ def test_what_is_refused_leaves_the_run_folder_as_it_was(tmp_path):
     with pytest.raises(PrflError, match="seed: 0 -> 1"):
         run_folder = RunFolder(run, "seed: 1\n")
         accelerator = make_accelerator(run_folder, "cpu", [])
-        train(Line(), settings(), run_folder, accelerator=accelerator, identity={"seed": 1})
+        fit(Line(), settings(), run_folder, accelerator=accelerator, identity={"seed": 1})
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

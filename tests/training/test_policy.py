@@ -10,13 +10,15 @@ from safetensors.torch import load_file
 
 from prfl.backbone import load_backbone
 from prfl.config.schema import TrainingConfig
-from prfl.flow import chain_sigmas
-from prfl.objective.dense_process import DenseProcess
-from prfl.objective.prfl import Prfl
-from prfl.objective.reuse import Reuse
+from prfl.objective.methods.dense_process import DenseProcess
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.reused_rollout import Reuse
 from prfl.objective.sft import Sft
-from prfl.solvers import euler, flow_sde
-from prfl.training import Regulariser, RunFolder, make_accelerator, read_metrics, train
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import euler, flow_sde
+from prfl.training.log import RunFolder, make_accelerator, read_metrics
+from prfl.training.loop import fit
+from prfl.training.regulariser import Regulariser
 from tests.objective.parts import latent_objective, with_policy
 from tests.objective.test_sft import dataset
 
@@ -31,7 +33,7 @@ def go(pipeline, folder, steps, chain):
     settings = TrainingConfig(steps=steps, batch=2, accumulation=2, learning_rate=1e-2, ema_decay=0.9, trackers=[])
     run = RunFolder(folder)
     accelerator = make_accelerator(run, "cpu", [])
-    return train(objective, settings, run, regulariser=regulariser, accelerator=accelerator)
+    return fit(objective, settings, run, regulariser=regulariser, accelerator=accelerator)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -75,7 +77,7 @@ def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, t
         regulariser = Regulariser(Sft(backbone, dataset(backbone), seed=0), every=3)
         settings = TrainingConfig(steps=steps, batch=2, accumulation=2, learning_rate=1e-2, trackers=[])
         run = RunFolder(tmp_path / folder)
-        train(objective, settings, run, regulariser=regulariser, accelerator=make_accelerator(run, "cpu", []))
+        fit(objective, settings, run, regulariser=regulariser, accelerator=make_accelerator(run, "cpu", []))
         names = ("weights", "optimizer", "objective")
         folder = run.path / f"checkpoints/step-{steps:06d}"
         return [load_file(folder / f"{n}.safetensors") for n in names], read_metrics(run.metrics)
@@ -95,6 +97,6 @@ def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, t
 
 def test_the_comparison_of_resumed_rollouts_can_fail(tiny_pipeline_folder, tmp_path, monkeypatch):
     """Were the rollout made again with the present weights, the resumed run would be another one."""
-    monkeypatch.setattr("prfl.objective.pathwise.holding", lambda *_: nullcontext())
+    monkeypatch.setattr("prfl.objective.reward_gradient.holding", lambda *_: nullcontext())
     with pytest.raises(AssertionError):
         test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, tmp_path, "prfl")

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prfl import processes
-from prfl.errors import PrflError
 from prfl.objective.base import Mean
-from prfl.training import RunFolder, make_accelerator, read_metrics
 from prfl.training.averages import average_metrics
+from prfl.training.log import RunFolder, make_accelerator, read_metrics
+from prfl.utils import processes
+from prfl.utils.errors import PrflError
 from tests.training import two_processes
 
 ROOT = Path(__file__).parents[2]

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import interrupts
-from prfl.data import files
-from prfl.errors import GuardError, PrflError
-from prfl.streams import lossy_output
-from prfl.training import Hook, Regulariser, read_metrics, signals
+from prfl.training import signals
+from prfl.training.log import read_metrics
+from prfl.training.loop import Hook
+from prfl.training.regulariser import Regulariser
+from prfl.utils import files, interrupts
+from prfl.utils.errors import GuardError, PrflError
+from prfl.utils.streams import lossy_output
 from tests.training.test_loop import Line, go, weights
 
 SAID = "cannot be written"

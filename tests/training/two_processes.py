@@ -16,12 +16,13 @@ from pathlib import Path
 
 import yaml
 
-from prfl import build, cli, draws, processes
+from prfl import cli, factory
 from prfl.backbone import WanBackbone
 from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation import policy_eval
+from prfl.utils import processes, rng
 
 PROMPTS = {
     "train": ["a red circle", "a blue square", "a triangle"],
@@ -41,7 +42,7 @@ def write_project(pipeline: Path) -> None:
         for prompt in PROMPTS[split]:
             for index in range(3):
                 path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
-                noise = draws.normal((3, 5, 16, 16), 0, prompt, 0, [index])[0]
+                noise = rng.normal((3, 5, 16, 16), 0, prompt, 0, [index])[0]
                 write_video(path, (0.3 * noise + (0.5 if index % 2 else -0.5)).clamp(-1, 1), 8)
                 label = {"light": float(index % 2)} | ({"calm": float(index < 1)} if index < 2 else {})
                 rows.append(LabelledVideo(path, prompt, label, split))
@@ -97,7 +98,7 @@ def everything(rank: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     facts: dict = {"encoded": {}, "sampled": {}}
     counts: Counter = Counter()
-    encode, sample, steering = WanBackbone.encode, policy_eval.sample, build.steering
+    encode, sample, steering = WanBackbone.encode, policy_eval.sample, factory.steering
 
     def counted_encode(self, pixels):
         counts["encoded"] += len(pixels)
@@ -128,7 +129,7 @@ def everything(rank: int) -> None:
             parameter.data += rank
         return objective
 
-    build.steering = other_weights
+    factory.steering = other_weights
     facts["other weights"] = train("prfl", "other-weights", *UNWATCHED)
 
     def killed(*given):
@@ -143,7 +144,7 @@ def everything(rank: int) -> None:
         objective.accumulate = once
         return objective
 
-    build.steering = killed
+    factory.steering = killed
     Path(f"facts-{rank}.json").write_text(json.dumps(facts))
     facts["killed"] = train("prfl", "killed", "training.save_every=1", *UNWATCHED)
     Path(f"facts-{rank}.json").write_text(json.dumps(facts))

@@ -1,0 +1,156 @@
+"""The pieces of a step by themselves: a score with its gradient, the decoder, one gradient call of the transformer.
+
+``score``: the reward's gradient at the latents, a latent reward beside a pixel reward on the decoded video.  These are
+different rewards, so nothing is compared there; elsewhere all providers compute the same thing.
+``decode``: latents to pixels, frame by frame with its cache, with our checkpoints between the frames and without.
+``gradient_call``: the transformer forward and backward under the policy's adapter, by what it keeps for that and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, partial
+from itertools import count, product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.cases import step_problem
+from bench.cases.scale_cases import FRAMES
+from bench.harness import worlds
+from bench.harness.problem import Case, Outputs, Problem, Unavailable, Work, differentiated
+from prfl import factory
+from prfl.backbone import Condition, WanBackbone
+from prfl.backbone.wan.kernels import SWAPPED
+from prfl.config.schema import Config
+from prfl.estimate.memory import reward_tensors
+from prfl.factory.backbone import attention
+from prfl.objective.scorer import decode_frames, draw_frames, reward_gradient
+
+LATENT, ONE, FOUR, ALL = "latent reward", "pixel reward, 1 frame", "pixel reward, 4 frames", "pixel reward, all frames"
+PIXEL: Mapping[str, str | int] = {ONE: "one", FOUR: 4, ALL: "all"}
+PLAIN, CHECKPOINTED = "plain", "checkpointed"
+OFFLOAD, KERNELS = "offload", "kernels"
+CALLS = (  # a mode of checkpointing, and what is on with it
+    "full", "none", "attention", f"full, {OFFLOAD}", f"attention, {OFFLOAD}", f"none, {KERNELS}", f"full, {KERNELS}",
+    f"full, {OFFLOAD}, {KERNELS}",
+)  # fmt: skip
+LENGTHS = {**FRAMES, "tiny": 17}  # five latent frames, so that four of them are not all
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+
+
+def cases(world: str) -> list[Case]:
+    own, needs = {"world": world}, worlds.WORLDS[world].needs
+    decoding = [
+        # The peak of a backward pass is that of both: its forward pass runs before it.
+        Case("decode", decode, {**own, "frames": frames, "mode": mode}, (CHECKPOINTED, PLAIN), needs, mode != "forward")
+        for frames, mode in product(("one", "all"), ("forward", "backward"))
+    ]
+    scoring = Case("score", score, own, (LATENT, *PIXEL), needs)
+    return [scoring, *decoding, Case("gradient_call", gradient_call, own, CALLS, needs)]
+
+
+def config(world: str, *overrides: str) -> Config:
+    """Of one video."""
+    return worlds.config(world, ["training.batch=1", f"data.frames={LENGTHS[world]}", *overrides])
+
+
+def inputs(own: Config, model: WanBackbone) -> tuple[Tensor, Condition]:
+    """Latents of noise, and prompts."""
+    shape = model.latent_shape(own.data.frames, own.data.height, own.data.width)
+    noise = torch.randn(own.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    some = factory.prompts(own.data.prompts)["train"][: len(noise)]
+    model.remember(some)
+    return noise, model.condition(some)
+
+
+def weights(model: WanBackbone) -> list[Tensor]:
+    return [parameter for part in (model.transformer, model.vae) for parameter in part.parameters()]
+
+
+def facts(own: Config, latents: Tensor) -> dict[str, Any]:
+    """What every problem here says of itself."""
+    size = own.data.frames, own.data.height, own.data.width
+    shapes = {"videos": (own.training.batch, *size), "latents": tuple(latents.shape)}
+    dtype = getattr(torch, own.backbone.dtype)
+    return {"dtype": dtype, "tolerance": TOLERANCE[dtype], "shapes": shapes, "weights": worlds.weights(own)}
+
+
+def score(world: str) -> Problem:
+    plain = config(world)
+    model = worlds.backbone(plain)
+    latents, condition = inputs(plain, model)
+    frames = latents.shape[2]
+    # A draw of the frame in the middle: how many are decoded before it depends on the draw.
+    step = next(step for step in count() if draw_frames(frames, "one", plain.seed, step) == [frames // 2])
+
+    def work(provider: str) -> Work:
+        pixel = (
+            step_problem.PIXEL,
+            f"objective={{name: vader, frames: {PIXEL.get(provider)}}}",
+        )
+        own = plain if provider == LATENT else config(world, *pixel)
+        reward = worlds.reward(world, own, model)
+        objective = factory.steering(own, model, reward, None)
+        sigma = torch.tensor(0.5 if provider == LATENT else 0.0, device=model.device)
+
+        def run(_: Any) -> Outputs | None:
+            gradient, _ = reward_gradient(objective.scorer, objective.loss, latents, sigma, condition, step)
+            return {"gradient": gradient} if provider == LATENT else None
+
+        return Work(run, constant=[*weights(model), *reward_tensors(reward)])
+
+    return Problem({name: partial(work, name) for name in (LATENT, *PIXEL)}, LATENT, **facts(plain, latents))
+
+
+def decode(world: str, frames: str, mode: str) -> Problem:
+    own = config(world)
+    model = worlds.backbone(own)
+    latents, _ = inputs(own, model)
+    latents = latents.requires_grad_()
+    length = latents.shape[2]
+    chosen = [length // 2] if frames == "one" else list(range(length))
+    with torch.no_grad():
+        upstream = torch.randn_like(decode_frames(model, latents, chosen)[0])
+
+    def work(provider: str) -> Work:
+        def call() -> Outputs:
+            model.checkpointing = "full" if provider == CHECKPOINTED else "none"
+            return {"pixels": decode_frames(model, latents, chosen)[0]}
+
+        return differentiated(call, {"latents": latents}, {"pixels": upstream}, mode, weights(model))
+
+    works = {name: partial(work, name) for name in (CHECKPOINTED, PLAIN)}
+    return Problem(works, CHECKPOINTED, **facts(own, latents))
+
+
+def gradient_call(world: str) -> Problem:
+    own = config(world)
+    model = worlds.backbone(own)
+    latents, condition = inputs(own, model)
+    latents, upstream = latents.requires_grad_(), torch.randn_like(latents)
+    sigma = torch.tensor(0.5, device=model.device)
+    trained = list(model.adapter_parameters(factory.POLICY).values())
+    chosen = cache(lambda: attention(own, model).backend)
+
+    def work(provider: str) -> Work:
+        mode, *more = provider.split(", ")
+        if OFFLOAD in more and model.device.type != "cuda":
+            raise Unavailable("offloading moves what a GPU keeps, and there is none here")
+
+        def arrange() -> None:
+            model.checkpointing, model.offload = mode, OFFLOAD in more  # type: ignore[assignment]
+            model.use_kernels(SWAPPED if KERNELS in more else (), chosen())
+
+        def run(_: Any) -> Outputs:
+            with model.adapter(factory.POLICY):
+                velocity = model.velocity(latents, sigma, condition)
+                of_latents, *of_adapter = torch.autograd.grad(velocity, [latents, *trained], upstream)
+            flat = torch.cat([gradient.flatten() for gradient in of_adapter])
+            return {"velocity": velocity.detach(), "d latents": of_latents, "d adapter": flat}
+
+        return Work(run, arrange, weights(model))
+
+    named = {} if torch.cuda.is_available() else {name: f"{name} (torch path)" for name in CALLS if KERNELS in name}
+    return Problem({name: partial(work, name) for name in CALLS}, CALLS[0], names=named, **facts(own, latents))

@@ -1,0 +1,241 @@
+"""One optimizer step of ours as a benchmark's work: what its providers share, what it puts back, what it cost.
+
+A run is one step or, where a rollout serves several, all of its steps; before each run weights and gradients are put
+back, so that every round computes the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.harness import worlds
+from bench.harness.problem import Outputs, Problem, Work
+from bench.harness.report import EVALUATIONS, GRADIENTS
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config
+from prfl.estimate import nfe as forecast
+from prfl.estimate.memory import reward_tensors
+from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.scorer import draw_frames
+from prfl.reward.latent import LatentReward
+from prfl.training.optimizer import adamw, apply
+from prfl.utils.timing import Clock
+
+PIXEL = "reward={space: pixel, path: new}"
+RATE = 1e-5
+PRICE = {forecast.GRADIENT: 3.0, forecast.DISTANCE: 0.0}  # a forward is 1; the distance is looked at, not trained on
+
+
+def middle(chain: int) -> str:
+    """Only the chain's middle step is drawn: its rollout is as long as the mean one."""
+    step = chain // 2
+    return f"[{(step + 0.25) / chain}, {(step + 0.75) / chain}]"
+
+
+def problem(works: Mapping[str, Callable[[], Work]], reference: str, own: Config, weights: str, **more: Any) -> Problem:
+    data = own.data
+    shapes = {"video": (own.training.batch, data.frames, data.height, data.width), "chain": (own.rollout.steps,)}
+    return Problem(works, reference, getattr(torch, own.backbone.dtype), shapes=shapes, weights=weights, **more)
+
+
+@dataclass
+class Trained:
+    """What a run changes, and puts back: parameters and their gradients.  AdamW's averages stay, as in training.
+
+    start: on the host, so that it is in no figure of a GPU's memory.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    start: dict[str, Tensor] = field(init=False)
+    optimizer: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+        self.optimizer = adamw(list(self.parameters.values()))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.start[name])
+            parameter.grad = None
+
+    def forget(self) -> None:
+        """Put back, and without AdamW's averages: weights are all that is left."""
+        self.put_back()
+        self.optimizer.state.clear()
+
+    def wrong(self) -> str:
+        """What is wrong with the gradients; nothing where they are finite and somewhere not zero."""
+        found = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if not found or not all(bool(gradient.isfinite().all()) for gradient in found):
+            return "its gradient is not there, or not finite"
+        return "" if any(bool(gradient.count_nonzero()) for gradient in found) else "its gradient is zero"
+
+    def gradients(self) -> Outputs:
+        """All of a kind in one tensor: the adapter's A and its B."""
+        kinds = {"d A": ".lora_A", "d B": ".lora_B"}
+        own = {name: p.grad for name, p in sorted(self.parameters.items()) if p.grad is not None}
+        return {
+            kind: torch.cat([g.flatten() for name, g in own.items() if part in name]) for kind, part in kinds.items()
+        }
+
+
+class Decoder:
+    """``model.decode``, and the seconds in it and in its backward pass, from when the pixels' gradient is there to the
+    latents'.  plain: without our checkpoints between the latent frames, whatever the blocks have."""
+
+    def __init__(self, model: WanBackbone) -> None:
+        self.seconds, self.plain = 0.0, False
+        self._began, self._model = 0.0, model
+        self._own, self._now = model.decode, Clock(model.device).now
+        setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
+
+    def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
+        before, mode = self._now(), self._model.checkpointing
+        self._model.checkpointing = "none" if self.plain else mode
+        try:
+            pixels = self._own(latents, gradient_from)
+        finally:
+            self._model.checkpointing = mode
+        self.seconds += self._now() - before
+        if pixels.requires_grad:
+            pixels.register_hook(self._begin)
+            latents.register_hook(self._end)
+        return pixels
+
+    def _begin(self, _: Tensor) -> None:
+        self._began = self._now()
+
+    def _end(self, _: Tensor) -> None:
+        self.seconds += self._now() - self._began
+
+
+class Stage:
+    """What the providers of a case share: one model and what is trained on it, and a reward of each space.
+
+    It is made when the first of them asks, so that a process which measures one of them has nothing else.
+    """
+
+    def __init__(self, world: str) -> None:
+        self.world = world
+        self._rewards: dict[str, factory.Reward] = {}
+        self._made: tuple[WanBackbone, Trained, Decoder] | None = None
+
+    def model(self, own: Config) -> tuple[WanBackbone, Trained, Decoder]:
+        if self._made is None:
+            model = worlds.backbone(own)
+            self._made = model, Trained(model.adapter_parameters(factory.POLICY)), Decoder(model)
+        return self._made
+
+    def objective(self, own: Config) -> Pathwise:
+        model, space = self.model(own)[0], getattr(own.reward, "space", "")
+        if space not in self._rewards:
+            self._rewards[space] = worlds.reward(self.world, own, model)
+        objective = factory.steering(own, model, self._rewards[space], None)
+        objective.distance_every = 0
+        if space == "latent":
+            model.park_vae()  # as a run does; where another provider decodes, it comes back to stay
+        return objective
+
+
+def step_work(
+    stage: Stage,
+    own: Config,
+    frame: int | None = None,
+    alike: bool = False,
+    agreeing: bool = False,
+    plain: bool = False,
+) -> Work:
+    """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
+
+    alike: gives what a step with another reward must have in common with it: the very latents that were scored, and
+    which step of the chain was trained; agreeing: its loss and gradients.  plain: the decoder keeps everything.
+    """
+    (model, trained, decoding), objective = stage.model(own), stage.objective(own)
+    clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
+    first = first_step(objective, own, objective.latent_shape[1] // 2 if frame is None else frame)
+    rounds: list[dict[str, float]] = []
+    scored = seen_latents(objective) if alike else {}
+
+    def before() -> None:
+        trained.put_back()
+        decoding.seconds, decoding.plain = 0.0, plain
+        if objective.reuse:
+            objective.reuse.rolled_at = None
+
+    def forget() -> None:
+        trained.forget()
+        scored.clear()
+        if objective.reuse:
+            objective.reuse.trajectories.clear()
+
+    def run(_: Any) -> Outputs | None:
+        spent: dict[str, float] = {}
+        outputs: Outputs | None = None
+        for step in range(first, first + steps):
+            trained.optimizer.zero_grad()
+            metrics = objective.accumulate(step, first_indices(own, step))
+            if agreeing:
+                outputs = {"loss": torch.tensor(metrics["loss"]), **trained.gradients()}
+            started = clock.now()
+            apply(trained.optimizer, RATE)
+            seconds = {part: metrics[f"seconds/{part}"] for part in ("rollout", "reward", "backward")}
+            seconds["optimizer"] = clock.now() - started
+            spent = {part: spent.get(part, 0.0) + each for part, each in seconds.items()}
+            if alike:
+                outputs = {"sampled_step": torch.tensor(metrics["sampled_step"]), **scored}
+        spent |= {"reward": spent["reward"] - decoding.seconds, "decode": decoding.seconds}
+        rounds.append({part: each / steps for part, each in spent.items()})
+        return outputs
+
+    reward = objective.scorer.reward  # type: ignore[attr-defined]
+    constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
+    facts = evaluations(own, model, objective)
+    return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
+
+
+def seen_latents(objective: Pathwise) -> dict[str, Tensor]:
+    """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
+    own, seen = objective.score, dict[str, Tensor]()
+
+    def score(latents: Mapping[int, Tensor], *given: Any) -> Any:
+        seen.clear()
+        seen.update({f"latents {node}": x.detach() for node, x in latents.items()})
+        return own(latents, *given)
+
+    setattr(objective, "score", score)  # noqa: B010  (mypy takes no assignment to a method)
+    return seen
+
+
+def first_step(objective: Pathwise, own: Config, frame: int) -> int:
+    """The first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
+    frames = objective.latent_shape[1]
+    return next(step for step in count() if draw_frames(frames, "one", own.seed, step) == [frame])
+
+
+def first_indices(own: Config, step: int) -> list[int]:
+    return list(range(step * own.training.batch, (step + 1) * own.training.batch))
+
+
+def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> dict[str, float]:
+    """Of a sample, for one optimizer step, and the solver steps that it differentiates.
+
+    A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``
+    does, of the steps that a run has.
+    """
+    reward = getattr(objective.scorer, "reward", None)
+    share = (max(reward.blocks) + 1) / model.num_blocks if isinstance(reward, LatentReward) else 0.0
+    steps = own.rollout.gradients_per_rollout
+    counted = own.model_copy(update={"training": own.training.model_copy(update={"steps": steps})})
+    price = {**PRICE, forecast.REWARD: 3 * share}
+    of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
+    found = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
+    gradients = sum(each.per_step for each in of_training if each.name == forecast.GRADIENT)
+    return {EVALUATIONS: found / own.training.batch, GRADIENTS: gradients / own.training.batch}

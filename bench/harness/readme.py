@@ -1,0 +1,100 @@
+"""Tables of a README that are rendered from result files, between comments that name the files:
+
+    <!-- bench: bench/results/tiny.json operation=lora_linear mode=both -->
+    | case | ...
+    <!-- /bench -->
+
+Paths are relative to the README.  key=value keeps the rows whose operation, provider, device or setting it is.  With
+plot=PICTURE there is the plot of costs against size instead, which has a digest of its figures in itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.cases.scale import Curve, by_world
+from bench.harness.report import markdown
+from bench.harness.results import Row, read
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing
+
+MARKED = re.compile(r"(<!-- bench: (?P<what>[^>]+?) -->\n)(?P<table>.*?)(<!-- /bench -->)", re.DOTALL)
+
+PLOT = "plot="
+ALT = "time, peak and saved memory against frames, resolution, solver steps, gradient steps and batch"
+
+
+def update(readme: Path) -> bool:
+    """Writes the tables and plots anew; whether anything changed."""
+    text = readme.read_text(encoding="utf-8")
+    fresh = rendered(text, readme)
+    if fresh != text:
+        readme.write_text(fresh, encoding="utf-8")
+    drawn = [write_plot(rows(what, readme), picture) for what, picture in old_plots(text, readme)]
+    return fresh != text or bool(drawn)
+
+
+def stale(readme: Path) -> list[str]:
+    """The markers whose tables are not what their files say."""
+    text = readme.read_text(encoding="utf-8")
+    pairs = zip(MARKED.finditer(text), MARKED.finditer(rendered(text, readme)), strict=True)
+    changed = [old["what"] for old, fresh in pairs if old["table"] != fresh["table"]]
+    return list(dict.fromkeys([*changed, *(what for what, _ in old_plots(text, readme))]))
+
+
+def rendered(text: str, readme: Path) -> str:
+    """The README's text with every table as its files have it.  Raises PrflError where they cannot be read."""
+    return MARKED.sub(lambda found: found[1] + _written(found["what"], readme) + found[4], text)
+
+
+def _written(what: str, readme: Path) -> str:
+    if picture := plot_of(what, readme):
+        return f"![{ALT}]({picture.relative_to(readme.parent)})\n"
+    return markdown(rows(what, readme))
+
+
+def plot_of(what: str, readme: Path) -> Path | None:
+    """Where the marker's picture is, if it is one."""
+    return next((readme.parent / word.removeprefix(PLOT) for word in what.split() if word.startswith(PLOT)), None)
+
+
+def old_plots(text: str, readme: Path) -> Iterator[tuple[str, Path]]:
+    """The markers whose pictures are not of what their files say, and the pictures."""
+    from bench.harness.plots import digest, drawn
+
+    for found in MARKED.finditer(text):
+        picture = plot_of(found["what"], readme)
+        if picture and drawn(picture) != digest(one_world(rows(found["what"], readme))):
+            yield found["what"], picture
+
+
+def write_plot(some: Sequence[Row], picture: Path) -> Path:
+    """Costs against size as a picture.  Raises PrflError where the rows are not of one machine and world."""
+    from bench.harness.plots import scale
+
+    found = scale(one_world(some))
+    with replacing(picture) as temporary:
+        temporary.write_bytes(found)
+    return picture
+
+
+def one_world(some: Sequence[Row]) -> list[Curve]:
+    worlds = by_world(some)
+    if len(worlds) != 1:
+        what = f"costs against size of {len(worlds)} machines and worlds make {len(worlds)} plots"
+        raise PrflError(what, where="python -m bench report --plot", fix="give results of pytest bench/bench_scale.py")
+    return worlds[0]
+
+
+def rows(what: str, readme: Path) -> list[Row]:
+    words = what.split()
+    found = read([readme.parent / word for word in words if "=" not in word])
+    for word in words:
+        if "=" in word and not word.startswith(PLOT):
+            key, _, value = word.partition("=")
+            found = [row for row in found if str({**row.info, **row.info["settings"]}.get(key)) == value]
+    if not found:
+        raise PrflError(f"no rows for '{what}'", where=str(readme), fix="mend the marker, or write the results anew")
+    return found

@@ -1,0 +1,247 @@
+"""Tables and a page of benchmark results, and what two of them differ in.
+
+One line a provider, one table a case; the headline is how many times as fast as the reference, with its interval.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.cases.scale import by_world, curves
+from bench.harness import scale_report
+from bench.harness.results import Row, by_case, time_ratio_apart
+from bench.harness.scale_report import figures as _figures
+from prfl.evaluation.metrics import Interval
+
+PARTS = ("rollout", "reward", "decode", "backward", "optimizer")  # of a training step
+PER_GRADIENT = "ms/gradient"
+HEAD = (
+    "provider", "times as fast", "ms (20 to 80 %)", "rounds", "steps/s", PER_GRADIENT, "evaluations", "TFLOPS", "GB/s",
+    "of roofline", "peak MiB", "total MiB", "saved MiB", "error", *(f"{part} ms" for part in PARTS),
+)  # fmt: skip
+DASH = "-"
+EVALUATIONS = "network evaluations"
+GRADIENTS = "solver steps with gradient"  # of one optimizer step
+FIRST = ("same_step", "methods", "rival_prfl", "rival_vader")  # on a page: what all the others are about
+
+
+def cells(row: Row) -> list[str]:
+    """One line of a table: text under ``HEAD``."""
+    info = row.info
+    milliseconds, parts, memory = info["milliseconds"], info.get("parts_ms", {}), info["memory"]
+    evaluations, gradients = (info.get("facts", {}).get(name) for name in (EVALUATIONS, GRADIENTS))
+    return [
+        row.provider,
+        f"{Interval(**info['times_reference'])}" if row.provider != info["reference"] else "1",
+        f"{_figures(milliseconds['median'])} ({_figures(milliseconds['low'])} to {_figures(milliseconds['high'])})",
+        f"{len(info['rounds_ms'])}",
+        _or_dash(1e3 / milliseconds["median"] if "shapes" in info and "chain" in info["shapes"] else None, _figures),
+        _or_dash(milliseconds["median"] / gradients if gradients else None, _figures),
+        _or_dash(evaluations, _figures),
+        _or_dash(info["tflops"], _figures),
+        _or_dash(info["gb_per_s"], _figures),
+        _or_dash(info["roofline"], lambda share: f"{100 * share:.0f} %"),
+        _or_dash(memory.get("peak"), _mebibytes),
+        _or_dash(
+            memory.get("total") if info["device"] != "cpu" else None, _mebibytes
+        ),  # a CPU's has Python's own in it
+        _or_dash(info["saved_bytes"], _mebibytes),
+        _or_dash(info["error"], lambda error: f"{error:.1e}"),
+        *(_or_dash(parts.get(part) or None, _figures) for part in PARTS),
+    ]
+
+
+def _or_dash(value: Any, write: Any) -> str:
+    return DASH if value is None else write(value)
+
+
+def _mebibytes(size: int) -> str:
+    return _figures(size / 2**20)
+
+
+def used(rows: Sequence[Row]) -> list[int]:
+    """Numbers of the columns in which some row has something to say."""
+    lines = [cells(row) for row in rows]
+    several = any(row.info.get("facts", {}).get(GRADIENTS, 1) > 1 for row in rows)  # else they are the steps
+    said = [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
+    return [i for i in said if HEAD[i] != PER_GRADIENT or several]
+
+
+def about(rows: Sequence[Row]) -> list[str]:
+    """What the rows were measured on and of, one line for each difference."""
+    return list(dict.fromkeys(", ".join(_facts(row.info)) for row in rows))
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What stands below the tables."""
+    return [*([scale_report.NOTE] if curves(rows) else []), *lacking(rows), *about(rows)]
+
+
+def lacking(rows: Sequence[Row]) -> list[str]:
+    """What could not be measured, and why."""
+    return [
+        f"{row.case}, {row.provider}: no {what}: {reason}"
+        for row in rows
+        for what, reason in row.info.get("lacks", {}).items()
+    ]
+
+
+def _facts(info: Mapping[str, Any]) -> list[str]:
+    versions = " ".join(f"{name} {found}" for name, found in info["versions"].items())
+    threads = [f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"] if info["device"] == "cpu" else []
+    sdpa = [f"SDPA by {info['sdpa']['video']}"] if info["device"] != "cpu" and "sdpa" in info else []  # older have none
+    return [info["machine"], *threads, versions, *sdpa, f"commit {info['commit']}", f"weights: {info['weights']}"]
+
+
+def title(row: Row) -> str:
+    shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in row.info["shapes"].items())
+    return f"{row.case} ({row.info['dtype']}; {shapes})"
+
+
+# --------------------------------------------------------------------------------------------- terminal, markdown, page
+
+
+def tables(rows: Sequence[Row], width: int) -> list[Table]:
+    """One a case, or as many as its columns need in this width."""
+    made = []
+    rows, along = apart(rows)
+    for some in by_case(rows).values():
+        columns = used(some)
+        lines = [[line[i] for i in columns] for line in map(cells, some)]
+        made += folded(title(some[0]), [HEAD[i] for i in columns], lines, width)
+    for name, lines in scale_report.tables(along).items():
+        made += folded(name, scale_report.HEAD, lines, width)
+    return made
+
+
+def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[Table]:
+    """Tables of this width, each with the first column, so that none is cropped; a step's parts stay together."""
+    widths = [3 + max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
+    parts = {f"{part} ms" for part in PARTS} if 1 + sum(widths) > width else set()
+    groups: list[list[int]] = [[0]]
+    for i in range(1, len(head)):
+        full = 1 + widths[i] + sum(widths[j] for j in groups[-1]) > width
+        if len(groups[-1]) > 1 and (full or (head[i] in parts and head[i - 1] not in parts)):
+            groups.append([0])
+        groups[-1].append(i)
+    made = []
+    for number, columns in enumerate(groups):
+        table = Table(title=name if number == 0 else None, title_justify="left")
+        for i in columns:
+            table.add_column(head[i], justify="left" if i == 0 else "right", overflow="fold")
+        for line in lines:
+            table.add_row(*(line[i] for i in columns))
+        made.append(table)
+    return made
+
+
+def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Those that are compared case by case, and those of a curve."""
+    along = [row for curve in curves(rows) for row in curve.rows]
+    return [row for row in rows if row not in along], along
+
+
+def terminal(rows: Sequence[Row], width: int = 220) -> str:
+    """The tables as text, and what they were measured on."""
+    target = io.StringIO()
+    console = Console(file=target, width=width)
+    for table in tables(rows, width):
+        console.print(table)
+    for line in notes(rows):
+        console.print(line, markup=False, soft_wrap=True)
+    return target.getvalue()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table of all rows, as a README has it; the case is the first column.  Those of scale have their own."""
+    compared, along = apart(rows)
+    made = []
+    if compared:
+        columns = used(compared)
+        body = [[row.case, *(line[i] for i in columns)] for row in compared for line in [cells(row)]]
+        made.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
+    if groups := scale_report.tables(along):
+        body = [[line[0], name, *line[1:]] for name, lines in groups.items() for line in lines]
+        made.append(f"{_markdown([scale_report.HEAD[0], 'against', *scale_report.HEAD[1:]], body)}")
+    return "\n".join([*made, *notes(rows)]) + "\n"
+
+
+def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *body))
+
+
+def write_page(rows: Sequence[Row], path: Path) -> Path:
+    """A self-contained page: facts, a plot of the headline, a table for each case."""
+    from bench.harness.plots import ratios, scale
+    from prfl.evaluation.report import image, write_page
+
+    facts = "".join(f"<p class=quiet>{escape(line)}</p>" for line in notes(rows))
+    parts = [f"<header><h1>Benchmarks</h1>{facts}</header>"]
+    operations: dict[str, list[Row]] = {}
+    compared, along = apart(rows)
+    for row in compared:
+        operations.setdefault(row.info["operation"], []).append(row)
+    for operation, own in sorted(operations.items(), key=lambda item: (*FIRST, item[0]).index(item[0])):
+        plot = image(ratios(own), f"how many times as fast as {own[0].info['reference']}")
+        body = "".join(_table(some) for some in by_case(own).values())
+        parts.append(f"<section><h2>{escape(operation)}</h2>{plot}{body}</section>")
+    if groups := scale_report.tables(along):
+        plots = "".join(image(scale(some), "cost against size") for some in by_world(along))
+        body = "".join(f"<h3>{escape(name)}</h3>{_lines(scale_report.HEAD, own)}" for name, own in groups.items())
+        parts.append(f"<section><h2>cost against size</h2>{plots}{body}</section>")
+    note = "Written by prfl. Intervals are 95 % percentile bootstraps over rounds."
+    return write_page(path, "Benchmarks", parts, note)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    columns = used(rows)
+    body = [[line[i] for i in columns] for line in map(cells, rows)]
+    return f"<h3>{escape(title(rows[0]))}</h3>{_lines([HEAD[i] for i in columns], body)}"
+
+
+def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    rest = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body)
+    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{rest}</tbody></table></div>"
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
+    """What changed from one set of results to another, one line for each benchmark that both have.
+
+    Slower or faster where the interval of the ratio leaves out 1; peaks by more than a hundredth; saved bytes exactly.
+    """
+    known = {row.name: row for row in before}
+    table = Table(title="after against before", title_justify="left")
+    for name in ("benchmark", "time, after / before", "", "peak MiB", "saved bytes"):
+        table.add_column(name, justify="left" if name in ("benchmark", "") else "right", overflow="fold")
+    for row in after:
+        if row.name not in known:
+            table.add_row(f"{row.case}, {row.provider}", "", "new", "", "")
+            continue
+        old = known.pop(row.name)
+        ratio = time_ratio_apart(row.rounds, old.rounds)
+        verdict = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else ""
+        peaks = [each.info["memory"].get("peak") for each in (old, row)]
+        saved = [each.info["saved_bytes"] for each in (old, row)]
+        larger = None not in peaks and peaks[1] > 1.01 * peaks[0]
+        verdicts = [verdict, "larger peak" * larger, "saves more" * (saved[1] > saved[0])]
+        table.add_row(
+            f"{row.case}, {row.provider}",
+            str(ratio),
+            ", ".join(filter(None, verdicts)),
+            DASH if None in peaks else " -> ".join(_mebibytes(each) for each in peaks),
+            f"{saved[0]}" if saved[0] == saved[1] else f"{saved[0]} -> {saved[1]}",
+        )
+    for name in known:
+        table.add_row(f"{known[name].case}, {known[name].provider}", "", "gone", "", "")
+    return table

@@ -1,0 +1,182 @@
+"""The models that steps are measured on: each by configs that users have, built as their runs are.
+
+``tiny`` is the shapes world inside the package, trained.  The others have Wan's layout and random weights, drawn where
+they are used and never written, and random text embeddings; PRFL_BENCH_MODEL, a diffusers pipeline's folder, puts real
+ones in the place of a Wan world's.  Rewards are the trained one inside the package, for ``tiny``, or else new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import BatchEncoding, UMT5Config, UMT5EncoderModel
+
+from bench.harness.facts import REPOSITORY
+from bench.harness.problem import Needs
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.backbone.wan import vae as vae_codec
+from prfl.backbone.wan.architecture import architecture_place, cast
+from prfl.backbone.wan.loading import Source, assemble, flow_schedule, vae_dtype
+from prfl.config import load_config
+from prfl.config.schema import Config, LatentRewardConfig
+from prfl.factory.backbone import prepared
+
+MODEL = "PRFL_BENCH_MODEL"
+TRAINED = "shapes"  # backbone.model, and reward.path, of what is inside the package
+PROMPTS = f"data.prompts.train={json.dumps(str(REPOSITORY / 'configs/prompts/videos.txt'))}"
+SMALL = f"backbone.model={json.dumps(str(REPOSITORY / 'bench/worlds/small'))}"
+PLAIN = ("rollout.stride=1", "rollout.gradients_per_rollout=1", "evaluation.every=0", "training.accumulation=1")
+P480 = ("data.height=480", "data.width=832")
+
+
+@dataclass(frozen=True)
+class World:
+    """policy, latent, pixel: configs of a policy's run and of its rewards' training, with overrides.
+
+    gib: of a GPU's memory for a step with a latent reward.
+    """
+
+    policy: Sequence[str]
+    latent: Sequence[str]
+    pixel: Sequence[str]
+    needs: Needs = Needs()
+
+
+def _wan(folder: str, gib: float, *overrides: str) -> World:
+    policy, reward = f"{folder}/prfl.yaml", f"{folder}/reward.yaml"
+    pixel = "reward={space: pixel, head: {dimensions: [quality]}}"
+    return World(
+        (policy, *PLAIN, PROMPTS, "training.batch=1", *overrides), (reward, PROMPTS), (reward, PROMPTS, pixel),
+        Needs(gpu=True, gib=gib),
+    )  # fmt: skip
+
+
+_SMALL_REWARD = "configs/wan2.1-1.3b/reward.yaml", PROMPTS, "backbone.dtype=float32", "backbone.device=auto"
+WORLDS = {
+    "tiny": World(
+        ("configs/tiny/prfl.yaml", *PLAIN, "reward.path=shapes", "objective={name: prfl}", "data.generator=null",
+         "backbone.checkpointing=full",
+         "training.batch=1"),
+        ("configs/tiny/reward.yaml",), ("configs/tiny/pixel_reward.yaml",),
+    ),
+    "small": World(
+        ("configs/wan2.1-1.3b/prfl.yaml", *PLAIN, PROMPTS, SMALL, "backbone.dtype=float32", "backbone.device=auto",
+         "training.batch=1", "data.height=96", "data.width=96"),
+        (*_SMALL_REWARD, "reward.head.blocks=[2]"),
+        (*_SMALL_REWARD, "reward={space: pixel, head: {dimensions: [quality]}}"),
+    ),
+    "wan-1.3b": _wan("configs/wan2.1-1.3b", 16.0, *P480),
+    "wan-14b": _wan("configs/wan2.1-14b", 60.0, *P480, "rollout.shift=3.0"),
+}  # fmt: skip
+
+
+def config(world: str, overrides: Sequence[str] = ()) -> Config:
+    """PRFL in this world, as its users' config has it but for clips, rounds and reuse, and ``overrides`` of that.
+
+    A pixel reward: ``reward={space: pixel, path: new}``, and an objective that may read one.
+    """
+    file, *own = WORLDS[world].policy
+    if world.startswith("wan") and (folder := os.environ.get(MODEL)):
+        own.append(f"backbone.model={json.dumps(folder)}")
+    return load_config(REPOSITORY / file, [*own, *overrides])
+
+
+def backbone(own: Config) -> WanBackbone:
+    """The frozen model of a ``config``, and on it the policy's adapter, stirred as if it had been trained a little."""
+    model = factory.backbone(own) if has_weights(own) else _random(own)
+    generator = torch.Generator().manual_seed(own.seed)
+    for parameter in model.adapter_parameters(factory.POLICY).values():
+        drawn = torch.randn(parameter.shape, generator=generator) * 0.02
+        parameter.data += drawn.to(parameter)
+    return model
+
+
+def reward(world: str, own: Config, model: WanBackbone) -> factory.Reward:
+    """The latent or pixel reward that the config asks for, frozen: the trained one where it is named, or a new one."""
+    assert own.reward is not None
+    if own.reward.path == TRAINED:
+        return factory.trained_reward(own, model)
+    latent = isinstance(own.reward, LatentRewardConfig)
+    file, *overrides = WORLDS[world].latent if latent else WORLDS[world].pixel
+    return factory.new_reward(load_config(REPOSITORY / file, overrides), model).freeze()
+
+
+def weights(own: Config) -> str:
+    """What is random, for the results."""
+    assert own.reward is not None
+    kind = "random" if own.reward.path != TRAINED else "trained"
+    model = "trained" if has_weights(own) else "random"
+    return model if model == kind else f"{model}, of the {own.reward.space} reward {kind}"
+
+
+def has_weights(own: Config) -> bool:
+    return own.backbone.model == TRAINED or MODEL in os.environ and own.backbone.model == os.environ[MODEL]
+
+
+# ------------------------------------------------------------------------------------------------------ random weights
+
+
+def _random(own: Config) -> WanBackbone:
+    """The architecture of ``backbone.model`` with random weights, made in their own dtype on their own device."""
+    source = _source(own)
+    network, vae = transformer(own), decoder(own)
+    if source.device.type == "cpu":
+        vae_codec.channels_last(vae)
+    text = partial(random_text, network.config.text_dim, source.device)
+    return prepared(own, assemble(source, flow_schedule(source), network, vae, text))
+
+
+def _source(own: Config) -> Source:
+    return Source(architecture_place(str(factory.model_place(own))), None, factory.device(own.backbone))
+
+
+def transformer(own: Config) -> WanTransformer3DModel:
+    """The same weights as a ``backbone`` has, in diffusers' own model: no adapter, no kernels."""
+    return _part(own, WanTransformer3DModel, "transformer", getattr(torch, own.backbone.dtype))
+
+
+def decoder(own: Config) -> AutoencoderKLWan:
+    """Likewise, of the VAE."""
+    return _part(own, AutoencoderKLWan, "vae", vae_dtype(getattr(torch, own.backbone.dtype))).requires_grad_(False)
+
+
+def _part(own: Config, kind: Any, folder: str, dtype: torch.dtype) -> Any:
+    source = _source(own)
+    if has_weights(own):
+        return source.load(kind, folder, dtype)
+    torch.manual_seed(0)
+    with source.device, _default(dtype):  # 14 billion weights in float32 first would take 56 GB
+        return cast(kind.from_config(source.config(kind, folder)), dtype)
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def random_text(width: int, device: torch.device) -> tuple[Any, UMT5EncoderModel]:
+    """A tokenizer of bytes, and one random layer of the encoder's own kind: embeddings have their real shape."""
+    torch.manual_seed(1)
+    layers = UMT5Config(vocab_size=256, d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
+    return byte_tokens, UMT5EncoderModel(layers).to(device).requires_grad_(False).eval()
+
+
+def byte_tokens(prompts: Sequence[str], max_length: int, **_: Any) -> BatchEncoding:
+    found = [torch.tensor([*prompt.encode(), 0][:max_length]) for prompt in prompts]
+    lengths = torch.tensor([len(each) for each in found])
+    ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+    return BatchEncoding({"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()})

@@ -1,0 +1,78 @@
+"""What the command line makes of its options' texts, where its errors are from, and the machine's terminal."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prfl.config import Config
+from prfl.config.messages import all_keys
+from prfl.utils.errors import PrflError
+
+
+def add_command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    """A command, or an action of one, whose help begins with what it does and shows its examples."""
+    description = f"{summary[0].upper()}{summary[1:]}.\n\n{examples}"
+    return commands.add_parser(
+        name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, as 0,0.5,0.9") from None
+
+
+def span(text: str) -> tuple[float, float]:
+    try:
+        low, high = text.split(":")
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no LOW:HIGH, as 1:5") from None
+
+
+def config_of(options: argparse.Namespace) -> str | Path | None:
+    """The file that a bare yaml path in an error is of: the config, or that of the run that is named."""
+    run = getattr(options, "run", None)
+    return run / "config.yaml" if options.config is None and isinstance(run, Path) else options.config
+
+
+@contextmanager
+def in_file(path: str | Path | None) -> Iterator[None]:
+    """Puts the config's file in front of a bare yaml path, as ``configs/x.yaml: reward.space``."""
+    try:
+        yield
+    except PrflError as error:
+        if path is None or error.where not in {key for key, _ in all_keys(Config)}:
+            raise
+        raise PrflError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error
+
+
+@contextmanager
+def by_option(keys: dict[str, str]) -> Iterator[None]:
+    """An error names the option of a command that has no config, in place of the yaml key."""
+    try:
+        yield
+    except PrflError as error:
+        if error.where not in keys:
+            raise
+        fix = error.fix.replace(f"{error.where}", keys[error.where]).replace("device: auto", "--device auto")
+        raise PrflError(error.what, where=keys[error.where], fix=fix) from error
+
+
+def print_any_name() -> None:
+    """A name that the terminal's encoding lacks is shown by its numbers, and ends no run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")

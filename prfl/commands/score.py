@@ -1,0 +1,55 @@
+"""``prfl score``: score videos or latents with a saved reward."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from prfl.commands.options import by_option, numbers
+
+SUMMARY = "score videos or latents with a saved reward"
+EXAMPLES = """\
+  prfl score a.mp4 b.mp4 --prompt "a dog runs" --head runs/tiny-reward/reward
+      on the standard output, as CSV
+  prfl score manifest.jsonl --head owner/name --sigmas 0,0.5,0.9 --draws 4 --out scores.json
+      every video of a manifest with its own prompt, at three noise levels, each the mean over four draws of the noise
+  prfl score latents.safetensors --prompt "a dog runs" --head owner/name --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+      normalised latents, (channels, frames, height, width), under the name 'latents'
+"""
+PRINTS_RESULT = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="videos, latents (.safetensors), manifests (.jsonl)")
+    parser.add_argument("--head", required=True, metavar="FOLDER", help="a saved reward: a folder or a hub id")
+    parser.add_argument("--prompt", help="the prompt of every FILE that is not a manifest")
+    parser.add_argument("--sigmas", type=numbers, default=[0.0], metavar="S,S", help="noise levels, 0 clean to 1 noise")
+    parser.add_argument("--draws", type=int, default=1, metavar="N", help="mean over N draws of the noise; default: 1")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
+    parser.add_argument("--model", help="the video model: a folder or hub id; default: what the reward was trained on")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the video model's weights")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if any")
+    parser.add_argument("--follow-links", action="store_true", help="a manifest's links may lead out of its folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json; default: CSV on the standard output")
+    for name, kind in (("frames", int), ("height", int), ("width", int), ("fps", float)):
+        parser.add_argument(f"--{name}", type=kind, help="of the clip that is read; default: as the reward's training")
+
+
+def run(options: argparse.Namespace) -> None:
+    from prfl.runs.score import CLIP, score_files
+
+    with by_option({"backbone.model": "--model", "backbone.dtype": "--dtype", "backbone.device": "--device"}):
+        score_files(
+            options.inputs,
+            options.head,
+            prompt=options.prompt,
+            model=options.model,
+            dtype=options.dtype,
+            device=options.device,
+            sigmas=options.sigmas,
+            noise_draws=options.draws,
+            seed=options.seed,
+            clip={name: getattr(options, name) for name in CLIP},
+            out=options.out,
+            follow_links=options.follow_links,
+        )

@@ -1,0 +1,85 @@
+"""``prfl train``: train a reward or a video model, stage by stage; ``--dry-run`` says what that would be."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from prfl.commands.options import in_file
+from prfl.config import Stage, dump_resolved, load_stages
+from prfl.utils.errors import PrflError
+
+SUMMARY = "train a reward or a video model"
+EXAMPLES = """\
+  prfl train configs/tiny.yaml
+      the whole story on the model inside the package: a reward head, then PRFL from it, then the report
+  prfl train configs/wan2.1-14b/prfl.yaml --dry-run
+      what a run would be: every setting, its work and its memory; needs no weights and no GPU
+  prfl train configs/tiny/prfl.yaml training.steps=10 run=runs/try
+      change keys of a config without editing it
+  prfl train configs/tiny.yaml prfl.training.steps=10
+      where a config has stages, the stage's name comes first
+  torchrun --nproc_per_node 2 -m prfl.cli train CONFIG     (or: accelerate launch -m prfl.cli train CONFIG)
+      several processes, one a GPU, share out training.batch, the cache and the evaluation: the same result
+"""
+HELP = f"""\
+{EXAMPLES}
+a config
+  A yaml file with one section for each thing that a run is made of: backbone (the video model), data (clips, prompts,
+  cache), reward (what is maximised), rollout (the sampling chain), objective (the method), training (optimizer and
+  loop) and evaluation (what is watched).  Files to start from are in configs/.  A key that is missing, misspelt or read
+  by nobody is an error that names it.  Every key is described in the file that `prfl schema` writes, which makes an
+  editor complete and check keys; --dry-run prints a config with all its defaults.
+
+key=value
+  Changes one key of the config; the value is YAML:
+      training.steps=10   backbone.adapter.rank=8   evaluation.every=0   reward.weights='{{motion: 1.0, quality: 0.5}}'
+      objective.sft=null   backbone.adapter.targets='[to_q, to_v]'
+
+resume
+  A run that was stopped (Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save first) goes on from the newest checkpoint of its run
+  folder when the same command is given again.  --resume none starts anew, --resume FOLDER takes a certain checkpoint.
+  How long, how often and where (training.steps, log_every, save_every, run, evaluation) may change; anything else is
+  refused.
+
+dry run
+  Validates the config and its prompts, builds the model without weights and prints the resolved config, tokens,
+  trainable parameters, network evaluations, the predicted peak memory by part, and which inputs are not there yet.
+  `prfl doctor CONFIG` says whether this machine can run it.
+"""
+CONFIG = "one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    resume = "the newest checkpoint of the run folder (auto), a new start (none), or a checkpoint's folder"
+    parser.add_argument("--dry-run", action="store_true", help="check everything; print settings, work and memory")
+    parser.add_argument("--resume", default="auto", metavar="auto|none|PATH", help=f"{resume}; default: auto")
+
+
+def run(options: argparse.Namespace) -> None:
+    stages = load_stages(options.config, options.overrides)
+    if len(stages) > 1 and options.resume not in ("auto", "none"):
+        fix = f"prfl train {stages[-1].path} --resume {options.resume}"
+        raise PrflError(f"one checkpoint for {len(stages)} stages", where="--resume", fix=fix)
+    if options.dry_run:
+        dry_run(stages)
+        return
+
+    from prfl.runs import stage as run_stage
+    from prfl.utils import processes
+
+    for stage in stages:
+        with in_file(stage.path):
+            run_stage.train(stage.config, resume=options.resume)
+    processes.end()
+
+
+def dry_run(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        print(f"# {stage.path}\n{dump_resolved(stage.config)}", flush=True)
+
+    from prfl.runs.dry_run import dry_run as show_stage
+
+    for number, stage in enumerate(stages):
+        with in_file(stage.path):
+            show_stage(stage, earlier=stages[:number])

@@ -1,0 +1,161 @@
+"""The peak memory of a run, by part, before it starts.
+
+The network, the decoder and the reward are run forward and backward on ``meta`` at the run's own shapes, and their
+tensors are counted (``live_bytes``): dtype, adapter and checkpointing are in the count because they are in the code.
+Not in it: cuDNN's workspaces, the CUDA context, the allocator's gaps.  Leave a tenth of the memory for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.backbone.wan.architecture import cast
+from prfl.config.objective_schema import SteeringConfig
+from prfl.config.schema import Config, PreferenceConfig
+from prfl.estimate.live_tensors import fused_on_meta
+from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
+from prfl.estimate.phases import all_phases, network_call
+from prfl.estimate.rewards import reward_on_meta
+from prfl.estimate.stored_latents import all_choices, earlier_outputs, latents_of, rolled_nodes, stored_rollout
+from prfl.objective import sft
+from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.latent import LatentReward
+from prfl.reward.pixel import PixelReward
+
+ADAM_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """fixed: what is alive all the time.  phases: what each phase of a step adds at its peak, one after another.
+
+    trainable: number of trained parameters.  assumed: in words, what was not known; empty where everything was.
+    host: bytes that a GPU run keeps in host memory: what ``backbone.offload`` moves there, and of a rollout that serves
+    several steps its latents and a copy of the trained weights that made it.
+    """
+
+    fixed: list[Part]
+    phases: list[Part]
+    trainable: int
+    assumed: str = ""
+    host: int = 0
+
+    @property
+    def largest(self) -> Part:
+        return max(self.phases, key=self._with_fixed)
+
+    @property
+    def peak(self) -> int:
+        return self._with_fixed(self.largest)
+
+    @property
+    def training_peak(self) -> int:
+        """Of the steps themselves: without what runs before them, such as the text encoder."""
+        return max(self._with_fixed(phase) for phase in self.phases if not phase.alone)
+
+    def _with_fixed(self, phase: Part) -> int:
+        return phase.bytes + (0 if phase.alone else sum(part.bytes for part in self.fixed))
+
+
+def predict_memory(config: Config, model: WanBackbone) -> Memory:
+    """model: ``build.architecture(config)``; it gets gradients, so use it for nothing else."""
+    model.offload = offloads(config)
+    reward, assumed = reward_on_meta(config, model)
+    trained = trained_parameters(config, model, reward)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    shapes = Shapes(model, config)
+    fixed = list(fixed_parts(config, model, reward, trained, shapes))
+    fixed += without_autocast(model)
+    with fused_on_meta(factory.device_kind(config)):
+        phases = list(
+            all_phases(config, model, reward, shapes, sum_bytes([p.grad for p in trained if p.grad is not None]))
+        )
+        host = host_bytes(config, model, shapes) if model.offload else 0
+    if config.rollout.gradients_per_rollout > 1 and factory.device_kind(config) == "cuda":
+        waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
+        host += stored_rollout(config, model)[0] * waiting + sum_bytes(trained)  # the weights are not pinned
+    return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
+
+
+def without_autocast(model: WanBackbone) -> Iterator[Part]:
+    """``meta`` knows no autocast: weights that are wider than what is computed in are made that narrow, and the copies
+    that autocast makes of them (one of each, until a call ends) are a part of their own."""
+    for network in {model.transformer, *model.copies.values()}:
+        if network.patch_embedding.weight.dtype != model.dtype:
+            yield Part(
+                f"the weights in {str(model.dtype).removeprefix('torch.')}, by autocast",
+                module_bytes(cast(network, model.dtype)),
+            )
+
+
+def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
+    """Host memory of one network call's checkpointed blocks and of the rollout's latents."""
+    part = config.training.batch // config.training.accumulation
+    with_store = network_call(config, model, shapes, part, gradient=True).saved
+    model.offload = False
+    without = network_call(config, model, shapes, part, gradient=True).saved
+    model.offload = True
+    tokens = math.prod(shapes.latent[1:]) // math.prod(model.patch_size)
+    hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
+    rolled = 0
+    if isinstance(config.objective, SteeringConfig):  # all but the end of the rollout, which is wanted first
+        rolled = max(len(rolled_nodes(choice, config.rollout.steps)) for choice in all_choices(config, model)) - 1
+    return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
+
+
+def trained_parameters(config: Config, model: WanBackbone, reward: factory.Reward | None) -> list[nn.Parameter]:
+    if isinstance(config.objective, PreferenceConfig):
+        assert isinstance(reward, LatentReward | PixelReward)
+        return list(reward.parameters().values())
+    return list(sft.trained_parameters(model, factory.policy_adapter(config)).values())
+
+
+def fixed_parts(
+    config: Config, model: WanBackbone, reward: factory.Reward | None, trained: list[nn.Parameter], shapes: Shapes
+) -> Iterator[Part]:
+    own = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
+    name = "frozen base, which reward and distance read" if model.copies else "transformer weights"
+    yield Part(name, sum_bytes([*own, *model.transformer.buffers()]))
+    if model.copies:
+        yield Part("trained copy of all weights, in float32", sum(map(module_bytes, model.copies.values())))
+    if not parks_vae(config):
+        yield Part("VAE weights", module_bytes(model.vae))
+    size = sum_bytes(trained)
+    if config.backbone.train == "lora":
+        yield Part("trained weights" if isinstance(config.objective, PreferenceConfig) else "adapter weights", size)
+    yield Part("gradients", size)
+    yield Part("optimizer (two averages)", ADAM_MOMENTS * size)
+    if config.training.ema_decay is not None:
+        yield Part("EMA of the weights", size)
+    if reward is not None and isinstance(config.objective, SteeringConfig):
+        yield Part("reward weights", sum_bytes(reward_tensors(reward)))
+    part = config.training.batch // config.training.accumulation
+    count = 4  # clean, noise and noisy, and what is predicted
+    if isinstance(config.objective, SteeringConfig):
+        alive = [latents_of(choice, config.rollout.steps, offloads(config)) for choice in all_choices(config, model)]
+        count = max(alive)
+    latents = count * sum_bytes([shapes.latents(part)])
+    yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
+    if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(factory.chain(config, model))):
+        yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
+    if config.rollout.gradients_per_rollout > 1:
+        waiting, here = stored_rollout(config, model)
+        of_all = sum_bytes([shapes.latents(config.training.batch)])
+        on_cpu = waiting * of_all + size if factory.device_kind(config) == "cpu" else 0
+        yield Part("rollout that several steps use, and the weights that made it", here * of_all + on_cpu)
+
+
+def reward_tensors(reward: factory.Reward) -> list[Tensor]:
+    if isinstance(reward, RewardEnsemble):
+        return [tensor for member in reward.members for tensor in member.state().values()]
+    if isinstance(reward, LatentReward | PixelReward):
+        return list(reward.state().values())
+    return [p for part in (reward.vision, reward.projection, reward.mlp) for p in part.parameters()]

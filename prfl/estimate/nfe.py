@@ -1,0 +1,124 @@
+"""How often a run evaluates the network, counted from the plans that its objective will choose."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.config.objective_schema import SteeringConfig
+from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
+from prfl.estimate.rewards import reads_of_a_score
+from prfl.objective.reused_rollout import span
+from prfl.objective.reward_gradient import Choice, Pathwise, holds_edge, visited
+from prfl.rollout.solvers import Coefficients
+
+ROLLOUT = "rollout forwards"
+GRADIENT = "gradient forwards and backwards"
+RECOMPUTED = "forwards again, for checkpointed blocks"
+UNGUIDED = "forwards without a prompt, for guidance"
+REWARD = "reward forwards"
+DISTANCE = "forwards for the distance to the base"
+SAMPLING = "forwards for evaluation samples"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of network evaluation, in evaluations of one sample.  per_step: mean over the optimizer steps."""
+
+    name: str
+    per_step: float
+    total: int
+
+
+def count_work(config: Config, model: WanBackbone) -> list[Work]:
+    """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
+    objective, training = config.objective, config.training
+    counts: Counter[str] = Counter()
+    if isinstance(objective, SteeringConfig):
+        counts = _steering(config, objective, model)
+        if objective.sft:
+            counts[GRADIENT] += math.ceil(training.steps / objective.sft.every)
+    elif isinstance(objective, PreferenceConfig):
+        counts[REWARD] = training.steps * (1 if objective.loss == "bce" else 2)
+    else:
+        counts[GRADIENT] = training.steps
+    if model.checkpointing != "none" and counts[GRADIENT]:
+        counts[RECOMPUTED] = counts[GRADIENT]
+    works = [Work(name, n * training.batch / training.steps, n * training.batch) for name, n in counts.items() if n]
+    samples = evaluation_samples(config)
+    if samples:
+        calls = samples * (config.evaluation.steps or config.rollout.steps)
+        calls *= 2 if config.evaluation.guidance_scale != 1 else 1
+        works.append(Work(SAMPLING, calls / training.steps, calls))
+    return works
+
+
+def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> Counter[str]:
+    """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
+
+    A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.
+    """
+    coefficients = factory.chain(config, model)
+    method = factory.method(config, coefficients)
+    counts: Counter[str] = Counter()
+    reads = reads_of_a_score(config)
+    for step in range(config.training.steps):
+        choice = method.choose(step)
+        held = holds_edge(model, choice)
+        if config.rollout.gradients_per_rollout == 1:
+            rolled = _rolled(choice, coefficients, held, config.rollout.stride)
+        elif step % config.rollout.gradients_per_rollout == 0:
+            served = [method.choose(step + later) for later in range(config.rollout.gradients_per_rollout)]
+            rolled = len(span(served, config.rollout.stride, held).path) - 1
+        else:  # the ends of the trained edges, to be scored
+            rolled = 0 if held else len(choice.seeds)
+        counts += _of_choice(choice, rolled, config)
+        counts[REWARD] += reads * len(choice.seeds)
+        trained = len(choice.plan.trains)
+        if objective.distance_weight:
+            counts += Counter({GRADIENT: trained, DISTANCE: trained})
+        elif step % Pathwise.distance_every == 0:
+            counts[DISTANCE] += 2 * trained
+    return counts
+
+
+def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> int:
+    """Evaluations without gradient up to where the reward is read."""
+    path = visited(choice, coefficients, held, stride)
+    rolled, last = len(path) - 1, path[-1]
+    if not held:  # clean predictions from where the rollout did not make the output
+        rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
+    return rolled
+
+
+def _of_choice(choice: Choice, rolled: int, config: Config) -> Counter[str]:
+    guidance = config.rollout.guidance
+    guided = guidance.scale != 1
+    walked = len(choice.plan.recomputed)
+    both = guidance.gradient == "both"
+    counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1)})
+    if guided and not both:
+        counts[UNGUIDED] = walked
+    return counts
+
+
+def evaluation_samples(config: Config) -> int:
+    """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
+    own, steps = config.evaluation, config.training.steps
+    if isinstance(config.objective, PreferenceConfig):
+        return 0
+    rounds = 1 + math.ceil(steps / own.every) if own.every else 0
+    known = factory.prompts(config.data.prompts)
+    drawn = rounds * samples_of_round(own, len(known.get("validation", [])))
+    if own.final_samples:
+        prompts = len(known["test"][: own.final_samples])
+        both = 2 if config.backbone.train == "lora" else 1
+        drawn += both * prompts * (own.final_samples // prompts)
+    return drawn
+
+
+def samples_of_round(own: EvaluationConfig, validation: int) -> int:
+    return min(own.prompts_per_round, validation) * own.samples_per_prompt

@@ -1,0 +1,77 @@
+"""A part of the forecast, and the tensors of a run's own shapes that it is measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prfl import factory
+from prfl.backbone import Condition, WanBackbone
+from prfl.backbone.wan.model import TEXT_TOKENS
+from prfl.config.schema import Config, PixelRewardConfig
+from prfl.utils.errors import located
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one thing.  saved: how many of them autograd keeps for the backward pass (of a phase).  alone: a phase
+    before the training, with all there is by then: what is fixed is not alive yet."""
+
+    name: str
+    bytes: int
+    saved: int = 0
+    alone: bool = False
+
+
+def offloads(config: Config) -> bool:
+    """Whether anything leaves the device: on a CPU, host memory is the same memory."""
+    return config.backbone.offload and factory.device_kind(config) == "cuda"
+
+
+def parks_vae(config: Config) -> bool:
+    """Whether the VAE is off the device but for the cache and the evaluation: a pixel reward decodes in every step."""
+    return factory.device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
+
+
+def pinned(size: int) -> int:
+    """torch takes pinned memory in powers of two."""
+    return 1 << (size - 1).bit_length()
+
+
+def sum_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def module_bytes(module: nn.Module) -> int:
+    return sum_bytes([*module.parameters(), *module.buffers()])
+
+
+class Shapes:
+    """Tensors of a run's shapes, on ``meta``."""
+
+    def __init__(self, model: WanBackbone, config: Config) -> None:
+        self.model = model
+        self.clip = config.data.frames, config.data.height, config.data.width
+        with located("data"):
+            self.latent = model.latent_shape(*self.clip)
+        self.tokens = text_tokens(config)
+
+    def latents(self, batch: int) -> Tensor:
+        return torch.empty(batch, *self.latent, device="meta")
+
+    def pixels(self, batch: int) -> Tensor:
+        return torch.empty(batch, 3, *self.clip, device="meta")
+
+    def condition(self, batch: int) -> Condition:
+        embeds = torch.empty(batch, self.tokens, self.model.text_width, device="meta", dtype=self.model.dtype)
+        return Condition(embeds, torch.full((batch,), self.tokens))
+
+
+def text_tokens(config: Config) -> int:
+    """The longest prompt in tokens, or more: no tokenizer makes more tokens of a text than it has bytes, and an end."""
+    known = factory.prompts(config.data.prompts).values()
+    longest = max(len(prompt.encode()) + 1 for some in known for prompt in some)
+    return min(longest, TEXT_TOKENS)

@@ -1,0 +1,232 @@
+"""What each phase of a run adds to the memory at its peak, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.config.objective_schema import SteeringConfig
+from prfl.config.schema import Config, PreferenceConfig
+from prfl.estimate.live_tensors import LiveBytes
+from prfl.estimate.nfe import evaluation_samples
+from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
+from prfl.estimate.stored_latents import all_choices, earlier_outputs, leads_on
+from prfl.objective.reward_gradient import holds_edge
+from prfl.objective.scorer import PixelScorer, decode_frames
+from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.latent import LatentReward
+from prfl.rollout.guidance import guided_network
+
+
+def all_phases(
+    config: Config, model: WanBackbone, reward: factory.Reward | None, shapes: Shapes, trained: int
+) -> Iterator[Part]:
+    objective, training = config.objective, config.training
+    part = training.batch // training.accumulation
+    vae = module_bytes(model.vae) if parks_vae(config) else 0
+    yield encoding_prompts(config, model)
+    if factory.has_clips(config):
+        yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
+    if isinstance(objective, PreferenceConfig):
+        assert reward is not None
+        sides = part * (1 if objective.loss == "bce" else 2)
+        yield from reward_phases(config, model, reward, shapes, sides, held=0)
+    else:
+        call = network_call(config, model, shapes, part, gradient=True)
+        if isinstance(objective, SteeringConfig):
+            assert reward is not None
+            yield network_call(config, model, shapes, part, gradient=False)
+            held = call.saved if any(holds_edge(model, choice) for choice in all_choices(config, model)) else 0
+            assert config.reward is not None
+            yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
+        yield call
+    yield Part("optimizer step (one more copy of what is trained)", trained)
+    if evaluation_samples(config):
+        batch = _evaluation_batch(config)
+        if batch > part:
+            call = network_call(config, model, shapes, batch, gradient=False)
+            earlier = earlier_outputs(factory.sampling(config).chain(model.default_shift))
+            size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
+            yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
+        decoding = measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
+        if model.offload:  # the transformer waits on the host
+            away = sum(map(module_bytes, (model.transformer, *model.copies.values())))
+            decoding = replace(decoding, bytes=max(0, decoding.bytes - away))
+        yield decoding
+
+
+def encoding_prompts(config: Config, model: WanBackbone) -> Part:
+    """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
+    here = module_bytes(model.text_encoder)
+    if factory.device_kind(config) == "cpu" or factory.has_clips(config):
+        here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
+    return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
+
+
+def measure(name: str, run: Callable[[], Tensor], weights: int) -> Part:
+    """A phase without gradients.  weights: bytes that are on the device for this phase alone."""
+    with LiveBytes() as counted, torch.no_grad():
+        run()
+    return Part(name, counted.peak + weights)
+
+
+def _encode(config: Config, shapes: Shapes) -> Tensor:
+    return shapes.model.encode(shapes.pixels(config.data.encode_batch).clone())
+
+
+def _decode(model: WanBackbone, shapes: Shapes, batch: int) -> Tensor:
+    return model.decode(shapes.latents(batch)).float().clamp(-1, 1)
+
+
+def _evaluation_batch(config: Config) -> int:
+    own = config.evaluation
+    most = max(own.prompts_per_round * own.samples_per_prompt if own.every else 0, own.final_samples)
+    return min(own.batch, most)
+
+
+def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
+    """One network call as training makes it: guided, under the adapter, with or without its backward pass.
+
+    Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
+    """
+    steering = isinstance(config.objective, SteeringConfig)
+    guidance = config.rollout.guidance
+    latents, condition = shapes.latents(batch), shapes.condition(batch)
+    # Where one walked step leads on to another, the cotangent goes on to the latents.
+    chained = steering and any(leads_on(choice.plan) for choice in all_choices(config, model))
+    network = guided_network(
+        model.velocity,
+        condition,
+        shapes.condition(batch),
+        scale=guidance.scale if steering else 1.0,
+        gradient=guidance.gradient if steering else "none",
+    )
+
+    def run() -> Part:
+        leaf = latents.clone().requires_grad_(chained and gradient)
+        policy = factory.policy_adapter(config)
+        dropout = model.dropping(policy, no_seeds(batch))
+        with LiveBytes() as counted, torch.set_grad_enabled(gradient), model.adapter(policy), dropout:
+            output = network(leaf, torch.tensor(0.5))
+            saved = counted.live
+            if gradient:
+                output.backward(torch.zeros_like(output))
+        name = "walk back: a network call, forward and backward" if steering else "forward and backward"
+        return Part(name, counted.peak, saved) if gradient else Part("rollout: one network call", counted.peak)
+
+    return for_all_blocks(model, run)
+
+
+def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
+    """``run`` with three and with four checkpoints of blocks, continued to all: memory is a straight line in them.
+
+    (From three on: with offload, the last block and two more are alive at once.)  Blocks that are not alike, as where
+    an adapter is on some of them, are run one and all.
+    """
+    total, group = model.num_blocks, model.blocks_a_checkpoint
+    if total <= 4 * group or not _blocks_alike(model):
+        return run()
+    three, four = (_with_blocks(model, count * group, run) for count in (3, 4))
+    further = total // group - 4
+    return Part(
+        four.name,
+        four.bytes + further * (four.bytes - three.bytes),
+        four.saved + further * (four.saved - three.saved),
+    )
+
+
+def _blocks_alike(model: WanBackbone) -> bool:
+    """Whether the policy's adapter is on all blocks or on none, and all keep the same for the backward pass."""
+    if len(set(model.block_modes or ())) > 1:
+        return False
+    name = f".lora_A.{factory.POLICY}."
+    adapted = [any(name in key for key, _ in block.named_parameters()) for block in model.transformer.blocks]
+    return len(set(adapted)) == 1
+
+
+def _with_blocks(model: WanBackbone, count: int, run: Callable[[], Part]) -> Part:
+    with fewer_blocks(model, count):
+        return run()
+
+
+@contextmanager
+def fewer_blocks(model: WanBackbone, count: int) -> Iterator[None]:
+    networks = [model.transformer, *model.copies.values()]
+    blocks = [network.blocks for network in networks]
+    for network in networks:
+        network.blocks = network.blocks[:count]
+    model.num_blocks = count
+    try:
+        yield
+    finally:
+        for network, all_of_them in zip(networks, blocks, strict=True):
+            network.blocks = all_of_them
+        model.num_blocks = len(blocks[0])
+
+
+def reward_phases(
+    config: Config, model: WanBackbone, reward: factory.Reward, shapes: Shapes, batch: int, held: int
+) -> Iterator[Part]:
+    """Forward and backward of the reward.  held: bytes of a network call's graph that stay alive beside it."""
+    trains = isinstance(config.objective, PreferenceConfig)
+    latents, condition = shapes.latents(batch), shapes.condition(batch)
+    if isinstance(reward, LatentReward | RewardEnsemble):
+        leaf = latents.requires_grad_(not trains)
+        trained = trains and isinstance(reward, LatentReward)
+        dropout = reward.dropping(no_seeds(batch)) if trained else nullcontext()  # type: ignore[union-attr]
+        with LiveBytes() as counted, reward.selected(), dropout:
+            scores = reward.logits(leaf, torch.tensor(0.5), condition)
+            saved = counted.live
+            backward(scores, leaf, trains)
+        yield Part("reward: forward and backward", held + counted.peak, saved)
+        return
+    if trains:
+        assert isinstance(config.objective, PreferenceConfig)
+        yield measure("decoder: forward", partial(_decode, model, shapes, batch), 0)
+        pixels = shapes.pixels(batch)[:, :, : config.objective.frames]
+        leaf, times = pixels, torch.linspace(0, 1, pixels.shape[2])
+        with LiveBytes() as counted:
+            scores = reward.logits(leaf, condition, times)
+            saved = counted.live
+            backward(scores, leaf, trains)
+        yield Part("reward: forward and backward", counted.peak, saved)
+        return
+    leaf = latents.requires_grad_()
+    scorer = factory.scorer(config, model, reward)
+    assert isinstance(scorer, PixelScorer)
+    count = latents.shape[2]
+    chosen = costliest_frames(count, scorer.frames)
+    with LiveBytes() as counted, scorer.selected():
+        pixels, times = decode_frames(model, leaf, chosen)
+        decoder, decoder_peak = counted.live, counted.peak
+        scores = scorer.read(pixels, times, condition, chosen, count)
+        saved = counted.live - decoder
+        backward(scores, leaf, trains)
+    yield Part("decoder: forward, kept for the reward's gradient", held + decoder_peak, decoder)
+    yield Part("reward and decoder: forward and backward", held + counted.peak, saved)
+
+
+def no_seeds(batch: int) -> Tensor:
+    """Of dropout masks, on ``meta``, where none is drawn."""
+    return torch.zeros(batch, dtype=torch.int64, device="meta")
+
+
+def backward(scores: dict[str, Tensor], leaf: Tensor, trains: bool) -> None:
+    total = torch.stack(list(scores.values())).sum()
+    if trains:
+        total.backward()
+    else:
+        torch.autograd.grad(total, leaf)
+
+
+def costliest_frames(count: int, frames: str | int) -> list[int]:
+    """The draw of latent frames that keeps the most: everything between the first and the last drawn stays."""
+    number = count if frames == "all" else 1 if frames == "one" else min(int(frames), count)
+    return [*range(number - 1), count - 1]

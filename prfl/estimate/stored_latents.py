@@ -1,0 +1,49 @@
+"""How many latents and network outputs a step keeps, by what its method differentiates."""
+
+from __future__ import annotations
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config
+from prfl.objective.reused_rollout import span
+from prfl.objective.reward_gradient import Choice
+from prfl.rollout.plan import Plan
+from prfl.rollout.solvers import Coefficients
+
+
+def all_choices(config: Config, model: WanBackbone) -> list[Choice]:
+    """What the steps of the run differentiate: some methods draw how much that is."""
+    method = factory.method(config, factory.chain(config, model))
+    return [method.choose(step) for step in range(config.training.steps)]
+
+
+def leads_on(plan: Plan) -> bool:
+    useful = plan.useful_nodes
+    return any(plan.passes(k, useful) for k in plan.evaluations)
+
+
+def rolled_nodes(choice: Choice, steps: int) -> set[int]:
+    """The nodes whose latents outlive the rollout."""
+    return {*choice.kept(steps, False), *choice.noised, *choice.seeds}
+
+
+def latents_of(choice: Choice, steps: int, offload: bool) -> int:
+    """Latents that are alive together: the start, what the rollout keeps, what is scored, and a seed for each.
+
+    With offload three of the rollout's are on the device: the one in use, the next, and its end, which never leaves.
+    """
+    rolled = len(rolled_nodes(choice, steps))
+    return 1 + (min(rolled, 3) if offload else rolled) + len(choice.seeds) - 1
+
+
+def stored_rollout(config: Config, model: WanBackbone) -> tuple[int, int]:
+    """What a rollout for several steps keeps of a sample, at most: latents that wait in host memory; its outputs and
+    its end, which stay where they are made."""
+    choices, steps = all_choices(config, model), config.rollout.gradients_per_rollout
+    spans = [span(choices[first : first + steps], 1, held_edge=False) for first in range(0, len(choices), steps)]
+    return max(len(own.latents - {own.path[-1]}) for own in spans), max(len(own.outputs) for own in spans) + 1
+
+
+def earlier_outputs(chain: Coefficients) -> int:
+    """How many network outputs a rollout holds at most beside the one that it has just made."""
+    return max(map(len, chain.b)) - 1

@@ -1,0 +1,169 @@
+"""The model of a config: the frozen backbone with what is trained on it, and the chain that it is sampled by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prfl.backbone import WanBackbone, load_architecture, load_backbone
+from prfl.backbone.attention import choose_attention
+from prfl.backbone.wan.kernels import SWAPPED
+from prfl.config.objective_schema import SteeringConfig
+from prfl.config.schema import BackboneConfig, Config, KernelsConfig, PolicyAdapterConfig
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import DETERMINISTIC, Coefficients, flow_sde
+from prfl.toy import clips as shapes
+from prfl.toy.recipe import RECIPES, untrained_folder
+from prfl.utils import processes
+from prfl.utils.errors import PrflError, located
+from prfl_kernels import Choice, choose_backend
+
+POLICY = "policy"  # the name of the adapter that is aligned
+
+
+def device(config: BackboneConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise PrflError("no GPU is usable here", where="backbone.device", fix="device: auto or cpu")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+COMPILED_FORMS = 64
+
+
+def device_kind(config: Config) -> str:
+    """cpu or cuda: what the config asks for, here or elsewhere; ``auto`` is what is here."""
+    chosen = config.backbone.device
+    return chosen if chosen != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def backbone(config: Config) -> WanBackbone:
+    """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
+    own = config.backbone
+    model = prepared(config, load_backbone(model_place(config), getattr(torch, own.dtype), device(own), own.revision))
+    if own.compile:
+        # A block's code is compiled anew with and without gradient, for the base and each set of adapters, for every
+        # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.
+        torch._dynamo.config.recompile_limit = COMPILED_FORMS
+        for transformer in (model.transformer, *model.copies.values()):
+            transformer.compile_repeated_blocks()
+    return model
+
+
+def model_place(config: Config) -> str | Path:
+    """The folder or hub id behind ``backbone.model``; an untrained model is made there, the first time."""
+    own = config.backbone
+    if own.model == "shapes":
+        return shapes.model_folder()
+    if own.model in RECIPES:
+        with processes.main_first():
+            return untrained_folder(config.data.cache / own.model, RECIPES[own.model])
+    return own.model
+
+
+def architecture(config: Config) -> WanBackbone:
+    """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
+    own = config.backbone
+    place = shapes.model_folder() if own.model in ("shapes", *RECIPES) else own.model
+    model = load_architecture(place, getattr(torch, own.dtype), own.revision)
+    with torch.device("meta"):
+        return prepared(config, model)
+
+
+def prepared(config: Config, model: WanBackbone) -> WanBackbone:
+    own = config.backbone
+    # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
+    model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
+    if own.adapter:
+        lora = own.adapter
+        with located("backbone.adapter.targets"):
+            model.add_adapter(
+                POLICY,
+                rank=lora.rank,
+                alpha=lora.alpha,
+                targets=lora.targets,
+                dropout=lora.dropout,
+                blocks=adapted_blocks(lora, model.num_blocks),
+                seed=config.seed,
+            )
+    if own.train == "full" and policy_adapter(config):
+        model.add_copy(POLICY)
+    elif own.train == "full":
+        model.train_all()
+    chosen = attention(config, model).backend
+    if model.device.type == "meta" and chosen != "triton":
+        chosen = "sdpa"  # the others keep what it keeps, and take no meta tensors
+    model.use_kernels([name for name, choice in kernels(config).items() if choice.backend == "triton"], chosen)
+    return model
+
+
+def adapted_blocks(adapter: PolicyAdapterConfig, count: int) -> list[int] | None:
+    """The blocks of ``count`` that get an update; None is all of them, and what lies outside the blocks.
+
+    Raises PrflError for none at all and for blocks that do not exist.
+    """
+    if adapter.blocks == "all":
+        return None
+    chosen = list(range(count // 2, count)) if adapter.blocks == "last_half" else sorted(set(adapter.blocks))
+    if not chosen or not set(chosen) <= set(range(count)):
+        what = f"{chosen} are not among the model's {count} blocks"
+        raise PrflError(what, where="backbone.adapter.blocks", fix=f"all, last_half, or some of 0 to {count - 1}")
+    return chosen
+
+
+def kernels(config: Config) -> dict[str, Choice]:
+    """What runs each operation of the transformer.  Raises PrflError where an explicit choice cannot run."""
+    own, dtype = config.backbone, getattr(torch, config.backbone.dtype)
+    each = own.kernels
+    asked = {name: getattr(each, name) if isinstance(each, KernelsConfig) else each for name in SWAPPED}
+    if own.train == "full":  # the kernels are for a frozen base
+        wrong = [name for name, request in asked.items() if request == "triton"]
+        if wrong:
+            raise PrflError(
+                f"the kernel of {wrong[0]} is for a frozen base with an adapter, and backbone.train is full",
+                where="backbone.kernels",
+                fix="kernels: auto",
+            )
+        return dict.fromkeys(SWAPPED, Choice("torch", "all weights are trained"))
+    try:
+        return {name: choose_backend(name, request, device_kind(config), dtype) for name, request in asked.items()}
+    except ValueError as error:
+        raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
+
+
+def attention(config: Config, model: WanBackbone) -> Choice:
+    """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
+    kind, own = device_kind(config), config.backbone
+    if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
+        return Choice("sdpa" if own.attention == "auto" else own.attention, "not tried: there is no GPU here")
+    head_size = model.transformer.config.attention_head_dim
+    try:
+        return choose_attention(own.attention, kind, getattr(torch, own.dtype), head_size)
+    except ValueError as error:
+        raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
+
+
+def policy_adapter(config: Config) -> str | None:
+    """The adapter that is trained, or the copy of all weights: a reward reads the frozen base beside it.
+
+    None where all weights are trained in place, because nothing needs the base: full fine-tuning by SFT.
+    """
+    in_place = config.backbone.train == "full" and not isinstance(config.objective, SteeringConfig)
+    return None if in_place else POLICY
+
+
+def shift(config: Config, model: WanBackbone) -> float:
+    """Shift of the sigmas: the config's, or else the backbone's own."""
+    return model.default_shift if config.rollout.shift is None else config.rollout.shift
+
+
+def chain(config: Config, model: WanBackbone) -> Coefficients:
+    """The chain that training rolls out."""
+    own, sigmas = config.rollout, chain_sigmas(config.rollout.steps, shift(config, model))
+    return flow_sde(sigmas, own.eta) if own.solver == "flow_sde" else DETERMINISTIC[own.solver](sigmas)
+
+
+def sampling_solver(config: Config) -> Literal["euler", "unipc"]:
+    """What videos are drawn with: the solver of the training, or, as its noise only explores, Euler for flow_sde."""
+    return "euler" if config.rollout.solver == "flow_sde" else config.rollout.solver

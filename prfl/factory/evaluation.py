@@ -1,0 +1,79 @@
+"""What evaluation takes: a judge, sampling settings, and rewards as scorers of noisy latents."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from prfl.backbone import Condition, WanBackbone
+from prfl.config.schema import Config, EvaluationConfig
+from prfl.evaluation.judge import Judge
+from prfl.evaluation.reward_eval import Scorer as LatentsScorer
+from prfl.evaluation.reward_eval import pixel_scorer
+from prfl.factory.backbone import sampling_solver
+from prfl.factory.data import clip
+from prfl.factory.reward import Reward, load_reward
+from prfl.reward.checkpoint import check_clip
+from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.latent import LatentReward
+from prfl.reward.scores import Scores, total
+from prfl.rollout.sampling import SamplingSettings
+from prfl.toy import clips as shapes
+
+
+def judge(config: EvaluationConfig) -> Judge | None:
+    return shapes.judge if config.judge == "shapes" else None
+
+
+def sampling(config: Config) -> SamplingSettings:
+    """How videos are drawn for evaluation."""
+    own = config.evaluation
+    return SamplingSettings(
+        frames=config.data.frames,
+        height=config.data.height,
+        width=config.data.width,
+        steps=own.steps or config.rollout.steps,
+        shift=config.rollout.shift,
+        solver=sampling_solver(config),
+        guidance_scale=own.guidance_scale,
+        batch=own.batch,
+        seed=own.seed,
+    )
+
+
+def watched_rewards(config: Config, model: WanBackbone, trained: Reward | None) -> dict[str, LatentsScorer]:
+    """The ``reward`` that is trained on, and the ``held_out`` one: what is watched on held-out prompts."""
+    scorers: dict[str, LatentsScorer] = {}
+    if trained is not None and config.reward is not None:
+        scorers["reward"] = with_total(trained, model, config.reward.weights, config.reward.aggregate)
+    if config.evaluation.held_out_reward:
+        held_out = load_reward(config.evaluation.held_out_reward, model, adapter_name="held-out")
+        check_clip(held_out.card, clip(config.data), config.evaluation.held_out_reward)
+        scorers["held_out"] = with_total(held_out, model, None, "sum")
+    return scorers
+
+
+def with_total(
+    reward: Reward, model: WanBackbone, weights: dict[str, float] | None, aggregate: Literal["sum", "logsigmoid"]
+) -> LatentsScorer:
+    """A reward's logits, and their ``total`` as an objective with these weights takes it."""
+    read = latents_scorer(reward, model)
+
+    def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
+        logits = read(latents, sigma, condition)
+        if aggregate == "logsigmoid":
+            scores = logits
+        elif isinstance(reward, RewardEnsemble):  # each member has its own normalisation
+            scores = reward(latents, sigma, condition)
+        else:
+            scores = reward.normalisation.apply(logits)
+        counted = weights or dict.fromkeys(reward.dimensions, 1.0)
+        return logits | {"total": total(scores, counted, aggregate)}
+
+    return score
+
+
+def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
+    """Logits of a reward at noisy latents, for evaluation."""
+    return reward.logits if isinstance(reward, LatentReward | RewardEnsemble) else pixel_scorer(model, reward)

@@ -1,0 +1,189 @@
+"""What is trained: a reward from preferences, a policy by SFT or by the gradient of a reward."""
+
+from __future__ import annotations
+
+from prfl.backbone import WanBackbone
+from prfl.config.objective_schema import (
+    AlignPropConfig,
+    DenseProcessConfig,
+    DraftLvConfig,
+    DrTuneConfig,
+    FromDataConfig,
+    FullChainConfig,
+    InstructVideoConfig,
+    LeapAlignConfig,
+    PrflConfig,
+    ReflConfig,
+    SftRegulariserConfig,
+    SteeringConfig,
+    VaderConfig,
+    inner_node,
+)
+from prfl.config.schema import Config, PreferenceConfig, SftConfig
+from prfl.data.dataset import PairDataset
+from prfl.factory.backbone import POLICY, chain, policy_adapter, shift
+from prfl.factory.data import Dataset, prompts
+from prfl.factory.reward import Reward, TrainableReward
+from prfl.objective import Objective
+from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.dense_process import DenseProcess
+from prfl.objective.methods.draft_lv import DraftLv
+from prfl.objective.methods.drtune import DrTune
+from prfl.objective.methods.instructvideo import InstructVideo
+from prfl.objective.methods.leapalign import LeapAlign
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.methods.vader import Vader
+from prfl.objective.preference import PixelPreference, Preference
+from prfl.objective.reused_rollout import Reuse
+from prfl.objective.reward_gradient import Guidance, Method, Pathwise
+from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
+from prfl.objective.sft import Sft
+from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.latent import LatentReward
+from prfl.rollout.solvers import Coefficients
+from prfl.training.regulariser import Regulariser
+from prfl.utils.errors import PrflError, located
+from prfl.utils.order import PROMPTS, met
+
+
+def preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
+    own = config.objective
+    assert isinstance(own, PreferenceConfig)
+    with located(clips_key(config)):
+        if isinstance(reward, LatentReward):
+            return Preference(
+                reward,
+                clips,
+                config.seed,
+                loss=own.loss,
+                sigma_sampling=own.sigma_sampling,
+                shift=shift(config, model),
+                eta=own.eta,
+            )
+        kept = own.keep_decoded
+        return PixelPreference(
+            reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=kept
+        )
+
+
+def clips_key(config: Config) -> str:
+    """The key that the config's clips come from."""
+    return "data.generator" if config.data.generator else "data.manifest"
+
+
+def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
+    """SFT as the objective itself, or as the regulariser of another."""
+    own = config.objective
+    settings = own if isinstance(own, SftConfig) else own.sft if isinstance(own, SteeringConfig) else None
+    assert settings is not None, "the config's rules ask for objective.sft"
+    if isinstance(clips, PairDataset):
+        what = "SFT trains on videos, not on pairs"
+        raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
+    return Sft(
+        model,
+        clips,
+        config.seed,
+        adapter=policy_adapter(config),
+        prompt_dropout=settings.prompt_dropout,
+        shift=shift(config, model),
+        scale=settings.weight if isinstance(settings, SftRegulariserConfig) else 1.0,
+    )
+
+
+def method(config: Config, coefficients: Coefficients) -> Method:
+    own, seed = config.objective, config.seed
+    match own:
+        case PrflConfig():
+            return Prfl(coefficients, seed, handoff=own.handoff, steps_range=own.steps_range, from_data=own.from_data)
+        case ReflConfig():
+            return Prfl(coefficients, seed, handoff="clean", steps_range=own.steps_range)
+        case VaderConfig():
+            return Vader(coefficients, last_steps=own.last_steps)
+        case FullChainConfig():
+            return Vader(coefficients, last_steps=coefficients.steps)
+        case AlignPropConfig():
+            return AlignProp(coefficients, seed, last_steps=own.last_steps)
+        case DraftLvConfig():
+            return DraftLv(coefficients, copies=own.copies)
+        case DrTuneConfig():
+            return DrTune(
+                coefficients, seed, trained_steps=own.trained_steps, spacing=own.spacing, early_stop=own.early_stop
+            )
+        case LeapAlignConfig():
+            return LeapAlign(coefficients, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
+        case InstructVideoConfig():
+            return InstructVideo(coefficients, inner_node(own.start, coefficients.steps), last_steps=own.last_steps)
+        case DenseProcessConfig():
+            return DenseProcess(
+                coefficients, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,
+                steps_range=own.steps_range, from_data=own.from_data,
+            )  # fmt: skip
+    raise AssertionError(f"objective {own.name} follows no reward")
+
+
+def reuse(config: Config) -> Reuse | None:
+    own = config.rollout
+    if own.gradients_per_rollout == 1:
+        return None
+    return Reuse(own.gradients_per_rollout, config.training.batch, own.drift_limit)
+
+
+def scorer(config: Config, model: WanBackbone, reward: Reward) -> LatentScorer | PixelScorer:
+    """How a reward-gradient objective reads its reward."""
+    own, scores = config.objective, config.reward
+    assert isinstance(own, SteeringConfig) and scores is not None
+    if isinstance(reward, LatentReward | RewardEnsemble):
+        return LatentScorer(reward, scores.aggregate)
+    decay = own.temporal_decay if isinstance(own, InstructVideoConfig) else None
+    return PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
+
+
+def met_prompts(config: Config) -> list[str]:
+    """The training prompts that this run's chains start with: a short run on a long list needs few of them."""
+    known, samples = prompts(config.data.prompts)["train"], config.training.steps * config.training.batch
+    return [known[place] for place in met(samples, len(known), config.seed, PROMPTS)]
+
+
+def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
+    """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
+    own, scores, guidance = config.objective, config.reward, config.rollout.guidance
+    assert isinstance(own, SteeringConfig) and scores is not None
+    with located("data"):
+        latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
+    from_data = isinstance(own, InstructVideoConfig) or (isinstance(own, FromDataConfig) and own.from_data > 0)
+    starts = clips if from_data else None
+    if isinstance(starts, PairDataset):
+        what = f"objective {own.name} starts from videos, not from pairs"
+        raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
+    return Pathwise(
+        model,
+        method(config, chain(config, model)),
+        scorer(config, model, reward),
+        RewardLoss(
+            scores.weights or dict.fromkeys(reward.dimensions, 1.0),
+            aggregate=scores.aggregate,
+            shape=scores.shape,
+            target=scores.target,
+            scale=scores.scale,
+        ),
+        prompts(config.data.prompts)["train"],
+        latent_shape,
+        config.seed,
+        adapter=POLICY,
+        guidance=Guidance(guidance.scale, guidance.gradient),
+        distance_weight=own.distance_weight,
+        step_weight=config.rollout.step_weight,
+        clips=starts,
+        reward_batch=scores.batch,
+        stride=config.rollout.stride,
+        reuse=reuse(config),
+        expected=met_prompts(config),
+    )
+
+
+def regulariser(config: Config, model: WanBackbone, clips: Dataset | None) -> Regulariser | None:
+    own = config.objective
+    if isinstance(own, SteeringConfig) and own.sft is not None:
+        assert clips is not None
+        return Regulariser(sft(config, model, clips), every=own.sft.every)
+    return None

@@ -1,0 +1,142 @@
+"""The weights of a trained policy: written, found again, put into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prfl.backbone import WanBackbone
+from prfl.backbone.weights import check_finite
+from prfl.config import load_config
+from prfl.config.schema import Config
+from prfl.factory import provenance
+from prfl.factory.backbone import POLICY, backbone, policy_adapter
+from prfl.factory.provenance import Moment
+from prfl.utils.errors import PrflError
+from prfl.utils.files import read_tensors, replacing, replacing_folder
+from prfl.utils.hashing import remembered_hash
+
+AGAIN = "run `prfl train` on this config again"
+DIVERGED = "train again with a lower training.learning_rate"
+
+
+def save_policy(folder: Path, model: WanBackbone, config: Config, moment: Moment | None = None) -> None:
+    """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers.
+
+    Both carry what made them (``provenance``); moment: of the run, None where no run trained them.
+    """
+    stamp = provenance.stamp_of(config, model, moment)
+    if config.backbone.train == "full":
+        with replacing_folder(folder / "transformer") as written, model.adapter(policy_adapter(config)):
+            model.transformer.save_pretrained(written)
+            provenance.without_place(written / "config.json")
+            provenance.write_beside(written, stamp, sorted(written.iterdir()))
+        return
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.adapter_state(POLICY).items()}
+    with replacing(folder / "policy.safetensors") as temporary:
+        own = {**stamp, "weights": provenance.tensors_hash(tensors)}
+        save_file(tensors, temporary, metadata=provenance.metadata(own))
+
+
+def policy_place(config: Config, folder: Path) -> Path:
+    """The file (an adapter) or the folder (all weights) that ``save_policy`` writes below ``folder``."""
+    return folder / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
+
+
+def trained_weights(config: Config) -> Path:
+    """Where the policy of the config's run is.  Raises PrflError where there is none, or an earlier training's."""
+    path = policy_place(config, config.run)
+    if not path.exists():
+        raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")
+    stamp = provenance.read_stamp(path)
+    if stamp is not None:
+        provenance.check_last(path, stamp, config.run)
+    return path
+
+
+def moment_of(config: Config) -> dict[str, Any]:
+    """Step, end and run of the policy of the config's run; empty where they are not known."""
+    stamp = provenance.read_stamp(trained_weights(config)) or {}
+    return {key: stamp[key] for key in ("step", "end", "run") if key in stamp}
+
+
+def load_policy(config: Config, model: WanBackbone, path: Path | None = None) -> None:
+    """Put trained weights into the adapter, or all of them into the model.  path: None is ``trained_weights``.
+
+    Raises PrflError for weights of another model or adapter, damaged ones, and those that are not finite.
+    """
+    path = trained_weights(config) if path is None else path
+    provenance.check_stamp(path, config, model)
+    if config.backbone.train == "lora":
+        model.load_adapter_state(POLICY, read_policy(path))
+        return
+    with model.adapter(policy_adapter(config)):
+        own = model.transformer.state_dict()
+        missing = set(own)
+        for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
+            tensors = read_policy(file)
+            _check_names(file, {name: own[name].shape for name in own}, {n: t.shape for n, t in tensors.items()})
+            for name, tensor in tensors.items():
+                with torch.no_grad():
+                    own[name].copy_(tensor)
+            missing -= tensors.keys()
+        if missing:
+            what = f"{len(missing)} of its weights are missing, the first is {min(missing)}"
+            raise PrflError(what, where=str(path), fix=AGAIN)
+
+
+def read_policy(file: Path) -> dict[str, Tensor]:
+    """Its tensors.  Raises PrflError for a damaged file, and for values that are not finite."""
+    tensors = read_tensors(file, AGAIN)
+    check_finite(tensors, str(file), DIVERGED)
+    provenance.check_weights(file, provenance.read_stamp(file), tensors)
+    return tensors
+
+
+def _check_names(file: Path, own: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
+    wrong = sorted(name for name, shape in found.items() if own.get(name) != shape)
+    if wrong:
+        what = f"{len(wrong)} of its weights do not fit the model, the first is {wrong[0]}"
+        raise PrflError(what, where=str(file), fix=AGAIN)
+
+
+def finished_run(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in a run's folder, wherever that was moved to.  overrides: of its keys.  Raises PrflError."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise PrflError("there is no config.yaml in it", where=str(run), fix="give the folder of a run")
+    return load_config(path, overrides).model_copy(update={"run": run})
+
+
+def policy_model(config: Config, run: Path, model: WanBackbone) -> tuple[WanBackbone, str | None]:
+    """A backbone of its own with a run's trained policy, and the adapter to draw with; ``model`` stays as it is.
+
+    Raises PrflError for a policy of another model than ``model``, the config's own.
+    """
+    trained = finished_run(run)
+    where = {"device": config.backbone.device, "compile": False}
+    trained = trained.model_copy(update={"backbone": trained.backbone.model_copy(update=where)})
+    trained_weights(trained)
+    drawing = backbone(trained)
+    for part in ("transformer_fingerprint", "vae_fingerprint"):
+        if drawing.describe()[part] != model.describe()[part]:
+            raise PrflError(
+                f"the policy of {run} was trained from another model ({trained.backbone.model})",
+                where="data.generator.policies",
+                fix=f"name a run with backbone.model: {config.backbone.model}",
+            )
+    load_policy(trained, drawing)
+    return drawing, policy_adapter(trained)
+
+
+def weights_hash(config: Config) -> str:
+    """Tells one trained policy from another: a hash of its files."""
+    path = trained_weights(config)
+    return " ".join(
+        remembered_hash(file) for file in ([path] if path.is_file() else sorted(path.glob("*.safetensors")))
+    )

@@ -1,0 +1,126 @@
+"""Rewards of a config: new, trained, or the aesthetic score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
+from prfl.factory import provenance
+from prfl.factory.data import clip
+from prfl.reward import pixel
+from prfl.reward.aesthetic import AestheticReward, load_aesthetic
+from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
+from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.head import RewardHead
+from prfl.reward.latent import LatentReward, RewardAdapter
+from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.reward.scores import total
+from prfl.toy import clips as shapes
+from prfl.utils.errors import PrflError, located
+
+TrainableReward = LatentReward | PixelReward
+Reward = TrainableReward | RewardEnsemble | AestheticReward
+
+
+def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
+    """An untrained reward, as ``reward.head`` describes it."""
+    torch.manual_seed(config.seed)
+    if isinstance(config.reward, LatentRewardConfig):
+        head = config.reward.head
+        assert head is not None
+        own = head.adapter
+        network = RewardHead(
+            model.width, head.dimensions, blocks=len(head.blocks), pooling=head.pooling, inner=head.inner,
+            n_queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
+        )  # fmt: skip
+        adapter = None
+        if own is not None:
+            adapter = RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
+        with located("reward.head.adapter.targets"):
+            return LatentReward(network, model, head.blocks, adapter=adapter)
+    assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
+    pixel_head = config.reward.head
+    frames = PixelNetwork(
+        model.text_width, pixel_head.dimensions, size=pixel_head.size, hidden=pixel_head.hidden, inner=pixel_head.inner
+    )
+    return PixelReward(frames.to(model.device))
+
+
+def trained_reward(config: Config, model: WanBackbone) -> Reward:
+    """The reward at ``reward.path``, or the aesthetic score; frozen."""
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
+        own = config.reward.aesthetic
+        return load_aesthetic(own.clip, own.mlp, own.revision, model.device)
+    assert config.reward is not None and config.reward.path is not None
+    paths = listed(config.reward.path)
+    members = []
+    for number, path in enumerate(paths):
+        several = len(paths) > 1
+        with _member(number) if several else nullcontext():
+            member = load_reward(path, model, adapter_name=f"reward-{number}" if several else None)
+        if member.space != config.reward.space:
+            what = f"the reward at {path} is a {member.space} one"
+            fix = f"space: {member.space}" if not several else f"name {config.reward.space} rewards only"
+            raise PrflError(what, where="reward.path" if several else "reward.space", fix=fix)
+        check_clip(member.card, clip(config.data), path)
+        members.append(member)
+    reward: Reward = members[0]
+    if isinstance(config.reward, LatentRewardConfig) and len(members) > 1:
+        latent = [member for member in members if isinstance(member, LatentReward)]
+        reward = RewardEnsemble(latent, config.reward.uncertainty_weight)
+    # A weight on a dimension that it does not have is known now, and not in the first step.
+    total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)
+    return reward
+
+
+def followed(config: Config, reward: Reward) -> list[str]:
+    """The dimensions that have a weight."""
+    assert config.reward is not None
+    weights = config.reward.weights or dict.fromkeys(reward.dimensions, 1.0)
+    return [name for name, weight in weights.items() if weight]
+
+
+@contextmanager
+def _member(number: int) -> Iterator[None]:
+    """Around loading one of several rewards: a fault names the yaml path too."""
+    try:
+        yield
+    except PrflError as error:
+        what = f"{error.where}: {error.what}"
+        raise PrflError(what, where=f"reward.path[{number}]", fix=error.fix) from error
+
+
+def reward_place(path: str | Path) -> str | Path:
+    """A folder or a hub id; 'shapes' is the reward inside the package."""
+    return shapes.reward_folder() if str(path) == "shapes" else path
+
+
+def reward_hash(reward: Reward) -> str:
+    """Tells the weights of one trained reward from another's; empty for one that is made of others."""
+    if not isinstance(reward, TrainableReward):
+        return ""
+    return provenance.tensors_hash({name: tensor.detach().cpu() for name, tensor in reward.state().items()})
+
+
+def save_reward_stamp(folder: Path, model: WanBackbone, moment: provenance.Moment) -> None:
+    """What made a saved reward, beside its two files, which are the same whoever made them."""
+    stamp = provenance.base_of(model) | asdict(moment)
+    provenance.write_beside(folder, stamp, [folder / WEIGHTS, folder / CONFIG])
+
+
+def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
+    """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
+    path = reward_place(path)
+    if stamp := provenance.read_stamp(Path(path)) if Path(path).is_dir() else None:
+        provenance.check_last(Path(path), stamp, Path(path).parent)
+        if kind_of(path) != pixel.KIND:
+            provenance.check_base(Path(path), stamp, provenance.base_of(model))
+    if kind_of(path) == pixel.KIND:
+        return PixelReward.from_pretrained(path, device=model.device)
+    return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)

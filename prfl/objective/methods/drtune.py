@@ -1,0 +1,59 @@
+"""DRTune (arXiv 2405.00760): a few steps over the whole chain, with every network's input cut off from the gradient.
+
+    x[i+1] = x[i] + (sigma[i+1] - sigma[i]) v(sg(x[i]), sigma[i]),  parameters of v trained at K steps alone
+
+so that the reward's gradient reaches early steps unchanged, and each step costs one network call.
+With an early stop the chain ends at the clean prediction of a late step m, and no step after m is run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prfl.objective.reward_gradient import Choice
+from prfl.rollout.plan import Plan, clean_node, jump_edge, step_edge
+from prfl.rollout.solvers import Coefficients
+from prfl.utils import rng
+
+
+@dataclass(frozen=True)
+class DrTune:
+    """trained_steps: K.  spacing: ``even`` distances behind a random first one, or ``random``.
+
+    early_stop: 0, or the last part of the chain that m is drawn from, as a share.
+    """
+
+    coefficients: Coefficients
+    seed: int
+    trained_steps: int = 3
+    spacing: Literal["even", "random"] = "even"
+    early_stop: float = 0.0
+
+    noisy = False
+
+    def choose(self, step: int) -> Choice:
+        end = self.end(step)
+        trains = self.drawn(step, end + 1)
+        edges = [step_edge(self.coefficients, i) for i in range(min(trains), end)]
+        # Where the chain runs to its end, the last step ends there too.
+        edges.append((jump_edge if self.early_stop else step_edge)(self.coefficients, end))
+        plan = Plan(edges, frozenset(trains), {k: 0.0 for edge in edges for k in edge.b})
+        return Choice(plan, {clean_node(self.coefficients, end) if self.early_stop else end + 1: 1.0})
+
+    def end(self, step: int) -> int:
+        """The last step that is run."""
+        steps = self.coefficients.steps
+        late = max(1, round(self.early_stop * steps))
+        return steps - 1 - rng.integer(late, self.seed, "drtune/end", step)
+
+    def drawn(self, step: int, among: int) -> list[int]:
+        """The trained ones of the first ``among`` steps: all of them, where they are no more than K."""
+        if self.trained_steps >= among:
+            return list(range(among))
+        if self.spacing == "random":
+            return sorted(rng.permutation(among, self.seed, "drtune/steps", step)[: self.trained_steps])
+        stride = among // self.trained_steps
+        spare = among - stride * (self.trained_steps - 1)  # places for the first one
+        first = rng.integer(spare, self.seed, "drtune/first", step)
+        return [first + stride * i for i in range(self.trained_steps)]

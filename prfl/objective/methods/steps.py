@@ -1,0 +1,29 @@
+"""Which steps of a chain a method draws from, and where its chain starts."""
+
+from __future__ import annotations
+
+import math
+
+from prfl.rollout.solvers import Coefficients
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
+
+
+def steps_in(coefficients: Coefficients, shares: tuple[float, float]) -> range:
+    """The steps in a part of the chain: 0 is the noisy end, 1 the clean one."""
+    low, high = shares
+    steps = range(math.floor(low * coefficients.steps), math.ceil(high * coefficients.steps))
+    if not steps:
+        what = f"no step of the chain lies in {low} to {high}"
+        raise PrflError(what, where="objective.steps_range", fix="widen it")
+    return steps
+
+
+def starts_from_data(share: float, seed: int, step: int) -> bool:
+    """Whether the chains of an optimizer step start from clips of the data, as a ``share`` of all steps do."""
+    return share > 0 and float(rng.uniform(seed, "from_data", step, [0])) < share
+
+
+def behind_noise(among: range) -> range:
+    """The steps that a noised clip can stand before: not the chain's first, where sigma is 1 and no clip is left."""
+    return range(max(1, among.start), among.stop)

@@ -1,0 +1,391 @@
+"""The two-phase step that every reward-gradient method shares: rollout, score, walk back.
+
+A method says only which plan, which seeds and where the chain starts (``Choice``); this is how it is carried out:
+
+1. rollout without autograd under the policy's adapter, as far as the choice needs;
+2. the reward on detached latents, node by node, its gradient there (the seeds), and everything it held is freed;
+3. the walk back along the plan, under the policy's adapter again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from prfl.backbone.condition import Condition
+from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.weights import holding
+from prfl.data.dataset import LatentDataset
+from prfl.objective.distance import accumulate_distance, velocity_distance
+from prfl.objective.reused_rollout import Reuse, drift, edge_ends, span
+from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
+from prfl.rollout.adjoint import hold_edge, target_latents, walk_back
+from prfl.rollout.guidance import guided_network
+from prfl.rollout.plan import Edge, Plan, unit_steps
+from prfl.rollout.solvers import Coefficients, renoised
+from prfl.rollout.trajectory import Network, Trajectory, coarse, rollout
+from prfl.utils import rng
+from prfl.utils.errors import PrflError
+from prfl.utils.host_store import HostStore
+from prfl.utils.order import PROMPTS, shuffled
+from prfl.utils.timing import Clock
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one optimizer step differentiates.
+
+    seeds: the nodes at which the reward is read, each with the weight of its loss.
+    first: the node that the chain starts at: 0 from noise, else from a clip of the data, noised to that node's sigma.
+    noised: nodes beside the chain: x[N] noised anew, to the sigma of a node of the chain.
+    similarity: None, or the floor of ``leap_similarity``, by which the samples are weighed.
+    """
+
+    plan: Plan
+    seeds: Mapping[int, float]
+    first: int = 0
+    noised: Mapping[int, int] = field(default_factory=dict)
+    similarity: float | None = None
+
+    @property
+    def node(self) -> int:
+        """The first node that is scored: for the log."""
+        return min(self.seeds)
+
+    def sigma(self, node: int) -> float:
+        """Noise level at a node that an edge leads to."""
+        return next(edge.sigma for edge in self.plan.edges if edge.target == node)
+
+    def computed(self, steps: int) -> list[Edge]:
+        """The edges whose ends the rollout does not give: what it does not visit, and what it is compared with."""
+        off_chain = {node for node in self.seeds if node > steps}
+        return [e for e in self.plan.edges if e.target in off_chain or (self.similarity and e.target <= steps)]
+
+    def kept(self, steps: int, held_edge: bool) -> frozenset[int]:
+        """The chain's latents that are needed after the rollout, less those that are scored at once."""
+        edges = self.plan.edges if held_edge else self.computed(steps)
+        nodes = {*self.plan.recomputed, *(edge.source for edge in edges)}
+        if self.similarity:
+            nodes |= {edge.target for edge in edges}
+        if self.noised:
+            nodes.add(steps)
+        return frozenset(node for node in nodes if node <= steps)
+
+    def constants(self, steps: int, held_edge: bool) -> frozenset[int]:
+        """The rollout's outputs that are worth keeping: what computed ends are made of needs no second network call.
+
+        A held edge computes its own; of a multistep solver it has earlier ones too.
+        """
+        if held_edge:
+            return self.plan.evaluations - self.plan.recomputed
+        return frozenset(k for edge in self.computed(steps) for k in edge.b)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A reward-gradient method.  The choice is shared by the whole batch: a function of (seed, step)."""
+
+    @property
+    def coefficients(self) -> Coefficients: ...
+
+    @property
+    def noisy(self) -> bool:
+        """Whether it ever reads the reward at sigma > 0."""
+        ...
+
+    def choose(self, step: int) -> Choice: ...
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance while training: see ``rollout.guidance``."""
+
+    scale: float = 1.0
+    gradient: Literal["none", "cond", "both"] = "none"
+
+
+@dataclass
+class Pathwise:
+    """An objective: a method, a reward (by its scorer), a loss shape, and the policy's adapter.
+
+    latent_shape: (c, t, h, w).  distance_weight: weight of the velocity's mean squared distance to the base at the
+    states the step trains at; with weight 0 it is only measured, every ``distance_every`` steps (0 = never).
+    step_weight: ``native``, or ``unit``, which makes every trained step's gradient weigh alike (native: in proportion
+    to |sigma[m+1] - sigma[m]|, 22-fold over Wan's chain).  clips: what chains start from that do not from noise.
+    reward_batch: samples scored at once; None is all.
+    stride: of the rollout, which leaps over that many steps at a time where no node is needed (``visited``).
+    reuse: one rollout for several steps; for methods whose chains start from noise and whose edges are trained alone.
+    expected: the prompts that will be drawn, encoded at once; None is all of them.
+    Raises PrflError for a reward that the method cannot use.
+    """
+
+    backbone: WanBackbone
+    method: Method
+    scorer: Scorer
+    loss: RewardLoss
+    prompts: Sequence[str]
+    latent_shape: tuple[int, int, int, int]
+    seed: int
+    adapter: str = "policy"
+    guidance: Guidance = Guidance()
+    distance_weight: float = 0.0
+    distance_every: int = 50
+    step_weight: Literal["native", "unit"] = "native"
+    clips: LatentDataset | None = None
+    reward_batch: int | None = None
+    stride: int = 1
+    reuse: Reuse | None = None
+    expected: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise PrflError("there are no prompts to train on", where="data.prompts.train", fix="give at least one")
+        if not self.scorer.differentiable:
+            raise PrflError(
+                "this method follows the reward's gradient, and the reward has none",
+                where="reward",
+                fix="take a differentiable reward",
+            )
+        if self.method.noisy and not self.scorer.noise_aware:
+            raise PrflError(
+                "the reward is read at noisy latents, and it is not noise-aware",
+                where="reward",
+                fix="take a latent reward, or objective.handoff: clean, which scores clean predictions",
+            )
+        self.backbone.remember(["", *(self.prompts if self.expected is None else self.expected)])
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.backbone.adapter_parameters(self.adapter)
+
+    def choose(self, step: int) -> Choice:
+        choice = self.method.choose(step)
+        if self.step_weight == "native":
+            return choice
+        return replace(choice, plan=unit_steps(self.method.coefficients, choice.plan))
+
+    def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
+        clock = Clock(self.backbone.device)
+        choice = self.choose(step)
+        made, own = self.origin(step, indices)
+        with clock("condition"):
+            _, condition, start = self.draw(made, own)
+            network = self.network(condition)
+        parameters = list(self.parameters().values())
+        held_edge = holds_edge(self.backbone, choice)
+        dropout = self.dropout(made, own)
+        with clock("rollout"), self.backbone.adapter(self.adapter), dropout():
+            trajectory = self.trajectory(network, start, choice, step, indices, held_edge)
+            held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
+            latents = {choice.node: held.latents} if held else self.scored(network, trajectory, choice)
+            weights = leap_similarity(network, trajectory, choice) if choice.similarity else None
+            metrics = {}
+            if self.reuse:
+                metrics["rollout_age"] = float(step - made)
+                if made < step:
+                    metrics["drift"] = drift(network, self.reuse.trajectories[tuple(own)], latents, choice)
+        largest = max(float(x.abs().max()) for x in latents.values())  # the trainer stops where it is not finite
+        with clock("reward"):
+            seeds, found = self.score(latents, choice, condition, step, weights)
+            metrics |= found
+        with clock("backward"), self.backbone.adapter(self.adapter), dropout():
+            if held:
+                held.backward(seeds[choice.node])
+            else:
+                walk_back(network, trajectory, choice.plan, seeds, parameters)
+        with clock("distance"):
+            metrics |= self.distance(step, trajectory, choice, condition)
+        metrics |= {"latents/max": largest, "sampled_step": float(min(choice.plan.trains))}
+        if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
+            metrics["from_data"] = float(choice.first > 0)
+        return metrics | {"node": float(choice.node), "sigma": choice.sigma(choice.node)} | clock.metrics()
+
+    def dropout(self, step: int, indices: Sequence[int]) -> Callable[[], AbstractContextManager]:
+        """One mask a sample, for the rollout, its edges and the walk back alike."""
+        seeds = rng.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.device)
+        return partial(self.backbone.dropping, self.adapter, seeds)
+
+    def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
+        """The step whose rollout is used, and the indices that these samples had in it."""
+        if self.reuse is None:
+            return step, list(indices)
+        self.reuse.begin(step, self.parameters())
+        return self.reuse.origin(step, indices)
+
+    def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
+        """Prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
+        noise = rng.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.device)
+        first = self.method.choose(step).first
+        if first == 0:
+            prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
+            self.backbone.remember(prompts)  # those that nobody expected
+            return prompts, self.backbone.condition(prompts), noise
+        if self.clips is None:
+            what = "the method's chains start from clips of the data, and there are none"
+            raise PrflError(what, where="data", fix="give data.manifest or data.generator")
+        clips = self.clips.get(shuffled(indices, len(self.clips), self.seed, "clips"))
+        return clips.prompts, clips.condition, renoised(self.method.coefficients, first, clips.latents.to(noise), noise)
+
+    def noises(self, step: int, indices: Sequence[int]) -> rng.ChainNoises:
+        """The noise of a stochastic solver's steps for these samples."""
+        return rng.ChainNoises(self.latent_shape, self.seed, step, indices)
+
+    def network(self, condition: Condition) -> Network:
+        scale, empty = self.guidance.scale, None
+        if scale != 1:
+            empty = self.backbone.condition([""] * len(condition))
+        return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
+
+    def trajectory(
+        self, network: Network, start: Tensor, choice: Choice, step: int, indices: Sequence[int], held_edge: bool
+    ) -> Trajectory:
+        """What the step works on: rolled out for it, or what it sees of a rollout that serves several steps."""
+        if self.reuse is None:
+            rolled = self.roll(network, start, self.noises(step, indices), choice, held_edge)
+            return self.noise_again(rolled, choice, step, indices)
+        made, own = self.reuse.origin(step, indices)
+        if tuple(own) not in self.reuse.trajectories:
+            # A resumed run makes it again with the weights that the policy had then.
+            with nullcontext() if made == step else holding(self.parameters(), self.reuse.weights):
+                rolled = self.roll_for_all(network, start, made, own)
+            self.reuse.trajectories[tuple(own)] = rolled
+        return self.reuse.of_step(self.reuse.trajectories[tuple(own)], step)
+
+    def roll_for_all(self, network: Network, start: Tensor, step: int, indices: Sequence[int]) -> Trajectory:
+        """The rollout of ``step`` that serves the steps after it too: their choices are known by now."""
+        assert self.reuse is not None
+        choices = [self.choose(later) for later in range(step, step + self.reuse.gradients)]
+        needs = span(choices, self.stride, holds_edge(self.backbone, choices[0]))
+        return rollout(
+            network, start, self.method.coefficients, last=needs.path[-1], visits=needs.path,
+            noises=self.noises(step, indices), keep=needs.latents, keep_outputs=needs.outputs,
+            store=HostStore(),
+        )  # fmt: skip
+
+    def roll(
+        self, network: Network, start: Tensor, noises: rng.ChainNoises, choice: Choice, held_edge: bool
+    ) -> Trajectory:
+        """The chain up to the last node that is scored, or up to where the last edge leaves it."""
+        coefficients = self.method.coefficients
+        keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
+        return rollout(
+            network, start, coefficients, first=choice.first, last=last_rolled(choice, coefficients, held_edge),
+            visits=visited(choice, coefficients, held_edge, self.stride), noises=noises,
+            keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
+            store=HostStore() if self.backbone.offload else None,
+        )  # fmt: skip
+
+    def scored(self, network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
+        """The latents that are scored, by node; of a stored rollout they are computed under the present policy."""
+        return (edge_ends if self.reuse else scored_latents)(network, trajectory, choice)
+
+    def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
+        """The trajectory with the nodes that the choice has beside the chain."""
+        beside = {}
+        for node, at in choice.noised.items():
+            clean = trajectory.at(trajectory.coefficients.steps)
+            noise = rng.normal(self.latent_shape, self.seed, f"noised/{node}", step, indices).to(clean)
+            beside[node] = at, renoised(trajectory.coefficients, at, clean, noise)
+        return replace(trajectory, beside=beside)
+
+    def score(
+        self, latents: Mapping[int, Tensor], choice: Choice, condition: Condition, step: int, weights: Tensor | None
+    ) -> tuple[dict[int, Tensor], dict[str, float]]:
+        """The seeds, one reward at a time, and the means of their metrics.  weights: (b,), of each sample's loss."""
+        seeds, metrics = dict[int, Tensor](), dict[str, float]()
+        for node, share in choice.seeds.items():
+            x = latents[node]
+            sigma = torch.tensor(choice.sigma(node), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+            gradient, found = reward_gradient(
+                self.scorer, self.loss, x, sigma, condition, step, at_once=self.reward_batch
+            )
+            seeds[node] = share * gradient
+            if weights is not None:
+                seeds[node] *= weights.to(gradient).reshape(-1, *[1] * (gradient.ndim - 1))
+            for name, value in found.items():
+                metrics[name] = metrics.get(name, 0.0) + share / sum(choice.seeds.values()) * value
+        return seeds, metrics if weights is None else metrics | {"similarity": float(weights.mean())}
+
+    def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
+        """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
+        trained = sorted(choice.plan.trains)
+        latents = ((k, trajectory.at(k)) for k in trained)  # one at a time: they may wait in host memory
+        states = ((x, trajectory.sigma(k, x)) for k, x in latents)
+        if self.distance_weight:
+            value = accumulate_distance(
+                self.backbone, self.adapter, states, len(trained), condition, self.distance_weight
+            )
+        elif self.distance_every and step % self.distance_every == 0:
+            value = velocity_distance(self.backbone, self.adapter, states, condition)
+        else:
+            return {}
+        return {"distance": value}
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        if self.reuse:
+            self.reuse.observe(metrics)
+
+    def carried(self) -> dict[str, Tensor]:
+        return self.reuse.carried() if self.reuse else {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.reuse:
+            self.reuse.restore(tensors, self.parameters())
+
+    def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The batch as it was drawn, and its latents rolled out anew."""
+        origin = self.origin(step, indices)
+        prompts, condition, start = self.draw(*origin)
+        choice = self.choose(step)
+        network = self.network(condition)
+        with self.backbone.adapter(self.adapter), self.dropout(*origin)():
+            trajectory = self.trajectory(network, start, choice, step, indices, held_edge=False)
+            scored = self.scored(network, trajectory, choice)
+        nodes = {str(node): choice.sigma(node) for node in choice.seeds}
+        facts = {"prompts": prompts, "first": choice.first, "nodes": nodes, "trains": sorted(choice.plan.trains)}
+        return {"start": start} | {f"scored/{node}": x for node, x in scored.items()}, facts
+
+
+def holds_edge(backbone: WanBackbone, choice: Choice) -> bool:
+    """One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk."""
+    return backbone.checkpointing != "none" and len(choice.plan.edges) == 1
+
+
+def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> int:
+    """The node at which the rollout ends."""
+    scored = [] if held_edge else [node for node in choice.seeds if node <= coefficients.steps]
+    return max([*choice.kept(coefficients.steps, held_edge), *scored])
+
+
+def visited(choice: Choice, coefficients: Coefficients, held_edge: bool, stride: int) -> list[int]:
+    """The nodes that the rollout goes through; both ends of every trained edge, so that these stay the chain's own."""
+    plan, last = choice.plan, last_rolled(choice, coefficients, held_edge)
+    ends = {node for e in plan.edges if plan.trains & e.b.keys() for node in (e.source, e.target)}
+    needed = choice.kept(coefficients.steps, held_edge) | choice.seeds.keys() | ends
+    return coarse({choice.first, last, *(node for node in needed if node <= last)}, stride)
+
+
+def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
+    """The latents at the choice's seeds; clean predictions, which the chain does not visit, are computed."""
+    steps = trajectory.coefficients.steps
+    on_chain = {node: trajectory.at(node) for node in choice.seeds if node <= steps}
+    ends = [edge for edge in choice.computed(steps) if edge.target > steps]
+    return on_chain | {edge.target: target_latents(network, trajectory, edge) for edge in ends}
+
+
+def leap_similarity(network: Network, trajectory: Trajectory, choice: Choice) -> Tensor:
+    """(b,) weights 1 / sum over leaps of max(floor, mean |where it lands - the chain's own latents there|).
+
+    LeapAlign's: a sample counts by how well its leaps stand for the chain that they shorten.
+    """
+    assert choice.similarity is not None
+    distances = []
+    for edge in choice.computed(trajectory.coefficients.steps):
+        missed = target_latents(network, trajectory, edge) - trajectory.at(edge.target)
+        distances.append(missed.abs().flatten(1).mean(1).clamp(min=choice.similarity))
+    return 1 / torch.stack(distances).sum(0)

@@ -1,0 +1,84 @@
+"""The model card (README.md) of a saved reward: what it scores, on which model, and how well at each noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from prfl.config.data_schema import is_hub_id
+from prfl.utils.text import markdown_cell
+
+PAPER = "https://arxiv.org/abs/2511.21541"
+
+
+def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
+    """From the content of a saved reward's config.json.  name: what to load it by."""
+    card, kind = config["card"], str(config["format"]).removeprefix("prfl-")
+    backbone = config.get("backbone") or {}
+    model_id = backbone.get("model_id")
+    dimensions = list(config["normalisation"]["mean"])
+    data = ModelCardData(
+        library_name="prfl",
+        base_model=model_id if is_hub_id(model_id) else None,
+        tags=["prfl", kind, "reward-model", "video", "arxiv:2511.21541"],
+    )
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {kind.capitalize()}: {markdown_cell(', '.join(dimensions))}"]
+    if kind == "latent-reward":
+        blocks = ("block " if len(config["blocks"]) == 1 else "blocks ") + ", ".join(map(str, config["blocks"]))
+        adapter = config["adapter"]
+        own = f" with an adapter of rank {adapter['rank']} on them" if adapter else ", frozen"
+        parts.append(
+            f"Scores the noisy latents of a video model at any noise level, without decoding. It reads the hidden "
+            f"states after {blocks} (the first is 0) of `{model_id}`{own}, and "
+            f"works on that model only. The method is [PRFL]({PAPER}); here is the head, not the video model."
+        )
+        parts.append(USE.format(model=model_id if is_hub_id(model_id) else f"folder of {model_id}", name=name))
+    else:
+        parts.append("Scores the decoded pixels of clean videos. It is not noise-aware.")
+        parts.append(f'```python\nimport prfl\n\nreward = prfl.PixelReward.from_pretrained("{name}")\n```')
+    parts.append("## What it was trained on\n\n" + table(("", ""), _facts(card, backbone)))
+    if card["labels"]:
+        parts.append(table(("dimension", "a good label means"), list(card["labels"].items())))
+    parts.append("## Accuracy by noise level\n\n" + accuracy_text(card["accuracy"]))
+    return ModelCard("\n\n".join(parts) + "\n")
+
+
+USE = """\
+```python
+import prfl
+
+backbone = prfl.load_backbone("{model}")
+reward = prfl.LatentReward.from_pretrained("{name}", backbone=backbone)
+scores = reward(latents, sigma, backbone.condition(prompts))  # {{dimension: (batch,)}}, differentiable in the latents
+```"""
+
+
+def accuracy_text(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """A table with one line a sigma bin and one column a dimension."""
+    if not accuracy:
+        return "Not measured: no validation samples were held out."
+    bins = list(dict.fromkeys(label for values in accuracy.values() for label in values))
+    rows = [
+        (label, *(f"{accuracy[d][label]:.3f}" if label in accuracy[d] else "–" for d in accuracy)) for label in bins
+    ]
+    note = "Held-out pairwise accuracy *within a prompt*; 0.5 is chance. Sigma is the noise level: 0 clean, 1 noise."
+    return f"{note}\n\n" + table(("sigma", *accuracy), rows)
+
+
+def _facts(card: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [("base model", f"`{backbone['model_id']}`")] if backbone else []
+    if backbone.get("revision"):
+        rows.append(("revision", f"`{backbone['revision']}`"))
+    for name in ("frames", "height", "width", "fps"):
+        if card[name] is not None:
+            low, high = card[name]
+            rows.append((name, f"{low:g}" if low == high else f"{low:g} to {high:g}"))
+    return rows or [("", "not recorded")]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(markdown_cell, cells)) + " |" for cells in lines)

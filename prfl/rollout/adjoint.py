@@ -1,0 +1,186 @@
+"""The walk back: one network call at a time is recomputed with autograd and pulled back.
+
+    cotangent of x[i]:  a[i] = r[i] + sum over edges i -> j of through A a[j] + beta[i] J_x f[i]^T g[i]
+    cotangent of f[i]:  g[i] = sum over edges e that contain f[i] of b_e[i] a[target of e]
+    parameters:         dL/dtheta = sum over i in S of step_weight[i] J_theta f[i]^T g[i]
+
+Activation memory is that of one call, whatever the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prfl.rollout.plan import Edge, Plan
+from prfl.rollout.solvers import combine
+from prfl.rollout.trajectory import Network, Trajectory
+from prfl.utils.errors import PrflError
+
+
+@dataclass(frozen=True)
+class WalkStats:
+    """calls: the evaluations recomputed, in that order.  cotangent_norm: of each node on the way, a scalar tensor."""
+
+    calls: list[int]
+    cotangent_norm: dict[int, Tensor]
+
+
+def walk_back(
+    network: Network,
+    trajectory: Trajectory,
+    plan: Plan,
+    seeds: Mapping[int, Tensor],
+    parameters: Sequence[nn.Parameter],
+) -> WalkStats:
+    """Add dL/dtheta to ``.grad`` of ``parameters``; seeds: node -> dL/dx[node], shape and device of the latents.
+
+    Seeds are taken on detached leaf latents: each is the partial derivative at its own node alone.
+    The adapter of the rollout must still be selected.  Nothing else than ``parameters`` gets a gradient.
+    Raises PrflError for a seed that reaches no trained evaluation, and where the network gives no gradient.
+    """
+    useful = plan.useful_nodes
+    _check_seeds(seeds, useful)
+    edge_to = {edge.target: edge for edge in plan.edges}
+    at_latents, at_outputs = dict(seeds), dict[int, Tensor]()
+    stats = WalkStats([], {})
+    for node in sorted({*edge_to, *plan.evaluations}, reverse=True):
+        # Edges lead forward, so whatever flows into this node's output and latents has arrived by now.
+        if node in at_outputs:
+            needs_input = plan.passes(node, useful)
+            pulled = _pull_back(network, trajectory, plan, node, at_outputs.pop(node), parameters, needs_input)
+            stats.calls.append(node)
+            if pulled is not None:
+                _add(at_latents, node, pulled)
+        if node in at_latents:
+            cotangent = at_latents.pop(node)
+            stats.cotangent_norm[node] = cotangent.norm()
+            _spread(cotangent, edge_to[node], plan, useful, at_latents, at_outputs)
+    return stats
+
+
+def _check_seeds(seeds: Mapping[int, Tensor], useful: frozenset[int]) -> None:
+    idle = sorted(set(seeds) - useful)
+    if idle or not seeds:
+        raise PrflError(
+            f"seeds at nodes {idle} reach no trained network evaluation" if idle else "a walk without seeds",
+            fix=f"put them at nodes among {sorted(useful)}, or train an earlier step",
+        )
+
+
+def _spread(
+    cotangent: Tensor,
+    edge: Edge,
+    plan: Plan,
+    useful: frozenset[int],
+    at_latents: dict[int, Tensor],
+    at_outputs: dict[int, Tensor],
+) -> None:
+    """Through one edge: A a to its source and b[k] a to its outputs, where they lead on to a parameter."""
+    if edge.through and edge.source in useful:
+        _add(at_latents, edge.source, edge.through * edge.a * cotangent)
+    for k, factor in edge.b.items():
+        if k in plan.trains or plan.passes(k, useful):
+            _add(at_outputs, k, factor * cotangent)
+
+
+def _add(sums: dict[int, Tensor], key: int, value: Tensor) -> None:
+    sums[key] = sums[key] + value if key in sums else value  # never in place: the first may be the caller's seed
+
+
+def _pull_back(
+    network: Network,
+    trajectory: Trajectory,
+    plan: Plan,
+    k: int,
+    cotangent: Tensor,
+    parameters: Sequence[nn.Parameter],
+    needs_input: bool,
+) -> Tensor | None:
+    """Recompute f[k]; add step_weight J_theta^T g to the parameters, return beta J_x^T g where it is needed."""
+    x = trajectory.at(k).detach().requires_grad_(needs_input)
+    with torch.enable_grad():
+        output = network(x, trajectory.sigma(k, x))
+    if k not in plan.trains:
+        (gradient,) = torch.autograd.grad(output, x, cotangent.to(output.dtype))
+        return plan.beta[k] * gradient.to(cotangent.dtype)
+    weight = plan.step_weight.get(k, 1.0)
+    _backward(k, output, weight * cotangent, parameters, [x] if needs_input else [])
+    if not needs_input:
+        return None
+    assert x.grad is not None, f"network evaluation {k} does not depend on its latents"
+    return plan.beta[k] / weight * x.grad.to(cotangent.dtype)  # one backward, of weight * g, gave both gradients
+
+
+def _backward(
+    k: int, output: Tensor, cotangent: Tensor, parameters: Sequence[nn.Parameter], extra: Sequence[Tensor] = ()
+) -> None:
+    """Accumulate J^T g into .grad of the parameters and of ``extra``; raise if no parameter received any."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    received: list[Tensor] = []
+    # Hooks, not a look at .grad: that may hold the gradient of an earlier call.
+    hooks = [parameter.register_post_accumulate_grad_hook(received.append) for parameter in trainable]
+    if trainable and output.requires_grad:
+        torch.autograd.backward(output, cotangent.to(output.dtype), inputs=[*extra, *trainable])
+    for hook in hooks:
+        hook.remove()
+    if not received:
+        raise PrflError(
+            f"a gradient mode whose network gives no gradient: step {k} is to be trained, but none of the "
+            f"{len(parameters)} parameters ({len(trainable)} of them require gradient) is in its graph",
+            fix="select the adapter that is trained around rollout and walk, and give its parameters",
+        )
+
+
+@dataclass(eq=False)
+class HeldEdge:
+    """A one-edge plan whose graph is kept: ``latents`` (detached) are scored, then ``backward`` takes the seed."""
+
+    latents: Tensor
+    plan: Plan
+    parameters: Sequence[nn.Parameter]
+    output: Tensor | None
+
+    def backward(self, seed: Tensor) -> WalkStats:
+        """Add dL/dtheta = step_weight b J_theta f^T seed to ``.grad`` of the parameters and free the graph."""
+        assert self.output is not None, "backward was called twice"
+        (edge,), (k,) = self.plan.edges, self.plan.trains
+        factor = self.plan.step_weight.get(k, 1.0) * edge.b[k]
+        _backward(k, self.output, factor * seed, self.parameters)
+        self.output = None
+        return WalkStats([k], {edge.target: seed.norm()})
+
+
+def hold_edge(network: Network, trajectory: Trajectory, plan: Plan, parameters: Sequence[nn.Parameter]) -> HeldEdge:
+    """Run a one-edge plan's step with autograd and keep its graph, which saves ``walk_back``'s second forward.
+
+    For checkpointed blocks, whose graph is small: it is alive beside the reward's.
+    """
+    (edge,), (k,) = plan.edges, plan.trains
+    x = trajectory.at(k)
+    with torch.enable_grad():
+        output = network(x, trajectory.sigma(k, x))
+    return HeldEdge(_target(network, trajectory, edge, {k: output.detach()}), plan, parameters, output)
+
+
+def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Tensor:
+    """a x[source] + sum b[k] f[k] + c noise: the latents an edge ends at, recomputed without autograd.
+
+    For nodes that the chain does not visit, such as a clean prediction.
+    """
+    return _target(network, trajectory, edge, {})
+
+
+@torch.no_grad()
+def _target(network: Network, trajectory: Trajectory, edge: Edge, outputs: dict[int, Tensor]) -> Tensor:
+    outputs = {**trajectory.outputs, **outputs}
+    for k in edge.b:
+        if k not in outputs:
+            x = trajectory.at(k)
+            outputs[k] = network(x, trajectory.sigma(k, x))
+    x = trajectory.at(edge.source)
+    noise = trajectory.noises[edge.source].to(x.device) if edge.c and trajectory.noises is not None else None
+    return combine(x, edge.a, edge.b, outputs, edge.c, noise)

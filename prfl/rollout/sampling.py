@@ -1,0 +1,107 @@
+"""Videos from a backbone, with or without an adapter, from noise that depends on nothing but (seed, prompt, sample).
+
+So samples of the base and of a policy, of two checkpoints, or of two guidance scales are paired: the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prfl.backbone.wan.model import WanBackbone
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import guided_network
+from prfl.rollout.solvers import DETERMINISTIC, Coefficients
+from prfl.rollout.trajectory import rollout
+from prfl.utils import rng
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+"""Wraps a sequence of batches and shows how far it is (``rich.progress.track``); ``iter`` shows nothing."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without.
+
+    solver: one without noise, so that samples that are compared differ in nothing but what is compared.
+    """
+
+    frames: int
+    height: int
+    width: int
+    steps: int
+    shift: float | None = None
+    guidance_scale: float = 1.0
+    batch: int = 32
+    seed: int = 0
+    solver: Literal["euler", "unipc"] = "euler"
+
+    def chain(self, default_shift: float) -> Coefficients:
+        sigmas = chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
+        return DETERMINISTIC[self.solver](sigmas)
+
+
+def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
+    """Prompt and sample index of each sample, prompt by prompt: what ``sample`` takes."""
+    return [p for p in prompts for _ in range(per_prompt)], [i for _ in prompts for i in range(per_prompt)]
+
+
+def start_noise(
+    shape: Sequence[int], seed: int, prompts: Sequence[str], indices: Sequence[int]
+) -> Float[Tensor, "b ..."]:
+    """Standard normal latents; sample ``i`` of a prompt has the same noise in whatever batch or order it is drawn."""
+    each = [rng.normal(shape, seed, f"sample/{p}", 0, [i]) for p, i in zip(prompts, indices, strict=True)]
+    return torch.cat(each)
+
+
+@torch.no_grad()
+def sample(
+    backbone: WanBackbone,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+    settings: SamplingSettings,
+    *,
+    adapter: str | None = None,
+    progress: Progress = iter,
+) -> Float[Tensor, "n c t h w"]:
+    """Clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is the base."""
+    shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
+    coefficients = settings.chain(backbone.default_shift)
+    empty = backbone.condition([""])
+    done = []
+    with backbone.adapter(adapter):
+        for start in progress(range(0, len(prompts), settings.batch)):
+            some = list(prompts[start : start + settings.batch])
+            noise = start_noise(shape, settings.seed, some, indices[start : start + settings.batch])
+            network = guided_network(
+                backbone.velocity,
+                backbone.condition(some),
+                empty[[0] * len(some)],
+                scale=settings.guidance_scale,
+                gradient="both",
+            )
+            trajectory = rollout(network, noise.to(backbone.device), coefficients, keep=set())
+            done.append(trajectory.at(settings.steps).float().cpu())
+    return torch.cat(done)
+
+
+@torch.no_grad()
+def decode_all(
+    backbone: WanBackbone, latents: Float[Tensor, "n c t h w"], batch: int = 32, progress: Progress = iter
+) -> Float[Tensor, "n 3 f H W"]:
+    """Pixels as a person sees them: clamped to [-1, 1], float32 on the CPU.
+
+    With ``backbone.offload`` the transformer waits on the host: decoding 81 frames of 720p takes 18 GiB.
+    """
+    parts = []
+    with backbone.transformer_on_host() if backbone.offload else nullcontext():
+        for start in progress(range(0, len(latents), batch)):
+            pixels = backbone.decode(latents[start : start + batch].to(backbone.device))
+            parts.append(pixels.float().clamp(-1, 1).cpu())
+    return torch.cat(parts)

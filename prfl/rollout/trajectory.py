@@ -1,0 +1,150 @@
+"""The sampling chain without autograd: only latents are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Set
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from prfl.rollout.solvers import Coefficients, combine, leap
+from prfl.utils.errors import PrflError
+from prfl.utils.host_store import HostStore, Parked
+
+# (latents (batch, ...), sigma ()) -> output (batch, ...).  Condition and guidance are closed over.
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class Noises(Protocol):
+    """The noise of each stochastic step: a list, a mapping, or ``draws.ChainNoises``, which stores nothing."""
+
+    def __getitem__(self, step: int, /) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None where it was not kept.
+
+    outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
+    beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
+    """
+
+    latents: list[Tensor | Parked | None]
+    coefficients: Coefficients
+    noises: Noises | None = None
+    store: HostStore | None = None
+    outputs: Mapping[int, Tensor] = field(default_factory=dict)
+    beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
+
+    def at(self, node: int) -> Tensor:
+        """x[node]; it must have been kept."""
+        latents = self.beside[node][1] if node in self.beside else self.latents[node]
+        assert latents is not None, f"the rollout did not keep the latents of node {node}"
+        if isinstance(latents, Tensor):
+            return latents
+        assert self.store is not None
+        return self.store.take(latents)
+
+    def sigma(self, node: int, like: Tensor) -> Float[Tensor, ""]:
+        """The noise level of x[node], as ``sigma_at`` gives it."""
+        return sigma_at(self.coefficients, self.beside[node][0] if node in self.beside else node, like)
+
+
+def sigma_at(coefficients: Coefficients, node: int, like: Tensor) -> Float[Tensor, ""]:
+    """sigma[node] as the network gets it: on the latents' device, at least float32 (a bfloat16 sigma is 0.4 % off)."""
+    return coefficients.sigmas[node].to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+
+@torch.no_grad()
+def rollout(
+    network: Network,
+    start: Float[Tensor, "*shape"],
+    coefficients: Coefficients,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    visits: Collection[int] | None = None,
+    noises: Noises | None = None,
+    keep: Literal["all"] | Set[int] = "all",
+    keep_outputs: Set[int] = frozenset(),
+    store: HostStore | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Trajectory:
+    """x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
+
+    visits: the nodes between them that the chain goes through, default all; it leaps over the others, one deterministic
+    step of the last node's output each time (``solvers.leap``), and steps between neighbours are the solver's own.
+    keep: which nodes stay, "all" or a set; x[last] always does.  keep_outputs: which f[k] stay.
+    store: where kept latents wait, all but x[last], which is wanted first; default is where they are made.
+    noises: standard normal, by step, needed where c[i] is not 0.
+    on_step(i, x) is called after each step from node i.
+    Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there; and for a leap of
+    a solver that is stochastic or multistep.
+    """
+    last = coefficients.steps if last is None else last
+    _check_span(coefficients, first, last, noises is not None)
+    path = [i for i in range(first, last + 1) if visits is None or i in visits or i in (first, last)]
+    _check_leaps(coefficients, path)
+    latents: list[Tensor | Parked | None] = [None] * (coefficients.steps + 1)
+    outputs: dict[int, Tensor] = {}
+    x = start.detach()
+    for i, after in pairwise(path):
+        if keep == "all" or i in keep:
+            latents[i] = x if store is None else parked(x, store)
+        outputs[i] = network(x, sigma_at(coefficients, i, x))
+        if after > i + 1:
+            a, b = leap(coefficients, i, float(coefficients.sigmas[after]))
+            x = combine(x, a, {i: b}, outputs)
+        else:
+            noise = noises[i].to(x.device) if noises is not None and coefficients.c[i] else None
+            x = combine(x, coefficients.a[i], coefficients.b[i], outputs, coefficients.c[i], noise)
+        still_needed = set(keep_outputs).union(*coefficients.b[i + 1 : last])
+        outputs = {k: output for k, output in outputs.items() if k in still_needed}
+        if on_step is not None:
+            on_step(i, x)
+    if store is not None:
+        store.settle()
+    latents[last] = x
+    return Trajectory(latents, coefficients, noises, store, outputs)
+
+
+def parked(x: Tensor, store: HostStore) -> Parked:
+    store.new_group()  # of its own: a walk takes one after another
+    return store.put(x)
+
+
+def coarse(needed: Collection[int], stride: int) -> list[int]:
+    """The nodes to visit on a coarse way through all that are needed: from each of them back, every ``stride``-th.
+
+    What is left over is the first step of each stretch: the steps next to a needed node are alike.
+    """
+    nodes = sorted(needed)
+    between = {node for low, high in pairwise(nodes) for node in range(high, low, -stride)}
+    return sorted({nodes[0]} | between)
+
+
+def _check_leaps(coefficients: Coefficients, path: list[int]) -> None:
+    for i, after in pairwise(path):
+        if after > i + 1 and (any(coefficients.c) or any(set(b) != {k} for k, b in enumerate(coefficients.b))):
+            raise PrflError(
+                f"a leap from node {i} to {after} of a chain whose solver is stochastic or multistep",
+                where="rollout.stride",
+                fix="leave it at 1, or use a deterministic one-step solver (euler)",
+            )
+
+
+def _check_span(coefficients: Coefficients, first: int, last: int, has_noises: bool) -> None:
+    assert 0 <= first <= last <= coefficients.steps, f"steps {first} to {last} of a chain of {coefficients.steps}"
+    for i in range(first, last):
+        if coefficients.c[i] and not has_noises:
+            raise PrflError(f"step {i} of the solver is stochastic, but there is no noise for it", fix="give `noises`")
+        if min(coefficients.b[i]) < first:
+            raise PrflError(
+                f"step {i} of a multistep solver needs network output {min(coefficients.b[i])}, from before the start",
+                fix="start at node 0, or use a one-step solver",
+            )

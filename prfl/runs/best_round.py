@@ -1,0 +1,113 @@
+"""Which of a run's rounds becomes its result: the best one on a measure that is not trained on.
+
+The rounds are read from the run folder, and the weights of the best are a file beside them,
+
+    best/step-000100/policy.safetensors        (or transformer/, after full fine-tuning)
+
+so a resumed run knows what the run before it knew, and no second copy of the weights is held.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config
+from prfl.evaluation import hacking
+from prfl.evaluation.policy_eval import flat, summarise
+from prfl.training.checkpoint import list_checkpoints
+from prfl.training.log import RunFolder
+from prfl.utils import processes
+from prfl.utils.console import console, warn
+from prfl.utils.errors import PrflError
+
+Round = tuple[int, float]  # (step, the measure there)
+WATCHED = ("judge/", "held_out/")  # what nothing is trained on
+
+
+class BestRound:
+    """Follows ``evaluation.keep_best`` from round to round."""
+
+    def __init__(self, config: Config, model: WanBackbone, run: RunFolder, run_id: str = "") -> None:
+        """run_id: a hash of the run's identity."""
+        assert config.evaluation.keep_best is not None
+        self.key, self.patience = config.evaluation.keep_best, config.evaluation.patience
+        self.config, self.model, self.run, self.run_id = config, model, run, run_id
+        self.best, self.rounds_since, self.step = (0, -math.inf), 0, 0
+
+    def after_round(self, step: int) -> dict[str, float]:
+        """Called by every process, when the results of the round are in the run folder; numbers to log.
+
+        Raises PrflError where the round has no such measure.
+        """
+        found = self._look(step) if processes.is_main() else None
+        known = processes.gather(found)[0]
+        assert known is not None
+        self.step, (self.best, self.rounds_since) = step, known
+        return {"kept/step": float(self.best[0]), f"kept/{self.key}": self.best[1]}
+
+    def _look(self, step: int) -> tuple[Round, int]:
+        rounds = self._rounds(step)
+        best = best_round([r for r in rounds if r[0] == step or self._weights(r[0]).exists()])
+        since = sum(number > best[0] for number, _ in rounds)
+        if best[0] == step:
+            moment = factory.Moment(step, step, self.run_id)
+            factory.save_policy(self._weights(step).parent, self.model, self.config, moment)
+        self._tidy(rounds, best)
+        told = "the best round so far" if best[0] == step else f"not better than step {best[0]}, rounds ago: {since}"
+        console.print(f"{self.key} {rounds[-1][1]:.4g} at step {step}: {told}", markup=False, soft_wrap=True)
+        return best, since
+
+    def _rounds(self, step: int) -> list[Round]:
+        rounds = []
+        for number, outcome in hacking.rounds(self.run.samples, step):
+            measured = flat(summarise(outcome))
+            if self.key in measured:  # else it was measured before evaluation.judge or held_out_reward was given
+                rounds.append((number, measured[self.key]))
+            elif number == step:
+                raise PrflError(
+                    f"no round records {self.key}",
+                    where="evaluation.keep_best",
+                    fix=f"take one of {', '.join(key for key in measured if key.startswith(WATCHED))}",
+                )
+        return rounds
+
+    def _weights(self, step: int) -> Path:
+        return factory.policy_place(self.config, self.run.path / "best" / f"step-{step:06d}")
+
+    def _tidy(self, rounds: Sequence[Round], best: Round) -> None:
+        """Remove weights that nobody asks for again: they are neither of the best round, nor of what was the best round
+        by a checkpoint that the run may go on from."""
+        there = [r for r in rounds if self._weights(r[0]).exists()]
+        kept = {best[0]}
+        for checkpoint in list_checkpoints(self.run.checkpoints):
+            before = [r for r in there if r[0] <= int(checkpoint.name.removeprefix("step-"))]
+            kept |= {best_round(before)[0]} if before else set()
+        for folder in self._weights(0).parents[1].iterdir():
+            if folder.name not in {f"step-{step:06d}" for step in kept}:
+                shutil.rmtree(folder)
+
+    def spent(self) -> bool:
+        """Whether ``evaluation.patience`` is at its end."""
+        return self.patience is not None and self.rounds_since >= self.patience
+
+    def restore(self) -> None:
+        """Put the weights of the best round into the model."""
+        step, value = self.best
+        if self.spent():
+            said = f"ended at step {self.step}: {self.rounds_since} rounds without a better {self.key}"
+            console.print(said, markup=False, soft_wrap=True)
+        if step != self.step:
+            factory.load_policy(self.config, self.model, self._weights(step))
+        console.print(f"kept: the policy of step {step}, {self.key} {value:.4g}", markup=False, soft_wrap=True)
+        if step == 0:
+            warn("no round was better than the base: what is kept is the base")
+
+
+def best_round(rounds: Sequence[Round]) -> Round:
+    """The round with the largest measure, of equal ones the earliest; what is not a number is worse than any."""
+    return max(rounds, key=lambda r: -math.inf if math.isnan(r[1]) else r[1])

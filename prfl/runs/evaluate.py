@@ -1,0 +1,93 @@
+"""Rewards measured side by side at every noise level, or a policy beside its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config, PreferenceConfig, SftConfig
+from prfl.data.prompts import plain
+from prfl.evaluation import reward_eval
+from prfl.rollout.flow import chain_sigmas
+from prfl.runs.outcomes import compare_base, show_report
+from prfl.runs.train_reward import measure_reward, say_incomparable, show_measured
+from prfl.training.log import RunFolder
+from prfl.utils.console import progress, warn
+from prfl.utils.errors import PrflError
+from prfl.utils.lock import folder_lock
+
+
+def evaluate(
+    config: Config | None,
+    *,
+    run: Path | None = None,
+    overrides: Sequence[str] = (),
+    heads: Mapping[str, Path] | None = None,
+    manifest: Path | None = None,
+) -> None:
+    """Measure trained rewards, side by side, at every noise level; or a trained policy beside its base.
+
+    run: a finished run's folder, in place of a config; None is that of the first head.  overrides: keys of the run's
+    config to change.  heads: saved rewards by name; none is the one that the config trained.
+    manifest: other labelled videos, all of them held out (out of domain, say); None is the config's validation split.
+    """
+    if config is None:
+        folder = run or next(iter(heads.values() if heads else [])).parent
+        config = factory.finished_run(folder, overrides)
+    with folder_lock(config.run):
+        evaluate_in_run(config, heads, manifest)
+
+
+def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: Path | None) -> None:
+    model = factory.backbone(config)
+    if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
+        return evaluate_policy(config, model)
+    rewards = {
+        name: factory.load_reward(folder, model, adapter_name=f"reward-{number}")
+        for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
+    }
+    train = None  # its samples say how far apart two scores are still a tie
+    if manifest is None or factory.has_clips(config):
+        path = factory.fill_cache(config, model, progress("generated clips"))
+        train = factory.dataset(config, model, path, "train")
+    if manifest is None:
+        held = factory.dataset(config, model, path, "validation")
+    else:
+        path = manifest
+        factory.encode(config, model, path)
+        held = factory.cached(config, model, path)
+    if held is None:
+        fix = 'add "split": "validation" to the held-out rows'
+        raise PrflError("there are no held-out rows", where=str(path), fix=fix)
+    if train is not None and manifest is not None:
+        warn_of_trained(held, train, manifest)
+    results = config.run / "reward_eval.json" if manifest is None else reward_eval.results_of(config.run, manifest)
+    at = reward_eval.levels(chain_sigmas(config.rollout.steps, factory.shift(config, model)).tolist())
+    say_incomparable(rewards, held)
+    measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
+    show_measured(measured, results)
+    show_report(config.run)
+
+
+def warn_of_trained(held: factory.Dataset, train: factory.Dataset, manifest: Path) -> None:
+    """All rows of another manifest are held out, so they say; the reward may have been trained on some."""
+    videos = len(held.entries & train.entries)
+    trained = {plain(prompt) for prompt in train.prompts}
+    prompts = [prompt for prompt in dict.fromkeys(held.prompts) if plain(prompt) in trained]
+    if videos or prompts:
+        example = f", as {prompts[0][:60]!r}" if prompts else ""
+        warn(f"{manifest}: {videos} videos and {len(prompts)} prompts are among those of the training{example}")
+
+
+def evaluate_policy(config: Config, model: WanBackbone) -> None:
+    """Base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
+    factory.load_policy(config, model)
+    if not config.evaluation.final_samples:
+        fix = "say how many samples: evaluation.final_samples=64"
+        raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
+    factory.remember(config, model, factory.prompts(config.data.prompts)["test"], progress("encoding the prompts"))
+    reward = None if isinstance(config.objective, SftConfig) else factory.trained_reward(config, model)
+    compare_base(config, model, factory.watched_rewards(config, model, reward), RunFolder(config.run))
+    show_report(config.run)

@@ -1,0 +1,263 @@
+"""What this machine has, and whether a config could run on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+from diffusers import WanTransformer3DModel
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.backbone.attention import NAMES, choose_attention, why_not
+from prfl.backbone.wan.architecture import cast
+from prfl.backbone.wan.kernels import SWAPPED
+from prfl.config.schema import Config
+from prfl.estimate.memory import predict_memory
+from prfl.estimate.missing_inputs import downloads, missing_inputs
+from prfl.estimate.parts import module_bytes
+from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
+from prfl.estimate.suggestions import advice
+from prfl.estimate.tables import GIB, gib
+from prfl.utils.errors import PrflError
+from prfl_kernels import choose_backend
+
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
+HUB_SECONDS = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """found: what there is.  problem: why a run could not work with it; empty where it could.
+
+    working: False for what is not there, or does not work, and may not be needed.
+    """
+
+    name: str
+    found: str
+    problem: str = ""
+    working: bool = True
+
+
+def check_machine() -> list[Check]:
+    """Everything that does not depend on a config."""
+    return [
+        Check("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
+        *map(package, PACKAGES),
+        device(),
+        attention("cuda" if torch.cuda.is_available() else "cpu", torch.float32),
+        *attentions(),
+        *choices(),
+        Check("hub", hub() or "reachable", working=not hub()),
+        video(),
+        Check("protected", PROTECTED),
+        *(Check(f"not protected: {name}", text, working=False) for name, text in NOT_PROTECTED.items()),
+    ]
+
+
+def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
+    """Whether a run of this config could work here.  made: run folders that earlier stages will have filled.
+
+    Raises PrflError where no architecture is to be had."""
+    kind, dtype = factory.device_kind(config), getattr(torch, config.backbone.dtype)
+    if kind == "cuda" and not torch.cuda.is_available():
+        device = Check("backbone.device", "cuda", "there is no usable GPU here; take auto or cpu")
+    else:
+        device = Check("backbone.device", kind)
+    runs_on = "cpu" if device.problem else kind
+    model = factory.architecture(config)
+    return [
+        device,
+        attention(runs_on, dtype, model.transformer.config.attention_head_dim),
+        *choices(config, model),
+        *inputs(config, made),
+        disk(config, model),
+        memory(config, model, available(runs_on) if not device.problem else None),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- what is installed
+
+
+def package(name: str) -> Check:
+    try:
+        return Check(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        needed = name != "triton" or platform.system() == "Linux"
+        return Check(name, "not installed", f"pip install {name}" if needed else "")
+
+
+def attentions() -> Iterator[Check]:
+    """Which attentions run here, each tried; it is nothing to worry about that most do not."""
+    kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    for name in NAMES:
+        reason = why_not(name, torch.device(kind), dtype, head_size=128)
+        yield Check(f"attention by {name}", f"not here: {reason}" if reason else "runs", working=not reason)
+
+
+def device() -> Check:
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return Check("device", f"cpu, {cores} cores, {gib(available('cpu'))} of memory free; no usable GPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    free = gib(available("cuda"))
+    return Check("device", f"{', '.join(names)}; {free} free; CUDA {torch.version.cuda}; driver {driver()}")
+
+
+def driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "unknown (no nvidia-smi)"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=20, check=False)
+    return found.stdout.splitlines()[0] if found.returncode == 0 and found.stdout else "unknown"
+
+
+def available(kind: str) -> int:
+    """Bytes of free memory, within the control group's limit."""
+    if kind == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text(encoding="utf-8").strip().isdigit():
+        free = min(free, int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8")))
+    return free
+
+
+# ------------------------------------------------------------------------------------------------- what really runs
+
+
+class Recorded(TorchDispatchMode):
+    """Names of the operations that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(func.name().removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+def attention(kind: str, dtype: torch.dtype, head_dim: int = 128) -> Check:
+    """Run a small Wan block on the device and see which attention operation it came to."""
+    shape = dict(num_attention_heads=2, attention_head_dim=head_dim, in_channels=4, out_channels=4, text_dim=16)
+    network = WanTransformer3DModel(**shape, freq_dim=16, ffn_dim=32, num_layers=1, rope_max_seq_len=32)
+    network = cast(network, dtype).to(kind)
+    latents = torch.randn(1, 4, 1, 32, 32, device=kind, dtype=dtype)
+    text = torch.randn(1, 8, 16, device=kind, dtype=dtype)
+    with Recorded() as ran:
+        network(latents, torch.full((1,), 500.0, device=kind), text).sample.sum().backward()
+    return Check(f"attention ({kind}, {str(dtype).removeprefix('torch.')})", attention_operation(ran.names))
+
+
+def attention_operation(names: list[str]) -> str:
+    fused = [name for name in names if "attention" in name.lower() and "backward" not in name]
+    if fused:
+        return ", ".join(dict.fromkeys(name.removeprefix("_scaled_dot_product_") for name in fused))
+    return "plain softmax, not fused: memory grows with tokens squared"
+
+
+def choices(config: Config | None = None, model: WanBackbone | None = None) -> list[Check]:
+    """What runs each operation and the attention: of this config and its architecture, or by itself on this machine."""
+    kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    try:
+        if config is None or model is None:
+            chosen = {name: choose_backend(name, None, kind, dtype) for name in SWAPPED}
+            attends = choose_attention("auto", kind, dtype, head_size=128)
+        else:
+            chosen, attends = factory.kernels(config), factory.attention(config, model)
+    except (ValueError, PrflError) as error:
+        return [Check("kernels", "cannot run", str(error))]
+    named = {**{f"kernel {name}": choice for name, choice in chosen.items()}, "attention chosen": attends}
+    return [Check(name, f"{choice.backend} ({choice.reason})") for name, choice in named.items()]
+
+
+@cache
+def hub() -> str:
+    """Why the hub cannot be reached; empty when it can."""
+    if constants.HF_HUB_OFFLINE:
+        return "offline, by HF_HUB_OFFLINE"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).raise_for_status()
+    except Exception as error:  # whatever a proxy or a resolver raises
+        return f"{constants.ENDPOINT} is not reachable ({type(error).__name__})"
+    return ""
+
+
+def video() -> Check:
+    try:
+        import av
+    except ImportError as error:
+        return Check("video", f"PyAV cannot be imported: {error}", "no video can be read or written: pip install av")
+    program = shutil.which("ffmpeg") or "no ffmpeg program (PyAV brings its own library)"
+    codec = "libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
+    try:
+        av.Codec("h264", "r")
+        av.Codec("libx264", "w")
+    except Exception as error:  # PyAV's own error for a codec that its build left out
+        return Check("video", f"PyAV {av.__version__}, {codec}; {program}", f"h264 is missing: {error}")
+    return Check("video", f"PyAV {av.__version__}, {codec}, h264; {program}")
+
+
+# ------------------------------------------------------------------------------------------------- a config
+
+
+def inputs(config: Config, made: Collection[Path]) -> Iterator[Check]:
+    """Prompt files, the manifest, the reward and the model: here, to be had, or missing."""
+    yield read("data.prompts", lambda: f"{sum(map(len, factory.prompts(config.data.prompts).values()))} prompts")
+    absent = downloads(config)
+    reason = hub() if absent else ""
+    for key, name in absent.items():
+        problem = f"it is not here, and {reason}; give a folder that it was downloaded to" if reason else ""
+        yield Check(key, f"{name}, to be downloaded", problem)
+    for line in missing_inputs(config, made):
+        name, _, rest = line.partition(": ")
+        if name not in absent:
+            yield Check(name, "missing", rest)
+
+
+def read(name: str, reader: Callable[[], str]) -> Check:
+    try:
+        return Check(name, reader())
+    except PrflError as error:
+        return Check(name, "cannot be read", " ".join(str(error).split()))
+
+
+def disk(config: Config, model: WanBackbone) -> Check:
+    """Room for the checkpoints, and for the download where there is one."""
+    place = next(folder for folder in (config.run.absolute(), *config.run.absolute().parents) if folder.exists())
+    networks = (model.transformer, *model.copies.values())
+    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+    size = sum(p.numel() * p.element_size() for p in trained)
+    copies = 3 + (config.training.ema_decay is not None)  # weights and AdamW's two averages
+    needed = size * copies * (config.training.keep + 1)  # a new one is written before the oldest goes
+    if "backbone.model" in downloads(config):
+        needed += sum(map(module_bytes, (model.transformer, model.vae, model.text_encoder)))
+    free = shutil.disk_usage(place).free
+    problem = f"checkpoints and downloads need {gib(needed)}" if needed > free else ""
+    return Check("disk", f"{gib(free)} free at {place}; about {gib(needed)} will be written", problem)
+
+
+def memory(config: Config, model: WanBackbone, free: int | None) -> Check:
+    predicted = predict_memory(config, model)
+    text = f"{gib(predicted.peak)} predicted at the peak, in '{predicted.largest.name}'"
+    if free is None:
+        return Check("memory", text)
+    short = predicted.peak - free
+    problem = f"{short / GIB:.1f} GiB more than is free; {advice(config)}" if short > 0 else ""
+    if not problem and predicted.host > available("cpu"):
+        problem = f"the run keeps {gib(predicted.host)} in host memory, where {gib(available('cpu'))} are free"
+    return Check("memory", f"{text}; {gib(free)} free", problem)

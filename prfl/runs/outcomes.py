@@ -1,0 +1,72 @@
+"""What a policy's samples come to, beside its base's: by round, at the end of a run, and on request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.config.schema import Config
+from prfl.evaluation import policy_eval, reward_eval, tables
+from prfl.evaluation.report import write_report
+from prfl.training.log import RunFolder
+from prfl.utils import processes
+from prfl.utils.console import console, progress
+
+
+def prompts_of(config: Config) -> list[str]:
+    """What a policy's training encodes beside its clips' prompts: what its chains start with, and what is watched."""
+    known, own = factory.prompts(config.data.prompts), config.evaluation
+    watched = known.get("validation", [])[: own.prompts_per_round] if own.every else []
+    compared = known.get("test", [])[: own.final_samples]
+    return [*(factory.met_prompts(config) if config.reward else []), *watched, *compared]
+
+
+def outcome_of(
+    config: Config,
+    model: WanBackbone,
+    rewards: Mapping[str, reward_eval.Scorer],
+    some: list[str],
+    per_prompt: int,
+    name: Literal["base", "policy"],
+    **options: Any,
+) -> policy_eval.Outcome:
+    outcome = policy_eval.measure(
+        model,
+        some,
+        per_prompt,
+        factory.sampling(config),
+        name=name,
+        adapter=None if name == "base" else factory.policy_adapter(config),
+        judge=factory.judge(config.evaluation),
+        rewards=rewards,
+        **options,
+    )
+    model.park_vae()
+    return outcome
+
+
+def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, reward_eval.Scorer], run: RunFolder) -> None:
+    """Base and policy from the same noise on the test prompts: results.json, videos, a table.
+
+    After full fine-tuning in place the base is gone, and the policy stands alone.
+    """
+    test = factory.prompts(config.data.prompts)["test"][: config.evaluation.final_samples]
+    per_prompt = config.evaluation.final_samples // len(test)
+    names: list[Literal["base", "policy"]] = ["base", "policy"] if factory.policy_adapter(config) else ["policy"]
+    outcomes = [
+        outcome_of(config, model, rewards, test, per_prompt, name, progress=progress(f"sampling: {name}"))
+        for name in names
+    ]
+    if processes.is_main():
+        made_by = factory.moment_of(config)
+        policy_eval.write_results(run.samples / "final", outcomes, config.data.fps, made_by)
+    console.print(tables.policy_table(outcomes))
+
+
+def show_report(run: Path) -> None:
+    if processes.is_main():
+        console.print(f"report: {write_report(run)}", markup=False)
+    processes.wait()

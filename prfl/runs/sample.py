@@ -1,0 +1,55 @@
+"""Videos of a trained policy, for a person to look at."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prfl import factory
+from prfl.config.schema import Config, PreferenceConfig
+from prfl.evaluation import policy_eval, tables
+from prfl.evaluation.media import browser_mp4, grid
+from prfl.evaluation.report import write_samples_page
+from prfl.runs.outcomes import outcome_of
+from prfl.utils.console import console, progress
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing
+from prfl.utils.lock import folder_lock
+
+
+def sample(config: Config, *, compare_base: bool = False) -> None:
+    """Videos of the trained policy on the validation prompts, or on the training prompts where there are none.
+
+    Writes samples/sampled below the run: one mp4 a video, all of them in grid.mp4, and index.html with everything.
+    """
+    if isinstance(config.objective, PreferenceConfig):
+        fix = "give the config of a policy; --per-prompt 4 draws the base's videos, for people to compare"
+        raise PrflError("this config trains a reward, which draws no videos", where="objective.name", fix=fix)
+    if compare_base and not factory.policy_adapter(config):
+        fix = "leave --compare-base out; sample the base's own config for its videos"
+        raise PrflError("all weights were trained in place: there is no base left", where="backbone.train", fix=fix)
+    with folder_lock(config.run):
+        sample_in_run(config, compare_base)
+
+
+def sample_in_run(config: Config, compare_base: bool) -> None:
+    model = factory.backbone(config)
+    factory.load_policy(config, model)
+    known = factory.prompts(config.data.prompts)
+    some = (known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
+    factory.remember(config, model, some, progress("encoding the prompts"))
+    names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
+    per_prompt = config.evaluation.samples_per_prompt
+    outcomes = [
+        outcome_of(
+            config, model, {}, some, per_prompt, name, keep_videos=len(some), progress=progress(f"sampling: {name}")
+        )
+        for name in names
+    ]
+    folder = config.run / "samples" / "sampled"
+    path = policy_eval.write_results(folder, outcomes, config.data.fps, factory.moment_of(config))
+    groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
+    with replacing(path.with_name("grid.mp4")) as temporary:
+        temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))
+    console.print(tables.policy_table(outcomes))
+    page = write_samples_page(path, f"Samples of {config.run.resolve().name}")
+    console.print(f"open in a browser: {page}", markup=False, soft_wrap=True)

@@ -1,0 +1,308 @@
+"""``prfl score``: what a saved reward says of videos or latents, at chosen noise levels, as CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prfl import factory
+from prfl.backbone import Condition, WanBackbone, load_backbone
+from prfl.config import load_config
+from prfl.config.data_schema import is_hub_id
+from prfl.config.schema import BackboneConfig
+from prfl.data.cache import manifest_videos
+from prfl.data.leaks import token_ids, token_warnings
+from prfl.data.manifest import read_manifest
+from prfl.data.video import SUFFIXES, read_video
+from prfl.reward.checkpoint import RewardCard, read_config
+from prfl.rollout.flow import add_noise
+from prfl.utils import rng
+from prfl.utils.console import PlainConsole
+from prfl.utils.errors import Faults, PrflError
+from prfl.utils.files import printable, replacing
+
+LATENTS = ".safetensors"
+CLIP = ("frames", "height", "width", "fps")
+SECONDS = 10.0  # between two writings of the table
+messages = PlainConsole(stderr=True)  # stdout carries the scores
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file to score: a video or latents, and the prompt that it was made from."""
+
+    file: Path
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Normalised scores of one sample of a file at one noise level, the mean over the noise draws."""
+
+    file: str
+    sample: int
+    prompt: str
+    sigma: float
+    scores: dict[str, float]
+
+
+def score_files(
+    inputs: Sequence[str],
+    head: str,
+    *,
+    prompt: str | None = None,
+    model: str | None = None,
+    dtype: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    sigmas: Sequence[float] = (0.0,),
+    noise_draws: int = 1,
+    seed: int = 0,
+    clip: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    follow_links: bool = False,
+) -> None:
+    """Score every input and write the table to ``out`` (.csv or .json), or as CSV to the standard output.
+
+    inputs: videos, safetensors of latents, or manifests (.jsonl), whose rows bring their prompts.  head: a saved
+    reward.  model: the video model that it reads; by default the one of its run, or the hub model that it names.
+    follow_links: a manifest's links may lead out of its folder.
+    clip: frames, height, width and fps at which videos are read, where not as the reward was trained.
+    A file that cannot be read does not stop the others; PrflError names all of them at the end.  Scores are written as
+    they come: whatever ends the command leaves a whole table of the files before.
+    """
+    if out is not None and out.suffix not in (".csv", ".json"):
+        raise PrflError(f"'{out.suffix}' is not a format of scores", where=f"--out {out}", fix="use .csv or .json")
+    for sigma in sigmas:
+        if not 0 <= sigma <= 1:
+            raise PrflError(f"{sigma:g} is no noise level", where="--sigmas", fix="0 is clean, 1 is noise: 0,0.5,0.9")
+    if noise_draws < 1:
+        raise PrflError("there is no mean over no draws", where="--draws", fix="1 or more")
+    for name, value in (clip or {}).items():
+        if value is not None and not 0 < value < math.inf:
+            fix = f"{'a number above 0' if name == 'fps' else '1 or more'}; without --{name}, as the reward was trained"
+            raise PrflError(f"no clip has {name} {value:g}", where=f"--{name}", fix=fix)
+    items = read_items(inputs, prompt, follow_links)
+    saved = read_config(head)
+    backbone = find_backbone(head, saved, model, dtype, device)
+    reward = factory.load_reward(head, backbone)
+    scorer = factory.latents_scorer(reward, backbone)
+    if reward.space == "pixel" and any(sigmas):
+        messages.print("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
+    shape = clip_of(reward.card, clip or {}) if any(item.file.suffix != LATENTS for item in items) else {}
+    prompts = list(dict.fromkeys(item.prompt for item in items))
+    for text in token_warnings(prompts, "the prompts", backbone, token_ids(backbone, prompts)):
+        messages.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    conditions = {text: backbone.condition([text]) for text in prompts}
+    backbone.drop_text_encoder()
+
+    def at(latents: Float[Tensor, "b c t h w"], sigma: float, condition: Condition) -> dict[str, Tensor]:
+        level = torch.full((len(latents),), sigma, device=backbone.device)
+        total: dict[str, Tensor] = {}
+        count = noise_draws if sigma > 0 else 1
+        for draw in range(count):  # the same noise for every file of one size, so that their scores compare
+            noise = rng.normal(latents.shape[1:], seed, "score", draw, [0]).to(latents)
+            noisy = add_noise(latents, noise, level) if sigma > 0 else latents
+            given = reward.normalisation.apply(scorer(noisy, level, condition[[0] * len(latents)]))
+            total = {name: total.get(name, 0) + values.float().cpu() / count for name, values in given.items()}
+        return total
+
+    failed: list[str] = []
+    facts = {"reward": head, "model": backbone.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
+    with torch.no_grad(), ScoreTable(out, facts) as table:
+        for item in track(items, "scoring", console=messages, transient=True, disable=not messages.is_terminal):
+            try:
+                latents = read_latents(item.file, backbone, shape)
+            except PrflError as error:
+                failed.append(str(error))
+                continue
+            rows = []
+            for sigma in sigmas:
+                scores = at(latents, sigma, conditions[item.prompt])
+                for number in range(len(latents)):
+                    one = {name: round(float(values[number]), 6) for name, values in scores.items()}
+                    rows.append(Scored(printable(item.file), number, item.prompt, sigma, one))
+            table.add(rows)
+    if failed:
+        more = "\n".join(failed[1:])
+        raise PrflError(
+            f"{failed[0]}\n{more}".rstrip(),
+            where=f"{len(failed)} of {len(items)} files were not scored",
+            fix="mend or leave out these files; the others are scored",
+        )
+
+
+def read_items(inputs: Sequence[str], prompt: str | None, follow_links: bool) -> list[Item]:
+    """Every file once.  Raises PrflError for an input that is absent, of no known kind, or has no prompt."""
+    items: list[Item] = []
+    faults = Faults()
+    for name in inputs:
+        with faults.collected():
+            items += _items_of(name, prompt, follow_links)
+    faults.raise_all("prfl score", "inputs")
+    return list(dict.fromkeys(items))
+
+
+def _items_of(name: str, prompt: str | None, follow_links: bool) -> list[Item]:
+    path = Path(name)
+    if path.suffix == ".jsonl":
+        rows = read_manifest(path, follow_links=follow_links)
+        return [Item(_shown(file), row.prompt) for row in rows for file in manifest_videos([row])]
+    if path.suffix.lower() not in (*SUFFIXES, LATENTS):
+        known = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
+        raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {known}")
+    if not path.is_file():
+        fix = "give the path of a video, a latents file or a manifest"
+        raise PrflError("there is no such file", where=name, fix=fix)
+    if prompt is None:
+        fix = '--prompt "what the video shows", or a manifest (.jsonl) whose rows have prompts'
+        raise PrflError("a reward reads the prompt too, and this file has none", where=name, fix=fix)
+    return [Item(path, prompt)]
+
+
+def _shown(file: Path) -> Path:
+    """Relative to here where it lies below: shorter, and no secret of the machine."""
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+
+
+def find_backbone(
+    head: str, saved: Mapping[str, Any], model: str | None, dtype: str | None, device: Literal["auto", "cpu", "cuda"]
+) -> WanBackbone:
+    """``model``, or the one of the run that the reward lies in, or the hub model that the reward names."""
+    run = Path(head).resolve().parent / "config.yaml"
+    named = saved.get("backbone", {})
+    if model is None and run.is_file():
+        config = load_config(run)
+        changes: dict[str, Any] = {"adapter": None, "device": device, "compile": False}
+        own = config.backbone.model_copy(update=changes | ({"dtype": dtype} if dtype else {}))
+        return factory.backbone(config.model_copy(update={"backbone": own}))
+    if model is None and not is_hub_id(named.get("model_id")):
+        known = f"it was trained on {named['model_id']}" if named else "its card names none"
+        raise PrflError(f"no video model is given, and {known}", where=head, fix="--model FOLDER or --model owner/name")
+    place, revision = (named["model_id"], named.get("revision")) if model is None else (model, None)
+    where = factory.device(BackboneConfig(model=place, device=device))
+    return load_backbone(place, getattr(torch, dtype or "float32"), where, revision)
+
+
+def clip_of(card: RewardCard, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How videos are read: as the reward was trained, or as given; a word of warning outside of its range."""
+    clip: dict[str, Any] = {}
+    for name in CLIP:
+        known = getattr(card, name)
+        if known is None and given.get(name) is None:
+            what = f"the reward's card does not say at which {name} it was trained"
+            raise PrflError(what, where="prfl score", fix=f"give --{name}")
+        value = given.get(name)
+        clip[name] = known[1] if value is None else value
+        if known is not None and not known[0] <= clip[name] <= known[1]:
+            trained = f"{known[0]:g} to {known[1]:g}" if known[0] != known[1] else f"{known[0]:g}"
+            messages.print(f"the reward was trained with {name} {trained}, and scores {clip[name]:g}", style="yellow")
+    return clip
+
+
+@torch.no_grad()
+def read_latents(file: Path, backbone: WanBackbone, clip: Mapping[str, Any]) -> Float[Tensor, "b c t h w"]:
+    """A video, encoded, or a file of latents, on the backbone's device.  Raises PrflError naming the file."""
+    if file.suffix != LATENTS:
+        pixels = read_video(file, **clip)[None]
+        latents = backbone.encode(pixels.to(backbone.device)).float()
+    else:
+        latents = load_latents(file).to(backbone.device)
+        if latents.shape[1] != backbone.latent_channels:
+            what = f"its latents have {latents.shape[1]} channels, the model's have {backbone.latent_channels}"
+            raise PrflError(what, where=str(file), fix="give latents of this model's VAE, or score the video")
+        for name, size, patch in zip(CLIP, latents.shape[2:], backbone.patch_size, strict=False):
+            if size % patch:
+                raise PrflError(
+                    f"a latent {name} of {size} does not split into patches of {patch}",
+                    where=str(file),
+                    fix="cut the latents to a multiple of the patch",
+                )
+    if not latents.isfinite().all():
+        raise PrflError("its latents are not finite", where=str(file), fix="encode the video again, in float32")
+    return latents
+
+
+def load_latents(file: Path) -> Float[Tensor, "b c t h w"]:
+    """The tensor ``latents`` of a safetensors file, or the only one: (c, t, h, w) as in the cache, or with a batch in
+    front; normalised as the backbone's ``encode`` gives them."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            name = "latents" if "latents" in names else names[0] if len(names) == 1 else None
+            latents = opened.get_tensor(name) if name else None
+    except (SafetensorError, OSError) as error:
+        raise PrflError(
+            f"is not a readable safetensors file: {error}", where=str(file), fix="write it again with safetensors"
+        ) from error
+    if latents is None:
+        shown = ", ".join(names[:5]) or "none"
+        raise PrflError(f"has no tensor 'latents'; it has {shown}", where=str(file), fix="save them under that name")
+    if latents.ndim not in (4, 5) or not latents.is_floating_point():
+        what = f"'{name}' is {tuple(latents.shape)} {latents.dtype}, not latents"
+        raise PrflError(what, where=str(file), fix="(channels, frames, height, width), or with a batch in front")
+    return (latents if latents.ndim == 5 else latents[None]).float()
+
+
+class ScoreTable:
+    """The scores, written as they come.  CSV: one line a sample and noise level, one column a dimension.  JSON: the
+    facts, then the same rows.  To a file (None is the standard output), which is whole whenever somebody looks.
+    """
+
+    def __init__(self, out: Path | None, facts: Mapping[str, object]) -> None:
+        self.out, self.facts = out, facts
+        self.rows: list[Scored] = []
+        self.written, self.at = 0, -SECONDS
+
+    def __enter__(self) -> ScoreTable:
+        return self
+
+    def add(self, rows: Sequence[Scored]) -> None:
+        if not rows:
+            return
+        if self.out is None:
+            sys.stdout.write(csv_text(rows, header=not self.rows))
+            sys.stdout.flush()
+        self.rows += rows
+        if self.out and time.monotonic() >= self.at + SECONDS:
+            self.write(self.out)
+
+    def write(self, out: Path) -> None:
+        """All of it again, so that there is never a half row; seldom enough to cost nothing."""
+        if out.suffix == ".json":
+            listed = [vars(row) for row in self.rows]
+            text = json.dumps({**self.facts, "rows": listed}, indent=1, ensure_ascii=False) + "\n"
+        else:
+            text = csv_text(self.rows, header=True)
+        with replacing(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        self.written, self.at = len(self.rows), time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        if self.out and self.rows:
+            if self.written < len(self.rows):
+                self.write(self.out)
+            messages.print(f"{len(self.rows)} scores: {printable(self.out)}", markup=False)
+
+
+def csv_text(rows: Sequence[Scored], header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if header:
+        writer.writerow(["file", "sample", "prompt", "sigma", *rows[0].scores])
+    for row in rows:
+        writer.writerow([row.file, row.sample, row.prompt, f"{row.sigma:g}", *row.scores.values()])
+    return text.getvalue()

@@ -1,0 +1,92 @@
+"""A stage of training, from its config to its report."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import groupby
+
+from accelerate import Accelerator
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.backbone.adapters import reach
+from prfl.config import dump_resolved, identity
+from prfl.config.schema import Config, PreferenceConfig
+from prfl.estimate.fill import fill_card
+from prfl.estimate.suggestions import out_of_memory
+from prfl.runs.outcomes import show_report
+from prfl.runs.stage_run import StageRun
+from prfl.runs.train_policy import train_policy
+from prfl.runs.train_reward import train_reward
+from prfl.training.guards import check_differs_from_base, check_starts_as_base
+from prfl.training.learning import Watched
+from prfl.training.log import RunFolder, make_accelerator
+from prfl.utils import processes
+from prfl.utils.console import console, disable_progress_bars, progress
+from prfl.utils.lock import folder_lock
+
+
+def train(config: Config, *, resume: str = "auto") -> None:
+    """Run one stage."""
+    factory.prompts(config.data.prompts)
+    with processes.peers(), out_of_memory(config):
+        train_stage(config, resume)
+
+
+def train_stage(config: Config, resume: str) -> None:
+    folder = RunFolder(config.run, dump_resolved(config))
+    accelerator = make_accelerator(folder, config.backbone.device, config.training.trackers, config.training.timeout)
+    with folder_lock(config.run):
+        train_in(folder, config, accelerator, resume)
+
+
+def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume: str) -> None:
+    if not processes.is_main():
+        console.quiet = True
+        disable_progress_bars()
+    console.print(f"{config.objective.name}: {config.run}", style="bold")
+    model = prepared_model(config)
+
+    # The clips of the data, through the VAE once.
+    manifest = factory.fill_cache(config, model, progress("generated clips")) if factory.has_clips(config) else None
+    clips = factory.dataset(config, model, manifest, "train") if manifest else None
+    model.park_vae()
+
+    facts = identity(config) | factory.contents(config, model, clips)
+    stage = StageRun(config, model, folder, accelerator, resume, facts, watched(config, model), clips)
+    if isinstance(config.objective, PreferenceConfig):
+        assert manifest is not None
+        model.drop_text_encoder()  # a policy's stage encodes its prompts first
+        result = train_reward(stage, factory.dataset(config, model, manifest, "validation"))
+    else:
+        result = train_policy(stage)
+    if result.stopped:
+        raise KeyboardInterrupt
+    show_report(folder.path)
+
+
+def prepared_model(config: Config) -> WanBackbone:
+    """The model of a config, checked, with what was chosen for it said on the console."""
+    model = factory.backbone(config)
+    chosen = {**factory.kernels(config), "attention": factory.attention(config, model)}
+    for choice, operations in groupby(chosen.items(), lambda item: item[1]):
+        names = ", ".join(name for name, _ in operations)
+        console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
+    factory.check_prompts(config, model)
+    if config.backbone.adapter:
+        check_starts_as_base(model, factory.POLICY)
+        layers, blocks = reach(model.transformer, factory.POLICY)
+        console.print(f"adapter on {layers} layers of {blocks} blocks", highlight=False)
+    if config.backbone.checkpointing == "auto":
+        console.print(f"checkpointing: {fill_card(config, model)}", markup=False, soft_wrap=True)
+    return model
+
+
+def watched(config: Config, model: WanBackbone) -> Watched:
+    """What the trainer looks at beside the parameters it trains: all weights, and the policy's output by its base's."""
+    parts = {"transformer": model.transformer, "vae": model.vae}
+    weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    adapter = None if isinstance(config.objective, PreferenceConfig) else factory.policy_adapter(config)
+    if adapter is None:
+        return Watched(weights)
+    return Watched(weights, partial(check_differs_from_base, model, adapter, rate=config.training.learning_rate))

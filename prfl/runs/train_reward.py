@@ -1,0 +1,161 @@
+"""A stage that trains a reward, and the measuring of rewards side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prfl import factory
+from prfl.backbone import WanBackbone
+from prfl.backbone.adapters import reach
+from prfl.config.schema import Config
+from prfl.evaluation import plots, reward_eval, tables
+from prfl.reward import AestheticReward, LatentReward, RewardCard, RewardEnsemble
+from prfl.reward.judged import doubts
+from prfl.runs.stage_run import StageRun
+from prfl.training.loop import Hook, TrainResult
+from prfl.utils import processes
+from prfl.utils.console import console, progress, warn
+from prfl.utils.errors import PrflError
+from prfl.utils.files import replacing
+
+
+def train_reward(stage: StageRun, validation: factory.Dataset | None) -> TrainResult:
+    """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
+    config, model, run = stage.config, stage.model, stage.folder
+    assert stage.clips is not None
+    reward = factory.new_reward(config, model)
+    if isinstance(reward, LatentReward) and reward.adapter:
+        layers, blocks = reach(model.transformer, reward.adapter.name)
+        console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
+    objective = factory.preference(config, model, reward, stage.clips)
+    say_incomparable({"reward": reward}, validation)
+
+    def watch(step: int) -> dict[str, float]:
+        """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
+        few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, 0.9)]
+        assert validation is not None
+        scorers = {"reward": factory.latents_scorer(reward, model)}
+        rows = reward_eval.evaluate(scorers, reward_eval.held_out(validation), few, noise_draws=1, resamples=1)
+        last = rows[-1].dimension if rows else ""
+        return {f"validation accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
+
+    def finish(step: int) -> dict[str, float]:
+        reward.card = card(config)
+        if validation is not None:
+            # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
+            # A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
+            bins = [
+                level
+                for level in reward_eval.levels()
+                if level.kind == "bin" and (reward.noise_aware or level.high <= 0.5)
+            ]
+            path = run.path / "reward_eval.json"
+            rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
+            reward.card = card(
+                config,
+                accuracy=reward_eval.accuracy_by_bin(rows, "reward"),
+                accuracy_low=reward_eval.accuracy_by_bin(rows, "reward", lambda interval: interval.low),
+                pairs={row.dimension: row.pairs for row in rows},
+            )
+            try:
+                reward.calibrate(clean_logits(reward, model, validation))
+            except PrflError as error:  # what was trained is saved all the same
+                warn(f"the scores are not normalised: {error.what}")
+        if processes.is_main():
+            reward.save_pretrained(run.path / "reward")
+            run_hash = factory.run_hash(run.path, stage.run_id)
+            factory.save_reward_stamp(run.path / "reward", model, factory.Moment(step, step, run_hash))
+        if validation is not None:  # what was trained is saved by now, whatever printing comes to
+            show_measured(rows, path)
+        warn_of_doubts(reward, reward.dimensions, str(run.path / "reward"))
+        return {}
+
+    watched = validation is not None and config.evaluation.every
+    return stage.fit(objective, hooks=[Hook(config.evaluation.every, watch)] if watched else [], finish=finish)
+
+
+def say_incomparable(rewards: Mapping[str, factory.Reward], held: factory.Dataset | None) -> None:
+    """Warn of the dimensions that will have no accuracy on the held-out rows, with the reason."""
+    if held is None:
+        warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
+        return
+    asked = dict.fromkeys(name for reward in rewards.values() for name in reward.dimensions)
+    for name, reason in reward_eval.incomparable(asked, reward_eval.held_out(held)).items():
+        warn(f"there is no accuracy for {name!r}: {reason}")
+
+
+def measure_reward(
+    config: Config,
+    rewards: Mapping[str, factory.Reward],
+    model: WanBackbone,
+    data: factory.Dataset,
+    train: factory.Dataset | None,
+    path: Path,
+    at: Sequence[reward_eval.Level],
+    noise_draws: int = 3,
+    **facts: str,
+) -> list[reward_eval.Row]:
+    """Several rewards side by side at some noise levels; the rows go to ``path``.
+
+    train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
+    """
+    rows = reward_eval.evaluate(
+        {name: factory.latents_scorer(reward, model) for name, reward in rewards.items()},
+        reward_eval.held_out(data),
+        at,
+        train=None if train is None else reward_eval.held_out(train).head(256),
+        noise_draws=noise_draws,
+        progress=progress("measuring the reward at every noise level"),
+    )
+    if processes.is_main():
+        measured = {name: factory.reward_hash(reward) for name, reward in rewards.items()}
+        reward_eval.save_rows(path, rows, run=str(config.run), rewards=measured, **facts)
+    return rows
+
+
+def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
+    """Plots beside ``path``, where the rows are, and tables on the console."""
+    dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    if processes.is_main() and rows:
+        for name, measure in reward_eval.measured(rows).items():
+            with replacing(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
+                temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
+    for dimension in dimensions:
+        for measure in reward_eval.measured([row for row in rows if row.dimension == dimension]).values():
+            console.print(tables.reward_table(rows, dimension, measure))
+
+
+def warn_of_doubts(reward: factory.Reward, counted: Iterable[str], place: str) -> None:
+    """Say which of the dimensions that count a trained reward does not rank better than chance, or nobody measured."""
+    members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
+    for number, member in enumerate(members):
+        name = f"{place} (member {number})" if len(members) > 1 else place
+        for doubt in [] if isinstance(member, AestheticReward) else doubts(member.card, counted):
+            warn(f"{name}: {doubt}")
+
+
+@torch.no_grad()
+def clean_logits(reward: factory.Reward, model: WanBackbone, data: factory.Dataset) -> dict[str, torch.Tensor]:
+    """Logits at sigma 0 of a dataset: what normalises the scores."""
+    held = reward_eval.held_out(data)
+    score = factory.latents_scorer(reward, model)
+    parts = []
+    for start in range(0, len(held.prompts), 64):
+        latents, condition = held.get(list(range(start, min(start + 64, len(held.prompts)))))
+        parts.append(score(latents, torch.zeros(len(latents), device=latents.device), condition))
+    return {name: torch.cat([part[name] for part in parts]) for name in reward.dimensions}
+
+
+def card(config: Config, **measured: Any) -> RewardCard:
+    data = config.data
+    return RewardCard(
+        frames=(data.frames, data.frames),
+        fps=(data.fps, data.fps),
+        height=(data.height, data.height),
+        width=(data.width, data.width),
+        **measured,
+    )

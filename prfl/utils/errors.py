@@ -1,0 +1,65 @@
+"""The one exception for a mistake that the user can mend: what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prfl.utils.text import visible
+
+SHOWN = 20  # of the faults of a file: who mends these sees what the others are
+
+
+class PrflError(ValueError):
+    """Shown by the command line without a traceback.
+
+    what: the fault in one sentence.  where: a yaml path (``configs/x.yaml: rollout.steps``) or ``file:line``.
+    fix: what to do about it; empty only where ``what`` says it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        parts = [f"{where}: {what}" if where else what]
+        if fix:
+            parts.append(f"To mend it: {fix}")
+        super().__init__("\n  ".join(map(visible, parts)))
+
+
+class GuardError(PrflError):
+    """A run must not go on from here, so nothing is saved on the way out."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Gives a PrflError from inside a place, where it has none: the code that raises it does not know the yaml path."""
+    try:
+        yield
+    except PrflError as error:
+        if error.where:
+            raise
+        raise type(error)(error.what, where=where, fix=error.fix) from error
+
+
+class Faults:
+    """Gathers what is wrong with the rows of a file, or other inputs, so that all of it can be said at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[PrflError] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        try:
+            yield
+        except PrflError as error:
+            self.errors.append(error)
+
+    def raise_all(self, where: str | Path, kind: str = "rows") -> None:
+        """The one fault as it is; several as a list, with the remedy of each."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            listed = [f"  {error.where}: {error.what} ({error.fix})" for error in self.errors[:SHOWN]]
+            more = [f"  and {len(self.errors) - SHOWN} more"] if len(self.errors) > SHOWN else []
+            what = "\n".join([f"{len(self.errors)} {kind} are wrong", *listed, *more])
+            raise PrflError(what, where=str(where), fix=f"mend these {kind}, or leave them out")

@@ -1,0 +1,316 @@
+"""Small habits with files: write whole or not at all, hash contents, read lines of JSON with their numbers."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prfl.utils.console import warn
+from prfl.utils.errors import Faults, PrflError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the disk refuses (it is full, read-only, no folder) into a PrflError that names ``path``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "I/O error" not in str(error):  # its own words for an OSError
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        fix = f"{_remedy(error, path)}; what was written before is whole"
+        raise PrflError(f"cannot be written: {reason}", where=str(path), fix=fix) from error
+
+
+REMEDIES = {
+    errno.EDQUOT: "free some of your quota or choose another folder",
+    errno.EFBIG: "choose a folder on a disk that takes files of this size (ulimit -f may limit them too)",
+    errno.EACCES: "let this user write there (chmod, chown), or choose another folder",
+    errno.EPERM: "let this user write there (chmod, chown), or choose another folder",
+    errno.EROFS: "choose a folder on a disk that can be written to",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ENOTDIR: "a file stands where a folder is needed: remove it or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed: remove it or choose another folder",
+    errno.EISDIR: "a folder has this name: remove it or choose another name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (ulimit -n)",
+    errno.EBUSY: "end the program that uses it, or choose another folder",
+    errno.ETXTBSY: "end the program that uses it, or choose another folder",
+    errno.EIO: "the disk or its connection fails: see the system's log (dmesg), or choose a folder on another one",
+    errno.ESTALE: "the network disk lost its connection: mount it again, or choose another folder",
+}
+
+
+def _remedy(error: Exception, path: Path) -> str:
+    """What to do about what the disk says; safetensors gives the number in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    if number == errno.ENOSPC:
+        return f"free some space or choose another folder{_free(path)}"
+    return REMEDIES.get(number or 0, "see what the disk says of it, or choose another folder")
+
+
+def _free(path: Path) -> str:
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    return "" if place is None else f" ({shutil.disk_usage(place).free / 2**30:.1f} GiB are free there)"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of ``path`` to write to; it takes path's name at the end, or vanishes on any error.
+
+    So a reader sees the old file, the new one or none, never a half, and nor does who looks after the machine has lost
+    its power: the content is forced to the disk first.  The name keeps its suffix.
+    Raises PrflError when the folder cannot be made or the disk is full.
+    """
+    temporary = _neighbour(path, "tmp")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):  # there is no folder that it could be in
+            temporary.unlink()
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """``replacing`` for a folder: an empty neighbour to fill, which is forced to the disk before it takes path's name.
+
+    A folder cannot take the place of another in one step: the old one is moved aside first.  Killed between the two,
+    a run leaves it as ``.old-TOKEN-NAME``, and ``restore_folders`` gives it its name back.
+    """
+    temporary, old = _neighbour(path, "tmp"), _neighbour(path, "old")
+    try:
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for written in (*temporary.rglob("*"), temporary):
+                _flush(written)
+            if path.exists() or path.is_symlink():
+                os.replace(path, old)
+            os.replace(temporary, path)
+            _flush(path.parent)
+    finally:
+        _remove(temporary)
+    _remove(old)
+
+
+def restore_folders(parent: Path) -> None:
+    """Clean up after ``replacing`` and ``replacing_folder`` were killed: what is half written goes, folders moved aside
+    come back.  For a folder into which no other process writes."""
+    for half in parent.glob(".tmp-*"):
+        _remove(half)
+    for old in parent.glob(".old-*"):
+        final = old.with_name(re.sub(r"^\.old-(?:[0-9a-f]{8}-)?", "", old.name))
+        if final.exists():
+            _remove(old)
+        else:
+            os.replace(old, final)
+
+
+def remove_folder(path: Path) -> str | None:
+    """Remove a folder, or a link to one; returns why it could not be removed, or None.
+
+    It loses its name first, so nobody takes for whole what a crash leaves of it.
+    """
+    half = _neighbour(path, "tmp")
+    try:
+        os.replace(path, half)
+        half.unlink() if half.is_symlink() else shutil.rmtree(half)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, or as much of it as can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _neighbour(path: Path, kind: str) -> Path:
+    """A hidden name that no other process takes: two containers may both have a process 1."""
+    return path.with_name(f".{kind}-{secrets.token_hex(4)}-{path.name}")
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or a folder's list of names, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder, and looks after its list by itself
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+CACHE_TAG, OUTPUT_TAG = "CACHEDIR.TAG", ".prfl-output"
+_TAGS = {
+    CACHE_TAG: "Signature: 8a477f597d28d172789f06886806bc55\n# Written by prfl, which can make it again: "
+    "backups may leave this folder out (https://bford.info/cachedir).\n",
+    OUTPUT_TAG: "# Written by prfl: not a source of videos.\n",
+}
+
+
+def mark_written(folder: Path, tag: str = OUTPUT_TAG) -> None:
+    """Say that prfl wrote what lies in a folder, so that it does not take it for a user's own videos.
+
+    CACHE_TAG where it can be made again, which backups look for too; else OUTPUT_TAG.
+    """
+    if not (folder / tag).exists():
+        with replacing(folder / tag) as temporary:
+            temporary.write_text(_TAGS[tag], encoding="utf-8")
+
+
+def written_by_prfl(folder: Path) -> bool:
+    """Whether ``mark_written`` marked it.  Other programs have caches too, and videos in them."""
+    if (folder / OUTPUT_TAG).is_file():
+        return True
+    try:
+        return b"prfl" in (folder / CACHE_TAG).read_bytes()
+    except OSError:
+        return folder.name == "samples" and (folder.parent / "metrics.jsonl").is_file()  # of a run before such marks
+
+
+def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.  Raises PrflError when it is absent, truncated or lies."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}
+    except FileNotFoundError as error:
+        raise PrflError("there is no such file", where=str(path), fix=fix) from error
+    except (SafetensorError, OSError) as error:
+        raise PrflError(f"is damaged: {error}", where=str(path), fix=fix) from error
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of a file's bytes.  Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; json itself would silently keep the last of two equal keys."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"the key '{repeated}' stands twice")
+    return found
+
+
+def text_of(path: Path) -> str:
+    """The whole of a UTF-8 file.  Raises PrflError that names the line where it is not."""
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with this mark
+    except OSError as error:
+        raise PrflError(
+            f"cannot be read: {error.strerror}", where=str(path), fix="let this user read it, or name another file"
+        ) from error
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise PrflError("is not UTF-8 text", where=f"{path}:{line}", fix="save the file as UTF-8") from error
+
+
+def printable(path: str | Path) -> str:
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def numbered_lines(path: Path) -> list[tuple[str, str]]:
+    """(``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
+    lines = enumerate(text_of(path).split("\n"), start=1)
+    return [(f"{path}:{number}", text.strip()) for number, text in lines if text.strip()]
+
+
+def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(``file:line``, object) of every line of a JSONL file.  Raises PrflError."""
+    rows, faults = [], Faults()
+    for where, text in numbered_lines(path):
+        with faults.collected():
+            rows.append((where, _json_row(where, text)))
+    faults.raise_all(path)
+    return rows
+
+
+def _json_row(where: str, text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise PrflError(f"is not JSON: {error}", where=where, fix="write one JSON object on each line") from error
+    if not isinstance(row, dict):
+        raise PrflError(f"is a {type(row).__name__}, not an object", where=where, fix='write {"prompt": ..., ...}')
+    return row
+
+
+def records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a metrics.jsonl, and how many of its lines a crash has damaged: half written, or NUL bytes.
+
+    Raises OSError; a file that is not there has none.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    found, damaged = [], 0
+    for line in filter(bytes.strip, lines):
+        try:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError("no step")
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged += 1
+        else:
+            found.append(record)
+    return found, damaged
+
+
+def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:
+    """The object in a JSON file of a run that has these keys; None where there is no such file, and with a warning
+    where a crash has damaged it: what is measured is measured again, and a run must not end for what is not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in keys if key not in found]
+        if not isinstance(found, dict) or missing:
+            raise ValueError(f"no object with {', '.join(keys)}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        _left_out(path, str(error))
+        return None
+    return found
+
+
+@cache
+def _left_out(path: Path, reason: str) -> None:
+    """Warn of a file once."""
+    warn(f"{path} is damaged ({reason}) and is left out")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The end of a remedy: the nearest known word, and all of them."""
+    near = get_close_matches(word, known, n=1)
+    guess = f"did you mean '{near[0]}'? " if near else ""
+    return f"{guess}known: {', '.join(known)}"

@@ -1,0 +1,78 @@
+"""Hashes of files that are remembered from start to start: a terabyte of videos is read once, and not at every start.
+
+The memory is one SQLite file in the user's cache folder, or the one that PRFL_HASHES names (``off``: none).  A hash is
+trusted while the file's size, times and inode stay, and is not kept of a file that changed in the seconds before it was
+read: a second change within the clock's grain would go unnoticed.  Nothing depends on the memory: where it cannot be
+read or written, files are hashed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from prfl.utils.files import content_hash
+
+SETTLED = 2.0  # seconds since a file's last change, from which on its times tell of the next one
+SMALL = 2**16  # bytes up to which a file is read as fast as it is looked up
+
+
+def remembered_hash(path: Path) -> str:
+    """``content_hash`` of a file, without reading it where it is as it was when it was last hashed.  Raises OSError."""
+    facts = _facts(path)
+    memory = _place()
+    if memory is None or path.stat().st_size <= SMALL:
+        return content_hash(path)
+    file = str(path.resolve())
+    with suppress(OSError, sqlite3.Error):
+        row = _opened(memory, os.getpid()).execute("SELECT facts, hash FROM hashes WHERE file = ?", (file,)).fetchone()
+        if row and row[0] == facts:
+            return str(row[1])
+    digest = content_hash(path)
+    changed = path.stat()
+    if _facts(path) == facts and time.time() - max(changed.st_mtime, changed.st_ctime) > SETTLED:
+        _remember(memory, file, facts, digest)
+    return digest
+
+
+def _facts(path: Path) -> str:
+    """ctime too: it also tells of a change after which the time of modification was put back."""
+    now = path.stat()
+    return f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino} {now.st_dev}"
+
+
+def _place() -> Path | None:
+    named = os.environ.get("PRFL_HASHES")
+    if named == "off":
+        return None
+    with suppress(RuntimeError):  # no home folder
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return Path(named) if named else folder / "prfl" / "hashes.sqlite"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _opened(memory: Path, process: int) -> sqlite3.Connection:
+    """process: a connection must not be carried over a fork."""
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(memory, timeout=1, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = OFF")  # what a crash damages is made anew
+    connection.execute("CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, facts TEXT, hash TEXT)")
+    return connection
+
+
+def _remember(memory: Path, file: str, facts: str, digest: str) -> None:
+    with suppress(OSError, sqlite3.Error):
+        try:
+            _opened(memory, os.getpid()).execute(
+                "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", (file, facts, digest)
+            )
+        except sqlite3.OperationalError:  # busy, full, read-only
+            pass
+        except sqlite3.DatabaseError:  # damaged
+            _opened.cache_clear()
+            memory.unlink()

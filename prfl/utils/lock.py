@@ -1,0 +1,204 @@
+"""One process at a time writes into a folder: ``run.lock`` in it names the one that does.
+
+The file is locked (flock), so the kernel lets go of it when its process ends, however that ends.  Where the file system
+knows no locks, what the file says decides.  Some have locks that other machines do not see: so the holder looks now and
+then whether the file is still its own (``FolderLock.check``), and ends if another process has taken the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from prfl.utils import processes
+from prfl.utils.console import warn
+from prfl.utils.errors import GuardError, PrflError
+from prfl.utils.files import writing
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "run.lock"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that writes into a folder.  token: no other process has it, not even one of the same number."""
+
+    host: str
+    process: int
+    started: float  # of the process, in seconds since 1970
+    since: str
+    command: str
+    token: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host} ({self.command}; since {self.since})"
+
+    def is_gone(self) -> bool:
+        """Whether this machine says that the process has ended; of another machine's nothing is known here."""
+        if self.host != socket.gethostname():
+            return False
+        try:  # a later process may have the same number
+            return abs(psutil.Process(self.process).create_time() - self.started) > 2
+        except psutil.NoSuchProcess:
+            return True
+
+
+class FolderLock:
+    """A folder that is this process's to write into.  Processes beside the main one hold nothing."""
+
+    def __init__(self, path: Path, holder: Holder, handle: int | None) -> None:
+        self.path, self.holder, self.handle = path, holder, handle
+
+    def check(self) -> None:
+        """Raises GuardError when another process has taken the folder; a file that somebody deleted is written anew."""
+        if self.handle is None:
+            return
+        try:
+            there = _read(self.path)
+        except FileNotFoundError:
+            os.close(self.handle)
+            self.handle = None
+            try:
+                self.handle = _acquire(self.path, self.holder)
+            except PrflError as error:  # another process was faster
+                raise GuardError(error.what, where=error.where, fix=error.fix) from error
+            return
+        except OSError:  # a file that cannot be read just now is no reason to end a run
+            return
+        if there and there.token != self.holder.token:
+            what = f"{there} has taken the folder, so this process ({self.holder.process}) ends and saves nothing more"
+            raise GuardError(what, where=str(self.path.parent), fix="let one process write into a run folder")
+
+    def release(self) -> None:
+        if self.handle is None:
+            return
+        with suppress(OSError):  # removed while it is held, so that no other process locks a file without a name
+            there = _read(self.path)
+            if there and there.token == self.holder.token:
+                self.path.unlink()
+        os.close(self.handle)
+        self.handle = None
+
+
+HELD: dict[Path, FolderLock] = {}  # by this process
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[FolderLock]:
+    """Hold a folder, which is made where it is missing and, still empty at the end, removed again.
+
+    A process that holds it may ask again.  Of several processes of one run the main one holds it for all.
+    Raises PrflError, on all of them, that names the process which holds the folder.
+    """
+    place = folder.resolve()
+    if place in HELD and HELD[place].holder.process == os.getpid():
+        yield HELD[place]
+        return
+    made = [parent for parent in (place, *place.parents) if not parent.exists()]
+    lock = FolderLock(place / NAME, _self(), None)
+    refusal: tuple[str, str, str] | None = None
+    if processes.is_main():
+        try:
+            with writing(lock.path):
+                place.mkdir(parents=True, exist_ok=True)
+                lock.handle = _acquire(lock.path, lock.holder)
+        except PrflError as error:
+            refusal = (error.what, error.where, error.fix)
+    if refusal := processes.gather(refusal)[0]:
+        what, where, fix = refusal
+        raise PrflError(what, where=where, fix=fix)
+    HELD[place] = lock
+    try:
+        yield lock
+    finally:
+        del HELD[place]
+        lock.release()
+        for folder in made if processes.is_main() else ():
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _self() -> Holder:
+    started = psutil.Process().create_time()
+    since = datetime.now(UTC).isoformat(" ", "seconds").replace("+00:00", " UTC")
+    command = " ".join(["prfl", *sys.argv[1:]])[:200]
+    return Holder(socket.gethostname(), os.getpid(), started, since, command, secrets.token_hex(8))
+
+
+def _acquire(path: Path, holder: Holder) -> int:
+    """The open lock file, with ``holder`` in it.  Raises PrflError when another process holds it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = _flock(handle)
+            if locked is False:
+                raise _held(path)
+            there = _read(path)
+            if locked is None and there and not there.is_gone():
+                raise _held(path, f"; if that process has ended, delete {path}")
+            if not os.path.samestat(os.fstat(handle), os.stat(path)):  # the holder has just ended, and removed it
+                os.close(handle)
+                continue
+            if there:
+                warn(f"{path} was left by {there}, which has ended: taken over")
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(asdict(holder)).encode())
+            if locked is None:  # of two that came at once, the one that wrote last has it
+                time.sleep(0.5)
+                if (there := _read(path)) and there.token != holder.token:
+                    raise _held(path)
+        except FileNotFoundError:
+            os.close(handle)
+        except BaseException:
+            os.close(handle)
+            raise
+        else:
+            return handle
+
+
+def _flock(handle: int) -> bool | None:
+    """Whether this process now has the lock; None where the file system has none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _held(path: Path, more: str = "") -> PrflError:
+    for _ in range(20):  # the other may be about to write its name
+        if there := _read(path):
+            break
+        time.sleep(0.05)
+    return PrflError(
+        f"{there or 'another process'} writes into this folder",
+        where=str(path.parent),
+        fix=f"wait until it ends, stop it, or use another folder (run=FOLDER){more}",
+    )
+
+
+def _read(path: Path) -> Holder | None:
+    """None where the file says nothing that makes sense.  Raises OSError."""
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return None
