@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bench import studies
 from bench.harness.bundle import Seconds, call_seconds
-from prfl import factory
 from prfl.config import load_config
 from prfl.estimate import nfe as forecast
+from prfl.factory.backbone import build_architecture
 
 MODELS = {"1.3B 480p": ("configs/wan2.1-1.3b", "wan-1.3b"), "14B 480p": ("configs/wan2.1-14b", "wan-14b")}
 SIZE = ("data.height=480", "data.width=832", "data.frames=81", "evaluation.every=0")
@@ -41,7 +41,7 @@ def cost(folder: str, stride: int, gradients: int, seconds: Seconds) -> float:
     """GPU-seconds of a gradient in a run of the folder's prfl.yaml with this rollout."""
     plan = f"rollout.stride={stride}", f"rollout.gradients_per_rollout={gradients}"
     config = load_config(f"{folder}/prfl.yaml", [*SIZE, *plan, "backbone.device=cuda"])
-    model = factory.architecture(config)
+    model = build_architecture(config)
     counts = {each.name: each.total for each in forecast.count_work(config, model)}
     price = {
         forecast.ROLLOUT: seconds.forward,

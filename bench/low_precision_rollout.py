@@ -19,10 +19,13 @@ from torch import Tensor
 
 from bench import studies
 from bench import study_spine as spine
-from prfl import factory
 from prfl.backbone.wan import kernels
 from prfl.config import load_config
 from prfl.evaluation.metrics import difference_interval, mean_interval
+from prfl.factory.backbone import build_backbone
+from prfl.factory.data import load_prompts
+from prfl.factory.evaluation import build_latents_scorer
+from prfl.factory.reward import load_reward
 from prfl.runs import outcomes
 
 SAMPLES = 8  # of each of 24 validation prompts
@@ -61,11 +64,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/low_precision_rollout.json"))
     options = parser.parse_args()
     config = load_config("configs/tiny/prfl.yaml", ["evaluation.steps=20", "evaluation.judge=shapes"])
-    model = factory.backbone(config)
+    model = build_backbone(config)
     model.use_kernels((), "triton")  # our processors, whose attention can be replaced; on a CPU its torch path
     head = spine.REWARDS / "adapter-0/reward"
-    reward = {"reward": factory.latents_scorer(factory.load_reward(head, model, "rollout"), model)}
-    prompts, rows, scores = factory.prompts(config.data.prompts)["validation"], {}, {}
+    reward = {"reward": build_latents_scorer(load_reward(head, model, "rollout"), model)}
+    prompts, rows, scores = load_prompts(config.data.prompts)["validation"], {}, {}
     for name, attend in ROUNDINGS.items():
         kernels.attend = attend
         outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "base")

@@ -16,10 +16,11 @@ import torch
 from bench import studies
 from bench.harness import worlds
 from bench.predicted_memory import CASES, SMALL
-from prfl import factory
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
+from prfl.factory.backbone import build_architecture
+from prfl.factory.objective import build_reward_gradient
 from prfl.training.optimizer import adamw, apply
 
 TOLERANCE = 0.1
@@ -36,7 +37,7 @@ def config_of(name: str) -> Config:
 def train(own: Config, world: str) -> None:
     """The steps, as a run takes them; the allocator's peak is counted from behind the loading."""
     model = worlds.backbone(own)
-    objective = factory.steering(own, model, worlds.reward(world, own, model), None)
+    objective = build_reward_gradient(own, model, worlds.reward(world, own, model), None)
     model.park_vae()
     trained = objective.parameters()
     optimizer = adamw(list(trained.values()))
@@ -51,7 +52,7 @@ def train(own: Config, world: str) -> None:
 
 def measured(name: str) -> dict:
     own = config_of(name)
-    predicted = predict_memory(own, factory.architecture(own)).peak
+    predicted = predict_memory(own, build_architecture(own)).peak
     train(own, "wan-1.3b" if CASES[name][0].startswith(SMALL) else "wan-14b")
     peak = torch.cuda.max_memory_allocated()
     return {"case": name, "predicted GB": predicted / 1e9, "measured GB": peak / 1e9, "error": predicted / peak - 1}

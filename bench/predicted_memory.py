@@ -15,7 +15,6 @@ import torch
 from peft import LoraConfig
 
 from bench import studies
-from prfl import factory
 from prfl.backbone import Condition, load_architecture
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.backbone.wan.model import TEXT_TOKENS
@@ -23,6 +22,7 @@ from prfl.config import load_config
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.phases import fewer_blocks
+from prfl.factory.backbone import build_architecture
 
 ALONE = "rollout.gradients_per_rollout=1"  # as shipped, a rollout that serves four steps is kept: 0.3 to 0.8 GB more
 P480 = ("data.frames=81", "data.height=480", "data.width=832", ALONE)
@@ -48,7 +48,7 @@ CASES = {  # name: config, overrides, target in GB
 
 def predicted(config_file: str, overrides: tuple[str, ...], target: float | None) -> dict:
     config = load_config(config_file, ["backbone.device=cuda", *overrides])
-    memory = predict_memory(config, factory.architecture(config))
+    memory = predict_memory(config, build_architecture(config))
     return {
         "config": config_file, "overrides": list(overrides), "peak GB": memory.peak / 1e9, "target GB": target,
         "assumed": memory.assumed, "always alive": {part.name: part.bytes for part in memory.fixed},

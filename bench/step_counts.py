@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import studies
-from prfl import factory
 from prfl.config import load_config
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.parts import Shapes
 from prfl.estimate.phases import fewer_blocks
+from prfl.factory.backbone import POLICY, build_architecture
 
 CASES = {
     "1.3B 480p": ("configs/wan2.1-1.3b/prfl.yaml", 480, 832),
@@ -82,14 +82,14 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
     size = [f"data.height={height}", f"data.width={width}", "data.frames=81", "backbone.checkpointing=full"]
     chosen = f"backbone.kernels={'triton' if kernels else 'torch'}"
     config = load_config(config_file, ["backbone.device=cuda", chosen, *size])
-    model = factory.architecture(config)
+    model = build_architecture(config)
     shapes, some = Shapes(model, config), []
-    for parameter in model.adapter_parameters(factory.POLICY).values():
+    for parameter in model.adapter_parameters(POLICY).values():
         parameter.grad = torch.zeros_like(parameter)
     total, group = model.num_blocks, model.blocks_a_checkpoint
     for blocks in (2 * group, 3 * group):  # and continued in a straight line to all of them
         with fused_on_meta("cuda"), fewer_blocks(model, blocks), torch.set_grad_enabled(gradient), Work() as work:
-            with model.adapter(factory.POLICY):
+            with model.adapter(POLICY):
                 output = model.velocity(shapes.latents(1), torch.tensor(0.5), shapes.condition(1))
                 if gradient:
                     output.backward(torch.zeros_like(output))

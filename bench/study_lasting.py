@@ -17,9 +17,9 @@ from pathlib import Path
 from bench import studies, study_reward
 from bench import study_methods as methods
 from bench import study_spine as spine
-from prfl import factory
 from prfl.config import load_config
-from prfl.factory.data import joined
+from prfl.factory.backbone import build_backbone
+from prfl.factory.data import build_manifest, join_manifests
 
 RUNS = Path("runs/study-lasting")
 CONFIG = "configs/tiny/prfl.yaml"
@@ -63,8 +63,8 @@ def label(policy: Path, out: Path) -> None:
         f"data.generator.policies=[{policy}]",
     ]):  # fmt: skip
         config = load_config(study_reward.CONFIG, list(overrides))
-        found.append(factory.manifest(config, factory.backbone(config), iter))
-    out.write_text(str(joined(found)), encoding="utf-8")
+        found.append(build_manifest(config, build_backbone(config), iter))
+    out.write_text(str(join_manifests(found)), encoding="utf-8")
 
 
 def refreshed(policy: Path) -> Path:

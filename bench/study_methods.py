@@ -32,10 +32,11 @@ from matplotlib.axes import Axes
 
 from bench import studies
 from bench import study_spine as spine
-from prfl import factory
 from prfl.config import load_config
 from prfl.estimate import nfe
 from prfl.estimate.live_tensors import SavedBytes
+from prfl.factory.backbone import build_backbone
+from prfl.factory.reward import load_followed_reward
 from prfl.reward.ensemble import RewardEnsemble
 
 RUNS = Path("runs/study-methods")
@@ -134,9 +135,9 @@ def evaluations(name: str, first: int = 0, steps: int = 200) -> float:
 def _evaluations(name: str, steps: int) -> float:
     """Of one sample in a run of so many steps."""
     config = load_config(config_of(name), [*always(name), "evaluation.every=0", f"training.steps={steps}"])
-    model = factory.backbone(config)
+    model = build_backbone(config)
     if config.reward is not None and config.reward.space == "latent":
-        reward = factory.trained_reward(config, model)
+        reward = load_followed_reward(config, model)
         one = reward.members[0] if isinstance(reward, RewardEnsemble) else reward  # as many reads are counted as needed
         share = (max(one.blocks) + 1) / model.num_blocks
     else:

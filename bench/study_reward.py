@@ -19,10 +19,13 @@ from pathlib import Path
 import torch
 
 from bench import studies
-from prfl import factory
 from prfl.backbone import Condition
 from prfl.config import load_config
 from prfl.evaluation import reward_eval
+from prfl.factory.backbone import build_backbone
+from prfl.factory.data import build_dataset, encode_manifest
+from prfl.factory.evaluation import build_latents_scorer
+from prfl.factory.reward import TrainableReward, load_reward
 from prfl.reward.scores import Scores
 from prfl.rollout.sampling import SamplingSettings, decode_all, sample
 from prfl.toy import clips as shapes
@@ -82,7 +85,7 @@ def draw(domain: str) -> None:
     """Labelled videos of the test prompts, drawn by the base or by the second model."""
     folder = None if domain == "base" else second_model()
     config = load_config(CONFIG, [] if folder is None else [f"backbone.model={folder}"])
-    model = factory.backbone(config)
+    model = build_backbone(config)
     settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=64, seed=1)
     shapes.labelled(
         RUNS / f"test-{domain}",
@@ -95,17 +98,17 @@ def draw(domain: str) -> None:
 def measure(domain: str, heads: list[str], out: Path) -> None:
     """The named rewards at every noise level on the domain's videos."""
     config = load_config(CONFIG)
-    model = factory.backbone(config)
+    model = build_backbone(config)
     path = RUNS / f"test-{domain}/manifest.jsonl"
-    factory.encode(config, model, path)
-    data = factory.dataset(config, model, path, "test")
+    encode_manifest(config, model, path)
+    data = build_dataset(config, model, path, "test")
     assert data is not None
-    rewards = {name: factory.load_reward(RUNS / name / "reward", model, f"reward-{n}") for n, name in enumerate(heads)}
+    rewards = {name: load_reward(RUNS / name / "reward", model, f"reward-{n}") for n, name in enumerate(heads)}
     decoded: dict[str, torch.Tensor] = {}  # the last batch, for all pixel rewards: decoding is most of their time
 
-    def scorer(reward: factory.TrainableReward) -> reward_eval.Scorer:
+    def scorer(reward: TrainableReward) -> reward_eval.Scorer:
         if reward.space == "latent":
-            return factory.latents_scorer(reward, model)
+            return build_latents_scorer(reward, model)
 
         def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
             if decoded.get("of") is not latents:

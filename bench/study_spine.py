@@ -25,11 +25,16 @@ import torch
 
 from bench import studies
 from bench.harness.measure import restart_peak, status
-from prfl import factory
 from prfl.config import load_config
 from prfl.config.schema import Config, SftConfig
 from prfl.evaluation import policy_eval
 from prfl.evaluation.metrics import difference_interval, diversity_interval, mean_interval
+from prfl.factory.backbone import build_backbone
+from prfl.factory.data import build_dataset, fill_cache, load_prompts
+from prfl.factory.evaluation import build_latents_scorer
+from prfl.factory.objective import build_regulariser, build_reward_gradient, build_sft
+from prfl.factory.policy import load_policy
+from prfl.factory.reward import load_followed_reward, load_reward, reward_path
 from prfl.objective import Objective
 from prfl.runs import outcomes
 
@@ -104,14 +109,14 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     """Samples of a run's policy, or of the base where it has none, scored by the oracle and the latent reward."""
     overrides = [f"run={out.parent}", f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}"]
     config = load_config(config_file, [*overrides, "evaluation.judge=shapes", "evaluation.steps=20"])
-    model = factory.backbone(config)
+    model = build_backbone(config)
     trained = (config.run / "policy.safetensors").exists()
     if trained:
-        factory.load_policy(config, model)
+        load_policy(config, model)
     own = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
-    head = factory.load_reward(own if own.exists() else factory.reward_place("shapes"), model, "measure")
-    reward = {"reward": factory.latents_scorer(head, model)}
-    some = factory.prompts(config.data.prompts)[split]
+    head = load_reward(own if own.exists() else reward_path("shapes"), model, "measure")
+    reward = {"reward": build_latents_scorer(head, model)}
+    some = load_prompts(config.data.prompts)[split]
     outcome = outcomes.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
     scores = {key: values.tolist() for key, values in outcome.scores.items()}
@@ -132,12 +137,12 @@ def memory(config_file: str, overrides: list[str], out: Path) -> None:
 
 def objectives_of(config: Config) -> list[Objective]:
     """What a training step accumulates: the run's objective, and its regulariser's if there is one."""
-    model = factory.backbone(config)
-    clips = factory.dataset(config, model, factory.fill_cache(config, model, lambda items: items), "train")
+    model = build_backbone(config)
+    clips = build_dataset(config, model, fill_cache(config, model, lambda items: items), "train")
     if isinstance(config.objective, SftConfig):
-        return [factory.sft(config, model, clips)]
-    extra = factory.regulariser(config, model, clips)
-    steering = factory.steering(config, model, factory.trained_reward(config, model), clips)
+        return [build_sft(config, model, clips)]
+    extra = build_regulariser(config, model, clips)
+    steering = build_reward_gradient(config, model, load_followed_reward(config, model), clips)
     return [steering, *([extra.objective] if extra else [])]
 
 

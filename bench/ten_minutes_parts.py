@@ -242,14 +242,14 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
 def predicted(case: Any, provider: str) -> dict[str, float]:
     """Bytes that ``prfl train --dry-run`` counts for the same config: the training's peak and each of its phases'."""
     from bench.cases import step_cases
-    from prfl import factory
     from prfl.estimate.memory import predict_memory
+    from prfl.factory.backbone import build_architecture
 
     chosen = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
     config = chosen(*case.settings.values(), provider)
     on_gpu = config.backbone.model_copy(update={"device": "cuda"})
     config = config.model_copy(update={"backbone": on_gpu})
-    memory = predict_memory(config, factory.architecture(config))
+    memory = predict_memory(config, build_architecture(config))
     fixed = sum(part.bytes for part in memory.fixed)
     return {"peak": memory.training_peak} | {part.name: fixed + part.bytes for part in memory.phases if not part.alone}
 

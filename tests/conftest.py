@@ -96,9 +96,10 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
     """``tiny_run(targets=..., rank=4, alpha=2)``: the folder of a finished PRFL run whose adapter does something."""
 
     def make(**adapter) -> Path:
-        from prfl import factory
         from prfl.config import dump_resolved
         from prfl.config.schema import Config
+        from prfl.factory.backbone import POLICY, build_backbone
+        from prfl.factory.policy import save_policy
 
         run = tmp_path / "runs" / "tiny-run"
         run.mkdir(parents=True)
@@ -120,11 +121,11 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
             }
         )  # fmt: skip
         (run / "config.yaml").write_text(dump_resolved(config))
-        model = factory.backbone(config)
+        model = build_backbone(config)
         with torch.no_grad():
-            for index, parameter in enumerate(model.adapter_parameters(factory.POLICY).values()):
+            for index, parameter in enumerate(model.adapter_parameters(POLICY).values()):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
-        factory.save_policy(run, model, config)
+        save_policy(run, model, config)
         return run
 
     return make

@@ -9,13 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prfl import cli, factory
+from prfl import cli
 from prfl.config import load_config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.estimate.nfe import REWARD, count_work
 from prfl.evaluation.policy_eval import write_results
 from prfl.export.card import reward_text
+from prfl.factory.backbone import build_architecture, build_backbone
+from prfl.factory.policy import load_policy
+from prfl.factory.reward import load_followed_reward
 from prfl.reward import LatentReward, RewardAdapter, RewardEnsemble, RewardHead
 from prfl.runs.best_round import BestRound
 from prfl.training.log import RunFolder
@@ -28,7 +31,7 @@ ALONE = ["data.manifest=null", "objective.sft=null", "evaluation.final_samples=0
 
 
 def save_reward(name: str, seed: int, dimensions: tuple[str, ...] = ("light", "calm"), adapter: bool = False) -> None:
-    model = factory.backbone(load_config("reward.yaml"))
+    model = build_backbone(load_config("reward.yaml"))
     torch.manual_seed(seed)
     head = RewardHead(model.width, dimensions, inner=8, hidden=8)
     own = RewardAdapter(1, 1.0, ("to_q",), seed=seed) if adapter else None
@@ -44,7 +47,7 @@ def test_several_rewards_steer_as_one(project: Path, capsys: pytest.CaptureFixtu
     config = load_config("prfl.yaml", [TWO, *ALONE])
     lines = missing_inputs(config)
     assert len(lines) == 2 and all("reward.path" in line for line in lines) and "runs/two/reward" in lines[1]
-    before = predict_memory(config, factory.architecture(config))
+    before = predict_memory(config, build_architecture(config))
     assert before.assumed.startswith("2 frozen reward heads")
     save_two()
     assert cli.main(["train", "prfl.yaml", TWO, "reward.uncertainty_weight=1.5", *ALONE]) == 0, capsys.readouterr().err
@@ -55,9 +58,9 @@ def test_several_rewards_steer_as_one(project: Path, capsys: pytest.CaptureFixtu
     assert "reward/total" in rounds[0] and not missing_inputs(config)
 
     one = load_config("prfl.yaml", ["reward.path=runs/one/reward", *ALONE])
-    reads = [{w.name: w.total for w in count_work(c, factory.architecture(c))}[REWARD] for c in (one, config)]
+    reads = [{w.name: w.total for w in count_work(c, build_architecture(c))}[REWARD] for c in (one, config)]
     assert reads[1] == 4 * reads[0], "one reads once; two of which one has an adapter, twice each"
-    memory = [predict_memory(c, factory.architecture(c)) for c in (one, config)]
+    memory = [predict_memory(c, build_architecture(c)) for c in (one, config)]
     weights = [{part.name: part.bytes for part in m.fixed}["reward weights"] for m in memory]
     peaks = [{part.name: part.bytes for part in m.phases}["reward: forward and backward"] for m in memory]
     assert weights[1] > 2 * weights[0] and peaks[1] < 1.6 * peaks[0], "never two passes' activations at once"
@@ -79,19 +82,19 @@ def test_rewards_that_do_not_go_together_are_refused(project: Path, capsys: pyte
         == 0
     )
     config = load_config("prfl.yaml", [TWO, *ALONE, "reward.uncertainty_weight=0.5"])
-    reward = factory.trained_reward(config, factory.backbone(config))
+    reward = load_followed_reward(config, build_backbone(config))
     assert isinstance(reward, RewardEnsemble) and reward.uncertainty_weight == 0.5
     assert [member.adapter and member.adapter.name for member in reward.members] == [None, "reward-1"]
     config = load_config("prfl.yaml", ["reward.path=[runs/one/reward, runs/three/reward]", *ALONE])
     with pytest.raises(PrflError, match=r"^reward\.path: .*different dimensions"):
-        factory.trained_reward(config, factory.backbone(config))
+        load_followed_reward(config, build_backbone(config))
     path = Path("runs/two/reward/config.json")
     saved = json.loads(path.read_text())
     saved["backbone"]["transformer_fingerprint"] = "of another"
     path.write_text(json.dumps(saved))
     config = load_config("prfl.yaml", [TWO, *ALONE])
     with pytest.raises(PrflError, match=r"^reward\.path\[1\]: runs/two/reward: the reward does not fit this backbone"):
-        factory.trained_reward(config, factory.backbone(config))
+        load_followed_reward(config, build_backbone(config))
     for override, fault in (
         ("reward.path=[a]", "reward.path"),
         ("reward.path=[a/b, a/b]", "a/b is named twice"),
@@ -182,7 +185,7 @@ def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
     monkeypatch.chdir(tmp_path)
     planted_project(tiny_pipeline_folder)
     config = load_config("hack.yaml", KEEP)
-    model, run = factory.backbone(config), RunFolder(Path("run"))
+    model, run = build_backbone(config), RunFolder(Path("run"))
 
     def round_at(step: int, value: float) -> BestRound:
         kept = BestRound(config, model, run)  # anew each time, as a resumed run has it
@@ -229,9 +232,9 @@ def test_full_fine_tuning_keeps_the_best_transformer(project: Path, capsys) -> N
     best = max(values, key=lambda step: values[step])
     assert told[-1]["kept/step"] == best and bests("runs/full")[-1] == f"step-{best:06d}"
     config = load_config("full.yaml")
-    model, other = factory.backbone(config), factory.backbone(config)
-    factory.load_policy(config, model)
-    factory.load_policy(config, other, Path("runs/full/best", f"step-{best:06d}", "transformer"))
+    model, other = build_backbone(config), build_backbone(config)
+    load_policy(config, model)
+    load_policy(config, other, Path("runs/full/best", f"step-{best:06d}", "transformer"))
     pairs = zip(model.transformer.parameters(), other.transformer.parameters(), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
 

@@ -20,12 +20,13 @@ from bench.cases import step_problem
 from bench.cases.scale_cases import FRAMES
 from bench.harness import worlds
 from bench.harness.problem import Case, Outputs, Problem, Unavailable, Work, differentiated
-from prfl import factory
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.schema import Config
 from prfl.estimate.memory import reward_tensors
-from prfl.factory.backbone import attention
+from prfl.factory.backbone import POLICY, attention_choice
+from prfl.factory.data import load_prompts
+from prfl.factory.objective import build_reward_gradient
 from prfl.objective.scorer import decode_frames, draw_frames, reward_gradient
 
 LATENT, ONE, FOUR, ALL = "latent reward", "pixel reward, 1 frame", "pixel reward, 4 frames", "pixel reward, all frames"
@@ -60,7 +61,7 @@ def inputs(own: Config, model: WanBackbone) -> tuple[Tensor, Condition]:
     """Latents of noise, and prompts."""
     shape = model.latent_shape(own.data.frames, own.data.height, own.data.width)
     noise = torch.randn(own.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
-    some = factory.prompts(own.data.prompts)["train"][: len(noise)]
+    some = load_prompts(own.data.prompts)["train"][: len(noise)]
     model.remember(some)
     return noise, model.condition(some)
 
@@ -92,7 +93,7 @@ def score(world: str) -> Problem:
         )
         own = plain if provider == LATENT else config(world, *pixel)
         reward = worlds.reward(world, own, model)
-        objective = factory.steering(own, model, reward, None)
+        objective = build_reward_gradient(own, model, reward, None)
         sigma = torch.tensor(0.5 if provider == LATENT else 0.0, device=model.device)
 
         def run(_: Any) -> Outputs | None:
@@ -131,8 +132,8 @@ def gradient_call(world: str) -> Problem:
     latents, condition = inputs(own, model)
     latents, upstream = latents.requires_grad_(), torch.randn_like(latents)
     sigma = torch.tensor(0.5, device=model.device)
-    trained = list(model.adapter_parameters(factory.POLICY).values())
-    chosen = cache(lambda: attention(own, model).backend)
+    trained = list(model.adapter_parameters(POLICY).values())
+    chosen = cache(lambda: attention_choice(own, model).backend)
 
     def work(provider: str) -> Work:
         mode, *more = provider.split(", ")
@@ -144,7 +145,7 @@ def gradient_call(world: str) -> Problem:
             model.use_kernels(SWAPPED if KERNELS in more else (), chosen())
 
         def run(_: Any) -> Outputs:
-            with model.adapter(factory.POLICY):
+            with model.adapter(POLICY):
                 velocity = model.velocity(latents, sigma, condition)
                 of_latents, *of_adapter = torch.autograd.grad(velocity, [latents, *trained], upstream)
             flat = torch.cat([gradient.flatten() for gradient in of_adapter])

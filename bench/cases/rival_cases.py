@@ -14,11 +14,11 @@ from bench.cases.step_problem import PIXEL, RATE, Stage, Trained, first_indices,
 from bench.harness import worlds
 from bench.harness.measure import release
 from bench.harness.problem import Outputs, Problem, Unavailable, Work
-from prfl import factory
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.condition import pad_to
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
+from prfl.factory.backbone import POLICY, chain_shift
 from prfl.objective.reward_gradient import Pathwise
 from prfl.objective.scorer import RewardLoss
 from prfl.reward.latent import LatentReward
@@ -46,9 +46,9 @@ class Given:
 def given(own: Config, model: WanBackbone, objective: Pathwise) -> Given:
     step = first_step(objective, own, 0)
     _, condition, noise = objective.draw(step, first_indices(own, step))
-    sigmas = chain_sigmas(own.rollout.steps, factory.shift(own, model)).to(noise)
+    sigmas = chain_sigmas(own.rollout.steps, chain_shift(own, model)).to(noise)
     text = pad_to(condition.prompt_embeds, TEXT_TOKENS)
-    return Given(noise, text, condition, sigmas, model.adapter_state(factory.POLICY), objective.loss)
+    return Given(noise, text, condition, sigmas, model.adapter_state(POLICY), objective.loss)
 
 
 def rival_prfl(world: str, frames: int, chain: int) -> Problem:

@@ -12,7 +12,7 @@ from bench.harness import worlds
 from bench.harness.problem import Case, Problem, Unavailable, Work
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.schema import Config
-from prfl.factory.backbone import attention
+from prfl.factory.backbone import attention_choice
 
 LATENT, PRFL = "latent", "prfl"
 REUSED = 4
@@ -87,7 +87,7 @@ def step_modes(world: str, frames: int, chain: int) -> Problem:
     """One step of PRFL by what is kept for the backward pass and by whose kernels: what differs is time and memory."""
     own, stage = mode_config(world, frames, chain, MODES[0]), Stage(world)
     model = cache(lambda: stage.model(own)[0])
-    backend = cache(lambda: attention(own, model()).backend)
+    backend = cache(lambda: attention_choice(own, model()).backend)
 
     def work(mode: str) -> Work:
         checkpointing, *more = mode.split(", ")

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from bench.harness import worlds
 from bench.harness.problem import Outputs, Problem, Work
 from bench.harness.report import EVALUATIONS, GRADIENTS
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
 from prfl.estimate import nfe as forecast
 from prfl.estimate.memory import reward_tensors
+from prfl.factory.backbone import POLICY
+from prfl.factory.objective import build_reward_gradient
+from prfl.factory.reward import Reward
 from prfl.objective.reward_gradient import Pathwise
 from prfl.objective.scorer import draw_frames
 from prfl.reward.latent import LatentReward
@@ -125,20 +127,20 @@ class Stage:
 
     def __init__(self, world: str) -> None:
         self.world = world
-        self._rewards: dict[str, factory.Reward] = {}
+        self._rewards: dict[str, Reward] = {}
         self._made: tuple[WanBackbone, Trained, Decoder] | None = None
 
     def model(self, own: Config) -> tuple[WanBackbone, Trained, Decoder]:
         if self._made is None:
             model = worlds.backbone(own)
-            self._made = model, Trained(model.adapter_parameters(factory.POLICY)), Decoder(model)
+            self._made = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
         return self._made
 
     def objective(self, own: Config) -> Pathwise:
         model, space = self.model(own)[0], getattr(own.reward, "space", "")
         if space not in self._rewards:
             self._rewards[space] = worlds.reward(self.world, own, model)
-        objective = factory.steering(own, model, self._rewards[space], None)
+        objective = build_reward_gradient(own, model, self._rewards[space], None)
         objective.distance_every = 0
         if space == "latent":
             model.park_vae()  # as a run does; where another provider decodes, it comes back to stay

@@ -21,14 +21,14 @@ from transformers import BatchEncoding, UMT5Config, UMT5EncoderModel
 
 from bench.harness.facts import REPOSITORY
 from bench.harness.problem import Needs
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.backbone.wan import vae as vae_codec
 from prfl.backbone.wan.architecture import architecture_place, cast
 from prfl.backbone.wan.loading import Source, assemble, flow_schedule, vae_dtype
 from prfl.config import load_config
 from prfl.config.schema import Config, LatentRewardConfig
-from prfl.factory.backbone import prepared
+from prfl.factory.backbone import POLICY, build_backbone, choose_device, model_source, prepare_backbone
+from prfl.factory.reward import Reward, build_new_reward, load_followed_reward
 
 MODEL = "PRFL_BENCH_MODEL"
 TRAINED = "shapes"  # backbone.model, and reward.path, of what is inside the package
@@ -92,22 +92,22 @@ def config(world: str, overrides: Sequence[str] = ()) -> Config:
 
 def backbone(own: Config) -> WanBackbone:
     """The frozen model of a ``config``, and on it the policy's adapter, stirred as if it had been trained a little."""
-    model = factory.backbone(own) if has_weights(own) else _random(own)
+    model = build_backbone(own) if has_weights(own) else _random(own)
     generator = torch.Generator().manual_seed(own.seed)
-    for parameter in model.adapter_parameters(factory.POLICY).values():
+    for parameter in model.adapter_parameters(POLICY).values():
         drawn = torch.randn(parameter.shape, generator=generator) * 0.02
         parameter.data += drawn.to(parameter)
     return model
 
 
-def reward(world: str, own: Config, model: WanBackbone) -> factory.Reward:
+def reward(world: str, own: Config, model: WanBackbone) -> Reward:
     """The latent or pixel reward that the config asks for, frozen: the trained one where it is named, or a new one."""
     assert own.reward is not None
     if own.reward.path == TRAINED:
-        return factory.trained_reward(own, model)
+        return load_followed_reward(own, model)
     latent = isinstance(own.reward, LatentRewardConfig)
     file, *overrides = WORLDS[world].latent if latent else WORLDS[world].pixel
-    return factory.new_reward(load_config(REPOSITORY / file, overrides), model).freeze()
+    return build_new_reward(load_config(REPOSITORY / file, overrides), model).freeze()
 
 
 def weights(own: Config) -> str:
@@ -132,11 +132,11 @@ def _random(own: Config) -> WanBackbone:
     if source.device.type == "cpu":
         vae_codec.channels_last(vae)
     text = partial(random_text, network.config.text_dim, source.device)
-    return prepared(own, assemble(source, flow_schedule(source), network, vae, text))
+    return prepare_backbone(own, assemble(source, flow_schedule(source), network, vae, text))
 
 
 def _source(own: Config) -> Source:
-    return Source(architecture_place(str(factory.model_place(own))), None, factory.device(own.backbone))
+    return Source(architecture_place(str(model_source(own))), None, choose_device(own.backbone))
 
 
 def transformer(own: Config) -> WanTransformer3DModel:

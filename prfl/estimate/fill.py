@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.backbone.checkpointing import Checkpointing
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.rewards import reward_on_meta
 from prfl.estimate.tables import gib
+from prfl.factory.backbone import build_architecture, device_kind
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 
@@ -69,7 +69,7 @@ def _modes(count: int, attention: int, whole: int) -> tuple[Checkpointing, ...]:
 
 def room(config: Config) -> int | None:
     """Bytes that a run may take of this machine's card; None where the card is elsewhere."""
-    if factory.device_kind(config) != "cuda" or not torch.cuda.is_available():
+    if device_kind(config) != "cuda" or not torch.cuda.is_available():
         return None
     return int(SHARE * torch.cuda.get_device_properties(0).total_memory)
 
@@ -117,14 +117,14 @@ def _larger(filled: Filled) -> Iterator[tuple[str, int]]:
 
 def _blocks_read(config: Config) -> int:
     """How many blocks a latent reward runs."""
-    reward, _ = reward_on_meta(config, factory.architecture(config))
+    reward, _ = reward_on_meta(config, build_architecture(config))
     heads = reward.members if isinstance(reward, RewardEnsemble) else [reward]
     return max((max(head.blocks) + 1 for head in heads if isinstance(head, LatentReward)), default=0)
 
 
 def _counted(config: Config, filled: Filled) -> Filled:
     """The same with the number of blocks and the predicted peak of the training."""
-    model = factory.architecture(config)
+    model = build_architecture(config)
     filled = replace(filled, blocks=model.num_blocks, reward_blocks=_blocks_read(config))
     filled.put_into(model)
     return replace(filled, peak=predict_memory(config, model).training_peak)

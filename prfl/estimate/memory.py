@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.backbone.wan.architecture import cast
 from prfl.config.objective_schema import SteeringConfig
@@ -24,6 +23,8 @@ from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae,
 from prfl.estimate.phases import all_phases, network_call
 from prfl.estimate.rewards import reward_on_meta
 from prfl.estimate.stored_latents import all_choices, earlier_outputs, latents_of, rolled_nodes, stored_rollout
+from prfl.factory.backbone import build_coefficients, device_kind, policy_adapter_name
+from prfl.factory.reward import Reward
 from prfl.objective import sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
@@ -74,12 +75,12 @@ def predict_memory(config: Config, model: WanBackbone) -> Memory:
     shapes = Shapes(model, config)
     fixed = list(fixed_parts(config, model, reward, trained, shapes))
     fixed += without_autocast(model)
-    with fused_on_meta(factory.device_kind(config)):
+    with fused_on_meta(device_kind(config)):
         phases = list(
             all_phases(config, model, reward, shapes, sum_bytes([p.grad for p in trained if p.grad is not None]))
         )
         host = host_bytes(config, model, shapes) if model.offload else 0
-    if config.rollout.gradients_per_rollout > 1 and factory.device_kind(config) == "cuda":
+    if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cuda":
         waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
         host += stored_rollout(config, model)[0] * waiting + sum_bytes(trained)  # the weights are not pinned
     return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
@@ -111,15 +112,15 @@ def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
     return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
 
 
-def trained_parameters(config: Config, model: WanBackbone, reward: factory.Reward | None) -> list[nn.Parameter]:
+def trained_parameters(config: Config, model: WanBackbone, reward: Reward | None) -> list[nn.Parameter]:
     if isinstance(config.objective, PreferenceConfig):
         assert isinstance(reward, LatentReward | PixelReward)
         return list(reward.parameters().values())
-    return list(sft.trained_parameters(model, factory.policy_adapter(config)).values())
+    return list(sft.trained_parameters(model, policy_adapter_name(config)).values())
 
 
 def fixed_parts(
-    config: Config, model: WanBackbone, reward: factory.Reward | None, trained: list[nn.Parameter], shapes: Shapes
+    config: Config, model: WanBackbone, reward: Reward | None, trained: list[nn.Parameter], shapes: Shapes
 ) -> Iterator[Part]:
     own = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
     name = "frozen base, which reward and distance read" if model.copies else "transformer weights"
@@ -144,16 +145,16 @@ def fixed_parts(
         count = max(alive)
     latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
-    if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(factory.chain(config, model))):
+    if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build_coefficients(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
     if config.rollout.gradients_per_rollout > 1:
         waiting, here = stored_rollout(config, model)
         of_all = sum_bytes([shapes.latents(config.training.batch)])
-        on_cpu = waiting * of_all + size if factory.device_kind(config) == "cpu" else 0
+        on_cpu = waiting * of_all + size if device_kind(config) == "cpu" else 0
         yield Part("rollout that several steps use, and the weights that made it", here * of_all + on_cpu)
 
 
-def reward_tensors(reward: factory.Reward) -> list[Tensor]:
+def reward_tensors(reward: Reward) -> list[Tensor]:
     if isinstance(reward, RewardEnsemble):
         return [tensor for member in reward.members for tensor in member.state().values()]
     if isinstance(reward, LatentReward | PixelReward):

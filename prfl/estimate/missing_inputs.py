@@ -7,10 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from prfl import factory
 from prfl.config.data_schema import ClipsConfig, SamplesConfig, is_hub_id
 from prfl.config.schema import Config, PixelRewardConfig, listed
 from prfl.data.manifest import read_manifest
+from prfl.factory.reward import reward_path
 from prfl.reward.aesthetic import AESTHETIC_MLP
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
@@ -58,7 +58,7 @@ def _held_out(config: Config, made: Collection[Path]) -> str:
 
 def _saved(key: str, path: str | None, made: Collection[Path]) -> str:
     """A saved reward.  An id of the hub is not looked for here."""
-    if path is None or Path(factory.reward_place(path)).is_dir() or any(Path(path).is_relative_to(run) for run in made):
+    if path is None or Path(reward_path(path)).is_dir() or any(Path(path).is_relative_to(run) for run in made):
         return ""
     if is_hub_id(path) and not path.startswith("runs/") and not Path(path).parent.is_dir():
         return ""

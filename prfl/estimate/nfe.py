@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.estimate.rewards import reads_of_a_score
+from prfl.factory.backbone import build_coefficients
+from prfl.factory.data import load_prompts
+from prfl.factory.objective import build_method
 from prfl.objective.reused_rollout import span
 from prfl.objective.reward_gradient import Choice, Pathwise, holds_edge, visited
 from prfl.rollout.solvers import Coefficients
@@ -61,8 +63,8 @@ def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> 
 
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.
     """
-    coefficients = factory.chain(config, model)
-    method = factory.method(config, coefficients)
+    coefficients = build_coefficients(config, model)
+    method = build_method(config, coefficients)
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
     for step in range(config.training.steps):
@@ -111,7 +113,7 @@ def evaluation_samples(config: Config) -> int:
     if isinstance(config.objective, PreferenceConfig):
         return 0
     rounds = 1 + math.ceil(steps / own.every) if own.every else 0
-    known = factory.prompts(config.data.prompts)
+    known = load_prompts(config.data.prompts)
     drawn = rounds * samples_of_round(own, len(known.get("validation", [])))
     if own.final_samples:
         prompts = len(known["test"][: own.final_samples])

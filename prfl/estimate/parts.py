@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prfl import factory
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config, PixelRewardConfig
+from prfl.factory.backbone import device_kind
+from prfl.factory.data import load_prompts
 from prfl.utils.errors import located
 
 
@@ -28,12 +29,12 @@ class Part:
 
 def offloads(config: Config) -> bool:
     """Whether anything leaves the device: on a CPU, host memory is the same memory."""
-    return config.backbone.offload and factory.device_kind(config) == "cuda"
+    return config.backbone.offload and device_kind(config) == "cuda"
 
 
 def parks_vae(config: Config) -> bool:
     """Whether the VAE is off the device but for the cache and the evaluation: a pixel reward decodes in every step."""
-    return factory.device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
+    return device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
 
 
 def pinned(size: int) -> int:
@@ -72,6 +73,6 @@ class Shapes:
 
 def text_tokens(config: Config) -> int:
     """The longest prompt in tokens, or more: no tokenizer makes more tokens of a text than it has bytes, and an end."""
-    known = factory.prompts(config.data.prompts).values()
+    known = load_prompts(config.data.prompts).values()
     longest = max(len(prompt.encode()) + 1 for some in known for prompt in some)
     return min(longest, TEXT_TOKENS)

@@ -10,7 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, PreferenceConfig
@@ -18,6 +17,11 @@ from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
 from prfl.estimate.stored_latents import all_choices, earlier_outputs, leads_on
+from prfl.factory.backbone import POLICY, device_kind, policy_adapter_name
+from prfl.factory.data import has_clips
+from prfl.factory.evaluation import sampling_settings
+from prfl.factory.objective import build_scorer
+from prfl.factory.reward import Reward
 from prfl.objective.reward_gradient import holds_edge
 from prfl.objective.scorer import PixelScorer, decode_frames
 from prfl.reward.ensemble import RewardEnsemble
@@ -26,13 +30,13 @@ from prfl.rollout.guidance import guided_network
 
 
 def all_phases(
-    config: Config, model: WanBackbone, reward: factory.Reward | None, shapes: Shapes, trained: int
+    config: Config, model: WanBackbone, reward: Reward | None, shapes: Shapes, trained: int
 ) -> Iterator[Part]:
     objective, training = config.objective, config.training
     part = training.batch // training.accumulation
     vae = module_bytes(model.vae) if parks_vae(config) else 0
     yield encoding_prompts(config, model)
-    if factory.has_clips(config):
+    if has_clips(config):
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
     if isinstance(objective, PreferenceConfig):
         assert reward is not None
@@ -52,7 +56,7 @@ def all_phases(
         batch = _evaluation_batch(config)
         if batch > part:
             call = network_call(config, model, shapes, batch, gradient=False)
-            earlier = earlier_outputs(factory.sampling(config).chain(model.default_shift))
+            earlier = earlier_outputs(sampling_settings(config).chain(model.default_shift))
             size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
             yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
         decoding = measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
@@ -65,7 +69,7 @@ def all_phases(
 def encoding_prompts(config: Config, model: WanBackbone) -> Part:
     """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
     here = module_bytes(model.text_encoder)
-    if factory.device_kind(config) == "cpu" or factory.has_clips(config):
+    if device_kind(config) == "cpu" or has_clips(config):
         here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
@@ -111,7 +115,7 @@ def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int,
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)
-        policy = factory.policy_adapter(config)
+        policy = policy_adapter_name(config)
         dropout = model.dropping(policy, no_seeds(batch))
         with LiveBytes() as counted, torch.set_grad_enabled(gradient), model.adapter(policy), dropout:
             output = network(leaf, torch.tensor(0.5))
@@ -146,7 +150,7 @@ def _blocks_alike(model: WanBackbone) -> bool:
     """Whether the policy's adapter is on all blocks or on none, and all keep the same for the backward pass."""
     if len(set(model.block_modes or ())) > 1:
         return False
-    name = f".lora_A.{factory.POLICY}."
+    name = f".lora_A.{POLICY}."
     adapted = [any(name in key for key, _ in block.named_parameters()) for block in model.transformer.blocks]
     return len(set(adapted)) == 1
 
@@ -172,7 +176,7 @@ def fewer_blocks(model: WanBackbone, count: int) -> Iterator[None]:
 
 
 def reward_phases(
-    config: Config, model: WanBackbone, reward: factory.Reward, shapes: Shapes, batch: int, held: int
+    config: Config, model: WanBackbone, reward: Reward, shapes: Shapes, batch: int, held: int
 ) -> Iterator[Part]:
     """Forward and backward of the reward.  held: bytes of a network call's graph that stay alive beside it."""
     trains = isinstance(config.objective, PreferenceConfig)
@@ -199,7 +203,7 @@ def reward_phases(
         yield Part("reward: forward and backward", counted.peak, saved)
         return
     leaf = latents.requires_grad_()
-    scorer = factory.scorer(config, model, reward)
+    scorer = build_scorer(config, model, reward)
     assert isinstance(scorer, PixelScorer)
     count = latents.shape[2]
     chosen = costliest_frames(count, scorer.frames)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.objective_schema import InstructVideoConfig
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, PreferenceConfig, listed
+from prfl.factory.reward import Reward, build_new_reward, load_followed_reward, reward_path
 from prfl.reward.aesthetic import AestheticMlp, AestheticReward
 from prfl.reward.checkpoint import read_config
 from prfl.reward.ensemble import RewardEnsemble
@@ -28,7 +28,7 @@ VIT_L_14 = {  # what decides the size of openai/clip-vit-large-patch14's image s
 }  # fmt: skip
 
 
-def reward_on_meta(config: Config, model: WanBackbone) -> tuple[factory.Reward | None, str]:
+def reward_on_meta(config: Config, model: WanBackbone) -> tuple[Reward | None, str]:
     """The reward, and in words what had to be assumed of one that is not trained yet."""
     if config.reward is None:
         return None, ""
@@ -37,12 +37,12 @@ def reward_on_meta(config: Config, model: WanBackbone) -> tuple[factory.Reward |
             "ignore", "for .* copying from a non-meta parameter"
         )  # of a trained one: only sizes count
         if isinstance(config.objective, PreferenceConfig):
-            return factory.new_reward(config, model), ""
+            return build_new_reward(config, model), ""
         if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
             return AestheticReward(CLIPModel(CLIPConfig(**VIT_L_14)), AestheticMlp()), ""
         paths = listed(config.reward.path)
-        if paths and all(Path(factory.reward_place(path)).is_dir() for path in paths):
-            return factory.trained_reward(config, model), ""
+        if paths and all(Path(reward_path(path)).is_dir() for path in paths):
+            return load_followed_reward(config, model), ""
         if isinstance(config.reward, LatentRewardConfig):
             blocks = max(1, model.num_blocks // 5)
             heads = [LatentReward(RewardHead(model.width, ["reward"]), model, [blocks - 1]).freeze() for _ in paths]
@@ -62,6 +62,6 @@ def reads_of_a_score(config: Config) -> int:
     if isinstance(config.reward, PixelRewardConfig):  # ``PixelScorer``: frames that are scored by themselves, again
         return 2 if alone and not config.reward.aesthetic else 1
     paths = listed(config.reward.path) if config.reward else []
-    places = [Path(factory.reward_place(path)) for path in paths]
+    places = [Path(reward_path(path)) for path in paths]
     passes = {i if place.is_dir() and read_config(place).get("adapter") else None for i, place in enumerate(places)}
     return 2 * len(passes) if len(passes) > 1 else 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
+from prfl.factory.backbone import build_coefficients
+from prfl.factory.objective import build_method
 from prfl.objective.reused_rollout import span
 from prfl.objective.reward_gradient import Choice
 from prfl.rollout.plan import Plan
@@ -13,7 +14,7 @@ from prfl.rollout.solvers import Coefficients
 
 def all_choices(config: Config, model: WanBackbone) -> list[Choice]:
     """What the steps of the run differentiate: some methods draw how much that is."""
-    method = factory.method(config, factory.chain(config, model))
+    method = build_method(config, build_coefficients(config, model))
     return [method.choose(step) for step in range(config.training.steps)]
 
 

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from prfl import factory
 from prfl.config import identity
 from prfl.config.data_schema import Section
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config, PolicyAdapterConfig, RolloutConfig
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.tables import gib
+from prfl.factory.backbone import build_architecture, choose_kernels, device_kind
 from prfl.utils.errors import PrflError
 
 LEAST = 0.01  # of the peak: what saves less is not worth a line
@@ -38,14 +38,14 @@ class Knob:
 
 def knobs(config: Config) -> list[Knob]:
     """What would lower the predicted peak, the most first."""
-    peak = predict_memory(config, factory.architecture(config)).peak
+    peak = predict_memory(config, build_architecture(config)).peak
     found = []
     for overrides, changes, note in _candidates(config):
         other = with_keys(config, changes)
         with suppress(PrflError):  # a trained reward may refuse it: then it is none
             if list(conflicts(other)):
                 continue
-            saves = peak - predict_memory(other, factory.architecture(other)).peak
+            saves = peak - predict_memory(other, build_architecture(other)).peak
             anew = "" if identity(other) == identity(config) else "a new run"
             found.append(Knob(overrides, saves, "; ".join(filter(None, [note, anew]))))
     return sorted((knob for knob in found if knob.saves > LEAST * peak), key=lambda knob: -knob.saves)
@@ -54,7 +54,7 @@ def knobs(config: Config) -> list[Knob]:
 def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
     own, data, training, rollout = config.backbone, config.data, config.training, config.rollout
     modes = ["none", "attention", "full"]
-    offloads = factory.device_kind(config) == "cuda" and not own.offload  # on a CPU nothing would move
+    offloads = device_kind(config) == "cuda" and not own.offload  # on a CPU nothing would move
     less = ["full"] if own.checkpointing == "auto" else modes[modes.index(own.checkpointing) :]
     for mode in less:
         for offload in (False, True) if offloads and mode != "none" else (False,):
@@ -64,9 +64,7 @@ def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
                 yield _written(turned), turned, ""
     if own.dtype == "float32":
         yield from _one({"backbone.dtype": "bfloat16"}, "less exact")
-    if factory.device_kind(config) == "cuda" and any(
-        each.backend != "triton" for each in factory.kernels(config).values()
-    ):
+    if device_kind(config) == "cuda" and any(each.backend != "triton" for each in choose_kernels(config).values()):
         yield from _one({"backbone.kernels": "triton"})  # where one of them cannot run, the prediction refuses it
     if own.train == "full":
         lora = {"backbone.train": "lora", "backbone.adapter": PolicyAdapterConfig(rank=32, alpha=32)}
@@ -124,7 +122,7 @@ def out_of_memory(config: Config) -> Iterator[None]:
             raise
         clear_frames(error.__traceback__)  # and with them the step's tensors: the prediction needs a little room
         said = next(iter(str(error).splitlines()), "") or type(error).__name__
-        predicted = predict_memory(config, factory.architecture(config))
+        predicted = predict_memory(config, build_architecture(config))
         raise PrflError(
             f"memory ran out ({said}); {gib(predicted.peak)} were predicted at the peak, in '{predicted.largest.name}'",
             where=str(config.run),

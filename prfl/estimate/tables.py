@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
 from prfl.estimate.memory import Memory
 from prfl.estimate.nfe import Work
+from prfl.factory.backbone import device_kind
 
 GIB = 2**30
 
@@ -49,7 +49,7 @@ def work_table(works: Sequence[Work]) -> Table:
 
 def memory_table(config: Config, memory: Memory) -> Table:
     """Parts that are alive all the time add up; of the phases, which come one after another, the largest counts."""
-    table = Table(f"predicted memory ({factory.device_kind(config)})", title_justify="left")
+    table = Table(f"predicted memory ({device_kind(config)})", title_justify="left")
     table.add_column("bytes", justify="right")
     table.add_column("of it saved for backward", justify="right")
     for part in memory.fixed:

@@ -9,13 +9,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prfl import factory
 from prfl.config.data_schema import is_hub_id
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.estimate.protection import NOT_PROTECTED
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
+from prfl.factory.reward import reward_path
 from prfl.reward.checkpoint import read_config
 from prfl.reward.model_card import PAPER, accuracy_text, table
 from prfl.utils.errors import PrflError
@@ -170,7 +170,7 @@ def reward_text(config: Config) -> str:
             f"({weights}; {own.aggregate}, {own.shape})."
         )
     try:
-        accuracies = [read_config(factory.reward_place(path)).get("card", {}).get("accuracy", {}) for path in paths]
+        accuracies = [read_config(reward_path(path)).get("card", {}).get("accuracy", {}) for path in paths]
     except PrflError as error:  # it was moved since, or the hub is out of reach: no reason to refuse the policy
         print(f"the card says nothing of how well the reward ranks: {error}", file=sys.stderr)
         return f"{text} How well it ranks is not recorded here."

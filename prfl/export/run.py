@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from prfl import factory
 from prfl.backbone import adapters
 from prfl.config import load_config
 from prfl.config.schema import Config, PreferenceConfig
@@ -15,7 +14,9 @@ from prfl.export import card
 from prfl.export.hub import push as push_files
 from prfl.export.lora import write_shared_file
 from prfl.factory import provenance
-from prfl.factory.provenance import Stamp
+from prfl.factory.backbone import POLICY, build_backbone
+from prfl.factory.policy import load_policy, read_policy, trained_weights
+from prfl.factory.provenance import Stamp, check_config
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, find_reward, read_config
 from prfl.reward.model_card import reward_card
 from prfl.utils.errors import PrflError
@@ -80,28 +81,28 @@ def _checked(config: Config) -> Stamp:
 
     Raises PrflError where the config in the folder is not the one that it was trained with: the card tells of it.
     """
-    path = factory.trained_weights(config)
+    path = trained_weights(config)
     stamp = provenance.check_stamp(path, config, None)
-    factory.check_config(config)
+    check_config(config)
     return stamp or {}
 
 
 def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool, stamp: Stamp) -> list[Path]:
     """The file and the folder that it wrote, whichever of them."""
-    trained, folder = factory.trained_weights(config), out / "transformer"
+    trained, folder = trained_weights(config), out / "transformer"
     if config.backbone.train == "full":
         files = [file for file in sorted(trained.iterdir()) if file.name != provenance.BESIDE]
         with replacing_folder(folder) as temporary:
             for file in files:
                 if file.suffix == ".safetensors":
-                    factory.read_policy(file)
+                    read_policy(file)
                 shutil.copyfile(file, temporary / file.name)
             provenance.without_place(temporary / "config.json")
             provenance.write_beside(temporary, stamp, [temporary / file.name for file in files])
         return [folder]
     own = config.backbone.adapter
     assert own is not None, "the config's rules ask for an adapter"
-    file, state = out / f"{name}.safetensors", factory.read_policy(trained)
+    file, state = out / f"{name}.safetensors", read_policy(trained)
     write_shared_file(file, state, rank=own.rank, alpha=own.alpha, dtype=getattr(torch, dtype), made_by=stamp)
     if not merged:
         return [file]
@@ -111,10 +112,10 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
 
 def write_merged(config: Config, folder: Path, made_by: Stamp | None = None) -> None:
     """The base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
-    model = factory.backbone(config)
-    factory.load_policy(config, model)
-    adapters.set_active(model.transformer, factory.POLICY)
-    model.transformer.fuse_lora(adapter_names=[factory.POLICY], safe_fusing=True)
+    model = build_backbone(config)
+    load_policy(config, model)
+    adapters.set_active(model.transformer, POLICY)
+    model.transformer.fuse_lora(adapter_names=[POLICY], safe_fusing=True)
     model.transformer.unload_lora()
     with replacing_folder(folder) as temporary:
         model.transformer.save_pretrained(temporary)

@@ -23,7 +23,7 @@ from prfl_kernels import Choice, choose_backend
 POLICY = "policy"  # the name of the adapter that is aligned
 
 
-def device(config: BackboneConfig) -> torch.device:
+def choose_device(config: BackboneConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise PrflError("no GPU is usable here", where="backbone.device", fix="device: auto or cpu")
     return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -38,10 +38,11 @@ def device_kind(config: Config) -> str:
     return chosen if chosen != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def backbone(config: Config) -> WanBackbone:
+def build_backbone(config: Config) -> WanBackbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     own = config.backbone
-    model = prepared(config, load_backbone(model_place(config), getattr(torch, own.dtype), device(own), own.revision))
+    loaded = load_backbone(model_source(config), getattr(torch, own.dtype), choose_device(own), own.revision)
+    model = prepare_backbone(config, loaded)
     if own.compile:
         # A block's code is compiled anew with and without gradient, for the base and each set of adapters, for every
         # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.
@@ -51,7 +52,7 @@ def backbone(config: Config) -> WanBackbone:
     return model
 
 
-def model_place(config: Config) -> str | Path:
+def model_source(config: Config) -> str | Path:
     """The folder or hub id behind ``backbone.model``; an untrained model is made there, the first time."""
     own = config.backbone
     if own.model == "shapes":
@@ -62,16 +63,16 @@ def model_place(config: Config) -> str | Path:
     return own.model
 
 
-def architecture(config: Config) -> WanBackbone:
+def build_architecture(config: Config) -> WanBackbone:
     """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
     own = config.backbone
     place = shapes.model_folder() if own.model in ("shapes", *RECIPES) else own.model
     model = load_architecture(place, getattr(torch, own.dtype), own.revision)
     with torch.device("meta"):
-        return prepared(config, model)
+        return prepare_backbone(config, model)
 
 
-def prepared(config: Config, model: WanBackbone) -> WanBackbone:
+def prepare_backbone(config: Config, model: WanBackbone) -> WanBackbone:
     own = config.backbone
     # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
     model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
@@ -87,14 +88,14 @@ def prepared(config: Config, model: WanBackbone) -> WanBackbone:
                 blocks=adapted_blocks(lora, model.num_blocks),
                 seed=config.seed,
             )
-    if own.train == "full" and policy_adapter(config):
+    if own.train == "full" and policy_adapter_name(config):
         model.add_copy(POLICY)
     elif own.train == "full":
         model.train_all()
-    chosen = attention(config, model).backend
+    chosen = attention_choice(config, model).backend
     if model.device.type == "meta" and chosen != "triton":
         chosen = "sdpa"  # the others keep what it keeps, and take no meta tensors
-    model.use_kernels([name for name, choice in kernels(config).items() if choice.backend == "triton"], chosen)
+    model.use_kernels([name for name, choice in choose_kernels(config).items() if choice.backend == "triton"], chosen)
     return model
 
 
@@ -112,7 +113,7 @@ def adapted_blocks(adapter: PolicyAdapterConfig, count: int) -> list[int] | None
     return chosen
 
 
-def kernels(config: Config) -> dict[str, Choice]:
+def choose_kernels(config: Config) -> dict[str, Choice]:
     """What runs each operation of the transformer.  Raises PrflError where an explicit choice cannot run."""
     own, dtype = config.backbone, getattr(torch, config.backbone.dtype)
     each = own.kernels
@@ -132,7 +133,7 @@ def kernels(config: Config) -> dict[str, Choice]:
         raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
 
 
-def attention(config: Config, model: WanBackbone) -> Choice:
+def attention_choice(config: Config, model: WanBackbone) -> Choice:
     """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
     kind, own = device_kind(config), config.backbone
     if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
@@ -144,7 +145,7 @@ def attention(config: Config, model: WanBackbone) -> Choice:
         raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
 
 
-def policy_adapter(config: Config) -> str | None:
+def policy_adapter_name(config: Config) -> str | None:
     """The adapter that is trained, or the copy of all weights: a reward reads the frozen base beside it.
 
     None where all weights are trained in place, because nothing needs the base: full fine-tuning by SFT.
@@ -153,14 +154,14 @@ def policy_adapter(config: Config) -> str | None:
     return None if in_place else POLICY
 
 
-def shift(config: Config, model: WanBackbone) -> float:
+def chain_shift(config: Config, model: WanBackbone) -> float:
     """Shift of the sigmas: the config's, or else the backbone's own."""
     return model.default_shift if config.rollout.shift is None else config.rollout.shift
 
 
-def chain(config: Config, model: WanBackbone) -> Coefficients:
+def build_coefficients(config: Config, model: WanBackbone) -> Coefficients:
     """The chain that training rolls out."""
-    own, sigmas = config.rollout, chain_sigmas(config.rollout.steps, shift(config, model))
+    own, sigmas = config.rollout, chain_sigmas(config.rollout.steps, chain_shift(config, model))
     return flow_sde(sigmas, own.eta) if own.solver == "flow_sde" else DETERMINISTIC[own.solver](sigmas)
 
 

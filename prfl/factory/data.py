@@ -23,7 +23,7 @@ from prfl.data.manifest import read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.data.sources import find_videos
 from prfl.factory.backbone import sampling_solver
-from prfl.factory.policy import finished_run, policy_model, weights_hash
+from prfl.factory.policy import finished_run_config, policy_model, weights_hash
 from prfl.rollout.sampling import SamplingSettings, decode_all, sample
 from prfl.toy import clips as shapes
 from prfl.toy import renderer
@@ -35,7 +35,7 @@ from prfl.utils.text import visible
 Dataset = LatentDataset | PairDataset
 
 
-def prompts(config: PromptsConfig) -> dict[str, list[str]]:
+def load_prompts(config: PromptsConfig) -> dict[str, list[str]]:
     """``train``, and ``validation`` and ``test`` where they are given; no prompt is in two of them.
 
     A file that is named for several sets is split among them, once and for all (``split_prompts``).
@@ -64,14 +64,14 @@ def prompts(config: PromptsConfig) -> dict[str, list[str]]:
 
 def check_prompts(config: Config, model: WanBackbone) -> None:
     """Raises PrflError for prompts of two sets that are one to the text encoder, and warns of what else is alike."""
-    leaks.check_prompts(prompts(config.data.prompts), "data.prompts", model)
+    leaks.check_prompts(load_prompts(config.data.prompts), "data.prompts", model)
 
 
 def has_clips(config: Config) -> bool:
     return config.data.manifest is not None or config.data.generator is not None
 
 
-def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
+def build_manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
     """The manifest that the config names, or the one that its generator writes (once)."""
     data, generator = config.data, config.data.generator
     if data.manifest is not None:
@@ -79,20 +79,20 @@ def manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
     if generator is None:
         fix = "data.manifest=FILE, or a data.generator"
         raise PrflError("the config names no clips", where="data", fix=fix)
-    known = prompts(data.prompts)
+    known = load_prompts(data.prompts)
     if isinstance(generator, SamplesConfig):
         by = [(policy, scale) for policy in generator.policies for scale in generator.guidance]
-        drawn = [samples(config, generator, policy, scale, model, known, progress) for policy, scale in by]
-        return drawn[0] if len(drawn) == 1 else joined(drawn)
+        drawn = [build_samples(config, generator, policy, scale, model, known, progress) for policy, scale in by]
+        return drawn[0] if len(drawn) == 1 else join_manifests(drawn)
     if isinstance(generator, ClipsConfig):
-        return video_clips(config, generator, known, progress)
+        return build_video_clips(config, generator, known, progress)
     wrong, unsteady = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
     folder = data.cache / f"{generator.name}-{_key(generator)}-{_hash(known['train'])}"
     mark_written(folder, CACHE_TAG)
     return shapes.mixture(folder, known["train"], generator.count, generator.seed, wrong, unsteady)
 
 
-def samples(
+def build_samples(
     config: Config,
     own: SamplesConfig,
     policy: Path | None,
@@ -121,7 +121,7 @@ def samples(
     one = own.model_copy(update={"guidance": [scale]})
     decides = [made_by, known, asdict(replace(settings, batch=1))]
     if policy is not None:
-        trained = finished_run(policy)
+        trained = finished_run_config(policy)
         decides += [weights_hash(trained), trained.backbone.model_dump(mode="json", include={"adapter"})]
     folder = data.cache / f"samples-{_key(one)}-{_hash(decides)}"
     mark_written(folder, CACHE_TAG)
@@ -129,7 +129,7 @@ def samples(
     return shapes.labelled(folder, known, counts, draw, own.other_captions, own.batch, progress)
 
 
-def joined(manifests: list[Path]) -> Path:
+def join_manifests(manifests: list[Path]) -> Path:
     """One manifest of all their rows; it lies above their folders, since rows may not leave a manifest's own."""
     path = manifests[0].parents[1] / f"samples-{_hash([manifest.parent.name for manifest in manifests])}.jsonl"
     if not path.exists():
@@ -137,13 +137,13 @@ def joined(manifests: list[Path]) -> Path:
     return path
 
 
-def video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
+def build_video_clips(config: Config, own: ClipsConfig, known: dict[str, list[str]], progress: Callable) -> Path:
     """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
     from prfl.data import clips as cutting
     from prfl.data.decoding import picture_hash
 
     settings = cutting.ClipSettings(
-        **clip(config.data), kinds=tuple(own.kinds), crops=own.crops, held_out=own.held_out,
+        **clip_size(config.data), kinds=tuple(own.kinds), crops=own.crops, held_out=own.held_out,
         formats=tuple(own.formats), seed=own.seed,
     )  # fmt: skip
     taken = {"skip_unreadable": config.data.skip_unreadable, "follow_links": config.data.follow_links}
@@ -166,25 +166,25 @@ def _hash(parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def clip(data: DataConfig) -> dict[str, Any]:
+def clip_size(data: DataConfig) -> dict[str, Any]:
     return {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
 
 
 def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
     """Encode what is not yet encoded; returns the manifest."""
     with processes.main_first():
-        path = manifest(config, model, progress)
-    encode(config, model, path)
+        path = build_manifest(config, model, progress)
+    encode_manifest(config, model, path)
     return path
 
 
-def encode(config: Config, model: WanBackbone, path: Path) -> None:
+def encode_manifest(config: Config, model: WanBackbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
     own = config.data
     with located("data"):
         report = build_cache(
             model, path, own.cache, skip_unreadable=own.skip_unreadable, follow_links=own.follow_links,
-            batch_size=own.encode_batch, **clip(own),
+            batch_size=own.encode_batch, **clip_size(own),
         )  # fmt: skip
     if processes.is_main():
         from prfl.data.decoding import BY_SIZE, read_anew
@@ -196,12 +196,12 @@ def encode(config: Config, model: WanBackbone, path: Path) -> None:
             print(f"{guessed} videos have 720 lines or more and no colour tags: they are read as BT.709, as players do")
 
 
-def remember(config: Config, model: WanBackbone, some: Iterable[str], progress: Callable) -> int:
+def encode_prompts(config: Config, model: WanBackbone, some: Iterable[str], progress: Callable) -> int:
     """``model.remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
     own, wanted = config.data, list(dict.fromkeys(["", *some]))
     with located("data"):
-        stored = LatentCache.of(model, own.cache, **clip(own))
+        stored = LatentCache.of(model, own.cache, **clip_size(own))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
     with model.transformer_on_host() if mine else nullcontext():
@@ -213,7 +213,7 @@ def remember(config: Config, model: WanBackbone, some: Iterable[str], progress: 
     return len(missing)
 
 
-def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
+def build_dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
     """The cached clips of a split, None where there are none.  A manifest whose rows name no split is all for training.
 
     Raises PrflError for a training row whose prompt is held out (``data.prompts``).
@@ -223,7 +223,7 @@ def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Datas
     if split != "train" and not any(row.split == split for row in rows):
         return None
     if split == "train":
-        held = {p: name for name, some in prompts(config.data.prompts).items() if name != "train" for p in some}
+        held = {p: name for name, some in load_prompts(config.data.prompts).items() if name != "train" for p in some}
         trained = [row.prompt for row in rows if row.split in (None, "train")]
         found = [prompt for prompt in trained if prompt in held]
         if found:
@@ -233,10 +233,10 @@ def dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Datas
                 fix="give these rows that split, or take their prompts out of the held-out prompts",
             )
         leaks.check_apart({"held out in data.prompts": list(held), "training rows": trained}, str(path), model)
-    return cached(config, model, path, split if has_splits else None)
+    return cached_dataset(config, model, path, split if has_splits else None)
 
 
-def cached(config: Config, model: WanBackbone, path: Path, split: str | None = None) -> Dataset:
+def cached_dataset(config: Config, model: WanBackbone, path: Path, split: str | None = None) -> Dataset:
     """The rows of a split, or (None) all of them, with their cached clips."""
     return load_dataset(
         model,
@@ -245,5 +245,5 @@ def cached(config: Config, model: WanBackbone, path: Path, split: str | None = N
         split=split,
         skip_unreadable=config.data.skip_unreadable,
         follow_links=config.data.follow_links,
-        **clip(config.data),
+        **clip_size(config.data),
     )

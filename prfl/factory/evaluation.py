@@ -12,7 +12,7 @@ from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
 from prfl.evaluation.reward_eval import pixel_scorer
 from prfl.factory.backbone import sampling_solver
-from prfl.factory.data import clip
+from prfl.factory.data import clip_size
 from prfl.factory.reward import Reward, load_reward
 from prfl.reward.checkpoint import check_clip
 from prfl.reward.ensemble import RewardEnsemble
@@ -22,11 +22,11 @@ from prfl.rollout.sampling import SamplingSettings
 from prfl.toy import clips as shapes
 
 
-def judge(config: EvaluationConfig) -> Judge | None:
+def build_judge(config: EvaluationConfig) -> Judge | None:
     return shapes.judge if config.judge == "shapes" else None
 
 
-def sampling(config: Config) -> SamplingSettings:
+def sampling_settings(config: Config) -> SamplingSettings:
     """How videos are drawn for evaluation."""
     own = config.evaluation
     return SamplingSettings(
@@ -49,7 +49,7 @@ def watched_rewards(config: Config, model: WanBackbone, trained: Reward | None) 
         scorers["reward"] = with_total(trained, model, config.reward.weights, config.reward.aggregate)
     if config.evaluation.held_out_reward:
         held_out = load_reward(config.evaluation.held_out_reward, model, adapter_name="held-out")
-        check_clip(held_out.card, clip(config.data), config.evaluation.held_out_reward)
+        check_clip(held_out.card, clip_size(config.data), config.evaluation.held_out_reward)
         scorers["held_out"] = with_total(held_out, model, None, "sum")
     return scorers
 
@@ -58,7 +58,7 @@ def with_total(
     reward: Reward, model: WanBackbone, weights: dict[str, float] | None, aggregate: Literal["sum", "logsigmoid"]
 ) -> LatentsScorer:
     """A reward's logits, and their ``total`` as an objective with these weights takes it."""
-    read = latents_scorer(reward, model)
+    read = build_latents_scorer(reward, model)
 
     def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:
         logits = read(latents, sigma, condition)
@@ -74,6 +74,6 @@ def with_total(
     return score
 
 
-def latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
+def build_latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
     """Logits of a reward at noisy latents, for evaluation."""
     return reward.logits if isinstance(reward, LatentReward | RewardEnsemble) else pixel_scorer(model, reward)

@@ -21,8 +21,8 @@ from prfl.config.objective_schema import (
 )
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.dataset import PairDataset
-from prfl.factory.backbone import POLICY, chain, policy_adapter, shift
-from prfl.factory.data import Dataset, prompts
+from prfl.factory.backbone import POLICY, build_coefficients, chain_shift, policy_adapter_name
+from prfl.factory.data import Dataset, load_prompts
 from prfl.factory.reward import Reward, TrainableReward
 from prfl.objective import Objective
 from prfl.objective.methods.alignprop import AlignProp
@@ -46,7 +46,7 @@ from prfl.utils.errors import PrflError, located
 from prfl.utils.order import PROMPTS, met
 
 
-def preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
+def build_preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
     own = config.objective
     assert isinstance(own, PreferenceConfig)
     with located(clips_key(config)):
@@ -57,7 +57,7 @@ def preference(config: Config, model: WanBackbone, reward: TrainableReward, clip
                 config.seed,
                 loss=own.loss,
                 sigma_sampling=own.sigma_sampling,
-                shift=shift(config, model),
+                shift=chain_shift(config, model),
                 eta=own.eta,
             )
         kept = own.keep_decoded
@@ -71,7 +71,7 @@ def clips_key(config: Config) -> str:
     return "data.generator" if config.data.generator else "data.manifest"
 
 
-def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
+def build_sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
     """SFT as the objective itself, or as the regulariser of another."""
     own = config.objective
     settings = own if isinstance(own, SftConfig) else own.sft if isinstance(own, SteeringConfig) else None
@@ -83,14 +83,14 @@ def sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
         model,
         clips,
         config.seed,
-        adapter=policy_adapter(config),
+        adapter=policy_adapter_name(config),
         prompt_dropout=settings.prompt_dropout,
-        shift=shift(config, model),
+        shift=chain_shift(config, model),
         scale=settings.weight if isinstance(settings, SftRegulariserConfig) else 1.0,
     )
 
 
-def method(config: Config, coefficients: Coefficients) -> Method:
+def build_method(config: Config, coefficients: Coefficients) -> Method:
     own, seed = config.objective, config.seed
     match own:
         case PrflConfig():
@@ -121,14 +121,14 @@ def method(config: Config, coefficients: Coefficients) -> Method:
     raise AssertionError(f"objective {own.name} follows no reward")
 
 
-def reuse(config: Config) -> Reuse | None:
+def build_reuse(config: Config) -> Reuse | None:
     own = config.rollout
     if own.gradients_per_rollout == 1:
         return None
     return Reuse(own.gradients_per_rollout, config.training.batch, own.drift_limit)
 
 
-def scorer(config: Config, model: WanBackbone, reward: Reward) -> LatentScorer | PixelScorer:
+def build_scorer(config: Config, model: WanBackbone, reward: Reward) -> LatentScorer | PixelScorer:
     """How a reward-gradient objective reads its reward."""
     own, scores = config.objective, config.reward
     assert isinstance(own, SteeringConfig) and scores is not None
@@ -138,13 +138,13 @@ def scorer(config: Config, model: WanBackbone, reward: Reward) -> LatentScorer |
     return PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
 
 
-def met_prompts(config: Config) -> list[str]:
+def drawn_prompts(config: Config) -> list[str]:
     """The training prompts that this run's chains start with: a short run on a long list needs few of them."""
-    known, samples = prompts(config.data.prompts)["train"], config.training.steps * config.training.batch
+    known, samples = load_prompts(config.data.prompts)["train"], config.training.steps * config.training.batch
     return [known[place] for place in met(samples, len(known), config.seed, PROMPTS)]
 
 
-def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
+def build_reward_gradient(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
@@ -157,8 +157,8 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
         raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
     return Pathwise(
         model,
-        method(config, chain(config, model)),
-        scorer(config, model, reward),
+        build_method(config, build_coefficients(config, model)),
+        build_scorer(config, model, reward),
         RewardLoss(
             scores.weights or dict.fromkeys(reward.dimensions, 1.0),
             aggregate=scores.aggregate,
@@ -166,7 +166,7 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
             target=scores.target,
             scale=scores.scale,
         ),
-        prompts(config.data.prompts)["train"],
+        load_prompts(config.data.prompts)["train"],
         latent_shape,
         config.seed,
         adapter=POLICY,
@@ -176,14 +176,14 @@ def steering(config: Config, model: WanBackbone, reward: Reward, clips: Dataset 
         clips=starts,
         reward_batch=scores.batch,
         stride=config.rollout.stride,
-        reuse=reuse(config),
-        expected=met_prompts(config),
+        reuse=build_reuse(config),
+        expected=drawn_prompts(config),
     )
 
 
-def regulariser(config: Config, model: WanBackbone, clips: Dataset | None) -> Regulariser | None:
+def build_regulariser(config: Config, model: WanBackbone, clips: Dataset | None) -> Regulariser | None:
     own = config.objective
     if isinstance(own, SteeringConfig) and own.sft is not None:
         assert clips is not None
-        return Regulariser(sft(config, model, clips), every=own.sft.every)
+        return Regulariser(build_sft(config, model, clips), every=own.sft.every)
     return None

@@ -15,7 +15,7 @@ from prfl.backbone.weights import check_finite
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.factory import provenance
-from prfl.factory.backbone import POLICY, backbone, policy_adapter
+from prfl.factory.backbone import POLICY, build_backbone, policy_adapter_name
 from prfl.factory.provenance import Moment
 from prfl.utils.errors import PrflError
 from prfl.utils.files import read_tensors, replacing, replacing_folder
@@ -32,7 +32,7 @@ def save_policy(folder: Path, model: WanBackbone, config: Config, moment: Moment
     """
     stamp = provenance.stamp_of(config, model, moment)
     if config.backbone.train == "full":
-        with replacing_folder(folder / "transformer") as written, model.adapter(policy_adapter(config)):
+        with replacing_folder(folder / "transformer") as written, model.adapter(policy_adapter_name(config)):
             model.transformer.save_pretrained(written)
             provenance.without_place(written / "config.json")
             provenance.write_beside(written, stamp, sorted(written.iterdir()))
@@ -43,14 +43,14 @@ def save_policy(folder: Path, model: WanBackbone, config: Config, moment: Moment
         save_file(tensors, temporary, metadata=provenance.metadata(own))
 
 
-def policy_place(config: Config, folder: Path) -> Path:
+def policy_path(config: Config, folder: Path) -> Path:
     """The file (an adapter) or the folder (all weights) that ``save_policy`` writes below ``folder``."""
     return folder / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
 
 
 def trained_weights(config: Config) -> Path:
     """Where the policy of the config's run is.  Raises PrflError where there is none, or an earlier training's."""
-    path = policy_place(config, config.run)
+    path = policy_path(config, config.run)
     if not path.exists():
         raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")
     stamp = provenance.read_stamp(path)
@@ -75,7 +75,7 @@ def load_policy(config: Config, model: WanBackbone, path: Path | None = None) ->
     if config.backbone.train == "lora":
         model.load_adapter_state(POLICY, read_policy(path))
         return
-    with model.adapter(policy_adapter(config)):
+    with model.adapter(policy_adapter_name(config)):
         own = model.transformer.state_dict()
         missing = set(own)
         for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
@@ -105,7 +105,7 @@ def _check_names(file: Path, own: dict[str, torch.Size], found: dict[str, torch.
         raise PrflError(what, where=str(file), fix=AGAIN)
 
 
-def finished_run(run: Path, overrides: Sequence[str] = ()) -> Config:
+def finished_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     """The config in a run's folder, wherever that was moved to.  overrides: of its keys.  Raises PrflError."""
     path = run / "config.yaml"
     if not path.is_file():
@@ -118,11 +118,11 @@ def policy_model(config: Config, run: Path, model: WanBackbone) -> tuple[WanBack
 
     Raises PrflError for a policy of another model than ``model``, the config's own.
     """
-    trained = finished_run(run)
+    trained = finished_run_config(run)
     where = {"device": config.backbone.device, "compile": False}
     trained = trained.model_copy(update={"backbone": trained.backbone.model_copy(update=where)})
     trained_weights(trained)
-    drawing = backbone(trained)
+    drawing = build_backbone(trained)
     for part in ("transformer_fingerprint", "vae_fingerprint"):
         if drawing.describe()[part] != model.describe()[part]:
             raise PrflError(
@@ -131,7 +131,7 @@ def policy_model(config: Config, run: Path, model: WanBackbone) -> tuple[WanBack
                 fix=f"name a run with backbone.model: {config.backbone.model}",
             )
     load_policy(trained, drawing)
-    return drawing, policy_adapter(trained)
+    return drawing, policy_adapter_name(trained)
 
 
 def weights_hash(config: Config) -> str:

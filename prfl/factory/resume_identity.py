@@ -8,8 +8,8 @@ from typing import Any
 
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config, PixelRewardConfig, listed
-from prfl.factory.data import Dataset, prompts
-from prfl.factory.reward import reward_place
+from prfl.factory.data import Dataset, load_prompts
+from prfl.factory.reward import reward_path
 from prfl.reward.aesthetic import AESTHETIC_MLP
 from prfl.reward.checkpoint import saved_reward
 from prfl.training.checkpoint import VERSION
@@ -17,7 +17,7 @@ from prfl.utils.errors import PrflError
 from prfl.utils.hashing import remembered_hash
 
 
-def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[str, Any]:
+def input_contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[str, Any]:
     """What lies behind the paths and names of a config, for a checkpoint's identity: a run that is resumed after its
     reward was trained again, say, would be another run under the same config.  The places themselves are not in it:
     what is there may be moved."""
@@ -27,14 +27,14 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
     }
     facts["backbone.model (settings)"] = [model.settings, *model.schedule]
     facts["backbone.model (text encoder)"] = model.text_identity or f"of {config.backbone.model}"  # a hub id
-    some = "\n".join(prompts(config.data.prompts)["train"])
+    some = "\n".join(load_prompts(config.data.prompts)["train"])
     facts["data.prompts.train (content)"] = hashlib.sha256(some.encode()).hexdigest()[:16]
     if clips is not None:
         facts["data (videos and labels)"] = clips.fingerprint
     paths = listed(config.reward.path) if config.reward else []
     for number, path in enumerate(paths):
         key = f"reward.path[{number}]" if len(paths) > 1 else "reward.path"
-        facts |= {f"{key} ({name})": value for name, value in saved_reward(reward_place(path)).items()}
+        facts |= {f"{key} ({name})": value for name, value in saved_reward(reward_path(path)).items()}
     if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
         if not config.reward.aesthetic.mlp.is_file():
             what = f"there is no file {config.reward.aesthetic.mlp}"
@@ -44,7 +44,7 @@ def contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[
     return facts
 
 
-def former_contents(clips: Dataset | None) -> dict[str, Any]:
+def former_input_contents(clips: Dataset | None) -> dict[str, Any]:
     """What checkpoints of older versions hold in place of some of ``contents``."""
     return {} if clips is None else {"data (clips and labels)": clips.former_fingerprint}
 

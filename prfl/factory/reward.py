@@ -12,7 +12,7 @@ import torch
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.factory import provenance
-from prfl.factory.data import clip
+from prfl.factory.data import clip_size
 from prfl.reward import pixel
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
@@ -28,7 +28,7 @@ TrainableReward = LatentReward | PixelReward
 Reward = TrainableReward | RewardEnsemble | AestheticReward
 
 
-def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
+def build_new_reward(config: Config, model: WanBackbone) -> TrainableReward:
     """An untrained reward, as ``reward.head`` describes it."""
     torch.manual_seed(config.seed)
     if isinstance(config.reward, LatentRewardConfig):
@@ -52,7 +52,7 @@ def new_reward(config: Config, model: WanBackbone) -> TrainableReward:
     return PixelReward(frames.to(model.device))
 
 
-def trained_reward(config: Config, model: WanBackbone) -> Reward:
+def load_followed_reward(config: Config, model: WanBackbone) -> Reward:
     """The reward at ``reward.path``, or the aesthetic score; frozen."""
     if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
         own = config.reward.aesthetic
@@ -68,7 +68,7 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
             what = f"the reward at {path} is a {member.space} one"
             fix = f"space: {member.space}" if not several else f"name {config.reward.space} rewards only"
             raise PrflError(what, where="reward.path" if several else "reward.space", fix=fix)
-        check_clip(member.card, clip(config.data), path)
+        check_clip(member.card, clip_size(config.data), path)
         members.append(member)
     reward: Reward = members[0]
     if isinstance(config.reward, LatentRewardConfig) and len(members) > 1:
@@ -79,7 +79,7 @@ def trained_reward(config: Config, model: WanBackbone) -> Reward:
     return reward
 
 
-def followed(config: Config, reward: Reward) -> list[str]:
+def followed_dimensions(config: Config, reward: Reward) -> list[str]:
     """The dimensions that have a weight."""
     assert config.reward is not None
     weights = config.reward.weights or dict.fromkeys(reward.dimensions, 1.0)
@@ -96,7 +96,7 @@ def _member(number: int) -> Iterator[None]:
         raise PrflError(what, where=f"reward.path[{number}]", fix=error.fix) from error
 
 
-def reward_place(path: str | Path) -> str | Path:
+def reward_path(path: str | Path) -> str | Path:
     """A folder or a hub id; 'shapes' is the reward inside the package."""
     return shapes.reward_folder() if str(path) == "shapes" else path
 
@@ -116,7 +116,7 @@ def save_reward_stamp(folder: Path, model: WanBackbone, moment: provenance.Momen
 
 def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
-    path = reward_place(path)
+    path = reward_path(path)
     if stamp := provenance.read_stamp(Path(path)) if Path(path).is_dir() else None:
         provenance.check_last(Path(path), stamp, Path(path).parent)
         if kind_of(path) != pixel.KIND:

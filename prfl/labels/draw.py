@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prfl import factory
 from prfl.backbone.wan.model import WanBackbone
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
+from prfl.factory.backbone import build_backbone, policy_adapter_name
+from prfl.factory.data import check_prompts, clip_size, load_prompts
+from prfl.factory.evaluation import sampling_settings
+from prfl.factory.policy import load_policy, weights_hash
 from prfl.labels.page import write_page
 from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, sample
 from prfl.utils.console import console, progress
@@ -47,23 +50,23 @@ def draw(
 
 
 def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequence[str] | None) -> Path:
-    model = factory.backbone(config)
+    model = build_backbone(config)
     adapter, weights = None, "base"
     if not isinstance(config.objective, PreferenceConfig):
-        factory.load_policy(config, model)
-        adapter, weights = factory.policy_adapter(config), factory.weights_hash(config)
-    factory.check_prompts(config, model)
-    known = factory.prompts(config.data.prompts)
+        load_policy(config, model)
+        adapter, weights = policy_adapter_name(config), weights_hash(config)
+    check_prompts(config, model)
+    known = load_prompts(config.data.prompts)
     some = {"train": known["train"][:count], "validation": known.get("validation", [])[: max(1, count // 4)]}
     head = config.reward.head if config.reward else None
     asked = dimensions or (head.dimensions if head else ["overall"])
-    settings = factory.sampling(config)
+    settings = sampling_settings(config)
     folder = config.run / "samples" / f"label-{_key(model, weights, settings, config.data.fps)}"
     rows = draw_candidates(
         model, folder, some, per_prompt, settings, adapter=adapter, fps=config.data.fps, progress=progress("sampling")
     )
     write_manifest(folder / MANIFEST, rows)
-    page = write_page(folder / PAGE, rows, asked, factory.clip(config.data), progress("writing the page"))
+    page = write_page(folder / PAGE, rows, asked, clip_size(config.data), progress("writing the page"))
     size = page.stat().st_size / 2**20
     console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
     console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)

@@ -14,11 +14,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
 from prfl.evaluation import hacking
 from prfl.evaluation.policy_eval import flat, summarise
+from prfl.factory.policy import load_policy, policy_path, save_policy
+from prfl.factory.provenance import Moment
 from prfl.training.checkpoint import list_checkpoints
 from prfl.training.log import RunFolder
 from prfl.utils import processes
@@ -55,8 +56,8 @@ class BestRound:
         best = best_round([r for r in rounds if r[0] == step or self._weights(r[0]).exists()])
         since = sum(number > best[0] for number, _ in rounds)
         if best[0] == step:
-            moment = factory.Moment(step, step, self.run_id)
-            factory.save_policy(self._weights(step).parent, self.model, self.config, moment)
+            moment = Moment(step, step, self.run_id)
+            save_policy(self._weights(step).parent, self.model, self.config, moment)
         self._tidy(rounds, best)
         told = "the best round so far" if best[0] == step else f"not better than step {best[0]}, rounds ago: {since}"
         console.print(f"{self.key} {rounds[-1][1]:.4g} at step {step}: {told}", markup=False, soft_wrap=True)
@@ -77,7 +78,7 @@ class BestRound:
         return rounds
 
     def _weights(self, step: int) -> Path:
-        return factory.policy_place(self.config, self.run.path / "best" / f"step-{step:06d}")
+        return policy_path(self.config, self.run.path / "best" / f"step-{step:06d}")
 
     def _tidy(self, rounds: Sequence[Round], best: Round) -> None:
         """Remove weights that nobody asks for again: they are neither of the best round, nor of what was the best round
@@ -102,7 +103,7 @@ class BestRound:
             said = f"ended at step {self.step}: {self.rounds_since} rounds without a better {self.key}"
             console.print(said, markup=False, soft_wrap=True)
         if step != self.step:
-            factory.load_policy(self.config, self.model, self._weights(step))
+            load_policy(self.config, self.model, self._weights(step))
         console.print(f"kept: the policy of step {step}, {self.key} {value:.4g}", markup=False, soft_wrap=True)
         if step == 0:
             warn("no round was better than the base: what is kept is the base")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from prfl import factory
 from prfl.evaluation import hacking, policy_eval, reward_eval
+from prfl.factory.data import load_prompts
+from prfl.factory.policy import policy_path, save_policy
+from prfl.factory.provenance import Moment, run_hash
 from prfl.runs.best_round import BestRound
 from prfl.runs.outcomes import outcome_of, show_report
 from prfl.runs.stage_run import StageRun
@@ -24,7 +26,7 @@ class Validation:
     def __init__(self, stage: StageRun, rewards: Mapping[str, reward_eval.Scorer], best: BestRound | None) -> None:
         evaluation = stage.config.evaluation
         self.stage, self.rewards, self.best = stage, rewards, best
-        self.prompts = factory.prompts(stage.config.data.prompts)["validation"][: evaluation.prompts_per_round]
+        self.prompts = load_prompts(stage.config.data.prompts)["validation"][: evaluation.prompts_per_round]
         self.alarms: list[hacking.Fall] = []
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -34,7 +36,7 @@ class Validation:
 
         # The main process writes the round and compares it with those before; all of them hear what it says.
         if processes.is_main():
-            made_by = asdict(factory.Moment(step, step, self.stage.run_id))
+            made_by = asdict(Moment(step, step, self.stage.run_id))
             policy_eval.write_results(samples / f"step-{step:06d}", [outcome], config.data.fps, made_by)
             self.alarms = hacking.falls(hacking.rounds(samples, step))
             for alarm in self.alarms:
@@ -59,8 +61,8 @@ class StopOnHacking:
 
         better = "train with a lower learning rate, objective.sft or objective.distance_weight, or a better reward; "
         if best:  # this is the end of the run, and its best round is known
-            save_policy(self.stage, best, step)
-            place = factory.policy_place(self.stage.config, folder.path)
+            save_best(self.stage, best, step)
+            place = policy_path(self.stage.config, folder.path)
             fix = f"{place} is the policy of step {best.best[0]}, the best round by {best.key}; to have more, "
             fix += better + "or evaluation.stop_on_hacking=false"
         else:
@@ -71,11 +73,11 @@ class StopOnHacking:
         raise GuardError(what, where=str(folder.samples), fix=fix)
 
 
-def save_policy(stage: StageRun, best: BestRound | None, step: int) -> None:
+def save_best(stage: StageRun, best: BestRound | None, step: int) -> None:
     """Write the run's result: the policy of its best round, where one is kept, else the present one."""
     if best:
         best.restore()
     if processes.is_main():
-        run_hash = factory.run_hash(stage.folder.path, stage.run_id)
-        moment = factory.Moment(best.best[0] if best else step, step, run_hash)
-        factory.save_policy(stage.folder.path, stage.model, stage.config, moment)
+        made_by = run_hash(stage.folder.path, stage.run_id)
+        moment = Moment(best.best[0] if best else step, step, made_by)
+        save_policy(stage.folder.path, stage.model, stage.config, moment)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prfl import factory
 from prfl.config import Stage
 from prfl.estimate import tables
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.estimate.nfe import count_work
+from prfl.factory.backbone import build_architecture
 from prfl.utils.console import console
 
 
 def dry_run(stage: Stage, earlier: Sequence[Stage] = ()) -> None:
     """Sizes, network evaluations and predicted memory of a stage, and what it lacks after the ``earlier`` ones."""
     config = stage.config
-    model = factory.architecture(config)
+    model = build_architecture(config)
     work, memory = count_work(config, model), predict_memory(config, model)
     console.print(f"\n{stage.path}", style="bold", markup=False)
     console.print(tables.size_table(config, model, memory.trainable))

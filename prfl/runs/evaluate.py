@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.prompts import plain
 from prfl.evaluation import reward_eval
+from prfl.factory.backbone import build_backbone, chain_shift
+from prfl.factory.data import (
+    Dataset,
+    build_dataset,
+    cached_dataset,
+    encode_manifest,
+    encode_prompts,
+    fill_cache,
+    has_clips,
+    load_prompts,
+)
+from prfl.factory.evaluation import watched_rewards
+from prfl.factory.policy import finished_run_config, load_policy
+from prfl.factory.reward import load_followed_reward, load_reward
 from prfl.rollout.flow import chain_sigmas
 from prfl.runs.outcomes import compare_base, show_report
 from prfl.runs.train_reward import measure_reward, say_incomparable, show_measured
@@ -35,43 +48,43 @@ def evaluate(
     """
     if config is None:
         folder = run or next(iter(heads.values() if heads else [])).parent
-        config = factory.finished_run(folder, overrides)
+        config = finished_run_config(folder, overrides)
     with folder_lock(config.run):
         evaluate_in_run(config, heads, manifest)
 
 
 def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: Path | None) -> None:
-    model = factory.backbone(config)
+    model = build_backbone(config)
     if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
         return evaluate_policy(config, model)
     rewards = {
-        name: factory.load_reward(folder, model, adapter_name=f"reward-{number}")
+        name: load_reward(folder, model, adapter_name=f"reward-{number}")
         for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
     }
     train = None  # its samples say how far apart two scores are still a tie
-    if manifest is None or factory.has_clips(config):
-        path = factory.fill_cache(config, model, progress("generated clips"))
-        train = factory.dataset(config, model, path, "train")
+    if manifest is None or has_clips(config):
+        path = fill_cache(config, model, progress("generated clips"))
+        train = build_dataset(config, model, path, "train")
     if manifest is None:
-        held = factory.dataset(config, model, path, "validation")
+        held = build_dataset(config, model, path, "validation")
     else:
         path = manifest
-        factory.encode(config, model, path)
-        held = factory.cached(config, model, path)
+        encode_manifest(config, model, path)
+        held = cached_dataset(config, model, path)
     if held is None:
         fix = 'add "split": "validation" to the held-out rows'
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
     if train is not None and manifest is not None:
         warn_of_trained(held, train, manifest)
     results = config.run / "reward_eval.json" if manifest is None else reward_eval.results_of(config.run, manifest)
-    at = reward_eval.levels(chain_sigmas(config.rollout.steps, factory.shift(config, model)).tolist())
+    at = reward_eval.levels(chain_sigmas(config.rollout.steps, chain_shift(config, model)).tolist())
     say_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
     show_measured(measured, results)
     show_report(config.run)
 
 
-def warn_of_trained(held: factory.Dataset, train: factory.Dataset, manifest: Path) -> None:
+def warn_of_trained(held: Dataset, train: Dataset, manifest: Path) -> None:
     """All rows of another manifest are held out, so they say; the reward may have been trained on some."""
     videos = len(held.entries & train.entries)
     trained = {plain(prompt) for prompt in train.prompts}
@@ -83,11 +96,11 @@ def warn_of_trained(held: factory.Dataset, train: factory.Dataset, manifest: Pat
 
 def evaluate_policy(config: Config, model: WanBackbone) -> None:
     """Base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
-    factory.load_policy(config, model)
+    load_policy(config, model)
     if not config.evaluation.final_samples:
         fix = "say how many samples: evaluation.final_samples=64"
         raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
-    factory.remember(config, model, factory.prompts(config.data.prompts)["test"], progress("encoding the prompts"))
-    reward = None if isinstance(config.objective, SftConfig) else factory.trained_reward(config, model)
-    compare_base(config, model, factory.watched_rewards(config, model, reward), RunFolder(config.run))
+    encode_prompts(config, model, load_prompts(config.data.prompts)["test"], progress("encoding the prompts"))
+    reward = None if isinstance(config.objective, SftConfig) else load_followed_reward(config, model)
+    compare_base(config, model, watched_rewards(config, model, reward), RunFolder(config.run))
     show_report(config.run)

@@ -19,7 +19,6 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.backbone.attention import NAMES, choose_attention, why_not
 from prfl.backbone.wan.architecture import cast
@@ -31,6 +30,8 @@ from prfl.estimate.parts import module_bytes
 from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
 from prfl.estimate.suggestions import advice
 from prfl.estimate.tables import GIB, gib
+from prfl.factory.backbone import attention_choice, build_architecture, choose_kernels, device_kind
+from prfl.factory.data import load_prompts
 from prfl.utils.errors import PrflError
 from prfl_kernels import choose_backend
 
@@ -71,13 +72,13 @@ def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
     """Whether a run of this config could work here.  made: run folders that earlier stages will have filled.
 
     Raises PrflError where no architecture is to be had."""
-    kind, dtype = factory.device_kind(config), getattr(torch, config.backbone.dtype)
+    kind, dtype = device_kind(config), getattr(torch, config.backbone.dtype)
     if kind == "cuda" and not torch.cuda.is_available():
         device = Check("backbone.device", "cuda", "there is no usable GPU here; take auto or cpu")
     else:
         device = Check("backbone.device", kind)
     runs_on = "cpu" if device.problem else kind
-    model = factory.architecture(config)
+    model = build_architecture(config)
     return [
         device,
         attention(runs_on, dtype, model.transformer.config.attention_head_dim),
@@ -178,7 +179,7 @@ def choices(config: Config | None = None, model: WanBackbone | None = None) -> l
             chosen = {name: choose_backend(name, None, kind, dtype) for name in SWAPPED}
             attends = choose_attention("auto", kind, dtype, head_size=128)
         else:
-            chosen, attends = factory.kernels(config), factory.attention(config, model)
+            chosen, attends = choose_kernels(config), attention_choice(config, model)
     except (ValueError, PrflError) as error:
         return [Check("kernels", "cannot run", str(error))]
     named = {**{f"kernel {name}": choice for name, choice in chosen.items()}, "attention chosen": attends}
@@ -217,7 +218,7 @@ def video() -> Check:
 
 def inputs(config: Config, made: Collection[Path]) -> Iterator[Check]:
     """Prompt files, the manifest, the reward and the model: here, to be had, or missing."""
-    yield read("data.prompts", lambda: f"{sum(map(len, factory.prompts(config.data.prompts).values()))} prompts")
+    yield read("data.prompts", lambda: f"{sum(map(len, load_prompts(config.data.prompts).values()))} prompts")
     absent = downloads(config)
     reason = hub() if absent else ""
     for key, name in absent.items():

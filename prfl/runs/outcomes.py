@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
 from prfl.evaluation import policy_eval, reward_eval, tables
 from prfl.evaluation.report import write_report
+from prfl.factory.backbone import policy_adapter_name
+from prfl.factory.data import load_prompts
+from prfl.factory.evaluation import build_judge, sampling_settings
+from prfl.factory.objective import drawn_prompts
+from prfl.factory.policy import moment_of
 from prfl.training.log import RunFolder
 from prfl.utils import processes
 from prfl.utils.console import console, progress
@@ -18,10 +22,10 @@ from prfl.utils.console import console, progress
 
 def prompts_of(config: Config) -> list[str]:
     """What a policy's training encodes beside its clips' prompts: what its chains start with, and what is watched."""
-    known, own = factory.prompts(config.data.prompts), config.evaluation
+    known, own = load_prompts(config.data.prompts), config.evaluation
     watched = known.get("validation", [])[: own.prompts_per_round] if own.every else []
     compared = known.get("test", [])[: own.final_samples]
-    return [*(factory.met_prompts(config) if config.reward else []), *watched, *compared]
+    return [*(drawn_prompts(config) if config.reward else []), *watched, *compared]
 
 
 def outcome_of(
@@ -37,10 +41,10 @@ def outcome_of(
         model,
         some,
         per_prompt,
-        factory.sampling(config),
+        sampling_settings(config),
         name=name,
-        adapter=None if name == "base" else factory.policy_adapter(config),
-        judge=factory.judge(config.evaluation),
+        adapter=None if name == "base" else policy_adapter_name(config),
+        judge=build_judge(config.evaluation),
         rewards=rewards,
         **options,
     )
@@ -53,15 +57,15 @@ def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, rewar
 
     After full fine-tuning in place the base is gone, and the policy stands alone.
     """
-    test = factory.prompts(config.data.prompts)["test"][: config.evaluation.final_samples]
+    test = load_prompts(config.data.prompts)["test"][: config.evaluation.final_samples]
     per_prompt = config.evaluation.final_samples // len(test)
-    names: list[Literal["base", "policy"]] = ["base", "policy"] if factory.policy_adapter(config) else ["policy"]
+    names: list[Literal["base", "policy"]] = ["base", "policy"] if policy_adapter_name(config) else ["policy"]
     outcomes = [
         outcome_of(config, model, rewards, test, per_prompt, name, progress=progress(f"sampling: {name}"))
         for name in names
     ]
     if processes.is_main():
-        made_by = factory.moment_of(config)
+        made_by = moment_of(config)
         policy_eval.write_results(run.samples / "final", outcomes, config.data.fps, made_by)
     console.print(tables.policy_table(outcomes))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prfl import factory
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.evaluation import policy_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_samples_page
+from prfl.factory.backbone import build_backbone, policy_adapter_name
+from prfl.factory.data import encode_prompts, load_prompts
+from prfl.factory.policy import load_policy, moment_of
 from prfl.runs.outcomes import outcome_of
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
@@ -24,7 +26,7 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
     if isinstance(config.objective, PreferenceConfig):
         fix = "give the config of a policy; --per-prompt 4 draws the base's videos, for people to compare"
         raise PrflError("this config trains a reward, which draws no videos", where="objective.name", fix=fix)
-    if compare_base and not factory.policy_adapter(config):
+    if compare_base and not policy_adapter_name(config):
         fix = "leave --compare-base out; sample the base's own config for its videos"
         raise PrflError("all weights were trained in place: there is no base left", where="backbone.train", fix=fix)
     with folder_lock(config.run):
@@ -32,11 +34,11 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
 
 
 def sample_in_run(config: Config, compare_base: bool) -> None:
-    model = factory.backbone(config)
-    factory.load_policy(config, model)
-    known = factory.prompts(config.data.prompts)
+    model = build_backbone(config)
+    load_policy(config, model)
+    known = load_prompts(config.data.prompts)
     some = (known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
-    factory.remember(config, model, some, progress("encoding the prompts"))
+    encode_prompts(config, model, some, progress("encoding the prompts"))
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
     per_prompt = config.evaluation.samples_per_prompt
     outcomes = [
@@ -46,7 +48,7 @@ def sample_in_run(config: Config, compare_base: bool) -> None:
         for name in names
     ]
     folder = config.run / "samples" / "sampled"
-    path = policy_eval.write_results(folder, outcomes, config.data.fps, factory.moment_of(config))
+    path = policy_eval.write_results(folder, outcomes, config.data.fps, moment_of(config))
     groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
     with replacing(path.with_name("grid.mp4")) as temporary:
         temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))

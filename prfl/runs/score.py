@@ -19,7 +19,6 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl import factory
 from prfl.backbone import Condition, WanBackbone, load_backbone
 from prfl.config import load_config
 from prfl.config.data_schema import is_hub_id
@@ -28,6 +27,9 @@ from prfl.data.cache import manifest_videos
 from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import read_manifest
 from prfl.data.video import SUFFIXES, read_video
+from prfl.factory.backbone import build_backbone, choose_device
+from prfl.factory.evaluation import build_latents_scorer
+from prfl.factory.reward import load_reward
 from prfl.reward.checkpoint import RewardCard, read_config
 from prfl.rollout.flow import add_noise
 from prfl.utils import rng
@@ -98,8 +100,8 @@ def score_files(
     items = read_items(inputs, prompt, follow_links)
     saved = read_config(head)
     backbone = find_backbone(head, saved, model, dtype, device)
-    reward = factory.load_reward(head, backbone)
-    scorer = factory.latents_scorer(reward, backbone)
+    reward = load_reward(head, backbone)
+    scorer = build_latents_scorer(reward, backbone)
     if reward.space == "pixel" and any(sigmas):
         messages.print("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
     shape = clip_of(reward.card, clip or {}) if any(item.file.suffix != LATENTS for item in items) else {}
@@ -188,12 +190,12 @@ def find_backbone(
         config = load_config(run)
         changes: dict[str, Any] = {"adapter": None, "device": device, "compile": False}
         own = config.backbone.model_copy(update=changes | ({"dtype": dtype} if dtype else {}))
-        return factory.backbone(config.model_copy(update={"backbone": own}))
+        return build_backbone(config.model_copy(update={"backbone": own}))
     if model is None and not is_hub_id(named.get("model_id")):
         known = f"it was trained on {named['model_id']}" if named else "its card names none"
         raise PrflError(f"no video model is given, and {known}", where=head, fix="--model FOLDER or --model owner/name")
     place, revision = (named["model_id"], named.get("revision")) if model is None else (model, None)
-    where = factory.device(BackboneConfig(model=place, device=device))
+    where = choose_device(BackboneConfig(model=place, device=device))
     return load_backbone(place, getattr(torch, dtype or "float32"), where, revision)
 
 

@@ -7,13 +7,15 @@ from itertools import groupby
 
 from accelerate import Accelerator
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.backbone.adapters import reach
 from prfl.config import dump_resolved, identity
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.estimate.fill import fill_card
 from prfl.estimate.suggestions import out_of_memory
+from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choose_kernels, policy_adapter_name
+from prfl.factory.data import build_dataset, check_prompts, fill_cache, has_clips, load_prompts
+from prfl.factory.resume_identity import input_contents
 from prfl.runs.outcomes import show_report
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_policy import train_policy
@@ -28,7 +30,7 @@ from prfl.utils.lock import folder_lock
 
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
-    factory.prompts(config.data.prompts)
+    load_prompts(config.data.prompts)
     with processes.peers(), out_of_memory(config):
         train_stage(config, resume)
 
@@ -48,16 +50,16 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     model = prepared_model(config)
 
     # The clips of the data, through the VAE once.
-    manifest = factory.fill_cache(config, model, progress("generated clips")) if factory.has_clips(config) else None
-    clips = factory.dataset(config, model, manifest, "train") if manifest else None
+    manifest = fill_cache(config, model, progress("generated clips")) if has_clips(config) else None
+    clips = build_dataset(config, model, manifest, "train") if manifest else None
     model.park_vae()
 
-    facts = identity(config) | factory.contents(config, model, clips)
+    facts = identity(config) | input_contents(config, model, clips)
     stage = StageRun(config, model, folder, accelerator, resume, facts, watched(config, model), clips)
     if isinstance(config.objective, PreferenceConfig):
         assert manifest is not None
         model.drop_text_encoder()  # a policy's stage encodes its prompts first
-        result = train_reward(stage, factory.dataset(config, model, manifest, "validation"))
+        result = train_reward(stage, build_dataset(config, model, manifest, "validation"))
     else:
         result = train_policy(stage)
     if result.stopped:
@@ -67,15 +69,15 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
 
 def prepared_model(config: Config) -> WanBackbone:
     """The model of a config, checked, with what was chosen for it said on the console."""
-    model = factory.backbone(config)
-    chosen = {**factory.kernels(config), "attention": factory.attention(config, model)}
+    model = build_backbone(config)
+    chosen = {**choose_kernels(config), "attention": attention_choice(config, model)}
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
-    factory.check_prompts(config, model)
+    check_prompts(config, model)
     if config.backbone.adapter:
-        check_starts_as_base(model, factory.POLICY)
-        layers, blocks = reach(model.transformer, factory.POLICY)
+        check_starts_as_base(model, POLICY)
+        layers, blocks = reach(model.transformer, POLICY)
         console.print(f"adapter on {layers} layers of {blocks} blocks", highlight=False)
     if config.backbone.checkpointing == "auto":
         console.print(f"checkpointing: {fill_card(config, model)}", markup=False, soft_wrap=True)
@@ -86,7 +88,7 @@ def watched(config: Config, model: WanBackbone) -> Watched:
     """What the trainer looks at beside the parameters it trains: all weights, and the policy's output by its base's."""
     parts = {"transformer": model.transformer, "vae": model.vae}
     weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    adapter = None if isinstance(config.objective, PreferenceConfig) else factory.policy_adapter(config)
+    adapter = None if isinstance(config.objective, PreferenceConfig) else policy_adapter_name(config)
     if adapter is None:
         return Watched(weights)
     return Watched(weights, partial(check_differs_from_base, model, adapter, rate=config.training.learning_rate))

@@ -9,9 +9,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config.schema import Config
+from prfl.factory.data import Dataset
+from prfl.factory.resume_identity import former_input_contents
 from prfl.objective import Objective
 from prfl.runs.earlier import set_aside
 from prfl.training.checkpoint import identity_hash
@@ -35,7 +36,7 @@ class StageRun:
     resume: str
     identity: Mapping[str, Any]
     watched: Watched
-    clips: factory.Dataset | None = None
+    clips: Dataset | None = None
 
     @cached_property
     def run_id(self) -> str:
@@ -52,7 +53,7 @@ class StageRun:
             accelerator=self.accelerator,
             resume=self.resume,
             identity=self.identity,
-            former=factory.former_contents(self.clips),
+            former=former_input_contents(self.clips),
             set_aside=partial(set_aside, self.config),
             watched=self.watched,
             **options,

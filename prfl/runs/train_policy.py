@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from prfl import factory
 from prfl.config.rules import FEWEST_PROMPTS
 from prfl.config.schema import SftConfig
+from prfl.factory.data import encode_prompts, load_prompts
+from prfl.factory.evaluation import watched_rewards
+from prfl.factory.objective import build_regulariser, build_reward_gradient, build_sft
+from prfl.factory.reward import Reward, followed_dimensions, load_followed_reward
 from prfl.objective import Objective
 from prfl.runs.best_round import BestRound
-from prfl.runs.callbacks import StopOnHacking, Validation, save_policy
+from prfl.runs.callbacks import StopOnHacking, Validation, save_best
 from prfl.runs.outcomes import compare_base, prompts_of
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_reward import warn_of_doubts
@@ -20,9 +23,9 @@ def train_policy(stage: StageRun) -> TrainResult:
     """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts."""
     config, model, evaluation = stage.config, stage.model, stage.config.evaluation
     check_enough_prompts(stage)
-    factory.remember(config, model, prompts_of(config), progress("encoding the prompts"))
+    encode_prompts(config, model, prompts_of(config), progress("encoding the prompts"))
     objective, reward = objective_of(stage)
-    rewards = factory.watched_rewards(config, model, reward)
+    rewards = watched_rewards(config, model, reward)
 
     # What happens between the steps.
     best = BestRound(config, model, stage.folder, stage.run_id) if evaluation.keep_best else None
@@ -34,33 +37,33 @@ def train_policy(stage: StageRun) -> TrainResult:
             hooks.append(Hook(evaluation.every, StopOnHacking(stage, validation)))
 
     def finish(step: int) -> dict[str, float]:
-        save_policy(stage, best, step)
+        save_best(stage, best, step)
         if evaluation.final_samples:
             compare_base(config, model, rewards, stage.folder)
         return {}
 
-    regulariser = factory.regulariser(config, model, stage.clips)
+    regulariser = build_regulariser(config, model, stage.clips)
     return stage.fit(
         objective, hooks=hooks, regulariser=regulariser, enough=best.spent if best else None, finish=finish
     )
 
 
-def objective_of(stage: StageRun) -> tuple[Objective, factory.Reward | None]:
+def objective_of(stage: StageRun) -> tuple[Objective, Reward | None]:
     """What is trained, and the reward that it follows, if any."""
     config, model = stage.config, stage.model
     if isinstance(config.objective, SftConfig):
         assert stage.clips is not None
-        return factory.sft(config, model, stage.clips), None
-    reward = factory.trained_reward(config, model)
-    warn_of_doubts(reward, factory.followed(config, reward), "reward.path")
-    return factory.steering(config, model, reward, stage.clips), reward
+        return build_sft(config, model, stage.clips), None
+    reward = load_followed_reward(config, model)
+    warn_of_doubts(reward, followed_dimensions(config, reward), "reward.path")
+    return build_reward_gradient(config, model, reward, stage.clips), reward
 
 
 def check_enough_prompts(stage: StageRun) -> None:
     """Raises PrflError where stop_on_hacking would compare too few prompts to tell a fall from chance."""
     if not stage.config.evaluation.stop_on_hacking:
         return
-    validation = factory.prompts(stage.config.data.prompts)["validation"]
+    validation = load_prompts(stage.config.data.prompts)["validation"]
     if len(validation) < FEWEST_PROMPTS:
         what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(validation)}"
         raise PrflError(what, where="data.prompts.validation", fix="give more, or evaluation.stop_on_hacking=false")

@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.backbone.adapters import reach
 from prfl.config.schema import Config
 from prfl.evaluation import plots, reward_eval, tables
+from prfl.factory.data import Dataset
+from prfl.factory.evaluation import build_latents_scorer
+from prfl.factory.objective import build_preference
+from prfl.factory.provenance import Moment, run_hash
+from prfl.factory.reward import Reward, build_new_reward, reward_hash, save_reward_stamp
 from prfl.reward import AestheticReward, LatentReward, RewardCard, RewardEnsemble
 from prfl.reward.judged import doubts
 from prfl.runs.stage_run import StageRun
@@ -23,22 +27,22 @@ from prfl.utils.errors import PrflError
 from prfl.utils.files import replacing
 
 
-def train_reward(stage: StageRun, validation: factory.Dataset | None) -> TrainResult:
+def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
     """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
     config, model, run = stage.config, stage.model, stage.folder
     assert stage.clips is not None
-    reward = factory.new_reward(config, model)
+    reward = build_new_reward(config, model)
     if isinstance(reward, LatentReward) and reward.adapter:
         layers, blocks = reach(model.transformer, reward.adapter.name)
         console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
-    objective = factory.preference(config, model, reward, stage.clips)
+    objective = build_preference(config, model, reward, stage.clips)
     say_incomparable({"reward": reward}, validation)
 
     def watch(step: int) -> dict[str, float]:
         """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
         few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, 0.9)]
         assert validation is not None
-        scorers = {"reward": factory.latents_scorer(reward, model)}
+        scorers = {"reward": build_latents_scorer(reward, model)}
         rows = reward_eval.evaluate(scorers, reward_eval.held_out(validation), few, noise_draws=1, resamples=1)
         last = rows[-1].dimension if rows else ""
         return {f"validation accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
@@ -67,8 +71,8 @@ def train_reward(stage: StageRun, validation: factory.Dataset | None) -> TrainRe
                 warn(f"the scores are not normalised: {error.what}")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
-            run_hash = factory.run_hash(run.path, stage.run_id)
-            factory.save_reward_stamp(run.path / "reward", model, factory.Moment(step, step, run_hash))
+            made_by = run_hash(run.path, stage.run_id)
+            save_reward_stamp(run.path / "reward", model, Moment(step, step, made_by))
         if validation is not None:  # what was trained is saved by now, whatever printing comes to
             show_measured(rows, path)
         warn_of_doubts(reward, reward.dimensions, str(run.path / "reward"))
@@ -78,7 +82,7 @@ def train_reward(stage: StageRun, validation: factory.Dataset | None) -> TrainRe
     return stage.fit(objective, hooks=[Hook(config.evaluation.every, watch)] if watched else [], finish=finish)
 
 
-def say_incomparable(rewards: Mapping[str, factory.Reward], held: factory.Dataset | None) -> None:
+def say_incomparable(rewards: Mapping[str, Reward], held: Dataset | None) -> None:
     """Warn of the dimensions that will have no accuracy on the held-out rows, with the reason."""
     if held is None:
         warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
@@ -90,10 +94,10 @@ def say_incomparable(rewards: Mapping[str, factory.Reward], held: factory.Datase
 
 def measure_reward(
     config: Config,
-    rewards: Mapping[str, factory.Reward],
+    rewards: Mapping[str, Reward],
     model: WanBackbone,
-    data: factory.Dataset,
-    train: factory.Dataset | None,
+    data: Dataset,
+    train: Dataset | None,
     path: Path,
     at: Sequence[reward_eval.Level],
     noise_draws: int = 3,
@@ -104,7 +108,7 @@ def measure_reward(
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
     rows = reward_eval.evaluate(
-        {name: factory.latents_scorer(reward, model) for name, reward in rewards.items()},
+        {name: build_latents_scorer(reward, model) for name, reward in rewards.items()},
         reward_eval.held_out(data),
         at,
         train=None if train is None else reward_eval.held_out(train).head(256),
@@ -112,7 +116,7 @@ def measure_reward(
         progress=progress("measuring the reward at every noise level"),
     )
     if processes.is_main():
-        measured = {name: factory.reward_hash(reward) for name, reward in rewards.items()}
+        measured = {name: reward_hash(reward) for name, reward in rewards.items()}
         reward_eval.save_rows(path, rows, run=str(config.run), rewards=measured, **facts)
     return rows
 
@@ -129,7 +133,7 @@ def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
             console.print(tables.reward_table(rows, dimension, measure))
 
 
-def warn_of_doubts(reward: factory.Reward, counted: Iterable[str], place: str) -> None:
+def warn_of_doubts(reward: Reward, counted: Iterable[str], place: str) -> None:
     """Say which of the dimensions that count a trained reward does not rank better than chance, or nobody measured."""
     members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
     for number, member in enumerate(members):
@@ -139,10 +143,10 @@ def warn_of_doubts(reward: factory.Reward, counted: Iterable[str], place: str) -
 
 
 @torch.no_grad()
-def clean_logits(reward: factory.Reward, model: WanBackbone, data: factory.Dataset) -> dict[str, torch.Tensor]:
+def clean_logits(reward: Reward, model: WanBackbone, data: Dataset) -> dict[str, torch.Tensor]:
     """Logits at sigma 0 of a dataset: what normalises the scores."""
     held = reward_eval.held_out(data)
-    score = factory.latents_scorer(reward, model)
+    score = build_latents_scorer(reward, model)
     parts = []
     for start in range(0, len(held.prompts), 64):
         latents, condition = held.get(list(range(start, min(start + 64, len(held.prompts)))))

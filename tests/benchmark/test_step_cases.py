@@ -20,8 +20,8 @@ from bench.harness.problem import Case, Problem, Unavailable, Work, prepare
 from bench.harness.problem import build as build_case
 from bench.harness.report import EVALUATIONS, GRADIENTS, HEAD, cells
 from bench.harness.results import Row, figures
-from prfl import factory
 from prfl.estimate.live_tensors import SavedBytes
+from prfl.factory.reward import TrainableReward
 
 TINY = {case.operation: case for case in cases("tiny")}
 
@@ -224,6 +224,4 @@ def test_random_weights_are_the_same_for_both_sides() -> None:
     condition = model.condition(["a cat", "a dog runs"])
     assert condition.lengths.tolist() == [6, 11] and condition.prompt_embeds[0, 6:].abs().max() == 0
     reward = worlds.reward("small", own, model)
-    assert isinstance(reward, factory.TrainableReward) and not any(
-        p.requires_grad for p in reward.parameters().values()
-    )
+    assert isinstance(reward, TrainableReward) and not any(p.requires_grad for p in reward.parameters().values())

@@ -16,12 +16,17 @@ from typing import Any
 import pytest
 import torch
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
 from prfl.config.messages import all_keys, models_in
 from prfl.config.schema import Config, PreferenceConfig, SftConfig, StagesConfig
 from prfl.data.manifest import read_manifest
+from prfl.factory import data as data_factory
+from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choose_device, choose_kernels
+from prfl.factory.data import build_dataset, build_manifest, fill_cache, has_clips, load_prompts
+from prfl.factory.evaluation import build_judge, sampling_settings
+from prfl.factory.objective import build_preference, build_regulariser, build_reward_gradient, build_sft
+from prfl.factory.reward import build_new_reward, load_followed_reward
 from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout.sampling import sample
@@ -86,27 +91,27 @@ def model_of(config: Config) -> WanBackbone:
     """The config's model, its policy stirred; made once, but where a reward adds an adapter."""
     kind = repr((config.backbone, config.seed, config.objective.name == "sft"))
     if kind not in MODELS or config.objective.name == "preference":
-        MODELS[kind] = factory.backbone(config)
+        MODELS[kind] = build_backbone(config)
         if config.backbone.adapter:
-            stir(MODELS[kind], factory.POLICY, seed=3)
+            stir(MODELS[kind], POLICY, seed=3)
     return MODELS[kind]
 
 
 def step(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """Metrics and gradients of the objective's first two steps, and how they were computed."""
     model = model_of(config)
-    path = factory.fill_cache(config, model, iter) if factory.has_clips(config) else None
-    clips = factory.dataset(config, model, path, "train") if path else None
+    path = fill_cache(config, model, iter) if has_clips(config) else None
+    clips = build_dataset(config, model, path, "train") if path else None
     if isinstance(config.objective, PreferenceConfig):
-        reward = factory.new_reward(config, model)
+        reward = build_new_reward(config, model)
         if isinstance(reward, LatentReward) and reward.adapter:
             stir(model, reward.adapter.name, seed=4)
-        objectives = [factory.preference(config, model, reward, clips)]
+        objectives = [build_preference(config, model, reward, clips)]
     elif isinstance(config.objective, SftConfig):
-        objectives = [factory.sft(config, model, clips)]
+        objectives = [build_sft(config, model, clips)]
     else:
-        objectives = [factory.steering(config, model, factory.trained_reward(config, model), clips)]
-    regulariser = factory.regulariser(config, model, clips)
+        objectives = [build_reward_gradient(config, model, load_followed_reward(config, model), clips)]
+    regulariser = build_regulariser(config, model, clips)
     counted: Counter[str] = Counter()
     put = HostStore.put
     patch.setattr(HostStore, "put", lambda self, tensor: counted.update(put=1) or put(self, tensor))
@@ -141,7 +146,7 @@ def loop(config: Config, patch: pytest.MonkeyPatch) -> Any:
 def sampled(config: Config, patch: pytest.MonkeyPatch) -> Any:
     model, calls = model_of(config), []
     hook = model.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    drawn = sample(model, ["a red circle", "a blue square"], [0, 0], factory.sampling(config), adapter=factory.POLICY)
+    drawn = sample(model, ["a red circle", "a blue square"], [0, 0], sampling_settings(config), adapter=POLICY)
     hook.remove()
     return float(drawn.double().norm()), len(calls)
 
@@ -151,7 +156,7 @@ def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
     seen: list[Any] = []
 
     def outcome_of(config: Config, model: object, rewards: dict, some: list[str], per_prompt: int, name: str, **_: Any):
-        seen.append((name, some, per_prompt, sorted(rewards), factory.judge(config.evaluation) is not None))
+        seen.append((name, some, per_prompt, sorted(rewards), build_judge(config.evaluation) is not None))
         raise PrflError("seen", fix="")
 
     def fit(self: StageRun, objective: object, hooks: Any, finish: Callable, **_: Any) -> TrainResult:
@@ -181,7 +186,7 @@ class no_error:
 
 def clips(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """The rows and the files that a generator makes."""
-    path = factory.manifest(config, model_of(config), iter)  # it draws nothing by the model
+    path = build_manifest(config, model_of(config), iter)  # it draws nothing by the model
     rows = read_manifest(path)
     content = [hashlib.sha256(row.video.read_bytes()).hexdigest() for row in rows]
     return [(row.prompt, row.label) for row in rows], content
@@ -190,8 +195,8 @@ def clips(config: Config, patch: pytest.MonkeyPatch) -> Any:
 def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """What a generator asks of those who draw, label and cut (a folder's name differs by keys that nobody reads)."""
     seen: list[Any] = []
-    patch.setattr(factory.data, "sample", lambda *given, **_: seen.append(asdict(given[3])) or torch.zeros(1))
-    patch.setattr(factory.data, "decode_all", lambda model, latents, batch: seen.append(batch) or latents)
+    patch.setattr(data_factory, "sample", lambda *given, **_: seen.append(asdict(given[3])) or torch.zeros(1))
+    patch.setattr(data_factory, "decode_all", lambda model, latents, batch: seen.append(batch) or latents)
 
     def labelled(folder: Path, known: object, counts: dict, draw: Callable, *others: Any) -> Path:
         seen.extend([counts, others[:2]])
@@ -202,9 +207,9 @@ def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
         seen.extend([videos, asdict(settings)])
         return folder, folder
 
-    patch.setattr(factory.data.shapes, "labelled", labelled)
+    patch.setattr(data_factory.shapes, "labelled", labelled)
     patch.setattr("prfl.data.clips.write_clips", write_clips)
-    factory.manifest(config, model_of(load_config("sft.yaml")), iter)
+    build_manifest(config, model_of(load_config("sft.yaml")), iter)
     return seen
 
 
@@ -212,16 +217,16 @@ def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
     sizes: list[int] = []
     encode = WanBackbone.encode
     patch.setattr(WanBackbone, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels))
-    factory.fill_cache(config, model_of(config), iter)
+    fill_cache(config, model_of(config), iter)
     return sizes, sorted(path.name for path in Path.cwd().glob("cache-*"))
 
 
 COMPUTATIONS: dict[str, Callable[[Config, pytest.MonkeyPatch], Any]] = {
     "step": step, "loop": loop, "sampled": sampled, "watched": watched, "clips": clips, "asked": asked, "cache": cached,
-    "prompts": lambda config, patch: factory.prompts(config.data.prompts),
-    "kernels": lambda config, patch: factory.kernels(config),
-    "attention": lambda config, patch: factory.attention(config, model_of(config)),
-    "device": lambda config, patch: factory.device(config.backbone),
+    "prompts": lambda config, patch: load_prompts(config.data.prompts),
+    "kernels": lambda config, patch: choose_kernels(config),
+    "attention": lambda config, patch: attention_choice(config, model_of(config)),
+    "device": lambda config, patch: choose_device(config.backbone),
 }  # fmt: skip
 
 

@@ -11,11 +11,16 @@ import pytest
 import torch
 import yaml
 
-from prfl import cli, factory
+from prfl import cli
 from prfl.config import load_config
 from prfl.config.data_schema import Section
 from prfl.config.messages import models_in
 from prfl.config.schema import Config
+from prfl.factory import data as data_factory
+from prfl.factory.backbone import build_backbone
+from prfl.factory.data import build_manifest
+from prfl.factory.objective import build_regulariser, build_reward_gradient
+from prfl.factory.reward import load_followed_reward
 from tests.faults.project import make_project
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 
@@ -99,12 +104,12 @@ def test_every_key_is_read_by_somebody(
     runs.append("instructvideo.yaml")
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0
-    model = factory.backbone(load_config("sft.yaml"))
+    model = build_backbone(load_config("sft.yaml"))
     for config in [load_config(f"{method['name']}.yaml") for method in methods]:
-        factory.steering(config, model, factory.trained_reward(config, model), None)
-        factory.regulariser(config, model, None)
-    monkeypatch.setattr(factory.data.shapes, "labelled", lambda *_, **__: Path("made"))
-    monkeypatch.setattr(factory.data, "sample", lambda *_, **__: torch.zeros(1))
+        build_reward_gradient(config, model, load_followed_reward(config, model), None)
+        build_regulariser(config, model, None)
+    monkeypatch.setattr(data_factory.shapes, "labelled", lambda *_, **__: Path("made"))
+    monkeypatch.setattr(data_factory, "sample", lambda *_, **__: torch.zeros(1))
     monkeypatch.setattr("prfl.data.clips.write_clips", lambda *_, **__: (Path("made"), Path("made")))
     for generator in (
         "shapes_mixture, count: 1",
@@ -114,7 +119,7 @@ def test_every_key_is_read_by_somebody(
     ):
         data = {"manifest": None, "generator": yaml.safe_load(f"{{name: {generator}}}")}
         prompts = {"prompts": {"train": "shapes"}, "frames": 17, "height": 32, "width": 32}
-        factory.manifest(load_config(write("made", "sft.yaml", data={**data, **prompts})), model, iter)
+        build_manifest(load_config(write("made", "sft.yaml", data={**data, **prompts})), model, iter)
     keys = {(model.__name__, key) for model in sections(Config) for key in model.model_fields}
     tags = {(section, key) for section, key in keys if key in ("name", "space")}
     bases = {(section, key) for section, key in keys if section in ("RewardBase", "SteeringConfig")}

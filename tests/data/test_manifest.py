@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from prfl import factory
 from prfl.config.data_schema import PromptsConfig
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest, write_manifest
 from prfl.data.prompts import plain, read_prompts, split_prompts
+from prfl.factory.data import load_prompts
 from prfl.utils.errors import PrflError
 
 
@@ -175,11 +175,11 @@ def test_one_file_for_all_sets_is_split(tmp_path):
     path.write_text("".join(f"prompt {i}\n" for i in range(20)))
     other = tmp_path / "test.txt"
     other.write_text("another\n")
-    found = factory.prompts(PromptsConfig(train=str(path), validation=str(path), test=str(path)))
+    found = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(path)))
     assert {name: len(some) for name, some in found.items()} == {"train": 16, "validation": 2, "test": 2}
-    found = factory.prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
+    found = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
     assert {name: len(some) for name, some in found.items()} == {"train": 18, "validation": 2, "test": 1}
-    assert len(factory.prompts(PromptsConfig(train=str(path)))["train"]) == 20
+    assert len(load_prompts(PromptsConfig(train=str(path)))["train"]) == 20
 
 
 def test_prompts_that_differ_only_in_how_they_are_written_are_split_together():

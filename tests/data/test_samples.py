@@ -10,12 +10,16 @@ import pytest
 import torch
 import yaml
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.estimate.missing_inputs import missing_inputs
+from prfl.factory import data as data_factory
+from prfl.factory.backbone import build_backbone
+from prfl.factory.data import build_manifest
+from prfl.factory.evaluation import sampling_settings
+from prfl.factory.policy import finished_run_config, load_policy, save_policy
 from prfl.rollout.sampling import sample
 from prfl.utils.errors import PrflError
 from tests.conftest import save_tiny_pipeline
@@ -40,12 +44,12 @@ def test_samples_of_several_guidance_scales_are_one_manifest(
         write_manifest(folder / "manifest.jsonl", [LabelledVideo(folder / "videos/0.mp4", "a red circle", {}, "train")])
         return folder / "manifest.jsonl"
 
-    monkeypatch.setattr(factory.data.shapes, "labelled", few)
-    monkeypatch.setattr(factory.data, "decode_all", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(data_factory.shapes, "labelled", few)
+    monkeypatch.setattr(data_factory, "decode_all", lambda *_: torch.zeros(1))
     monkeypatch.setattr(
-        factory.data, "sample", lambda *given, **_: drawn.append(given[3].guidance_scale) or torch.zeros(1)
+        data_factory, "sample", lambda *given, **_: drawn.append(given[3].guidance_scale) or torch.zeros(1)
     )
-    path = factory.manifest(load_config("reward.yaml"), tiny_backbone, iter)
+    path = build_manifest(load_config("reward.yaml"), tiny_backbone, iter)
     folders = {row.video.parents[1].name for row in read_manifest(path) if isinstance(row, LabelledVideo)}
     assert drawn == [1.0, 2.0] and len(folders) == 2
     assert {name.partition("guidance")[2].partition("-")[0] for name in folders} == {"1", "2"}
@@ -72,10 +76,10 @@ def policy_run(tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.M
     Path("reward.yaml").write_text(yaml.safe_dump(reward))
 
     def write(seed: int) -> Config:
-        config = factory.finished_run(Path("runs/policy"))
-        model = factory.backbone(config)
+        config = finished_run_config(Path("runs/policy"))
+        model = build_backbone(config)
         stir(model, "policy", seed)
-        factory.save_policy(config.run, model, config)
+        save_policy(config.run, model, config)
         return config
 
     return write
@@ -93,8 +97,8 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.Tensor]]:
         write_manifest(folder / "manifest.jsonl", [LabelledVideo(folder / "videos/0.mp4", prompt, {}, "train")])
         return folder / "manifest.jsonl"
 
-    monkeypatch.setattr(factory.data.shapes, "labelled", few)
-    monkeypatch.setattr(factory.data, "decode_all", lambda model, latents, batch: latents)
+    monkeypatch.setattr(data_factory.shapes, "labelled", few)
+    monkeypatch.setattr(data_factory, "decode_all", lambda model, latents, batch: latents)
     return drawn
 
 
@@ -104,26 +108,26 @@ def test_base_and_policy_draw_one_training_set(
     trained = policy_run(1)
     drawn = draws(monkeypatch)
     both = load_config("reward.yaml", ["data.generator.policies=[null, runs/policy]"])
-    model = factory.backbone(both)
+    model = build_backbone(both)
     before = {name: value.clone() for name, value in model.transformer.state_dict().items()}
-    rows = read_manifest(factory.manifest(both, model, iter))
+    rows = read_manifest(build_manifest(both, model, iter))
     assert len(rows) == 2 and len({row.video.parents[1] for row in rows}) == 2  # type: ignore[union-attr]
     after = model.transformer.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
     # The same noise; the policy's are those that its own config draws.
-    own = factory.backbone(trained)
-    factory.load_policy(trained, own)
-    settings = replace(factory.sampling(both), steps=2)
+    own = build_backbone(trained)
+    load_policy(trained, own)
+    settings = replace(sampling_settings(both), steps=2)
     given = ["a red circle moves left"], [0], settings
     expected = [sample(own, *given, adapter=adapter) for adapter in (None, "policy")]
     (base, ours), (policy, theirs) = drawn
     assert torch.equal(ours, expected[0]) and torch.equal(theirs, expected[1]) and not torch.equal(ours, theirs)
 
     # The base's set is that of a config without policies; a policy that was trained again draws another one.
-    factory.manifest(load_config("reward.yaml"), model, iter)
+    build_manifest(load_config("reward.yaml"), model, iter)
     policy_run(2)
-    again = read_manifest(factory.manifest(both, model, iter))
+    again = read_manifest(build_manifest(both, model, iter))
     assert [name for name, _ in drawn[2:4]] == [base, base] and drawn[4][0] not in (base, policy)
     assert {row.video for row in again} != {row.video for row in rows}  # type: ignore[union-attr]
     assert not torch.equal(drawn[4][1], theirs)
@@ -137,17 +141,17 @@ def test_policies_that_cannot_draw(
     (line,) = missing_inputs(absent)
     assert line.startswith("data.generator.policies: there is no finished run in runs/absent")
     assert not missing_inputs(absent, made=[Path("runs/absent")])
-    model = factory.backbone(config)
+    model = build_backbone(config)
     draws(monkeypatch)
     with pytest.raises(PrflError, match="there is no config.yaml in it"):
-        factory.manifest(absent, model, iter)
+        build_manifest(absent, model, iter)
     with pytest.raises(PrflError, match="there is no trained policy"):
-        factory.manifest(config, model, iter)
+        build_manifest(config, model, iter)
     policy_run(1)
     save_tiny_pipeline(tmp_path / "other", seed=7)
     path = Path("runs/policy/config.yaml")
     path.write_text(path.read_text().replace(config.backbone.model, str(tmp_path / "other")))
     with pytest.raises(PrflError, match=r"^data\.generator\.policies: .* was trained from another model"):
-        factory.manifest(config, model, iter)
+        build_manifest(config, model, iter)
     with pytest.raises(PrflError, match="null is named twice"):
         load_config("reward.yaml", ["data.generator.policies=[null, null]"])

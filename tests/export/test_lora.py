@@ -12,11 +12,12 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from prfl import factory
 from prfl.backbone.adapters import matching_layers
 from prfl.export import export_run
 from prfl.export.lora import original_name, shared_file_tensors
 from prfl.export.run import run_config
+from prfl.factory.backbone import POLICY, build_backbone
+from prfl.factory.policy import load_policy
 from prfl.utils.errors import PrflError
 
 EVERYTHING = [
@@ -46,9 +47,9 @@ def test_diffusers_loads_exactly_what_was_trained(
     pipeline.load_lora_weights(file.parent, weight_name=file.name)
 
     config = run_config(run)
-    model = factory.backbone(config)
-    factory.load_policy(config, model)
-    with model.adapter(factory.POLICY):
+    model = build_backbone(config)
+    load_policy(config, model)
+    with model.adapter(POLICY):
         # The same attention processor as the pipeline's: ours folds the padding, which rounds otherwise.
         model.transformer.set_attn_processor(pipeline.transformer.blocks[0].attn1.processor)
         trained = outputs(model.transformer)

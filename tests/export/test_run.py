@@ -13,7 +13,7 @@ from diffusers import WanTransformer3DModel
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from prfl import cli, factory
+from prfl import cli
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
 from prfl.config.messages import models_in, tag_of
@@ -22,6 +22,9 @@ from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Level, Row, save_rows
 from prfl.export.card import METHODS
 from prfl.export.run import export_run, run_config
+from prfl.factory.backbone import POLICY, build_backbone
+from prfl.factory.policy import load_policy
+from prfl.factory.reward import reward_hash
 from prfl.reward import LatentReward, RewardCard, RewardHead
 from prfl.utils import rng
 
@@ -59,11 +62,11 @@ def test_merged_weights_are_the_trained_model(tiny_run: Callable[..., Path]) -> 
     run = tiny_run(targets=["to_q", "ffn.net.2", "proj_out"])
     merged = WanTransformer3DModel.from_pretrained(export_run(run, merged=True) / "transformer")
     config = run_config(run)
-    model = factory.backbone(config)
-    factory.load_policy(config, model)
+    model = build_backbone(config)
+    load_policy(config, model)
     latents = rng.normal((4, 2, 4, 4), 0, "test", 0, [0])
     condition = model.condition(["a red circle"])
-    with torch.no_grad(), model.adapter(factory.POLICY):
+    with torch.no_grad(), model.adapter(POLICY):
         trained = model.velocity(latents, torch.tensor(0.5), condition)
     base = model.transformer
     model.transformer = merged
@@ -78,7 +81,7 @@ def test_the_card_has_the_figures_of_the_run(
     tiny_run: Callable[..., Path], uploaded: list[dict], capsys: pytest.CaptureFixture
 ) -> None:
     run = tiny_run()
-    save_reward(factory.backbone(run_config(run)), run.parents[1] / "reward")
+    save_reward(build_backbone(run_config(run)), run.parents[1] / "reward")
     interval = {"value": 0.25, "low": 0.125, "high": 0.5}
     settings = {"frames": 5, "width": 16, "height": 16, "steps": 2, "guidance_scale": 1.0, "seed": 3}
     policy_summary = {"judge/all": {**interval, "value": 0.75}}
@@ -124,11 +127,11 @@ def test_a_reward_run_exports_its_reward(
     raw["data"]["manifest"] = "manifest.jsonl"
     raw["evaluation"] = {"every": 0}
     (run / "config.yaml").write_text(json.dumps(raw))
-    backbone = factory.backbone(run_config(run))
+    backbone = build_backbone(run_config(run))
     reward = save_reward(backbone, run / "reward")
     sure = Interval(0.75, 0.5, 1.0)
     rows = [Row(n, "motion", Level("bin", 0.0, 0.2), sure, None, None, sure, None, None, 9, 0) for n in ("reward", "b")]
-    save_rows(run / "reward_eval.json", rows, rewards={"reward": factory.reward_hash(reward), "b": "another's"})
+    save_rows(run / "reward_eval.json", rows, rewards={"reward": reward_hash(reward), "b": "another's"})
     assert cli.main(["export", str(run), "--push", "me/head"]) == 0, capsys.readouterr().err
     card = uploaded[1]["files"]["README.md"].decode()
     assert "| motion | 0-0.2 | 0.750 [0.500, 1.000] | 0.750 [0.500, 1.000] | 9 |" in card
@@ -166,7 +169,7 @@ def test_what_cannot_be_exported(
     assert cli.main(["export", str(tmp_path)]) == 2
     assert "there is no config.yaml in it" in capsys.readouterr().err
     run = tiny_run()
-    save_reward(factory.backbone(run_config(run)), run.parents[1] / "reward")
+    save_reward(build_backbone(run_config(run)), run.parents[1] / "reward")
     with monkeypatch.context() as patched:
 
         def refuse(self: HfApi, *args: object, **options: object) -> None:

@@ -16,6 +16,7 @@ from prfl.reward.pixel import PixelReward
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler
 from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.loop import fit
 from tests.faults.planting import fault
 from tests.objective.parts import pixel_objective, with_policy
 from tests.objective.test_sft import dataset

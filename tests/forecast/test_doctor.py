@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import cli, factory
+from prfl import cli
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.commands import machine
 from prfl.config import load_config
 from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
+from prfl.factory.backbone import build_architecture
 from prfl.runs.machine import Check
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
     assert [check.name for check in here] == [*(f"kernel {name}" for name in SWAPPED), "attention chosen"]
     assert not here[0].problem and here[-1].found.startswith("sdpa (automatic")
     asked = load_config(TINY, ["backbone.kernels={lora_linear: triton}", "backbone.device=cpu"])
-    model = factory.architecture(load_config(TINY, []))
+    model = build_architecture(load_config(TINY, []))
     (refused,) = machine.choices(asked, model)
     assert "cannot run lora_linear: it needs a GPU, and this runs on cpu" in refused.problem
     asked = load_config(TINY, ["backbone.attention=flash", "backbone.device=cpu"])

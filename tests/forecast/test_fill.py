@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from prfl import factory
 from prfl.backbone.checkpointing import Checkpointing, stretches
 from prfl.config.schema import Config
 from prfl.estimate import fill
 from prfl.estimate.live_tensors import SavedBytes
 from prfl.estimate.memory import predict_memory
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.utils.errors import PrflError
 from tests.objective.parts import stir
 
@@ -21,7 +21,7 @@ AUTO = "backbone.checkpointing=auto"
 
 def peak(config: Config, mode: str) -> int:
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"checkpointing": mode})})
-    return predict_memory(config, factory.architecture(config)).training_peak
+    return predict_memory(config, build_architecture(config)).training_peak
 
 
 def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> None:
@@ -36,7 +36,7 @@ def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> No
     most = everything.peak  # of a graph that is held beside the reward's, so more than with checkpointing: none
     for available in (least, (2 * attention + most) // 3):
         filled = fill.fill(config, available)
-        model = factory.architecture(config)
+        model = build_architecture(config)
         filled.put_into(model)
         assert predict_memory(config, model).training_peak <= filled.peak <= available
 
@@ -49,12 +49,12 @@ def test_blocks_that_keep_different_things_give_the_same_gradients(make: Callabl
     latents = torch.randn(2, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     gradients, kept = {}, {}
     for name, modes in {"full": ("full",) * 5, "mixed": MIXED, "none": ("none",) * 5}.items():
-        model = factory.backbone(config)
-        stir(model, factory.POLICY, seed=1)
+        model = build_backbone(config)
+        stir(model, POLICY, seed=1)
         model.block_modes = model.feature_modes = modes
         condition, sigma = model.condition(["a red circle", "a"]), torch.tensor(0.5)
-        parameters = list(model.adapter_parameters(factory.POLICY).values())
-        with SavedBytes(list(model.transformer.parameters())) as saved, model.adapter(factory.POLICY):
+        parameters = list(model.adapter_parameters(POLICY).values())
+        with SavedBytes(list(model.transformer.parameters())) as saved, model.adapter(POLICY):
             velocity = model.velocity(latents, sigma, condition)
             (features,) = model.features(latents, sigma, condition, [2])
             gradients[name] = torch.autograd.grad(velocity.square().sum() + features.sin().sum(), parameters)
@@ -73,7 +73,7 @@ def test_full_checkpoints_of_several_blocks_stay_together() -> None:
 
 def test_without_a_card_it_is_full(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(AUTO)
-    model = factory.backbone(config)
+    model = build_backbone(config)
     assert fill.fill_card(config, model).startswith("full; ") and model.block_modes is None
     monkeypatch.setattr(fill, "room", lambda config: 2**40)
     said = fill.fill_card(config, model)

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
-from prfl import factory
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.suggestions import Knob, is_out_of_memory, knobs, out_of_memory, with_keys
+from prfl.factory.backbone import build_architecture
 from prfl.runs import stage
 from prfl.utils.errors import PrflError
 
@@ -42,7 +42,7 @@ def make(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Config]:
 
 
 def peak(config: Config) -> int:
-    return predict_memory(config, factory.architecture(config)).peak
+    return predict_memory(config, build_architecture(config)).peak
 
 
 @pytest.mark.parametrize(

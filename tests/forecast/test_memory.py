@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl import factory
 from prfl.backbone import Condition, WanBackbone
 from prfl.backbone.checkpointing import run_block
 from prfl.config.schema import Config
@@ -22,6 +21,8 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
+from prfl.factory.backbone import build_architecture, build_backbone, build_coefficients
+from prfl.factory.objective import build_method, build_scorer
 from prfl.objective.reused_rollout import Reuse
 from prfl.objective.scorer import decode_frames
 from prfl.reward.latent import LatentReward
@@ -35,7 +36,7 @@ TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
 
 def network_call(config: Config, *, gradient: bool = True) -> Part:
-    model = factory.architecture(config)
+    model = build_architecture(config)
     for parameter in model.adapter_parameters("policy").values():
         parameter.grad = torch.zeros_like(parameter)  # as predict_memory does: they are a part of their own
     with fused_on_meta("cpu"):
@@ -43,7 +44,7 @@ def network_call(config: Config, *, gradient: bool = True) -> Part:
 
 
 def predicted(config: Config) -> tuple[Memory, dict[str, Part]]:
-    found = predict_memory(config, factory.architecture(config))
+    found = predict_memory(config, build_architecture(config))
     return found, {part.name.split(":")[0]: part for part in [*found.fixed, *found.phases]}
 
 
@@ -110,7 +111,7 @@ SETTINGS = [
 @pytest.mark.parametrize("overrides", SETTINGS, ids=" ".join)
 def test_activations_saved_by_the_network_call(make: Callable[..., Config], overrides: list[str]) -> None:
     config = make(*overrides)
-    model = factory.backbone(config)
+    model = build_backbone(config)
     latents, condition = inputs(model)
     guidance = config.rollout.guidance
     network = guided_network(
@@ -125,17 +126,17 @@ def test_activations_saved_by_the_network_call(make: Callable[..., Config], over
 @pytest.mark.parametrize("checkpointing", ["none", "attention", "full"])
 def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpointing: str) -> None:
     config = make(f"backbone.checkpointing={checkpointing}")
-    model = factory.backbone(config)
+    model = build_backbone(config)
     latents, condition = inputs(model)
     leaf = latents.requires_grad_()
     torch.manual_seed(0)
-    head = reward_on_meta(config, factory.architecture(config))[0]
+    head = reward_on_meta(config, build_architecture(config))[0]
     assert isinstance(head, LatentReward) and head.blocks == (0,)
     own = type(head.head)(**head.head.settings)  # type: ignore[arg-type]
     reward = LatentReward(own, model, head.blocks).freeze()
     weights = (leaf, *own.parameters())
     kept = kept_bytes(model, lambda: reward.logits(leaf, torch.tensor(0.5), condition)["reward"], weights)
-    empty = factory.architecture(config)
+    empty = build_architecture(config)
     with fused_on_meta("cpu"):
         on_meta, _ = reward_on_meta(config, empty)
         assert on_meta is not None
@@ -156,7 +157,7 @@ def test_it_is_a_straight_line_in_the_number_of_blocks(
 def test_the_allocator_sees_the_predicted_peak(make: Callable[..., Config]) -> None:
     """torch's own profiler on a real forward and backward pass: its peak is the predicted one to a few percent."""
     config = make("data.height=64", "data.width=64", "backbone.checkpointing=full")
-    model = factory.backbone(config)
+    model = build_backbone(config)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *model.latent_shape(17, 64, 64), generator=generator)
     parameters = list(model.adapter_parameters("policy").values())
@@ -174,7 +175,7 @@ def test_the_allocator_sees_the_predicted_peak(make: Callable[..., Config]) -> N
 
 def test_the_decoder_keeps_nothing_of_frames_without_gradient(make: Callable[..., Config]) -> None:
     """A late frame alone costs what an early one costs, though all before it are decoded."""
-    model = factory.backbone(make())
+    model = build_backbone(make())
     kept = {}
     for frame in (1, 4):
         leaf = inputs(model, 1)[0].requires_grad_()
@@ -185,7 +186,7 @@ def test_the_decoder_keeps_nothing_of_frames_without_gradient(make: Callable[...
 def test_parts_of_a_lora_run(make: Callable[..., Config]) -> None:
     config = make("training.ema_decay=0.9")
     found, parts = predicted(config)
-    model = factory.backbone(config)
+    model = build_backbone(config)
     adapter = sum(p.nbytes for p in model.adapter_parameters("policy").values())
     for name, factor in (("adapter weights", 1), ("gradients", 1), ("optimizer (two averages)", 2)):
         assert parts[name].bytes == factor * adapter
@@ -201,14 +202,14 @@ def test_a_vae_that_nothing_decodes_with_is_not_on_the_gpu(make: Callable[..., C
     (tmp_path / "prompts2.txt").write_text("a bar\n")
     _, latent = predicted(make(*watched))
     _, here = predicted(make(*watched[1:], "backbone.device=cpu"))
-    vae = module_bytes(factory.architecture(make()).vae)
+    vae = module_bytes(build_architecture(make()).vae)
     assert "VAE weights" not in latent and here["VAE weights"].bytes == vae
     assert latent["evaluation"].bytes == here["evaluation"].bytes + vae
 
 
 def test_encoding_the_prompts_comes_before_all_else(make: Callable[..., Config]) -> None:
     """Alone; VAE and transformer are there too on a CPU, and while a cache is filled."""
-    model = factory.architecture(make())
+    model = build_architecture(make())
     encoder, vae, transformer = map(module_bytes, (model.text_encoder, model.vae, model.transformer))
     for overrides, expected in (
         ([], encoder + vae + transformer),
@@ -225,7 +226,7 @@ def test_encoding_the_prompts_comes_before_all_else(make: Callable[..., Config])
 def test_all_weights_need_the_frozen_base_as_well(make: Callable[..., Config]) -> None:
     def fixed(*overrides: str) -> dict[str, int]:
         config = make("backbone.train=full", "backbone.adapter=null", "backbone.dtype=bfloat16", *overrides)
-        model = factory.architecture(config)
+        model = build_architecture(config)
         reward, _ = reward_on_meta(config, model)
         trained = memory.trained_parameters(config, model, reward)
         parts = memory.fixed_parts(config, model, reward, trained, Shapes(model, config))
@@ -246,7 +247,7 @@ def test_all_weights_need_the_frozen_base_as_well(make: Callable[..., Config]) -
 def test_activations_when_all_weights_are_trained(make: Callable[..., Config], override: str) -> None:
     """Of the copy, in all its blocks; the base keeps its own."""
     config = make("backbone.train=full", "backbone.adapter=null", override)
-    model = factory.backbone(config)
+    model = build_backbone(config)
     latents, condition = inputs(model)
     outputs: list[Tensor] = []
     with model.adapter("policy"):  # weights that are trained are no activations
@@ -260,7 +261,7 @@ def test_all_weights_in_bfloat16(make: Callable[..., Config], mode: str) -> None
     """Autocast's copies of the weights are kept for the backward pass, or (checkpointed) until the call ends."""
     own = ["backbone.train=full", "backbone.adapter=null", "backbone.dtype=bfloat16", f"backbone.checkpointing={mode}"]
     found, parts = predicted(make(*own))
-    model = factory.backbone(make(*own))
+    model = build_backbone(make(*own))
     latents, condition = inputs(model)
     outputs: list[Tensor] = []
     with model.adapter("policy"):
@@ -291,7 +292,7 @@ def test_what_is_offloaded(make: Callable[..., Config], mode: str, monkeypatch: 
     stores: set[HostStore] = set()
     put = HostStore.put
     monkeypatch.setattr(HostStore, "put", lambda self, tensor: (stores.add(self), put(self, tensor))[1])
-    model = factory.backbone(config)
+    model = build_backbone(config)
     latents, condition = inputs(model)
     with model.adapter("policy"):
         output = model.velocity(latents, torch.tensor(0.5), condition)
@@ -325,14 +326,14 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     config = make("rollout.gradients_per_rollout=3")
     _, parts = predicted(config)
     assert name not in predicted(make())[1]
-    model = factory.architecture(config)
-    method = factory.method(config, factory.chain(config, model))
+    model = build_architecture(config)
+    method = build_method(config, build_coefficients(config, model))
     most = max(len({m for s in span for m in method.choose(s).plan.trains}) for span in (range(3), range(3, 5)))
     tensors = 4 * (2 * most + 1) * 4 * math.prod(model.latent_shape(17, 32, 32))
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
-    own, stored = factory.backbone(config), Reuse(3, 4)
+    own, stored = build_backbone(config), Reuse(3, 4)
     stored.begin(0, own.adapter_parameters("policy"))
     weights = sum(tensor.nbytes for tensor in stored.weights.values())
     assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
@@ -366,9 +367,9 @@ def test_frames_that_are_scored_by_themselves_are_predicted_so(make: Callable[..
     own = ["reward.space=pixel", "objective={name: instructvideo, last_steps: 1, temporal_decay: 0.5}"]
     own += ["data.manifest=absent.jsonl", "data.height=64", "data.width=64"]
     config = make(*own)
-    model = factory.backbone(config)
+    model = build_backbone(config)
     network = PixelNetwork(model.text_width, ["reward"])
-    scorer = factory.scorer(config, model, PixelReward(network).freeze())
+    scorer = build_scorer(config, model, PixelReward(network).freeze())
     latents = torch.randn(2, *model.latent_shape(17, 64, 64))
     with LiveBytes() as counted:
         scores = scorer(latents.requires_grad_(), torch.tensor(0.0), inputs(model)[1], 0)
@@ -398,7 +399,7 @@ def test_reward_training(make: Callable[..., Config], head: str) -> None:
 @pytest.mark.parametrize("solver", ["euler", "flow_sde", "unipc"])
 def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config], solver: str) -> None:
     config = make(f"rollout.solver={solver}")
-    chain = factory.chain(config, factory.architecture(config))
+    chain = build_coefficients(config, build_architecture(config))
     alive: list[weakref.ref[Tensor]] = []
     most = 0
 
@@ -409,7 +410,7 @@ def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config]
         most = max(most, sum(ref() is not None for ref in alive))
         return output
 
-    model = factory.backbone(config)
+    model = build_backbone(config)
     latents, _ = inputs(model)
     noises = ChainNoises(model.latent_shape(17, 32, 32), 0, 0, [0, 1])
     rollout(network, latents, chain, noises=noises, keep=set())

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import factory
 from prfl.backbone import WanBackbone
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_work
+from prfl.factory.backbone import build_architecture, build_backbone, build_coefficients
+from prfl.factory.objective import build_method, build_reuse
 from prfl.objective.reward_gradient import Guidance, Pathwise
 from prfl.objective.scorer import RewardLoss
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
@@ -107,7 +108,7 @@ METHODS = [
 @pytest.mark.parametrize("overrides", METHODS, ids=" ".join)
 def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Config], overrides: list[str]) -> None:
     config = make(*overrides)
-    model = factory.backbone(config)
+    model = build_backbone(config)
     made: Counter[str] = Counter()
     velocity, features = model.velocity, model.features
 
@@ -124,11 +125,11 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     from prfl.objective.scorer import LatentScorer
 
     objective = Pathwise(
-        model, factory.method(config, factory.chain(config, model)), LatentScorer(latent_reward(model, False)),
+        model, build_method(config, build_coefficients(config, model)), LatentScorer(latent_reward(model, False)),
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
-        stride=config.rollout.stride, reuse=factory.reuse(config),
+        stride=config.rollout.stride, reuse=build_reuse(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):
@@ -143,14 +144,14 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
 def test_chains_that_start_from_data_need_no_rollout(make: Callable[..., Config]) -> None:
     data = ["objective={name: prfl, from_data: 1.0}", "data.manifest=absent.jsonl"]
     held = make(*data, "backbone.checkpointing=full")
-    assert names.ROLLOUT not in counted(held, factory.architecture(held)), "the trained step is all"
+    assert names.ROLLOUT not in counted(held, build_architecture(held)), "the trained step is all"
     plain = make(*data)
-    assert counted(plain, factory.architecture(plain))[names.ROLLOUT] == STEPS * BATCH, "its end, to be scored"
+    assert counted(plain, build_architecture(plain))[names.ROLLOUT] == STEPS * BATCH, "its end, to be scored"
 
 
 def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_path: Path) -> None:
     config = make(f"data.prompts.test={tmp_path}/more.txt", "evaluation.final_samples=4", "evaluation.steps=3")
-    model = factory.architecture(config)
+    model = build_architecture(config)
     assert counted(config, model)[names.SAMPLING] == 2 * 4 * 3, "base and policy, four samples, three steps"
     one = "evaluation.samples_per_prompt=1"
     rounds = make(f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=4", one)
@@ -163,7 +164,7 @@ def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_pat
 def test_reward_training_and_sft(make: Callable[..., Config]) -> None:
     head = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [1]}}", "data.manifest=m"]
     pairs = make(*head, "objective={name: preference, loss: thurstone}")
-    model = factory.architecture(pairs)
+    model = build_architecture(pairs)
     assert counted(pairs, model) == {names.REWARD: 2 * STEPS * BATCH}
     assert counted(make("reward=null", "objective={name: sft}", "data.manifest=m"), model) == {
         names.GRADIENT: STEPS * BATCH
@@ -178,4 +179,4 @@ def test_frames_that_are_scored_by_themselves_are_read_again(
 ) -> None:
     pixel = ["reward={space: pixel, path: absent}", f"objective={{name: instructvideo{objective}}}", "data.manifest=m"]
     config = make(*pixel)
-    assert counted(config, factory.architecture(config))[names.REWARD] == reads * STEPS * BATCH
+    assert counted(config, build_architecture(config))[names.REWARD] == reads * STEPS * BATCH

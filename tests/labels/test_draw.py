@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import cli, factory
+from prfl import cli
 from prfl.data.manifest import LabelledVideo, read_manifest
 from prfl.data.video import read_video
 from prfl.export.run import run_config
+from prfl.factory.backbone import POLICY, build_backbone
+from prfl.factory.data import clip_size
+from prfl.factory.evaluation import sampling_settings
+from prfl.factory.policy import load_policy
 from prfl.rollout.sampling import decode_all, sample
 from prfl.utils.files import written_by_prfl
 
@@ -31,11 +35,11 @@ def test_from_videos_to_labels(tiny_run: Callable[..., Path], capsys: pytest.Cap
     assert all(isinstance(row, LabelledVideo) and row.label == {} for row in rows)
 
     config = run_config(run)
-    model = factory.backbone(config)
-    factory.load_policy(config, model)
-    drawn = sample(model, ["a blue square"], [1], factory.sampling(config), adapter=factory.POLICY)
+    model = build_backbone(config)
+    load_policy(config, model)
+    drawn = sample(model, ["a blue square"], [1], sampling_settings(config), adapter=POLICY)
     file = rows[4].video
-    assert (read_video(file, **factory.clip(config.data)) - decode_all(model, drawn)[0]).abs().mean() < 0.02
+    assert (read_video(file, **clip_size(config.data)) - decode_all(model, drawn)[0]).abs().mean() < 0.02
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()}
     file.unlink()

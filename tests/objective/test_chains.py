@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from prfl import factory
 from prfl.config import load_config
+from prfl.factory.backbone import build_coefficients
+from prfl.factory.evaluation import sampling_settings
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
 from prfl.rollout.flow import chain_sigmas
@@ -115,6 +116,6 @@ training: {steps: 1, batch: 1, learning_rate: 1e-4}
 evaluation: {every: 0}
 """)
     config = load_config(tmp_path / "x.yaml", overrides)
-    built = factory.chain(config, tiny_backbone)
+    built = build_coefficients(config, tiny_backbone)
     assert (built.a, built.b, built.c) == (chain.a, chain.b, chain.c)
-    assert factory.sampling(config).solver == samples
+    assert sampling_settings(config).solver == samples

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import yaml
 
-from prfl import cli, factory
+from prfl import cli
 from prfl.backbone import WanBackbone
 from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation import policy_eval
+from prfl.runs import train_policy
 from prfl.utils import processes, rng
 
 PROMPTS = {
@@ -98,7 +99,7 @@ def everything(rank: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     facts: dict = {"encoded": {}, "sampled": {}}
     counts: Counter = Counter()
-    encode, sample, steering = WanBackbone.encode, policy_eval.sample, factory.steering
+    encode, sample, steering = WanBackbone.encode, policy_eval.sample, train_policy.build_reward_gradient
 
     def counted_encode(self, pixels):
         counts["encoded"] += len(pixels)
@@ -129,7 +130,7 @@ def everything(rank: int) -> None:
             parameter.data += rank
         return objective
 
-    factory.steering = other_weights
+    train_policy.build_reward_gradient = other_weights
     facts["other weights"] = train("prfl", "other-weights", *UNWATCHED)
 
     def killed(*given):
@@ -144,7 +145,7 @@ def everything(rank: int) -> None:
         objective.accumulate = once
         return objective
 
-    factory.steering = killed
+    train_policy.build_reward_gradient = killed
     Path(f"facts-{rank}.json").write_text(json.dumps(facts))
     facts["killed"] = train("prfl", "killed", "training.save_every=1", *UNWATCHED)
     Path(f"facts-{rank}.json").write_text(json.dumps(facts))
