@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from prfl.backbone import WanBackbone, load_backbone
+from prfl.backbone import Backbone, load_backbone
 
 WORDS = (
     "a", "red", "green", "blue", "yellow", "circle", "square", "triangle", "moves",
@@ -132,6 +132,6 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def tiny_backbone(tiny_pipeline_folder: Path) -> WanBackbone:
+def tiny_backbone(tiny_pipeline_folder: Path) -> Backbone:
     """A fresh one per test, so that adapters added by one test are not seen by the next."""
     return load_backbone(tiny_pipeline_folder)

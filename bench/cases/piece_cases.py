@@ -20,7 +20,7 @@ from bench.cases import step_problem
 from bench.cases.scale_cases import FRAMES
 from bench.harness import worlds
 from bench.harness.problem import Case, Outputs, Problem, Unavailable, Work, differentiated
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.schema import Config
 from prfl.estimate.memory import reward_tensors
@@ -57,7 +57,7 @@ def config(world: str, *overrides: str) -> Config:
     return worlds.config(world, ["training.batch=1", f"data.frames={LENGTHS[world]}", *overrides])
 
 
-def inputs(own: Config, model: WanBackbone) -> tuple[Tensor, Condition]:
+def inputs(own: Config, model: Backbone) -> tuple[Tensor, Condition]:
     """Latents of noise, and prompts."""
     shape = model.latent_shape(own.data.frames, own.data.height, own.data.width)
     noise = torch.randn(own.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -66,7 +66,7 @@ def inputs(own: Config, model: WanBackbone) -> tuple[Tensor, Condition]:
     return noise, model.condition(some)
 
 
-def weights(model: WanBackbone) -> list[Tensor]:
+def weights(model: Backbone) -> list[Tensor]:
     return [parameter for part in (model.transformer, model.vae) for parameter in part.parameters()]
 
 

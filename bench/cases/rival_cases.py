@@ -14,7 +14,7 @@ from bench.cases.step_problem import PIXEL, RATE, Stage, Trained, first_indices,
 from bench.harness import worlds
 from bench.harness.measure import release
 from bench.harness.problem import Outputs, Problem, Unavailable, Work
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import pad_to
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
@@ -43,7 +43,7 @@ class Given:
     loss: RewardLoss
 
 
-def given(own: Config, model: WanBackbone, objective: Pathwise) -> Given:
+def given(own: Config, model: Backbone, objective: Pathwise) -> Given:
     step = first_step(objective, own, 0)
     _, condition, noise = objective.draw(step, first_indices(own, step))
     sigmas = chain_sigmas(own.rollout.steps, chain_shift(own, model)).to(noise)

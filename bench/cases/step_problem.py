@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench.harness import worlds
 from bench.harness.problem import Outputs, Problem, Work
 from bench.harness.report import EVALUATIONS, GRADIENTS
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.estimate import nfe as forecast
 from prfl.estimate.memory import reward_tensors
@@ -93,7 +93,7 @@ class Decoder:
     """``model.decode``, and the seconds in it and in its backward pass, from when the pixels' gradient is there to the
     latents'.  plain: without our checkpoints between the latent frames, whatever the blocks have."""
 
-    def __init__(self, model: WanBackbone) -> None:
+    def __init__(self, model: Backbone) -> None:
         self.seconds, self.plain = 0.0, False
         self._began, self._model = 0.0, model
         self._own, self._now = model.decode, Clock(model.device).now
@@ -128,9 +128,9 @@ class Stage:
     def __init__(self, world: str) -> None:
         self.world = world
         self._rewards: dict[str, Reward] = {}
-        self._made: tuple[WanBackbone, Trained, Decoder] | None = None
+        self._made: tuple[Backbone, Trained, Decoder] | None = None
 
-    def model(self, own: Config) -> tuple[WanBackbone, Trained, Decoder]:
+    def model(self, own: Config) -> tuple[Backbone, Trained, Decoder]:
         if self._made is None:
             model = worlds.backbone(own)
             self._made = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
@@ -226,7 +226,7 @@ def first_indices(own: Config, step: int) -> list[int]:
     return list(range(step * own.training.batch, (step + 1) * own.training.batch))
 
 
-def evaluations(own: Config, model: WanBackbone, objective: Pathwise) -> dict[str, float]:
+def evaluations(own: Config, model: Backbone, objective: Pathwise) -> dict[str, float]:
     """Of a sample, for one optimizer step, and the solver steps that it differentiates.
 
     A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``

@@ -21,7 +21,7 @@ from transformers import BatchEncoding, UMT5Config, UMT5EncoderModel
 
 from bench.harness.facts import REPOSITORY
 from bench.harness.problem import Needs
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.wan import vae as vae_codec
 from prfl.backbone.wan.architecture import architecture_place, cast
 from prfl.backbone.wan.loading import Source, assemble, flow_schedule, vae_dtype
@@ -90,7 +90,7 @@ def config(world: str, overrides: Sequence[str] = ()) -> Config:
     return load_config(REPOSITORY / file, [*own, *overrides])
 
 
-def backbone(own: Config) -> WanBackbone:
+def backbone(own: Config) -> Backbone:
     """The frozen model of a ``config``, and on it the policy's adapter, stirred as if it had been trained a little."""
     model = build_backbone(own) if has_weights(own) else _random(own)
     generator = torch.Generator().manual_seed(own.seed)
@@ -100,7 +100,7 @@ def backbone(own: Config) -> WanBackbone:
     return model
 
 
-def reward(world: str, own: Config, model: WanBackbone) -> Reward:
+def reward(world: str, own: Config, model: Backbone) -> Reward:
     """The latent or pixel reward that the config asks for, frozen: the trained one where it is named, or a new one."""
     assert own.reward is not None
     if own.reward.path == TRAINED:
@@ -125,7 +125,7 @@ def has_weights(own: Config) -> bool:
 # ------------------------------------------------------------------------------------------------------ random weights
 
 
-def _random(own: Config) -> WanBackbone:
+def _random(own: Config) -> Backbone:
     """The architecture of ``backbone.model`` with random weights, made in their own dtype on their own device."""
     source = _source(own)
     network, vae = transformer(own), decoder(own)

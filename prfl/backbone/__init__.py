@@ -5,4 +5,6 @@ from prfl.backbone.wan.architecture import load_architecture
 from prfl.backbone.wan.loading import load_backbone
 from prfl.backbone.wan.model import WanBackbone
 
-__all__ = ["Condition", "WanBackbone", "load_architecture", "load_backbone"]
+Backbone = WanBackbone  # becomes a protocol
+
+__all__ = ["Backbone", "Condition", "WanBackbone", "load_architecture", "load_backbone"]

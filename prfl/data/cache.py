@@ -28,7 +28,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.formats import Window
@@ -73,7 +73,7 @@ class LatentCache:
     @classmethod
     def of(
         cls,
-        backbone: WanBackbone,
+        backbone: Backbone,
         folder: str | Path,
         *,
         frames: int,
@@ -246,7 +246,7 @@ def _say(folder: Path, aside: Mapping[Path, str], unhashed: int) -> None:
 
 
 def build_cache(
-    backbone: WanBackbone,
+    backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
     *,
@@ -318,7 +318,7 @@ def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path
 
 
 def _encode_videos(
-    backbone: WanBackbone, cache: LatentCache, entries: Sequence[tuple[Path, str, Path]]
+    backbone: Backbone, cache: LatentCache, entries: Sequence[tuple[Path, str, Path]]
 ) -> list[tuple[Path, str]]:
     """One batch of (file in the cache, what it is made from, video); returns the unreadable videos with the reasons."""
     from prfl.data.video import read_video

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.data.cache import LatentCache, manifest_videos
 from prfl.data.formats import Window
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
@@ -90,7 +90,7 @@ class PairDataset(_Loaded):
 
 
 def load_dataset(
-    backbone: WanBackbone,
+    backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
     *,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.data.manifest import LabelledVideo, PreferencePair
 from prfl.data.prompts import plain
@@ -24,7 +24,7 @@ Tokens = dict[str, tuple[int, ...]]
 """What the text encoder gets of each prompt, and no more: at most 512 tokens."""
 
 
-def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBackbone) -> None:
+def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> None:
     """``check_apart``; also warns of prompts of one split that are one to the text encoder, and ``token_warnings``."""
     tokens = check_apart(splits, where, backbone)
     if tokens:
@@ -34,7 +34,7 @@ def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Wan
             warn(text)
 
 
-def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBackbone) -> Tokens:
+def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> Tokens:
     """The tokens of all prompts; {} where there is no tokenizer, which is said.
 
     Raises PrflError for prompts of two splits that are one to the text encoder; warns of them where that is for want of
@@ -65,7 +65,7 @@ def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: WanBa
     return tokens
 
 
-def token_ids(backbone: WanBackbone, prompts: Sequence[str]) -> Tokens:
+def token_ids(backbone: Backbone, prompts: Sequence[str]) -> Tokens:
     """Raises PrflError where the tokenizer cannot be loaded."""
     if not prompts:
         return {}
@@ -74,7 +74,7 @@ def token_ids(backbone: WanBackbone, prompts: Sequence[str]) -> Tokens:
     return {prompt: tuple(one) for prompt, one in zip(prompts, ids, strict=True)}
 
 
-def strange(backbone: WanBackbone, tokens: Tokens) -> list[str]:
+def strange(backbone: Backbone, tokens: Tokens) -> list[str]:
     """The prompts with words that the tokenizer does not know."""
     unknown = backbone.tokenizer.unk_token_id if tokens else None
     return [] if unknown is None else [prompt for prompt, ids in tokens.items() if unknown in ids]
@@ -91,7 +91,7 @@ def warn_of_repeats(split: str, some: Sequence[str], where: str, tokens: Tokens)
         )
 
 
-def token_warnings(prompts: Sequence[str], where: str, backbone: WanBackbone, tokens: Tokens) -> list[str]:
+def token_warnings(prompts: Sequence[str], where: str, backbone: Backbone, tokens: Tokens) -> list[str]:
     """What to say of prompts that are cut, and of those with words that the tokenizer does not know."""
     unknown = strange(backbone, tokens)
     full = [prompt for prompt in prompts if len(tokens[prompt]) == TEXT_TOKENS]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.checkpointing import Checkpointing
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
@@ -47,7 +47,7 @@ class Filled:
     def reward_modes(self) -> tuple[Checkpointing, ...]:
         return _modes(self.reward_blocks, self.reward_attention, self.reward_whole)
 
-    def put_into(self, model: WanBackbone) -> None:
+    def put_into(self, model: Backbone) -> None:
         model.checkpointing = "full"
         model.block_modes, model.feature_modes = self.modes(), self.reward_modes()
 
@@ -74,7 +74,7 @@ def room(config: Config) -> int | None:
     return int(SHARE * torch.cuda.get_device_properties(0).total_memory)
 
 
-def fill_card(config: Config, model: WanBackbone) -> str:
+def fill_card(config: Config, model: Backbone) -> str:
     """Have ``model`` keep what this machine's card has room for; what was chosen, in words.
 
     Processes with cards of different sizes choose differently, and compute the same numbers.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.wan.architecture import cast
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, PreferenceConfig
@@ -65,7 +65,7 @@ class Memory:
         return phase.bytes + (0 if phase.alone else sum(part.bytes for part in self.fixed))
 
 
-def predict_memory(config: Config, model: WanBackbone) -> Memory:
+def predict_memory(config: Config, model: Backbone) -> Memory:
     """model: ``build.architecture(config)``; it gets gradients, so use it for nothing else."""
     model.offload = offloads(config)
     reward, assumed = reward_on_meta(config, model)
@@ -86,7 +86,7 @@ def predict_memory(config: Config, model: WanBackbone) -> Memory:
     return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
 
 
-def without_autocast(model: WanBackbone) -> Iterator[Part]:
+def without_autocast(model: Backbone) -> Iterator[Part]:
     """``meta`` knows no autocast: weights that are wider than what is computed in are made that narrow, and the copies
     that autocast makes of them (one of each, until a call ends) are a part of their own."""
     for network in {model.transformer, *model.copies.values()}:
@@ -97,7 +97,7 @@ def without_autocast(model: WanBackbone) -> Iterator[Part]:
             )
 
 
-def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
+def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
     """Host memory of one network call's checkpointed blocks and of the rollout's latents."""
     part = config.training.batch // config.training.accumulation
     with_store = network_call(config, model, shapes, part, gradient=True).saved
@@ -112,7 +112,7 @@ def host_bytes(config: Config, model: WanBackbone, shapes: Shapes) -> int:
     return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
 
 
-def trained_parameters(config: Config, model: WanBackbone, reward: Reward | None) -> list[nn.Parameter]:
+def trained_parameters(config: Config, model: Backbone, reward: Reward | None) -> list[nn.Parameter]:
     if isinstance(config.objective, PreferenceConfig):
         assert isinstance(reward, LatentReward | PixelReward)
         return list(reward.parameters().values())
@@ -120,7 +120,7 @@ def trained_parameters(config: Config, model: WanBackbone, reward: Reward | None
 
 
 def fixed_parts(
-    config: Config, model: WanBackbone, reward: Reward | None, trained: list[nn.Parameter], shapes: Shapes
+    config: Config, model: Backbone, reward: Reward | None, trained: list[nn.Parameter], shapes: Shapes
 ) -> Iterator[Part]:
     own = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
     name = "frozen base, which reward and distance read" if model.copies else "transformer weights"

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.estimate.rewards import reads_of_a_score
@@ -35,7 +35,7 @@ class Work:
     total: int
 
 
-def count_work(config: Config, model: WanBackbone) -> list[Work]:
+def count_work(config: Config, model: Backbone) -> list[Work]:
     """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
     objective, training = config.objective, config.training
     counts: Counter[str] = Counter()
@@ -58,7 +58,7 @@ def count_work(config: Config, model: WanBackbone) -> list[Work]:
     return works
 
 
-def _steering(config: Config, objective: SteeringConfig, model: WanBackbone) -> Counter[str]:
+def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
     """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
 
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.

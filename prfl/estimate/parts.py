@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config, PixelRewardConfig
 from prfl.factory.backbone import device_kind
@@ -53,7 +53,7 @@ def module_bytes(module: nn.Module) -> int:
 class Shapes:
     """Tensors of a run's shapes, on ``meta``."""
 
-    def __init__(self, model: WanBackbone, config: Config) -> None:
+    def __init__(self, model: Backbone, config: Config) -> None:
         self.model = model
         self.clip = config.data.frames, config.data.height, config.data.width
         with located("data"):

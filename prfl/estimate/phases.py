@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.estimate.live_tensors import LiveBytes
@@ -29,9 +29,7 @@ from prfl.reward.latent import LatentReward
 from prfl.rollout.guidance import guided_network
 
 
-def all_phases(
-    config: Config, model: WanBackbone, reward: Reward | None, shapes: Shapes, trained: int
-) -> Iterator[Part]:
+def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: Shapes, trained: int) -> Iterator[Part]:
     objective, training = config.objective, config.training
     part = training.batch // training.accumulation
     vae = module_bytes(model.vae) if parks_vae(config) else 0
@@ -66,7 +64,7 @@ def all_phases(
         yield decoding
 
 
-def encoding_prompts(config: Config, model: WanBackbone) -> Part:
+def encoding_prompts(config: Config, model: Backbone) -> Part:
     """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
     here = module_bytes(model.text_encoder)
     if device_kind(config) == "cpu" or has_clips(config):
@@ -85,7 +83,7 @@ def _encode(config: Config, shapes: Shapes) -> Tensor:
     return shapes.model.encode(shapes.pixels(config.data.encode_batch).clone())
 
 
-def _decode(model: WanBackbone, shapes: Shapes, batch: int) -> Tensor:
+def _decode(model: Backbone, shapes: Shapes, batch: int) -> Tensor:
     return model.decode(shapes.latents(batch)).float().clamp(-1, 1)
 
 
@@ -95,7 +93,7 @@ def _evaluation_batch(config: Config) -> int:
     return min(own.batch, most)
 
 
-def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
+def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
     """One network call as training makes it: guided, under the adapter, with or without its backward pass.
 
     Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
@@ -128,7 +126,7 @@ def network_call(config: Config, model: WanBackbone, shapes: Shapes, batch: int,
     return for_all_blocks(model, run)
 
 
-def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
+def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
     """``run`` with three and with four checkpoints of blocks, continued to all: memory is a straight line in them.
 
     (From three on: with offload, the last block and two more are alive at once.)  Blocks that are not alike, as where
@@ -146,7 +144,7 @@ def for_all_blocks(model: WanBackbone, run: Callable[[], Part]) -> Part:
     )
 
 
-def _blocks_alike(model: WanBackbone) -> bool:
+def _blocks_alike(model: Backbone) -> bool:
     """Whether the policy's adapter is on all blocks or on none, and all keep the same for the backward pass."""
     if len(set(model.block_modes or ())) > 1:
         return False
@@ -155,13 +153,13 @@ def _blocks_alike(model: WanBackbone) -> bool:
     return len(set(adapted)) == 1
 
 
-def _with_blocks(model: WanBackbone, count: int, run: Callable[[], Part]) -> Part:
+def _with_blocks(model: Backbone, count: int, run: Callable[[], Part]) -> Part:
     with fewer_blocks(model, count):
         return run()
 
 
 @contextmanager
-def fewer_blocks(model: WanBackbone, count: int) -> Iterator[None]:
+def fewer_blocks(model: Backbone, count: int) -> Iterator[None]:
     networks = [model.transformer, *model.copies.values()]
     blocks = [network.blocks for network in networks]
     for network in networks:
@@ -176,7 +174,7 @@ def fewer_blocks(model: WanBackbone, count: int) -> Iterator[None]:
 
 
 def reward_phases(
-    config: Config, model: WanBackbone, reward: Reward, shapes: Shapes, batch: int, held: int
+    config: Config, model: Backbone, reward: Reward, shapes: Shapes, batch: int, held: int
 ) -> Iterator[Part]:
     """Forward and backward of the reward.  held: bytes of a network call's graph that stay alive beside it."""
     trains = isinstance(config.objective, PreferenceConfig)

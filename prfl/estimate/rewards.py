@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.objective_schema import InstructVideoConfig
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, PreferenceConfig, listed
 from prfl.factory.reward import Reward, build_new_reward, load_followed_reward, reward_path
@@ -28,7 +28,7 @@ VIT_L_14 = {  # what decides the size of openai/clip-vit-large-patch14's image s
 }  # fmt: skip
 
 
-def reward_on_meta(config: Config, model: WanBackbone) -> tuple[Reward | None, str]:
+def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]:
     """The reward, and in words what had to be assumed of one that is not trained yet."""
     if config.reward is None:
         return None, ""

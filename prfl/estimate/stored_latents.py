@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.factory.backbone import build_coefficients
 from prfl.factory.objective import build_method
@@ -12,7 +12,7 @@ from prfl.rollout.plan import Plan
 from prfl.rollout.solvers import Coefficients
 
 
-def all_choices(config: Config, model: WanBackbone) -> list[Choice]:
+def all_choices(config: Config, model: Backbone) -> list[Choice]:
     """What the steps of the run differentiate: some methods draw how much that is."""
     method = build_method(config, build_coefficients(config, model))
     return [method.choose(step) for step in range(config.training.steps)]
@@ -37,7 +37,7 @@ def latents_of(choice: Choice, steps: int, offload: bool) -> int:
     return 1 + (min(rolled, 3) if offload else rolled) + len(choice.seeds) - 1
 
 
-def stored_rollout(config: Config, model: WanBackbone) -> tuple[int, int]:
+def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
     """What a rollout for several steps keeps of a sample, at most: latents that wait in host memory; its outputs and
     its end, which stay where they are made."""
     choices, steps = all_choices(config, model), config.rollout.gradients_per_rollout

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.estimate.memory import Memory
 from prfl.estimate.nfe import Work
@@ -19,7 +19,7 @@ def gib(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def size_table(config: Config, model: WanBackbone, trainable: int) -> Table:
+def size_table(config: Config, model: Backbone, trainable: int) -> Table:
     """The run in numbers: tokens, parameters, steps."""
     data, training = config.data, config.training
     channels, *grid = model.latent_shape(data.frames, data.height, data.width)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.evaluation import metrics
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def measure(
-    backbone: WanBackbone,
+    backbone: Backbone,
     prompts: Sequence[str],
     per_prompt: int,
     settings: SamplingSettings,
@@ -88,7 +88,7 @@ def joined(parts: Sequence[Outcome], keep_videos: int) -> Outcome:
 
 
 def _measure(
-    backbone: WanBackbone,
+    backbone: Backbone,
     prompts: Sequence[str],
     per_prompt: int,
     settings: SamplingSettings,
@@ -125,7 +125,7 @@ def _measure(
 
 @torch.no_grad()
 def _scores(
-    backbone: WanBackbone,
+    backbone: Backbone,
     latents: Tensor,
     pixels: Tensor,
     prompts: list[str],
@@ -145,7 +145,7 @@ def _scores(
 
 @torch.no_grad()
 def distance(
-    backbone: WanBackbone,
+    backbone: Backbone,
     adapter: str,
     latents: Float[Tensor, "b c t h w"],
     noise: Float[Tensor, "b c t h w"],

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone.wan.model import Condition, WanBackbone
+from prfl.backbone.wan.model import Backbone, Condition
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability
@@ -127,7 +127,7 @@ def incomparable(dimensions: Iterable[str], data: HeldOut) -> dict[str, str]:
     return reasons
 
 
-def pixel_scorer(backbone: WanBackbone, reward: PixelReward | AestheticReward) -> Scorer:
+def pixel_scorer(backbone: Backbone, reward: PixelReward | AestheticReward) -> Scorer:
     """The fair pixel baseline: the base network's clean prediction, decoded, then scored."""
     return lambda latents, sigma, condition: reward.logits(
         decoded_prediction(backbone, latents, sigma, condition), condition
@@ -135,7 +135,7 @@ def pixel_scorer(backbone: WanBackbone, reward: PixelReward | AestheticReward) -
 
 
 def decoded_prediction(
-    backbone: WanBackbone, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition
+    backbone: Backbone, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition
 ) -> Float[Tensor, "b 3 f H W"]:
     """Pixels of the base network's clean prediction from noisy latents."""
     with backbone.adapter(None):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from prfl.backbone import WanBackbone, load_architecture, load_backbone
+from prfl.backbone import Backbone, load_architecture, load_backbone
 from prfl.backbone.attention import choose_attention
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.objective_schema import SteeringConfig
@@ -38,7 +38,7 @@ def device_kind(config: Config) -> str:
     return chosen if chosen != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def build_backbone(config: Config) -> WanBackbone:
+def build_backbone(config: Config) -> Backbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     own = config.backbone
     loaded = load_backbone(model_source(config), getattr(torch, own.dtype), choose_device(own), own.revision)
@@ -63,7 +63,7 @@ def model_source(config: Config) -> str | Path:
     return own.model
 
 
-def build_architecture(config: Config) -> WanBackbone:
+def build_architecture(config: Config) -> Backbone:
     """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
     own = config.backbone
     place = shapes.model_folder() if own.model in ("shapes", *RECIPES) else own.model
@@ -72,7 +72,7 @@ def build_architecture(config: Config) -> WanBackbone:
         return prepare_backbone(config, model)
 
 
-def prepare_backbone(config: Config, model: WanBackbone) -> WanBackbone:
+def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     own = config.backbone
     # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
     model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
@@ -133,7 +133,7 @@ def choose_kernels(config: Config) -> dict[str, Choice]:
         raise PrflError(str(error), where="backbone.kernels", fix="kernels: auto") from error
 
 
-def attention_choice(config: Config, model: WanBackbone) -> Choice:
+def attention_choice(config: Config, model: Backbone) -> Choice:
     """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
     kind, own = device_kind(config), config.backbone
     if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
@@ -154,12 +154,12 @@ def policy_adapter_name(config: Config) -> str | None:
     return None if in_place else POLICY
 
 
-def chain_shift(config: Config, model: WanBackbone) -> float:
+def chain_shift(config: Config, model: Backbone) -> float:
     """Shift of the sigmas: the config's, or else the backbone's own."""
     return model.default_shift if config.rollout.shift is None else config.rollout.shift
 
 
-def build_coefficients(config: Config, model: WanBackbone) -> Coefficients:
+def build_coefficients(config: Config, model: Backbone) -> Coefficients:
     """The chain that training rolls out."""
     own, sigmas = config.rollout, chain_sigmas(config.rollout.steps, chain_shift(config, model))
     return flow_sde(sigmas, own.eta) if own.solver == "flow_sde" else DETERMINISTIC[own.solver](sigmas)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import leaks
@@ -62,7 +62,7 @@ def load_prompts(config: PromptsConfig) -> dict[str, list[str]]:
     return splits
 
 
-def check_prompts(config: Config, model: WanBackbone) -> None:
+def check_prompts(config: Config, model: Backbone) -> None:
     """Raises PrflError for prompts of two sets that are one to the text encoder, and warns of what else is alike."""
     leaks.check_prompts(load_prompts(config.data.prompts), "data.prompts", model)
 
@@ -71,7 +71,7 @@ def has_clips(config: Config) -> bool:
     return config.data.manifest is not None or config.data.generator is not None
 
 
-def build_manifest(config: Config, model: WanBackbone, progress: Callable) -> Path:
+def build_manifest(config: Config, model: Backbone, progress: Callable) -> Path:
     """The manifest that the config names, or the one that its generator writes (once)."""
     data, generator = config.data, config.data.generator
     if data.manifest is not None:
@@ -97,7 +97,7 @@ def build_samples(
     own: SamplesConfig,
     policy: Path | None,
     scale: float,
-    model: WanBackbone,
+    model: Backbone,
     known: dict[str, list[str]],
     progress: Callable,
 ) -> Path:
@@ -109,7 +109,7 @@ def build_samples(
     )  # fmt: skip
 
     @cache
-    def generator() -> tuple[WanBackbone, str | None]:
+    def generator() -> tuple[Backbone, str | None]:
         return (model, None) if policy is None else policy_model(config, policy, model)
 
     def draw(some: list[str], indices: list[int]) -> torch.Tensor:
@@ -170,7 +170,7 @@ def clip_size(data: DataConfig) -> dict[str, Any]:
     return {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
 
 
-def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
+def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
     """Encode what is not yet encoded; returns the manifest."""
     with processes.main_first():
         path = build_manifest(config, model, progress)
@@ -178,7 +178,7 @@ def fill_cache(config: Config, model: WanBackbone, progress: Callable) -> Path:
     return path
 
 
-def encode_manifest(config: Config, model: WanBackbone, path: Path) -> None:
+def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
     own = config.data
     with located("data"):
@@ -196,7 +196,7 @@ def encode_manifest(config: Config, model: WanBackbone, path: Path) -> None:
             print(f"{guessed} videos have 720 lines or more and no colour tags: they are read as BT.709, as players do")
 
 
-def encode_prompts(config: Config, model: WanBackbone, some: Iterable[str], progress: Callable) -> int:
+def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progress: Callable) -> int:
     """``model.remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
     own, wanted = config.data, list(dict.fromkeys(["", *some]))
@@ -213,7 +213,7 @@ def encode_prompts(config: Config, model: WanBackbone, some: Iterable[str], prog
     return len(missing)
 
 
-def build_dataset(config: Config, model: WanBackbone, path: Path, split: str) -> Dataset | None:
+def build_dataset(config: Config, model: Backbone, path: Path, split: str) -> Dataset | None:
     """The cached clips of a split, None where there are none.  A manifest whose rows name no split is all for training.
 
     Raises PrflError for a training row whose prompt is held out (``data.prompts``).
@@ -236,7 +236,7 @@ def build_dataset(config: Config, model: WanBackbone, path: Path, split: str) ->
     return cached_dataset(config, model, path, split if has_splits else None)
 
 
-def cached_dataset(config: Config, model: WanBackbone, path: Path, split: str | None = None) -> Dataset:
+def cached_dataset(config: Config, model: Backbone, path: Path, split: str | None = None) -> Dataset:
     """The rows of a split, or (None) all of them, with their cached clips."""
     return load_dataset(
         model,

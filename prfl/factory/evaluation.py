@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.config.schema import Config, EvaluationConfig
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
@@ -42,7 +42,7 @@ def sampling_settings(config: Config) -> SamplingSettings:
     )
 
 
-def watched_rewards(config: Config, model: WanBackbone, trained: Reward | None) -> dict[str, LatentsScorer]:
+def watched_rewards(config: Config, model: Backbone, trained: Reward | None) -> dict[str, LatentsScorer]:
     """The ``reward`` that is trained on, and the ``held_out`` one: what is watched on held-out prompts."""
     scorers: dict[str, LatentsScorer] = {}
     if trained is not None and config.reward is not None:
@@ -55,7 +55,7 @@ def watched_rewards(config: Config, model: WanBackbone, trained: Reward | None) 
 
 
 def with_total(
-    reward: Reward, model: WanBackbone, weights: dict[str, float] | None, aggregate: Literal["sum", "logsigmoid"]
+    reward: Reward, model: Backbone, weights: dict[str, float] | None, aggregate: Literal["sum", "logsigmoid"]
 ) -> LatentsScorer:
     """A reward's logits, and their ``total`` as an objective with these weights takes it."""
     read = build_latents_scorer(reward, model)
@@ -74,6 +74,6 @@ def with_total(
     return score
 
 
-def build_latents_scorer(reward: Reward, model: WanBackbone) -> LatentsScorer:
+def build_latents_scorer(reward: Reward, model: Backbone) -> LatentsScorer:
     """Logits of a reward at noisy latents, for evaluation."""
     return reward.logits if isinstance(reward, LatentReward | RewardEnsemble) else pixel_scorer(model, reward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.objective_schema import (
     AlignPropConfig,
     DenseProcessConfig,
@@ -46,7 +46,7 @@ from prfl.utils.errors import PrflError, located
 from prfl.utils.order import PROMPTS, met
 
 
-def build_preference(config: Config, model: WanBackbone, reward: TrainableReward, clips: Dataset) -> Objective:
+def build_preference(config: Config, model: Backbone, reward: TrainableReward, clips: Dataset) -> Objective:
     own = config.objective
     assert isinstance(own, PreferenceConfig)
     with located(clips_key(config)):
@@ -71,7 +71,7 @@ def clips_key(config: Config) -> str:
     return "data.generator" if config.data.generator else "data.manifest"
 
 
-def build_sft(config: Config, model: WanBackbone, clips: Dataset) -> Sft:
+def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
     """SFT as the objective itself, or as the regulariser of another."""
     own = config.objective
     settings = own if isinstance(own, SftConfig) else own.sft if isinstance(own, SteeringConfig) else None
@@ -128,7 +128,7 @@ def build_reuse(config: Config) -> Reuse | None:
     return Reuse(own.gradients_per_rollout, config.training.batch, own.drift_limit)
 
 
-def build_scorer(config: Config, model: WanBackbone, reward: Reward) -> LatentScorer | PixelScorer:
+def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScorer | PixelScorer:
     """How a reward-gradient objective reads its reward."""
     own, scores = config.objective, config.reward
     assert isinstance(own, SteeringConfig) and scores is not None
@@ -144,7 +144,7 @@ def drawn_prompts(config: Config) -> list[str]:
     return [known[place] for place in met(samples, len(known), config.seed, PROMPTS)]
 
 
-def build_reward_gradient(config: Config, model: WanBackbone, reward: Reward, clips: Dataset | None) -> Pathwise:
+def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips: Dataset | None) -> Pathwise:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
@@ -181,7 +181,7 @@ def build_reward_gradient(config: Config, model: WanBackbone, reward: Reward, cl
     )
 
 
-def build_regulariser(config: Config, model: WanBackbone, clips: Dataset | None) -> Regulariser | None:
+def build_regulariser(config: Config, model: Backbone, clips: Dataset | None) -> Regulariser | None:
     own = config.objective
     if isinstance(own, SteeringConfig) and own.sft is not None:
         assert clips is not None

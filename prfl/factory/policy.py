@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.weights import check_finite
 from prfl.config import load_config
 from prfl.config.schema import Config
@@ -25,7 +25,7 @@ AGAIN = "run `prfl train` on this config again"
 DIVERGED = "train again with a lower training.learning_rate"
 
 
-def save_policy(folder: Path, model: WanBackbone, config: Config, moment: Moment | None = None) -> None:
+def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | None = None) -> None:
     """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers.
 
     Both carry what made them (``provenance``); moment: of the run, None where no run trained them.
@@ -65,7 +65,7 @@ def moment_of(config: Config) -> dict[str, Any]:
     return {key: stamp[key] for key in ("step", "end", "run") if key in stamp}
 
 
-def load_policy(config: Config, model: WanBackbone, path: Path | None = None) -> None:
+def load_policy(config: Config, model: Backbone, path: Path | None = None) -> None:
     """Put trained weights into the adapter, or all of them into the model.  path: None is ``trained_weights``.
 
     Raises PrflError for weights of another model or adapter, damaged ones, and those that are not finite.
@@ -113,7 +113,7 @@ def finished_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     return load_config(path, overrides).model_copy(update={"run": run})
 
 
-def policy_model(config: Config, run: Path, model: WanBackbone) -> tuple[WanBackbone, str | None]:
+def policy_model(config: Config, run: Path, model: Backbone) -> tuple[Backbone, str | None]:
     """A backbone of its own with a run's trained policy, and the adapter to draw with; ``model`` stays as it is.
 
     Raises PrflError for a policy of another model than ``model``, the config's own.

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.config import identity
 from prfl.config.schema import Config
@@ -57,12 +57,12 @@ class Moment:
     run: str
 
 
-def stamp_of(config: Config, model: WanBackbone, moment: Moment | None) -> Stamp:
+def stamp_of(config: Config, model: Backbone, moment: Moment | None) -> Stamp:
     """What is written with a policy.  moment: None where no run trained it."""
     return base_of(model) | _adapter(config) | (asdict(moment) if moment else {})
 
 
-def base_of(model: WanBackbone) -> dict[str, Any]:
+def base_of(model: Backbone) -> dict[str, Any]:
     made_by = model.describe()
     facts = {"model": made_by["model_id"], "base": made_by["transformer_fingerprint"]}
     return facts | {"vae": made_by["vae_fingerprint"], "settings": model.settings}
@@ -124,7 +124,7 @@ def read_stamp(path: Path) -> Stamp | None:
         raise PrflError(f"is damaged: {error}", where=str(path), fix=AGAIN) from error
 
 
-def check_stamp(path: Path, config: Config, model: WanBackbone | None) -> Stamp | None:
+def check_stamp(path: Path, config: Config, model: Backbone | None) -> Stamp | None:
     """``read_stamp``, compared with the config and the model that the policy is to be used with.
 
     Raises PrflError where they are others than it was trained with.  model: None where only the file is read.

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config, PixelRewardConfig, listed
 from prfl.factory.data import Dataset, load_prompts
 from prfl.factory.reward import reward_path
@@ -17,7 +17,7 @@ from prfl.utils.errors import PrflError
 from prfl.utils.hashing import remembered_hash
 
 
-def input_contents(config: Config, model: WanBackbone, clips: Dataset | None) -> dict[str, Any]:
+def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> dict[str, Any]:
     """What lies behind the paths and names of a config, for a checkpoint's identity: a run that is resumed after its
     reward was trained again, say, would be another run under the same config.  The places themselves are not in it:
     what is there may be moved."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
 from prfl.factory import provenance
 from prfl.factory.data import clip_size
@@ -28,7 +28,7 @@ TrainableReward = LatentReward | PixelReward
 Reward = TrainableReward | RewardEnsemble | AestheticReward
 
 
-def build_new_reward(config: Config, model: WanBackbone) -> TrainableReward:
+def build_new_reward(config: Config, model: Backbone) -> TrainableReward:
     """An untrained reward, as ``reward.head`` describes it."""
     torch.manual_seed(config.seed)
     if isinstance(config.reward, LatentRewardConfig):
@@ -52,7 +52,7 @@ def build_new_reward(config: Config, model: WanBackbone) -> TrainableReward:
     return PixelReward(frames.to(model.device))
 
 
-def load_followed_reward(config: Config, model: WanBackbone) -> Reward:
+def load_followed_reward(config: Config, model: Backbone) -> Reward:
     """The reward at ``reward.path``, or the aesthetic score; frozen."""
     if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
         own = config.reward.aesthetic
@@ -108,13 +108,13 @@ def reward_hash(reward: Reward) -> str:
     return provenance.tensors_hash({name: tensor.detach().cpu() for name, tensor in reward.state().items()})
 
 
-def save_reward_stamp(folder: Path, model: WanBackbone, moment: provenance.Moment) -> None:
+def save_reward_stamp(folder: Path, model: Backbone, moment: provenance.Moment) -> None:
     """What made a saved reward, beside its two files, which are the same whoever made them."""
     stamp = provenance.base_of(model) | asdict(moment)
     provenance.write_beside(folder, stamp, [folder / WEIGHTS, folder / CONFIG])
 
 
-def load_reward(path: str | Path, model: WanBackbone, adapter_name: str | None = None) -> TrainableReward:
+def load_reward(path: str | Path, model: Backbone, adapter_name: str | None = None) -> TrainableReward:
     """A saved reward of whichever kind.  adapter_name: for its own adapter, where several share the backbone."""
     path = reward_path(path)
     if stamp := provenance.read_stamp(Path(path)) if Path(path).is_dir() else None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
@@ -73,14 +73,14 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
     return page
 
 
-def _key(model: WanBackbone, weights: str, settings: SamplingSettings, fps: float) -> str:
+def _key(model: Backbone, weights: str, settings: SamplingSettings, fps: float) -> str:
     """Everything that decides what a video shows: so labels cannot end up on the videos of another policy."""
     decides = [model.describe(), weights, {**asdict(settings), "batch": None}, fps]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def draw_candidates(
-    backbone: WanBackbone,
+    backbone: Backbone,
     folder: Path,
     prompts: Mapping[str, Sequence[str]],
     per_prompt: int,

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 
 State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
 
 
-def squared_difference(backbone: WanBackbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+def squared_difference(backbone: Backbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
     """(b,) means of (v_policy - v_base)^2 without guidance; sigma: () or (b,).
 
     The base gets no graph.  Run it under the policy's adapter.
@@ -25,7 +25,7 @@ def squared_difference(backbone: WanBackbone, latents: Tensor, sigma: Tensor, co
 
 
 @torch.no_grad()
-def velocity_distance(backbone: WanBackbone, adapter: str, states: Iterable[State], condition: Condition) -> float:
+def velocity_distance(backbone: Backbone, adapter: str, states: Iterable[State], condition: Condition) -> float:
     """Mean over states of ``squared_difference``; each is asked for when its turn comes: it may be in host memory."""
     with backbone.adapter(adapter):
         values = [squared_difference(backbone, x, sigma, condition).mean() for x, sigma in states]
@@ -33,7 +33,7 @@ def velocity_distance(backbone: WanBackbone, adapter: str, states: Iterable[Stat
 
 
 def accumulate_distance(
-    backbone: WanBackbone, adapter: str, states: Iterable[State], count: int, condition: Condition, weight: float
+    backbone: Backbone, adapter: str, states: Iterable[State], count: int, condition: Condition, weight: float
 ) -> float:
     """``velocity_distance`` over ``count`` states, with the gradient of weight * it added to ``.grad``; one state's
     graph at a time."""

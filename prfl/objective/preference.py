@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.data.dataset import LatentDataset, PairDataset, preference_between
 from prfl.objective.base import Mean
 from prfl.reward import losses
@@ -265,7 +265,7 @@ class PixelPreference:
 
     reward: PixelReward
     dataset: LatentDataset | PairDataset
-    backbone: WanBackbone
+    backbone: Backbone
     seed: int
     loss: Loss = "bce"
     frames: int | None = None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.backbone.weights import holding
 from prfl.data.dataset import LatentDataset
 from prfl.objective.distance import accumulate_distance, velocity_distance
@@ -125,7 +125,7 @@ class Pathwise:
     Raises PrflError for a reward that the method cannot use.
     """
 
-    backbone: WanBackbone
+    backbone: Backbone
     method: Method
     scorer: Scorer
     loss: RewardLoss
@@ -351,7 +351,7 @@ class Pathwise:
         return {"start": start} | {f"scored/{node}": x for node, x in scored.items()}, facts
 
 
-def holds_edge(backbone: WanBackbone, choice: Choice) -> bool:
+def holds_edge(backbone: Backbone, choice: Choice) -> bool:
     """One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk."""
     return backbone.checkpointing != "none" and len(choice.plan.edges) == 1
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
@@ -83,7 +83,7 @@ class PixelScorer:
     """
 
     reward: PixelReward | AestheticReward
-    backbone: WanBackbone
+    backbone: Backbone
     seed: int
     frames: Frames = "all"
     aggregate: Shape = "sum"
@@ -128,7 +128,7 @@ def draw_frames(count: int, frames: Frames, seed: int, step: int) -> list[int]:
     return [low + rng.integer(high - low, seed, "frames", step, part) for part, (low, high) in enumerate(spans)]
 
 
-def decode_frames(backbone: WanBackbone, latents: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+def decode_frames(backbone: Backbone, latents: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Pixels (b, 3, f, H, W) of the chosen latent frames, and their times (f,) in [0, 1] of the whole clip.
 
     Latent frame 0 is one pixel frame, every other one ``temporal_factor`` of them.

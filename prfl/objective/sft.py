@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.data.dataset import LatentDataset
 from prfl.rollout.flow import add_noise, shift_sigmas, velocity_target
 from prfl.utils import rng
@@ -39,7 +39,7 @@ class Sft:
     requires a gradient.  prompt_dropout: probability of the empty prompt, so that guidance keeps working.
     """
 
-    backbone: WanBackbone
+    backbone: Backbone
     dataset: LatentDataset
     seed: int
     adapter: str | None = "policy"
@@ -82,7 +82,7 @@ class Sft:
         return tensors, {"prompts": batch.prompts, "dropped": batch.dropped}
 
 
-def trained_parameters(backbone: WanBackbone, adapter: str | None) -> dict[str, nn.Parameter]:
+def trained_parameters(backbone: Backbone, adapter: str | None) -> dict[str, nn.Parameter]:
     """An adapter's parameters, or (None) every weight of the transformer that requires a gradient."""
     if adapter is not None:
         return backbone.adapter_parameters(adapter)

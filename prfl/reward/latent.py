@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.adapters import lora_shapes
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.model_card import reward_card
@@ -65,7 +65,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
     def __init__(
         self,
         head: RewardHead,
-        backbone: WanBackbone,
+        backbone: Backbone,
         blocks: Sequence[int],
         adapter: RewardAdapter | None = None,
         normalisation: Normalisation | None = None,
@@ -184,7 +184,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
 
     @staticmethod
     def from_pretrained(  # type: ignore[override] # the mixin's own reads no pieces that a backbone must be given for
-        folder_or_hub: str | Path, backbone: WanBackbone, revision: str | None = None, adapter_name: str | None = None
+        folder_or_hub: str | Path, backbone: Backbone, revision: str | None = None, adapter_name: str | None = None
     ) -> LatentReward:
         """Load a saved reward, frozen, for ``backbone``.
 
@@ -205,7 +205,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         return reward.freeze()
 
 
-def described_shapes(config: StoredLatent, backbone: WanBackbone) -> dict[str, Shape]:
+def described_shapes(config: StoredLatent, backbone: Backbone) -> dict[str, Shape]:
     """Names and shapes of the tensors of a reward with this config, found without making any of them."""
     with torch.device("meta"):
         head = RewardHead(**config.head.model_dump())

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.model import Backbone
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import DETERMINISTIC, Coefficients
@@ -62,7 +62,7 @@ def start_noise(
 
 @torch.no_grad()
 def sample(
-    backbone: WanBackbone,
+    backbone: Backbone,
     prompts: Sequence[str],
     indices: Sequence[int],
     settings: SamplingSettings,
@@ -93,7 +93,7 @@ def sample(
 
 @torch.no_grad()
 def decode_all(
-    backbone: WanBackbone, latents: Float[Tensor, "n c t h w"], batch: int = 32, progress: Progress = iter
+    backbone: Backbone, latents: Float[Tensor, "n c t h w"], batch: int = 32, progress: Progress = iter
 ) -> Float[Tensor, "n 3 f H W"]:
     """Pixels as a person sees them: clamped to [-1, 1], float32 on the CPU.
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.evaluation import hacking
 from prfl.evaluation.policy_eval import flat, summarise
@@ -33,7 +33,7 @@ WATCHED = ("judge/", "held_out/")  # what nothing is trained on
 class BestRound:
     """Follows ``evaluation.keep_best`` from round to round."""
 
-    def __init__(self, config: Config, model: WanBackbone, run: RunFolder, run_id: str = "") -> None:
+    def __init__(self, config: Config, model: Backbone, run: RunFolder, run_id: str = "") -> None:
         """run_id: a hash of the run's identity."""
         assert config.evaluation.keep_best is not None
         self.key, self.patience = config.evaluation.keep_best, config.evaluation.patience

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.prompts import plain
 from prfl.evaluation import reward_eval
@@ -94,7 +94,7 @@ def warn_of_trained(held: Dataset, train: Dataset, manifest: Path) -> None:
         warn(f"{manifest}: {videos} videos and {len(prompts)} prompts are among those of the training{example}")
 
 
-def evaluate_policy(config: Config, model: WanBackbone) -> None:
+def evaluate_policy(config: Config, model: Backbone) -> None:
     """Base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
     load_policy(config, model)
     if not config.evaluation.final_samples:

@@ -19,7 +19,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.attention import NAMES, choose_attention, why_not
 from prfl.backbone.wan.architecture import cast
 from prfl.backbone.wan.kernels import SWAPPED
@@ -171,7 +171,7 @@ def attention_operation(names: list[str]) -> str:
     return "plain softmax, not fused: memory grows with tokens squared"
 
 
-def choices(config: Config | None = None, model: WanBackbone | None = None) -> list[Check]:
+def choices(config: Config | None = None, model: Backbone | None = None) -> list[Check]:
     """What runs each operation and the attention: of this config and its architecture, or by itself on this machine."""
     kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
@@ -237,7 +237,7 @@ def read(name: str, reader: Callable[[], str]) -> Check:
         return Check(name, "cannot be read", " ".join(str(error).split()))
 
 
-def disk(config: Config, model: WanBackbone) -> Check:
+def disk(config: Config, model: Backbone) -> Check:
     """Room for the checkpoints, and for the download where there is one."""
     place = next(folder for folder in (config.run.absolute(), *config.run.absolute().parents) if folder.exists())
     networks = (model.transformer, *model.copies.values())
@@ -252,7 +252,7 @@ def disk(config: Config, model: WanBackbone) -> Check:
     return Check("disk", f"{gib(free)} free at {place}; about {gib(needed)} will be written", problem)
 
 
-def memory(config: Config, model: WanBackbone, free: int | None) -> Check:
+def memory(config: Config, model: Backbone, free: int | None) -> Check:
     predicted = predict_memory(config, model)
     text = f"{gib(predicted.peak)} predicted at the peak, in '{predicted.largest.name}'"
     if free is None:

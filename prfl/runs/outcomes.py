@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.evaluation import policy_eval, reward_eval, tables
 from prfl.evaluation.report import write_report
@@ -30,7 +30,7 @@ def prompts_of(config: Config) -> list[str]:
 
 def outcome_of(
     config: Config,
-    model: WanBackbone,
+    model: Backbone,
     rewards: Mapping[str, reward_eval.Scorer],
     some: list[str],
     per_prompt: int,
@@ -52,7 +52,7 @@ def outcome_of(
     return outcome
 
 
-def compare_base(config: Config, model: WanBackbone, rewards: Mapping[str, reward_eval.Scorer], run: RunFolder) -> None:
+def compare_base(config: Config, model: Backbone, rewards: Mapping[str, reward_eval.Scorer], run: RunFolder) -> None:
     """Base and policy from the same noise on the test prompts: results.json, videos, a table.
 
     After full fine-tuning in place the base is gone, and the policy stands alone.

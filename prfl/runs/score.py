@@ -19,7 +19,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl.backbone import Condition, WanBackbone, load_backbone
+from prfl.backbone import Backbone, Condition, load_backbone
 from prfl.config import load_config
 from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import BackboneConfig
@@ -182,7 +182,7 @@ def _shown(file: Path) -> Path:
 
 def find_backbone(
     head: str, saved: Mapping[str, Any], model: str | None, dtype: str | None, device: Literal["auto", "cpu", "cuda"]
-) -> WanBackbone:
+) -> Backbone:
     """``model``, or the one of the run that the reward lies in, or the hub model that the reward names."""
     run = Path(head).resolve().parent / "config.yaml"
     named = saved.get("backbone", {})
@@ -216,7 +216,7 @@ def clip_of(card: RewardCard, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def read_latents(file: Path, backbone: WanBackbone, clip: Mapping[str, Any]) -> Float[Tensor, "b c t h w"]:
+def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Float[Tensor, "b c t h w"]:
     """A video, encoded, or a file of latents, on the backbone's device.  Raises PrflError naming the file."""
     if file.suffix != LATENTS:
         pixels = read_video(file, **clip)[None]

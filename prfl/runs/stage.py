@@ -7,7 +7,7 @@ from itertools import groupby
 
 from accelerate import Accelerator
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.adapters import reach
 from prfl.config import dump_resolved, identity
 from prfl.config.schema import Config, PreferenceConfig
@@ -67,7 +67,7 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     show_report(folder.path)
 
 
-def prepared_model(config: Config) -> WanBackbone:
+def prepared_model(config: Config) -> Backbone:
     """The model of a config, checked, with what was chosen for it said on the console."""
     model = build_backbone(config)
     chosen = {**choose_kernels(config), "attention": attention_choice(config, model)}
@@ -84,7 +84,7 @@ def prepared_model(config: Config) -> WanBackbone:
     return model
 
 
-def watched(config: Config, model: WanBackbone) -> Watched:
+def watched(config: Config, model: Backbone) -> Watched:
     """What the trainer looks at beside the parameters it trains: all weights, and the policy's output by its base's."""
     parts = {"transformer": model.transformer, "vae": model.vae}
     weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.factory.data import Dataset
 from prfl.factory.resume_identity import former_input_contents
@@ -30,7 +30,7 @@ class StageRun:
     """
 
     config: Config
-    model: WanBackbone
+    model: Backbone
     folder: RunFolder
     accelerator: Accelerator
     resume: str

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.backbone.adapters import reach
 from prfl.config.schema import Config
 from prfl.evaluation import plots, reward_eval, tables
@@ -95,7 +95,7 @@ def say_incomparable(rewards: Mapping[str, Reward], held: Dataset | None) -> Non
 def measure_reward(
     config: Config,
     rewards: Mapping[str, Reward],
-    model: WanBackbone,
+    model: Backbone,
     data: Dataset,
     train: Dataset | None,
     path: Path,
@@ -143,7 +143,7 @@ def warn_of_doubts(reward: Reward, counted: Iterable[str], place: str) -> None:
 
 
 @torch.no_grad()
-def clean_logits(reward: Reward, model: WanBackbone, data: Dataset) -> dict[str, torch.Tensor]:
+def clean_logits(reward: Reward, model: Backbone, data: Dataset) -> dict[str, torch.Tensor]:
     """Logits at sigma 0 of a dataset: what normalises the scores."""
     held = reward_eval.held_out(data)
     score = build_latents_scorer(reward, model)

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.objective import Objective
 from prfl.training.optimizer import gradients
 from prfl.utils import rng
@@ -103,7 +103,7 @@ def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> No
         )
 
 
-def base_and_policy(backbone: WanBackbone, adapter: str) -> tuple[Tensor, Tensor]:
+def base_and_policy(backbone: Backbone, adapter: str) -> tuple[Tensor, Tensor]:
     """The velocities of the base and of the policy at a few random tokens, always the same ones."""
     config, dtype = backbone.transformer.config, backbone.dtype
     shape = (1, backbone.latent_channels, *(2 * size for size in backbone.patch_size))
@@ -117,7 +117,7 @@ def base_and_policy(backbone: WanBackbone, adapter: str) -> tuple[Tensor, Tensor
             return base, backbone.velocity(latents, sigma, condition)
 
 
-def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
+def check_starts_as_base(backbone: Backbone, adapter: str) -> None:
     """A new adapter must not change the model: bit for bit the same velocity at a few random tokens.
 
     Raises PrflError when it does (an initialisation that is not zero, an adapter in the wrong place), and when the
@@ -137,7 +137,7 @@ def check_starts_as_base(backbone: WanBackbone, adapter: str) -> None:
         )
 
 
-def check_differs_from_base(backbone: WanBackbone, adapter: str, step: int, rate: float) -> None:
+def check_differs_from_base(backbone: Backbone, adapter: str, step: int, rate: float) -> None:
     """Whatever its weights say, a policy that was trained must be another model than its base."""
     base, ours = base_and_policy(backbone, adapter)
     if torch.equal(base, ours):

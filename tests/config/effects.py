@@ -214,9 +214,9 @@ REASONS: dict[str, str] = {
     "AestheticConfig.clip": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",
     "AestheticConfig.revision": "of a hub CLIP: there is no network here",
     "RolloutConfig.drift_limit": "tests/objective/test_reuse.py::test_drift_above_the_limit_ends_the_use_of_a_rollout",
-    "SamplesConfig.policies": "tests/data/test_samples.py::test_base_and_policy_draw_one_training_set",
+    "SamplesConfig.policies": "tests/factory/test_samples.py::test_base_and_policy_draw_one_training_set",
     "TrainingConfig.timeout": "tests/training/test_processes.py::test_a_killed_process_ends_the_run_with_a_message",
     "EvaluationConfig.stop_on_hacking": HACKED,
-    "EvaluationConfig.keep_best": "tests/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",
-    "EvaluationConfig.patience": "tests/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",
+    "EvaluationConfig.keep_best": "tests/runs/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",
+    "EvaluationConfig.patience": "tests/runs/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",
 }

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config import load_config
 from prfl.config.messages import all_keys, models_in
 from prfl.config.schema import Config, PreferenceConfig, SftConfig, StagesConfig
@@ -84,10 +84,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path
     os.chdir(before)
 
 
-MODELS: dict[str, WanBackbone] = {}
+MODELS: dict[str, Backbone] = {}
 
 
-def model_of(config: Config) -> WanBackbone:
+def model_of(config: Config) -> Backbone:
     """The config's model, its policy stirred; made once, but where a reward adds an adapter."""
     kind = repr((config.backbone, config.seed, config.objective.name == "sft"))
     if kind not in MODELS or config.objective.name == "preference":
@@ -215,8 +215,8 @@ def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
 
 def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
     sizes: list[int] = []
-    encode = WanBackbone.encode
-    patch.setattr(WanBackbone, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels))
+    encode = Backbone.encode
+    patch.setattr(Backbone, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels))
     fill_cache(config, model_of(config), iter)
     return sizes, sorted(path.name for path in Path.cwd().glob("cache-*"))
 

@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from prfl import cli
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config import load_config
 from prfl.config.messages import models_in, tag_of
 from prfl.config.schema import ObjectiveConfig
@@ -51,7 +51,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     return sent
 
 
-def save_reward(backbone: WanBackbone, folder: Path) -> LatentReward:
+def save_reward(backbone: Backbone, folder: Path) -> LatentReward:
     reward = LatentReward(RewardHead(backbone.width, ["motion"], inner=8, hidden=8), backbone, [1])
     reward.card = RewardCard(labels={"motion": "moves"}, frames=(5, 5), fps=(8.0, 8.0), accuracy=ACCURACY)
     reward.save_pretrained(folder)
@@ -142,9 +142,7 @@ def test_a_reward_run_exports_its_reward(
     assert cli.main(["export", str(run), "--merged"]) == 2
 
 
-def test_push_to_hub_of_a_reward_is_the_mixins(
-    tiny_backbone: WanBackbone, tmp_path: Path, uploaded: list[dict]
-) -> None:
+def test_push_to_hub_of_a_reward_is_the_mixins(tiny_backbone: Backbone, tmp_path: Path, uploaded: list[dict]) -> None:
     reward = save_reward(tiny_backbone, tmp_path / "reward")
     (tmp_path / "reward/README.md").write_text("stale")
     reward.save_pretrained(tmp_path / "reward")

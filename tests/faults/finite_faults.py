@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from prfl.backbone import WanBackbone, load_backbone
+from prfl.backbone import Backbone, load_backbone
 from prfl.data.dataset import load_dataset
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward
@@ -52,9 +52,9 @@ def _(bench):
 
 @fault("latents that are not finite", "latents/max is nan in step 0", "the batch is in that", leaves=("runs/prfl",))
 def _(bench):
-    velocity = WanBackbone.velocity
+    velocity = Backbone.velocity
     bench.patch.setattr(
-        WanBackbone, "velocity", lambda self, x, *args: velocity(self, x, *args) * (math.nan, 1)[len(x) == 1]
+        Backbone, "velocity", lambda self, x, *args: velocity(self, x, *args) * (math.nan, 1)[len(x) == 1]
     )
     message = bench.cli("train", "prfl.yaml")
     dumped("runs/prfl", 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.data.dataset import LatentDataset
 from prfl.objective.reward_gradient import Pathwise
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
@@ -16,13 +16,13 @@ PROMPTS = ["a red circle moves left", "a blue square", "a green triangle moves u
 SHAPE = (4, 3, 4, 4)  # 9 frames of 16 x 16
 
 
-def with_policy(backbone: WanBackbone) -> WanBackbone:
+def with_policy(backbone: Backbone) -> Backbone:
     backbone.add_adapter("policy", rank=2, alpha=2.0, targets=["to_q", "to_v", "ffn.net.2"])
     stir(backbone, "policy", seed=3)
     return backbone
 
 
-def stir(backbone: WanBackbone, name: str, seed: int) -> None:
+def stir(backbone: Backbone, name: str, seed: int) -> None:
     """Give an adapter weights that matter (it is made as the identity)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def stir(backbone: WanBackbone, name: str, seed: int) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-def latent_reward(backbone: WanBackbone, own_adapter: bool) -> LatentReward:
+def latent_reward(backbone: Backbone, own_adapter: bool) -> LatentReward:
     torch.manual_seed(0)
     head = RewardHead(backbone.width, ["motion", "look"], blocks=1, inner=16, heads=2, hidden=16)
     adapter = RewardAdapter(rank=2, alpha=4.0, targets=("to_q", "to_v", "ffn.net.2")) if own_adapter else None

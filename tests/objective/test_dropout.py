@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import WanBackbone, load_backbone
+from prfl.backbone import Backbone, load_backbone
 from prfl.backbone.dropout import dropouts
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
@@ -84,7 +84,7 @@ def test_other_masks_in_the_recomputation_are_found_out(name: str, monkeypatch: 
     assert errors(take_gradients(objective), expected) > 1e-2
 
 
-def with_dropout(backbone: WanBackbone) -> WanBackbone:
+def with_dropout(backbone: Backbone) -> Backbone:
     backbone.add_adapter("policy", rank=2, alpha=2.0, targets=["to_q", "to_v", "ffn.net.2"], dropout=0.4)
     stir(backbone, "policy", seed=3)
     return backbone
@@ -94,7 +94,7 @@ PLANS = {"one edge": Prfl(CHAIN, 0), "several edges": Vader(CHAIN, 2)}
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_on_wan_with_and_without_checkpointing_and_kernels(tiny_backbone: WanBackbone, plan: str) -> None:
+def test_on_wan_with_and_without_checkpointing_and_kernels(tiny_backbone: Backbone, plan: str) -> None:
     objective = latent_objective(with_dropout(tiny_backbone), PLANS[plan], distance_every=1)
     loop = METHODS["prfl"][1] if plan == "one edge" else lambda world, *_: naive.truncated(world, 2)
     loop(wan_world(objective, 1), objective.method, 1).backward()
@@ -114,7 +114,7 @@ def test_on_wan_with_and_without_checkpointing_and_kernels(tiny_backbone: WanBac
         assert metrics["distance"] == pytest.approx(first, rel=1e-4)
 
 
-def test_a_batch_split_over_processes_is_dropped_alike(tiny_backbone: WanBackbone) -> None:
+def test_a_batch_split_over_processes_is_dropped_alike(tiny_backbone: Backbone) -> None:
     objective = latent_objective(with_dropout(tiny_backbone), Vader(CHAIN, 2), distance_every=0)
     objective.accumulate(1, INDICES)
     whole = take_gradients(objective)
@@ -123,7 +123,7 @@ def test_a_batch_split_over_processes_is_dropped_alike(tiny_backbone: WanBackbon
     assert_same_gradients({name: gradient / 2 for name, gradient in take_gradients(objective).items()}, whole)
 
 
-def test_the_distance_and_what_is_drawn_are_not_dropped(tiny_backbone: WanBackbone, tmp_path: Path) -> None:
+def test_the_distance_and_what_is_drawn_are_not_dropped(tiny_backbone: Backbone, tmp_path: Path) -> None:
     objective = latent_objective(with_dropout(tiny_backbone), Prfl(CHAIN, 0))
     _, condition, start = objective.draw(1, INDICES)
     with tiny_backbone.adapter("policy"), torch.no_grad():
@@ -133,7 +133,7 @@ def test_the_distance_and_what_is_drawn_are_not_dropped(tiny_backbone: WanBackbo
         assert torch.equal(tiny_backbone.velocity(start, torch.tensor(0.5), condition), velocity)
 
 
-def test_a_checkpointed_block_refuses_other_masks(tiny_backbone: WanBackbone) -> None:
+def test_a_checkpointed_block_refuses_other_masks(tiny_backbone: Backbone) -> None:
     backbone = with_dropout(tiny_backbone)
     backbone.checkpointing = "full"
     latents, condition = torch.randn(2, *SHAPE), backbone.condition(PROMPTS[:2])

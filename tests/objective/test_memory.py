@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.backbone.wan.architecture import load_architecture
 from prfl.estimate.live_tensors import LiveBytes, SavedBytes, fused_on_meta
 from prfl.objective.methods.vader import Vader
@@ -38,7 +38,7 @@ SUMS = {"terms": 27 * 32, "depth": 20}  # of the tiny decoder: 3 x 3 x 3 places 
 MODES = [("none", False), ("attention", False), ("attention", True), ("full", False), ("full", True)]
 
 
-def make_objective(backbone: WanBackbone, last_steps: int, **more: Any) -> Pathwise:
+def make_objective(backbone: Backbone, last_steps: int, **more: Any) -> Pathwise:
     scorer = LatentScorer(latent_reward(backbone, own_adapter=False))
     method = Vader(CHAIN, last_steps)
     objective = Pathwise(backbone, method, scorer, LOSS, PROMPTS, SHAPE, seed=0, distance_every=0, **more)
@@ -58,7 +58,7 @@ def training_step(objective: Pathwise) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("mode, offload", MODES)
-def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: WanBackbone, mode: Any, offload: bool) -> None:
+def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: Backbone, mode: Any, offload: bool) -> None:
     backbone = with_policy(tiny_backbone)
     backbone.checkpointing, backbone.offload = mode, offload
     saved, alive = {}, {}
@@ -74,7 +74,7 @@ def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: WanBackbo
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_the_distance_takes_one_of_the_offloaded_latents_at_a_time(
-    tiny_backbone: WanBackbone, weight: float, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Backbone, weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = with_policy(tiny_backbone)
     backbone.checkpointing, backbone.offload = "full", True
@@ -97,7 +97,7 @@ def test_the_distance_takes_one_of_the_offloaded_latents_at_a_time(
     assert peaks[6] < peaks[2] + LATENTS
 
 
-def test_the_joint_graph_is_not_flat(tiny_backbone: WanBackbone) -> None:
+def test_the_joint_graph_is_not_flat(tiny_backbone: Backbone) -> None:
     """What the test above would see if a graph were hidden somewhere."""
     backbone = with_policy(tiny_backbone)
     peaks = {}
@@ -149,7 +149,7 @@ def test_a_block_of_wan_1_3b_keeps_within_its_budget(mode: Any, offload: bool, d
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])
 @pytest.mark.parametrize("space", ["latent", "pixel"])
-def test_scoring_in_parts_gives_the_same_seeds(tiny_backbone: WanBackbone, at_once: int, space: str) -> None:
+def test_scoring_in_parts_gives_the_same_seeds(tiny_backbone: Backbone, at_once: int, space: str) -> None:
     """And metrics; a part may be beyond the hinge as a whole."""
     make = latent_objective if space == "latent" else pixel_objective
     objective = make(with_policy(tiny_backbone), Vader(CHAIN))
@@ -170,7 +170,7 @@ def test_scoring_in_parts_gives_the_same_seeds(tiny_backbone: WanBackbone, at_on
         assert pulled == 5 if loss is LOSS else 0 < pulled < 5
 
 
-def test_scoring_in_parts_takes_less(tiny_backbone: WanBackbone) -> None:
+def test_scoring_in_parts_takes_less(tiny_backbone: Backbone) -> None:
     objective = latent_objective(with_policy(tiny_backbone), Vader(CHAIN))
     peaks = {}
     for at_once in (1, None):
@@ -191,7 +191,7 @@ def test_scoring_in_parts_takes_less(tiny_backbone: WanBackbone) -> None:
 
 @pytest.mark.parametrize("decoder", ["none", "full"])
 def test_frames_scored_by_themselves_are_differentiated_one_at_a_time(
-    tiny_backbone: WanBackbone, decoder: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Backbone, decoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradient is that of all frames' graphs together, and in float64 to its precision; it takes less."""
     torch.manual_seed(1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.objective.methods.alignprop import AlignProp
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.draft_lv import DraftLv
@@ -217,7 +217,7 @@ def wan_world(objective: Pathwise, step: int) -> naive.World:
     return naive.World(start_of(objective, step), CHAIN.sigmas.float(), velocity, loss)
 
 
-def wan_objective(backbone: WanBackbone, method: Method, space: str, **more) -> Pathwise:
+def wan_objective(backbone: Backbone, method: Method, space: str, **more) -> Pathwise:
     backbone = with_policy(backbone)
     data = clips(SHAPE, {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
     make = latent_objective if space == "latent" else pixel_objective
@@ -227,7 +227,7 @@ def wan_objective(backbone: WanBackbone, method: Method, space: str, **more) -> 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("space", ["latent", "pixel"])
 @pytest.mark.parametrize("name", METHODS)
-def test_equals_the_naive_loop_on_wan(tiny_backbone: WanBackbone, name: str, space: str, checkpointing: str) -> None:
+def test_equals_the_naive_loop_on_wan(tiny_backbone: Backbone, name: str, space: str, checkpointing: str) -> None:
     method, loop = METHODS[name]
     if space == "pixel" and method.noisy:
         with pytest.raises(PrflError, match="not noise-aware"):
@@ -241,7 +241,7 @@ def test_equals_the_naive_loop_on_wan(tiny_backbone: WanBackbone, name: str, spa
     assert_same_gradients(take_gradients(objective), expected)
 
 
-def test_frames_that_are_scored_one_by_one(tiny_backbone: WanBackbone) -> None:
+def test_frames_that_are_scored_one_by_one(tiny_backbone: Backbone) -> None:
     """InstructVideo's segments and temporal weights, through the decoder."""
     method = InstructVideo(CHAIN, 3)
     objective = wan_objective(tiny_backbone, method, "pixel", frames=2)
@@ -267,7 +267,7 @@ def test_frames_that_are_scored_one_by_one(tiny_backbone: WanBackbone) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_latent_methods_never_call_the_vae(tiny_backbone: WanBackbone, monkeypatch, name: str) -> None:
+def test_latent_methods_never_call_the_vae(tiny_backbone: Backbone, monkeypatch, name: str) -> None:
     def called(*_, **__):
         raise AssertionError("the VAE was called")
 

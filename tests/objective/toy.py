@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.objective.reward_gradient import Method, Pathwise
 from prfl.objective.scorer import RewardLoss
 from prfl_kernels.lora_linear import dropped
 from tests.objective.parts import PROMPTS, clips
 
 
-class ToyBackbone(WanBackbone):
+class ToyBackbone(Backbone):
     """A network of three numbers a sample that depends on latents, sigma and condition, with no adapter to select."""
 
     def __init__(self) -> None:

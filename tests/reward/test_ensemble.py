@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.objective.scorer import LatentScorer, RewardLoss, reward_gradient
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardEnsemble, RewardHead
 from prfl.utils.errors import PrflError
@@ -18,7 +18,7 @@ SIGMA = torch.tensor([0.2, 0.5, 0.9])
 CONDITION = Condition(torch.zeros(3, 1, 4), torch.ones(3, dtype=torch.long))
 
 
-class Toy(WanBackbone):
+class Toy(Backbone):
     """A float64 stand-in for a backbone of three blocks; what an adapter adds is another matrix per block."""
 
     num_blocks, device = 3, torch.device("cpu")  # type: ignore[assignment]

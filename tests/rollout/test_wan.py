@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.rollout.adjoint import hold_edge, walk_back
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
@@ -21,7 +21,7 @@ CHAIN = euler(chain_sigmas(3, 3.0))
 
 
 @pytest.fixture
-def backbone(tiny_backbone: WanBackbone) -> WanBackbone:
+def backbone(tiny_backbone: Backbone) -> Backbone:
     """Both adapters act: their B starts at 0, which would hide a mix-up."""
     torch.manual_seed(0)
     for name in ("policy", "reward"):
@@ -36,17 +36,17 @@ def start() -> Tensor:
     return torch.randn(2, 4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-def reward(backbone: WanBackbone, latents: Tensor, node: int, condition) -> Tensor:
+def reward(backbone: Backbone, latents: Tensor, node: int, condition) -> Tensor:
     with backbone.adapter("reward"):
         (hidden,) = backbone.features(latents, CHAIN.sigmas[node].float(), condition, [1])
     return torch.sin(hidden).square().sum(dim=(1, 2)).sum()
 
 
-def conditions(backbone: WanBackbone):
+def conditions(backbone: Backbone):
     return backbone.condition(["a red circle moves left", "a blue square"]), backbone.condition(["", ""])
 
 
-def joint_gradients(backbone: WanBackbone, start: Tensor, plan: Plan, nodes: list[int], **guidance) -> list[Tensor]:
+def joint_gradients(backbone: Backbone, start: Tensor, plan: Plan, nodes: list[int], **guidance) -> list[Tensor]:
     """Plain autograd through rollout and rewards in one graph (no checkpointing)."""
     condition, empty = conditions(backbone)
     network = guided_network(backbone.velocity, condition, empty, **guidance)
@@ -61,7 +61,7 @@ def joint_gradients(backbone: WanBackbone, start: Tensor, plan: Plan, nodes: lis
 
 
 def walked_gradients(
-    backbone: WanBackbone, start: Tensor, plan: Plan, nodes: list[int], held: bool = False, **guidance
+    backbone: Backbone, start: Tensor, plan: Plan, nodes: list[int], held: bool = False, **guidance
 ) -> list[Tensor]:
     condition, empty = conditions(backbone)
     network = guided_network(backbone.velocity, condition, empty, **guidance)

@@ -24,7 +24,7 @@ from prfl.runs.best_round import BestRound
 from prfl.training.log import RunFolder
 from prfl.utils.errors import PrflError
 from tests.evaluation.test_hacking import measured, planted_project, size_or_natural
-from tests.test_commands import metrics, project  # noqa: F401
+from tests.runs.test_commands import metrics, project  # noqa: F401
 
 TWO = "reward.path=[runs/one/reward, runs/two/reward]"
 ALONE = ["data.manifest=null", "objective.sft=null", "evaluation.final_samples=0"]

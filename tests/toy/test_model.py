@@ -9,7 +9,7 @@ import torch
 from diffusers import WanPipeline
 
 import prfl
-from prfl.backbone import WanBackbone, load_backbone
+from prfl.backbone import Backbone, load_backbone
 from prfl.rollout.flow import add_noise
 from prfl.rollout.sampling import SamplingSettings, decode_all, sample
 from prfl.toy import clips, oracle, recipe, renderer
@@ -19,7 +19,7 @@ MEGABYTE = 10**6
 
 
 @pytest.fixture(scope="module")
-def backbone() -> WanBackbone:
+def backbone() -> Backbone:
     return load_backbone(clips.model_folder())
 
 
@@ -38,12 +38,12 @@ def test_wan_pipeline_loads_and_samples_it():
     assert made.frames.shape == (1, 17, 3, 32, 32)
 
 
-def test_videos_survive_the_round_trip(backbone: WanBackbone):
+def test_videos_survive_the_round_trip(backbone: Backbone):
     """At least 0.90 of 512 clips, measured when the VAE was trained (1.00); fewer here."""
     assert recipe.round_trip(backbone.vae, 128)["all"] >= 0.90
 
 
-def test_the_base_draws_what_it_is_told_imperfectly(backbone: WanBackbone):
+def test_the_base_draws_what_it_is_told_imperfectly(backbone: Backbone):
     """0.35 to 0.70 of held-out samples have everything right (validation prompts: the test prompts are for studies)."""
     prompts = renderer.split_prompts()["validation"] * 4
     settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=96)
@@ -53,7 +53,7 @@ def test_the_base_draws_what_it_is_told_imperfectly(backbone: WanBackbone):
     assert 0.35 <= share["all"] <= 0.70, share
 
 
-def test_the_reward_inside_the_package_reads_captions(backbone: WanBackbone):
+def test_the_reward_inside_the_package_reads_captions(backbone: Backbone):
     """Right captions above captions with one wrong attribute, for fresh clips half way to noise; chance is 0.5."""
     reward = prfl.LatentReward.from_pretrained(clips.reward_folder(), backbone=backbone)
     scenes = renderer.sample_scenes(5, 0, 96, renderer.split_prompts()["validation"])

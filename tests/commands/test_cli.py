@@ -15,8 +15,8 @@ from prfl.commands import train
 from prfl.config import json_schema, load_config
 from prfl.utils.errors import PrflError
 
-SFT = str(Path(__file__).parents[1] / "configs/tiny/sft.yaml")
-STORY = str(Path(__file__).parents[1] / "configs/tiny.yaml")
+SFT = str(Path(__file__).parents[2] / "configs/tiny/sft.yaml")
+STORY = str(Path(__file__).parents[2] / "configs/tiny.yaml")
 
 
 @pytest.fixture
@@ -145,6 +145,6 @@ def test_help_teaches_and_does_not_wait_for_torch() -> None:
     for word in ("a config", "key=value", "training.steps=10", "--resume none", "dry run", "prfl schema"):
         assert word in teaches, word
     code = "import sys; from prfl import cli\ntry: cli.main(['--help'])\nfinally: print('torch' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "prfl train configs/tiny.yaml" in run.stdout
     assert run.stdout.splitlines()[-1] == "False"

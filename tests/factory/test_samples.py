@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
@@ -29,7 +29,7 @@ REWARD = Path(__file__).parents[2] / "configs/tiny/reward.yaml"
 
 
 def test_samples_of_several_guidance_scales_are_one_manifest(
-    tmp_path: Path, tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     generator = {"name": "shapes_samples", "per_prompt": 2, "steps": 1, "guidance": [1.0, 2.0]}

@@ -13,7 +13,7 @@ from prfl.estimate.nfe import count_work
 from prfl.factory.backbone import build_architecture
 from prfl.factory.reward import reward_path
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

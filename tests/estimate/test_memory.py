@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import Condition, WanBackbone
+from prfl.backbone import Backbone, Condition
 from prfl.backbone.checkpointing import run_block
 from prfl.config.schema import Config
 from prfl.estimate import memory, phases
@@ -48,7 +48,7 @@ def predicted(config: Config) -> tuple[Memory, dict[str, Part]]:
     return found, {part.name.split(":")[0]: part for part in [*found.fixed, *found.phases]}
 
 
-def kept_bytes(model: WanBackbone, run: Callable[[], Tensor], also: tuple[Tensor, ...] = ()) -> int:
+def kept_bytes(model: Backbone, run: Callable[[], Tensor], also: tuple[Tensor, ...] = ()) -> int:
     """Bytes of the distinct storages that autograd keeps of ``run``, less weights and ``also``."""
     known = [*model.transformer.parameters(), *model.transformer.buffers(), *model.vae.parameters(), *also]
     ours = {tensor.untyped_storage().data_ptr() for tensor in known}
@@ -83,7 +83,7 @@ def kept_bytes(model: WanBackbone, run: Callable[[], Tensor], also: tuple[Tensor
     return sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in ours)
 
 
-def inputs(model: WanBackbone, batch: int = 2) -> tuple[Tensor, Condition]:
+def inputs(model: Backbone, batch: int = 2) -> tuple[Tensor, Condition]:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(batch, *model.latent_shape(17, 32, 32), generator=generator)
     embeds = torch.randn(batch, TOKENS, model.text_width, generator=generator).to(model.dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
@@ -49,7 +49,7 @@ evaluation: {{every: 0}}
     return lambda *overrides: load_config(path, overrides)
 
 
-def counted(config: Config, model: WanBackbone) -> dict[str, int]:
+def counted(config: Config, model: Backbone) -> dict[str, int]:
     return {work.name: work.total for work in count_work(config, model)}
 
 

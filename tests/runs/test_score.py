@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from prfl import cli
-from prfl.backbone import WanBackbone
+from prfl.backbone import Backbone
 from prfl.commands import score
 from prfl.data.cache import build_cache
 from prfl.data.manifest import LabelledVideo, write_manifest
@@ -28,7 +28,7 @@ CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}
 
 
 @pytest.fixture
-def reward(tiny_backbone: WanBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentReward:
+def reward(tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentReward:
     """Saved as ``head``, beside two videos, with a normalisation that would be missed."""
     monkeypatch.chdir(tmp_path)
     for index in range(2):
