@@ -148,6 +148,25 @@ def test_the_mask_is_one_in_all_three_kernels(
         assert_as_good({**ours, "up": grad_x}, torchs, exact)
 
 
+def test_a_small_card_has_fewer_tiles_on_their_way(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """99 KB of shared memory do not hold three of 128 ranks; the numbers are the same."""
+    stages = []
+    kind = type(kernels._down)
+    launch = kind.__getitem__
+
+    def watched(kernel, grid):
+        run = launch(kernel, grid)
+        return lambda *args, num_stages, **more: (stages.append(num_stages), run(*args, num_stages=num_stages, **more))
+
+    monkeypatch.setattr(kind, "__getitem__", watched)
+    x, a = (random(*size, seed=4, dtype=torch.float16, device=device) for size in ((70, 40), (128, 40)))
+    found = []
+    for limit in (227, 99):
+        monkeypatch.setattr(kernels, "_shared", lambda _, limit=limit: limit * 1024)
+        found.append(kernels.down(x, a, torch.tensor(3, device=device), 0.3))
+    assert stages == [3, 2] and torch.equal(*found)
+
+
 def test_a_row_is_masked_by_its_seed(device: str) -> None:
     """Samples that end within a tile: each has the mask that it has alone."""
     seeds = torch.tensor([7, 2**62 + 1, -5], device=device)
