@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -207,6 +208,7 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
     import torch
 
     from prfl.benchmark.measure import Expected, Found, first_run, medians, release, timed
+    from prfl.benchmark.peaks import PEAK, measured_peaks
     from prfl.benchmark.problem import build
     from prfl.benchmark.results import figures
 
@@ -218,40 +220,34 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
         began = time.monotonic()
         try:
             work, found, wanted = first_run(problem, provider, wanted)
-            if here.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
             taken = time.monotonic() - began
-            for _ in range(rounds):
-                if found.seconds and clock.left() < taken:
-                    break
-                found.seconds.append(timed(work, here))
+            with measured_peaks() if here.type == "cuda" else nullcontext(dict[str, int]()) as peaks:
+                for _ in range(rounds):
+                    if found.seconds and clock.left() < taken:
+                        break
+                    found.seconds.append(timed(work, here))
         except Exception as error:  # no room, say: the others may have it
             emit(row=f"{case.name}-{provider}", failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
             release()
             continue
         if here.type == "cuda":
-            found.memory = {"total": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+            found.memory = {"total": peaks[PEAK], "reserved": torch.cuda.memory_reserved()}
         found.parts = medians(work.parts()[-len(found.seconds) :])
         reference = reference or found
         work.forget()
-        info = figures(case, provider, problem, found, reference) | {"predicted": predicted(case, provider)}
+        info = figures(case, provider, problem, found, reference)
+        info |= {"predicted": predicted(case, provider), "measured": peaks}
         emit(row=f"{case.name}-{provider}", extra_info=info)
         release()
 
 
-def predicted(case: Any, provider: str) -> dict[str, float]:
-    """Bytes that ``prfl train --dry-run`` counts for the same config: the training's peak and each of its phases'."""
-    from prfl import build
+def predicted(case: Any, provider: str) -> dict[str, int]:
+    """Bytes that ``prfl train --dry-run`` counts for the same config: at a step's peak and at its phases'."""
     from prfl.benchmark import step_cases
-    from prfl.forecast.memory import predict_memory
+    from prfl.benchmark.peaks import predicted_peaks
 
     chosen = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
-    config = chosen(*case.settings.values(), provider)
-    on_gpu = config.backbone.model_copy(update={"device": "cuda"})
-    config = config.model_copy(update={"backbone": on_gpu})
-    memory = predict_memory(config, build.architecture(config))
-    fixed = sum(part.bytes for part in memory.fixed)
-    return {"peak": memory.training_peak} | {part.name: fixed + part.bytes for part in memory.phases if not part.alone}
+    return predicted_peaks(chosen(*case.settings.values(), provider))
 
 
 # -------------------------------------------------------------------------------------------------------------- tiles
