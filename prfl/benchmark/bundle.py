@@ -72,8 +72,11 @@ def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             said += [f"kernels' tests: {line['summary']}", *(f"  {failed}" for failed in line["failed"])]
         elif line.get("row") == "passed":
             said.append(f"kernels whose tests passed here: {', '.join(line['operations']) or 'none'}")
-        elif "tflops" in line:
-            said.append(f"{line['row']}: {line['tflops']:.3g} TFLOPS{' (chosen)' * bool(line.get('chosen'))}")
+        elif "summary" in line:
+            said.append(f"{line['row']}: {line['summary']}")
+        elif "chosen" in line:
+            rate = f"{line['tflops']:.3g} TFLOPS" if "tflops" in line else f"{line['gb_per_s']:.0f} GB/s"
+            said.append(f"{line['row']}: {rate}{' (in use)' * line['chosen']}")
         elif "failed" in line:
             said.append(f"{line['row']}: {line['failed']}")
         elif "end" in line:

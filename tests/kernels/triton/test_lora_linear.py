@@ -111,6 +111,15 @@ def test_many_chunks_add_up(device: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert kernels._chunks(2, 200, 1) == (64, 4)
 
 
+def test_wider_columns_give_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, low = random(2, 70, 300, dtype=torch.float64, device=device), random(140, 20, seed=1, device=device)
+    parts = norm_of(x, "sample", strided=False)
+    monkeypatch.setattr(kernels, "COLUMNS", 256)
+    for kind, given in (("Normed", parts), ("Gelu", ())):
+        found = kernels.grad_a(low, x, *(given or (None,) * 4), kind, None, 0.0)
+        torch.testing.assert_close(found, low.T @ rebuilt(kind, x, given).flatten(0, 1), rtol=1e-11, atol=1e-11)
+
+
 def mask_of(rows: int, width: int, seed: Tensor, dropout: float, device: str) -> Tensor:
     """What ``down`` keeps: its product with the identity is the mask."""
     ones, identity = torch.ones(rows, width, device=device), torch.eye(width, device=device)
