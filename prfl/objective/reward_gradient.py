@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import Backbone
 from prfl.backbone.weights import holding
 from prfl.data.dataset import LatentDataset
 from prfl.objective.distance import accumulate_distance, velocity_distance
