@@ -19,8 +19,8 @@ from prfl.backbone.condition import pad_to
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY, chain_shift
+from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
-from prfl.objective.scorer import RewardLoss
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout.flow import chain_sigmas

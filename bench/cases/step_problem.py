@@ -24,8 +24,9 @@ from prfl.estimate.memory import reward_tensors
 from prfl.factory.backbone import POLICY
 from prfl.factory.objective import build_reward_gradient
 from prfl.factory.reward import Reward
+from prfl.objective.reused_rollout import ReusedRollout
 from prfl.objective.reward_gradient import RewardGradient
-from prfl.objective.scorer import draw_frames
+from prfl.reward.frames import draw_frames
 from prfl.reward.latent import LatentReward
 from prfl.training.optimizer import adamw, apply
 from prfl.utils.timing import Clock
@@ -169,14 +170,14 @@ def step_work(
     def before() -> None:
         trained.put_back()
         decoding.seconds, decoding.plain = 0.0, plain
-        if objective.reuse:
-            objective.reuse.rolled_at = None
+        if isinstance(objective.rollouts, ReusedRollout):
+            objective.rollouts.rolled_at = None
 
     def forget() -> None:
         trained.forget()
         scored.clear()
-        if objective.reuse:
-            objective.reuse.trajectories.clear()
+        if isinstance(objective.rollouts, ReusedRollout):
+            objective.rollouts.trajectories.clear()
 
     def run(_: Any) -> Outputs | None:
         spent: dict[str, float] = {}
@@ -207,7 +208,7 @@ def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
     """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
     own, seen = objective.score, dict[str, Tensor]()
 
-    def score(latents: Mapping[int, Tensor], *given: Any) -> Any:
+    def score(latents: Mapping[Any, Tensor], *given: Any) -> Any:
         seen.clear()
         seen.update({f"latents {node}": x.detach() for node, x in latents.items()})
         return own(latents, *given)

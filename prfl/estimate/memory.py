@@ -22,7 +22,7 @@ from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
 from prfl.estimate.phases import all_phases, network_call
 from prfl.estimate.rewards import reward_on_meta
-from prfl.estimate.stored_latents import all_plans, earlier_outputs, latents_of, rolled_nodes, stored_rollout
+from prfl.estimate.stored_latents import earlier_outputs, most_kept, most_latents, stored_rollout
 from prfl.factory.backbone import build_schedule, device_kind, policy_adapter_name
 from prfl.factory.reward import Reward
 from prfl.objective import sft
@@ -108,7 +108,7 @@ def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
     hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
     rolled = 0
     if isinstance(config.objective, SteeringConfig):  # all but the end of the rollout, which is wanted first
-        rolled = max(len(rolled_nodes(step_plan, config.rollout.steps)) for step_plan in all_plans(config, model)) - 1
+        rolled = most_kept(config, model) - 1
     return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
 
 
@@ -141,10 +141,7 @@ def fixed_parts(
     part = config.training.batch // config.training.accumulation
     count = 4  # clean, noise and noisy, and what is predicted
     if isinstance(config.objective, SteeringConfig):
-        alive = [
-            latents_of(step_plan, config.rollout.steps, offloads(config)) for step_plan in all_plans(config, model)
-        ]
-        count = max(alive)
+        count = most_latents(config, model, offloads(config))
     latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
     if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build_schedule(config, model))):

@@ -14,10 +14,9 @@ from prfl.estimate.rewards import reads_of_a_score
 from prfl.factory.backbone import build_schedule, cheaper
 from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
-from prfl.objective.choice import StepPlan, exact_nodes, retains_graph, visited
-from prfl.objective.reused_rollout import span
-from prfl.objective.reward_gradient import RewardGradient
-from prfl.rollout.solvers import SolverSchedule
+from prfl.objective.reward_gradient import RewardGradient, retains_graph
+from prfl.rollout.plan import StepPlan
+from prfl.rollout.requirements import requirements
 
 ROLLOUT = "rollout forwards"
 CHEAPER = "rollout forwards, cheaper"
@@ -68,24 +67,23 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
     schedule = build_schedule(config, model)
-    method = build_method(config, schedule)
+    method, rollout = build_method(config, schedule), config.rollout
+    served = rollout.gradients_per_rollout
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
     for step in range(config.training.steps):
         step_plan = method.plan(step)
-        held = retains_graph(model, step_plan)
-        rough = 0
-        if config.rollout.gradients_per_rollout == 1:
-            rolled, rough = _rolled(step_plan, schedule, held, config.rollout.stride)
-        elif step % config.rollout.gradients_per_rollout == 0:
-            served = [method.plan(step + later) for later in range(config.rollout.gradients_per_rollout)]
-            needs = span(served, config.rollout.stride, held)
-            rolled, rough = len(needs.path) - 1, len({*needs.path[:-1]} - needs.latents)
-        else:  # the ends of the trained edges, to be scored
-            rolled = 0 if held else len(step_plan.seeds)
-        rough = 0 if cheaper(config) == EXACT else rough
-        counts += _of_choice(step_plan, rolled - rough, rough, config)
+        retained = retains_graph(model, step_plan)
+
+        # Up to where the reward is read, without gradient.
+        calls, cheap = 0 if retained else len(step_plan.seeds), 0  # the ends of the trained edges of a stored rollout
+        if step % served == 0:
+            plans = [method.plan(later) for later in range(step, step + served)]
+            needs = requirements(plans, schedule, rollout.stride, retained, reused=served > 1)
+            calls, cheap = needs.calls, 0 if cheaper(config) == EXACT else needs.cheaper_calls
+        counts += _of_plan(step_plan, calls - cheap, cheap, config)
         counts[REWARD] += reads * len(step_plan.seeds)
+
         trained = len(step_plan.plan.trains)
         if objective.distance_weight:
             counts += Counter({GRADIENT: trained, DISTANCE: trained})
@@ -94,41 +92,33 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
     return counts
 
 
-def _rolled(step_plan: StepPlan, schedule: SolverSchedule, held: bool, stride: int) -> tuple[int, int]:
-    """Evaluations without gradient up to where the reward is read, and how many of them may be cheaper."""
-    path = visited(step_plan, schedule, held, stride)
-    rolled, last = len(path) - 1, path[-1]
-    if not held:  # clean predictions from where the rollout did not make the output
-        rolled += sum(k >= last for k in step_plan.constants(schedule.steps, held))
-    return rolled, len({*path[:-1]} - exact_nodes(step_plan, path))
-
-
-def _of_choice(step_plan: StepPlan, rolled: int, rough: int, config: Config) -> Counter[str]:
+def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Counter[str]:
+    """calls, cheap: evaluations without gradient, exact and cheaper ones."""
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
-    walked = len(step_plan.plan.recomputed)
+    recomputed = len(step_plan.plan.recomputed)
     both = guidance.gradient == "both"
-    calls = 2 if guided else 1
-    counts = Counter({ROLLOUT: rolled * calls, CHEAPER: rough * calls, GRADIENT: walked * (2 if both else 1)})
+    branches = 2 if guided else 1
+    counts = Counter({ROLLOUT: calls * branches, CHEAPER: cheap * branches, GRADIENT: recomputed * (2 if both else 1)})
     if guided and not both:
-        counts[UNGUIDED] = walked
+        counts[UNGUIDED] = recomputed
     return counts
 
 
 def evaluation_samples(config: Config) -> int:
     """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
-    own, steps = config.evaluation, config.training.steps
+    evaluation, steps = config.evaluation, config.training.steps
     if isinstance(config.objective, PreferenceConfig):
         return 0
-    rounds = 1 + math.ceil(steps / own.every) if own.every else 0
-    known = load_prompts(config.data.prompts)
-    drawn = rounds * samples_of_round(own, len(known.get("validation", [])))
-    if own.final_samples:
-        prompts = len(known["test"][: own.final_samples])
+    rounds = 1 + math.ceil(steps / evaluation.every) if evaluation.every else 0
+    prompts = load_prompts(config.data.prompts)
+    drawn = rounds * samples_of_round(evaluation, len(prompts.get("validation", [])))
+    if evaluation.final_samples:
+        count = len(prompts["test"][: evaluation.final_samples])
         both = 2 if config.backbone.train == "lora" else 1
-        drawn += both * prompts * (own.final_samples // prompts)
+        drawn += both * count * (evaluation.final_samples // count)
     return drawn
 
 
-def samples_of_round(own: EvaluationConfig, validation: int) -> int:
-    return min(own.prompts_per_round, validation) * own.samples_per_prompt
+def samples_of_round(evaluation: EvaluationConfig, validation: int) -> int:
+    return min(evaluation.prompts_per_round, validation) * evaluation.samples_per_prompt

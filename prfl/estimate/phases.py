@@ -23,10 +23,11 @@ from prfl.factory.data import has_clips
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
 from prfl.factory.reward import Reward
-from prfl.objective.choice import retains_graph
-from prfl.objective.scorer import PixelScorer, decode_frames
+from prfl.objective.reward_gradient import retains_graph
 from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward
+from prfl.reward.scorer import PixelScorer
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import Network
 

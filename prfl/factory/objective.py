@@ -25,7 +25,9 @@ from prfl.factory.backbone import POLICY, build_schedule, chain_shift, cheaper, 
 from prfl.factory.data import Dataset, load_prompts
 from prfl.factory.reward import Reward, TrainableReward
 from prfl.objective import Objective
+from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.base import Method
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.draft_lv import DraftLv
 from prfl.objective.methods.drtune import DrTune
@@ -33,13 +35,15 @@ from prfl.objective.methods.instructvideo import InstructVideo
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
-from prfl.objective.preference import PixelPreference, Preference
-from prfl.objective.reused_rollout import ReusedRollout
-from prfl.objective.reward_gradient import Guidance, Method, RewardGradient
-from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
+from prfl.objective.pixel_preference import PixelPreference
+from prfl.objective.preference import Preference
+from prfl.objective.reused_rollout import FreshRollout, ReusedRollout
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.sft import Sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
+from prfl.reward.scorer import LatentScorer, PixelScorer
+from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
 from prfl.utils.errors import PrflError, located
@@ -98,13 +102,13 @@ def build_method(config: Config, schedule: SolverSchedule) -> Method:
         case ReflConfig():
             return Prfl(schedule, seed, handoff="clean", steps_range=own.steps_range)
         case VaderConfig():
-            return Vader(schedule, last_steps=own.last_steps)
+            return Vader(schedule, seed, last_steps=own.last_steps)
         case FullChainConfig():
-            return Vader(schedule, last_steps=schedule.steps)
+            return Vader(schedule, seed, last_steps=schedule.steps)
         case AlignPropConfig():
             return AlignProp(schedule, seed, last_steps=own.last_steps)
         case DraftLvConfig():
-            return DraftLv(schedule, copies=own.copies)
+            return DraftLv(schedule, seed, copies=own.copies)
         case DrTuneConfig():
             return DrTune(
                 schedule, seed, trained_steps=own.trained_steps, spacing=own.spacing, early_stop=own.early_stop
@@ -112,7 +116,7 @@ def build_method(config: Config, schedule: SolverSchedule) -> Method:
         case LeapAlignConfig():
             return LeapAlign(schedule, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
         case InstructVideoConfig():
-            return InstructVideo(schedule, inner_node(own.start, schedule.steps), last_steps=own.last_steps)
+            return InstructVideo(schedule, seed, inner_node(own.start, schedule.steps), last_steps=own.last_steps)
         case DenseProcessConfig():
             return DenseProcess(
                 schedule, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,
@@ -121,11 +125,11 @@ def build_method(config: Config, schedule: SolverSchedule) -> Method:
     raise AssertionError(f"objective {own.name} follows no reward")
 
 
-def build_reuse(config: Config) -> ReusedRollout | None:
-    own = config.rollout
-    if own.gradients_per_rollout == 1:
-        return None
-    return ReusedRollout(own.gradients_per_rollout, config.training.batch, own.drift_limit)
+def build_rollouts(config: Config) -> FreshRollout | ReusedRollout:
+    rollout = config.rollout
+    if rollout.gradients_per_rollout == 1:
+        return FreshRollout()
+    return ReusedRollout(rollout.gradients_per_rollout, config.training.batch, rollout.drift_limit)
 
 
 def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScorer | PixelScorer:
@@ -168,7 +172,6 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         ),
         load_prompts(config.data.prompts)["train"],
         latent_shape,
-        config.seed,
         adapter=POLICY,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=own.distance_weight,
@@ -176,7 +179,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         clips=starts,
         reward_batch=scores.batch,
         stride=config.rollout.stride,
-        reuse=build_reuse(config),
+        rollouts=build_rollouts(config),
         cheaper=cheaper(config),
         expected=drawn_prompts(config),
     )

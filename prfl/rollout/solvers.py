@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from prfl.utils.errors import PrflError
+
+Evaluation = TypeVar("Evaluation")  # what a network evaluation is named by: its step, or a node of a plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +203,8 @@ def renoised(
 def combine(
     latents: Float[Tensor, "*shape"],
     a: float,
-    b: Mapping[int, float],
-    outputs: Mapping[int, Tensor],
+    b: Mapping[Evaluation, float],
+    outputs: Mapping[Evaluation, Tensor],
     c: float = 0.0,
     noise: Tensor | None = None,
 ) -> Float[Tensor, "*shape"]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prfl.rollout.plan import Evaluated, Node, Renoised
 from prfl.rollout.solvers import SolverSchedule, combine, leap
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore, Parked
@@ -32,7 +33,7 @@ class Trajectory:
     """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None where it was not kept.
 
     outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
-    beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
+    renoised: latents beside the chain that x[N] was noised to.
     cached: the share of the rollout's evaluations that a step cache skipped; None without one.
     """
 
@@ -40,22 +41,26 @@ class Trajectory:
     schedule: SolverSchedule
     noises: Noises | None = None
     store: HostStore | None = None
-    outputs: Mapping[int, Tensor] = field(default_factory=dict)
-    beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
+    outputs: Mapping[Evaluated, Tensor] = field(default_factory=dict)
+    renoised: Mapping[Renoised, Tensor] = field(default_factory=dict)
     cached: float | None = None
 
-    def at(self, node: int) -> Tensor:
+    def has(self, node: Node) -> TypeGuard[int]:
+        """Whether the rollout kept x[node]."""
+        return isinstance(node, int) and self.latents[node] is not None
+
+    def at(self, node: Evaluated) -> Tensor:
         """x[node]; it must have been kept."""
-        latents = self.beside[node][1] if node in self.beside else self.latents[node]
+        latents = self.renoised[node] if isinstance(node, Renoised) else self.latents[node]
         assert latents is not None, f"the rollout did not keep the latents of node {node}"
         if isinstance(latents, Tensor):
             return latents
         assert self.store is not None
         return self.store.take(latents)
 
-    def sigma(self, node: int, like: Tensor) -> Float[Tensor, ""]:
+    def sigma(self, node: Evaluated, like: Tensor) -> Float[Tensor, ""]:
         """The noise level of x[node], as ``sigma_at`` gives it."""
-        return sigma_at(self.schedule, self.beside[node][0] if node in self.beside else node, like)
+        return sigma_at(self.schedule, node.i if isinstance(node, Renoised) else node, like)
 
 
 def sigma_at(schedule: SolverSchedule, node: int, like: Tensor) -> Float[Tensor, ""]:
@@ -73,8 +78,8 @@ def rollout(
     last: int | None = None,
     visits: Collection[int] | None = None,
     noises: Noises | None = None,
-    keep: Literal["all"] | Set[int] = "all",
-    keep_outputs: Set[int] = frozenset(),
+    keep: Literal["all"] | Set[Node] = "all",
+    keep_outputs: Set[Evaluated] = frozenset(),
     store: HostStore | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
     at: Callable[[int], AbstractContextManager] | None = None,
@@ -115,22 +120,12 @@ def rollout(
     if store is not None:
         store.settle()
     latents[last] = x
-    return Trajectory(latents, schedule, noises, store, outputs)
+    return Trajectory(latents, schedule, noises, store, {k: output for k, output in outputs.items()})
 
 
 def parked(x: Tensor, store: HostStore) -> Parked:
     store.new_group()  # of its own: a walk takes one after another
     return store.put(x)
-
-
-def coarse(needed: Collection[int], stride: int) -> list[int]:
-    """The nodes to visit on a coarse way through all that are needed: from each of them back, every ``stride``-th.
-
-    What is left over is the first step of each stretch: the steps next to a needed node are alike.
-    """
-    nodes = sorted(needed)
-    between = {node for low, high in pairwise(nodes) for node in range(high, low, -stride)}
-    return sorted({nodes[0]} | between)
 
 
 def _check_leaps(schedule: SolverSchedule, path: list[int]) -> None:

@@ -91,8 +91,8 @@ def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
         tensors["optimizer"] |= {f"{names[index]}/{name}": value for name, value in moments.items()}
     if state.ema:
         tensors["ema"] = dict(state.ema.average)
-    if state.objective and (carried := state.objective.carried()):
-        tensors["objective"] = carried
+    if state.objective and (of_objective := state.objective.state_dict()):
+        tensors["objective"] = of_objective
     return tensors
 
 
@@ -183,12 +183,12 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
     fix = damaged_fix(path)
     weights, moments = (read_tensors(path / f"{name}.safetensors", fix) for name in ("weights", "optimizer"))
     average = read_tensors(path / "ema.safetensors", fix) if state.ema else {}
-    carried = "objective.safetensors"
-    carries = read_tensors(path / carried, fix) if carried in facts["files"] else {}
+    name = "objective.safetensors"
+    of_objective = read_tensors(path / name, fix) if name in facts["files"] else {}
     check_names(path, weights, state.parameters)
     check_moments(path, moments, state.parameters)
-    if state.objective and carries:
-        state.objective.restore(carries)
+    if state.objective and of_objective:
+        state.objective.load_state_dict(of_objective)
     if state.ema:
         check_names(path, average, state.parameters)
         state.ema.load(average, facts["ema_updates"])

@@ -293,7 +293,7 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
         guards.check_finite(objective, trainer.run.path, step, indices, numbers, accelerator.process_index)
         state.changing = True
         if isinstance(objective, Stateful):  # not before: a failed step is described as it was
-            objective.observe(metrics)
+            objective.after_step(metrics)
         rate = learning_rate(
             step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
         )

@@ -24,7 +24,7 @@ from prfl.estimate.rewards import reward_on_meta
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_schedule, cheaper
 from prfl.factory.objective import build_method, build_scorer
 from prfl.objective.reused_rollout import ReusedRollout
-from prfl.objective.scorer import decode_frames
+from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.rollout.guidance import guided_network

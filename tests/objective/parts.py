@@ -6,10 +6,11 @@ import torch
 
 from prfl.backbone import Backbone, Condition
 from prfl.data.dataset import LatentDataset
+from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
-from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
 from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.reward.scorer import LatentScorer, PixelScorer
 from tests.conftest import TEXT_WIDTH
 
 PROMPTS = ["a red circle moves left", "a blue square", "a green triangle moves up quickly"]
@@ -60,12 +61,12 @@ def clips(shape: tuple[int, ...], conditions: dict[str, Condition]) -> LatentDat
 
 def latent_objective(backbone, method, *, own_adapter=True, loss=LOSS, **more) -> RewardGradient:
     scorer = LatentScorer(latent_reward(backbone, own_adapter))
-    return RewardGradient(backbone, method, scorer, loss, PROMPTS, SHAPE, seed=0, **more)
+    return RewardGradient(backbone, method, scorer, loss, PROMPTS, SHAPE, **more)
 
 
 def pixel_objective(backbone, method, *, frames="all", loss=LOSS, **more) -> RewardGradient:
     scorer = PixelScorer(pixel_reward(), backbone, seed=0, frames=frames)
-    return RewardGradient(backbone, method, scorer, loss, PROMPTS, SHAPE, seed=0, **more)
+    return RewardGradient(backbone, method, scorer, loss, PROMPTS, SHAPE, **more)
 
 
 def take_gradients(objective) -> dict[str, torch.Tensor]:

@@ -16,7 +16,10 @@ from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Guidance, RewardGradient
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.rollout import requirements
+from prfl.rollout.guidance import Guidance
+from prfl.rollout.plan import Clean
 from prfl.rollout.solvers import unipc
 from prfl.rollout.trajectory import Trajectory, rollout
 from tests.objective import naive
@@ -26,7 +29,6 @@ from tests.objective.test_reuse import SPAN, indices_of, learn, reusing
 from tests.objective.toy import ToyBackbone, toy_objective
 
 ROUGH = Cheaper(products="float8")
-CLEAN = range(STEPS + 1, 2 * STEPS + 1)  # the clean predictions
 
 
 class RoughBackbone(ToyBackbone):
@@ -72,10 +74,9 @@ def roughened(objective: RewardGradient) -> RewardGradient:
 def exact_at(method: object, step: int) -> set[int]:
     """The nodes that are trained, or passed through, and those that lead to what is scored."""
     step_plan = method.plan(step)
-    nodes = {node for node in step_plan.plan.recomputed if node <= STEPS}
-    return nodes | {
-        STEPS - 1 if node == STEPS else node - STEPS - 1 for node in step_plan.seeds if node in (STEPS, *CLEAN)
-    }
+    nodes = {node for node in step_plan.plan.recomputed if isinstance(node, int)}
+    jumps = {node.source for node in step_plan.seeds if isinstance(node, Clean) and isinstance(node.source, int)}
+    return nodes | jumps | ({STEPS - 1} if STEPS in step_plan.seeds else set())
 
 
 def rough_world(objective: RewardGradient, step: int) -> naive.World:
@@ -118,7 +119,7 @@ SPOILT = {
 @pytest.mark.parametrize("name", SPOILT)
 def test_the_comparison_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, method = SPOILT[name]
-    monkeypatch.setattr(reward_gradient, "exact_nodes", nodes)
+    monkeypatch.setattr(requirements, "exact_nodes", nodes)
     with pytest.raises(AssertionError, match="not close"):
         test_the_gradient_is_the_exact_networks_where_the_cheaper_led(method, "none")
 
@@ -126,7 +127,7 @@ def test_the_comparison_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_multistep_solvers_earlier_outputs_are_part_of_the_state() -> None:
     """UniPC's last step has cheaper outputs as constants, those that its states were made of."""
     solver = unipc(CHAIN.sigmas)
-    objective = roughened(toy_objective(Vader(solver, 1)))
+    objective = roughened(toy_objective(Vader(solver, 0, 1)))
     _, condition, x = objective.draw(0, INDICES)
     backbone, outputs = objective.backbone, {}
     for i in range(STEPS):
@@ -163,7 +164,7 @@ def test_a_reused_rollouts_drift_is_the_policys_and_not_the_roundings(method: ob
 # ------------------------------------------------------------------------------------------------- the tiny network
 
 WAYS = [Cheaper("float8", "int8"), Cheaper(cache=0.3), Cheaper("float8", "int8", 0.3)]
-LAST = Vader(CHAIN, 1)
+LAST = Vader(CHAIN, 0, 1)
 
 
 def test_without_options_nothing_changes_bit_for_bit(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +235,7 @@ def test_a_resumed_run_makes_the_same_cheaper_rollout_again() -> None:
     """With the weights that the policy had when it was made; its share of skipped steps was told then."""
     runs = [roughened(reusing(LATE[0])) for _ in range(2)]
     runs[0].accumulate(0, indices_of(0))
-    runs[1].restore(runs[0].carried())
+    runs[1].load_state_dict(runs[0].state_dict())
     for objective in runs:
         take_gradients(objective)
         learn(objective)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.base import Method
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reward_gradient import Method
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.plan import clean_node
+from prfl.rollout.plan import Clean
 from prfl.rollout.solvers import euler
 
 CHAIN = euler(chain_sigmas(5, 3.0))
@@ -33,8 +33,8 @@ def test_drtune_spreads_its_steps() -> None:
     assert len(anywhere) > 30 and {k for steps in anywhere for k in steps} == set(range(10))
     assert trained(DrTune(ten, 0, 10), 0) == set(range(10))
     early = [DrTune(ten, 0, 3, early_stop=0.4).plan(step) for step in range(60)]
-    assert {step_plan.node for step_plan in early} == {clean_node(ten, m) for m in (6, 7, 8, 9)}
-    assert all(max(step_plan.plan.trains) <= step_plan.node - 11 for step_plan in early)
+    assert {step_plan.node for step_plan in early} == {Clean(m) for m in (6, 7, 8, 9)}
+    assert all(max(step_plan.plan.trains) <= step_plan.node.source for step_plan in early)
 
 
 def test_leapalign_draws_any_two_steps() -> None:

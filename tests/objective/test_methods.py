@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.base import Method
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.draft_lv import DraftLv
 from prfl.objective.methods.drtune import DrTune
@@ -19,10 +20,10 @@ from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.steps import starts_from_data
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Method, RewardGradient
-from prfl.objective.scorer import draw_frames
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.reward.frames import draw_frames
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.plan import last_steps, unit_steps
+from prfl.rollout.plan import Clean, Node, Renoised, StepPlan, last_steps, unit_steps
 from prfl.rollout.solvers import euler
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
@@ -85,16 +86,16 @@ METHODS: dict[str, tuple[Method, Callable]] = {
     "prfl, from data": (Prfl(CHAIN, 0, from_data=0.6), prfl),
     "refl": (Prfl(CHAIN, 0, handoff="clean", steps_range=(0.4, 1.0)), prfl),
     "refl, from data": (Prfl(CHAIN, 0, handoff="clean", from_data=1.0), prfl),
-    "draft_k": (Vader(CHAIN, 3), lambda w, own, step: naive.truncated(w, 3)),
-    "full_chain": (Vader(CHAIN, STEPS), lambda w, own, step: naive.truncated(w, STEPS)),
+    "draft_k": (Vader(CHAIN, 0, 3), lambda w, own, step: naive.truncated(w, 3)),
+    "full_chain": (Vader(CHAIN, 0, STEPS), lambda w, own, step: naive.truncated(w, STEPS)),
     "alignprop": (AlignProp(CHAIN, 0), lambda w, own, step: naive.truncated(w, len(trained(own, step)))),
-    "draft_lv": (DraftLv(CHAIN, 2), draft_lv),
+    "draft_lv": (DraftLv(CHAIN, 0, 2), draft_lv),
     "drtune": (DrTune(CHAIN, 0, 2), drtune),
     "drtune, random, early stop": (DrTune(CHAIN, 0, 2, spacing="random", early_stop=0.6), drtune),
     "leapalign": (LeapAlign(CHAIN, 0), leapalign),
     "leapalign, high floor": (LeapAlign(CHAIN, 1, alpha=0.6, similarity_floor=0.7), leapalign),
     "leapalign, no weights": (LeapAlign(CHAIN, 2, similarity_floor=None), leapalign),
-    "instructvideo": (InstructVideo(CHAIN, 2, last_steps=2), lambda w, own, step: naive.truncated(w, 2, first=2)),
+    "instructvideo": (InstructVideo(CHAIN, 0, 2, last_steps=2), lambda w, own, step: naive.truncated(w, 2, first=2)),
     "dense_process": (DenseProcess(CHAIN, 0, rewards=3), dense),
     "dense_process, from data": (DenseProcess(CHAIN, 0, rewards=3, from_data=0.6), dense),
     "dense_process, exact": (DenseProcess(CHAIN, 1, rewards=2, beta=1.0), dense),
@@ -109,10 +110,10 @@ METHODS: dict[str, tuple[Method, Callable]] = {
 def start_of(objective: RewardGradient, step: int) -> Tensor:
     """What the chain starts from, without ``RewardGradient.draw``."""
     first, shape = objective.method.plan(step).first, objective.latent_shape
-    noise = rng.normal(shape, 0, "start", step, INDICES)
+    noise = rng.normal(shape, objective.seed, "start", step, INDICES)
     if first == 0:
         return noise
-    order = rng.permutation(3, 0, "order/clips", 1)
+    order = rng.permutation(3, objective.seed, "order/clips", 1)
     clean = torch.stack([objective.clips.latents[order[index % 3]] for index in INDICES])
     sigma = float(CHAIN.sigmas[first])
     return (1 - sigma) * clean + sigma * noise
@@ -124,7 +125,7 @@ def start_of(objective: RewardGradient, step: int) -> Tensor:
 def toy_world(objective: RewardGradient, step: int) -> naive.World:
     prompts, condition, _ = objective.draw(step, INDICES)
     if objective.method.plan(step).first:
-        order = rng.permutation(3, 0, "order/clips", 1)
+        order = rng.permutation(3, objective.seed, "order/clips", 1)
         assert prompts == [PROMPTS[::-1][order[index % 3]] for index in INDICES], "a clip goes with its own prompt"
     return naive.World(
         start_of(objective, step).double(),
@@ -164,6 +165,21 @@ def test_the_batch_in_two_halves_is_the_batch(name: str) -> None:
         torch.testing.assert_close(gradient / 2, whole[key], rtol=1e-9, atol=1e-11)
 
 
+def renoised_to(step_plan: StepPlan, i: int) -> StepPlan:
+    def moved(node: Node) -> Node:
+        if isinstance(node, Clean):
+            return Clean(moved(node.source))
+        return replace(node, i=i) if isinstance(node, Renoised) else node
+
+    plan, edges = step_plan.plan, []
+    for edge in plan.edges:
+        b = {moved(k): factor for k, factor in edge.b.items()}
+        edges.append(replace(edge, source=moved(edge.source), target=moved(edge.target), b=b))
+    beta = {moved(k): share for k, share in plan.beta.items()}
+    plan = replace(plan, edges=edges, trains=frozenset(map(moved, plan.trains)), beta=beta)
+    return replace(step_plan, plan=plan, seeds={moved(node): share for node, share in step_plan.seeds.items()})
+
+
 PLANTED = {
     "another beta": ("leapalign", lambda c: replace(c, plan=replace(c.plan, beta=dict.fromkeys(c.plan.beta, 0.5)))),
     "no weights": ("leapalign", lambda c: replace(c, similarity=None)),
@@ -176,7 +192,7 @@ PLANTED = {
         lambda c: replace(c, plan=replace(c.plan, edges=[replace(edge, through=1.0) for edge in c.plan.edges])),
     ),
     "a chain from noise": ("prfl, from data", lambda c: replace(c, first=0)),
-    "another level of the new noise": ("draft_lv", lambda c: replace(c, noised=dict.fromkeys(c.noised, STEPS - 2))),
+    "another level of the new noise": ("draft_lv", lambda c: renoised_to(c, STEPS - 2)),
 }  # fmt: skip
 
 
@@ -243,7 +259,7 @@ def test_equals_the_naive_loop_on_wan(tiny_backbone: Backbone, name: str, space:
 
 def test_frames_that_are_scored_one_by_one(tiny_backbone: Backbone) -> None:
     """InstructVideo's segments and temporal weights, through the decoder."""
-    method = InstructVideo(CHAIN, 3)
+    method = InstructVideo(CHAIN, 0, 3)
     objective = wan_objective(tiny_backbone, method, "pixel", frames=2)
     objective.scorer = replace(objective.scorer, temporal_decay=0.5)
     chosen = draw_frames(3, 2, seed=0, step=1)
@@ -323,7 +339,7 @@ def test_unit_step_weight_scales_each_steps_own_gradient(name: str) -> None:
 
 
 def test_chains_from_data_need_clips() -> None:
-    objective = toy_objective(InstructVideo(CHAIN, 2))
+    objective = toy_objective(InstructVideo(CHAIN, 0, 2))
     objective.clips = None
     with pytest.raises(PrflError, match="start from clips of the data"):
         objective.accumulate(0, INDICES)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reward_gradient import Guidance
-from prfl.objective.scorer import RewardLoss
 from prfl.reward import total
 from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import euler
 from prfl.utils.errors import PrflError
 from tests.objective.parts import (
@@ -123,7 +123,7 @@ def test_unit_step_weight_scales_the_whole_gradient(tiny_backbone):
 def test_the_clean_handoff_scores_the_clean_prediction(tiny_backbone, checkpointing):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0, handoff="clean"))
     step = 1
-    m = objective.method.plan(step).node - CHAIN.steps - 1
+    m = objective.method.plan(step).node.source
     x, condition = joint_graph_chain(objective, step, INDICES, 99, m)
     with tiny_backbone.adapter("policy"):
         clean = x - CHAIN.sigmas[m].float() * tiny_backbone.velocity(x, CHAIN.sigmas[m].float(), condition)
@@ -200,7 +200,7 @@ def test_a_reward_without_gradient_is_refused(tiny_backbone, monkeypatch):
 
 def latent_objective_again(objective):
     return type(objective)(
-        objective.backbone, objective.method, objective.scorer, LOSS, PROMPTS, objective.latent_shape, seed=0
+        objective.backbone, objective.method, objective.scorer, LOSS, PROMPTS, objective.latent_shape
     )
 
 

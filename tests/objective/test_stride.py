@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prfl.objective import step_plan as choice_of
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
+from prfl.rollout import requirements
 from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.requirements import coarse
 from prfl.rollout.solvers import ddim, euler, flow_sde, unipc
-from prfl.rollout.trajectory import coarse
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.objective import naive
@@ -51,7 +51,7 @@ CASES = {
     "refl": (
         Prfl(CHAIN, 0, handoff="clean"), lambda t: {*t}, lambda w, at, t, own: one(w, at[min(t)], own), lambda t: 2,
     ),
-    "draft_k": (Vader(CHAIN, 2), lambda t: {7, 8, 9}, lambda w, at, t, own: naive.truncated(w, 2), len),
+    "draft_k": (Vader(CHAIN, 0, 2), lambda t: {7, 8, 9}, lambda w, at, t, own: naive.truncated(w, 2), len),
     "drtune": (
         DrTune(CHAIN, 0, 2), lambda t: {*t, *(k + 1 for k in t), 9},
         lambda w, at, t, own: naive.stopped_inputs(w, sorted(at[k] for k in t), None), len,
@@ -88,7 +88,7 @@ def test_equals_a_plain_loop_over_the_visited_nodes(name: str, stride: int, chec
         trained = method.plan(step).plan.trains
         path = way_back(set(needed(trained)), stride)
         _, condition, start = objective.draw(step, INDICES)
-        assert torch.equal(start, rng.normal((3, 1, 1, 1), 0, "start", step, INDICES).double())
+        assert torch.equal(start, rng.normal((3, 1, 1, 1), method.seed, "start", step, INDICES).double())
         world = naive.World(
             start,
             CHAIN.sigmas[path] if path[-1] == STEPS else torch.cat([CHAIN.sigmas[path], torch.zeros(1)]),
@@ -108,14 +108,7 @@ def test_equals_a_plain_loop_over_the_visited_nodes(name: str, stride: int, chec
 
 def test_the_comparison_catches_a_trained_step_that_is_leapt_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were only the starts of trained steps hit, the leap from one would not be the step that the plan trains."""
-    monkeypatch.setattr(
-        reward_gradient,
-        "visited",
-        lambda step_plan, chain, held, stride: coarse(
-            {0, choice_of.last_rolled(step_plan, chain, held), *step_plan.kept(chain.steps, held), *step_plan.seeds},
-            stride,
-        ),
-    )
+    monkeypatch.setattr(requirements, "trained_ends", lambda step_plan: frozenset())
     with pytest.raises(AssertionError, match="not close"):
         test_equals_a_plain_loop_over_the_visited_nodes("drtune", 3, "none")
 

@@ -16,15 +16,18 @@ from prfl.rollout.adjoint import retain_graph, target_latents
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.plan import (
+    Clean,
+    Node,
     Plan,
     chain_plan,
     clean_jump,
-    clean_node,
     full_chain,
     jump_edge,
     last_steps,
     leap_edge,
+    node_number,
     one_step,
+    order,
     step_edge,
     unit_steps,
 )
@@ -56,12 +59,13 @@ SOLVERS = {
 }
 
 
-def reward(node: int, latents: Tensor) -> Tensor:
+def reward(node: Node, latents: Tensor) -> Tensor:
     """Another nonlinear scalar at each node."""
+    node = node_number(node, STEPS)
     return torch.sin(latents * (node + 1) + node).sum() + (latents**2).sum() / (node + 1)
 
 
-def seed_of(node: int, latents: Tensor) -> Tensor:
+def seed_of(node: Node, latents: Tensor) -> Tensor:
     leaf = latents.detach().requires_grad_()
     return torch.autograd.grad(reward(node, leaf), leaf)[0]
 
@@ -85,7 +89,7 @@ def two_phase(toy, trajectory, conditions, plan: Plan, nodes, **guidance) -> lis
     edge_to = {edge.target: edge for edge in plan.edges}
     seeds = {
         node: seed_of(
-            node, trajectory.at(node) if node <= STEPS else target_latents(network, trajectory, edge_to[node])
+            node, trajectory.at(node) if isinstance(node, int) else target_latents(network, trajectory, edge_to[node])
         )
         for node in nodes
     }
@@ -106,12 +110,12 @@ def joint_graph(toy, trajectory, conditions, plan: Plan, nodes, **guidance) -> l
         return guided_network(call, *conditions, **guidance)(mixed, trajectory.schedule.sigmas[k])
 
     x = {node: trajectory.at(node) for node in range(STEPS + 1)}
-    for edge in sorted(plan.edges, key=lambda edge: edge.target):
+    for edge in sorted(plan.edges, key=lambda edge: order(edge.target)):
         source = edge.through * x[edge.source] + (1 - edge.through) * x[edge.source].detach()
         value = edge.a * source + sum(b * evaluate(k, x[k]) for k, b in edge.b.items())
         if edge.c:
             value = value + edge.c * trajectory.noises[edge.source]
-        if edge.target <= STEPS:  # straight-through: the chain's own value, the edge's gradient
+        if isinstance(edge.target, int):  # straight-through: the chain's own value, the edge's gradient
             value = value + (trajectory.at(edge.target) - value).detach()
         x[edge.target] = value
     loss = torch.stack([reward(node, x[node]) for node in nodes]).sum()
@@ -142,7 +146,7 @@ def random_plan(schedule: SolverSchedule, seed: int) -> tuple[Plan, list[int]]:
         beta = {k: dice.choice([0.0, 1.0, 0.3]) for k in evaluations}
         weight = {k: dice.uniform(0.1, 5) for k in evaluations if dice.random() < 0.5}
         plan = Plan(tuple(edges), trains, beta, weight)
-        nodes = [node for node in sorted(plan.useful_nodes) if dice.random() < 0.6]
+        nodes = [node for node in sorted(plan.useful_nodes, key=order) if dice.random() < 0.6]
         if nodes:
             return plan, nodes
 
@@ -161,7 +165,7 @@ def test_random_plans(toy, start, conditions, solver, gradient, scale, seed):
 def test_random_plans_are_varied():
     """The test above is worth something: plans hold leaps, jumps, all betas, several seeds, untrained evaluations."""
     drawn = [random_plan(SOLVERS["euler"], seed) for seed in range(8)]
-    spans = {edge.target - edge.source for plan, _ in drawn for edge in plan.edges}
+    spans = {node_number(edge.target, STEPS) - edge.source for plan, _ in drawn for edge in plan.edges}
     assert {1, 2, 3} <= spans and max(spans) > STEPS
     assert {beta for plan, _ in drawn for beta in plan.beta.values()} == {0.0, 1.0, 0.3}
     assert {edge.through for plan, _ in drawn for edge in plan.edges} == {0.0, 1.0, 0.3}
@@ -300,7 +304,7 @@ def test_prfl_is_one_step_with_its_seed_at_the_next_node(toy, start, conditions)
 def test_refl_jumps_to_the_clean_prediction(toy, start, conditions):
     schedule, m = SOLVERS["euler"], 4
     trajectory = roll(toy, start, conditions, schedule)
-    x, node = trajectory.at(m), clean_node(schedule, m)
+    x, node = trajectory.at(m), Clean(m)
     loss = reward(node, x - SIGMAS[m] * toy(x, SIGMAS[m], conditions[0]))
     wanted = list(torch.autograd.grad(loss, list(toy.parameters())))
     assert_same(two_phase(toy, trajectory, conditions, clean_jump(schedule, m), [node]), wanted)
@@ -431,7 +435,7 @@ def test_a_held_edge_saves_the_second_forward(toy, start, conditions, solver, ju
     trajectory = roll(toy, start, conditions, schedule)
     network, parameters = guided_network(toy, conditions[0]), list(toy.parameters())
     plan = unit_steps(schedule, (clean_jump if jump else one_step)(schedule, m))
-    node = clean_node(schedule, m) if jump else m + 1
+    node = Clean(m) if jump else m + 1
     wanted = two_phase(toy, trajectory, conditions, plan, [node])
     toy.zero_grad()
     toy.calls = 0

@@ -5,15 +5,16 @@ import torch
 
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.plan import (
+    Clean,
     Edge,
     Plan,
     chain_plan,
     clean_jump,
-    clean_node,
     full_chain,
     jump_edge,
     last_steps,
     leap_edge,
+    node_number,
     one_step,
     step_edge,
 )
@@ -22,7 +23,7 @@ from prfl.rollout.solvers import euler
 CHAIN = euler(chain_sigmas(6, 3.0))
 
 
-def ends(plan: Plan) -> list[tuple[int, int]]:
+def ends(plan: Plan) -> list[tuple]:
     return [(edge.source, edge.target) for edge in plan.edges]
 
 
@@ -30,7 +31,7 @@ def test_named_plans():
     assert ends(one_step(CHAIN, 2)) == [(2, 3)] and one_step(CHAIN, 2).trains == {2}
     assert ends(last_steps(CHAIN, 2)) == [(4, 5), (5, 6)] and last_steps(CHAIN, 2).trains == {4, 5}
     assert len(full_chain(CHAIN).edges) == 6 and set(full_chain(CHAIN).beta.values()) == {1.0}
-    assert ends(clean_jump(CHAIN, 3)) == [(3, 10)] and clean_node(CHAIN, 3) == 10
+    assert ends(clean_jump(CHAIN, 3)) == [(3, Clean(3))] and node_number(Clean(3), 6) == 10
     sparse = chain_plan(CHAIN, {1, 4}, beta=0.0)
     assert ends(sparse) == [(i, i + 1) for i in range(1, 6)] and sparse.trains == {1, 4}
 

@@ -1,14 +1,15 @@
 """AlignProp (arXiv 2310.03739): as DRaFT-K, with K drawn anew for each batch, so that no depth is favoured.
 
 Never the whole chain: K ~ U{1 .. N - 1} unless a range is given.  (The official code cuts 50 steps at normal(42, 5).)
+
+As a plain loop: tests/objective/naive.py: truncated
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.choice import StepPlan
-from prfl.rollout.plan import last_steps
+from prfl.rollout.plan import StepPlan, last_steps
 from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 

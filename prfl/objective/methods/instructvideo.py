@@ -3,15 +3,16 @@
     x[first] = (1 - sigma[first]) clip + sigma[first] noise;    x[N] by the rest of the chain;    L = loss(r(x[N]))
 
 The paper leaves 40 % of the chain out and has K = 1.  Its reward reads one frame of each of four segments, weighted
-towards the clip's middle: ``scorer.PixelScorer``.
+towards the clip's middle: ``reward.scorer.PixelScorer``.
+
+As a plain loop: tests/objective/naive.py: truncated, with ``first``
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.choice import StepPlan
-from prfl.rollout.plan import last_steps
+from prfl.rollout.plan import StepPlan, last_steps
 from prfl.rollout.solvers import SolverSchedule
 
 
@@ -20,6 +21,7 @@ class InstructVideo:
     """first: the node that the chain starts at, from 1 to N - 1.  last_steps: K, no more than N - first."""
 
     schedule: SolverSchedule
+    seed: int
     first: int
     last_steps: int = 1
 

@@ -7,6 +7,8 @@ With the clean hand-off, L = loss(r(x[m] - sigma[m] v(x[m], sigma[m]), 0)), and 
 
 Ours: in a share ``from_data`` of the optimizer steps, x[m] = (1 - sigma[m]) clip + sigma[m] noise instead of a rollout:
 what is left is the step itself.
+
+As a plain loop: tests/objective/naive.py: one_step; with the clean hand-off one_prediction
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prfl.objective.choice import StepPlan
 from prfl.objective.methods.steps import behind_noise, starts_from_data, steps_in
-from prfl.rollout.plan import clean_jump, clean_node, one_step
+from prfl.rollout.plan import Clean, StepPlan, clean_jump, one_step
 from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
@@ -47,9 +48,9 @@ class Prfl:
 
     def plan(self, step: int) -> StepPlan:
         from_data = starts_from_data(self.from_data, self.seed, step)
-        among = behind_noise(self.candidates) if from_data else self.candidates
-        m = among[rng.integer(len(among), self.seed, "prfl/step", step)]
+        steps = behind_noise(self.candidates) if from_data else self.candidates
+        m = steps[rng.integer(len(steps), self.seed, "prfl/step", step)]
         first = m if from_data else 0
         if self.handoff == "clean":
-            return StepPlan(clean_jump(self.schedule, m), {clean_node(self.schedule, m): 1.0}, first)
+            return StepPlan(clean_jump(self.schedule, m), {Clean(m): 1.0}, first)
         return StepPlan(one_step(self.schedule, m), {m + 1: 1.0}, first)

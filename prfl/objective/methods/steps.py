@@ -24,6 +24,6 @@ def starts_from_data(share: float, seed: int, step: int) -> bool:
     return share > 0 and float(rng.uniform(seed, "from_data", step, [0])) < share
 
 
-def behind_noise(among: range) -> range:
+def behind_noise(steps: range) -> range:
     """The steps that a noised clip can stand before: not the chain's first, where sigma is 1 and no clip is left."""
-    return range(max(1, among.start), among.stop)
+    return range(max(1, steps.start), steps.stop)
