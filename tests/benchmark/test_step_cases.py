@@ -59,7 +59,7 @@ def another_time(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_a_difference_planted_in_the_rival_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    script: Any = import_module("rival")
+    script: Any = import_module("bench.rival")
     monkeypatch.setattr(script, "velocity", another_time(script.velocity))
     _, found = measure(small("rival_prfl"), (OURS,), 0.0, 1)
     assert isinstance(found[OURS], AssertionError) and "did not compute what rival did" in str(found[OURS])
@@ -67,7 +67,7 @@ def test_a_difference_planted_in_the_rival_is_refused(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_a_gradient_that_only_the_clamp_takes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    script: Any = import_module("rival")
+    script: Any = import_module("bench.rival")
     right = script.decode
     monkeypatch.setattr(script, "decode", lambda *given: right(*given).clamp(-0.3, 0.3))
     _, found = measure(small("rival_vader"), (OURS,), 0.0, 1)
