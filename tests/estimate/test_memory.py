@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl import factory
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.checkpointing import run_block
 from prfl.config.schema import Config
@@ -22,7 +21,7 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
-from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_coefficients
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_cheaper, build_coefficients
 from prfl.factory.objective import build_method, build_scorer
 from prfl.objective.reused_rollout import Reuse
 from prfl.objective.scorer import decode_frames
@@ -442,7 +441,7 @@ def test_what_a_step_cache_holds_is_counted(make: Callable[..., Config]) -> None
         model.velocity, model.condition(["a circle"] * 2), model.condition([""] * 2), scale=2.0, gradient="cond"
     )
     with LiveBytes() as counted, torch.no_grad(), model.adapter(POLICY):
-        calls = model.cheaper(factory.cheaper(config), exact={0, 1})
+        calls = model.cheaper(build_cheaper(config), exact={0, 1})
         for node in range(2):
             with calls.at(node):
                 network(torch.randn(2, 4, 5, 8, 8), torch.tensor(0.5))

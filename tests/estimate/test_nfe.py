@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import factory
 from prfl.backbone import Backbone
 from prfl.backbone.eight_bits import Float8Linear
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_work
-from prfl.factory.backbone import build_architecture, build_backbone, build_coefficients
+from prfl.factory.backbone import build_architecture, build_backbone, build_cheaper, build_coefficients
 from prfl.factory.objective import build_method, build_reuse
 from prfl.objective.reward_gradient import Guidance, Pathwise
 from prfl.objective.scorer import RewardLoss
@@ -138,7 +137,7 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
-        stride=config.rollout.stride, reuse=build_reuse(config), cheaper=factory.cheaper(config),
+        stride=config.rollout.stride, reuse=build_reuse(config), cheaper=build_cheaper(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
+from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
@@ -117,7 +118,7 @@ SPOILT = {
 @pytest.mark.parametrize("name", SPOILT)
 def test_the_comparison_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, method = SPOILT[name]
-    monkeypatch.setattr(pathwise, "exact_nodes", nodes)
+    monkeypatch.setattr(reward_gradient, "exact_nodes", nodes)
     with pytest.raises(AssertionError, match="not close"):
         test_the_gradient_is_the_exact_networks_where_the_cheaper_led(method, "none")
 
@@ -189,7 +190,7 @@ def test_the_gradient_at_the_states_that_the_rollout_left(
     backbone.checkpointing = checkpointing
     objective = latent_objective(backbone, LAST, cheaper=how)
     left: list[Trajectory] = []
-    monkeypatch.setattr(pathwise, "rollout", lambda *a, **k: left.append(rollout(*a, **k)) or left[-1])
+    monkeypatch.setattr(reward_gradient, "rollout", lambda *a, **k: left.append(rollout(*a, **k)) or left[-1])
     objective.accumulate(0, INDICES)
     found = take_gradients(objective)
     x = left[0].at(STEPS - 1)

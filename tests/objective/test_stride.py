@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prfl.objective import choice as choice_of
+from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign

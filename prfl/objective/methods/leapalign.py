@@ -7,7 +7,7 @@ After a rollout, two of its steps k < j are drawn, and
 
 alpha damps the nested gradient through the second leap's input; DRTune drops it (alpha = 0).  A sample's loss weighs
 1 / (max(floor, |y[j] - x[j]|) + max(floor, |y[N] - x[N]|)), mean absolute differences: leaps that land far from the
-chain stand for it badly (``pathwise.leap_similarity``).
+chain stand for it badly (``reward_gradient.leap_similarity``).
 """
 
 from __future__ import annotations
