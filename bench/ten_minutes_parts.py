@@ -245,8 +245,8 @@ def predicted(case: Any, provider: str) -> dict[str, float]:
     from prfl.estimate.memory import predict_memory
     from prfl.factory.backbone import build_architecture
 
-    chosen = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
-    config = chosen(*case.settings.values(), provider)
+    config_of = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
+    config = config_of(**case.settings, **{"mode" if case.operation == "step_modes" else "provider": provider})
     on_gpu = config.backbone.model_copy(update={"device": "cuda"})
     config = config.model_copy(update={"backbone": on_gpu})
     memory = predict_memory(config, build_architecture(config))

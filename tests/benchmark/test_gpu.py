@@ -39,7 +39,7 @@ def on(gpu: Any, monkeypatch: pytest.MonkeyPatch, name: str, gib: float) -> None
 
 
 def piece(gpu: Any, code: str = "print('well')", **changes: Any) -> Any:
-    return replace(gpu.Piece("a", ("-c", code), ("prfl/benchmark",), (), 1.0, result=""), **changes)
+    return replace(gpu.Piece("a", ("-c", code), ("bench/harness",), (), 1.0, result=""), **changes)
 
 
 def test_a_piece_runs_once_for_its_sources(gpu: Any, tmp_path: Path) -> None:

@@ -308,4 +308,4 @@ def test_facts_and_sources() -> None:
     assert {first: facts.command([first, "x"]) for first in words} == words
     assert {"command", "machine", "versions", "sdpa", "commit", "sources", "weights"} == found.keys()
     assert found["versions"]["torch"] == torch.__version__
-    assert facts.sources(("kernels",)) != facts.sources(("prfl/benchmark",)) and len(facts.sources()) == 12
+    assert facts.sources(("kernels",)) != facts.sources(("bench/harness",)) and len(facts.sources()) == 12
