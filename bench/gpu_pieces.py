@@ -128,7 +128,7 @@ def all_pieces() -> Iterator[Piece]:
         here = str(path.relative_to(REPOSITORY))
         test = (*PLAIN, "--confcutdir", "tests/kernels", here)
         yield Piece(f"tests-{path.stem.removeprefix('test_')}", test, KERNELS, BARE, 120, result="")
-    parts = "bench/ten_minutes.py", "bench/ten_minutes_parts.py"
+    parts = "bench/ten_minutes.py", "bench/ten_minutes_parts.py", "bench/ten_minutes_tiles.py"
     yield Piece(
         "ten-minutes",
         (parts[0], "--budget", "520"),

@@ -5,19 +5,30 @@
 A gradient is what one video adds to one optimizer step of PRFL: its share of the rollout, the walked edge (forward,
 checkpointed blocks again, backward), the reward's forward and backward, the distance now and then.  How many network
 evaluations that is, is counted from the plans of the config's own run (``prfl train --dry-run``); what an evaluation
-takes is calculated from bench/results/step.json, or measured where BUNDLE, of bench/ten_minutes.py, is given.
+takes is calculated from bench/results/step.json, or measured where BUNDLE, of bench/ten_minutes.py, is given.  What
+``rollout.cheaper`` would save is always calculated (``CHEAPER``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from bench import studies
 from bench.harness.bundle import Seconds, call_seconds
+from bench.step_counts import FORWARD, GBS, PRODUCT
+from prfl.backbone import Backbone
+from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config import load_config
+from prfl.config.schema import Config
 from prfl.estimate import nfe as forecast
+from prfl.estimate.parts import Shapes
 from prfl.factory.backbone import build_architecture
 
 MODELS = {"1.3B 480p": ("configs/wan2.1-1.3b", "wan-1.3b"), "14B 480p": ("configs/wan2.1-14b", "wan-14b")}
@@ -25,6 +36,21 @@ SIZE = ("data.height=480", "data.width=832", "data.frames=81", "evaluation.every
 RESULTS = Path(__file__).parent / "results"
 REWARD = 1 / 5  # of the blocks, as the Wan worlds' reward.yaml have it: 6 of 30, 8 of 40
 STRIDES, SHARED = (1, 2, 4, 8), (1, 2, 4, 8)
+# Assumed: float8 products at twice the rate of bfloat16's.  Attention in 8 bits at 900 TFLOPS, 1.5 times bfloat16's:
+# SageAttention 2 (arXiv 2411.10958) says that it matches FlashAttention 3 in FP8 on Hopper, whose authors have "close
+# to 1.2 PFLOPS" (arXiv 2407.08608), before q, k and v are rounded.
+FASTER_PRODUCTS, FASTER_ATTENTION = 2.0, 1.5
+QUANTISED = 5  # bytes of traffic a rounded number: read twice, written once (prfl/backbone/eight_bits.py)
+FLOAT8, INT8, CACHE = "products: float8", "attention: int8", "cache: 0.15"
+CHEAPER = {  # a row of bench/results/rollout.json says what share the cache skips
+    "exact": (),
+    "float8 products": (FLOAT8,),
+    "int8 attention": (INT8,),
+    "float8 and int8": (FLOAT8, INT8),
+    "cache 0.15": (CACHE,),
+    "float8, int8, cache 0.15": (FLOAT8, INT8, CACHE),
+}
+PLANS = {"the paper's": (1, 1), "stride 2": (2, 1), "stride 2, 4 gradients": (2, 4), "stride 4, 8 gradients": (4, 8)}
 
 
 def calculated(model: str, kernels: bool) -> Seconds:
@@ -37,14 +63,62 @@ def calculated(model: str, kernels: bool) -> Seconds:
     return Seconds(*totals)
 
 
-def cost(folder: str, stride: int, gradients: int, seconds: Seconds) -> float:
-    """GPU-seconds of a gradient in a run of the folder's prfl.yaml with this rollout."""
-    plan = f"rollout.stride={stride}", f"rollout.gradients_per_rollout={gradients}"
+def cheaper_forward(name: str, how: tuple[str, ...], cached: float) -> float:
+    """Seconds of a rollout's call with kernels.  cached: the share of these calls that the cache skips."""
+    work = json.loads((RESULTS / "step.json").read_text(encoding="utf-8"))["calls"][f"{name}, rollout, kernels"]
+    seconds = {kind: amounts["ms at the roofline"] / 1e3 for kind, amounts in work.items()}
+    config = load_config(f"{MODELS[name][0]}/prfl.yaml", [*SIZE, "backbone.device=cuda"])
+    model = build_architecture(config)
+    if FLOAT8 in how:
+        seconds[PRODUCT] /= FASTER_PRODUCTS
+        seconds["rounding"] = QUANTISED * rounded_numbers(config, model) / 1e9 / GBS
+    if INT8 in how:
+        seconds[FORWARD] /= FASTER_ATTENTION
+    whole = sum(seconds.values())
+    return (
+        whole if CACHE not in how else whole * (1 - cached + cached / model.num_blocks)
+    )  # the first block always runs
+
+
+def rounded_numbers(config: Config, model: Backbone) -> int:
+    """Weights and inputs of the blocks' linear layers in one call on a video."""
+    tokens = math.prod(Shapes(model, config).latent[1:]) // math.prod(model.patch_size)
+    count = 0
+    for name, layer in model.transformer.blocks.named_modules():
+        if type(layer) is nn.Linear:
+            of_text = "attn2.to_k" in name or "attn2.to_v" in name
+            count += layer.weight.numel() + (TEXT_TOKENS if of_text else tokens) * layer.in_features
+    return count
+
+
+def cached_share() -> float:
+    """Of the cheaper evaluations, what the cache skipped in the study of the shapes world."""
+    shares = json.loads((RESULTS / "rollout.json").read_text(encoding="utf-8"))["share of the rollouts' evaluations"]
+    of_all = shares["whole rollouts: cache 0.15"]
+    return statistics.mean(of_all["cached"]) / of_all["cheaper"]
+
+
+def cheaper_table(name: str, seconds: Seconds) -> dict[str, dict[str, float]]:
+    """GPU-seconds of a gradient by plan, for each way of ``CHEAPER``."""
+    share, folder = cached_share(), MODELS[name][0]
+    calls = {way: None if way == "exact" else cheaper_forward(name, how, share) for way, how in CHEAPER.items()}
+    return {
+        way: {"seconds of a cheaper call": call or seconds.forward}
+        | {plan: cost(folder, *own, seconds, call) for plan, own in PLANS.items()}
+        for way, call in calls.items()
+    }
+
+
+def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: float | None = None) -> float:
+    """GPU-seconds of a gradient in a run of the folder's prfl.yaml with this rollout.  cheaper: of a call of it."""
+    plan = [f"rollout.stride={stride}", f"rollout.gradients_per_rollout={gradients}"]
+    plan += [] if cheaper is None else ["rollout.cheaper.products=float8"]  # whichever: they are counted apart
     config = load_config(f"{folder}/prfl.yaml", [*SIZE, *plan, "backbone.device=cuda"])
     model = build_architecture(config)
     counts = {each.name: each.total for each in forecast.count_work(config, model)}
     price = {
         forecast.ROLLOUT: seconds.forward,
+        forecast.CHEAPER: cheaper or 0.0,
         forecast.UNGUIDED: seconds.forward,
         forecast.DISTANCE: seconds.forward,
         forecast.GRADIENT: seconds.gradient,
@@ -71,10 +145,17 @@ def main() -> None:
             }
             tables[f"{model}, {mode}"] = {"seconds of a call": seconds._asdict(), "GPU-seconds of a gradient": plans}
     how = f"calls measured: {options.measured}" if options.measured else "calculated from bench/results/step.json"
-    result = {"how": f"evaluations counted from the plans of prfl.yaml; {how}", "tables": tables}
+    result: dict[str, Any] = {"how": f"evaluations counted from the plans of prfl.yaml; {how}", "tables": tables}
+    if not options.measured:
+        result["cheaper rollouts"] = {name: cheaper_table(name, calculated(name, kernels=True)) for name in MODELS}
     studies.write(options.out, result, weights=studies.COUNTED)
     for name, table in tables.items():
         print(table_of(name, table["GPU-seconds of a gradient"]))
+    for name, rows in result.get("cheaper rollouts", {}).items():
+        heads = list(rows["exact"])
+        print(f"| {name}, rollout | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}")
+        for way, cells in rows.items():
+            print(f"| {way} | {cells[heads[0]]:.2f} | {' | '.join(f'{cells[head]:.1f}' for head in heads[1:])} |")
 
 
 def table_of(name: str, plans: dict[str, float]) -> str:

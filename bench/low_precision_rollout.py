@@ -5,7 +5,8 @@
 
 Queries, keys and values of self-attention are rounded to 8 bits, as kernels that multiply in 8 bits read them (one
 scale a token and head; int8 for q and k, float8 e4m3 for v or for all), and the samples of the base from the same noise
-are scored by the oracle and by the latent reward.  Nothing is faster by it here.
+are scored by the oracle and by the latent reward.  Nothing is faster by it here.  int8 queries and keys with float8
+values are what ``rollout.cheaper.attention: int8`` takes; bench/study_rollout.py has what it costs a training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from bench import studies
 from bench import study_spine as spine
-from prfl.backbone.wan import kernels
+from prfl.backbone import eight_bits
+from prfl.backbone.cheaper import EXACT, Cheaper
+from prfl.backbone.eight_bits import float8, int8
 from prfl.config import load_config
 from prfl.evaluation.metrics import difference_interval, mean_interval
 from prfl.factory.backbone import build_backbone
@@ -29,33 +32,11 @@ from prfl.factory.reward import load_reward
 from prfl.runs import outcomes
 
 SAMPLES = 8  # of each of 24 validation prompts
-EXACT = kernels.attend
-
-
-def int8(x: Tensor) -> Tensor:
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-    return (x / scale).round() * scale
-
-
-def float8(x: Tensor) -> Tensor:
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
-    return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
-
-
-def rounded(of_queries_and_keys: Callable[[Tensor], Tensor], of_values: Callable[[Tensor], Tensor]) -> Callable:
-    def attend(backend: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        if query.shape[1] != key.shape[1]:  # the text's keys and values are few: they stay as they are
-            return EXACT(backend, query, key, value, bias)
-        return EXACT(backend, of_queries_and_keys(query), of_queries_and_keys(key), of_values(value), bias)
-
-    return attend
-
-
-ROUNDINGS = {
-    "exact": EXACT,
-    "int8 queries and keys": rounded(int8, lambda v: v),
-    "int8 queries and keys, float8 values": rounded(int8, float8),
-    "float8 queries, keys and values": rounded(float8, float8),
+ROUNDINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None] = {  # of q and k, and of v
+    "exact": None,
+    "int8 queries and keys": (int8, lambda v: v),
+    "int8 queries and keys, float8 values": (int8, float8),
+    "float8 queries, keys and values": (float8, float8),
 }
 
 
@@ -65,13 +46,15 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config("configs/tiny/prfl.yaml", ["evaluation.steps=20", "evaluation.judge=shapes"])
     model = build_backbone(config)
-    model.use_kernels((), "triton")  # our processors, whose attention can be replaced; on a CPU its torch path
     head = spine.REWARDS / "adapter-0/reward"
     reward = {"reward": build_latents_scorer(load_reward(head, model, "rollout"), model)}
     prompts, rows, scores = load_prompts(config.data.prompts)["validation"], {}, {}
-    for name, attend in ROUNDINGS.items():
-        kernels.attend = attend
-        outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "base")
+    for name, rounding in ROUNDINGS.items():
+        if rounding:
+            eight_bits.QUERIES_AND_KEYS, eight_bits.VALUES = rounding
+        how = Cheaper(attention="int8") if rounding else EXACT
+        with torch.no_grad(), model.cheaper(how).at(0):
+            outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "base")
         total = torch.stack([outcome.scores[f"reward/{each}"] for each in studies.DIMENSIONS]).mean(0)
         scores[name] = {"everything right": outcome.scores["judge/all"], "trained reward": total}
         rows[name] = {

@@ -41,7 +41,8 @@ PARTS = (
     ("small-step", 40, 130),
     ("large-step", 60, 170),
     ("pixel-all", 60, 110),
-    ("tiles", 15, 60),
+    ("tiles", 15, 75),
+    ("sanitizer", 15, 60),
 )
 
 

@@ -13,13 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from bench import ten_minutes_tiles
 from bench.ten_minutes import REPOSITORY, append
+
+if TYPE_CHECKING:  # each part imports what it needs: the machine's seconds are counted
+    from prfl.config.schema import Config
 
 WORLDS = {"wan": ("wan-1.3b", "wan-14b"), "tiny": ("tiny", "tiny")}
 KERNELS = (  # operation, mode: what one wants to know most comes first
@@ -28,11 +34,10 @@ KERNELS = (  # operation, mode: what one wants to know most comes first
     ("lora_linear", "both"),
 )  # fmt: skip
 RANK = {"wan": 64, "tiny": 16}
-TILES = {  # beside the chosen ones
-    "forward": ((128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3)),
-    "query_gradient": ((128, 64, 8, 2), (64, 64, 4, 2)),
-    "key_gradient": ((32, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 2)),
-}
+PLAIN = (  # pytest with nothing but itself
+    "-q", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "--confcutdir", "tests/kernels",
+)  # fmt: skip
+SANITIZED = "tests/kernels/triton/test_operations.py", "-k", "every_launch"
 COPIED, SIDE = 2**30, 8192  # bytes of a copy; rows of the square matrices of a product
 
 Emit = Callable[..., None]
@@ -70,27 +75,11 @@ def device(world: str, emit: Emit, clock: Clock) -> None:
     dtype = torch.bfloat16 if here == "cuda" else torch.float32
     source = torch.zeros(bytes_copied, dtype=torch.uint8, device=here)
     target = torch.empty_like(source)
-    seconds = best(lambda: target.copy_(source), here)
+    seconds = ten_minutes_tiles.best(lambda: target.copy_(source), here)
     emit(row="copy", gb_per_s=2 * bytes_copied / seconds / 1e9, seconds=seconds)
     left, right = (torch.randn(side, side, device=here, dtype=dtype) for _ in range(2))
-    seconds = best(lambda: left @ right, here)
+    seconds = ten_minutes_tiles.best(lambda: left @ right, here)
     emit(row="product", tflops=2 * side**3 / seconds / 1e12, seconds=seconds, dtype=str(dtype))
-
-
-def best(call: Callable[[], Any], device: str, runs: int = 10) -> float:
-    """The median of a few runs, in seconds."""
-    import torch
-
-    from bench.harness.measure import quantiles, timed
-    from bench.harness.problem import Work
-
-    def run(_: Any) -> None:
-        call()
-
-    work = Work(run)
-    for _ in range(3):
-        timed(work, torch.device(device))
-    return quantiles([timed(work, torch.device(device)) for _ in range(runs)])[0]
 
 
 def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
@@ -103,12 +92,11 @@ def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
     on_gpu = torch.cuda.is_available()
     folder = "tests/kernels/triton" if on_gpu else "tests/kernels/triton/test_qk_norm_rope.py"
     several = ["-n", str(min(12, os.cpu_count() or 1))] if on_gpu and find_spec("xdist") else []
-    plain = ["-q", "-rfE", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "--maxfail=40"]
     with TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"
-        command = [sys.executable, "-m", "pytest", folder, "--confcutdir", "tests/kernels", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", folder, *PLAIN, "-rfE", "--maxfail=40", f"--junitxml={report}"]
         done = subprocess.run(
-            [*command, *plain, *several], cwd=REPOSITORY, capture_output=True, encoding="utf-8", errors="replace"
+            [*command, *several], cwd=REPOSITORY, capture_output=True, encoding="utf-8", errors="replace"
         )
         outcomes = outcomes_of(report) if report.exists() else {}
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
@@ -207,6 +195,7 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
     import torch
 
     from bench.harness.measure import Expected, Found, first_run, medians, release, timed
+    from bench.harness.peaks import PEAK, measured_peaks
     from bench.harness.problem import build
     from bench.harness.results import figures
 
@@ -218,99 +207,75 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
         began = time.monotonic()
         try:
             work, found, wanted = first_run(problem, provider, wanted)
-            if here.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
             taken = time.monotonic() - began
-            for _ in range(rounds):
-                if found.seconds and clock.left() < taken:
-                    break
-                found.seconds.append(timed(work, here))
+            with measured_peaks() if here.type == "cuda" else nullcontext(dict[str, int]()) as peaks:
+                for _ in range(rounds):
+                    if found.seconds and clock.left() < taken:
+                        break
+                    found.seconds.append(timed(work, here))
         except Exception as error:  # no room, say: the others may have it
             emit(row=f"{case.name}-{provider}", failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
             release()
             continue
         if here.type == "cuda":
-            found.memory = {"total": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+            found.memory = {"total": peaks[PEAK], "reserved": torch.cuda.memory_reserved()}
         found.parts = medians(work.parts()[-len(found.seconds) :])
         reference = reference or found
         work.forget()
-        info = figures(case, provider, problem, found, reference) | {"predicted": predicted(case, provider)}
+        info = figures(case, provider, problem, found, reference)
+        info |= {"predicted": predicted(case, provider), "measured": peaks}
         emit(row=f"{case.name}-{provider}", extra_info=info)
         release()
 
 
-def predicted(case: Any, provider: str) -> dict[str, float]:
-    """Bytes that ``prfl train --dry-run`` counts for the same config: the training's peak and each of its phases'."""
+def predicted(case: Any, provider: str) -> dict[str, int]:
+    """Bytes that ``prfl train --dry-run`` counts for the same config: at a step's peak and at its phases'."""
     from bench.cases import step_cases
-    from prfl.estimate.memory import predict_memory
-    from prfl.factory.backbone import build_architecture
+    from bench.harness.peaks import predicted_peaks
 
-    config_of = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
-    config = config_of(**case.settings, **{"mode" if case.operation == "step_modes" else "provider": provider})
-    on_gpu = config.backbone.model_copy(update={"device": "cuda"})
-    config = config.model_copy(update={"backbone": on_gpu})
-    memory = predict_memory(config, build_architecture(config))
-    fixed = sum(part.bytes for part in memory.fixed)
-    return {"peak": memory.training_peak} | {part.name: fixed + part.bytes for part in memory.phases if not part.alone}
+    step_modes = case.operation == "step_modes"
+    config_of: Callable[..., Config] = step_cases.mode_config if step_modes else step_cases.same_config
+    return predicted_peaks(config_of(*case.settings.values(), provider))
 
 
-# -------------------------------------------------------------------------------------------------------------- tiles
+# ------------------------------------------------------------------------------------------------- tiles and addresses
 
 
 def tiles(world: str, emit: Emit, clock: Clock) -> None:
-    """Attention at the small model's shape with the tiles beside the chosen ones: queries, keys, warps, stages."""
-    import torch
+    """The kernels at the small model's shape with other tiles beside the chosen ones."""
+    ten_minutes_tiles.tiles(WORLDS[world][0], emit, clock)
 
-    if not torch.cuda.is_available():
-        emit(row="tiles", failed="needs a GPU: they are of compiled kernels")
+
+def sanitizer(world: str, emit: Emit, clock: Clock) -> None:
+    """Every kernel on few tokens under compute-sanitizer, where the machine has it (kernels/README.md has the command):
+    what reads or writes beside its tensors, and which threads race for shared memory."""
+    program = which("compute-sanitizer")
+    if program is None:
+        emit(row="sanitizer", failed="compute-sanitizer is not on this machine")
         return
-    from bench.cases.kernel_problem import WORLDS as SHAPES
-    from bench.cases.kernel_problem import random
-    from prfl_kernels import attention_triton as source
-
-    shape = SHAPES[WORLDS[world][0]][0]
-    size = (1, shape.tokens, shape.heads, shape.width // shape.heads)
-    query, key, value, grad = (random(*size, seed=seed) for seed in range(4))
-    out, d_query, d_key, d_value = (torch.empty_like(query) for _ in range(4))
-    lse = torch.empty(1, shape.heads, shape.tokens, device="cuda")
-    delta, scale = torch.empty_like(lse), size[-1] ** -0.5
-    calls: dict[Any, tuple[int, Callable[[], None]]] = {  # kernel: matrix products, and the launch
-        source._forward: (2, lambda: source.forward(query, key, value, None, out, lse, scale)),
-        source._query_gradient: (
-            3, lambda: source.query_gradient(grad, query, key, value, None, out, lse, d_query, delta, scale),
-        ),
-        source._key_gradient: (
-            4, lambda: source.key_gradient(grad, query, key, value, None, lse, delta, d_key, d_value, scale),
-        ),
-    }  # fmt: skip
-    major = torch.cuda.get_device_capability()[0]
-    chosen = source.HALF_TILES.get(major, source.HALF_TILES[8])
-    for kernel, (products, call) in calls.items():
-        name = kernel.fn.__name__.strip("_")
-        for candidate in dict.fromkeys([chosen[kernel], *(source.Tiles(*each) for each in TILES[name])]):
-            if clock.left() < 5:
-                return
-            source.HALF_TILES[major] = {**chosen, kernel: candidate}
-            try:
-                seconds = best(call, "cuda", runs=5)
-            except Exception as error:  # too much shared memory, say
-                emit(row=f"tiles-{name}-{tuple(candidate)}", failed=f"{type(error).__name__}: {error}"[:300])
-                continue
-            tflops = products * 2 * shape.tokens**2 * shape.width / seconds / 1e12
-            emit(
-                row=f"tiles-{name}-{tuple(candidate)}",
-                seconds=seconds,
-                tflops=tflops,
-                chosen=candidate == chosen[kernel],
-            )
-        source.HALF_TILES[major] = chosen
+    # Without torch's cache every tensor has its own allocation, so that what lies beside one is seen.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    failures = 0
+    for tool in ("memcheck", "racecheck"):
+        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", *SANITIZED, *PLAIN]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, encoding="utf-8", errors="replace"
+        )
+        told = [line.strip("= ") for line in done.stdout.splitlines() if re.search(r"SUMMARY|\d (passed|failed)", line)]
+        emit(row=f"sanitizer-{tool}", exit=done.returncode, summary="; ".join(told) or done.stderr[-300:])
+        failures += done.returncode != 0
+    if failures:
+        raise SystemExit(1)
 
 
 PARTS: dict[str, Callable[[str, Emit, Clock], None]] = {
     "device": device, "kernel-tests": kernel_tests, "kernels": kernels, "small-step": small_step,
-    "large-step": large_step, "pixel-all": pixel_all, "tiles": tiles,
+    "large-step": large_step, "pixel-all": pixel_all, "tiles": tiles, "sanitizer": sanitizer,
 }  # fmt: skip
-IMPORTS = {"kernels": ("bench.cases.kernel_cases",), "kernel-tests": (), "device": ("bench.harness.facts",)}
+IMPORTS = {
+    "kernels": ("bench.cases.kernel_cases",), "kernel-tests": (), "sanitizer": (),
+    "device": ("bench.harness.facts",),
+}  # fmt: skip
 STEPS = ("bench.cases.step_cases", "bench.harness.measure")
 
 

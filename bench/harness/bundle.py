@@ -72,8 +72,11 @@ def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             said += [f"kernels' tests: {line['summary']}", *(f"  {failed}" for failed in line["failed"])]
         elif line.get("row") == "passed":
             said.append(f"kernels whose tests passed here: {', '.join(line['operations']) or 'none'}")
-        elif "tflops" in line:
-            said.append(f"{line['row']}: {line['tflops']:.3g} TFLOPS{' (chosen)' * bool(line.get('chosen'))}")
+        elif "summary" in line:
+            said.append(f"{line['row']}: {line['summary']}")
+        elif "chosen" in line:
+            rate = f"{line['tflops']:.3g} TFLOPS" if "tflops" in line else f"{line['gb_per_s']:.0f} GB/s"
+            said.append(f"{line['row']}: {rate}{' (in use)' * line['chosen']}")
         elif "failed" in line:
             said.append(f"{line['row']}: {line['failed']}")
         elif "end" in line:
@@ -82,14 +85,16 @@ def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def peaks(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The allocator's peak of each step beside what the dry run predicts of the same phases."""
+    """The allocator's peak of each step and of its phases beside what the dry run predicts of the same."""
     said = []
     for _, info in case_rows(lines):
-        measured, predicted = info["memory"].get("total"), info.get("predicted", {}).get("peak")
-        if measured and predicted:
-            name = f"{info['case']}, {info['provider']}"
-            off = f"{predicted / measured - 1:+.1%}"
-            said.append(f"{name}: peak {measured / 1e9:.1f} GB, predicted {predicted / 1e9:.1f} GB ({off})")
+        predicted, found = info.get("predicted", {}), []
+        for phase, measured in info.get("measured", {}).items():
+            if phase in predicted:
+                off = f"{predicted[phase] / measured - 1:+.1%}"
+                found.append(f"{phase} {measured / 1e9:.1f} GB, predicted {predicted[phase] / 1e9:.1f} GB ({off})")
+        if found:
+            said.append(f"{info['case']}, {info['provider']}: {'; '.join(found)}")
     return said
 
 

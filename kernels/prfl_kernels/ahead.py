@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from prfl_kernels.machine_code import Instructions, instructions, products
 
-CAPABILITIES = (80, 90, 100)  # A100, H100 and H200, B200
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of a block
+CAPABILITIES = (80, 89, 90, 100, 120)  # A100; L40S and RTX 4090; H100 and H200; B200; RTX 5090
+# Bytes of a block.  8.6 (A10, RTX 3090) has what 8.9 has.
+SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 WARPGROUP_ROWS = 64  # of a product, and Hopper's own instruction takes it; with fewer it is Ampere's
 
 

@@ -260,7 +260,8 @@ class Tiles(NamedTuple):
 
 # In half precision, by the major number of a GPU's compute capability: without a spill by Triton 3.6 and 3.9, and no
 # product computed twice (bench/results/compiled_kernels.json).  Hopper's warpgroups take 64 rows each, so that eight
-# warps over 64 queries would compute the same tile twice; Ampere spills at 128 queries.
+# warps over 64 queries would compute the same tile twice; Ampere spills at 128 queries.  Those of 8 and 12 fit into the
+# 99 KB of shared memory that their smaller cards have.
 HALF_TILES: dict[int, dict[Any, Tiles]] = {
     8: {
         _forward: Tiles(128, 64, 8, 3),
@@ -277,9 +278,17 @@ HALF_TILES: dict[int, dict[Any, Tiles]] = {
         _query_gradient: Tiles(128, 64, 8, 2),
         _key_gradient: Tiles(64, 128, 8, 2),
     },
+    12: {
+        _forward: Tiles(128, 32, 8, 3),
+        _query_gradient: Tiles(64, 64, 8, 2),
+        _key_gradient: Tiles(64, 64, 8, 2),
+    },
 }
-# Up to 64 channels Ampere's eight warps would compute 64 rows twice, too.
-NARROW_TILES = {8: HALF_TILES[8] | {_query_gradient: Tiles(64, 64, 4, 2), _key_gradient: Tiles(32, 128, 8, 2)}}
+# Up to 64 channels eight warps of these would compute 64 rows twice, too.
+NARROW_TILES = {
+    major: HALF_TILES[major] | {_query_gradient: Tiles(64, 64, 4, 2), _key_gradient: Tiles(32, 128, 8, 2)}
+    for major in (8, 12)
+}
 # float32 has no tensor cores here: it stays exact.
 FULL_TILES = {
     _forward: Tiles(16, 32, 8, 1),

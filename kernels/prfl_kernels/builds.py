@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from prfl_kernels.ahead import Build
+from prfl_kernels.ahead import SHARED_LIMIT, Build
 
 
 class Shape(NamedTuple):
@@ -30,5 +30,9 @@ def every_build(capability: int) -> list[Build]:
     """
     from prfl_kernels import attention_builds, gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
 
-    others = gated_residual_norm_triton, lora_linear_triton, qk_norm_rope_triton
-    return [*attention_builds.builds(capability // 10), *(build for source in others for build in source.builds())]
+    return [
+        *attention_builds.builds(capability // 10),
+        *gated_residual_norm_triton.builds(),
+        *lora_linear_triton.builds(SHARED_LIMIT[capability]),
+        *qk_norm_rope_triton.builds(),
+    ]

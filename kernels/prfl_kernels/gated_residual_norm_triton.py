@@ -17,6 +17,7 @@ from torch import Tensor
 from prfl_kernels.ahead import Build
 from prfl_kernels.builds import SHAPES
 
+ROWS = 1  # tokens of a program of the backward pass, where nothing is summed over tokens
 PROGRAMS = 1024  # about: where gradients are summed over tokens, so many partial sums at most
 
 
@@ -164,7 +165,7 @@ def backward(
     assert like is not None
     (batch, tokens, width), wide = like.shape, torch.promote_types(like.dtype, torch.float32)
     summing = False in per_token
-    rows = triton.next_power_of_2(triton.cdiv(batch * tokens, PROGRAMS)) if summing else 1
+    rows = triton.next_power_of_2(triton.cdiv(batch * tokens, PROGRAMS)) if summing else ROWS
     programs = triton.cdiv(tokens, rows)
     inputs = [_rows(each, like.shape) for each in (d_total, d_normed, x, y, gate, scale)]
     d_total, d_normed, x, y, gate, scale = inputs

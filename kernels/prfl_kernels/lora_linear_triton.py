@@ -9,6 +9,7 @@ the shape alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from prfl_kernels.ahead import Build
+from prfl_kernels.ahead import SHARED_LIMIT, Build
 from prfl_kernels.builds import RANKS
 
 NORMED, GELU = tl.constexpr(1), tl.constexpr(2)
@@ -189,7 +190,7 @@ def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
         _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
             x, lora_a, seed, s, x.stride(0), rows, width, rank, _seed_rows(rows, seed),
             P=dropout, ACC=_TRITON[_accumulator(x)], ROWS=ROWS, COLUMNS=COLUMNS, RANKS=block,
-            num_warps=WARPS, num_stages=_stages(x.dtype),
+            num_warps=WARPS, num_stages=_down_stages(x.dtype, block, _shared(x)),
         )  # fmt: skip
     return s
 
@@ -233,6 +234,19 @@ def _stages(dtype: torch.dtype, per_token: bool = False) -> int:
     return 2 if per_token else 3
 
 
+def _down_stages(dtype: torch.dtype, block: int, shared: int) -> int:
+    """Of ``_down``, whose tiles of x and of A are the largest: what a GPU with so many bytes of shared memory holds."""
+    return min(_stages(dtype), shared // ((ROWS + block) * COLUMNS * dtype.itemsize))
+
+
+def _shared(x: Tensor) -> int:
+    """Bytes of shared memory that a block may have: 99 KB on small cards, 163 or 227 on large ones."""
+    if not x.is_cuda:  # interpreted: Hopper's
+        return SHARED_LIMIT[90]
+    properties: Any = torch.cuda.get_device_properties(x.device)  # torch's types lack it
+    return properties.shared_memory_per_block_optin
+
+
 def _chunks(batch: int, tokens: int, tiles: int) -> tuple[int, int]:
     """Rows of a chunk, a multiple of ROWS, and the number of chunks of a sample: by the shape alone, so that the sums
     are added in one order whatever the device."""
@@ -241,8 +255,11 @@ def _chunks(batch: int, tokens: int, tiles: int) -> tuple[int, int]:
     return chunk, triton.cdiv(tokens, chunk)
 
 
-def builds() -> list[Build]:
-    """Widths change run-time arguments only, and a group's ranks beyond 128 only the number of tiles."""
+def builds(shared: int) -> list[Build]:
+    """Widths change run-time arguments only, and a group's ranks beyond 128 only the number of tiles.
+
+    shared: bytes of shared memory that a block may have.
+    """
     found = []
     for rank in RANKS:
         found += [_grad_a_build(rank, "Normed"), _grad_a_build(rank, "Gelu")]
@@ -250,9 +267,10 @@ def builds() -> list[Build]:
     found += [_grad_a_build(128, "NoneType", dropout=0.05)]
     down = {"x": "*bf16", "lora_a": "*bf16", "seed": "*i64", "s": "*bf16"}
     up = {"dx": "*bf16", "ds": "*bf16", "lora_a": "*bf16", "seed": "*i64"}
+    stages = _down_stages(torch.bfloat16, 128, shared)
     return [
         *found,
-        _build("lora_down r128", _down, down, 128, (ROWS, 128, COLUMNS)),
+        replace(_build("lora_down r128", _down, down, 128, (ROWS, 128, COLUMNS)), num_stages=stages),
         _build("lora_up", _up, up, 64, (ROWS, COLUMNS, 64)),
     ]
 
@@ -283,4 +301,5 @@ def _build(
     )
     aligned = tuple(each for each in (*pointers, *numbers) if each not in ("tokens", "rows", "chunks", "seed_rows"))
     stages = _stages(torch.bfloat16, per_token)
-    return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned, matrices=(matrix,))
+    spill = 16 if per_token else 0  # on sm_120 by Triton 3.9 alone
+    return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned, spill, (matrix,))

@@ -19,6 +19,7 @@ from torch.nn.attention import (
     restore_flash_attention_impl,
 )
 
+from prfl.backbone.eight_bits import int8_attention
 from prfl_kernels.attention import attention
 from prfl_kernels.dispatch import Choice, interpreting
 
@@ -32,16 +33,21 @@ DIFFUSERS = {  # its name for each
     "xformers": "xformers",
 }
 NAMES = (*DIFFUSERS, "triton")
+INT8 = "int8"  # without gradient, for rollouts alone: not among the names
+PACKAGES = {"xformers": "xformers.ops"}
 ACTIVATED = {"flash_3": "FA3", "flash_4": "FA4"}  # packages that torch's flash attention then calls
 # By the major number of a GPU's compute capability: those whose authors measure them to be faster than cuDNN there, the
 # most proven first.
 FASTEST = {9: ("flash_3", "flash_4"), 10: ("flash_4",)}
 TRIED = 48  # tokens
 TOLERANCE = 16  # roundings of the type, of values of about one
+INT8_LIMIT = 0.1  # for the same values: the simulated rounding is 0.03 off
 
 
 def attend(backend: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(C) + bias) v.  query, key, value: (B, T, H, C).  bias: (B, 1, 1, keys).  As query."""
+    if backend == INT8:
+        return int8_attention(query, key, value)
     if backend == "triton":
         return attention(query, key, value, None if bias is None else bias[:, 0, 0].float())
     return dispatch_attention_fn(query, key, value, attn_mask=bias, backend=DIFFUSERS[backend])
@@ -106,9 +112,10 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: i
     """Why an attention does not run on this device, in this type, with heads of this size; empty where it does."""
     if backend == "triton" and device.type != "cuda" and not interpreting():
         return f"the Triton kernel needs a GPU, and this runs on {device.type}"
-    if backend == "xformers":
+    package = "sageattention" if backend == INT8 and device.type == "cuda" else PACKAGES.get(backend)
+    if package:
         try:
-            importlib.import_module("xformers.ops")
+            importlib.import_module(package)
         except Exception as error:  # a binary for another torch raises whatever it likes
             return _first_line(error)
     generator = torch.Generator().manual_seed(0)
@@ -116,13 +123,16 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: i
     found, expected = (_tried(each, numbers) for each in (backend, "softmax"))
     if isinstance(found, str) or isinstance(expected, str):
         return found if isinstance(found, str) else str(expected)
-    off = max((ours - plain).abs().max().item() for ours, plain in zip(found, expected, strict=True))
-    limit = TOLERANCE * torch.finfo(dtype).eps
+    off = max((ours - plain).abs().max().item() for ours, plain in zip(found, expected[: len(found)], strict=True))
+    limit = INT8_LIMIT if backend == INT8 else TOLERANCE * torch.finfo(dtype).eps
     return "" if off <= limit else f"it is {off:.2g} off plain softmax, more than {limit:.2g}"
 
 
 def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
-    """Output and gradients in float64, or why there are none.  What is active stays so: a run may have chosen it."""
+    """Output and gradients (int8 has none) in float64, or why they are not there.
+
+    What is active stays so: a run may have chosen it.
+    """
     before = current_flash_attention_impl()
     wide = numbers.double() if backend == "softmax" else numbers
     query, key, value = (each.clone().requires_grad_() for each in wide[:3])
@@ -134,7 +144,8 @@ def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
                 result = torch.einsum("bhts,bshc->bthc", scores.softmax(-1), value)
             else:
                 result = attend(backend, query, key, value)
-            gradients = torch.autograd.grad(result, [query, key, value], wide[3])
+            inputs = [query, key, value]
+            gradients = () if backend == INT8 else torch.autograd.grad(result, inputs, wide[3])
     except Exception as error:  # whatever a package raises for a shape, a type or a device that it does not take
         return _first_line(error)
     finally:

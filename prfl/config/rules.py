@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from prfl.config.data_schema import ClipsConfig, SamplesConfig, Section, is_hub_id
 from prfl.config.objective_schema import (
     AlignPropConfig,
+    CheaperConfig,
     DenseProcessConfig,
     DraftLvConfig,
     DrTuneConfig,
@@ -137,12 +138,15 @@ def _chain(config: Config) -> Iterator[tuple[str, str]]:
         if rollout.solver == "flow_sde":
             yield "rollout.solver", f"objective {config.objective.name} rolls no chain out; take euler or unipc"
         yield from _unread(
-            rollout, "rollout", ["guidance", "step_weight", "stride", "gradients_per_rollout", "drift_limit"],
+            rollout, "rollout",
+            ["guidance", "step_weight", "stride", "gradients_per_rollout", "drift_limit", "cheaper"],
             f"objective {config.objective.name}",
         )  # fmt: skip
         return
     if rollout.stride > 1:
         yield from _stride(config, config.objective)
+    if rollout.cheaper != CheaperConfig():
+        yield from _cheaper(config, config.objective)
     if rollout.gradients_per_rollout > 1:
         yield from _reuse(config, config.objective)
     else:
@@ -163,6 +167,17 @@ def _stride(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, st
             "a leap that the rollout itself takes misses its end by nothing, so objective.similarity_floor would weigh "
         )
         yield "rollout.stride", what + "samples by the drawn steps; take stride: 1, or similarity_floor: null"
+
+
+def _cheaper(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:
+    """A rollout whose steps without gradient cost less."""
+    steps, last = config.rollout.steps, getattr(objective, "last_steps", 0)
+    rolled = steps - inner_node(objective.start, steps) if isinstance(objective, InstructVideoConfig) else steps
+    all_trained = isinstance(objective, FullChainConfig) or steps == 1 or last == rolled
+    if all_trained:
+        yield "rollout.cheaper", f"objective {objective.name} trains every step; those stay exact"
+    if isinstance(objective, PrflConfig) and objective.from_data == 1:
+        yield "rollout.cheaper", "objective.from_data: 1 needs no rollout"
 
 
 def _reuse(config: Config, objective: SteeringConfig) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from prfl.config.data_schema import MAY_CHANGE, SEEDS, DataConfig, FolderOrFile, Section, place
 from prfl.config.objective_schema import (
     AlignPropConfig,
+    CheaperConfig,
     DenseProcessConfig,
     DraftLvConfig,
     DrTuneConfig,
@@ -226,6 +227,7 @@ class RolloutConfig(Section):
         description="For gradients_per_rollout: how far the trained steps may drift from the rollout's own, as a share "
         "of their length, before a new rollout is made; null is any distance.",
     )
+    cheaper: CheaperConfig = Field(default=CheaperConfig(), description="What its steps without gradient may save.")
     step_weight: Literal["native", "unit"] = Field(
         default="native", description="unit scales step i's gradient by mean|B| / |B[i]|; native leaves it."
     )

@@ -6,18 +6,22 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from prfl import factory
 from prfl.backbone import Backbone
+from prfl.backbone.cheaper import EXACT
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.estimate.rewards import reads_of_a_score
 from prfl.factory.backbone import build_coefficients
 from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
+from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
 from prfl.objective.reused_rollout import span
-from prfl.objective.reward_gradient import Choice, Pathwise, holds_edge, visited
+from prfl.objective.reward_gradient import Pathwise
 from prfl.rollout.solvers import Coefficients
 
 ROLLOUT = "rollout forwards"
+CHEAPER = "rollout forwards, cheaper"
 GRADIENT = "gradient forwards and backwards"
 RECOMPUTED = "forwards again, for checkpointed blocks"
 UNGUIDED = "forwards without a prompt, for guidance"
@@ -61,7 +65,8 @@ def count_work(config: Config, model: Backbone) -> list[Work]:
 def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
     """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
 
-    A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.
+    A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
+    evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
     coefficients = build_coefficients(config, model)
     method = build_method(config, coefficients)
@@ -70,14 +75,17 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
     for step in range(config.training.steps):
         choice = method.choose(step)
         held = holds_edge(model, choice)
+        rough = 0
         if config.rollout.gradients_per_rollout == 1:
-            rolled = _rolled(choice, coefficients, held, config.rollout.stride)
+            rolled, rough = _rolled(choice, coefficients, held, config.rollout.stride)
         elif step % config.rollout.gradients_per_rollout == 0:
             served = [method.choose(step + later) for later in range(config.rollout.gradients_per_rollout)]
-            rolled = len(span(served, config.rollout.stride, held).path) - 1
+            needs = span(served, config.rollout.stride, held)
+            rolled, rough = len(needs.path) - 1, len({*needs.path[:-1]} - needs.latents)
         else:  # the ends of the trained edges, to be scored
             rolled = 0 if held else len(choice.seeds)
-        counts += _of_choice(choice, rolled, config)
+        rough = 0 if factory.cheaper(config) == EXACT else rough
+        counts += _of_choice(choice, rolled - rough, rough, config)
         counts[REWARD] += reads * len(choice.seeds)
         trained = len(choice.plan.trains)
         if objective.distance_weight:
@@ -87,21 +95,22 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
     return counts
 
 
-def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> int:
-    """Evaluations without gradient up to where the reward is read."""
+def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> tuple[int, int]:
+    """Evaluations without gradient up to where the reward is read, and how many of them may be cheaper."""
     path = visited(choice, coefficients, held, stride)
     rolled, last = len(path) - 1, path[-1]
     if not held:  # clean predictions from where the rollout did not make the output
         rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
-    return rolled
+    return rolled, len({*path[:-1]} - exact_nodes(choice, path))
 
 
-def _of_choice(choice: Choice, rolled: int, config: Config) -> Counter[str]:
+def _of_choice(choice: Choice, rolled: int, rough: int, config: Config) -> Counter[str]:
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
     walked = len(choice.plan.recomputed)
     both = guidance.gradient == "both"
-    counts = Counter({ROLLOUT: rolled * (2 if guided else 1), GRADIENT: walked * (2 if both else 1)})
+    calls = 2 if guided else 1
+    counts = Counter({ROLLOUT: rolled * calls, CHEAPER: rough * calls, GRADIENT: walked * (2 if both else 1)})
     if guided and not both:
         counts[UNGUIDED] = walked
     return counts

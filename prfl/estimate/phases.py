@@ -10,7 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from prfl import factory
 from prfl.backbone import Backbone
+from prfl.backbone.cheaper import EXACT
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.estimate.live_tensors import LiveBytes
@@ -22,11 +24,12 @@ from prfl.factory.data import has_clips
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
 from prfl.factory.reward import Reward
-from prfl.objective.reward_gradient import holds_edge
+from prfl.objective.choice import holds_edge
 from prfl.objective.scorer import PixelScorer, decode_frames
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.rollout.guidance import guided_network
+from prfl.rollout.trajectory import Network
 
 
 def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: Shapes, trained: int) -> Iterator[Part]:
@@ -44,7 +47,7 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
         call = network_call(config, model, shapes, part, gradient=True)
         if isinstance(objective, SteeringConfig):
             assert reward is not None
-            yield network_call(config, model, shapes, part, gradient=False)
+            yield rollout_call(config, model, shapes, part)
             held = call.saved if any(holds_edge(model, choice) for choice in all_choices(config, model)) else 0
             assert config.reward is not None
             yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
@@ -93,23 +96,27 @@ def _evaluation_batch(config: Config) -> int:
     return min(own.batch, most)
 
 
+def guided(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Network:
+    """The network as training calls it."""
+    guidance, steering = config.rollout.guidance, isinstance(config.objective, SteeringConfig)
+    return guided_network(
+        model.velocity,
+        shapes.condition(batch),
+        shapes.condition(batch),
+        scale=guidance.scale if steering else 1.0,
+        gradient=guidance.gradient if steering else "none",
+    )
+
+
 def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
     """One network call as training makes it: guided, under the adapter, with or without its backward pass.
 
     Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
     """
     steering = isinstance(config.objective, SteeringConfig)
-    guidance = config.rollout.guidance
-    latents, condition = shapes.latents(batch), shapes.condition(batch)
+    latents, network = shapes.latents(batch), guided(config, model, shapes, batch)
     # Where one walked step leads on to another, the cotangent goes on to the latents.
     chained = steering and any(leads_on(choice.plan) for choice in all_choices(config, model))
-    network = guided_network(
-        model.velocity,
-        condition,
-        shapes.condition(batch),
-        scale=guidance.scale if steering else 1.0,
-        gradient=guidance.gradient if steering else "none",
-    )
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)
@@ -124,6 +131,26 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
         return Part(name, counted.peak, saved) if gradient else Part("rollout: one network call", counted.peak)
 
     return for_all_blocks(model, run)
+
+
+def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Part:
+    """A network call of the rollout: an exact one, or a cheaper one with what its step cache holds between two calls,
+    whichever takes more.  The cache is taken to skip nothing."""
+    exact, how = network_call(config, model, shapes, batch, gradient=False), factory.cheaper(config)
+    if how == EXACT:
+        return exact
+    network = guided(config, model, shapes, batch)
+
+    def run() -> Part:
+        dropout = model.dropping(policy_adapter_name(config), no_seeds(batch))
+        with LiveBytes() as counted, torch.no_grad(), model.adapter(policy_adapter_name(config)), dropout:
+            calls = model.cheaper(how)
+            for node in range(2):
+                with calls.at(node):
+                    network(shapes.latents(batch), torch.tensor(0.5))
+        return Part(exact.name, counted.peak)
+
+    return max(exact, for_all_blocks(model, run), key=lambda part: part.bytes)
 
 
 def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:

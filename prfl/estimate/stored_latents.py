@@ -6,8 +6,8 @@ from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.factory.backbone import build_coefficients
 from prfl.factory.objective import build_method
+from prfl.objective.choice import Choice
 from prfl.objective.reused_rollout import span
-from prfl.objective.reward_gradient import Choice
 from prfl.rollout.plan import Plan
 from prfl.rollout.solvers import Coefficients
 

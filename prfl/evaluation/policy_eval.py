@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone.wan.model import Backbone
+from prfl.backbone import Backbone
 from prfl.evaluation import metrics
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4

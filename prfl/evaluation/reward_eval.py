@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone.wan.model import Backbone, Condition
+from prfl.backbone import Backbone, Condition
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability

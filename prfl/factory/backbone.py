@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from prfl.backbone import Backbone, load_architecture, load_backbone
-from prfl.backbone.attention import choose_attention
+from prfl.backbone.attention import INT8, choose_attention, why_not
+from prfl.backbone.cheaper import Cheaper
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import BackboneConfig, Config, KernelsConfig, PolicyAdapterConfig
@@ -30,6 +31,7 @@ def choose_device(config: BackboneConfig) -> torch.device:
 
 
 COMPILED_FORMS = 64
+FLOAT8_CAPABILITY = (8, 9)  # of GPUs that multiply float8
 
 
 def device_kind(config: Config) -> str:
@@ -92,6 +94,7 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
         model.add_copy(POLICY)
     elif own.train == "full":
         model.train_all()
+    check_cheaper(config, model)
     chosen = attention_choice(config, model).backend
     if model.device.type == "meta" and chosen != "triton":
         chosen = "sdpa"  # the others keep what it keeps, and take no meta tensors
@@ -143,6 +146,27 @@ def attention_choice(config: Config, model: Backbone) -> Choice:
         return choose_attention(own.attention, kind, getattr(torch, own.dtype), head_size)
     except ValueError as error:
         raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
+
+
+def cheaper(config: Config) -> Cheaper:
+    """How the rollout's steps without gradient are computed."""
+    own = config.rollout.cheaper
+    return Cheaper(own.products, own.attention, own.cache)
+
+
+def check_cheaper(config: Config, model: Backbone) -> None:
+    """Raises PrflError where a GPU that is here cannot compute them so; a CPU rounds alike, and is not faster by it."""
+    own, head_size = cheaper(config), model.transformer.config.attention_head_dim
+    if device_kind(config) != "cuda" or not torch.cuda.is_available():
+        return
+    if own.products == "float8" and torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:
+        what = f"{torch.cuda.get_device_name()} has no float8 products; they need compute capability 8.9"
+        raise PrflError(what, where="rollout.cheaper.products", fix="products: exact")
+    if own.attention == "int8":
+        dtype = getattr(torch, config.backbone.dtype)
+        if obstacle := why_not(INT8, torch.device("cuda"), dtype, head_size):
+            what, fix = f"attention in 8 bits cannot run here: {obstacle}", "install sageattention 2.1.1 or newer"
+            raise PrflError(what, where="rollout.cheaper.attention", fix=f"{fix}, or attention: exact")
 
 
 def policy_adapter_name(config: Config) -> str | None:

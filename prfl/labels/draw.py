@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prfl.backbone.wan.model import Backbone
+from prfl.backbone import Backbone
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video

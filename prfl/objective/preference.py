@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import Backbone
 from prfl.data.dataset import LatentDataset, PairDataset, preference_between
 from prfl.objective.base import Mean
 from prfl.reward import losses

@@ -34,7 +34,7 @@ from prfl.rollout.trajectory import Network, Trajectory, coarse
 from prfl.utils.errors import PrflError
 
 if TYPE_CHECKING:
-    from prfl.objective.reward_gradient import Choice
+    from prfl.objective.choice import Choice
 
 
 @dataclass

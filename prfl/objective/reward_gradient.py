@@ -9,82 +9,34 @@ A method says only which plan, which seeds and where the chain starts (``Choice`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from prfl.backbone import Backbone
+from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import Backbone
 from prfl.backbone.weights import holding
 from prfl.data.dataset import LatentDataset
+from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
 from prfl.objective.distance import accumulate_distance, velocity_distance
 from prfl.objective.reused_rollout import Reuse, drift, edge_ends, span
 from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
 from prfl.rollout.adjoint import hold_edge, target_latents, walk_back
 from prfl.rollout.guidance import guided_network
-from prfl.rollout.plan import Edge, Plan, unit_steps
+from prfl.rollout.plan import unit_steps
 from prfl.rollout.solvers import Coefficients, renoised
-from prfl.rollout.trajectory import Network, Trajectory, coarse, rollout
+from prfl.rollout.trajectory import Network, Trajectory, rollout
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
 from prfl.utils.order import PROMPTS, shuffled
 from prfl.utils.timing import Clock
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one optimizer step differentiates.
-
-    seeds: the nodes at which the reward is read, each with the weight of its loss.
-    first: the node that the chain starts at: 0 from noise, else from a clip of the data, noised to that node's sigma.
-    noised: nodes beside the chain: x[N] noised anew, to the sigma of a node of the chain.
-    similarity: None, or the floor of ``leap_similarity``, by which the samples are weighed.
-    """
-
-    plan: Plan
-    seeds: Mapping[int, float]
-    first: int = 0
-    noised: Mapping[int, int] = field(default_factory=dict)
-    similarity: float | None = None
-
-    @property
-    def node(self) -> int:
-        """The first node that is scored: for the log."""
-        return min(self.seeds)
-
-    def sigma(self, node: int) -> float:
-        """Noise level at a node that an edge leads to."""
-        return next(edge.sigma for edge in self.plan.edges if edge.target == node)
-
-    def computed(self, steps: int) -> list[Edge]:
-        """The edges whose ends the rollout does not give: what it does not visit, and what it is compared with."""
-        off_chain = {node for node in self.seeds if node > steps}
-        return [e for e in self.plan.edges if e.target in off_chain or (self.similarity and e.target <= steps)]
-
-    def kept(self, steps: int, held_edge: bool) -> frozenset[int]:
-        """The chain's latents that are needed after the rollout, less those that are scored at once."""
-        edges = self.plan.edges if held_edge else self.computed(steps)
-        nodes = {*self.plan.recomputed, *(edge.source for edge in edges)}
-        if self.similarity:
-            nodes |= {edge.target for edge in edges}
-        if self.noised:
-            nodes.add(steps)
-        return frozenset(node for node in nodes if node <= steps)
-
-    def constants(self, steps: int, held_edge: bool) -> frozenset[int]:
-        """The rollout's outputs that are worth keeping: what computed ends are made of needs no second network call.
-
-        A held edge computes its own; of a multistep solver it has earlier ones too.
-        """
-        if held_edge:
-            return self.plan.evaluations - self.plan.recomputed
-        return frozenset(k for edge in self.computed(steps) for k in edge.b)
 
 
 @runtime_checkable
@@ -121,6 +73,7 @@ class Pathwise:
     reward_batch: samples scored at once; None is all.
     stride: of the rollout, which leaps over that many steps at a time where no node is needed (``visited``).
     reuse: one rollout for several steps; for methods whose chains start from noise and whose edges are trained alone.
+    cheaper: how a rollout's network calls are computed but for those that are trained (``exact_nodes``).
     expected: the prompts that will be drawn, encoded at once; None is all of them.
     Raises PrflError for a reward that the method cannot use.
     """
@@ -141,6 +94,7 @@ class Pathwise:
     reward_batch: int | None = None
     stride: int = 1
     reuse: Reuse | None = None
+    cheaper: Cheaper = EXACT
     expected: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -184,7 +138,7 @@ class Pathwise:
             held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
             latents = {choice.node: held.latents} if held else self.scored(network, trajectory, choice)
             weights = leap_similarity(network, trajectory, choice) if choice.similarity else None
-            metrics = {}
+            metrics = {} if made < step or trajectory.cached is None else {"rollout/cached": trajectory.cached}
             if self.reuse:
                 metrics["rollout_age"] = float(step - made)
                 if made < step:
@@ -261,8 +215,9 @@ class Pathwise:
         assert self.reuse is not None
         choices = [self.choose(later) for later in range(step, step + self.reuse.gradients)]
         needs = span(choices, self.stride, holds_edge(self.backbone, choices[0]))
-        return rollout(
-            network, start, self.method.coefficients, last=needs.path[-1], visits=needs.path,
+        # The trained steps' outputs are kept, to be scored and to measure drift from: they are exact.
+        return self.rolled(
+            network, start, needs.latents, last=needs.path[-1], visits=needs.path,
             noises=self.noises(step, indices), keep=needs.latents, keep_outputs=needs.outputs,
             store=HostStore(),
         )  # fmt: skip
@@ -273,12 +228,20 @@ class Pathwise:
         """The chain up to the last node that is scored, or up to where the last edge leaves it."""
         coefficients = self.method.coefficients
         keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
-        return rollout(
-            network, start, coefficients, first=choice.first, last=last_rolled(choice, coefficients, held_edge),
-            visits=visited(choice, coefficients, held_edge, self.stride), noises=noises,
+        path = visited(choice, coefficients, held_edge, self.stride)
+        return self.rolled(
+            network, start, exact_nodes(choice, path), first=choice.first, last=path[-1], visits=path, noises=noises,
             keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
             store=HostStore() if self.backbone.offload else None,
         )  # fmt: skip
+
+    def rolled(self, network: Network, start: Tensor, exact: Set[int], **how: Any) -> Trajectory:
+        """``rollout``, its network calls cheaper but at the nodes ``exact``."""
+        if self.cheaper == EXACT:
+            return rollout(network, start, self.method.coefficients, **how)
+        calls = self.backbone.cheaper(self.cheaper, exact)
+        trajectory = rollout(network, start, self.method.coefficients, at=calls.at, **how)
+        return replace(trajectory, cached=calls.cached)
 
     def scored(self, network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
         """The latents that are scored, by node; of a stored rollout they are computed under the present policy."""
@@ -349,25 +312,6 @@ class Pathwise:
         nodes = {str(node): choice.sigma(node) for node in choice.seeds}
         facts = {"prompts": prompts, "first": choice.first, "nodes": nodes, "trains": sorted(choice.plan.trains)}
         return {"start": start} | {f"scored/{node}": x for node, x in scored.items()}, facts
-
-
-def holds_edge(backbone: Backbone, choice: Choice) -> bool:
-    """One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk."""
-    return backbone.checkpointing != "none" and len(choice.plan.edges) == 1
-
-
-def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> int:
-    """The node at which the rollout ends."""
-    scored = [] if held_edge else [node for node in choice.seeds if node <= coefficients.steps]
-    return max([*choice.kept(coefficients.steps, held_edge), *scored])
-
-
-def visited(choice: Choice, coefficients: Coefficients, held_edge: bool, stride: int) -> list[int]:
-    """The nodes that the rollout goes through; both ends of every trained edge, so that these stay the chain's own."""
-    plan, last = choice.plan, last_rolled(choice, coefficients, held_edge)
-    ends = {node for e in plan.edges if plan.trains & e.b.keys() for node in (e.source, e.target)}
-    needed = choice.kept(coefficients.steps, held_edge) | choice.seeds.keys() | ends
-    return coarse({choice.first, last, *(node for node in needed if node <= last)}, stride)
 
 
 def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:

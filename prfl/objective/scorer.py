@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import Backbone
 from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward

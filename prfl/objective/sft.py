@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import Backbone
 from prfl.data.dataset import LatentDataset
 from prfl.rollout.flow import add_noise, shift_sigmas, velocity_target
 from prfl.utils import rng

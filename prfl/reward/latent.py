@@ -19,9 +19,9 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prfl.backbone import Backbone
 from prfl.backbone.adapters import lora_shapes
 from prfl.backbone.condition import Condition
-from prfl.backbone.wan.model import Backbone
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.head import RewardHead
 from prfl.reward.model_card import reward_card

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone.wan.model import Backbone
+from prfl.backbone import Backbone
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import DETERMINISTIC, Coefficients

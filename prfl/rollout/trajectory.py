@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
@@ -32,6 +33,7 @@ class Trajectory:
 
     outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
     beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
+    cached: the share of the rollout's evaluations that a step cache skipped; None without one.
     """
 
     latents: list[Tensor | Parked | None]
@@ -40,6 +42,7 @@ class Trajectory:
     store: HostStore | None = None
     outputs: Mapping[int, Tensor] = field(default_factory=dict)
     beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
+    cached: float | None = None
 
     def at(self, node: int) -> Tensor:
         """x[node]; it must have been kept."""
@@ -74,6 +77,7 @@ def rollout(
     keep_outputs: Set[int] = frozenset(),
     store: HostStore | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
+    at: Callable[[int], AbstractContextManager] | None = None,
 ) -> Trajectory:
     """x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
 
@@ -82,7 +86,7 @@ def rollout(
     keep: which nodes stay, "all" or a set; x[last] always does.  keep_outputs: which f[k] stay.
     store: where kept latents wait, all but x[last], which is wanted first; default is where they are made.
     noises: standard normal, by step, needed where c[i] is not 0.
-    on_step(i, x) is called after each step from node i.
+    on_step(i, x) is called after each step from node i.  at(i): the context of the network's call there.
     Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there; and for a leap of
     a solver that is stochastic or multistep.
     """
@@ -96,7 +100,8 @@ def rollout(
     for i, after in pairwise(path):
         if keep == "all" or i in keep:
             latents[i] = x if store is None else parked(x, store)
-        outputs[i] = network(x, sigma_at(coefficients, i, x))
+        with nullcontext() if at is None else at(i):
+            outputs[i] = network(x, sigma_at(coefficients, i, x))
         if after > i + 1:
             a, b = leap(coefficients, i, float(coefficients.sigmas[after]))
             x = combine(x, a, {i: b}, outputs)

@@ -231,7 +231,7 @@ def test_the_kernels_cases_want_neither_diffusers_nor_peft() -> None:
 
 
 def test_a_measured_peak_beside_the_predicted(monkeypatch: pytest.MonkeyPatch, gpu: Any) -> None:
-    """The steps that are measured are a run's: they move the adapter; here on the shapes world, the peak planted."""
+    """The steps that are measured are a run's: they move the adapter; here on the shapes world, the peaks planted."""
     memory: Any = import_module("measured_memory")
     pieces: Any = import_module("gpu_pieces")
     assert tuple(name for name in memory.CASES if not name.startswith("14B") or "chain" not in name) == pieces.PREDICTED
@@ -240,11 +240,15 @@ def test_a_measured_peak_beside_the_predicted(monkeypatch: pytest.MonkeyPatch, g
     tiny = ("configs/tiny/prfl.yaml", ("reward.path=shapes", "objective={name: prfl}", "data.generator=null"), None)
     monkeypatch.setitem(memory.CASES, "tiny", tiny)
     monkeypatch.setattr(memory, "load_config", lambda file, given: load_config(file, [*given, "backbone.device=cpu"]))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 10**8)
     stepped = []
     monkeypatch.setattr(memory, "apply", lambda optimizer, rate: stepped.append(grad_norm(optimizer)))
     found = memory.measured("tiny")
     assert found["error"] == pytest.approx(found["predicted GB"] / 0.1 - 1) and found["predicted GB"] > 0.001
+    assert found["phases"].keys() == {"rollout", "reward", "backward"}
+    assert all(each["measured GB"] == 0.1 for each in found["phases"].values())
+    assert max(each["predicted GB"] for each in found["phases"].values()) == found["predicted GB"]
     assert len(stepped) == memory.STEPS and min(stepped) > 0
 
 

@@ -27,7 +27,7 @@ BENCH = """
 import pytest
 import torch
 
-from prfl.benchmark.problem import Case, Needs, Problem, Work
+from bench.harness.problem import Case, Needs, Problem, Work
 
 def adding(width, world=""):
     x = torch.ones(width)

@@ -85,7 +85,7 @@ def test_a_rehearsal_brings_every_figure_home(
 ) -> None:
     out = tmp_path / "out"
     printed = run(out, bare, "--budget", "500")
-    assert "7 of 7 parts done" in printed
+    assert "8 of 8 parts done" in printed
     assert len(list(out.iterdir())) <= 8  # what comes back from a lent machine
     rows = read([out / "ten_minutes.jsonl"])
     steps = {(row.info["operation"], row.provider) for row in rows}
@@ -104,7 +104,7 @@ def test_a_rehearsal_brings_every_figure_home(
     assert "step_modes" in (tmp_path / "page.html").read_text()
     seconds = bundle.call_seconds(out / "ten_minutes.jsonl", "tiny", "full")
     assert 0 < seconds.forward < seconds.gradient
-    assert run(out, bare).count("is there already") == 7  # the same command goes on where the last one stopped
+    assert run(out, bare).count("is there already") == 8  # the same command goes on where the last one stopped
 
 
 def test_what_does_not_fit_the_budget_is_left_out_and_named(bare: dict[str, str], tmp_path: Path) -> None:
@@ -113,6 +113,24 @@ def test_what_does_not_fit_the_budget_is_left_out_and_named(bare: dict[str, str]
     assert done.returncode == 1 and "large-step: left out: " in done.stdout
     (line,) = bundle.read_lines(tmp_path / "ten_minutes.jsonl")
     assert line["end"].startswith("left out: ")
+
+
+def test_what_the_sanitizer_finds_fails_its_part(bare: dict[str, str], tmp_path: Path) -> None:
+    """One in its place, which runs nothing: the command, the environment and the outcome are what is looked at."""
+    program = tmp_path / "bin/compute-sanitizer"
+    program.parent.mkdir()
+    said = 'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING passed: $@"', 'echo "= ERROR SUMMARY: 1 error"'
+    program.write_text("\n".join(("#!/bin/sh", *said, "[ $2 != racecheck ]")))
+    program.chmod(0o755)
+    bare["PATH"] = f"{program.parent}{os.pathsep}{bare['PATH']}"
+    command = [sys.executable, "bench/ten_minutes.py", "--world", "tiny", "--out", str(tmp_path), "--only", "sanitizer"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=bare, capture_output=True, text=True)
+    assert done.returncode == 1 and "sanitizer: failed with exit code 1" in done.stdout
+    lines = bundle.read_lines(tmp_path / "ten_minutes.jsonl")
+    assert [line["exit"] for line in lines[:2]] == [0, 1]
+    note = bundle.notes(lines)[1]
+    assert note.startswith("sanitizer-racecheck: 1 passed: --tool racecheck --error-exitcode 9 ")
+    assert note.endswith("; ERROR SUMMARY: 1 error") and "tests/kernels/triton/test_operations.py" in note
 
 
 def written(path: Path, *lines: Any, half: str = "") -> Path:

@@ -12,6 +12,7 @@ CLIPS = "data.manifest=manifest.jsonl"
 PIXEL = "reward={space: pixel, head: {dimensions: [light], inner: 8, hidden: 8}}"
 SHAPES = ["data.manifest=null", "data.prompts.train=shapes", "data.frames=17", "data.height=32", "data.width=32"]
 CHAIN = "objective={name: full_chain}"
+CLOSE = "objective.steps_range=[0.75, 1]"  # steps to go until the trained one
 LIGHT = "reward.head.dimensions=[light]"  # the clips of one prompt are alike in the other one
 SAMPLES = "shapes_samples, per_prompt: 2"
 
@@ -93,6 +94,10 @@ EFFECTS: dict[str, tuple] = {
     "RolloutConfig.stride": ("step", PRFL, ["objective={name: vader}"], *sides("rollout.stride", 1, 2)),
     "RolloutConfig.gradients_per_rollout": ("step", PRFL, [], *sides("rollout.gradients_per_rollout", 1, 2)),
     "RolloutConfig.step_weight": ("step", PRFL, [], *sides("rollout.step_weight", "native", "unit")),
+    **{
+        f"CheaperConfig.{key}": ("step", PRFL, [CLOSE], *sides(f"rollout.cheaper.{key}", *two))
+        for key, two in {"products": ("exact", "float8"), "attention": ("exact", "int8"), "cache": (0.0, 0.9)}.items()
+    },
     "SftConfig.prompt_dropout": ("step", SFT, [], *sides("objective.prompt_dropout", 0.0, 1.0)),
     "PreferenceConfig.loss": ("step", REWARD, [LIGHT], *sides("objective.loss", "bce", "bradley_terry")),
     "PreferenceConfig.eta": ("step", REWARD, [LIGHT, "objective.loss=rao_kupper"], *sides("objective.eta", 2.0, 9.0)),

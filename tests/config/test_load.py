@@ -84,6 +84,7 @@ def test_mistakes_on_the_command_line(write: Write, override: str, message: str)
 
 VADER = "objective={name: vader, sft: {}}"
 DENSE = "objective={name: dense_process"
+CACHE = "rollout.cheaper.cache=0.1"
 REUSE = "rollout.gradients_per_rollout=2"
 AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
 RULES = [
@@ -161,6 +162,14 @@ RULES = [
     ),
     (["rollout.stride=2", "objective.from_data=1"], "rollout.stride: objective.from_data: 1 needs no rollout"),
     (["rollout.stride=2", "objective={name: sft}", "reward=null"], "rollout.stride: objective sft does not read it"),
+    ([CACHE, "objective={name: full_chain, sft: {}}"], "rollout.cheaper: objective full_chain trains every step"),
+    ([CACHE, "objective={name: vader, last_steps: 10, sft: {}}"], "rollout.cheaper: objective vader trains"),
+    ([CACHE, "objective={name: instructvideo, last_steps: 6}"], "rollout.cheaper: objective instructvideo trains"),
+    ([CACHE, "rollout.steps=1"], "rollout.cheaper: objective prfl trains every step"),
+    ([CACHE, "objective.from_data=1"], "rollout.cheaper: objective.from_data: 1 needs no rollout"),
+    ([CACHE, "objective={name: sft}", "reward=null"], "rollout.cheaper: objective sft does not read it"),
+    (["rollout.cheaper.cache=1"], "rollout.cheaper.cache: should be less than 1"),
+    (["rollout.cheaper.products=int8"], "rollout.cheaper.products: should be exact or float8"),
     (["rollout.stride=0"], "rollout.stride: should be greater than or equal to 1"),
     (["rollout.drift_limit=0.5"], "rollout.drift_limit: gradients_per_rollout: 1 does not read it"),
     ([REUSE, "objective={name: vader, sft: {}}"], f"{REUSE[:-2]}: objective vader needs its own rollout each time"),
@@ -229,6 +238,8 @@ def test_keys_that_do_not_go_together(write: Write, overrides: list[str], messag
         [REUSE, f"{DENSE}, sft: {{}}}}", "rollout.solver=flow_sde"],
         ["rollout.stride=4", "objective.from_data=0.5"],
         ["rollout.solver=flow_sde", "rollout.eta=0.3"],
+        [REUSE, "rollout.stride=2", "rollout.cheaper={products: float8, attention: int8, cache: 0.1}"],
+        ["rollout.solver=unipc", CACHE, "objective={name: vader, last_steps: 9, sft: {}}"],
         ["objective={name: sft}", "reward=null", "rollout.solver=unipc"],
         ["backbone={model: shapes, train: full}"],
         ["data.generator={name: shapes_curated, count: 3}"],

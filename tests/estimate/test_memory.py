@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prfl import factory
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.checkpointing import run_block
 from prfl.config.schema import Config
@@ -21,7 +22,7 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
-from prfl.factory.backbone import build_architecture, build_backbone, build_coefficients
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_coefficients
 from prfl.factory.objective import build_method, build_scorer
 from prfl.objective.reused_rollout import Reuse
 from prfl.objective.scorer import decode_frames
@@ -418,3 +419,24 @@ def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config]
     part = parts.get("earlier outputs of a multistep solver")
     assert (part.bytes if part else 0) == (most - 1) * latents.nbytes
     assert (part is not None) == (solver == "unipc")
+
+
+def test_what_a_step_cache_holds_is_counted(make: Callable[..., Config]) -> None:
+    """Two hidden states of each branch of guidance, beside the call: as many bytes as really live in two calls."""
+    guided = "rollout.guidance={scale: 2.0, gradient: cond}"
+    plain, config = make(guided), make(guided, "rollout.cheaper.cache=0.1")
+    parts = [{p.name: p for p in predict_memory(c, build_architecture(c)).phases} for c in (plain, config)]
+    before, after = (own["rollout: one network call"].bytes for own in parts)
+    hidden = 2 * 5 * 4 * 4 * 24 * 4  # samples, tokens, channels, float32
+    assert before + 4 * hidden <= after <= before + 7 * hidden
+
+    model = build_backbone(config)
+    network = guided_network(
+        model.velocity, model.condition(["a circle"] * 2), model.condition([""] * 2), scale=2.0, gradient="cond"
+    )
+    with LiveBytes() as counted, torch.no_grad(), model.adapter(POLICY):
+        calls = model.cheaper(factory.cheaper(config), exact={0, 1})
+        for node in range(2):
+            with calls.at(node):
+                network(torch.randn(2, 4, 5, 8, 8), torch.tensor(0.5))
+    assert after == pytest.approx(counted.peak, rel=0.1)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prfl import factory
 from prfl.backbone import Backbone
+from prfl.backbone.eight_bits import Float8Linear
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
@@ -21,6 +23,7 @@ from prfl.objective.scorer import RewardLoss
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
 
 STEPS, BATCH = 6, 2
+CHEAPER = "rollout.cheaper.products=float8"
 
 
 @pytest.fixture
@@ -102,6 +105,11 @@ METHODS = [
     ["objective={name: dense_process, rewards: 1, credit: step}", "backbone.checkpointing=full"],
     ["objective={name: dense_process, rewards: 2, beta: 1.0}"],
     ["objective={name: dense_process, rewards: 2, handoff: clean}", "backbone.checkpointing=full"],
+    [CHEAPER],
+    [CHEAPER, "rollout.guidance={scale: 2.0, gradient: cond}", "backbone.checkpointing=full"],
+    [CHEAPER, "objective.handoff=clean", "rollout.stride=2"],
+    [CHEAPER, "rollout.gradients_per_rollout=2", "rollout.stride=2"],
+    [CHEAPER, "objective={name: drtune, trained_steps: 1}", "rollout.stride=2"],
 ]
 
 
@@ -113,7 +121,8 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     velocity, features = model.velocity, model.features
 
     def count_velocity(latents, *rest):
-        made["with gradient" if torch.is_grad_enabled() else "without"] += len(latents)
+        rough = type(model.transformer.blocks[0].ffn.net[2]) is Float8Linear
+        made["with gradient" if torch.is_grad_enabled() else "rough" if rough else "without"] += len(latents)
         return velocity(latents, *rest)
 
     def count_features(latents, *rest):
@@ -129,13 +138,14 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
-        stride=config.rollout.stride, reuse=build_reuse(config),
+        stride=config.rollout.stride, reuse=build_reuse(config), cheaper=factory.cheaper(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):
         objective.accumulate(step, range(step * BATCH, (step + 1) * BATCH))
     found = counted(config, model)
     assert made["with gradient"] == found[names.GRADIENT]
+    assert made["rough"] == found.get(names.CHEAPER, 0) and (made["rough"] > 0) == (CHEAPER in overrides)
     assert made["without"] == sum(found.get(name, 0) for name in (names.ROLLOUT, names.UNGUIDED, names.DISTANCE))
     assert made["reward"] == found[names.REWARD]
     assert found.get(names.RECOMPUTED, 0) == (found[names.GRADIENT] if model.checkpointing != "none" else 0)

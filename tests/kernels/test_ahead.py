@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -15,12 +17,14 @@ from prfl_kernels import attention_builds, attention_triton
 from prfl_kernels.ahead import CAPABILITIES, SHARED_LIMIT, Build, Resources, compile_ahead, count_instructions
 from prfl_kernels.attention_triton import Tiles
 from prfl_kernels.builds import every_build
+from prfl_kernels.lora_linear_triton import COLUMNS, ROWS, _block, _down_stages
 
+TABLES = json.loads((Path(__file__).parents[2] / "bench/results/compiled_kernels.json").read_text())["triton"]
 EVERY = [(build, capability) for capability in CAPABILITIES for build in every_build(capability)]
 
 
-def faults(build: Build, capability: int) -> list[str]:
-    used = compile_ahead(build, capability)
+def faults(build: Build, capability: int, used: Resources | None = None) -> list[str]:
+    used = used or compile_ahead(build, capability)
     wanted = Resources(
         registers=used.registers,
         spilled=min(used.spilled, build.spill),
@@ -34,7 +38,30 @@ def faults(build: Build, capability: int) -> list[str]:
 
 @pytest.mark.parametrize(("build", "capability"), EVERY, ids=lambda each: getattr(each, "name", f"sm_{each}"))
 def test_a_kernel_compiles_to_what_it_needs(build: Build, capability: int) -> None:
-    assert not faults(build, capability)
+    used = compile_ahead(build, capability)
+    assert not faults(build, capability, used)
+    if version("triton") in TABLES:  # python bench/compiled_kernels.py writes them
+        tabled = TABLES[version("triton")]["kernels"][build.name][f"sm_{capability}"]
+        assert {name: tabled[name] for name in Resources._fields} == used._asdict()
+
+
+def test_what_would_not_fit_a_small_card_is_seen() -> None:
+    """Three tiles on their way, as a large card has them, beside two: 147 KB of Hopper's, 115 of these."""
+    stages = {capability: _down_stages(torch.bfloat16, 128, SHARED_LIMIT[capability]) for capability in CAPABILITIES}
+    assert stages == {80: 3, 89: 2, 90: 3, 100: 3, 120: 2}
+    large = next(each for each in every_build(90) if each.name == "lora_down r128")
+    for capability in (89, 120):
+        (fault,) = faults(large, capability)
+        assert fault.startswith("shared 115712, not ")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rank", [16, 32, 64, 128])
+def test_the_tiles_on_their_way_fit_every_card(rank: int, dtype: torch.dtype) -> None:
+    block = _block(rank, dtype)
+    for limit in SHARED_LIMIT.values():
+        stages = _down_stages(dtype, block, limit)
+        assert stages >= 1 and stages * (ROWS + block) * COLUMNS * dtype.itemsize <= limit
 
 
 def test_hoppers_own_instruction_multiplies_wherever_a_tile_has_its_rows() -> None:
@@ -76,8 +103,7 @@ def test_products_that_are_missing_are_seen() -> None:
 
 def test_the_committed_tables() -> None:
     """Of the oldest Triton and of a newer one, the same kernels on every GPU, and nothing computed twice."""
-    path = Path(__file__).parents[2] / "bench/results/compiled_kernels.json"
-    tables = {triton: table["kernels"] for triton, table in json.loads(path.read_text())["triton"].items()}
+    tables = {triton: table["kernels"] for triton, table in TABLES.items()}
     assert {"3.6.0", "3.9.0"} <= tables.keys()
     for kernels in tables.values():
         for capability in CAPABILITIES:

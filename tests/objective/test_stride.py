@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prfl.objective import reward_gradient
+from prfl.objective import choice as choice_of
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign
@@ -112,8 +112,7 @@ def test_the_comparison_catches_a_trained_step_that_is_leapt_over(monkeypatch: p
         reward_gradient,
         "visited",
         lambda choice, chain, held, stride: coarse(
-            {0, reward_gradient.last_rolled(choice, chain, held), *choice.kept(chain.steps, held), *choice.seeds},
-            stride,
+            {0, choice_of.last_rolled(choice, chain, held), *choice.kept(chain.steps, held), *choice.seeds}, stride
         ),
     )
     with pytest.raises(AssertionError, match="not close"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property, partial
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from prfl.backbone import adapters
+from prfl.backbone.cheaper import Cheaper, CheaperCalls, StepCache
 from prfl.backbone.checkpointing import Checkpointing, run_block, stretches
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
 from prfl.backbone.dropout import dropping
@@ -71,6 +72,7 @@ class WanBackbone:
         self.feature_modes: tuple[Checkpointing, ...] | None = None
         self.offload = False
         self.kernels: frozenset[str] = frozenset()
+        self.step_cache: StepCache | None = None
         self._load_text, self._timestep_scale = load_text, timestep_scale
         self._load_tokenizer = load_tokenizer
         self._remembered: dict[str, Condition] = {}  # on the host
@@ -108,8 +110,11 @@ class WanBackbone:
         """
         with self._precision():
             inputs = self._embed(latents, sigma, condition)
-            states = self._run_blocks(self.num_blocks, inputs, partial(self._patches, inputs["time"]))
-            (patches,) = deque(states, maxlen=1)  # a list of all of them is gigabytes
+            head = partial(self._patches, inputs.pop("time"))
+            if self.step_cache is None:
+                (patches,) = deque(self._run_blocks(self.num_blocks, inputs, head), maxlen=1)  # all are gigabytes
+            else:
+                patches = head(self.step_cache.run(self.transformer, condition, **inputs))
         grid = [size // patch for size, patch in zip(latents.shape[2:], self.patch_size, strict=True)]
         patches = patches.unflatten(2, (*self.patch_size, -1)).unflatten(1, grid)  # b, T, H, W, pt, ph, pw, c
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(latents.shape).to(latents.dtype)
@@ -362,6 +367,10 @@ class WanBackbone:
         for network in (self._base, *self.copies.values()):
             use_kernels(network, which, attention)
         self.kernels = frozenset(which)
+
+    def cheaper(self, how: Cheaper, exact: Set[int] = frozenset()) -> CheaperCalls:
+        """The calls of one rollout, without gradient, that cost less but at the nodes ``exact``: see cheaper.py."""
+        return CheaperCalls(self, how, exact)
 
     @contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:

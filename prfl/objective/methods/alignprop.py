@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.reward_gradient import Choice
+from prfl.objective.choice import Choice
 from prfl.rollout.plan import last_steps
 from prfl.rollout.solvers import Coefficients
 from prfl.utils import rng

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.reward_gradient import Choice
+from prfl.objective.choice import Choice
 from prfl.rollout.plan import Edge, Plan, step_edge
 from prfl.rollout.solvers import Coefficients, leap
 

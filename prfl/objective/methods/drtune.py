@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prfl.objective.reward_gradient import Choice
+from prfl.objective.choice import Choice
 from prfl.rollout.plan import Plan, clean_node, jump_edge, step_edge
 from prfl.rollout.solvers import Coefficients
 from prfl.utils import rng

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from prfl.objective.choice import Choice
 from prfl.objective.methods.steps import behind_noise, starts_from_data, steps_in
-from prfl.objective.reward_gradient import Choice
 from prfl.rollout.plan import clean_jump, clean_node, one_step
 from prfl.rollout.solvers import Coefficients
 from prfl.utils import rng

@@ -146,7 +146,8 @@ def test_the_tiles_follow_the_gpu() -> None:
     kernel = attention_triton._query_gradient
     assert of(kernel, 2, 128, 8) == (64, 64, 8, 2) and of(kernel, 2, 64, 8) == (64, 64, 4, 2)
     assert of(kernel, 2, 128, 9) == of(kernel, 2, 64, 9) == (128, 64, 8, 2)
-    assert of(kernel, 2, 128, 12) == of(kernel, 2, 128, 8)  # a GPU that nobody has tried
+    assert of(kernel, 2, 128, 12) == (64, 64, 8, 2) and of(kernel, 2, 64, 12) == (64, 64, 4, 2)
+    assert of(kernel, 2, 128, 11) == of(kernel, 2, 128, 8)  # a GPU that nobody has tried
     assert of(kernel, 4, 128, 9) == of(kernel, 4, 64, 8)
 
 

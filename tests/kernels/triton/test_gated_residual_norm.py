@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.kernels.checks import random
 from tests.kernels.test_gated_residual_norm import FORMS, check, make, results, sum_and_nothing
 
 triton = pytest.importorskip("triton")
@@ -36,6 +37,23 @@ def test_sums_over_a_run_of_rows(
     for forms in FORMS.values():
         check(make(forms, (2, 7, 24), dtype=dtype, device=device))
         check(make(forms, (2, 7, 24), dtype=dtype, device=device), sum_and_nothing)
+
+
+def test_several_rows_a_program_where_nothing_is_summed(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, d_total, d_normed = (random(2, 7, 24, seed=seed, dtype=torch.float32, device=device) for seed in range(4))
+    gate, scale, shift = (random(2, 1, 24, seed=seed, dtype=torch.float32, device=device) for seed in (4, 5, 6))
+    total, _, mean, rstd = source.forward(x, y, gate, (scale, shift), 1e-6)
+    assert mean is not None and rstd is not None
+    found, grids = [], []
+    kind = type(source.backward_kernel)
+    launch = kind.__getitem__
+    monkeypatch.setattr(kind, "__getitem__", lambda kernel, grid: (grids.append(grid), launch(kernel, grid))[1])
+    for rows in (1, 4, 16):
+        monkeypatch.setattr(source, "ROWS", rows)
+        dx, dy, _ = source.backward(d_total, d_normed, total, (mean, rstd), None, gate, scale, (None,) * 3)
+        found.append((dx, dy))
+    torch.testing.assert_close(found[1:], found[:1] * 2)
+    assert grids == [(7, 2), (2, 2), (1, 2)]
 
 
 @pytest.mark.parametrize("width", [1536, 5120])

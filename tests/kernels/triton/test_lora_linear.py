@@ -111,6 +111,15 @@ def test_many_chunks_add_up(device: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert kernels._chunks(2, 200, 1) == (64, 4)
 
 
+def test_wider_columns_give_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, low = random(2, 70, 300, dtype=torch.float64, device=device), random(140, 20, seed=1, device=device)
+    parts = norm_of(x, "sample", strided=False)
+    monkeypatch.setattr(kernels, "COLUMNS", 256)
+    for kind, given in (("Normed", parts), ("Gelu", ())):
+        found = kernels.grad_a(low, x, *(given or (None,) * 4), kind, None, 0.0)
+        torch.testing.assert_close(found, low.T @ rebuilt(kind, x, given).flatten(0, 1), rtol=1e-11, atol=1e-11)
+
+
 def mask_of(rows: int, width: int, seed: Tensor, dropout: float, device: str) -> Tensor:
     """What ``down`` keeps: its product with the identity is the mask."""
     ones, identity = torch.ones(rows, width, device=device), torch.eye(width, device=device)
@@ -146,6 +155,25 @@ def test_the_mask_is_one_in_all_three_kernels(
     ours["grad_a"] = kernels.grad_a(low, x, None, None, None, None, "NoneType", seed + 1, dropout)
     with pytest.raises(AssertionError, match="^grad_a: error"):  # another mask is found out
         assert_as_good({**ours, "up": grad_x}, torchs, exact)
+
+
+def test_a_small_card_has_fewer_tiles_on_their_way(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """99 KB of shared memory do not hold three of 128 ranks; the numbers are the same."""
+    stages = []
+    kind = type(kernels._down)
+    launch = kind.__getitem__
+
+    def watched(kernel, grid):
+        run = launch(kernel, grid)
+        return lambda *args, num_stages, **more: (stages.append(num_stages), run(*args, num_stages=num_stages, **more))
+
+    monkeypatch.setattr(kind, "__getitem__", watched)
+    x, a = (random(*size, seed=4, dtype=torch.float16, device=device) for size in ((70, 40), (128, 40)))
+    found = []
+    for limit in (227, 99):
+        monkeypatch.setattr(kernels, "_shared", lambda _, limit=limit: limit * 1024)
+        found.append(kernels.down(x, a, torch.tensor(3, device=device), 0.3))
+    assert stages == [3, 2] and torch.equal(*found)
 
 
 def test_a_row_is_masked_by_its_seed(device: str) -> None:
