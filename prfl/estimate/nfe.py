@@ -6,13 +6,12 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from prfl import factory
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.estimate.rewards import reads_of_a_score
-from prfl.factory.backbone import build_coefficients
+from prfl.factory.backbone import build_coefficients, cheaper
 from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
 from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
@@ -84,7 +83,7 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
             rolled, rough = len(needs.path) - 1, len({*needs.path[:-1]} - needs.latents)
         else:  # the ends of the trained edges, to be scored
             rolled = 0 if held else len(choice.seeds)
-        rough = 0 if factory.cheaper(config) == EXACT else rough
+        rough = 0 if cheaper(config) == EXACT else rough
         counts += _of_choice(choice, rolled - rough, rough, config)
         counts[REWARD] += reads * len(choice.seeds)
         trained = len(choice.plan.trains)
