@@ -40,7 +40,8 @@ START, CHILD = 40.0, (25.0, 45.0)  # a process's imports and its model; the proc
 # Runs of a provider: first, warm-up, two rounds, saved bytes, two for memory; and of those that are not long.
 LONG, RUNS, MORE = 3.0, 7, 3
 COUNTS = ("value1", "value2", "value4")
-SCALE: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {  # solver steps, gradient steps and batch: seconds of the largest, of both worlds
+# Solver steps, gradient steps and batch: seconds of the largest, of both worlds.
+SCALE: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {
     "steps": (("value2", "value4", "value8"), (110, 180)), "batch": (COUNTS, (120, 290)),
     "gradients": (("value1", "value2", "value3", "value4"), (110, 250)),
 }  # fmt: skip

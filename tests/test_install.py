@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("above_a_clone", [False, True])
 def test_an_editable_install_imports_from_any_folder(tmp_path: Path, above_a_clone: bool) -> None:
-    """Above a clone named prfl, too: there the clone's folder would do as a namespace package.  -S: only this install."""
+    """Above a clone named prfl, too, whose folder would do as a namespace package.  -S: nothing else is installed."""
     packages = site_packages("build_editable", tmp_path)
     (tmp_path / "folder" / ("prfl" if above_a_clone else "other")).mkdir(parents=True)
     files = python(OPEN.format(str(packages)) + FIND, tmp_path / "folder", "-S").split()

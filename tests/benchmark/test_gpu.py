@@ -222,7 +222,8 @@ def test_the_compiled_tests_want_torch_triton_and_pytest_only(gpu: Any) -> None:
 def test_the_kernels_cases_want_neither_diffusers_nor_peft() -> None:
     """But for a block and for peft's own rows."""
     code = BARE.replace('"jaxtyping", "rich", "numpy"', "") + (
-        "from bench.harness import kernel_cases, results, report\n"
+        "from bench.cases import kernel_cases\n"
+        "from bench.harness import results, report\n"
         "from bench.harness.problem import Unavailable, build, prepare\n"
         "case = next(case for case in kernel_cases.cases('tiny') if case.operation == 'lora_linear')\n"
         "problem = build(case)\n"
