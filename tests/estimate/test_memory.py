@@ -32,6 +32,7 @@ from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import rollout
 from prfl.utils.host_store import HostStore
 from prfl.utils.rng import ChainNoises
+from tests.slow import slow_unless
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
@@ -109,7 +110,11 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("overrides", SETTINGS, ids=" ".join)
+# One of each: nothing, recomputation, with offload, another type, dropout, some blocks, guidance.
+USUAL = [SETTINGS[index] for index in (0, 1, 4, 7, 9, 11, 13)]
+
+
+@pytest.mark.parametrize("overrides", slow_unless(USUAL.__contains__, SETTINGS), ids=" ".join)
 def test_activations_saved_by_the_network_call(make: Callable[..., Config], overrides: list[str]) -> None:
     config = make(*overrides)
     model = build_backbone(config)
@@ -145,7 +150,9 @@ def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpoint
     assert phase.saved == pytest.approx(kept, rel=0.02)
 
 
-@pytest.mark.parametrize("mode", ["none", "attention", "full", "full backbone.offload=true"])
+@pytest.mark.parametrize(
+    "mode", slow_unless(["none", "full"].__contains__, ["none", "attention", "full", "full backbone.offload=true"])
+)
 def test_it_is_a_straight_line_in_the_number_of_blocks(
     make: Callable[..., Config], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

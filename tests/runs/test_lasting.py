@@ -26,6 +26,8 @@ from prfl.utils.errors import PrflError
 from tests.evaluation.test_hacking import measured, planted_project, size_or_natural
 from tests.runs.test_commands import metrics, project  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 TWO = "reward.path=[runs/one/reward, runs/two/reward]"
 ALONE = ["data.manifest=null", "objective.sft=null", "evaluation.final_samples=0"]
 
