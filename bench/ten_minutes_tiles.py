@@ -123,7 +123,7 @@ def lora_columns(shape: Any, sweep: Sweep) -> None:
     moved = 2 * (x.numel() + low.numel()) / 1e9
     normed: tuple[Any, ...] = mean, rstd, scale, shift
     for kind, parts in (("Normed", normed), ("Gelu", (None,) * 4)):
-        call = partial(source.grad_a, low, x, *parts, kind, None, 0.0)
+        call = partial(partial(source.grad_a, low, x, *parts), kind=kind, seed=None, dropout=0.0)
         sweep(f"grad_a-{kind}-columns", COLUMNS, partial(patch.object, source, "COLUMNS"), call, gb_per_s=moved)
 
 
