@@ -55,7 +55,7 @@ def test_every_part_of_the_package_has_its_layer() -> None:
 
 
 def test_every_folder_with_code_is_a_package() -> None:
-    """setuptools is told not to look for namespace packages: a forgotten __init__.py would leave a folder out."""
+    """A folder without __init__.py is a namespace package: another one of the same name could shadow or join it."""
     for root in ("prfl", "kernels/prfl_kernels"):
         for path in (REPOSITORY / root).rglob("*.py"):
             assert (path.parent / "__init__.py").exists(), path

@@ -162,6 +162,11 @@ def test_every_provider_of_every_case_is_in_one_piece_or_left_out_for_a_reason(g
     assert left_out == {words for words in LEFT_OUT if world in words or "wan" not in words}
 
 
+def test_what_a_piece_measures_is_there(gpu: Any) -> None:
+    """A path that is gone would be hashed as nothing, and a piece would not run again when what it measures changes."""
+    assert [part for piece in gpu.pieces() for part in piece.of if not (REPOSITORY / part).exists()] == []
+
+
 def test_every_piece_can_start_and_end_within_the_default_budget(gpu: Any) -> None:
     late = [piece.name for piece in gpu.pieces() if piece.seconds > 540 or piece.gib > 139]
     assert late == []
