@@ -19,7 +19,7 @@ from prfl.backbone.condition import pad_to
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY, chain_shift
-from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.scorer import RewardLoss
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
@@ -43,7 +43,7 @@ class Given:
     loss: RewardLoss
 
 
-def given(own: Config, model: Backbone, objective: Pathwise) -> Given:
+def given(own: Config, model: Backbone, objective: RewardGradient) -> Given:
     step = first_step(objective, own, 0)
     _, condition, noise = objective.draw(step, first_indices(own, step))
     sigmas = chain_sigmas(own.rollout.steps, chain_shift(own, model)).to(noise)

@@ -22,8 +22,8 @@ from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
 from prfl.estimate.phases import all_phases, network_call
 from prfl.estimate.rewards import reward_on_meta
-from prfl.estimate.stored_latents import all_choices, earlier_outputs, latents_of, rolled_nodes, stored_rollout
-from prfl.factory.backbone import build_coefficients, device_kind, policy_adapter_name
+from prfl.estimate.stored_latents import all_plans, earlier_outputs, latents_of, rolled_nodes, stored_rollout
+from prfl.factory.backbone import build_schedule, device_kind, policy_adapter_name
 from prfl.factory.reward import Reward
 from prfl.objective import sft
 from prfl.reward.ensemble import RewardEnsemble
@@ -108,7 +108,7 @@ def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
     hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
     rolled = 0
     if isinstance(config.objective, SteeringConfig):  # all but the end of the rollout, which is wanted first
-        rolled = max(len(rolled_nodes(choice, config.rollout.steps)) for choice in all_choices(config, model)) - 1
+        rolled = max(len(rolled_nodes(step_plan, config.rollout.steps)) for step_plan in all_plans(config, model)) - 1
     return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
 
 
@@ -141,11 +141,13 @@ def fixed_parts(
     part = config.training.batch // config.training.accumulation
     count = 4  # clean, noise and noisy, and what is predicted
     if isinstance(config.objective, SteeringConfig):
-        alive = [latents_of(choice, config.rollout.steps, offloads(config)) for choice in all_choices(config, model)]
+        alive = [
+            latents_of(step_plan, config.rollout.steps, offloads(config)) for step_plan in all_plans(config, model)
+        ]
         count = max(alive)
     latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
-    if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build_coefficients(config, model))):
+    if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build_schedule(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
     if config.rollout.gradients_per_rollout > 1:
         waiting, here = stored_rollout(config, model)

@@ -11,13 +11,13 @@ from prfl.backbone.cheaper import EXACT
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.estimate.rewards import reads_of_a_score
-from prfl.factory.backbone import build_cheaper, build_coefficients
+from prfl.factory.backbone import build_cheaper, build_schedule
 from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
-from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
 from prfl.objective.reused_rollout import span
-from prfl.objective.reward_gradient import Pathwise
-from prfl.rollout.solvers import Coefficients
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.objective.step_plan import StepPlan, exact_nodes, retains_graph, visited
+from prfl.rollout.solvers import SolverSchedule
 
 ROLLOUT = "rollout forwards"
 CHEAPER = "rollout forwards, cheaper"
@@ -62,51 +62,51 @@ def count_work(config: Config, model: Backbone) -> list[Work]:
 
 
 def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
-    """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
+    """Of one sample of each step, summed over the steps: the plans are functions of (seed, step).
 
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
-    coefficients = build_coefficients(config, model)
-    method = build_method(config, coefficients)
+    schedule = build_schedule(config, model)
+    method = build_method(config, schedule)
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
     for step in range(config.training.steps):
-        choice = method.choose(step)
-        held = holds_edge(model, choice)
+        step_plan = method.plan(step)
+        held = retains_graph(model, step_plan)
         rough = 0
         if config.rollout.gradients_per_rollout == 1:
-            rolled, rough = _rolled(choice, coefficients, held, config.rollout.stride)
+            rolled, rough = _rolled(step_plan, schedule, held, config.rollout.stride)
         elif step % config.rollout.gradients_per_rollout == 0:
-            served = [method.choose(step + later) for later in range(config.rollout.gradients_per_rollout)]
+            served = [method.plan(step + later) for later in range(config.rollout.gradients_per_rollout)]
             needs = span(served, config.rollout.stride, held)
             rolled, rough = len(needs.path) - 1, len({*needs.path[:-1]} - needs.latents)
         else:  # the ends of the trained edges, to be scored
-            rolled = 0 if held else len(choice.seeds)
+            rolled = 0 if held else len(step_plan.seeds)
         rough = 0 if build_cheaper(config) == EXACT else rough
-        counts += _of_choice(choice, rolled - rough, rough, config)
-        counts[REWARD] += reads * len(choice.seeds)
-        trained = len(choice.plan.trains)
+        counts += _of_choice(step_plan, rolled - rough, rough, config)
+        counts[REWARD] += reads * len(step_plan.seeds)
+        trained = len(step_plan.plan.trains)
         if objective.distance_weight:
             counts += Counter({GRADIENT: trained, DISTANCE: trained})
-        elif step % Pathwise.distance_every == 0:
+        elif step % RewardGradient.distance_every == 0:
             counts[DISTANCE] += 2 * trained
     return counts
 
 
-def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> tuple[int, int]:
+def _rolled(step_plan: StepPlan, schedule: SolverSchedule, held: bool, stride: int) -> tuple[int, int]:
     """Evaluations without gradient up to where the reward is read, and how many of them may be cheaper."""
-    path = visited(choice, coefficients, held, stride)
+    path = visited(step_plan, schedule, held, stride)
     rolled, last = len(path) - 1, path[-1]
     if not held:  # clean predictions from where the rollout did not make the output
-        rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
-    return rolled, len({*path[:-1]} - exact_nodes(choice, path))
+        rolled += sum(k >= last for k in step_plan.constants(schedule.steps, held))
+    return rolled, len({*path[:-1]} - exact_nodes(step_plan, path))
 
 
-def _of_choice(choice: Choice, rolled: int, rough: int, config: Config) -> Counter[str]:
+def _of_choice(step_plan: StepPlan, rolled: int, rough: int, config: Config) -> Counter[str]:
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
-    walked = len(choice.plan.recomputed)
+    walked = len(step_plan.plan.recomputed)
     both = guidance.gradient == "both"
     calls = 2 if guided else 1
     counts = Counter({ROLLOUT: rolled * calls, CHEAPER: rough * calls, GRADIENT: walked * (2 if both else 1)})

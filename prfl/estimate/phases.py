@@ -17,14 +17,14 @@ from prfl.config.schema import Config, PreferenceConfig
 from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
-from prfl.estimate.stored_latents import all_choices, earlier_outputs, leads_on
+from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
 from prfl.factory.backbone import POLICY, build_cheaper, device_kind, policy_adapter_name
 from prfl.factory.data import has_clips
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
 from prfl.factory.reward import Reward
-from prfl.objective.choice import holds_edge
 from prfl.objective.scorer import PixelScorer, decode_frames
+from prfl.objective.step_plan import retains_graph
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.rollout.guidance import guided_network
@@ -47,7 +47,7 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
         if isinstance(objective, SteeringConfig):
             assert reward is not None
             yield rollout_call(config, model, shapes, part)
-            held = call.saved if any(holds_edge(model, choice) for choice in all_choices(config, model)) else 0
+            held = call.saved if any(retains_graph(model, step_plan) for step_plan in all_plans(config, model)) else 0
             assert config.reward is not None
             yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
@@ -115,7 +115,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
     steering = isinstance(config.objective, SteeringConfig)
     latents, network = shapes.latents(batch), guided(config, model, shapes, batch)
     # Where one walked step leads on to another, the cotangent goes on to the latents.
-    chained = steering and any(leads_on(choice.plan) for choice in all_choices(config, model))
+    chained = steering and any(leads_on(step_plan.plan) for step_plan in all_plans(config, model))
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)

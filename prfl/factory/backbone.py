@@ -14,7 +14,7 @@ from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import BackboneConfig, Config, KernelsConfig, PolicyAdapterConfig
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.solvers import DETERMINISTIC, Coefficients, flow_sde
+from prfl.rollout.solvers import DETERMINISTIC, SolverSchedule, flow_sde
 from prfl.toy import clips as shapes
 from prfl.toy.recipe import RECIPES, untrained_folder
 from prfl.utils import processes
@@ -183,7 +183,7 @@ def chain_shift(config: Config, model: Backbone) -> float:
     return model.default_shift if config.rollout.shift is None else config.rollout.shift
 
 
-def build_coefficients(config: Config, model: Backbone) -> Coefficients:
+def build_schedule(config: Config, model: Backbone) -> SolverSchedule:
     """The chain that training rolls out."""
     own, sigmas = config.rollout, chain_sigmas(config.rollout.steps, chain_shift(config, model))
     return flow_sde(sigmas, own.eta) if own.solver == "flow_sde" else DETERMINISTIC[own.solver](sigmas)

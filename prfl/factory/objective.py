@@ -21,7 +21,7 @@ from prfl.config.objective_schema import (
 )
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.dataset import PairDataset
-from prfl.factory.backbone import POLICY, build_cheaper, build_coefficients, chain_shift, policy_adapter_name
+from prfl.factory.backbone import POLICY, build_cheaper, build_schedule, chain_shift, policy_adapter_name
 from prfl.factory.data import Dataset, load_prompts
 from prfl.factory.reward import Reward, TrainableReward
 from prfl.objective import Objective
@@ -34,13 +34,13 @@ from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
 from prfl.objective.preference import PixelPreference, Preference
-from prfl.objective.reused_rollout import Reuse
-from prfl.objective.reward_gradient import Guidance, Method, Pathwise
+from prfl.objective.reused_rollout import ReusedRollout
+from prfl.objective.reward_gradient import Guidance, Method, RewardGradient
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
 from prfl.objective.sft import Sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
 from prfl.utils.errors import PrflError, located
 from prfl.utils.order import PROMPTS, met
@@ -90,42 +90,42 @@ def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
     )
 
 
-def build_method(config: Config, coefficients: Coefficients) -> Method:
+def build_method(config: Config, schedule: SolverSchedule) -> Method:
     own, seed = config.objective, config.seed
     match own:
         case PrflConfig():
-            return Prfl(coefficients, seed, handoff=own.handoff, steps_range=own.steps_range, from_data=own.from_data)
+            return Prfl(schedule, seed, handoff=own.handoff, steps_range=own.steps_range, from_data=own.from_data)
         case ReflConfig():
-            return Prfl(coefficients, seed, handoff="clean", steps_range=own.steps_range)
+            return Prfl(schedule, seed, handoff="clean", steps_range=own.steps_range)
         case VaderConfig():
-            return Vader(coefficients, last_steps=own.last_steps)
+            return Vader(schedule, last_steps=own.last_steps)
         case FullChainConfig():
-            return Vader(coefficients, last_steps=coefficients.steps)
+            return Vader(schedule, last_steps=schedule.steps)
         case AlignPropConfig():
-            return AlignProp(coefficients, seed, last_steps=own.last_steps)
+            return AlignProp(schedule, seed, last_steps=own.last_steps)
         case DraftLvConfig():
-            return DraftLv(coefficients, copies=own.copies)
+            return DraftLv(schedule, copies=own.copies)
         case DrTuneConfig():
             return DrTune(
-                coefficients, seed, trained_steps=own.trained_steps, spacing=own.spacing, early_stop=own.early_stop
+                schedule, seed, trained_steps=own.trained_steps, spacing=own.spacing, early_stop=own.early_stop
             )
         case LeapAlignConfig():
-            return LeapAlign(coefficients, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
+            return LeapAlign(schedule, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
         case InstructVideoConfig():
-            return InstructVideo(coefficients, inner_node(own.start, coefficients.steps), last_steps=own.last_steps)
+            return InstructVideo(schedule, inner_node(own.start, schedule.steps), last_steps=own.last_steps)
         case DenseProcessConfig():
             return DenseProcess(
-                coefficients, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,
+                schedule, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,
                 steps_range=own.steps_range, from_data=own.from_data,
             )  # fmt: skip
     raise AssertionError(f"objective {own.name} follows no reward")
 
 
-def build_reuse(config: Config) -> Reuse | None:
+def build_reuse(config: Config) -> ReusedRollout | None:
     own = config.rollout
     if own.gradients_per_rollout == 1:
         return None
-    return Reuse(own.gradients_per_rollout, config.training.batch, own.drift_limit)
+    return ReusedRollout(own.gradients_per_rollout, config.training.batch, own.drift_limit)
 
 
 def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScorer | PixelScorer:
@@ -144,7 +144,7 @@ def drawn_prompts(config: Config) -> list[str]:
     return [known[place] for place in met(samples, len(known), config.seed, PROMPTS)]
 
 
-def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips: Dataset | None) -> Pathwise:
+def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips: Dataset | None) -> RewardGradient:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
@@ -155,9 +155,9 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
     if isinstance(starts, PairDataset):
         what = f"objective {own.name} starts from videos, not from pairs"
         raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
-    return Pathwise(
+    return RewardGradient(
         model,
-        build_method(config, build_coefficients(config, model)),
+        build_method(config, build_schedule(config, model)),
         build_scorer(config, model, reward),
         RewardLoss(
             scores.weights or dict.fromkeys(reward.dimensions, 1.0),

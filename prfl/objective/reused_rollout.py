@@ -34,11 +34,11 @@ from prfl.rollout.trajectory import Network, Trajectory, coarse
 from prfl.utils.errors import PrflError
 
 if TYPE_CHECKING:
-    from prfl.objective.choice import Choice
+    from prfl.objective.step_plan import StepPlan
 
 
 @dataclass
-class Reuse:
+class ReusedRollout:
     """gradients: optimizer steps that a rollout serves at most.  batch: samples of a step, over all processes.
 
     drift_limit: None keeps every rollout for all its steps.  The indices of a step that makes no rollout are skipped,
@@ -103,12 +103,12 @@ class Span:
     outputs: frozenset[int]
 
 
-def span(choices: Sequence[Choice], stride: int, held_edge: bool) -> Span:
-    """choices: of the steps that it serves.  held_edge: whether the first of them runs its own edge (``hold_edge``).
+def span(plans: Sequence[StepPlan], stride: int, held_edge: bool) -> Span:
+    """plans: of the steps that it serves.  held_edge: whether the first of them runs its own edge (``retain_graph``).
 
     The outputs are what scores the first step's edges without another network call, and what drift is measured from.
     """
-    own, *others = (choice.plan.trains for choice in choices)
+    own, *others = (step_plan.plan.trains for step_plan in plans)
     latents = own.union(*others)
     outputs = frozenset().union(*others) if held_edge else latents
     last = max(latents | {k + 1 for k in outputs})
@@ -116,17 +116,17 @@ def span(choices: Sequence[Choice], stride: int, held_edge: bool) -> Span:
     return Span(coarse({0, last} | latents | ends, stride), latents, outputs)
 
 
-def edge_ends(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
-    """Where the edges to the choice's seeds end, from the stored latents that they start at; not those stored there."""
-    edges = [edge for edge in choice.plan.edges if edge.target in choice.seeds]
+def edge_ends(network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[int, Tensor]:
+    """Where the edges to the seeds end, from the stored latents that they start at; not those stored there."""
+    edges = [edge for edge in step_plan.plan.edges if edge.target in step_plan.seeds]
     return {edge.target: target_latents(network, trajectory, edge) for edge in edges}
 
 
-def drift(network: Network, stored: Trajectory, ends: Mapping[int, Tensor], choice: Choice) -> float:
+def drift(network: Network, stored: Trajectory, ends: Mapping[int, Tensor], step_plan: StepPlan) -> float:
     """Mean over samples and scored edges.  ends: the edges' ends as they are now, by node."""
-    then = edge_ends(network, stored, choice)
+    then = edge_ends(network, stored, step_plan)
     ratios = []
-    for edge in choice.plan.edges:
+    for edge in step_plan.plan.edges:
         if edge.target in then:
             end = then[edge.target]
             moved, missed = end - stored.at(edge.source), ends[edge.target] - end

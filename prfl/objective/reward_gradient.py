@@ -1,8 +1,8 @@
 """The two-phase step that every reward-gradient method shares: rollout, score, walk back.
 
-A method says only which plan, which seeds and where the chain starts (``Choice``); this is how it is carried out:
+A method says only which plan, which seeds and where the chain starts (``StepPlan``); this is how it is carried out:
 
-1. rollout without autograd under the policy's adapter, as far as the choice needs;
+1. rollout without autograd under the policy's adapter, as far as the step_plan needs;
 2. the reward on detached latents, node by node, its gradient there (the seeds), and everything it held is freed;
 3. the walk back along the plan, under the policy's adapter again.
 """
@@ -23,14 +23,15 @@ from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.condition import Condition
 from prfl.backbone.weights import holding
 from prfl.data.dataset import LatentDataset
-from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
 from prfl.objective.distance import accumulate_distance, velocity_distance
-from prfl.objective.reused_rollout import Reuse, drift, edge_ends, span
+from prfl.objective.reused_rollout import ReusedRollout, drift, edge_ends, span
 from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
-from prfl.rollout.adjoint import hold_edge, target_latents, walk_back
+from prfl.objective.step_plan import StepPlan, exact_nodes, retains_graph, visited
+from prfl.rollout import adjoint
+from prfl.rollout.adjoint import retain_graph, target_latents
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.plan import unit_steps
-from prfl.rollout.solvers import Coefficients, renoised
+from prfl.rollout.solvers import SolverSchedule, renoised
 from prfl.rollout.trajectory import Network, Trajectory, rollout
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
@@ -41,17 +42,17 @@ from prfl.utils.timing import Clock
 
 @runtime_checkable
 class Method(Protocol):
-    """A reward-gradient method.  The choice is shared by the whole batch: a function of (seed, step)."""
+    """A reward-gradient method.  The step_plan is shared by the whole batch: a function of (seed, step)."""
 
     @property
-    def coefficients(self) -> Coefficients: ...
+    def schedule(self) -> SolverSchedule: ...
 
     @property
     def noisy(self) -> bool:
         """Whether it ever reads the reward at sigma > 0."""
         ...
 
-    def choose(self, step: int) -> Choice: ...
+    def plan(self, step: int) -> StepPlan: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Guidance:
 
 
 @dataclass
-class Pathwise:
+class RewardGradient:
     """An objective: a method, a reward (by its scorer), a loss shape, and the policy's adapter.
 
     latent_shape: (c, t, h, w).  distance_weight: weight of the velocity's mean squared distance to the base at the
@@ -93,7 +94,7 @@ class Pathwise:
     clips: LatentDataset | None = None
     reward_batch: int | None = None
     stride: int = 1
-    reuse: Reuse | None = None
+    reuse: ReusedRollout | None = None
     cheaper: Cheaper = EXACT
     expected: Sequence[str] | None = None
 
@@ -117,47 +118,47 @@ class Pathwise:
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.backbone.adapter_parameters(self.adapter)
 
-    def choose(self, step: int) -> Choice:
-        choice = self.method.choose(step)
+    def plan(self, step: int) -> StepPlan:
+        step_plan = self.method.plan(step)
         if self.step_weight == "native":
-            return choice
-        return replace(choice, plan=unit_steps(self.method.coefficients, choice.plan))
+            return step_plan
+        return replace(step_plan, plan=unit_steps(self.method.schedule, step_plan.plan))
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
         clock = Clock(self.backbone.device)
-        choice = self.choose(step)
+        step_plan = self.plan(step)
         made, own = self.origin(step, indices)
         with clock("condition"):
             _, condition, start = self.draw(made, own)
             network = self.network(condition)
         parameters = list(self.parameters().values())
-        held_edge = holds_edge(self.backbone, choice)
+        held_edge = retains_graph(self.backbone, step_plan)
         dropout = self.dropout(made, own)
         with clock("rollout"), self.backbone.adapter(self.adapter), dropout():
-            trajectory = self.trajectory(network, start, choice, step, indices, held_edge)
-            held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
-            latents = {choice.node: held.latents} if held else self.scored(network, trajectory, choice)
-            weights = leap_similarity(network, trajectory, choice) if choice.similarity else None
+            trajectory = self.trajectory(network, start, step_plan, step, indices, held_edge)
+            held = retain_graph(network, trajectory, step_plan.plan, parameters) if held_edge else None
+            latents = {step_plan.node: held.latents} if held else self.scored(network, trajectory, step_plan)
+            weights = leap_similarity(network, trajectory, step_plan) if step_plan.similarity else None
             metrics = {} if made < step or trajectory.cached is None else {"rollout/cached": trajectory.cached}
             if self.reuse:
                 metrics["rollout_age"] = float(step - made)
                 if made < step:
-                    metrics["drift"] = drift(network, self.reuse.trajectories[tuple(own)], latents, choice)
+                    metrics["drift"] = drift(network, self.reuse.trajectories[tuple(own)], latents, step_plan)
         largest = max(float(x.abs().max()) for x in latents.values())  # the trainer stops where it is not finite
         with clock("reward"):
-            seeds, found = self.score(latents, choice, condition, step, weights)
+            seeds, found = self.score(latents, step_plan, condition, step, weights)
             metrics |= found
         with clock("backward"), self.backbone.adapter(self.adapter), dropout():
             if held:
-                held.backward(seeds[choice.node])
+                held.backward(seeds[step_plan.node])
             else:
-                walk_back(network, trajectory, choice.plan, seeds, parameters)
+                adjoint.backward(network, trajectory, step_plan.plan, seeds, parameters)
         with clock("distance"):
-            metrics |= self.distance(step, trajectory, choice, condition)
-        metrics |= {"latents/max": largest, "sampled_step": float(min(choice.plan.trains))}
+            metrics |= self.distance(step, trajectory, step_plan, condition)
+        metrics |= {"latents/max": largest, "sampled_step": float(min(step_plan.plan.trains))}
         if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
-            metrics["from_data"] = float(choice.first > 0)
-        return metrics | {"node": float(choice.node), "sigma": choice.sigma(choice.node)} | clock.metrics()
+            metrics["from_data"] = float(step_plan.first > 0)
+        return metrics | {"node": float(step_plan.node), "sigma": step_plan.sigma(step_plan.node)} | clock.metrics()
 
     def dropout(self, step: int, indices: Sequence[int]) -> Callable[[], AbstractContextManager]:
         """One mask a sample, for the rollout, its edges and the walk back alike."""
@@ -174,7 +175,7 @@ class Pathwise:
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
         """Prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
         noise = rng.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.device)
-        first = self.method.choose(step).first
+        first = self.method.plan(step).first
         if first == 0:
             prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
             self.backbone.remember(prompts)  # those that nobody expected
@@ -183,7 +184,7 @@ class Pathwise:
             what = "the method's chains start from clips of the data, and there are none"
             raise PrflError(what, where="data", fix="give data.manifest or data.generator")
         clips = self.clips.get(shuffled(indices, len(self.clips), self.seed, "clips"))
-        return clips.prompts, clips.condition, renoised(self.method.coefficients, first, clips.latents.to(noise), noise)
+        return clips.prompts, clips.condition, renoised(self.method.schedule, first, clips.latents.to(noise), noise)
 
     def noises(self, step: int, indices: Sequence[int]) -> rng.ChainNoises:
         """The noise of a stochastic solver's steps for these samples."""
@@ -196,12 +197,12 @@ class Pathwise:
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
     def trajectory(
-        self, network: Network, start: Tensor, choice: Choice, step: int, indices: Sequence[int], held_edge: bool
+        self, network: Network, start: Tensor, step_plan: StepPlan, step: int, indices: Sequence[int], held_edge: bool
     ) -> Trajectory:
         """What the step works on: rolled out for it, or what it sees of a rollout that serves several steps."""
         if self.reuse is None:
-            rolled = self.roll(network, start, self.noises(step, indices), choice, held_edge)
-            return self.noise_again(rolled, choice, step, indices)
+            rolled = self.roll(network, start, self.noises(step, indices), step_plan, held_edge)
+            return self.noise_again(rolled, step_plan, step, indices)
         made, own = self.reuse.origin(step, indices)
         if tuple(own) not in self.reuse.trajectories:
             # A resumed run makes it again with the weights that the policy had then.
@@ -211,10 +212,10 @@ class Pathwise:
         return self.reuse.of_step(self.reuse.trajectories[tuple(own)], step)
 
     def roll_for_all(self, network: Network, start: Tensor, step: int, indices: Sequence[int]) -> Trajectory:
-        """The rollout of ``step`` that serves the steps after it too: their choices are known by now."""
+        """The rollout of ``step`` that serves the steps after it too: their plans are known by now."""
         assert self.reuse is not None
-        choices = [self.choose(later) for later in range(step, step + self.reuse.gradients)]
-        needs = span(choices, self.stride, holds_edge(self.backbone, choices[0]))
+        plans = [self.plan(later) for later in range(step, step + self.reuse.gradients)]
+        needs = span(plans, self.stride, retains_graph(self.backbone, plans[0]))
         # The trained steps' outputs are kept, to be scored and to measure drift from: they are exact.
         return self.rolled(
             network, start, needs.latents, last=needs.path[-1], visits=needs.path,
@@ -223,47 +224,55 @@ class Pathwise:
         )  # fmt: skip
 
     def roll(
-        self, network: Network, start: Tensor, noises: rng.ChainNoises, choice: Choice, held_edge: bool
+        self, network: Network, start: Tensor, noises: rng.ChainNoises, step_plan: StepPlan, held_edge: bool
     ) -> Trajectory:
         """The chain up to the last node that is scored, or up to where the last edge leaves it."""
-        coefficients = self.method.coefficients
-        keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
-        path = visited(choice, coefficients, held_edge, self.stride)
+        schedule = self.method.schedule
+        keep = step_plan.kept(schedule.steps, held_edge) | (frozenset() if held_edge else step_plan.seeds.keys())
+        path = visited(step_plan, schedule, held_edge, self.stride)
         return self.rolled(
-            network, start, exact_nodes(choice, path), first=choice.first, last=path[-1], visits=path, noises=noises,
-            keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
+            network, start, exact_nodes(step_plan, path), first=step_plan.first, last=path[-1], visits=path,
+            noises=noises,
+            keep=keep, keep_outputs=step_plan.constants(schedule.steps, held_edge),
             store=HostStore() if self.backbone.offload else None,
         )  # fmt: skip
 
     def rolled(self, network: Network, start: Tensor, exact: Set[int], **how: Any) -> Trajectory:
         """``rollout``, its network calls cheaper but at the nodes ``exact``."""
         if self.cheaper == EXACT:
-            return rollout(network, start, self.method.coefficients, **how)
+            return rollout(network, start, self.method.schedule, **how)
         calls = self.backbone.cheaper(self.cheaper, exact)
-        trajectory = rollout(network, start, self.method.coefficients, at=calls.at, **how)
+        trajectory = rollout(network, start, self.method.schedule, at=calls.at, **how)
         return replace(trajectory, cached=calls.cached)
 
-    def scored(self, network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
+    def scored(self, network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[int, Tensor]:
         """The latents that are scored, by node; of a stored rollout they are computed under the present policy."""
-        return (edge_ends if self.reuse else scored_latents)(network, trajectory, choice)
+        return (edge_ends if self.reuse else scored_latents)(network, trajectory, step_plan)
 
-    def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
-        """The trajectory with the nodes that the choice has beside the chain."""
+    def noise_again(self, trajectory: Trajectory, step_plan: StepPlan, step: int, indices: Sequence[int]) -> Trajectory:
+        """The trajectory with the nodes that the step_plan has beside the chain."""
         beside = {}
-        for node, at in choice.noised.items():
-            clean = trajectory.at(trajectory.coefficients.steps)
+        for node, at in step_plan.noised.items():
+            clean = trajectory.at(trajectory.schedule.steps)
             noise = rng.normal(self.latent_shape, self.seed, f"noised/{node}", step, indices).to(clean)
-            beside[node] = at, renoised(trajectory.coefficients, at, clean, noise)
+            beside[node] = at, renoised(trajectory.schedule, at, clean, noise)
         return replace(trajectory, beside=beside)
 
     def score(
-        self, latents: Mapping[int, Tensor], choice: Choice, condition: Condition, step: int, weights: Tensor | None
+        self,
+        latents: Mapping[int, Tensor],
+        step_plan: StepPlan,
+        condition: Condition,
+        step: int,
+        weights: Tensor | None,
     ) -> tuple[dict[int, Tensor], dict[str, float]]:
         """The seeds, one reward at a time, and the means of their metrics.  weights: (b,), of each sample's loss."""
         seeds, metrics = dict[int, Tensor](), dict[str, float]()
-        for node, share in choice.seeds.items():
+        for node, share in step_plan.seeds.items():
             x = latents[node]
-            sigma = torch.tensor(choice.sigma(node), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+            sigma = torch.tensor(
+                step_plan.sigma(node), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)
+            )
             gradient, found = reward_gradient(
                 self.scorer, self.loss, x, sigma, condition, step, at_once=self.reward_batch
             )
@@ -271,12 +280,14 @@ class Pathwise:
             if weights is not None:
                 seeds[node] *= weights.to(gradient).reshape(-1, *[1] * (gradient.ndim - 1))
             for name, value in found.items():
-                metrics[name] = metrics.get(name, 0.0) + share / sum(choice.seeds.values()) * value
+                metrics[name] = metrics.get(name, 0.0) + share / sum(step_plan.seeds.values()) * value
         return seeds, metrics if weights is None else metrics | {"similarity": float(weights.mean())}
 
-    def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
+    def distance(
+        self, step: int, trajectory: Trajectory, step_plan: StepPlan, condition: Condition
+    ) -> dict[str, float]:
         """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
-        trained = sorted(choice.plan.trains)
+        trained = sorted(step_plan.plan.trains)
         latents = ((k, trajectory.at(k)) for k in trained)  # one at a time: they may wait in host memory
         states = ((x, trajectory.sigma(k, x)) for k, x in latents)
         if self.distance_weight:
@@ -304,32 +315,32 @@ class Pathwise:
         """The batch as it was drawn, and its latents rolled out anew."""
         origin = self.origin(step, indices)
         prompts, condition, start = self.draw(*origin)
-        choice = self.choose(step)
+        step_plan = self.plan(step)
         network = self.network(condition)
         with self.backbone.adapter(self.adapter), self.dropout(*origin)():
-            trajectory = self.trajectory(network, start, choice, step, indices, held_edge=False)
-            scored = self.scored(network, trajectory, choice)
-        nodes = {str(node): choice.sigma(node) for node in choice.seeds}
-        facts = {"prompts": prompts, "first": choice.first, "nodes": nodes, "trains": sorted(choice.plan.trains)}
+            trajectory = self.trajectory(network, start, step_plan, step, indices, held_edge=False)
+            scored = self.scored(network, trajectory, step_plan)
+        nodes = {str(node): step_plan.sigma(node) for node in step_plan.seeds}
+        facts = {"prompts": prompts, "first": step_plan.first, "nodes": nodes, "trains": sorted(step_plan.plan.trains)}
         return {"start": start} | {f"scored/{node}": x for node, x in scored.items()}, facts
 
 
-def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
-    """The latents at the choice's seeds; clean predictions, which the chain does not visit, are computed."""
-    steps = trajectory.coefficients.steps
-    on_chain = {node: trajectory.at(node) for node in choice.seeds if node <= steps}
-    ends = [edge for edge in choice.computed(steps) if edge.target > steps]
+def scored_latents(network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[int, Tensor]:
+    """The latents at the step_plan's seeds; clean predictions, which the chain does not visit, are computed."""
+    steps = trajectory.schedule.steps
+    on_chain = {node: trajectory.at(node) for node in step_plan.seeds if node <= steps}
+    ends = [edge for edge in step_plan.computed(steps) if edge.target > steps]
     return on_chain | {edge.target: target_latents(network, trajectory, edge) for edge in ends}
 
 
-def leap_similarity(network: Network, trajectory: Trajectory, choice: Choice) -> Tensor:
+def leap_similarity(network: Network, trajectory: Trajectory, step_plan: StepPlan) -> Tensor:
     """(b,) weights 1 / sum over leaps of max(floor, mean |where it lands - the chain's own latents there|).
 
     LeapAlign's: a sample counts by how well its leaps stand for the chain that they shorten.
     """
-    assert choice.similarity is not None
+    assert step_plan.similarity is not None
     distances = []
-    for edge in choice.computed(trajectory.coefficients.steps):
+    for edge in step_plan.computed(trajectory.schedule.steps):
         missed = target_latents(network, trajectory, edge) - trajectory.at(edge.target)
-        distances.append(missed.abs().flatten(1).mean(1).clamp(min=choice.similarity))
+        distances.append(missed.abs().flatten(1).mean(1).clamp(min=step_plan.similarity))
     return 1 / torch.stack(distances).sum(0)

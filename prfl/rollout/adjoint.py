@@ -22,20 +22,20 @@ from prfl.utils.errors import PrflError
 
 
 @dataclass(frozen=True)
-class WalkStats:
+class AdjointStats:
     """calls: the evaluations recomputed, in that order.  cotangent_norm: of each node on the way, a scalar tensor."""
 
     calls: list[int]
     cotangent_norm: dict[int, Tensor]
 
 
-def walk_back(
+def backward(
     network: Network,
     trajectory: Trajectory,
     plan: Plan,
     seeds: Mapping[int, Tensor],
     parameters: Sequence[nn.Parameter],
-) -> WalkStats:
+) -> AdjointStats:
     """Add dL/dtheta to ``.grad`` of ``parameters``; seeds: node -> dL/dx[node], shape and device of the latents.
 
     Seeds are taken on detached leaf latents: each is the partial derivative at its own node alone.
@@ -46,7 +46,7 @@ def walk_back(
     _check_seeds(seeds, useful)
     edge_to = {edge.target: edge for edge in plan.edges}
     at_latents, at_outputs = dict(seeds), dict[int, Tensor]()
-    stats = WalkStats([], {})
+    stats = AdjointStats([], {})
     for node in sorted({*edge_to, *plan.evaluations}, reverse=True):
         # Edges lead forward, so whatever flows into this node's output and latents has arrived by now.
         if node in at_outputs:
@@ -136,7 +136,7 @@ def _backward(
 
 
 @dataclass(eq=False)
-class HeldEdge:
+class RetainedGraph:
     """A one-edge plan whose graph is kept: ``latents`` (detached) are scored, then ``backward`` takes the seed."""
 
     latents: Tensor
@@ -144,18 +144,20 @@ class HeldEdge:
     parameters: Sequence[nn.Parameter]
     output: Tensor | None
 
-    def backward(self, seed: Tensor) -> WalkStats:
+    def backward(self, seed: Tensor) -> AdjointStats:
         """Add dL/dtheta = step_weight b J_theta f^T seed to ``.grad`` of the parameters and free the graph."""
         assert self.output is not None, "backward was called twice"
         (edge,), (k,) = self.plan.edges, self.plan.trains
         factor = self.plan.step_weight.get(k, 1.0) * edge.b[k]
         _backward(k, self.output, factor * seed, self.parameters)
         self.output = None
-        return WalkStats([k], {edge.target: seed.norm()})
+        return AdjointStats([k], {edge.target: seed.norm()})
 
 
-def hold_edge(network: Network, trajectory: Trajectory, plan: Plan, parameters: Sequence[nn.Parameter]) -> HeldEdge:
-    """Run a one-edge plan's step with autograd and keep its graph, which saves ``walk_back``'s second forward.
+def retain_graph(
+    network: Network, trajectory: Trajectory, plan: Plan, parameters: Sequence[nn.Parameter]
+) -> RetainedGraph:
+    """Run a one-edge plan's step with autograd and keep its graph, which saves ``backward``'s second forward.
 
     For checkpointed blocks, whose graph is small: it is alive beside the reward's.
     """
@@ -163,7 +165,7 @@ def hold_edge(network: Network, trajectory: Trajectory, plan: Plan, parameters: 
     x = trajectory.at(k)
     with torch.enable_grad():
         output = network(x, trajectory.sigma(k, x))
-    return HeldEdge(_target(network, trajectory, edge, {k: output.detach()}), plan, parameters, output)
+    return RetainedGraph(_target(network, trajectory, edge, {k: output.detach()}), plan, parameters, output)
 
 
 def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Tensor:

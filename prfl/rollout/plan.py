@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from prfl.rollout.solvers import Coefficients, leap, unit_step_weight
+from prfl.rollout.solvers import SolverSchedule, leap, unit_step_weight
 
 
 @dataclass(frozen=True)
@@ -85,32 +85,32 @@ class Plan:
         return self.beta[k] != 0 and k in useful
 
 
-def step_edge(coefficients: Coefficients, i: int) -> Edge:
+def step_edge(schedule: SolverSchedule, i: int) -> Edge:
     """The chain's own step i -> i + 1."""
-    sigma = float(coefficients.sigmas[i + 1])
-    return Edge(i, i + 1, coefficients.a[i], coefficients.b[i], sigma, coefficients.c[i])
+    sigma = float(schedule.sigmas[i + 1])
+    return Edge(i, i + 1, schedule.a[i], schedule.b[i], sigma, schedule.c[i])
 
 
-def leap_edge(coefficients: Coefficients, source: int, target: int) -> Edge:
+def leap_edge(schedule: SolverSchedule, source: int, target: int) -> Edge:
     """source -> target in one deterministic step of f[source]; straight-through: f[target] is at the chain's x."""
-    sigma = float(coefficients.sigmas[target])
-    a, b = leap(coefficients, source, sigma)
+    sigma = float(schedule.sigmas[target])
+    a, b = leap(schedule, source, sigma)
     return Edge(source, target, a, {source: b}, sigma)
 
 
-def jump_edge(coefficients: Coefficients, m: int) -> Edge:
+def jump_edge(schedule: SolverSchedule, m: int) -> Edge:
     """m -> its clean prediction, a node of its own at sigma 0 (velocity: x[m] - sigma[m] f[m])."""
-    a, b = leap(coefficients, m, 0.0)
-    return Edge(m, clean_node(coefficients, m), a, {m: b}, 0.0)
+    a, b = leap(schedule, m, 0.0)
+    return Edge(m, clean_node(schedule, m), a, {m: b}, 0.0)
 
 
-def clean_node(coefficients: Coefficients, m: int) -> int:
+def clean_node(schedule: SolverSchedule, m: int) -> int:
     """The number of the node that holds the clean prediction from node m: N + 1 + m."""
-    return coefficients.steps + 1 + m
+    return schedule.steps + 1 + m
 
 
 def chain_plan(
-    coefficients: Coefficients,
+    schedule: SolverSchedule,
     trains: Collection[int],
     *,
     beta: float = 1.0,
@@ -120,41 +120,41 @@ def chain_plan(
 
     beta = 0 with sparse steps is DRTune; a single step with last = m + 1 is PRFL; the last K with beta = 1 is DRaFT-K.
     """
-    last = coefficients.steps if last is None else last
-    edges = tuple(step_edge(coefficients, i) for i in range(min(trains), last))
+    last = schedule.steps if last is None else last
+    edges = tuple(step_edge(schedule, i) for i in range(min(trains), last))
     betas = {k: beta for edge in edges for k in edge.b}
     return Plan(edges, frozenset(trains), betas)
 
 
-def one_step(coefficients: Coefficients, m: int) -> Plan:
+def one_step(schedule: SolverSchedule, m: int) -> Plan:
     """PRFL: step m alone, seed at node m + 1: dL/dtheta = B[m] J_theta f[m]^T r[m+1]."""
-    return chain_plan(coefficients, [m], beta=0.0, last=m + 1)
+    return chain_plan(schedule, [m], beta=0.0, last=m + 1)
 
 
-def last_steps(coefficients: Coefficients, count: int, *, beta: float = 1.0) -> Plan:
+def last_steps(schedule: SolverSchedule, count: int, *, beta: float = 1.0) -> Plan:
     """DRaFT-K, and VADER with count = 1: the last ``count`` steps, seed at node N."""
-    steps = coefficients.steps
+    steps = schedule.steps
     assert 1 <= count <= steps, f"the last {count} of {steps} steps"
-    return chain_plan(coefficients, range(steps - count, steps), beta=beta)
+    return chain_plan(schedule, range(steps - count, steps), beta=beta)
 
 
-def full_chain(coefficients: Coefficients, *, beta: float = 1.0) -> Plan:
+def full_chain(schedule: SolverSchedule, *, beta: float = 1.0) -> Plan:
     """Every step, seeds anywhere; beta = 1 is the exact gradient of the whole sampler."""
-    return last_steps(coefficients, coefficients.steps, beta=beta)
+    return last_steps(schedule, schedule.steps, beta=beta)
 
 
-def clean_jump(coefficients: Coefficients, m: int) -> Plan:
-    """ReFL: one jump from node m to its clean prediction, seed at ``clean_node(coefficients, m)``."""
-    return Plan((jump_edge(coefficients, m),), frozenset([m]), {m: 0.0})
+def clean_jump(schedule: SolverSchedule, m: int) -> Plan:
+    """ReFL: one jump from node m to its clean prediction, seed at ``clean_node(schedule, m)``."""
+    return Plan((jump_edge(schedule, m),), frozenset([m]), {m: 0.0})
 
 
-def unit_steps(coefficients: Coefficients, plan: Plan) -> Plan:
+def unit_steps(schedule: SolverSchedule, plan: Plan) -> Plan:
     """The plan with ``step_weight: unit``: every trained evaluation's parameter gradient weighs alike.
 
     Evaluation k enters the edges from its own node with factors b[k]; the largest is brought to the chain's mean |B|.
     Under a shift |B| varies many-fold along the chain, and a jump's b is sigma: both weigh steps unlike.
     """
-    i, weight = next(iter(unit_step_weight(coefficients).items()))
-    mean = weight * abs(coefficients.b[i][i])
+    i, weight = next(iter(unit_step_weight(schedule).items()))
+    mean = weight * abs(schedule.b[i][i])
     sizes = {k: max(abs(edge.b[k]) for edge in plan.edges if edge.source == k) for k in plan.trains}
     return replace(plan, step_weight={k: mean / size for k, size in sizes.items()})

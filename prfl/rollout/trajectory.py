@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.rollout.solvers import Coefficients, combine, leap
+from prfl.rollout.solvers import SolverSchedule, combine, leap
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore, Parked
 
@@ -37,7 +37,7 @@ class Trajectory:
     """
 
     latents: list[Tensor | Parked | None]
-    coefficients: Coefficients
+    schedule: SolverSchedule
     noises: Noises | None = None
     store: HostStore | None = None
     outputs: Mapping[int, Tensor] = field(default_factory=dict)
@@ -55,19 +55,19 @@ class Trajectory:
 
     def sigma(self, node: int, like: Tensor) -> Float[Tensor, ""]:
         """The noise level of x[node], as ``sigma_at`` gives it."""
-        return sigma_at(self.coefficients, self.beside[node][0] if node in self.beside else node, like)
+        return sigma_at(self.schedule, self.beside[node][0] if node in self.beside else node, like)
 
 
-def sigma_at(coefficients: Coefficients, node: int, like: Tensor) -> Float[Tensor, ""]:
+def sigma_at(schedule: SolverSchedule, node: int, like: Tensor) -> Float[Tensor, ""]:
     """sigma[node] as the network gets it: on the latents' device, at least float32 (a bfloat16 sigma is 0.4 % off)."""
-    return coefficients.sigmas[node].to(like.device, torch.promote_types(like.dtype, torch.float32))
+    return schedule.sigmas[node].to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 @torch.no_grad()
 def rollout(
     network: Network,
     start: Float[Tensor, "*shape"],
-    coefficients: Coefficients,
+    schedule: SolverSchedule,
     *,
     first: int = 0,
     last: int | None = None,
@@ -90,32 +90,32 @@ def rollout(
     Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there; and for a leap of
     a solver that is stochastic or multistep.
     """
-    last = coefficients.steps if last is None else last
-    _check_span(coefficients, first, last, noises is not None)
+    last = schedule.steps if last is None else last
+    _check_span(schedule, first, last, noises is not None)
     path = [i for i in range(first, last + 1) if visits is None or i in visits or i in (first, last)]
-    _check_leaps(coefficients, path)
-    latents: list[Tensor | Parked | None] = [None] * (coefficients.steps + 1)
+    _check_leaps(schedule, path)
+    latents: list[Tensor | Parked | None] = [None] * (schedule.steps + 1)
     outputs: dict[int, Tensor] = {}
     x = start.detach()
     for i, after in pairwise(path):
         if keep == "all" or i in keep:
             latents[i] = x if store is None else parked(x, store)
         with nullcontext() if at is None else at(i):
-            outputs[i] = network(x, sigma_at(coefficients, i, x))
+            outputs[i] = network(x, sigma_at(schedule, i, x))
         if after > i + 1:
-            a, b = leap(coefficients, i, float(coefficients.sigmas[after]))
+            a, b = leap(schedule, i, float(schedule.sigmas[after]))
             x = combine(x, a, {i: b}, outputs)
         else:
-            noise = noises[i].to(x.device) if noises is not None and coefficients.c[i] else None
-            x = combine(x, coefficients.a[i], coefficients.b[i], outputs, coefficients.c[i], noise)
-        still_needed = set(keep_outputs).union(*coefficients.b[i + 1 : last])
+            noise = noises[i].to(x.device) if noises is not None and schedule.c[i] else None
+            x = combine(x, schedule.a[i], schedule.b[i], outputs, schedule.c[i], noise)
+        still_needed = set(keep_outputs).union(*schedule.b[i + 1 : last])
         outputs = {k: output for k, output in outputs.items() if k in still_needed}
         if on_step is not None:
             on_step(i, x)
     if store is not None:
         store.settle()
     latents[last] = x
-    return Trajectory(latents, coefficients, noises, store, outputs)
+    return Trajectory(latents, schedule, noises, store, outputs)
 
 
 def parked(x: Tensor, store: HostStore) -> Parked:
@@ -133,9 +133,9 @@ def coarse(needed: Collection[int], stride: int) -> list[int]:
     return sorted({nodes[0]} | between)
 
 
-def _check_leaps(coefficients: Coefficients, path: list[int]) -> None:
+def _check_leaps(schedule: SolverSchedule, path: list[int]) -> None:
     for i, after in pairwise(path):
-        if after > i + 1 and (any(coefficients.c) or any(set(b) != {k} for k, b in enumerate(coefficients.b))):
+        if after > i + 1 and (any(schedule.c) or any(set(b) != {k} for k, b in enumerate(schedule.b))):
             raise PrflError(
                 f"a leap from node {i} to {after} of a chain whose solver is stochastic or multistep",
                 where="rollout.stride",
@@ -143,13 +143,13 @@ def _check_leaps(coefficients: Coefficients, path: list[int]) -> None:
             )
 
 
-def _check_span(coefficients: Coefficients, first: int, last: int, has_noises: bool) -> None:
-    assert 0 <= first <= last <= coefficients.steps, f"steps {first} to {last} of a chain of {coefficients.steps}"
+def _check_span(schedule: SolverSchedule, first: int, last: int, has_noises: bool) -> None:
+    assert 0 <= first <= last <= schedule.steps, f"steps {first} to {last} of a chain of {schedule.steps}"
     for i in range(first, last):
-        if coefficients.c[i] and not has_noises:
+        if schedule.c[i] and not has_noises:
             raise PrflError(f"step {i} of the solver is stochastic, but there is no noise for it", fix="give `noises`")
-        if min(coefficients.b[i]) < first:
+        if min(schedule.b[i]) < first:
             raise PrflError(
-                f"step {i} of a multistep solver needs network output {min(coefficients.b[i])}, from before the start",
+                f"step {i} of a multistep solver needs network output {min(schedule.b[i])}, from before the start",
                 fix="start at node 0, or use a one-step solver",
             )

@@ -16,7 +16,7 @@ from prfl.backbone import WanBackbone
 from prfl.backbone.wan.architecture import architecture_place, load_architecture
 from prfl.backbone.wan.loading import Source, assemble, flow_schedule
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.scorer import LatentScorer, RewardLoss
 from prfl.reward import LatentReward, RewardHead
 from prfl.rollout.solvers import euler
@@ -62,7 +62,7 @@ def test_a_prfl_step_at_the_real_size(wan_1_3b: WanBackbone, monkeypatch: pytest
     backbone.add_adapter("policy", rank=4, alpha=4, targets=["to_q", "to_v"])
     reward = LatentReward(RewardHead(backbone.width, ["motion"], inner=32, hidden=32), backbone, [7]).freeze()
     monkeypatch.setattr(type(backbone), "decode", lambda *_: pytest.fail("a latent method decoded"))
-    objective = Pathwise(
+    objective = RewardGradient(
         backbone, Prfl(euler(torch.tensor([1.0, 0.6, 0.0])), seed=0), LatentScorer(reward), RewardLoss({"motion": 1.0}),
         ["a red circle moves left"], SHAPE, seed=0,
     )  # fmt: skip

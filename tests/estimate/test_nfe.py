@@ -15,9 +15,9 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_work
-from prfl.factory.backbone import build_architecture, build_backbone, build_cheaper, build_coefficients
+from prfl.factory.backbone import build_architecture, build_backbone, build_cheaper, build_schedule
 from prfl.factory.objective import build_method, build_reuse
-from prfl.objective.reward_gradient import Guidance, Pathwise
+from prfl.objective.reward_gradient import Guidance, RewardGradient
 from prfl.objective.scorer import RewardLoss
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
 
@@ -132,8 +132,8 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     guidance = config.rollout.guidance
     from prfl.objective.scorer import LatentScorer
 
-    objective = Pathwise(
-        model, build_method(config, build_coefficients(config, model)), LatentScorer(latent_reward(model, False)),
+    objective = RewardGradient(
+        model, build_method(config, build_schedule(config, model)), LatentScorer(latent_reward(model, False)),
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The two-phase step under UniPC and the stochastic step, against joint-graph loops that know no coefficients."""
+"""The two-phase step under UniPC and the stochastic step, against joint-graph loops that know no schedule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from prfl.config import load_config
-from prfl.factory.backbone import build_coefficients
+from prfl.factory.backbone import build_schedule
 from prfl.factory.evaluation import sampling_settings
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
@@ -52,14 +52,14 @@ METHODS = {
 
 def joint_gradients(objective, make_loop, step):
     """Every step in one graph; what is not trained is run without autograd, and the reward's gradient goes through."""
-    choice, backbone = objective.method.choose(step), objective.backbone
+    step_plan, backbone = objective.method.plan(step), objective.backbone
     _, condition, x = objective.draw(step, INDICES)
-    advance, trained = make_loop(), choice.plan.trains
-    for i in range(min(choice.node, max(trained) + 1)):
+    advance, trained = make_loop(), step_plan.plan.trains
+    for i in range(min(step_plan.node, max(trained) + 1)):
         with torch.set_grad_enabled(i in trained), backbone.adapter("policy"):
             v = backbone.velocity(x, SIGMAS[i].float(), condition)
-        x = x - SIGMAS[i].float() * v if choice.node > STEPS and i in trained else advance(i, x, v, step)
-    sigma = torch.tensor(choice.sigma(choice.node), dtype=torch.float32).expand(len(x))
+        x = x - SIGMAS[i].float() * v if step_plan.node > STEPS and i in trained else advance(i, x, v, step)
+    sigma = torch.tensor(step_plan.sigma(step_plan.node), dtype=torch.float32).expand(len(x))
     per_sample, _ = objective.loss(objective.scorer.reward(x, sigma, condition))
     per_sample.mean().backward()
     return take_gradients(objective)
@@ -69,8 +69,8 @@ def joint_gradients(objective, make_loop, step):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_equals_the_joint_graph(tiny_backbone, chain, method, checkpointing):
-    coefficients, make_loop = CHAINS[chain]
-    objective = latent_objective(with_policy(tiny_backbone), METHODS[method](coefficients))
+    schedule, make_loop = CHAINS[chain]
+    objective = latent_objective(with_policy(tiny_backbone), METHODS[method](schedule))
     drawn = set()
     for step in range(3):
         expected = joint_gradients(objective, make_loop, step)
@@ -117,6 +117,6 @@ training: {steps: 1, batch: 1, learning_rate: 1e-4}
 evaluation: {every: 0}
 """)
     config = load_config(tmp_path / "x.yaml", overrides)
-    built = build_coefficients(config, tiny_backbone)
+    built = build_schedule(config, tiny_backbone)
     assert (built.a, built.b, built.c) == (chain.a, chain.b, chain.c)
     assert sampling_settings(config).solver == samples

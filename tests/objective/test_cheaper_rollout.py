@@ -16,7 +16,7 @@ from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Guidance, Pathwise
+from prfl.objective.reward_gradient import Guidance, RewardGradient
 from prfl.rollout.solvers import unipc
 from prfl.rollout.trajectory import Trajectory, rollout
 from tests.objective import naive
@@ -63,7 +63,7 @@ class RoughCalls:
         self.backbone.rough = False
 
 
-def roughened(objective: Pathwise) -> Pathwise:
+def roughened(objective: RewardGradient) -> RewardGradient:
     objective.backbone = RoughBackbone()
     objective.cheaper = ROUGH
     return objective
@@ -71,14 +71,14 @@ def roughened(objective: Pathwise) -> Pathwise:
 
 def exact_at(method: object, step: int) -> set[int]:
     """The nodes that are trained, or passed through, and those that lead to what is scored."""
-    choice = method.choose(step)
-    nodes = {node for node in choice.plan.recomputed if node <= STEPS}
+    step_plan = method.plan(step)
+    nodes = {node for node in step_plan.plan.recomputed if node <= STEPS}
     return nodes | {
-        STEPS - 1 if node == STEPS else node - STEPS - 1 for node in choice.seeds if node in (STEPS, *CLEAN)
+        STEPS - 1 if node == STEPS else node - STEPS - 1 for node in step_plan.seeds if node in (STEPS, *CLEAN)
     }
 
 
-def rough_world(objective: Pathwise, step: int) -> naive.World:
+def rough_world(objective: RewardGradient, step: int) -> naive.World:
     """Where the network is off at every node but the exact ones, for whoever asks."""
     world, exact = toy_world(objective, step), exact_at(objective.method, step)
     sigmas = [float(CHAIN.sigmas[node]) for node in exact]
@@ -105,13 +105,13 @@ def test_the_gradient_is_the_exact_networks_where_the_cheaper_led(name: str, che
         rough += objective.backbone.rough_calls
         for key, gradient in take_gradients(objective).items():
             torch.testing.assert_close(gradient, expected[key], rtol=1e-9, atol=1e-11)
-    whole = method.choose(0).plan.trains == set(range(STEPS)) or method.choose(0).first > 0
+    whole = method.plan(0).plan.trains == set(range(STEPS)) or method.plan(0).first > 0
     assert rough > 0 or whole, "some of the rollout was cheaper"
 
 
 SPOILT = {
-    "a trained step that is not exact": (lambda choice, path: frozenset(), "draft_k"),
-    "the last step before the reward": (lambda choice, path: choice.plan.recomputed, "drtune"),
+    "a trained step that is not exact": (lambda step_plan, path: frozenset(), "draft_k"),
+    "the last step before the reward": (lambda step_plan, path: step_plan.plan.recomputed, "drtune"),
 }
 
 
@@ -199,13 +199,13 @@ def test_the_gradient_at_the_states_that_the_rollout_left(
         condition = objective.draw(0, INDICES)[1]
         sigma = CHAIN.sigmas[STEPS - 1].float()
         end = x + float(CHAIN.b[STEPS - 1][STEPS - 1]) * backbone.velocity(x, sigma, condition)
-    (seed,) = objective.score({STEPS: end.detach()}, objective.choose(0), condition, 0, None)[0].values()
+    (seed,) = objective.score({STEPS: end.detach()}, objective.plan(0), condition, 0, None)[0].values()
     with backbone.adapter("policy"):
         end.backward(seed)
     assert_same_gradients(found, take_gradients(objective))
 
 
-def exact_state(objective: Pathwise) -> Tensor:
+def exact_state(objective: RewardGradient) -> Tensor:
     _, condition, x = objective.draw(0, INDICES)
     with torch.no_grad(), objective.backbone.adapter("policy"):
         return rollout(objective.network(condition), x, CHAIN, last=STEPS - 1).at(STEPS - 1)

@@ -14,7 +14,7 @@ from prfl.backbone.dropout import dropouts
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
 from prfl.objective.preference import Preference
-from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
 from prfl.utils import rng
@@ -33,7 +33,7 @@ from tests.objective.test_methods import CHAIN, INDICES, METHODS, toy_world, wan
 from tests.objective.toy import toy_objective
 
 
-def seeds(objective: Pathwise, step: int) -> Tensor:
+def seeds(objective: RewardGradient, step: int) -> Tensor:
     return rng.seeds(objective.seed, "dropout/policy", step, INDICES)
 
 

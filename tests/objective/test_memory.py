@@ -12,7 +12,7 @@ from prfl.backbone import Backbone, Condition
 from prfl.backbone.wan.architecture import load_architecture
 from prfl.estimate.live_tensors import LiveBytes, SavedBytes, fused_on_meta
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss, reward_gradient
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.rollout.flow import chain_sigmas
@@ -39,16 +39,16 @@ SUMS = {"terms": 27 * 32, "depth": 20}  # of the tiny decoder: 3 x 3 x 3 places 
 MODES = [("none", False), ("attention", False), ("attention", True), ("full", False), ("full", True)]
 
 
-def make_objective(backbone: Backbone, last_steps: int, **more: Any) -> Pathwise:
+def make_objective(backbone: Backbone, last_steps: int, **more: Any) -> RewardGradient:
     scorer = LatentScorer(latent_reward(backbone, own_adapter=False))
     method = Vader(CHAIN, last_steps)
-    objective = Pathwise(backbone, method, scorer, LOSS, PROMPTS, SHAPE, seed=0, distance_every=0, **more)
+    objective = RewardGradient(backbone, method, scorer, LOSS, PROMPTS, SHAPE, seed=0, distance_every=0, **more)
     for parameter in objective.parameters().values():
         parameter.grad = torch.zeros_like(parameter)
     return objective
 
 
-def training_step(objective: Pathwise) -> tuple[int, int]:
+def training_step(objective: RewardGradient) -> tuple[int, int]:
     """Peaks of a step: what autograd keeps, and what is alive at all."""
     with SavedBytes() as saved:
         objective.accumulate(0, INDICES)
@@ -85,14 +85,16 @@ def test_the_distance_takes_one_of_the_offloaded_latents_at_a_time(
     for last_steps in (2, 6):
         objective = make_objective(backbone, last_steps, distance_weight=weight)
         objective.distance_every = 1
-        choice = objective.choose(0)
+        step_plan = objective.plan(0)
         _, condition, start = objective.draw(0, INDICES)
         with backbone.adapter("policy"):
-            trajectory = objective.trajectory(objective.network(condition), start, choice, 0, INDICES, held_edge=False)
+            trajectory = objective.trajectory(
+                objective.network(condition), start, step_plan, 0, INDICES, held_edge=False
+            )
         backbone.offload = False  # its blocks' checkpoints would be in the store of their own
         taken.clear()
         with LiveBytes() as counted:
-            objective.distance(0, trajectory, choice, condition)
+            objective.distance(0, trajectory, step_plan, condition)
         backbone.offload, peaks[last_steps] = True, counted.peak
         assert len(taken) == last_steps
     assert peaks[6] < peaks[2] + LATENTS

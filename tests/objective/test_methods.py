@@ -20,7 +20,7 @@ from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.steps import starts_from_data
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Method, Pathwise
+from prfl.objective.reward_gradient import Method, RewardGradient
 from prfl.objective.scorer import draw_frames
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.plan import last_steps, unit_steps
@@ -59,7 +59,7 @@ def drtune(world: naive.World, method: DrTune, step: int) -> Tensor:
 
 
 def leapalign(world: naive.World, method: LeapAlign, step: int) -> Tensor:
-    k, j = sorted(method.choose(step).plan.trains)
+    k, j = sorted(method.plan(step).plan.trains)
     return naive.two_leaps(world, k, j, method.alpha, method.similarity_floor)
 
 
@@ -79,7 +79,7 @@ def prfl(world: naive.World, method: Prfl, step: int) -> Tensor:
 
 
 def trained(method: Method, step: int) -> frozenset[int]:
-    return method.choose(step).plan.trains
+    return method.plan(step).plan.trains
 
 
 METHODS: dict[str, tuple[Method, Callable]] = {
@@ -108,9 +108,9 @@ METHODS: dict[str, tuple[Method, Callable]] = {
 }
 
 
-def start_of(objective: Pathwise, step: int) -> Tensor:
-    """What the chain starts from, without ``Pathwise.draw``."""
-    first, shape = objective.method.choose(step).first, objective.latent_shape
+def start_of(objective: RewardGradient, step: int) -> Tensor:
+    """What the chain starts from, without ``RewardGradient.draw``."""
+    first, shape = objective.method.plan(step).first, objective.latent_shape
     noise = rng.normal(shape, 0, "start", step, INDICES)
     if first == 0:
         return noise
@@ -123,9 +123,9 @@ def start_of(objective: Pathwise, step: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------- toy, in float64
 
 
-def toy_world(objective: Pathwise, step: int) -> naive.World:
+def toy_world(objective: RewardGradient, step: int) -> naive.World:
     prompts, condition, _ = objective.draw(step, INDICES)
-    if objective.method.choose(step).first:
+    if objective.method.plan(step).first:
         order = rng.permutation(3, 0, "order/clips", 1)
         assert prompts == [PROMPTS[::-1][order[index % 3]] for index in INDICES], "a clip goes with its own prompt"
     return naive.World(
@@ -187,7 +187,7 @@ def test_the_comparison_catches(plant: str) -> None:
     name, spoil = PLANTED[plant]
     method, loop = METHODS[name]
     objective = toy_objective(method)
-    objective.choose = lambda step: spoil(method.choose(step))  # type: ignore[method-assign]
+    objective.plan = lambda step: spoil(method.plan(step))  # type: ignore[method-assign]
     wrong = []
     for step in range(5):
         loop(toy_world(objective, step), method, step).backward()
@@ -202,7 +202,7 @@ def test_the_comparison_catches(plant: str) -> None:
 # ------------------------------------------------------------------------------------------------- real Wan blocks
 
 
-def wan_world(objective: Pathwise, step: int) -> naive.World:
+def wan_world(objective: RewardGradient, step: int) -> naive.World:
     backbone, scorer = objective.backbone, objective.scorer
     _, condition, _ = objective.draw(step, INDICES)
 
@@ -219,7 +219,7 @@ def wan_world(objective: Pathwise, step: int) -> naive.World:
     return naive.World(start_of(objective, step), CHAIN.sigmas.float(), velocity, loss)
 
 
-def wan_objective(backbone: Backbone, method: Method, space: str, **more) -> Pathwise:
+def wan_objective(backbone: Backbone, method: Method, space: str, **more) -> RewardGradient:
     backbone = with_policy(backbone)
     data = clips(SHAPE, {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
     make = latent_objective if space == "latent" else pixel_objective
@@ -297,13 +297,13 @@ def test_latent_methods_never_call_the_vae(tiny_backbone: Backbone, monkeypatch,
 def test_draws_are_shared_by_the_batch_and_the_same_again() -> None:
     for name, (method, _) in METHODS.items():
         again = replace(method)  # type: ignore[type-var]
-        assert [method.choose(step) for step in range(5)] == [again.choose(step) for step in range(5)], name
+        assert [method.plan(step) for step in range(5)] == [again.plan(step) for step in range(5)], name
 
 
 def test_unit_steps_brings_every_trained_evaluation_to_the_mean_step() -> None:
     mean = float(CHAIN.sigmas.diff().abs().mean())
     for name, (method, _) in METHODS.items():
-        plan = unit_steps(CHAIN, method.choose(3).plan)
+        plan = unit_steps(CHAIN, method.plan(3).plan)
         for k in plan.trains:
             sizes = [abs(edge.b[k]) for edge in plan.edges if edge.source == k]
             assert plan.step_weight[k] * max(sizes) == pytest.approx(mean), name
@@ -314,15 +314,15 @@ def test_unit_steps_brings_every_trained_evaluation_to_the_mean_step() -> None:
 def test_unit_step_weight_scales_each_steps_own_gradient(name: str) -> None:
     """Steps one at a time, the others' parameters left out: so their own gradients are seen."""
     method = METHODS[name][0]
-    plan = method.choose(2).plan
+    plan = method.plan(2).plan
     whole = toy_objective(method, step_weight="unit")
     whole.accumulate(2, INDICES)
     found, weights = take_gradients(whole), unit_steps(CHAIN, plan).step_weight
     total: dict[str, Tensor] = {}
     for k in plan.trains:
         alone = toy_objective(method)
-        choice = replace(method.choose(2), plan=replace(plan, trains=frozenset({k})))
-        alone.choose = lambda step, choice=choice: choice  # type: ignore[method-assign]
+        step_plan = replace(method.plan(2), plan=replace(plan, trains=frozenset({k})))
+        alone.plan = lambda step, step_plan=step_plan: step_plan  # type: ignore[method-assign]
         alone.accumulate(2, INDICES)
         for key, gradient in take_gradients(alone).items():
             total[key] = total.get(key, 0) + weights[k] * gradient

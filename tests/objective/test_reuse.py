@@ -15,8 +15,8 @@ from prfl.config.schema import TrainingConfig
 from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reused_rollout import Reuse, span
-from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.reused_rollout import ReusedRollout, span
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.plan import one_step
 from prfl.rollout.solvers import euler, flow_sde
@@ -43,15 +43,15 @@ METHODS = {
 }
 
 
-def reusing(method, drift_limit: float | None = None, **more) -> Pathwise:
-    return toy_objective(method, reuse=Reuse(SPAN, BATCH, drift_limit), **more)
+def reusing(method, drift_limit: float | None = None, **more) -> RewardGradient:
+    return toy_objective(method, reuse=ReusedRollout(SPAN, BATCH, drift_limit), **more)
 
 
 def indices_of(step: int) -> list[int]:
     return [step * BATCH, step * BATCH + 1]
 
 
-def learn(objective: Pathwise, size: float = 0.05) -> None:
+def learn(objective: RewardGradient, size: float = 0.05) -> None:
     """What stands for an optimizer's step."""
     with torch.no_grad():
         for name, parameter in objective.parameters().items():
@@ -64,14 +64,14 @@ def learn(objective: Pathwise, size: float = 0.05) -> None:
 class Old:
     """What the policy of an earlier step made: its states, and what follows in the same way now."""
 
-    objective: Pathwise
+    objective: RewardGradient
     step: int
 
     def __post_init__(self) -> None:
         indices, method = indices_of(self.step), self.objective.method
         prompts = [PROMPTS[i] for i in shuffled(indices, len(PROMPTS), 0, "prompts")]
         self.condition = self.objective.backbone.condition(prompts)
-        self.chain, self.noises = method.coefficients, rng.ChainNoises((3, 1, 1, 1), 0, self.step, indices)
+        self.chain, self.noises = method.schedule, rng.ChainNoises((3, 1, 1, 1), 0, self.step, indices)
         self.states = [rng.normal((3, 1, 1, 1), 0, "start", self.step, indices).double()]
         with torch.no_grad():
             for m in range(STEPS):
@@ -114,7 +114,7 @@ def test_equals_the_plain_loop_over_the_old_states(name: str, checkpointing: str
     for step in range(2 * SPAN + 1):
         if step % SPAN == 0:
             old = Old(objective, step)
-        loss, drift = old.loss(sorted(method.choose(step).plan.trains))
+        loss, drift = old.loss(sorted(method.plan(step).plan.trains))
         loss.backward()
         expected = take_gradients(objective)
         metrics = objective.accumulate(step, indices_of(step))
@@ -127,14 +127,18 @@ def test_equals_the_plain_loop_over_the_old_states(name: str, checkpointing: str
         learn(objective)
 
 
-def stored_ends(network, trajectory, choice):
-    return {node: trajectory.at(node) for node in choice.seeds}
+def stored_ends(network, trajectory, step_plan):
+    return {node: trajectory.at(node) for node in step_plan.seeds}
 
 
 SPOILT = {
     "the reward at the stored latents": (reward_gradient, "edge_ends", stored_ends),
-    "its own prompts and noise": (Reuse, "origin", lambda self, step, indices: (self.rolled_at, list(indices))),
-    "a rollout in every step": (Reuse, "begin", lambda self, step, parameters: setattr(self, "rolled_at", step)),
+    "its own prompts and noise": (ReusedRollout, "origin", lambda self, step, indices: (self.rolled_at, list(indices))),
+    "a rollout in every step": (
+        ReusedRollout,
+        "begin",
+        lambda self, step, parameters: setattr(self, "rolled_at", step),
+    ),
 }
 
 
@@ -155,16 +159,16 @@ def test_a_coarse_rollout_for_several_steps(method) -> None:
     objective = reusing(method, stride=2)
     for step in range(SPAN):
         if step == 0:
-            choices = [method.choose(s) for s in range(SPAN)]
-            path = span(choices, 2, False).path
+            plans = [method.plan(s) for s in range(SPAN)]
+            path = span(plans, 2, False).path
             assert path != list(range(path[-1] + 1)), "it leaps"
             old = Old(objective, 0)
             with torch.no_grad():
                 for i, j in zip(path[:-1], path[1:], strict=True):
                     old.states[j] = old.states[i] + (CHAIN.sigmas[j] - CHAIN.sigmas[i]) * old.velocity(i)
-            before = {m: old.after(m, old.velocity(m)).detach() for c in choices for m in c.plan.trains}
+            before = {m: old.after(m, old.velocity(m)).detach() for c in plans for m in c.plan.trains}
             old.states = [before.get(m - 1, x) if m not in path else x for m, x in enumerate(old.states)]
-        loss, _ = old.loss(sorted(method.choose(step).plan.trains))
+        loss, _ = old.loss(sorted(method.plan(step).plan.trains))
         loss.backward()
         expected = take_gradients(objective)
         objective.accumulate(step, indices_of(step))
@@ -174,12 +178,12 @@ def test_a_coarse_rollout_for_several_steps(method) -> None:
 
 
 def test_the_nodes_that_a_rollout_visits_and_keeps() -> None:
-    choices = [replace(METHODS["prfl"].choose(0), plan=one_step(CHAIN, m)) for m in (3, 1, 5)]
-    own = span(choices, 1, held_edge=False)
+    plans = [replace(METHODS["prfl"].plan(0), plan=one_step(CHAIN, m)) for m in (3, 1, 5)]
+    own = span(plans, 1, held_edge=False)
     assert (own.path, own.latents, own.outputs) == (list(range(7)), {1, 3, 5}, {1, 3, 5})
-    last_held = span([choices[2], *choices[:2]], 1, held_edge=True)
+    last_held = span([plans[2], *plans[:2]], 1, held_edge=True)
     assert (last_held.path, last_held.outputs) == (list(range(6)), {1, 3}), "the held edge runs step 5"
-    assert span(choices[:2], 2, held_edge=False).path == coarse({0, 1, 3, 4}, 2)
+    assert span(plans[:2], 2, held_edge=False).path == coarse({0, 1, 3, 4}, 2)
 
 
 def test_a_batch_in_parts_is_the_batch() -> None:

@@ -1,6 +1,6 @@
 """Every method on UniPC and on the stochastic step, with native and unit step weights: one joint graph in float64.
 
-The loops know neither coefficients nor plans: UniPC is diffusers' scheduler, which keeps its own history, and the
+The loops know neither schedules nor plans: UniPC is diffusers' scheduler, which keeps its own history, and the
 stochastic step is written out.  Methods that start inside the chain are not here: the rules refuse them for UniPC, and
 test_methods.py has them on Euler's steps.
 """
@@ -21,9 +21,9 @@ from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Method, Pathwise
+from prfl.objective.reward_gradient import Method, RewardGradient
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.solvers import Coefficients, flow_sde, unipc
+from prfl.rollout.solvers import SolverSchedule, flow_sde, unipc
 from prfl.utils import rng
 from tests.objective.parts import take_gradients
 from tests.objective.toy import LOSS, toy_objective
@@ -64,7 +64,7 @@ class FlowSde:
         return self.advance(i, x.detach(), v)
 
 
-SOLVERS: dict[str, tuple[Coefficients, Callable]] = {
+SOLVERS: dict[str, tuple[SolverSchedule, Callable]] = {
     "unipc": (unipc(SIGMAS), UniPc),
     "flow_sde": (flow_sde(SIGMAS, ETA), FlowSde),
 }
@@ -74,7 +74,7 @@ SOLVERS: dict[str, tuple[Coefficients, Callable]] = {
 class Joint:
     """The chain of one step in one graph.  unit: step weights; ``sizes`` is then what each trained call enters by."""
 
-    objective: Pathwise
+    objective: RewardGradient
     step: int
     make: Callable
     unit: bool
@@ -183,7 +183,7 @@ def dense(joint: Joint, own: DenseProcess, trained: list[int]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-METHODS: dict[str, tuple[Callable[[Coefficients], Method], Callable]] = {
+METHODS: dict[str, tuple[Callable[[SolverSchedule], Method], Callable]] = {
     "prfl": (lambda c: Prfl(c, 0), prfl),
     "refl": (lambda c: Prfl(c, 0, handoff="clean", steps_range=(0.4, 1.0)), prfl),
     "draft_k": (lambda c: Vader(c, 3), truncated),
@@ -211,13 +211,13 @@ METHODS: dict[str, tuple[Callable[[Coefficients], Method], Callable]] = {
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", METHODS)
 def test_equals_the_joint_graph(name: str, solver: str, weight: str, checkpointing: str) -> None:
-    coefficients, make = SOLVERS[solver]
-    method, loop = METHODS[name][0](coefficients), METHODS[name][1]
+    schedule, make = SOLVERS[solver]
+    method, loop = METHODS[name][0](schedule), METHODS[name][1]
     objective = toy_objective(method, step_weight=weight)
     objective.backbone.checkpointing = checkpointing  # whose edge is kept, where there is one alone
     for step in range(4):
         joint = Joint(objective, step, make, weight == "unit")
-        loop(joint, method, sorted(k for k in method.choose(step).plan.trains if k <= STEPS)).backward()
+        loop(joint, method, sorted(k for k in method.plan(step).plan.trains if k <= STEPS)).backward()
         expected = take_gradients(objective)
         objective.accumulate(step, INDICES)
         for key, found in take_gradients(objective).items():
@@ -225,12 +225,12 @@ def test_equals_the_joint_graph(name: str, solver: str, weight: str, checkpointi
             torch.testing.assert_close(found, expected[key], rtol=1e-8, atol=1e-9)
 
 
-def without_earlier(coefficients: Coefficients) -> Coefficients:
-    return replace(coefficients, b=tuple({i: factors[i]} for i, factors in enumerate(coefficients.b)))
+def without_earlier(schedule: SolverSchedule) -> SolverSchedule:
+    return replace(schedule, b=tuple({i: factors[i]} for i, factors in enumerate(schedule.b)))
 
 
-def stretched(coefficients: Coefficients) -> Coefficients:
-    return replace(coefficients, b=tuple({k: 1.01 * factor for k, factor in b.items()} for b in coefficients.b))
+def stretched(schedule: SolverSchedule) -> SolverSchedule:
+    return replace(schedule, b=tuple({k: 1.01 * factor for k, factor in b.items()} for b in schedule.b))
 
 
 PLANTED = {
@@ -250,6 +250,6 @@ def test_the_comparison_catches(plant: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", ["prfl", "leapalign", "dense_process, clean"])
 def test_the_comparison_catches_native_step_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prfl.objective.reward_gradient.unit_steps", lambda coefficients, plan: plan)
+    monkeypatch.setattr("prfl.objective.reward_gradient.unit_steps", lambda schedule, plan: plan)
     with pytest.raises(AssertionError, match="not close"):
         test_equals_the_joint_graph(name, "unipc", "unit", "none")

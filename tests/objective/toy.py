@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prfl.backbone import Backbone, Condition
-from prfl.objective.reward_gradient import Method, Pathwise
+from prfl.objective.reward_gradient import Method, RewardGradient
 from prfl.objective.scorer import RewardLoss
 from prfl_kernels.lora_linear import dropped
 from tests.objective.parts import PROMPTS, clips
@@ -70,7 +70,7 @@ class ToyScorer:
         return {"motion": mixed + condition.prompt_embeds[:, 0, 0] * x[:, 0]}
 
 
-class InDouble(Pathwise):
+class InDouble(RewardGradient):
     def draw(self, step, indices):
         prompts, condition, start = super().draw(step, indices)
         return prompts, condition, start.double()
@@ -79,7 +79,7 @@ class InDouble(Pathwise):
 LOSS = RewardLoss({"motion": 1.0}, shape="linear", scale=0.7)
 
 
-def toy_objective(method: Method, **more) -> Pathwise:
+def toy_objective(method: Method, **more) -> RewardGradient:
     backbone = ToyBackbone()
     data = clips((3, 1, 1, 1), {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
     return InDouble(

@@ -76,7 +76,7 @@ def test_inconsistent_plans_are_refused(make):
 
 def test_multistep_edges_name_every_output():
     sigmas = torch.linspace(1, 0, 4, dtype=torch.float64)
-    coefficients = euler(sigmas)
-    two_step = type(coefficients)(sigmas, coefficients.a, ({0: -0.3}, {1: -0.5, 0: 0.2}, {2: -0.5, 1: 0.2}), (0.0,) * 3)
+    schedule = euler(sigmas)
+    two_step = type(schedule)(sigmas, schedule.a, ({0: -0.3}, {1: -0.5, 0: 0.2}, {2: -0.5, 1: 0.2}), (0.0,) * 3)
     plan = one_step(two_step, 2)
     assert plan.evaluations == {1, 2} and plan.trains == {2} and plan.useful_nodes == {3}

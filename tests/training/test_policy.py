@@ -12,7 +12,7 @@ from prfl.backbone import load_backbone
 from prfl.config.schema import TrainingConfig
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reused_rollout import Reuse
+from prfl.objective.reused_rollout import ReusedRollout
 from prfl.objective.sft import Sft
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler, flow_sde
@@ -73,7 +73,7 @@ def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, t
 
     def go(folder, steps):
         backbone = with_policy(load_backbone(tiny_pipeline_folder))
-        objective = latent_objective(backbone, method, reuse=Reuse(4, 2, limit))
+        objective = latent_objective(backbone, method, reuse=ReusedRollout(4, 2, limit))
         regulariser = Regulariser(Sft(backbone, dataset(backbone), seed=0), every=3)
         settings = TrainingConfig(steps=steps, batch=2, accumulation=2, learning_rate=1e-2, trackers=[])
         run = RunFolder(tmp_path / folder)

@@ -19,10 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from prfl.objective.choice import Choice
 from prfl.objective.methods.steps import behind_noise, starts_from_data, steps_in
+from prfl.objective.step_plan import StepPlan
 from prfl.rollout.plan import Plan, clean_node, jump_edge, step_edge
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
 
@@ -33,7 +33,7 @@ class DenseProcess:
     from_data: as for PRFL; there must be ``rewards`` steps behind the chain's first one.
     """
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     seed: int
     rewards: int = 4
     handoff: Literal["next", "clean"] = "next"
@@ -44,11 +44,11 @@ class DenseProcess:
 
     @property
     def noisy(self) -> bool:
-        return self.handoff == "next" and steps_in(self.coefficients, self.steps_range)[0] + 1 < self.coefficients.steps
+        return self.handoff == "next" and steps_in(self.schedule, self.steps_range)[0] + 1 < self.schedule.steps
 
     def drawn(self, step: int) -> list[int]:
         """One step of each part, ascending."""
-        among = steps_in(self.coefficients, self.steps_range)
+        among = steps_in(self.schedule, self.steps_range)
         if self.starts_from_data(step):
             among = behind_noise(among)
         bounds = [len(among) * part // self.rewards for part in range(self.rewards + 1)]
@@ -61,17 +61,17 @@ class DenseProcess:
     def starts_from_data(self, step: int) -> bool:
         return starts_from_data(self.from_data, self.seed, step)
 
-    def choose(self, step: int) -> Choice:
+    def plan(self, step: int) -> StepPlan:
         drawn = self.drawn(step)
         first, last = drawn[0], drawn[-1]
         clean = self.handoff == "clean"
-        scored = [jump_edge(self.coefficients, m) if clean else step_edge(self.coefficients, m) for m in drawn]
+        scored = [jump_edge(self.schedule, m) if clean else step_edge(self.schedule, m) for m in drawn]
         if self.credit == "step":
             edges = [replace(edge, through=0.0) for edge in scored]
         else:
-            chain = [step_edge(self.coefficients, i) for i in range(first, last)]
+            chain = [step_edge(self.schedule, i) for i in range(first, last)]
             edges = [*chain, *(scored if clean else scored[-1:])]
         beta = self.beta if self.credit == "chain" else 0.0
         plan = Plan(edges, frozenset(range(first, last + 1) if beta else drawn), {k: beta for e in edges for k in e.b})
-        nodes = [clean_node(self.coefficients, m) if clean else m + 1 for m in drawn]
-        return Choice(plan, dict.fromkeys(nodes, 1 / len(nodes)), first if self.starts_from_data(step) else 0)
+        nodes = [clean_node(self.schedule, m) if clean else m + 1 for m in drawn]
+        return StepPlan(plan, dict.fromkeys(nodes, 1 / len(nodes)), first if self.starts_from_data(step) else 0)

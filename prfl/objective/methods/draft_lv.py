@@ -11,26 +11,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.choice import Choice
+from prfl.objective.step_plan import StepPlan
 from prfl.rollout.plan import Edge, Plan, step_edge
-from prfl.rollout.solvers import Coefficients, leap
+from prfl.rollout.solvers import SolverSchedule, leap
 
 
 @dataclass(frozen=True)
 class DraftLv:
     """copies: n, the times that the end is noised anew; the chain has two steps or more."""
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     copies: int = 2
 
     noisy = False
 
-    def choose(self, step: int) -> Choice:
-        steps = self.coefficients.steps
-        a, b = leap(self.coefficients, steps - 1, 0.0)
+    def plan(self, step: int) -> StepPlan:
+        steps = self.schedule.steps
+        a, b = leap(self.schedule, steps - 1, 0.0)
         # Nodes 2 N + 1 and on, two for each copy: where it starts and where it ends.
         starts = [2 * steps + 1 + 2 * i for i in range(self.copies)]
-        edges = [step_edge(self.coefficients, steps - 1), *(Edge(z, z + 1, a, {z: b}, 0.0) for z in starts)]
+        edges = [step_edge(self.schedule, steps - 1), *(Edge(z, z + 1, a, {z: b}, 0.0) for z in starts)]
         trains = frozenset([steps - 1, *starts])
         plan = Plan(edges, trains, dict.fromkeys(trains, 0.0))
-        return Choice(plan, {edge.target: 1 / len(edges) for edge in edges}, noised=dict.fromkeys(starts, steps - 1))
+        return StepPlan(plan, {edge.target: 1 / len(edges) for edge in edges}, noised=dict.fromkeys(starts, steps - 1))

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prfl.objective.choice import Choice
+from prfl.objective.step_plan import StepPlan
 from prfl.rollout.plan import Plan, clean_node, jump_edge, step_edge
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
 
@@ -24,7 +24,7 @@ class DrTune:
     early_stop: 0, or the last part of the chain that m is drawn from, as a share.
     """
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     seed: int
     trained_steps: int = 3
     spacing: Literal["even", "random"] = "even"
@@ -32,18 +32,18 @@ class DrTune:
 
     noisy = False
 
-    def choose(self, step: int) -> Choice:
+    def plan(self, step: int) -> StepPlan:
         end = self.end(step)
         trains = self.drawn(step, end + 1)
-        edges = [step_edge(self.coefficients, i) for i in range(min(trains), end)]
+        edges = [step_edge(self.schedule, i) for i in range(min(trains), end)]
         # Where the chain runs to its end, the last step ends there too.
-        edges.append((jump_edge if self.early_stop else step_edge)(self.coefficients, end))
+        edges.append((jump_edge if self.early_stop else step_edge)(self.schedule, end))
         plan = Plan(edges, frozenset(trains), {k: 0.0 for edge in edges for k in edge.b})
-        return Choice(plan, {clean_node(self.coefficients, end) if self.early_stop else end + 1: 1.0})
+        return StepPlan(plan, {clean_node(self.schedule, end) if self.early_stop else end + 1: 1.0})
 
     def end(self, step: int) -> int:
         """The last step that is run."""
-        steps = self.coefficients.steps
+        steps = self.schedule.steps
         late = max(1, round(self.early_stop * steps))
         return steps - 1 - rng.integer(late, self.seed, "drtune/end", step)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.choice import Choice
+from prfl.objective.step_plan import StepPlan
 from prfl.rollout.plan import Plan, leap_edge
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
 
@@ -24,16 +24,16 @@ from prfl.utils import rng
 class LeapAlign:
     """similarity_floor: None weighs all samples alike.  The chain has two steps or more."""
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     seed: int
     alpha: float = 0.3
     similarity_floor: float | None = 0.1
 
     noisy = False
 
-    def choose(self, step: int) -> Choice:
-        steps = self.coefficients.steps
+    def plan(self, step: int) -> StepPlan:
+        steps = self.schedule.steps
         k, j = sorted(rng.permutation(steps, self.seed, "leapalign/steps", step)[:2])
-        edges = (leap_edge(self.coefficients, k, j), leap_edge(self.coefficients, j, steps))
+        edges = (leap_edge(self.schedule, k, j), leap_edge(self.schedule, j, steps))
         plan = Plan(edges, frozenset({k, j}), {k: 0.0, j: self.alpha})
-        return Choice(plan, {steps: 1.0}, similarity=self.similarity_floor)
+        return StepPlan(plan, {steps: 1.0}, similarity=self.similarity_floor)

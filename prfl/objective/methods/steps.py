@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 
 
-def steps_in(coefficients: Coefficients, shares: tuple[float, float]) -> range:
+def steps_in(schedule: SolverSchedule, shares: tuple[float, float]) -> range:
     """The steps in a part of the chain: 0 is the noisy end, 1 the clean one."""
     low, high = shares
-    steps = range(math.floor(low * coefficients.steps), math.ceil(high * coefficients.steps))
+    steps = range(math.floor(low * schedule.steps), math.ceil(high * schedule.steps))
     if not steps:
         what = f"no step of the chain lies in {low} to {high}"
         raise PrflError(what, where="objective.steps_range", fix="widen it")

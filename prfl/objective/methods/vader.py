@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.choice import Choice
+from prfl.objective.step_plan import StepPlan
 from prfl.rollout.plan import last_steps
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 
 
 @dataclass(frozen=True)
 class Vader:
     """last_steps: K, from 1 to the length of the chain."""
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     last_steps: int = 1
 
     noisy = False
 
-    def choose(self, step: int) -> Choice:
-        return Choice(last_steps(self.coefficients, self.last_steps), {self.coefficients.steps: 1.0})
+    def plan(self, step: int) -> StepPlan:
+        return StepPlan(last_steps(self.schedule, self.last_steps), {self.schedule.steps: 1.0})

@@ -8,12 +8,12 @@ from itertools import pairwise
 
 from prfl.backbone import Backbone
 from prfl.rollout.plan import Edge, Plan
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 from prfl.rollout.trajectory import coarse
 
 
 @dataclass(frozen=True)
-class Choice:
+class StepPlan:
     """What one optimizer step differentiates.
 
     seeds: the nodes at which the reward is read, each with the weight of its loss.
@@ -62,30 +62,30 @@ class Choice:
         return frozenset(k for edge in self.computed(steps) for k in edge.b)
 
 
-def holds_edge(backbone: Backbone, choice: Choice) -> bool:
+def retains_graph(backbone: Backbone, step_plan: StepPlan) -> bool:
     """One edge under checkpointing: its graph is small, so it is kept rather than run again for the walk."""
-    return backbone.checkpointing != "none" and len(choice.plan.edges) == 1
+    return backbone.checkpointing != "none" and len(step_plan.plan.edges) == 1
 
 
-def last_rolled(choice: Choice, coefficients: Coefficients, held_edge: bool) -> int:
+def last_rolled(step_plan: StepPlan, schedule: SolverSchedule, held_edge: bool) -> int:
     """The node at which the rollout ends."""
-    scored = [] if held_edge else [node for node in choice.seeds if node <= coefficients.steps]
-    return max([*choice.kept(coefficients.steps, held_edge), *scored])
+    scored = [] if held_edge else [node for node in step_plan.seeds if node <= schedule.steps]
+    return max([*step_plan.kept(schedule.steps, held_edge), *scored])
 
 
-def visited(choice: Choice, coefficients: Coefficients, held_edge: bool, stride: int) -> list[int]:
+def visited(step_plan: StepPlan, schedule: SolverSchedule, held_edge: bool, stride: int) -> list[int]:
     """The nodes that the rollout goes through; both ends of every trained edge, so that these stay the chain's own."""
-    plan, last = choice.plan, last_rolled(choice, coefficients, held_edge)
+    plan, last = step_plan.plan, last_rolled(step_plan, schedule, held_edge)
     ends = {node for e in plan.edges if plan.trains & e.b.keys() for node in (e.source, e.target)}
-    needed = choice.kept(coefficients.steps, held_edge) | choice.seeds.keys() | ends
-    return coarse({choice.first, last, *(node for node in needed if node <= last)}, stride)
+    needed = step_plan.kept(schedule.steps, held_edge) | step_plan.seeds.keys() | ends
+    return coarse({step_plan.first, last, *(node for node in needed if node <= last)}, stride)
 
 
-def exact_nodes(choice: Choice, path: Collection[int]) -> frozenset[int]:
+def exact_nodes(step_plan: StepPlan, path: Collection[int]) -> frozenset[int]:
     """The nodes of a rollout's ``path`` at which a cheaper one computes in full (see backbone/cheaper.py).
 
     What a walk back differentiates, so that an edge ends where the exact network takes it, and the last step before
     latents that are scored.  All else, a multistep solver's earlier outputs too, only decides which states are visited.
     """
-    before = {i for i, after in pairwise(path) if after in choice.seeds}
-    return choice.plan.recomputed | before | {e.source for e in choice.plan.edges if e.target in choice.seeds}
+    before = {i for i, after in pairwise(path) if after in step_plan.seeds}
+    return step_plan.plan.recomputed | before | {e.source for e in step_plan.plan.edges if e.target in step_plan.seeds}
