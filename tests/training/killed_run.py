@@ -17,7 +17,7 @@ from prfl import cli
 from prfl.evaluation import plots
 from prfl.runs import stage  # noqa: F401  (commands: imported before the forks, not in each of them)
 from prfl.training.checkpoint import list_checkpoints
-from prfl.training.log import read_metrics
+from prfl.training.run_folder import read_metrics
 from tests import pictures
 from tests.conftest import save_tiny_pipeline
 from tests.faults.project import make_project

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from prfl.objective.base import Mean
-from prfl.training.averages import average_metrics
-from prfl.training.log import RunFolder, make_accelerator, read_metrics
+from prfl.training.distributed import make_accelerator
+from prfl.training.metrics import average_metrics
+from prfl.training.run_folder import RunFolder, read_metrics
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from tests import pictures
