@@ -157,7 +157,7 @@ def rival_work(own: Config, start: Given, step: Callable[[nn.Module], Tensor], c
 
 
 def _script() -> Any:
-    return import_module("rival")  # beside the benchmarks, in bench/
+    return import_module("bench.rival")  # beside the benchmarks, in bench/
 
 
 def _checkpointed(network: Any, own: Config) -> None:

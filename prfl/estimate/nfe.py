@@ -11,7 +11,7 @@ from prfl.backbone.cheaper import EXACT
 from prfl.config.objective_schema import SteeringConfig
 from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
 from prfl.estimate.rewards import reads_of_a_score
-from prfl.factory.backbone import build_schedule, cheaper
+from prfl.factory.backbone import build_cheaper, build_schedule
 from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
 from prfl.objective.reward_gradient import RewardGradient, retains_graph
@@ -80,7 +80,7 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
         if step % served == 0:
             plans = [method.plan(later) for later in range(step, step + served)]
             needs = requirements(plans, schedule, rollout.stride, retained, reused=served > 1)
-            calls, cheap = needs.calls, 0 if cheaper(config) == EXACT else needs.cheaper_calls
+            calls, cheap = needs.calls, 0 if build_cheaper(config) == EXACT else needs.cheaper_calls
         counts += _of_plan(step_plan, calls - cheap, cheap, config)
         counts[REWARD] += reads * len(step_plan.seeds)
 

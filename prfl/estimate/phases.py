@@ -18,7 +18,7 @@ from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
 from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
-from prfl.factory.backbone import POLICY, cheaper, device_kind, policy_adapter_name
+from prfl.factory.backbone import POLICY, build_cheaper, device_kind, policy_adapter_name
 from prfl.factory.data import has_clips
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
@@ -136,7 +136,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
 def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Part:
     """A network call of the rollout: an exact one, or a cheaper one with what its step cache holds between two calls,
     whichever takes more.  The cache is taken to skip nothing."""
-    exact, how = network_call(config, model, shapes, batch, gradient=False), cheaper(config)
+    exact, how = network_call(config, model, shapes, batch, gradient=False), build_cheaper(config)
     if how == EXACT:
         return exact
     network = guided(config, model, shapes, batch)

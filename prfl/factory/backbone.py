@@ -148,7 +148,7 @@ def attention_choice(config: Config, model: Backbone) -> Choice:
         raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
 
 
-def cheaper(config: Config) -> Cheaper:
+def build_cheaper(config: Config) -> Cheaper:
     """How the rollout's steps without gradient are computed."""
     own = config.rollout.cheaper
     return Cheaper(own.products, own.attention, own.cache)
@@ -156,7 +156,7 @@ def cheaper(config: Config) -> Cheaper:
 
 def check_cheaper(config: Config, model: Backbone) -> None:
     """Raises PrflError where a GPU that is here cannot compute them so; a CPU rounds alike, and is not faster by it."""
-    own, head_size = cheaper(config), model.transformer.config.attention_head_dim
+    own, head_size = build_cheaper(config), model.transformer.config.attention_head_dim
     if device_kind(config) != "cuda" or not torch.cuda.is_available():
         return
     if own.products == "float8" and torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:

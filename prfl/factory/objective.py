@@ -21,7 +21,7 @@ from prfl.config.objective_schema import (
 )
 from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.dataset import PairDataset
-from prfl.factory.backbone import POLICY, build_schedule, chain_shift, cheaper, policy_adapter_name
+from prfl.factory.backbone import POLICY, build_cheaper, build_schedule, chain_shift, policy_adapter_name
 from prfl.factory.data import Dataset, load_prompts
 from prfl.factory.reward import Reward, TrainableReward
 from prfl.objective import Objective
@@ -180,7 +180,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         reward_batch=scores.batch,
         stride=config.rollout.stride,
         rollouts=build_rollouts(config),
-        cheaper=cheaper(config),
+        cheaper=build_cheaper(config),
         expected=drawn_prompts(config),
     )
 

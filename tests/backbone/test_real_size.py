@@ -55,6 +55,7 @@ def wan_1_3b() -> WanBackbone:
     return assemble(source, flow_schedule(source), transformer, vae, lambda: text)
 
 
+@pytest.mark.slow
 def test_a_prfl_step_at_the_real_size(wan_1_3b: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = wan_1_3b
     assert sum(p.numel() for p in backbone.transformer.parameters()) == 1_418_996_800

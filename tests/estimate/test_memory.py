@@ -21,7 +21,7 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
-from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_schedule, cheaper
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_cheaper, build_schedule
 from prfl.factory.objective import build_method, build_scorer
 from prfl.objective.reused_rollout import ReusedRollout
 from prfl.reward.frames import decode_frames
@@ -31,6 +31,7 @@ from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import rollout
 from prfl.utils.host_store import HostStore
 from prfl.utils.rng import ChainNoises
+from tests.slow import slow_unless
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
@@ -108,7 +109,11 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("overrides", SETTINGS, ids=" ".join)
+# One of each: nothing, recomputation, with offload, another type, dropout, some blocks, guidance.
+USUAL = [SETTINGS[index] for index in (0, 1, 4, 7, 9, 11, 13)]
+
+
+@pytest.mark.parametrize("overrides", slow_unless(USUAL.__contains__, SETTINGS), ids=" ".join)
 def test_activations_saved_by_the_network_call(make: Callable[..., Config], overrides: list[str]) -> None:
     config = make(*overrides)
     model = build_backbone(config)
@@ -144,7 +149,9 @@ def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpoint
     assert phase.saved == pytest.approx(kept, rel=0.02)
 
 
-@pytest.mark.parametrize("mode", ["none", "attention", "full", "full backbone.offload=true"])
+@pytest.mark.parametrize(
+    "mode", slow_unless(["none", "full"].__contains__, ["none", "attention", "full", "full backbone.offload=true"])
+)
 def test_it_is_a_straight_line_in_the_number_of_blocks(
     make: Callable[..., Config], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,7 +441,7 @@ def test_what_a_step_cache_holds_is_counted(make: Callable[..., Config]) -> None
         model.velocity, model.condition(["a circle"] * 2), model.condition([""] * 2), scale=2.0, gradient="cond"
     )
     with LiveBytes() as counted, torch.no_grad(), model.adapter(POLICY):
-        calls = model.cheaper(cheaper(config), exact={0, 1})
+        calls = model.cheaper(build_cheaper(config), exact={0, 1})
         for node in range(2):
             with calls.at(node):
                 network(torch.randn(2, 4, 5, 8, 8), torch.tensor(0.5))

@@ -15,7 +15,7 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_work
-from prfl.factory.backbone import build_architecture, build_backbone, build_schedule, cheaper
+from prfl.factory.backbone import build_architecture, build_backbone, build_cheaper, build_schedule
 from prfl.factory.objective import build_method, build_rollouts
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
@@ -138,7 +138,7 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
-        stride=config.rollout.stride, rollouts=build_rollouts(config), cheaper=cheaper(config),
+        stride=config.rollout.stride, rollouts=build_rollouts(config), cheaper=build_cheaper(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):

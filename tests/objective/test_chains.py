@@ -16,6 +16,7 @@ from prfl.rollout.plan import node_number
 from prfl.rollout.solvers import euler, flow_sde, unipc
 from prfl.utils import rng
 from tests.objective.parts import SHAPE, assert_same_gradients, latent_objective, take_gradients, with_policy
+from tests.slow import slow_unless
 
 STEPS, ETA = 5, 0.7
 SIGMAS = chain_sigmas(STEPS, 3.0)
@@ -66,7 +67,7 @@ def joint_gradients(objective, make_loop, step):
     return take_gradients(objective)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", slow_unless("full".__eq__, ["none", "full"]))
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("chain", CHAINS)
 def test_equals_the_joint_graph(tiny_backbone, chain, method, checkpointing):

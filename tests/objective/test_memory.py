@@ -29,6 +29,7 @@ from tests.objective.parts import (
     pixel_objective,
     with_policy,
 )
+from tests.slow import slow_unless
 from tests.tolerance import assert_near
 
 SHAPE = (4, 5, 8, 8)  # 80 tokens
@@ -58,7 +59,7 @@ def training_step(objective: RewardGradient) -> tuple[int, int]:
     return saved.peak, counted.peak
 
 
-@pytest.mark.parametrize("mode, offload", MODES)
+@pytest.mark.parametrize("mode, offload", slow_unless([("none", False), ("full", True)].__contains__, MODES))
 def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: Backbone, mode: Any, offload: bool) -> None:
     backbone = with_policy(tiny_backbone)
     backbone.checkpointing, backbone.offload = mode, offload

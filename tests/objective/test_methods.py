@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ from tests.objective.parts import (
     with_policy,
 )
 from tests.objective.toy import LOSS, toy_objective
+from tests.slow import slow_unless
 
 STEPS = 5
 CHAIN = euler(chain_sigmas(STEPS, 3.0))
@@ -240,9 +242,15 @@ def wan_objective(backbone: Backbone, method: Method, space: str, **more) -> Rew
     return make(backbone, method, distance_every=0, clips=data, **more)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-@pytest.mark.parametrize("space", ["latent", "pixel"])
-@pytest.mark.parametrize("name", METHODS)
+# Each method once; one of each shape of plan with recomputation, and through the decoder.
+SHAPES_OF_PLANS = ("prfl", "draft_k", "draft_lv", "leapalign", "dense_process")
+ON_WAN = slow_unless(
+    lambda case: case[1:] == ("latent", "none") or (case[0] in SHAPES_OF_PLANS and case[1:] != ("pixel", "full")),
+    product(METHODS, ("latent", "pixel"), ("none", "full")),
+)
+
+
+@pytest.mark.parametrize("name, space, checkpointing", ON_WAN)
 def test_equals_the_naive_loop_on_wan(tiny_backbone: Backbone, name: str, space: str, checkpointing: str) -> None:
     method, loop = METHODS[name]
     if space == "pixel" and method.noisy:
@@ -282,7 +290,7 @@ def test_frames_that_are_scored_one_by_one(tiny_backbone: Backbone) -> None:
     assert_same_gradients(take_gradients(objective), expected)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_unless(SHAPES_OF_PLANS.__contains__, METHODS))
 def test_latent_methods_never_call_the_vae(tiny_backbone: Backbone, monkeypatch, name: str) -> None:
     def called(*_, **__):
         raise AssertionError("the VAE was called")

@@ -22,6 +22,7 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
+from tests.slow import slow_unless
 
 CHAIN = euler(chain_sigmas(5, 3.0))
 INDICES = [0, 1]
@@ -38,7 +39,7 @@ def joint_gradients(objective, step):
     return take_gradients(objective)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "attention", "full"])
+@pytest.mark.parametrize("checkpointing", slow_unless("attention".__eq__, ["none", "attention", "full"]))
 @pytest.mark.parametrize("own_adapter", [True, False])
 def test_equals_the_joint_graph(tiny_backbone, own_adapter, checkpointing):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0), own_adapter=own_adapter)

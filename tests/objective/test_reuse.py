@@ -20,8 +20,9 @@ from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.plan import StepPlan, one_step
 from prfl.rollout.requirements import coarse, requirements
 from prfl.rollout.solvers import euler, flow_sde
-from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.distributed import make_accelerator
 from prfl.training.loop import fit
+from prfl.training.run_folder import RunFolder
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from prfl.utils.order import shuffled

@@ -17,13 +17,14 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
+from tests.slow import slow_unless
 
 CHAIN = euler(chain_sigmas(4, 3.0))
 INDICES = [0, 1]
 
 
-@pytest.mark.parametrize("last_steps", [1, 3])
-@pytest.mark.parametrize("checkpointing", ["none", "full", "attention"])
+@pytest.mark.parametrize("last_steps", slow_unless((3).__eq__, [1, 3]))
+@pytest.mark.parametrize("checkpointing", slow_unless("none".__ne__, ["none", "full", "attention"]))
 def test_equals_the_joint_graph_through_the_decoder(tiny_backbone, last_steps, checkpointing):
     objective = pixel_objective(with_policy(tiny_backbone), Vader(CHAIN, 0, last_steps))
     x, condition = joint_graph_chain(objective, 0, INDICES, CHAIN.steps - last_steps, CHAIN.steps)

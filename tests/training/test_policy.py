@@ -16,9 +16,10 @@ from prfl.objective.reused_rollout import ReusedRollout
 from prfl.objective.sft import Sft
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler, flow_sde
-from prfl.training.log import RunFolder, make_accelerator, read_metrics
+from prfl.training.distributed import make_accelerator
 from prfl.training.loop import fit
 from prfl.training.regulariser import Regulariser
+from prfl.training.run_folder import RunFolder, read_metrics
 from tests.objective.parts import latent_objective, with_policy
 from tests.objective.test_sft import dataset
 

@@ -21,9 +21,10 @@ from prfl.backbone import Backbone
 from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
-from prfl.evaluation import policy_eval
+from prfl.evaluation import plots, policy_eval
 from prfl.runs import train_policy
 from prfl.utils import processes, rng
+from tests import pictures
 
 PROMPTS = {
     "train": ["a red circle", "a blue square", "a triangle"],
@@ -153,4 +154,5 @@ def everything(rank: int) -> None:
 
 if __name__ == "__main__":
     os.chdir(sys.argv[1])
+    plots.png = pictures.blank
     everything(int(os.environ["RANK"]))
