@@ -6,15 +6,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from prfl import factory
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
+from prfl.config.schema import Config
+from prfl.config.sections.evaluation import EvaluationConfig
+from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
-from prfl.factory.backbone import build_coefficients
-from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
+from prfl.factory.prompts import load_prompts
+from prfl.factory.rollout import build_coefficients, cheaper
 from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
 from prfl.objective.reused_rollout import span
 from prfl.objective.reward_gradient import Pathwise
@@ -41,14 +41,14 @@ class Work:
 
 def count_work(config: Config, model: Backbone) -> list[Work]:
     """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
-    objective, training = config.objective, config.training
+    training = config.training
     counts: Counter[str] = Counter()
-    if isinstance(objective, SteeringConfig):
-        counts = _steering(config, objective, model)
+    if objective := config.reward_gradient:
+        counts = _reward_gradient(config, objective, model)
         if objective.sft:
             counts[GRADIENT] += math.ceil(training.steps / objective.sft.every)
-    elif isinstance(objective, PreferenceConfig):
-        counts[REWARD] = training.steps * (1 if objective.loss == "bce" else 2)
+    elif preference := config.preference:
+        counts[REWARD] = training.steps * preference.samples_compared
     else:
         counts[GRADIENT] = training.steps
     if model.checkpointing != "none" and counts[GRADIENT]:
@@ -62,7 +62,7 @@ def count_work(config: Config, model: Backbone) -> list[Work]:
     return works
 
 
-def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
+def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Backbone) -> Counter[str]:
     """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
 
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
@@ -84,7 +84,7 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
             rolled, rough = len(needs.path) - 1, len({*needs.path[:-1]} - needs.latents)
         else:  # the ends of the trained edges, to be scored
             rolled = 0 if held else len(choice.seeds)
-        rough = 0 if factory.cheaper(config) == EXACT else rough
+        rough = 0 if cheaper(config) == EXACT else rough
         counts += _of_choice(choice, rolled - rough, rough, config)
         counts[REWARD] += reads * len(choice.seeds)
         trained = len(choice.plan.trains)
@@ -119,7 +119,7 @@ def _of_choice(choice: Choice, rolled: int, rough: int, config: Config) -> Count
 def evaluation_samples(config: Config) -> int:
     """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
     own, steps = config.evaluation, config.training.steps
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         return 0
     rounds = 1 + math.ceil(steps / own.every) if own.every else 0
     known = load_prompts(config.data.prompts)

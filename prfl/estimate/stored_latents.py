@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
-from prfl.factory.backbone import build_coefficients
 from prfl.factory.objective import build_method
+from prfl.factory.rollout import build_coefficients
 from prfl.objective.choice import Choice
 from prfl.objective.reused_rollout import span
 from prfl.rollout.plan import Plan

@@ -16,8 +16,9 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_work
-from prfl.factory.backbone import build_architecture, build_backbone, build_coefficients
+from prfl.factory.backbone import build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_reuse
+from prfl.factory.rollout import build_coefficients
 from prfl.objective.reward_gradient import Guidance, Pathwise
 from prfl.objective.scorer import RewardLoss
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from prfl.config.schema import TrainingConfig
+from prfl.config.sections.training import TrainingConfig
 from prfl.training.log import Log, RunFolder, make_accelerator, read_metrics
 from prfl.training.loop import Hook, fit, split_indices
 from prfl.training.regulariser import Regulariser
