@@ -25,8 +25,8 @@ from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.schema import Config
 from prfl.estimate.memory import reward_tensors
 from prfl.factory.backbone import POLICY, attention_choice
-from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_reward_gradient
+from prfl.factory.prompts import load_prompts
 from prfl.objective.loss import loss_gradient
 from prfl.reward.frames import decode_frames, draw_frames
 

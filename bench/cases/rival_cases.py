@@ -18,7 +18,8 @@ from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import pad_to
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
-from prfl.factory.backbone import POLICY, chain_shift
+from prfl.factory.backbone import POLICY
+from prfl.factory.rollout import chain_shift
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward.latent import LatentReward

@@ -26,7 +26,7 @@ from prfl.backbone.wan import vae as vae_codec
 from prfl.backbone.wan.architecture import architecture_place, cast
 from prfl.backbone.wan.loading import Source, assemble, flow_schedule, vae_dtype
 from prfl.config import load_config
-from prfl.config.schema import Config, LatentRewardConfig
+from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY, build_backbone, choose_device, model_source, prepare_backbone
 from prfl.factory.reward import Reward, build_new_reward, load_followed_reward
 
@@ -103,9 +103,9 @@ def backbone(own: Config) -> Backbone:
 def reward(world: str, own: Config, model: Backbone) -> Reward:
     """The latent or pixel reward that the config asks for, frozen: the trained one where it is named, or a new one."""
     assert own.reward is not None
-    if own.reward.path == TRAINED:
+    if own.reward.paths == [TRAINED]:
         return load_followed_reward(own, model)
-    latent = isinstance(own.reward, LatentRewardConfig)
+    latent = own.reward.space == "latent"
     file, *overrides = WORLDS[world].latent if latent else WORLDS[world].pixel
     return build_new_reward(load_config(REPOSITORY / file, overrides), model).freeze()
 
@@ -113,7 +113,7 @@ def reward(world: str, own: Config, model: Backbone) -> Reward:
 def weights(own: Config) -> str:
     """What is random, for the results."""
     assert own.reward is not None
-    kind = "random" if own.reward.path != TRAINED else "trained"
+    kind = "random" if own.reward.paths != [TRAINED] else "trained"
     model = "trained" if has_weights(own) else "random"
     return model if model == kind else f"{model}, of the {own.reward.space} reward {kind}"
 

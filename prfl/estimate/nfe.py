@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
+from prfl.config.schema import Config
+from prfl.config.sections.evaluation import EvaluationConfig
+from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
-from prfl.factory.backbone import build_cheaper, build_schedule
-from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
+from prfl.factory.prompts import load_prompts
+from prfl.factory.rollout import build_cheaper, build_schedule
 from prfl.objective.reward_gradient import RewardGradient, retains_graph
 from prfl.rollout.plan import StepPlan
 from prfl.rollout.requirements import requirements
@@ -39,14 +40,14 @@ class Work:
 
 def count_work(config: Config, model: Backbone) -> list[Work]:
     """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
-    objective, training = config.objective, config.training
+    training = config.training
     counts: Counter[str] = Counter()
-    if isinstance(objective, SteeringConfig):
-        counts = _steering(config, objective, model)
+    if objective := config.reward_gradient:
+        counts = _reward_gradient(config, objective, model)
         if objective.sft:
             counts[GRADIENT] += math.ceil(training.steps / objective.sft.every)
-    elif isinstance(objective, PreferenceConfig):
-        counts[REWARD] = training.steps * (1 if objective.loss == "bce" else 2)
+    elif preference := config.preference:
+        counts[REWARD] = training.steps * preference.samples_compared
     else:
         counts[GRADIENT] = training.steps
     if model.checkpointing != "none" and counts[GRADIENT]:
@@ -60,7 +61,7 @@ def count_work(config: Config, model: Backbone) -> list[Work]:
     return works
 
 
-def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
+def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Backbone) -> Counter[str]:
     """Of one sample of each step, summed over the steps: the plans are functions of (seed, step).
 
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
@@ -108,7 +109,7 @@ def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Cou
 def evaluation_samples(config: Config) -> int:
     """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
     evaluation, steps = config.evaluation, config.training.steps
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         return 0
     rounds = 1 + math.ceil(steps / evaluation.every) if evaluation.every else 0
     prompts = load_prompts(config.data.prompts)

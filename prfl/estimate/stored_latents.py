@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
-from prfl.factory.backbone import build_schedule
 from prfl.factory.objective import build_method
+from prfl.factory.rollout import build_schedule
 from prfl.rollout.plan import Plan, StepPlan
 from prfl.rollout.requirements import requirements
 from prfl.rollout.solvers import SolverSchedule

@@ -15,8 +15,9 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_work
-from prfl.factory.backbone import build_architecture, build_backbone, build_cheaper, build_schedule
+from prfl.factory.backbone import build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_rollouts
+from prfl.factory.rollout import build_cheaper, build_schedule
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.guidance import Guidance
