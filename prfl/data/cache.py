@@ -71,7 +71,7 @@ class LatentCache:
     text_width: int
 
     @classmethod
-    def of(
+    def for_backbone(
         cls,
         backbone: Backbone,
         folder: str | Path,
@@ -266,7 +266,9 @@ def build_cache(
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
     """
     rows = read_manifest(manifest, follow_links=follow_links)
-    cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
+    cache = LatentCache.for_backbone(
+        backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window
+    )
     failed: list[tuple[Path, str]] = []
     same_content: dict[Path, list[Path]] = {}  # entry -> the videos with that content
     made_from: dict[Path, str] = {}

@@ -113,7 +113,9 @@ def load_dataset(
     rows = [row for row in every if split is None or row.split == split]
     if not rows:
         raise PrflError(f"no row has split {split!r}", where=str(manifest), fix='add "split" to its rows')
-    cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
+    cache = LatentCache.for_backbone(
+        backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window
+    )
     found, skipped = cache.find(manifest_videos(rows))
     if skipped and not skip_unreadable:
         listed = "".join(f"\n  {path}: {reason}" for path, reason in skipped)

@@ -201,7 +201,7 @@ def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progres
     not are encoded once, by all processes together.  Returns how many that were."""
     own, wanted = config.data, list(dict.fromkeys(["", *some]))
     with located("data"):
-        stored = LatentCache.of(model, own.cache, **clip_size(own))
+        stored = LatentCache.for_backbone(model, own.cache, **clip_size(own))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
     with model.transformer_on_host() if mine else nullcontext():

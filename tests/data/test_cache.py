@@ -270,7 +270,7 @@ def test_lines_off_a_terminal(tiny_backbone, manifest, capsys):
 
 def test_entries_say_what_they_are(tiny_backbone, manifest):
     build(tiny_backbone, manifest)
-    cache = LatentCache.of(tiny_backbone, manifest.parent.parent / "cache", **CLIP)
+    cache = LatentCache.for_backbone(tiny_backbone, manifest.parent.parent / "cache", **CLIP)
     with safe_open(cache.latents_file(manifest.parent / "0.mp4"), framework="pt") as entry:
         assert entry.metadata()["video"] == "0.mp4" and '"fps": 8.0' in entry.metadata()["clip"]
     with safe_open(cache.prompt_file("a red circle"), framework="pt") as entry:
