@@ -134,10 +134,10 @@ def _cut(
     """(number, split, clip).  Stretches do not overlap and validation's are the last, so nothing is in both splits."""
     found: dict[Path, Stretches] = {}
     for video in videos:
-        with _leaving_out(skip_unreadable):
+        with _skipping_unreadable(skip_unreadable):
             found[video] = find_stretches(video, frames=settings.frames, fps=settings.fps)
         if video in found and (damage := found[video].damage):
-            with _leaving_out(skip_unreadable):
+            with _skipping_unreadable(skip_unreadable):
                 raise damage
     _say_left_out(found, settings)
     total = sum(len(stretches.numbers) for stretches in found.values())
@@ -149,7 +149,7 @@ def _cut(
     height, width = larger * settings.height, larger * settings.width
     first = 0
     for video, (numbers, *_) in found.items():
-        with _leaving_out(skip_unreadable):
+        with _skipping_unreadable(skip_unreadable):
             cut = cut_video(video, numbers, frames=settings.frames, height=height, width=width, fps=settings.fps)
             for stretch, whole in enumerate(cut, start=first):
                 for crop in range(settings.crops):
@@ -169,12 +169,12 @@ def _say_left_out(found: Mapping[Path, Stretches], settings: ClipSettings) -> No
 
 
 @contextmanager
-def _leaving_out(unreadable: bool) -> Iterator[None]:
+def _skipping_unreadable(skip: bool) -> Iterator[None]:
     """An unreadable video is reported and left out from where it is damaged, or ends everything."""
     try:
         yield
     except PrflError as error:
-        if not unreadable:
+        if not skip:
             raise
         print(f"left out: {error}")
 
