@@ -31,7 +31,7 @@ from prfl.objective import Stateful
 from prfl.training.ema import Ema
 from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
-from prfl.utils.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
+from prfl.utils.files import atomic_folder, content_hash, read_tensors, remove_folder, restore_folders
 
 FORMAT = 1
 VERSION = "version of this identity"  # a key of the identity; older checkpoints have none
@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
     Raises PrflError when the disk is full; the checkpoints before are whole.
     """
     final = folder / step_name(state.step)
-    with replacing_folder(final) as temporary:
+    with atomic_folder(final) as temporary:
         for name, tensors in checkpoint_tensors(state).items():
             save_file(detached_copies(tensors), temporary / f"{name}.safetensors")
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}

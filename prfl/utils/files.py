@@ -91,7 +91,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """``replacing`` for a folder: an empty neighbour to fill, which is forced to the disk before it takes path's name.
 
     A folder cannot take the place of another in one step: the old one is moved aside first.  Killed between the two,
@@ -114,7 +114,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def restore_folders(parent: Path) -> None:
-    """Clean up after ``replacing`` and ``replacing_folder`` were killed: what is half written goes, folders moved aside
+    """Clean up after ``replacing`` and ``atomic_folder`` were killed: what is half written goes, folders moved aside
     come back.  For a folder into which no other process writes."""
     for half in parent.glob(".tmp-*"):
         _remove(half)

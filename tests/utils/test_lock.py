@@ -14,7 +14,7 @@ import pytest
 
 from prfl.utils import lock as locks
 from prfl.utils.errors import GuardError, PrflError
-from prfl.utils.files import replacing, replacing_folder
+from prfl.utils.files import atomic_folder, replacing
 from prfl.utils.lock import NAME, Holder, folder_lock
 
 fcntl = pytest.importorskip("fcntl")
@@ -113,5 +113,5 @@ def test_temporary_names_do_not_depend_on_the_process_number(tmp_path):
         assert one != other
         one.touch()
         other.touch()
-    with replacing_folder(tmp_path / "b") as one, replacing_folder(tmp_path / "b") as other:
+    with atomic_folder(tmp_path / "b") as one, atomic_folder(tmp_path / "b") as other:
         assert one != other
