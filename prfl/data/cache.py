@@ -37,7 +37,7 @@ from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
-from prfl.utils.files import printable, replacing
+from prfl.utils.files import atomic_write, printable
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def _encode_videos(
             clips[file] = read_video(video, **cache.clip)
         except PrflError as error:
             failed.append((video, error.what))
-            with replacing(file.with_suffix(".unreadable")) as temporary:
+            with atomic_write(file.with_suffix(".unreadable")) as temporary:
                 temporary.write_text(error.what, encoding="utf-8")
     if clips:
         with torch.no_grad():

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing, writing
+from prfl.utils.files import atomic_write, writing
 
 _read_before: dict[Path, tuple[int, int]] = {}  # size and time of entries whose content this process has hashed
 
@@ -53,7 +53,7 @@ def write_entry(file: Path, tensors: Mapping[str, Tensor], made_from: str, notes
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**notes, "made_from": made_from, "content": content_of(on_host)}
     data = save(on_host, metadata=facts)
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_bytes(data)
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import did_you_mean, json_rows, printable, replacing
+from prfl.utils.files import atomic_write, did_you_mean, json_rows, printable
 
 Choice = Literal["a", "b", "tie"]
 Split = Literal["train", "validation", "test"]
@@ -120,7 +120,7 @@ def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePa
         if row.split is not None:
             fields["split"] = row.split
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from prfl.factory import provenance
 from prfl.factory.backbone import POLICY, build_backbone, policy_adapter_name
 from prfl.factory.provenance import Moment
 from prfl.utils.errors import PrflError
-from prfl.utils.files import atomic_folder, read_tensors, replacing
+from prfl.utils.files import atomic_folder, atomic_write, read_tensors
 from prfl.utils.hashing import remembered_hash
 
 AGAIN = "run `prfl train` on this config again"
@@ -38,7 +38,7 @@ def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | 
             provenance.write_beside(written, stamp, sorted(written.iterdir()))
         return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.adapter_state(POLICY).items()}
-    with replacing(folder / "policy.safetensors") as temporary:
+    with atomic_write(folder / "policy.safetensors") as temporary:
         own = {**stamp, "weights": provenance.tensors_hash(tensors)}
         save_file(tensors, temporary, metadata=provenance.metadata(own))
 

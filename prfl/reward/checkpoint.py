@@ -20,7 +20,7 @@ from prfl.backbone.weights import check_finite
 from prfl.reward.stored import AGAIN, StoredLatent, StoredPixel, config_hash, validated
 from prfl.reward.stored import RewardCard as RewardCard
 from prfl.utils.errors import PrflError
-from prfl.utils.files import content_hash, read_tensors, replacing
+from prfl.utils.files import atomic_write, content_hash, read_tensors
 
 CONFIG, WEIGHTS = "config.json", "reward.safetensors"
 VERSION = 1
@@ -40,7 +40,7 @@ def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], te
     header = {"format": f"prfl-{kind}", "version": VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     whole = {**header, "config_sha256": config_hash({**header, **config}), **config}
     for name, content in ((WEIGHTS, weights), (CONFIG, (json.dumps(whole, indent=2) + "\n").encode())):
-        with replacing(Path(folder) / name) as path:
+        with atomic_write(Path(folder) / name) as path:
             path.write_bytes(content)
 
 

@@ -35,7 +35,7 @@ from prfl.rollout.flow import add_noise
 from prfl.utils import rng
 from prfl.utils.console import PlainConsole
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import printable, replacing
+from prfl.utils.files import atomic_write, printable
 
 LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")
@@ -289,7 +289,7 @@ class ScoreTable:
             text = json.dumps({**self.facts, "rows": listed}, indent=1, ensure_ascii=False) + "\n"
         else:
             text = csv_text(self.rows, header=True)
-        with replacing(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_text(text, encoding="utf-8")
         self.written, self.at = len(self.rows), time.monotonic()
 

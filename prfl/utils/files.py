@@ -71,8 +71,8 @@ def _free(path: Path) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of ``path`` to write to; it takes path's name at the end, or vanishes on any error.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary neighbour of ``path`` to write to; it takes path's name at the end, or vanishes on any error.
 
     So a reader sees the old file, the new one or none, never a half, and nor does who looks after the machine has lost
     its power: the content is forced to the disk first.  The name keeps its suffix.
@@ -92,7 +92,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """``replacing`` for a folder: an empty neighbour to fill, which is forced to the disk before it takes path's name.
+    """Give an empty neighbour of the folder to fill; it is forced to the disk before it takes path's name.
 
     A folder cannot take the place of another in one step: the old one is moved aside first.  Killed between the two,
     a run leaves it as ``.old-TOKEN-NAME``, and ``restore_folders`` gives it its name back.
@@ -114,8 +114,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def restore_folders(parent: Path) -> None:
-    """Clean up after ``replacing`` and ``atomic_folder`` were killed: what is half written goes, folders moved aside
-    come back.  For a folder into which no other process writes."""
+    """Clean up after ``atomic_write`` and ``atomic_folder`` were killed: remove what is half written, and give folders
+    that were moved aside their names back.  For a folder into which no other process writes."""
     for half in parent.glob(".tmp-*"):
         _remove(half)
     for old in parent.glob(".old-*"):
@@ -182,7 +182,7 @@ def mark_written(folder: Path, tag: str = OUTPUT_TAG) -> None:
     CACHE_TAG where it can be made again, which backups look for too; else OUTPUT_TAG.
     """
     if not (folder / tag).exists():
-        with replacing(folder / tag) as temporary:
+        with atomic_write(folder / tag) as temporary:
             temporary.write_text(_TAGS[tag], encoding="utf-8")
 
 
