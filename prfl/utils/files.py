@@ -24,7 +24,7 @@ from prfl.utils.errors import Faults, PrflError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turns what the disk refuses (it is full, read-only, no folder) into a PrflError that names ``path``."""
     try:
         yield
@@ -80,7 +80,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     temporary = _neighbour(path, "tmp")
     try:
-        with writing(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _flush(temporary)
@@ -99,7 +99,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     temporary, old = _neighbour(path, "tmp"), _neighbour(path, "old")
     try:
-        with writing(path):
+        with disk_errors(path):
             temporary.mkdir(parents=True)
             yield temporary
             for written in (*temporary.rglob("*"), temporary):

@@ -24,7 +24,7 @@ import psutil
 from prfl.utils import processes
 from prfl.utils.console import warn
 from prfl.utils.errors import GuardError, PrflError
-from prfl.utils.files import writing
+from prfl.utils.files import disk_errors
 
 try:
     import fcntl
@@ -114,7 +114,7 @@ def folder_lock(folder: Path) -> Iterator[FolderLock]:
     refusal: tuple[str, str, str] | None = None
     if processes.is_main():
         try:
-            with writing(lock.path):
+            with disk_errors(lock.path):
                 place.mkdir(parents=True, exist_ok=True)
                 lock.handle = _acquire(lock.path, lock.holder)
         except PrflError as error:
