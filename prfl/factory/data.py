@@ -28,7 +28,7 @@ from prfl.rollout.sampling import SamplingSettings, decode_all, sample
 from prfl.toy import clips as shapes
 from prfl.toy import renderer
 from prfl.utils import processes
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.files import CACHE_TAG, mark_written
 from prfl.utils.text import visible
 
@@ -48,7 +48,7 @@ def load_prompts(config: PromptsConfig) -> dict[str, list[str]]:
         if source == "shapes":
             splits[name] = renderer.split_prompts()[name]
             continue
-        with located(f"data.prompts.{name}"):
+        with error_location(f"data.prompts.{name}"):
             splits |= split_prompts(read_prompts(source), [other for other in named if named[other] == source])
     owner: dict[str, str] = {}
     for name, some in splits.items():
@@ -181,7 +181,7 @@ def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
 def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
     own = config.data
-    with located("data"):
+    with error_location("data"):
         report = build_cache(
             model, path, own.cache, skip_unreadable=own.skip_unreadable, follow_links=own.follow_links,
             batch_size=own.encode_batch, **clip_size(own),
@@ -200,7 +200,7 @@ def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progres
     """``model.remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
     own, wanted = config.data, list(dict.fromkeys(["", *some]))
-    with located("data"):
+    with error_location("data"):
         stored = LatentCache.for_backbone(model, own.cache, **clip_size(own))
     missing = stored.missing(wanted)
     mine = processes.share(missing)

@@ -42,14 +42,14 @@ from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.order import PROMPTS, met
 
 
 def build_preference(config: Config, model: Backbone, reward: TrainableReward, clips: Dataset) -> Objective:
     own = config.objective
     assert isinstance(own, PreferenceConfig)
-    with located(clips_key(config)):
+    with error_location(clips_key(config)):
         if isinstance(reward, LatentReward):
             return Preference(
                 reward,
@@ -148,7 +148,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     own, scores, guidance = config.objective, config.reward, config.rollout.guidance
     assert isinstance(own, SteeringConfig) and scores is not None
-    with located("data"):
+    with error_location("data"):
         latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
     from_data = isinstance(own, InstructVideoConfig) or (isinstance(own, FromDataConfig) and own.from_data > 0)
     starts = clips if from_data else None

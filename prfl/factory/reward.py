@@ -22,7 +22,7 @@ from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.scores import total
 from prfl.toy import clips as shapes
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 
 TrainableReward = LatentReward | PixelReward
 Reward = TrainableReward | RewardEnsemble | AestheticReward
@@ -42,7 +42,7 @@ def build_new_reward(config: Config, model: Backbone) -> TrainableReward:
         adapter = None
         if own is not None:
             adapter = RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
-        with located("reward.head.adapter.targets"):
+        with error_location("reward.head.adapter.targets"):
             return LatentReward(network, model, head.blocks, adapter=adapter)
     assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
     pixel_head = config.reward.head

@@ -27,7 +27,7 @@ from prfl.reward.head import RewardHead
 from prfl.reward.model_card import reward_card
 from prfl.reward.scores import Normalisation, Scores
 from prfl.reward.stored import StoredLatent
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.files import atomic_write
 
 KIND = StoredLatent.kind
@@ -195,7 +195,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         config, where = saved.config, str(folder_or_hub)
         check_fit(config.backbone, backbone.describe(), where)
         adapter = None if config.adapter is None else RewardAdapter(**config.adapter.model_dump())
-        with located(where):
+        with error_location(where):
             tensors = saved.weights(described_shapes(config, backbone))
             if adapter is not None and adapter_name is not None:
                 adapter = replace(adapter, name=adapter_name)

@@ -31,7 +31,7 @@ class GuardError(PrflError):
 
 
 @contextmanager
-def located(where: str) -> Iterator[None]:
+def error_location(where: str) -> Iterator[None]:
     """Gives a PrflError from inside a place, where it has none: the code that raises it does not know the yaml path."""
     try:
         yield
