@@ -86,7 +86,7 @@ def main_first() -> Iterator[None]:
 
 
 @contextmanager
-def peers() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Turns the loss of another process (it died, failed, or did not answer in time) into a PrflError."""
     try:
         yield
