@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from prfl.data.cache import LatentCache, manifest_videos
 from prfl.data.formats import Window
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.utils.errors import PrflError
-from prfl.utils.hashing import remembered_hash
+from prfl.utils.hashing import json_hash, remembered_hash
 
 _PREFERRED = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
@@ -155,7 +153,7 @@ def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Pat
             facts.append([row.prompt, names[row.video], row.label])
         else:
             facts.append([row.prompt, names[row.a], names[row.b], row.preference])
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(facts)[:16]
 
 
 def preference_between(a: Tensor, b: Tensor) -> Tensor:

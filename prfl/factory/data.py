@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -30,6 +28,7 @@ from prfl.toy import renderer
 from prfl.utils import processes
 from prfl.utils.errors import PrflError, error_location
 from prfl.utils.files import CACHE_TAG, mark_written
+from prfl.utils.hashing import json_hash
 from prfl.utils.text import visible
 
 Dataset = LatentDataset | PairDataset
@@ -163,7 +162,7 @@ def _key(generator: SamplesConfig | MixtureConfig | CuratedConfig) -> str:
 
 
 def _hash(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return json_hash(parts, sort_keys=False)[:16]
 
 
 def clip_size(data: DataConfig) -> dict[str, Any]:

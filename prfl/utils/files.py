@@ -1,9 +1,8 @@
-"""Small habits with files: write whole or not at all, hash contents, read lines of JSON with their numbers."""
+"""Small habits with files: write whole or not at all, read lines of JSON with their numbers."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -205,12 +204,6 @@ def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
         raise PrflError("there is no such file", where=str(path), fix=fix) from error
     except (SafetensorError, OSError) as error:
         raise PrflError(f"is damaged: {error}", where=str(path), fix=fix) from error
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of a file's bytes.  Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,24 +1,41 @@
-"""Hashes of files that are remembered from start to start: a terabyte of videos is read once, and not at every start.
+"""Hashes of values and of files.
+
+Those of files are remembered from start to start: a terabyte of videos is read once, and not at every start.
 
 The memory is one SQLite file in the user's cache folder, or the one that PRFL_HASHES names (``off``: none).  A hash is
-trusted while the file's size, times and inode stay, and is not kept of a file that changed in the seconds before it was
+trusted while the file's size, times and inode stay.  It is not kept of a file that changed in the seconds before it was
 read: a second change within the clock's grain would go unnoticed.  Nothing depends on the memory: where it cannot be
 read or written, files are hashed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sqlite3
 import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-
-from prfl.utils.files import content_hash
+from typing import Any
 
 SETTLED = 2.0  # seconds since a file's last change, from which on its times tell of the next one
 SMALL = 2**16  # bytes up to which a file is read as fast as it is looked up
+
+
+def json_hash(value: Any, *, sort_keys: bool = True) -> str:
+    """Hash a value as JSON writes it: 64 hexadecimal digits of sha256.
+
+    sort_keys: whether the order of a mapping's keys makes no difference.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """Hash a file's bytes: 64 hexadecimal digits of sha256.  Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remembered_hash(path: Path) -> str:
