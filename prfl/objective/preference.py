@@ -22,8 +22,8 @@ from prfl.reward.scores import Scores
 from prfl.rollout.flow import add_noise, shift_sigmas
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
-from prfl.utils.files import did_you_mean
 from prfl.utils.order import shuffled
+from prfl.utils.text import did_you_mean
 from prfl.utils.timing import Clock
 
 Loss = Literal["bce", "bradley_terry", "rao_kupper", "thurstone"]

@@ -8,9 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -300,10 +299,3 @@ def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:
 def _left_out(path: Path, reason: str) -> None:
     """Warn of a file once."""
     warn(f"{path} is damaged ({reason}) and is left out")
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The end of a remedy: the nearest known word, and all of them."""
-    near = get_close_matches(word, known, n=1)
-    guess = f"did you mean '{near[0]}'? " if near else ""
-    return f"{guess}known: {', '.join(known)}"
