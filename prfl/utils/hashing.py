@@ -39,16 +39,18 @@ def content_hash(path: Path) -> str:
 
 
 def remembered_hash(path: Path) -> str:
-    """``content_hash`` of a file, without reading it where it is as it was when it was last hashed.  Raises OSError."""
+    """Hash a file as ``content_hash``, without reading it if it is unchanged since the last time.  Raises OSError."""
     facts = _facts(path)
-    memory = _place()
+    memory = _memory_file()
     if memory is None or path.stat().st_size <= SMALL:
         return content_hash(path)
+
     file = str(path.resolve())
     with suppress(OSError, sqlite3.Error):
         row = _opened(memory, os.getpid()).execute("SELECT facts, hash FROM hashes WHERE file = ?", (file,)).fetchone()
         if row and row[0] == facts:
             return str(row[1])
+
     digest = content_hash(path)
     changed = path.stat()
     if _facts(path) == facts and time.time() - max(changed.st_mtime, changed.st_ctime) > SETTLED:
@@ -57,12 +59,12 @@ def remembered_hash(path: Path) -> str:
 
 
 def _facts(path: Path) -> str:
-    """ctime too: it also tells of a change after which the time of modification was put back."""
+    """Describe the file as it is.  ctime tells of a change after which the time of modification was put back."""
     now = path.stat()
     return f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino} {now.st_dev}"
 
 
-def _place() -> Path | None:
+def _memory_file() -> Path | None:
     named = os.environ.get("PRFL_HASHES")
     if named == "off":
         return None
@@ -74,7 +76,7 @@ def _place() -> Path | None:
 
 @lru_cache(maxsize=1)
 def _opened(memory: Path, process: int) -> sqlite3.Connection:
-    """process: a connection must not be carried over a fork."""
+    """Open the memory once a process: a connection must not be carried over a fork."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(memory, timeout=1, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = OFF")  # what a crash damages is made anew
