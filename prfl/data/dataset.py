@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
-from prfl.data.cache import LatentCache, manifest_videos
+from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
-from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
+from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import json_hash, remembered_hash
 

@@ -107,6 +107,14 @@ def parse_rows(
     return read
 
 
+def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path]:
+    """List every video of a manifest once, in order."""
+    videos: list[Path] = []
+    for row in rows:
+        videos += [row.video] if isinstance(row, LabelledVideo) else [row.a, row.b]
+    return list(dict.fromkeys(videos))
+
+
 def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePair]) -> None:
     """Atomic.  Paths are written relative to the manifest's folder.  Raises PrflError for a path outside it."""
     path = Path(path)

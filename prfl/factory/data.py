@@ -15,9 +15,10 @@ from prfl.backbone import Backbone
 from prfl.config.data_schema import ClipsConfig, CuratedConfig, DataConfig, MixtureConfig, PromptsConfig, SamplesConfig
 from prfl.config.schema import Config, PreferenceConfig
 from prfl.data import leaks
-from prfl.data.cache import LatentCache, build_cache, manifest_videos
+from prfl.data.cache import LatentCache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
-from prfl.data.manifest import read_manifest, write_manifest
+from prfl.data.encoding import build_cache
+from prfl.data.manifest import manifest_videos, read_manifest, write_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.data.sources import find_videos
 from prfl.factory.backbone import sampling_solver

@@ -23,9 +23,8 @@ from prfl.backbone import Backbone, Condition, load_backbone
 from prfl.config import load_config
 from prfl.config.data_schema import is_hub_id
 from prfl.config.schema import BackboneConfig
-from prfl.data.cache import manifest_videos
 from prfl.data.leaks import token_ids, token_warnings
-from prfl.data.manifest import read_manifest
+from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES, read_video
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import build_latents_scorer
