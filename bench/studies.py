@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.harness.facts import facts
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 SEEDS = (0, 1, 2)
 TRAINED = "the shapes world's trained base (prfl/toy/model)"
@@ -85,6 +85,6 @@ def write(path: Path, result: dict, add: str = "", weights: str = TRAINED) -> No
         result = added(path, result, add)
     found = facts(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps({**found, **result}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")

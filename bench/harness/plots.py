@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -17,6 +15,7 @@ from bench.cases.scale import AXES, COSTS, Curve, Line, amount, fit
 from bench.harness.results import Row, by_case
 from bench.harness.scale_report import cell, figures
 from prfl.evaluation.plots import COLOURS, GREY, png, style
+from prfl.utils.hashing import json_hash
 
 WIDE = 40  # letters of a panel's title
 DIGEST = "prfl-digest"  # in a picture's own text: of the figures in it
@@ -107,7 +106,7 @@ def digest(curves: Sequence[Curve]) -> str:
         for line in [[cell(fit(curve, cost)) for cost in COSTS]]
         for found in [row.info["milliseconds"] for row in curve.rows]
     ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return json_hash(said, sort_keys=False)[:16]
 
 
 def drawn(picture: Path) -> str:

@@ -18,7 +18,7 @@ from bench.cases.scale import Curve, by_world
 from bench.harness.report import markdown
 from bench.harness.results import Row, read
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 MARKED = re.compile(r"(<!-- bench: (?P<what>[^>]+?) -->\n)(?P<table>.*?)(<!-- /bench -->)", re.DOTALL)
 
@@ -75,7 +75,7 @@ def write_plot(some: Sequence[Row], picture: Path) -> Path:
     from bench.harness.plots import scale
 
     found = scale(one_world(some))
-    with replacing(picture) as temporary:
+    with atomic_write(picture) as temporary:
         temporary.write_bytes(found)
     return picture
 

@@ -13,7 +13,7 @@ from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
 from prfl.factory.backbone import device_kind
 from prfl.factory.prompts import load_prompts
-from prfl.utils.errors import located
+from prfl.utils.errors import error_location
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Shapes:
     def __init__(self, model: Backbone, config: Config) -> None:
         self.model = model
         self.clip = config.data.frames, config.data.height, config.data.width
-        with located("data"):
+        with error_location("data"):
             self.latent = model.latent_shape(*self.clip)
         self.tokens = text_tokens(config)
 

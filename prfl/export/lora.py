@@ -22,7 +22,7 @@ from torch import Tensor
 from prfl.factory import provenance
 from prfl.factory.provenance import Stamp
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 PREFIX = "diffusion_model."
 IN_BLOCK = {
@@ -112,5 +112,5 @@ def write_shared_file(
     tensors = shared_file_tensors(state, alpha, dtype)
     if made_by:
         metadata |= provenance.metadata({**made_by, "weights": provenance.tensors_hash(tensors)})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

@@ -20,7 +20,7 @@ from prfl.factory.provenance import Stamp, check_config
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, find_reward, read_config
 from prfl.reward.model_card import reward_card
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing, replacing_folder, restore_folders
+from prfl.utils.files import atomic_folder, atomic_write, restore_folders
 from prfl.utils.lock import NAME as LOCK
 from prfl.utils.lock import folder_lock
 from prfl.utils.text import visible
@@ -58,7 +58,7 @@ def export_run(
             stamp = _checked(config)
             written = _write_policy(config, out, name, dtype, merged, stamp)
             readme = str(card.policy_card(config, run, name, [path.name for path in written], repo, stamp))
-        with replacing(out / "README.md") as temporary:
+        with atomic_write(out / "README.md") as temporary:
             temporary.write_text(readme, encoding="utf-8")
         written.append(out / "README.md")
         if others := sorted(path.name for path in out.iterdir() if path not in written and path.name != LOCK):
@@ -92,7 +92,7 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
     trained, folder = trained_weights(config), out / "transformer"
     if config.backbone.train == "full":
         files = [file for file in sorted(trained.iterdir()) if file.name != provenance.BESIDE]
-        with replacing_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             for file in files:
                 if file.suffix == ".safetensors":
                     read_policy(file)
@@ -117,7 +117,7 @@ def write_merged(config: Config, folder: Path, made_by: Stamp | None = None) -> 
     adapters.set_active(model.transformer, POLICY)
     model.transformer.fuse_lora(adapter_names=[POLICY], safe_fusing=True)
     model.transformer.unload_lora()
-    with replacing_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         model.transformer.save_pretrained(temporary)
         provenance.without_place(temporary / "config.json")
         provenance.write_beside(temporary, made_by or {}, sorted(temporary.iterdir()))
@@ -133,7 +133,7 @@ def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:
         provenance.check_last(source, stamp, run)
         names.append(provenance.BESIDE)
     for name in names:
-        with replacing(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             shutil.copyfile(source / name, temporary)
     measured = card.measured_text(run / "reward_eval.json", provenance.tensors_hash(tensors))
     return f"{reward_card(saved, repo)}\n{measured}\n", [out / name for name in names]

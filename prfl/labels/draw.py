@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, 
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
 from prfl.utils.files import mark_written
+from prfl.utils.hashing import json_hash
 from prfl.utils.lock import folder_lock
 
 MANIFEST, PAGE = "manifest.jsonl", "label.html"
@@ -76,7 +76,7 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
 def _key(model: Backbone, weights: str, settings: SamplingSettings, fps: float) -> str:
     """Everything that decides what a video shows: so labels cannot end up on the videos of another policy."""
     decides = [model.describe(), weights, {**asdict(settings), "batch": None}, fps]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+    return json_hash(decides)[:8]
 
 
 def draw_candidates(

@@ -21,7 +21,7 @@ from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.style import STYLE
 from prfl.rollout.sampling import Progress
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 from prfl.utils.text import html_text
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def write_page(
     places = re.compile(r"\{\{([A-Z]+)\}\}")
     assert sorted(places.findall(page)) == sorted(parts), "page.html has a place for each part"
     page = places.sub(lambda found: parts[found[1]], page)  # in one pass: no part is a template itself
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

@@ -15,7 +15,7 @@ from prfl.config.schema import Config
 from prfl.factory.provenance import read_stamp
 from prfl.utils.console import console
 from prfl.utils.errors import PrflError
-from prfl.utils.files import writing
+from prfl.utils.files import disk_errors
 
 WEIGHTS = ("policy.safetensors", "transformer", "reward")
 # What is made of the final weights; pages for people to label (samples/label-*) are not: their labels are work.
@@ -38,7 +38,7 @@ def set_aside(config: Config, step: int, anew: bool) -> Path | None:
     if not results:
         return None
     folder = _folder(run, weights, step)
-    with writing(folder):
+    with disk_errors(folder):
         for path in results:
             target = folder / path.relative_to(run)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from prfl.factory.prompts import load_prompts
 from prfl.runs.outcomes import outcome_of
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 from prfl.utils.lock import folder_lock
 
 
@@ -51,7 +51,7 @@ def sample_in_run(config: Config, compare_base: bool) -> None:
     folder = config.run / "samples" / "sampled"
     path = policy_eval.write_results(folder, outcomes, config.data.fps, moment_of(config))
     groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
-    with replacing(path.with_name("grid.mp4")) as temporary:
+    with atomic_write(path.with_name("grid.mp4")) as temporary:
         temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))
     console.print(tables.policy_table(outcomes))
     page = write_samples_page(path, f"Samples of {config.run.resolve().name}")

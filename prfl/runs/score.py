@@ -23,9 +23,8 @@ from prfl.backbone import Backbone, Condition, load_backbone
 from prfl.config import load_config
 from prfl.config.section import is_hub_id
 from prfl.config.sections.backbone import BackboneConfig
-from prfl.data.cache import manifest_videos
 from prfl.data.leaks import token_ids, token_warnings
-from prfl.data.manifest import read_manifest
+from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES, read_video
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import build_latents_scorer
@@ -35,7 +34,7 @@ from prfl.rollout.flow import add_noise
 from prfl.utils import rng
 from prfl.utils.console import PlainConsole
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import printable, replacing
+from prfl.utils.files import atomic_write, printable
 
 LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")
@@ -289,7 +288,7 @@ class ScoreTable:
             text = json.dumps({**self.facts, "rows": listed}, indent=1, ensure_ascii=False) + "\n"
         else:
             text = csv_text(self.rows, header=True)
-        with replacing(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_text(text, encoding="utf-8")
         self.written, self.at = len(self.rows), time.monotonic()
 

@@ -33,7 +33,7 @@ from prfl.utils.lock import folder_lock
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     load_prompts(config.data.prompts)
-    with processes.peers(), out_of_memory(config):
+    with processes.peer_errors(), out_of_memory(config):
         train_stage(config, resume)
 
 

@@ -24,7 +24,7 @@ from prfl.training.loop import Callbacks, Hook, TrainResult
 from prfl.utils import processes
 from prfl.utils.console import console, progress, warn
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 
 def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
@@ -127,7 +127,7 @@ def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if processes.is_main() and rows:
         for name, measure in reward_eval.measured(rows).items():
-            with replacing(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
+            with atomic_write(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
                 temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
     for dimension in dimensions:
         for measure in reward_eval.measured([row for row in rows if row.dimension == dimension]).values():
