@@ -115,7 +115,7 @@ def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: fl
     plan += [] if cheaper is None else ["rollout.cheaper.products=float8"]  # whichever: they are counted apart
     config = load_config(f"{folder}/prfl.yaml", [*SIZE, *plan, "backbone.device=cuda"])
     model = build_architecture(config)
-    counts = {each.name: each.total for each in forecast.count_work(config, model)}
+    counts = {each.name: each.total for each in forecast.count_nfe(config, model)}
     price = {
         forecast.ROLLOUT: seconds.forward,
         forecast.CHEAPER: cheaper or 0.0,

@@ -145,7 +145,7 @@ def _evaluations(name: str, steps: int) -> float:
     else:
         share = 0.0  # a pixel reward runs no part of the network
     price = {nfe.GRADIENT: 3.0, nfe.REWARD: 3 * share}
-    return sum(each.total * price.get(each.name, 1.0) for each in nfe.count_work(config, model)) / BATCH
+    return sum(each.total * price.get(each.name, 1.0) for each in nfe.count_nfe(config, model)) / BATCH
 
 
 def pace(name: str) -> float:

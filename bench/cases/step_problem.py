@@ -237,7 +237,7 @@ def evaluations(own: Config, model: Backbone, objective: Pathwise) -> dict[str, 
     steps = own.rollout.gradients_per_rollout
     counted = own.model_copy(update={"training": own.training.model_copy(update={"steps": steps})})
     price = {**PRICE, forecast.REWARD: 3 * share}
-    of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
+    of_training = [each for each in forecast.count_nfe(counted, model) if each.name != forecast.SAMPLING]
     found = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
     gradients = sum(each.per_step for each in of_training if each.name == forecast.GRADIENT)
     return {EVALUATIONS: found / own.training.batch, GRADIENTS: gradients / own.training.batch}

@@ -1,4 +1,4 @@
-"""How often a run evaluates the network, counted from the plans that its objective will choose."""
+"""NFE: how often a run evaluates the network, counted from the plans that its objective will choose."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLING = "forwards for evaluation samples"
 
 
 @dataclass(frozen=True)
-class Work:
+class NfeCount:
     """One kind of network evaluation, in evaluations of one sample.  per_step: mean over the optimizer steps."""
 
     name: str
@@ -38,8 +38,11 @@ class Work:
     total: int
 
 
-def count_work(config: Config, model: Backbone) -> list[Work]:
-    """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
+def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
+    """Count the network evaluations of the whole run.
+
+    model: gives the shift and the checkpointing; it may be on ``meta``.
+    """
     objective, training = config.objective, config.training
     counts: Counter[str] = Counter()
     if isinstance(objective, SteeringConfig):
@@ -52,18 +55,26 @@ def count_work(config: Config, model: Backbone) -> list[Work]:
         counts[GRADIENT] = training.steps
     if model.checkpointing != "none" and counts[GRADIENT]:
         counts[RECOMPUTED] = counts[GRADIENT]
-    works = [Work(name, n * training.batch / training.steps, n * training.batch) for name, n in counts.items() if n]
+
+    # Counted for one sample of each step; a batch has several.
+    all_counts = []
+    for name, count in counts.items():
+        if count:
+            total = count * training.batch
+            all_counts.append(NfeCount(name, total / training.steps, total))
+
     samples = evaluation_samples(config)
     if samples:
         calls = samples * (config.evaluation.steps or config.rollout.steps)
         calls *= 2 if config.evaluation.guidance_scale != 1 else 1
-        works.append(Work(SAMPLING, calls / training.steps, calls))
-    return works
+        all_counts.append(NfeCount(SAMPLING, calls / training.steps, calls))
+    return all_counts
 
 
 def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
-    """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
+    """Count the evaluations of one sample of each step, summed over the steps.
 
+    What a step differentiates is a function of (seed, step), so it is known before the run.
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
@@ -74,6 +85,8 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
     for step in range(config.training.steps):
         choice = method.choose(step)
         held = holds_edge(model, choice)
+
+        # The rollout: of this step, of all the steps that it serves, or none.
         rough = 0
         if config.rollout.gradients_per_rollout == 1:
             rolled, rough = _rolled(choice, coefficients, held, config.rollout.stride)
@@ -84,6 +97,8 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
         else:  # the ends of the trained edges, to be scored
             rolled = 0 if held else len(choice.seeds)
         rough = 0 if build_cheaper(config) == EXACT else rough
+
+        # The gradient, the reward and the distance.
         counts += _of_choice(choice, rolled - rough, rough, config)
         counts[REWARD] += reads * len(choice.seeds)
         trained = len(choice.plan.trains)
@@ -95,7 +110,7 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
 
 
 def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> tuple[int, int]:
-    """Evaluations without gradient up to where the reward is read, and how many of them may be cheaper."""
+    """Count the evaluations without gradient up to where the reward is read, and how many of them may be cheaper."""
     path = visited(choice, coefficients, held, stride)
     rolled, last = len(path) - 1, path[-1]
     if not held:  # clean predictions from where the rollout did not make the output
@@ -104,6 +119,7 @@ def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int)
 
 
 def _of_choice(choice: Choice, rolled: int, rough: int, config: Config) -> Counter[str]:
+    """Count the evaluations of a step by kind.  rolled, rough: of the rollout, exact ones and cheaper ones."""
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
     walked = len(choice.plan.recomputed)
@@ -116,19 +132,20 @@ def _of_choice(choice: Choice, rolled: int, rough: int, config: Config) -> Count
 
 
 def evaluation_samples(config: Config) -> int:
-    """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
-    own, steps = config.evaluation, config.training.steps
+    """Count the videos that the run draws: rounds on the validation prompts, base and policy on the test prompts."""
+    evaluation, steps = config.evaluation, config.training.steps
     if isinstance(config.objective, PreferenceConfig):
         return 0
-    rounds = 1 + math.ceil(steps / own.every) if own.every else 0
-    known = load_prompts(config.data.prompts)
-    drawn = rounds * samples_of_round(own, len(known.get("validation", [])))
-    if own.final_samples:
-        prompts = len(known["test"][: own.final_samples])
-        both = 2 if config.backbone.train == "lora" else 1
-        drawn += both * prompts * (own.final_samples // prompts)
+    prompts = load_prompts(config.data.prompts)
+    rounds = 1 + math.ceil(steps / evaluation.every) if evaluation.every else 0
+    drawn = rounds * samples_of_round(evaluation, len(prompts.get("validation", [])))
+    if evaluation.final_samples:
+        count = len(prompts["test"][: evaluation.final_samples])
+        models = 2 if config.backbone.train == "lora" else 1
+        drawn += models * count * (evaluation.final_samples // count)
     return drawn
 
 
-def samples_of_round(own: EvaluationConfig, validation: int) -> int:
-    return min(own.prompts_per_round, validation) * own.samples_per_prompt
+def samples_of_round(evaluation: EvaluationConfig, validation: int) -> int:
+    """Count the videos of a round.  validation: the number of validation prompts."""
+    return min(evaluation.prompts_per_round, validation) * evaluation.samples_per_prompt

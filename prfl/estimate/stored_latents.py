@@ -13,23 +13,24 @@ from prfl.rollout.solvers import Coefficients
 
 
 def all_choices(config: Config, model: Backbone) -> list[Choice]:
-    """What the steps of the run differentiate: some methods draw how much that is."""
+    """Return what each step of the run differentiates: some methods draw how much that is."""
     method = build_method(config, build_coefficients(config, model))
     return [method.choose(step) for step in range(config.training.steps)]
 
 
 def leads_on(plan: Plan) -> bool:
+    """Return whether the gradient goes on from one trained step to an earlier one."""
     useful = plan.useful_nodes
     return any(plan.passes(k, useful) for k in plan.evaluations)
 
 
 def rolled_nodes(choice: Choice, steps: int) -> set[int]:
-    """The nodes whose latents outlive the rollout."""
+    """Return the nodes whose latents outlive the rollout."""
     return {*choice.kept(steps, False), *choice.noised, *choice.seeds}
 
 
 def latents_of(choice: Choice, steps: int, offload: bool) -> int:
-    """Latents that are alive together: the start, what the rollout keeps, what is scored, and a seed for each.
+    """Count the latents that are alive together: the start, those that the rollout keeps, the scored ones, their seeds.
 
     With offload three of the rollout's are on the device: the one in use, the next, and its end, which never leaves.
     """
@@ -38,13 +39,16 @@ def latents_of(choice: Choice, steps: int, offload: bool) -> int:
 
 
 def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
-    """What a rollout for several steps keeps of a sample, at most: latents that wait in host memory; its outputs and
-    its end, which stay where they are made."""
+    """Count what a rollout for several steps keeps of a sample, at most.
+
+    Latents that wait in host memory; and its outputs and its end, which stay where they are made.
+    """
     choices, steps = all_choices(config, model), config.rollout.gradients_per_rollout
     spans = [span(choices[first : first + steps], 1, held_edge=False) for first in range(0, len(choices), steps)]
-    return max(len(own.latents - {own.path[-1]}) for own in spans), max(len(own.outputs) for own in spans) + 1
+    waiting = max(len(needs.latents - {needs.path[-1]}) for needs in spans)
+    return waiting, max(len(needs.outputs) for needs in spans) + 1
 
 
 def earlier_outputs(chain: Coefficients) -> int:
-    """How many network outputs a rollout holds at most beside the one that it has just made."""
+    """Count the network outputs that a rollout holds at most beside the one that it has just made."""
     return max(map(len, chain.b)) - 1

@@ -14,7 +14,7 @@ from prfl.backbone.eight_bits import Float8Linear
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
-from prfl.estimate.nfe import count_work
+from prfl.estimate.nfe import count_nfe
 from prfl.factory.backbone import build_architecture, build_backbone, build_cheaper, build_coefficients
 from prfl.factory.objective import build_method, build_reuse
 from prfl.objective.reward_gradient import Guidance, Pathwise
@@ -52,7 +52,7 @@ evaluation: {{every: 0}}
 
 
 def counted(config: Config, model: Backbone) -> dict[str, int]:
-    return {work.name: work.total for work in count_work(config, model)}
+    return {work.name: work.total for work in count_nfe(config, model)}
 
 
 METHODS = [
