@@ -41,8 +41,11 @@ METHODS = {
 def policy_card(
     config: Config, run: Path, name: str, contents: Sequence[str], repo: str, made_by: Mapping[str, Any]
 ) -> ModelCard:
-    """contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
-    made_by: what made the policy (``build.provenance``)."""
+    """Make the card of a policy.
+
+    contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
+    made_by: what made the policy (``prfl.factory.provenance``).
+    """
     hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
     tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if lora in contents else [])]
@@ -67,7 +70,7 @@ def policy_card(
 
 
 def files_text(contents: Sequence[str]) -> str:
-    """What was written, and what a hash of it is worth to a reader."""
+    """Say what was written, and what a hash of it is worth to a reader."""
     listed = ", ".join(f"`{name}`" for name in contents)
     limits = "; ".join(NOT_PROTECTED[name] for name in ("weights", "downloads"))
     return (
@@ -100,7 +103,7 @@ pipeline = WanPipeline.from_pretrained("{base}", transformer=transformer)
 
 
 def figures(run: Path, made_by: Mapping[str, Any]) -> str:
-    """The table of samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
+    """Tabulate samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
     path = run / "samples" / "final" / "results.json"
     results = whole_json(path, "outcomes")
     if results is None:
@@ -132,15 +135,15 @@ def figures(run: Path, made_by: Mapping[str, Any]) -> str:
 
 
 def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
-    own, adapter = config.training, config.backbone.adapter
-    step, end = made_by.get("step", own.steps), made_by.get("end", own.steps)
+    """List what a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
+    training, adapter = config.training, config.backbone.adapter
+    step, end = made_by.get("step", training.steps), made_by.get("end", training.steps)
     noise = f" (eta {config.rollout.eta:g})" if config.rollout.solver == "flow_sde" else ""
     rows = [
         ("objective", config.objective.name),
         ("steps", str(step) if step == end else f"{step}, the best round of {end}"),
-        ("batch", str(own.batch)),
-        ("learning rate", f"{own.learning_rate:g}, {own.schedule}, {own.warmup} steps of warm-up"),
+        ("batch", str(training.batch)),
+        ("learning rate", f"{training.learning_rate:g}, {training.schedule}, {training.warmup} steps of warm-up"),
         ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),
         ("chain", f"{config.rollout.solver}{noise}, {config.rollout.steps} steps"),
         ("seed", str(config.seed)),
@@ -156,18 +159,21 @@ def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]
 
 
 def reward_text(config: Config) -> str:
-    """What the reward is, and how well it ranks by noise level, as its own card says."""
-    own = config.reward
-    assert own is not None
-    if isinstance(own, PixelRewardConfig) and own.aesthetic:
-        return f"LAION's aesthetic score on CLIP ({own.aesthetic.clip}); {own.shape}, target {own.target:g}."
-    paths = listed(own.path)
-    weights = "all dimensions" if own.weights is None else ", ".join(f"{k} x {v:g}" for k, v in own.weights.items())
-    text = f"A {own.space} reward ({weights}; {own.aggregate}, {own.shape})."
-    if isinstance(own, LatentRewardConfig) and len(paths) > 1:
+    """Describe the reward, and how well it ranks by noise level, as its card says."""
+    reward = config.reward
+    assert reward is not None
+    if isinstance(reward, PixelRewardConfig) and reward.aesthetic:
+        return f"LAION's aesthetic score on CLIP ({reward.aesthetic.clip}); {reward.shape}, target {reward.target:g}."
+
+    paths = listed(reward.path)
+    weights = "all dimensions"
+    if reward.weights is not None:
+        weights = ", ".join(f"{name} x {weight:g}" for name, weight in reward.weights.items())
+    text = f"A {reward.space} reward ({weights}; {reward.aggregate}, {reward.shape})."
+    if isinstance(reward, LatentRewardConfig) and len(paths) > 1:
         text = (
-            f"The mean of {len(paths)} latent rewards less {own.uncertainty_weight:g} times the deviation between them "
-            f"({weights}; {own.aggregate}, {own.shape})."
+            f"The mean of {len(paths)} latent rewards less {reward.uncertainty_weight:g} times the deviation between "
+            f"them ({weights}; {reward.aggregate}, {reward.shape})."
         )
     try:
         accuracies = [read_config(reward_path(path)).get("card", {}).get("accuracy", {}) for path in paths]
@@ -178,9 +184,9 @@ def reward_text(config: Config) -> str:
 
 
 def measured_text(path: Path, weights: str) -> str:
-    """A reward_eval.json as a table: accuracy with intervals by sigma bin, and AUC where there are labels.
+    """Format a reward_eval.json as tables: accuracy with intervals by sigma bin, and AUC where there are labels.
 
-    weights: ``build.reward_hash`` of the reward; rows of others, which ``prfl eval --head`` measured, are left out.
+    weights: ``reward_hash`` of the reward; rows of others, which ``prfl eval --head`` measured, are left out.
     """
     if not path.is_file():
         return ""
@@ -190,9 +196,9 @@ def measured_text(path: Path, weights: str) -> str:
     scorers = list(dict.fromkeys(row.scorer for row in bins))
     text = "## With intervals"
     for scorer in scorers:
-        some = [_measured(row) for row in bins if row.scorer == scorer]
+        rows_of_scorer = [_measured(row) for row in bins if row.scorer == scorer]
         head = ("dimension", "sigma", "pairwise accuracy", "AUC", "pairs")
-        text += (f"\n\n### {scorer}" if len(scorers) > 1 else "") + "\n\n" + table(head, some)
+        text += (f"\n\n### {scorer}" if len(scorers) > 1 else "") + "\n\n" + table(head, rows_of_scorer)
     return text + "\n\n95 % intervals over prompts." if bins else ""
 
 
