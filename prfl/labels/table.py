@@ -127,10 +127,10 @@ def _dialect(text: str) -> type[csv.Dialect]:
     """Spreadsheets of some countries write semicolons, others tabs."""
     header = text.partition("\n")[0]
 
-    class Found(csv.excel):
+    class Detected(csv.excel):
         delimiter = max(",;\t", key=header.count)
 
-    return Found
+    return Detected
 
 
 def summary(rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> str:
