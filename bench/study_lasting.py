@@ -19,7 +19,7 @@ from bench import study_methods as methods
 from bench import study_spine as spine
 from prfl.config import load_config
 from prfl.factory.backbone import build_backbone
-from prfl.factory.data import build_manifest, join_manifests
+from prfl.factory.clips import build_manifest, join_manifests
 
 RUNS = Path("runs/study-lasting")
 CONFIG = "configs/tiny/prfl.yaml"

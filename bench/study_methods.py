@@ -162,7 +162,7 @@ def pace(name: str) -> float:
 
 
 def rollouts(name: str, folder: Path, steps: int) -> dict[str, int]:
-    """Count the rollouts of a run that reuses them: those made, and those planned for a drift that is never too large."""
+    """Count the rollouts of a run that reuses them: those made, and those planned if no drift is too large."""
     ages = [record["rollout_age"] for record in studies.records(folder, "rollout_age")]
     gradients = load_config(config_of(name), always(name)).rollout.gradients_per_rollout
     return {"made": ages.count(0.0), "planned": -(-steps // gradients)} if ages else {}

@@ -26,14 +26,15 @@ import torch
 from bench import studies
 from bench.harness.measure import restart_peak, status
 from prfl.config import load_config
-from prfl.config.schema import Config, SftConfig
+from prfl.config.schema import Config
 from prfl.evaluation import policy_eval
 from prfl.evaluation.metrics import difference_interval, diversity_interval, mean_interval
 from prfl.factory.backbone import build_backbone
-from prfl.factory.data import build_dataset, fill_cache, load_prompts
+from prfl.factory.data import build_dataset, fill_cache
 from prfl.factory.evaluation import build_latents_scorer
 from prfl.factory.objective import build_regulariser, build_reward_gradient, build_sft
 from prfl.factory.policy import load_policy
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import load_followed_reward, load_reward, reward_path
 from prfl.objective import Objective
 from prfl.runs import outcomes
@@ -139,7 +140,7 @@ def objectives_of(config: Config) -> list[Objective]:
     """Build what a training step accumulates: the run's objective, and its regulariser's if there is one."""
     model = build_backbone(config)
     clips = build_dataset(config, model, fill_cache(config, model, lambda items: items), "train")
-    if isinstance(config.objective, SftConfig):
+    if not config.follows_reward:
         assert clips is not None, "these configs make their clips, which SFT learns from"
         return [build_sft(config, model, clips)]
     extra = build_regulariser(config, model, clips)

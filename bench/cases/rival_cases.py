@@ -18,9 +18,10 @@ from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import pad_to
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
-from prfl.factory.backbone import POLICY, chain_shift
-from prfl.objective.reward_gradient import Pathwise
-from prfl.objective.scorer import RewardLoss
+from prfl.factory.backbone import POLICY
+from prfl.factory.rollout import chain_shift
+from prfl.objective.loss import RewardLoss
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout.flow import chain_sigmas
@@ -43,7 +44,7 @@ class Start:
     loss: RewardLoss
 
 
-def starting_point(config: Config, model: Backbone, objective: Pathwise) -> Start:
+def starting_point(config: Config, model: Backbone, objective: RewardGradient) -> Start:
     """Draw the noise and the prompts of the first step, as the objective does."""
     step = first_step(objective, config, 0)
     _, condition, noise = objective.draw(step, first_indices(config, step))

@@ -24,8 +24,9 @@ from prfl.estimate.memory import reward_tensors
 from prfl.factory.backbone import POLICY
 from prfl.factory.objective import build_reward_gradient
 from prfl.factory.reward import Reward
-from prfl.objective.reward_gradient import Pathwise
-from prfl.objective.scorer import draw_frames
+from prfl.objective.reused_rollout import ReusedRollout
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.reward.frames import draw_frames
 from prfl.reward.latent import LatentReward
 from prfl.training.optimizer import adamw, apply
 from prfl.utils.timing import Clock
@@ -140,7 +141,7 @@ class Stage:
             self._made = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
         return self._made
 
-    def objective(self, config: Config) -> Pathwise:
+    def objective(self, config: Config) -> RewardGradient:
         model, space = self.model(config)[0], getattr(config.reward, "space", "")
         if space not in self._rewards:
             self._rewards[space] = worlds.reward(self.world, config, model)
@@ -174,14 +175,14 @@ def step_work(
     def before() -> None:
         trained.put_back()
         decoding.seconds, decoding.plain = 0.0, plain
-        if objective.reuse:
-            objective.reuse.rolled_at = None
+        if isinstance(objective.rollouts, ReusedRollout):
+            objective.rollouts.rolled_at = None
 
     def forget() -> None:
         trained.forget()
         scored.clear()
-        if objective.reuse:
-            objective.reuse.trajectories.clear()
+        if isinstance(objective.rollouts, ReusedRollout):
+            objective.rollouts.trajectories.clear()
 
     def run(_: Any) -> Outputs | None:
         spent: dict[str, float] = {}
@@ -208,14 +209,14 @@ def step_work(
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
 
 
-def seen_latents(objective: Pathwise) -> dict[str, Tensor]:
+def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
     """Record what the objective hands to its reward, by node, whenever it does.
 
     The tensors themselves, which are there anyway: the dictionary is filled anew with each score.
     """
     plain_score, latents_by_node = objective.score, dict[str, Tensor]()
 
-    def score(latents: Mapping[int, Tensor], *others: Any) -> Any:
+    def score(latents: Mapping[Any, Tensor], *others: Any) -> Any:
         latents_by_node.clear()
         latents_by_node.update({f"latents {node}": x.detach() for node, x in latents.items()})
         return plain_score(latents, *others)
@@ -224,7 +225,7 @@ def seen_latents(objective: Pathwise) -> dict[str, Tensor]:
     return latents_by_node
 
 
-def first_step(objective: Pathwise, config: Config, frame: int) -> int:
+def first_step(objective: RewardGradient, config: Config, frame: int) -> int:
     """Return the first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
     frames = objective.latent_shape[1]
     return next(step for step in count() if draw_frames(frames, "one", config.seed, step) == [frame])
@@ -234,7 +235,7 @@ def first_indices(config: Config, step: int) -> list[int]:
     return list(range(step * config.training.batch, (step + 1) * config.training.batch))
 
 
-def evaluations(config: Config, model: Backbone, objective: Pathwise) -> dict[str, float]:
+def evaluations(config: Config, model: Backbone, objective: RewardGradient) -> dict[str, float]:
     """Count the network evaluations of a sample in one optimizer step, and the solver steps that it differentiates.
 
     A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``

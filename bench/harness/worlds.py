@@ -26,7 +26,7 @@ from prfl.backbone.wan import vae as vae_codec
 from prfl.backbone.wan.architecture import architecture_place, cast
 from prfl.backbone.wan.loading import Source, assemble, flow_schedule, vae_dtype
 from prfl.config import load_config
-from prfl.config.schema import Config, LatentRewardConfig
+from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY, build_backbone, choose_device, model_source, prepare_backbone
 from prfl.factory.reward import Reward, build_new_reward, load_followed_reward
 
@@ -103,9 +103,9 @@ def backbone(config: Config) -> Backbone:
 def reward(world: str, config: Config, model: Backbone) -> Reward:
     """Build the reward that the config asks for, frozen: the trained one where it is named, or a new one."""
     assert config.reward is not None
-    if config.reward.path == TRAINED:
+    if config.reward.paths == [TRAINED]:
         return load_followed_reward(config, model)
-    latent = isinstance(config.reward, LatentRewardConfig)
+    latent = config.reward.space == "latent"
     file, *overrides = WORLDS[world].latent if latent else WORLDS[world].pixel
     return build_new_reward(load_config(REPOSITORY / file, overrides), model).freeze()
 
@@ -113,7 +113,7 @@ def reward(world: str, config: Config, model: Backbone) -> Reward:
 def weights(config: Config) -> str:
     """Say which weights are random, for the results."""
     assert config.reward is not None
-    kind = "random" if config.reward.path != TRAINED else "trained"
+    kind = "random" if config.reward.paths != [TRAINED] else "trained"
     model = "trained" if has_weights(config) else "random"
     return model if model == kind else f"{model}, of the {config.reward.space} reward {kind}"
 

@@ -16,10 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
-from prfl.config.data_schema import BY_CONTENT, MAY_CHANGE
-from prfl.config.messages import Fault, all_keys, faults
+from prfl.config.messages import all_keys, faults
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config
+from prfl.config.section import BY_CONTENT, MAY_CHANGE, Fault
 from prfl.config.strict_yaml import parse, read_mapping
 from prfl.utils.errors import PrflError
 

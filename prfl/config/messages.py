@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-Fault = tuple[str, str]  # (yaml path, what is wrong there)
+from prfl.config.section import Fault
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone
 from prfl.backbone.wan.architecture import cast
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
 from prfl.estimate.phases import all_phases, network_call
 from prfl.estimate.rewards import reward_on_meta
-from prfl.estimate.stored_latents import all_choices, earlier_outputs, latents_of, rolled_nodes, stored_rollout
-from prfl.factory.backbone import build_coefficients, device_kind, policy_adapter_name
+from prfl.estimate.stored_latents import earlier_outputs, most_kept, most_latents, stored_rollout
+from prfl.factory.backbone import device_kind, policy_adapter_name
 from prfl.factory.reward import Reward
+from prfl.factory.rollout import build_schedule
 from prfl.objective import sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
@@ -116,13 +116,13 @@ def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
     tokens = math.prod(shapes.latent[1:]) // math.prod(model.patch_size)
     hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
     rolled = 0
-    if isinstance(config.objective, SteeringConfig):  # all but the end of the rollout, which is wanted first
-        rolled = max(len(rolled_nodes(choice, config.rollout.steps)) for choice in all_choices(config, model)) - 1
+    if config.follows_reward:  # all but the end of the rollout, which is wanted first
+        rolled = most_kept(config, model) - 1
     return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
 
 
 def trained_parameters(config: Config, model: Backbone, reward: Reward | None) -> list[nn.Parameter]:
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         assert isinstance(reward, LatentReward | PixelReward)
         return list(reward.parameters().values())
     return list(sft.trained_parameters(model, policy_adapter_name(config)).values())
@@ -143,23 +143,22 @@ def fixed_parts(
     # What is trained.
     size = sum_bytes(trained)
     if config.backbone.train == "lora":
-        yield Part("trained weights" if isinstance(config.objective, PreferenceConfig) else "adapter weights", size)
+        yield Part("trained weights" if config.trains_reward else "adapter weights", size)
     yield Part("gradients", size)
     yield Part("optimizer (two averages)", ADAM_MOMENTS * size)
     if config.training.ema_decay is not None:
         yield Part("EMA of the weights", size)
-    if reward is not None and isinstance(config.objective, SteeringConfig):
+    if reward is not None and config.follows_reward:
         yield Part("reward weights", sum_bytes(reward_tensors(reward)))
 
     # Latents of a part of the batch.
     part = config.training.batch // config.training.accumulation
     count = 4  # clean, noise and noisy, and what is predicted
-    if isinstance(config.objective, SteeringConfig):
-        alive = [latents_of(choice, config.rollout.steps, offloads(config)) for choice in all_choices(config, model)]
-        count = max(alive)
+    if config.follows_reward:
+        count = most_latents(config, model, offloads(config))
     latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
-    if isinstance(config.objective, SteeringConfig) and (earlier := earlier_outputs(build_coefficients(config, model))):
+    if config.follows_reward and (earlier := earlier_outputs(build_schedule(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
 
     # A rollout that several steps use.
@@ -175,4 +174,4 @@ def reward_tensors(reward: Reward) -> list[Tensor]:
         return [tensor for member in reward.members for tensor in member.state().values()]
     if isinstance(reward, LatentReward | PixelReward):
         return list(reward.state().values())
-    return [p for part in (reward.vision, reward.projection, reward.mlp) for p in part.parameters()]
+    return list(reward.parameters())

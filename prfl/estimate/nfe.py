@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
+from prfl.config.schema import Config
+from prfl.config.sections.evaluation import EvaluationConfig
+from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
-from prfl.factory.backbone import build_cheaper, build_coefficients
-from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
-from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
-from prfl.objective.reused_rollout import span
-from prfl.objective.reward_gradient import Pathwise
-from prfl.rollout.solvers import Coefficients
+from prfl.factory.prompts import load_prompts
+from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.objective.reward_gradient import RewardGradient, retains_graph
+from prfl.rollout.plan import StepPlan
+from prfl.rollout.requirements import requirements
 
 ROLLOUT = "rollout forwards"
 CHEAPER = "rollout forwards, cheaper"
@@ -43,14 +43,14 @@ def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
 
     model: gives the shift and the checkpointing; it may be on ``meta``.
     """
-    objective, training = config.objective, config.training
+    training = config.training
     counts: Counter[str] = Counter()
-    if isinstance(objective, SteeringConfig):
-        counts = _steering(config, objective, model)
+    if objective := config.reward_gradient:
+        counts = _reward_gradient(config, objective, model)
         if objective.sft:
             counts[GRADIENT] += math.ceil(training.steps / objective.sft.every)
-    elif isinstance(objective, PreferenceConfig):
-        counts[REWARD] = training.steps * (1 if objective.loss == "bce" else 2)
+    elif preference := config.preference:
+        counts[REWARD] = training.steps * preference.samples_compared
     else:
         counts[GRADIENT] = training.steps
     if model.checkpointing != "none" and counts[GRADIENT]:
@@ -71,73 +71,59 @@ def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
     return all_counts
 
 
-def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
-    """Count the evaluations of one sample of each step, summed over the steps.
+def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Backbone) -> Counter[str]:
+    """Count the evaluations of one sample of each step, summed over the steps: plans are functions of (seed, step).
 
     What a step differentiates is a function of (seed, step), so it is known before the run.
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
-    coefficients = build_coefficients(config, model)
-    method = build_method(config, coefficients)
+    schedule = build_schedule(config, model)
+    method, rollout = build_method(config, schedule), config.rollout
+    served = rollout.gradients_per_rollout
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
     for step in range(config.training.steps):
-        choice = method.choose(step)
-        held = holds_edge(model, choice)
+        step_plan = method.plan(step)
+        retained = retains_graph(model, step_plan)
 
-        # The rollout: of this step, of all the steps that it serves, or none.
-        rough = 0
-        if config.rollout.gradients_per_rollout == 1:
-            rolled, rough = _rolled(choice, coefficients, held, config.rollout.stride)
-        elif step % config.rollout.gradients_per_rollout == 0:
-            served = [method.choose(step + later) for later in range(config.rollout.gradients_per_rollout)]
-            needs = span(served, config.rollout.stride, held)
-            rolled, rough = len(needs.path) - 1, len({*needs.path[:-1]} - needs.latents)
-        else:  # the ends of the trained edges, to be scored
-            rolled = 0 if held else len(choice.seeds)
-        rough = 0 if build_cheaper(config) == EXACT else rough
+        # Up to where the reward is read, without gradient.
+        calls, cheap = 0 if retained else len(step_plan.seeds), 0  # the ends of the trained edges of a stored rollout
+        if step % served == 0:
+            plans = [method.plan(later) for later in range(step, step + served)]
+            needs = requirements(plans, schedule, rollout.stride, retained, reused=served > 1)
+            calls, cheap = needs.calls, 0 if build_cheaper(config) == EXACT else needs.cheaper_calls
+        counts += _of_plan(step_plan, calls - cheap, cheap, config)
+        counts[REWARD] += reads * len(step_plan.seeds)
 
-        # The gradient, the reward and the distance.
-        counts += _of_choice(choice, rolled - rough, rough, config)
-        counts[REWARD] += reads * len(choice.seeds)
-        trained = len(choice.plan.trains)
+        trained = len(step_plan.plan.trains)
         if objective.distance_weight:
             counts += Counter({GRADIENT: trained, DISTANCE: trained})
-        elif step % Pathwise.distance_every == 0:
+        elif step % RewardGradient.distance_every == 0:
             counts[DISTANCE] += 2 * trained
     return counts
 
 
-def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> tuple[int, int]:
-    """Count the evaluations without gradient up to where the reward is read, and how many of them may be cheaper."""
-    path = visited(choice, coefficients, held, stride)
-    rolled, last = len(path) - 1, path[-1]
-    if not held:  # clean predictions from where the rollout did not make the output
-        rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
-    return rolled, len({*path[:-1]} - exact_nodes(choice, path))
-
-
-def _of_choice(choice: Choice, rolled: int, rough: int, config: Config) -> Counter[str]:
-    """Count the evaluations of a step by kind.  rolled, rough: of the rollout, exact ones and cheaper ones."""
+def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Counter[str]:
+    """Count the evaluations of a step by kind.  calls, cheap: those without gradient, exact and cheaper ones."""
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
-    walked = len(choice.plan.recomputed)
+    recomputed = len(step_plan.plan.recomputed)
     both = guidance.gradient == "both"
-    calls = 2 if guided else 1
-    counts = Counter({ROLLOUT: rolled * calls, CHEAPER: rough * calls, GRADIENT: walked * (2 if both else 1)})
+    branches = 2 if guided else 1
+    counts = Counter({ROLLOUT: calls * branches, CHEAPER: cheap * branches, GRADIENT: recomputed * (2 if both else 1)})
     if guided and not both:
-        counts[UNGUIDED] = walked
+        counts[UNGUIDED] = recomputed
     return counts
 
 
 def evaluation_samples(config: Config) -> int:
     """Count the videos that the run draws: rounds on the validation prompts, base and policy on the test prompts."""
     evaluation, steps = config.evaluation, config.training.steps
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         return 0
-    prompts = load_prompts(config.data.prompts)
     rounds = 1 + math.ceil(steps / evaluation.every) if evaluation.every else 0
+    prompts = load_prompts(config.data.prompts)
     drawn = rounds * samples_of_round(evaluation, len(prompts.get("validation", [])))
     if evaluation.final_samples:
         count = len(prompts["test"][: evaluation.final_samples])

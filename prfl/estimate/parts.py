@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.wan.model import TEXT_TOKENS
-from prfl.config.schema import Config, PixelRewardConfig
+from prfl.config.schema import Config
 from prfl.factory.backbone import device_kind
-from prfl.factory.data import load_prompts
+from prfl.factory.prompts import load_prompts
 from prfl.utils.errors import located
 
 
@@ -34,7 +34,7 @@ def offloads(config: Config) -> bool:
 
 def parks_vae(config: Config) -> bool:
     """Return whether the VAE leaves the device between cache and evaluation: a pixel reward decodes in every step."""
-    return device_kind(config) == "cuda" and not isinstance(config.reward, PixelRewardConfig)
+    return device_kind(config) == "cuda" and not (config.reward and config.reward.decodes)
 
 
 def pinned(size: int) -> int:

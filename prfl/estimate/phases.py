@@ -12,47 +12,47 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
-from prfl.estimate.stored_latents import all_choices, earlier_outputs, leads_on
-from prfl.factory.backbone import POLICY, build_cheaper, device_kind, policy_adapter_name
-from prfl.factory.data import has_clips
+from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
+from prfl.factory.backbone import POLICY, device_kind, policy_adapter_name
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
 from prfl.factory.reward import Reward
-from prfl.objective.choice import holds_edge
-from prfl.objective.scorer import PixelScorer, decode_frames
+from prfl.factory.rollout import build_cheaper
+from prfl.objective.reward_gradient import retains_graph
 from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward
+from prfl.reward.scorer import PixelScorer
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import Network
 
 
 def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: Shapes, trained: int) -> Iterator[Part]:
     """Yield the phases of a run in their order.  trained: bytes of the trained parameters' gradients."""
-    objective, training = config.objective, config.training
+    training = config.training
     part = training.batch // training.accumulation
     vae = module_bytes(model.vae) if parks_vae(config) else 0
 
     # Before the training.
     yield encoding_prompts(config, model)
-    if has_clips(config):
+    if config.data.has_clips:
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
 
     # A step.
-    if isinstance(objective, PreferenceConfig):
+    if preference := config.preference:
         assert reward is not None
-        sides = part * (1 if objective.loss == "bce" else 2)
-        yield from reward_phases(config, model, reward, shapes, sides, held=0)
+        scored = part * preference.samples_compared
+        yield from reward_phases(config, model, reward, shapes, scored, held=0)
     else:
         call = network_call(config, model, shapes, part, gradient=True)
-        if isinstance(objective, SteeringConfig):
+        if config.follows_reward:
             assert reward is not None
             yield rollout_call(config, model, shapes, part)
-            held = call.saved if any(holds_edge(model, choice) for choice in all_choices(config, model)) else 0
+            held = call.saved if any(retains_graph(model, step_plan) for step_plan in all_plans(config, model)) else 0
             assert config.reward is not None
             yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
@@ -79,7 +79,7 @@ def encoding_prompts(config: Config, model: Backbone) -> Part:
     ``encode_prompts`` has the rest of the model wait on the host; filling a cache does not.
     """
     here = module_bytes(model.text_encoder)
-    if device_kind(config) == "cpu" or has_clips(config):
+    if device_kind(config) == "cpu" or config.data.has_clips:
         here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
@@ -107,13 +107,13 @@ def _evaluation_batch(config: Config) -> int:
 
 def guided(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Network:
     """Return the network as training calls it."""
-    guidance, steering = config.rollout.guidance, isinstance(config.objective, SteeringConfig)
+    guidance, follows_reward = config.rollout.guidance, config.follows_reward
     return guided_network(
         model.velocity,
         shapes.condition(batch),
         shapes.condition(batch),
-        scale=guidance.scale if steering else 1.0,
-        gradient=guidance.gradient if steering else "none",
+        scale=guidance.scale if follows_reward else 1.0,
+        gradient=guidance.gradient if follows_reward else "none",
     )
 
 
@@ -122,10 +122,9 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
 
     Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
     """
-    steering = isinstance(config.objective, SteeringConfig)
     latents, network = shapes.latents(batch), guided(config, model, shapes, batch)
     # Where one walked step leads on to another, the cotangent goes on to the latents.
-    chained = steering and any(leads_on(choice.plan) for choice in all_choices(config, model))
+    chained = config.follows_reward and any(leads_on(step_plan.plan) for step_plan in all_plans(config, model))
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)
@@ -136,7 +135,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
             saved = counted.live
             if gradient:
                 output.backward(torch.zeros_like(output))
-        name = "walk back: a network call, forward and backward" if steering else "forward and backward"
+        name = "walk back: a network call, forward and backward" if config.follows_reward else "forward and backward"
         return Part(name, counted.peak, saved) if gradient else Part("rollout: one network call", counted.peak)
 
     return for_all_blocks(model, run)
@@ -215,7 +214,7 @@ def reward_phases(
     config: Config, model: Backbone, reward: Reward, shapes: Shapes, batch: int, held: int
 ) -> Iterator[Part]:
     """Yield the reward's forward and backward.  held: bytes of a network call's graph that stay alive beside it."""
-    trains = isinstance(config.objective, PreferenceConfig)
+    trains = config.trains_reward
     latents, condition = shapes.latents(batch), shapes.condition(batch)
 
     # A latent reward, trained or followed.
@@ -231,10 +230,9 @@ def reward_phases(
         return
 
     # A pixel reward that is trained: the decoder only makes its input.
-    if trains:
-        assert isinstance(config.objective, PreferenceConfig)
+    if preference := config.preference:
         yield measure("decoder: forward", partial(_decode, model, shapes, batch), 0)
-        pixels = shapes.pixels(batch)[:, :, : config.objective.frames]
+        pixels = shapes.pixels(batch)[:, :, : preference.frames]
         leaf, times = pixels, torch.linspace(0, 1, pixels.shape[2])
         with LiveBytes() as counted:
             scores = reward.logits(leaf, condition, times)

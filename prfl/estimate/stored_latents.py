@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
-from prfl.factory.backbone import build_coefficients
 from prfl.factory.objective import build_method
-from prfl.objective.choice import Choice
-from prfl.objective.reused_rollout import span
-from prfl.rollout.plan import Plan
-from prfl.rollout.solvers import Coefficients
+from prfl.factory.rollout import build_schedule
+from prfl.rollout.plan import Plan, StepPlan
+from prfl.rollout.requirements import requirements
+from prfl.rollout.solvers import SolverSchedule
 
 
-def all_choices(config: Config, model: Backbone) -> list[Choice]:
+def all_plans(config: Config, model: Backbone) -> list[StepPlan]:
     """Return what each step of the run differentiates: some methods draw how much that is."""
-    method = build_method(config, build_coefficients(config, model))
-    return [method.choose(step) for step in range(config.training.steps)]
+    method = build_method(config, build_schedule(config, model))
+    return [method.plan(step) for step in range(config.training.steps)]
 
 
 def leads_on(plan: Plan) -> bool:
@@ -24,18 +23,23 @@ def leads_on(plan: Plan) -> bool:
     return any(plan.passes(k, useful) for k in plan.evaluations)
 
 
-def rolled_nodes(choice: Choice, steps: int) -> set[int]:
-    """Return the nodes whose latents outlive the rollout."""
-    return {*choice.kept(steps, False), *choice.noised, *choice.seeds}
+def most_kept(config: Config, model: Backbone) -> int:
+    """Count the nodes whose latents outlive a step's rollout, at most."""
+    schedule = build_schedule(config, model)
+    return max(len(requirements([step_plan], schedule).latents) for step_plan in all_plans(config, model))
 
 
-def latents_of(choice: Choice, steps: int, offload: bool) -> int:
+def most_latents(config: Config, model: Backbone, offload: bool) -> int:
     """Count the latents that are alive together: the start, those that the rollout keeps, the scored ones, their seeds.
 
     With offload three of the rollout's are on the device: the one in use, the next, and its end, which never leaves.
     """
-    rolled = len(rolled_nodes(choice, steps))
-    return 1 + (min(rolled, 3) if offload else rolled) + len(choice.seeds) - 1
+    schedule = build_schedule(config, model)
+    alive = []
+    for step_plan in all_plans(config, model):
+        kept = len(requirements([step_plan], schedule).latents)
+        alive.append(1 + (min(kept, 3) if offload else kept) + len(step_plan.seeds) - 1)
+    return max(alive)
 
 
 def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
@@ -43,12 +47,16 @@ def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
 
     Latents that wait in host memory; and its outputs and its end, which stay where they are made.
     """
-    choices, steps = all_choices(config, model), config.rollout.gradients_per_rollout
-    spans = [span(choices[first : first + steps], 1, held_edge=False) for first in range(0, len(choices), steps)]
-    waiting = max(len(needs.latents - {needs.path[-1]}) for needs in spans)
-    return waiting, max(len(needs.outputs) for needs in spans) + 1
+    schedule, steps = build_schedule(config, model), config.rollout.gradients_per_rollout
+    plans = all_plans(config, model)
+    waiting, outputs = [], []
+    for first in range(0, len(plans), steps):
+        needs = requirements(plans[first : first + steps], schedule, reused=True)
+        waiting.append(len(needs.latents - {needs.path[-1]}))
+        outputs.append(len(needs.outputs))
+    return max(waiting), max(outputs) + 1
 
 
-def earlier_outputs(chain: Coefficients) -> int:
+def earlier_outputs(chain: SolverSchedule) -> int:
     """Count the network outputs that a rollout holds at most beside the one that it has just made."""
     return max(map(len, chain.b)) - 1

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 import torch
 
 from prfl.config import identity
-from prfl.config.data_schema import Section
 from prfl.config.rules import conflicts
-from prfl.config.schema import Config, PolicyAdapterConfig, RolloutConfig
+from prfl.config.schema import Config
+from prfl.config.section import Section
+from prfl.config.sections.backbone import PolicyAdapterConfig
+from prfl.config.sections.rollout import RolloutConfig
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.tables import gib
 from prfl.factory.backbone import build_architecture, choose_kernels, device_kind

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prfl.config.rules import FEWEST_PROMPTS
+from prfl.config.sections.evaluation import FEWEST_PROMPTS
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.policy_eval import Outcome, compare, flat, read_outcome, summarise
 

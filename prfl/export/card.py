@@ -9,33 +9,16 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prfl.config.data_schema import is_hub_id
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
+from prfl.config.schema import Config
+from prfl.config.section import is_hub_id
 from prfl.estimate.protection import NOT_PROTECTED
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
 from prfl.factory.reward import reward_path
 from prfl.reward.checkpoint import read_config
-from prfl.reward.model_card import PAPER, accuracy_text, table
+from prfl.reward.model_card import accuracy_text, table
 from prfl.utils.errors import PrflError
 from prfl.utils.files import whole_json
-
-METHODS = {
-    "prfl": f"the gradient of a latent reward at one random step of the denoising chain ([PRFL]({PAPER}))",
-    "vader": "the gradient of a reward on decoded pixels at the last steps (VADER, https://arxiv.org/abs/2407.08737)",
-    "full_chain": "the exact gradient of a reward through the whole denoising chain (DRaFT, https://arxiv.org/abs/2309.17400)",
-    "alignprop": "the gradient of a reward at a random number of last steps (AlignProp, https://arxiv.org/abs/2310.03739)",
-    "draft_lv": "the gradient of a reward at the last step, averaged over noises (DRaFT-LV, "
-    "https://arxiv.org/abs/2309.17400)",
-    "refl": "the gradient of a reward at the clean prediction of a late step (ReFL, https://arxiv.org/abs/2304.05977)",
-    "drtune": "the gradient of a reward at a few steps of the chain (DRTune, https://arxiv.org/abs/2405.00760)",
-    "leapalign": "the gradient of a reward along two leaps over the chain (LeapAlign, https://arxiv.org/abs/2604.15311)",
-    "instructvideo": "the gradient of a reward at the end of a chain that starts from noised clips (InstructVideo, "
-    "https://arxiv.org/abs/2312.12490)",
-    "dense_process": "the gradients of rewards at several states of each denoising chain",
-    "sft": "flow matching on videos (SFT)",
-}
 
 
 def policy_card(
@@ -55,7 +38,7 @@ def policy_card(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"`{base}` trained with prfl by {METHODS[config.objective.name]}.",
+        f"`{base}` trained with prfl by {config.objective.card_text}.",
         "## Use",
     ]
     if lora in contents:
@@ -63,7 +46,7 @@ def policy_card(
     if "transformer" in contents:
         parts.append(USE_TRANSFORMER.format(base=base, repo=repo))
     parts += ["## Figures", figures(run, made_by), "## Training", table(("", ""), settings(config, made_by))]
-    if isinstance(config.objective, SteeringConfig):
+    if config.follows_reward:
         parts += ["## The reward", reward_text(config)]
     parts += ["## Files", files_text(contents)]
     return ModelCard("\n\n".join(parts) + "\n")
@@ -138,14 +121,16 @@ def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]
     """List what a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
     training, adapter = config.training, config.backbone.adapter
     step, end = made_by.get("step", training.steps), made_by.get("end", training.steps)
-    noise = f" (eta {config.rollout.eta:g})" if config.rollout.solver == "flow_sde" else ""
+    rollout = config.rollout
+    extra = ", ".join(f"{key} {getattr(rollout, key):g}" for key in rollout.solver_facts.keys)
+    solver = f"{rollout.solver} ({extra})" if extra else rollout.solver
     rows = [
         ("objective", config.objective.name),
         ("steps", str(step) if step == end else f"{step}, the best round of {end}"),
         ("batch", str(training.batch)),
         ("learning rate", f"{training.learning_rate:g}, {training.schedule}, {training.warmup} steps of warm-up"),
         ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),
-        ("chain", f"{config.rollout.solver}{noise}, {config.rollout.steps} steps"),
+        ("chain", f"{solver}, {rollout.steps} steps"),
         ("seed", str(config.seed)),
         ("data type", config.backbone.dtype),
     ]
@@ -162,25 +147,18 @@ def reward_text(config: Config) -> str:
     """Describe the reward, and how well it ranks by noise level, as its card says."""
     reward = config.reward
     assert reward is not None
-    if isinstance(reward, PixelRewardConfig) and reward.aesthetic:
-        return f"LAION's aesthetic score on CLIP ({reward.aesthetic.clip}); {reward.shape}, target {reward.target:g}."
-
-    paths = listed(reward.path)
+    if reward.public:
+        return f"{reward.title()}; {reward.shape}, target {reward.target:g}."
     weights = "all dimensions"
     if reward.weights is not None:
         weights = ", ".join(f"{name} x {weight:g}" for name, weight in reward.weights.items())
-    text = f"A {reward.space} reward ({weights}; {reward.aggregate}, {reward.shape})."
-    if isinstance(reward, LatentRewardConfig) and len(paths) > 1:
-        text = (
-            f"The mean of {len(paths)} latent rewards less {reward.uncertainty_weight:g} times the deviation between "
-            f"them ({weights}; {reward.aggregate}, {reward.shape})."
-        )
+    text = f"{reward.title()} ({weights}; {reward.aggregate}, {reward.shape})."
     try:
-        accuracies = [read_config(reward_path(path)).get("card", {}).get("accuracy", {}) for path in paths]
+        cards = [read_config(reward_path(path)).get("card", {}) for path in reward.paths]
     except PrflError as error:  # it was moved since, or the hub is out of reach: no reason to refuse the policy
         print(f"the card says nothing of how well the reward ranks: {error}", file=sys.stderr)
         return f"{text} How well it ranks is not recorded here."
-    return "\n\n".join([text, *map(accuracy_text, accuracies)])
+    return "\n\n".join([text, *(accuracy_text(card.get("accuracy", {})) for card in cards)])
 
 
 def measured_text(path: Path, weights: str) -> str:

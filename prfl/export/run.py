@@ -9,7 +9,7 @@ import torch
 
 from prfl.backbone import adapters
 from prfl.config import load_config
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.export import card
 from prfl.export.hub import push as push_files
 from prfl.export.lora import write_shared_file
@@ -50,7 +50,7 @@ def export_run(
     repo = push or (out.name if absolute else str(out))  # the card tells no folder of this machine
     with folder_lock(run if out.resolve().is_relative_to(run.resolve()) else out):
         restore_folders(out)
-        if isinstance(config.objective, PreferenceConfig):
+        if config.trains_reward:
             if merged:
                 raise PrflError("a reward has nothing to merge", where=f"{run}", fix="leave --merged out")
             readme, written = _copy_reward(run, out, repo)

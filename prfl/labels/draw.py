@@ -10,13 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prfl.backbone import Backbone
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.factory.backbone import build_backbone, policy_adapter_name
-from prfl.factory.data import check_prompts, clip_size, load_prompts
+from prfl.factory.data import clip_size
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.policy import load_policy, weights_hash
+from prfl.factory.prompts import check_prompts, load_prompts
 from prfl.labels.page import write_page
 from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, sample
 from prfl.utils.console import console, progress
@@ -52,7 +53,7 @@ def draw(
 def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequence[str] | None) -> Path:
     model = build_backbone(config)
     adapter, weights = None, "base"
-    if not isinstance(config.objective, PreferenceConfig):
+    if not config.trains_reward:
         load_policy(config, model)
         adapter, weights = policy_adapter_name(config), weights_hash(config)
     check_prompts(config, model)
@@ -61,8 +62,7 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
     splits = load_prompts(config.data.prompts)
     held_out = splits.get("validation", [])[: max(1, count // 4)]
     prompts = {"train": splits["train"][:count], "validation": held_out}
-    head = config.reward.head if config.reward else None
-    asked = dimensions or (head.dimensions if head else ["overall"])
+    asked = dimensions or (config.reward.head_dimensions if config.reward else []) or ["overall"]
     settings = sampling_settings(config)
     folder = config.run / "samples" / f"label-{_key(model, weights, settings, config.data.fps)}"
 

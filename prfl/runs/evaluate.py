@@ -6,23 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prfl.backbone import Backbone
-from prfl.config.schema import Config, PreferenceConfig, SftConfig
+from prfl.config.schema import Config
 from prfl.data.prompts import plain
 from prfl.evaluation import reward_eval
-from prfl.factory.backbone import build_backbone, chain_shift
-from prfl.factory.data import (
-    Dataset,
-    build_dataset,
-    cached_dataset,
-    encode_manifest,
-    encode_prompts,
-    fill_cache,
-    has_clips,
-    load_prompts,
-)
+from prfl.factory.backbone import build_backbone
+from prfl.factory.data import Dataset, build_dataset, cached_dataset, encode_manifest, encode_prompts, fill_cache
 from prfl.factory.evaluation import watched_rewards
 from prfl.factory.policy import finished_run_config, load_policy
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import load_followed_reward, load_reward
+from prfl.factory.rollout import chain_shift
 from prfl.rollout.flow import chain_sigmas
 from prfl.runs.outcomes import compare_base, show_report
 from prfl.runs.train_reward import measure_reward, show_measured, warn_of_incomparable
@@ -55,7 +48,7 @@ def evaluate(
 
 def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: Path | None) -> None:
     model = build_backbone(config)
-    if heads is None and manifest is None and not isinstance(config.objective, PreferenceConfig):
+    if heads is None and manifest is None and not config.trains_reward:
         return evaluate_policy(config, model)
     folders = heads or {"head": config.run / "reward"}
     rewards = {
@@ -65,7 +58,7 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
 
     # The clips: those of the config, and the held-out ones, which may be another manifest's.
     train = None  # its samples say how far apart two scores are still a tie
-    if manifest is None or has_clips(config):
+    if manifest is None or config.data.has_clips:
         path = fill_cache(config, model, progress("generated clips"))
         train = build_dataset(config, model, path, "train")
     if manifest is None:
@@ -106,6 +99,6 @@ def evaluate_policy(config: Config, model: Backbone) -> None:
         fix = "say how many samples: evaluation.final_samples=64"
         raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
     encode_prompts(config, model, load_prompts(config.data.prompts)["test"], progress("encoding the prompts"))
-    reward = None if isinstance(config.objective, SftConfig) else load_followed_reward(config, model)
+    reward = load_followed_reward(config, model) if config.follows_reward else None
     compare_base(config, model, watched_rewards(config, model, reward), RunFolder(config.run))
     show_report(config.run)

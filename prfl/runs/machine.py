@@ -31,7 +31,7 @@ from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
 from prfl.estimate.suggestions import advice
 from prfl.estimate.tables import GIB, gib
 from prfl.factory.backbone import attention_choice, build_architecture, choose_kernels, device_kind
-from prfl.factory.data import load_prompts
+from prfl.factory.prompts import load_prompts
 from prfl.utils.errors import PrflError
 from prfl_kernels import choose_backend
 

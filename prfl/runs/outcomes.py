@@ -11,10 +11,10 @@ from prfl.config.schema import Config
 from prfl.evaluation import policy_eval, reward_eval, tables
 from prfl.evaluation.report import write_report
 from prfl.factory.backbone import policy_adapter_name
-from prfl.factory.data import load_prompts
 from prfl.factory.evaluation import build_judge, sampling_settings
 from prfl.factory.objective import drawn_prompts
 from prfl.factory.policy import moment_of
+from prfl.factory.prompts import load_prompts
 from prfl.training.run_folder import RunFolder
 from prfl.utils import processes
 from prfl.utils.console import console, progress

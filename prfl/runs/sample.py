@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.evaluation import policy_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_samples_page
 from prfl.factory.backbone import build_backbone, policy_adapter_name
-from prfl.factory.data import encode_prompts, load_prompts
+from prfl.factory.data import encode_prompts
 from prfl.factory.policy import load_policy, moment_of
+from prfl.factory.prompts import load_prompts
 from prfl.runs.outcomes import outcome_of
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
@@ -23,7 +24,7 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
 
     Writes samples/sampled below the run: one mp4 a video, all of them in grid.mp4, and index.html with everything.
     """
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         fix = "give the config of a policy; --per-prompt 4 draws the base's videos, for people to compare"
         raise PrflError("this config trains a reward, which draws no videos", where="objective.name", fix=fix)
     if compare_base and not policy_adapter_name(config):

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from prfl.backbone import Backbone, Condition, load_backbone
 from prfl.config import load_config
-from prfl.config.data_schema import is_hub_id
-from prfl.config.schema import BackboneConfig
+from prfl.config.section import is_hub_id
+from prfl.config.sections.backbone import BackboneConfig
 from prfl.data.cache import manifest_videos
 from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import read_manifest

@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from prfl.backbone import Backbone
 from prfl.backbone.adapters import reach
 from prfl.config import dump_resolved, identity
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.estimate.fill import fill_card
 from prfl.estimate.suggestions import out_of_memory
 from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choose_kernels, policy_adapter_name
-from prfl.factory.data import build_dataset, check_prompts, fill_cache, has_clips, load_prompts
+from prfl.factory.data import build_dataset, fill_cache
+from prfl.factory.prompts import check_prompts, load_prompts
 from prfl.factory.resume_identity import input_contents
 from prfl.runs.outcomes import show_report
 from prfl.runs.stage_run import StageRun
@@ -51,13 +52,13 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     model = prepared_model(config)
 
     # The clips of the data, through the VAE once.
-    manifest = fill_cache(config, model, progress("generated clips")) if has_clips(config) else None
+    manifest = fill_cache(config, model, progress("generated clips")) if config.data.has_clips else None
     clips = build_dataset(config, model, manifest, "train") if manifest else None
     model.park_vae()
 
     facts = identity(config) | input_contents(config, model, clips)
     stage = StageRun(config, model, folder, accelerator, resume, facts, watched(config, model), clips)
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         assert manifest is not None
         model.drop_text_encoder()  # a policy's stage encodes its prompts first
         result = train_reward(stage, build_dataset(config, model, manifest, "validation"))
@@ -93,7 +94,7 @@ def watched(config: Config, model: Backbone) -> Watched:
     """Return what the trainer checks beside the parameters it trains: all weights, and the policy against its base."""
     parts = {"transformer": model.transformer, "vae": model.vae}
     weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    adapter = None if isinstance(config.objective, PreferenceConfig) else policy_adapter_name(config)
+    adapter = None if config.trains_reward else policy_adapter_name(config)
     if adapter is None:
         return Watched(weights)
     return Watched(weights, partial(check_differs_from_base, model, adapter, rate=config.training.learning_rate))

@@ -91,8 +91,8 @@ def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
         tensors["optimizer"] |= {f"{names[index]}/{name}": value for name, value in moments.items()}
     if state.ema:
         tensors["ema"] = dict(state.ema.average)
-    if state.objective and (carried := state.objective.carried()):
-        tensors["objective"] = carried
+    if state.objective and (of_objective := state.objective.state_dict()):
+        tensors["objective"] = of_objective
     return tensors
 
 
@@ -200,7 +200,7 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
     check_moments(path, moments, state.parameters)
 
     if state.objective and of_objective:
-        state.objective.restore(of_objective)
+        state.objective.load_state_dict(of_objective)
     if state.ema:
         check_names(path, average, state.parameters)
         state.ema.load(average, facts["ema_updates"])

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from prfl.backbone.weights import hold_their_own
-from prfl.config.schema import TrainingConfig
+from prfl.config.sections.training import TrainingConfig
 from prfl.objective import Objective, Stateful
 from prfl.training import guards
 from prfl.training.checkpoint import (
@@ -340,7 +340,7 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
         guards.check_finite(objective, trainer.run.path, step, indices, metrics | {"gradient_norm": norm}, rank)
         state.changing = True
         if isinstance(objective, Stateful):  # not before: a failed step is described as it was
-            objective.observe(metrics)
+            objective.after_step(metrics)
         rate = learning_rate(
             step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
         )

@@ -21,10 +21,11 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
-from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_cheaper, build_coefficients
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_scorer
-from prfl.objective.reused_rollout import Reuse
-from prfl.objective.scorer import decode_frames
+from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.objective.reused_rollout import ReusedRollout
+from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.rollout.guidance import guided_network
@@ -334,13 +335,13 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     _, parts = predicted(config)
     assert name not in predicted(make())[1]
     model = build_architecture(config)
-    method = build_method(config, build_coefficients(config, model))
-    most = max(len({m for s in span for m in method.choose(s).plan.trains}) for span in (range(3), range(3, 5)))
+    method = build_method(config, build_schedule(config, model))
+    most = max(len({m for s in span for m in method.plan(s).plan.trains}) for span in (range(3), range(3, 5)))
     tensors = 4 * (2 * most + 1) * 4 * math.prod(model.latent_shape(17, 32, 32))
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
-    own, stored = build_backbone(config), Reuse(3, 4)
+    own, stored = build_backbone(config), ReusedRollout(3, 4)
     stored.begin(0, own.adapter_parameters("policy"))
     weights = sum(tensor.nbytes for tensor in stored.weights.values())
     assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
@@ -406,7 +407,7 @@ def test_reward_training(make: Callable[..., Config], head: str) -> None:
 @pytest.mark.parametrize("solver", ["euler", "flow_sde", "unipc"])
 def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config], solver: str) -> None:
     config = make(f"rollout.solver={solver}")
-    chain = build_coefficients(config, build_architecture(config))
+    chain = build_schedule(config, build_architecture(config))
     alive: list[weakref.ref[Tensor]] = []
     most = 0
 
