@@ -52,7 +52,7 @@ from prfl.reward.scorer import LatentScorer, PixelScorer
 from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
-from prfl.utils.errors import PrflError
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.order import PROMPTS, met
 
 

@@ -24,7 +24,7 @@ from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.scores import total
 from prfl.toy import clips as shapes
-from prfl.utils.errors import PrflError
+from prfl.utils.errors import PrflError, error_location
 
 TrainableReward = LatentReward | PixelReward
 Reward = TrainableReward | RewardEnsemble | AestheticReward
