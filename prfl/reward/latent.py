@@ -23,10 +23,10 @@ from prfl.backbone import Backbone
 from prfl.backbone.adapters import lora_shapes
 from prfl.backbone.condition import Condition
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
+from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
 from prfl.reward.model_card import reward_card
 from prfl.reward.scores import Normalisation, Scores
-from prfl.reward.stored import StoredLatent
 from prfl.utils.errors import PrflError, located
 from prfl.utils.files import replacing
 

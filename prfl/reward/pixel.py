@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
 from prfl.reward.checkpoint import RewardCard, SavedReward, shapes_of, write_reward
+from prfl.reward.checkpoint_schema import StoredPixel
 from prfl.reward.head import distinct
 from prfl.reward.scores import Normalisation, Scores
-from prfl.reward.stored import StoredPixel
 from prfl.utils.errors import PrflError
 
 KIND = StoredPixel.kind
