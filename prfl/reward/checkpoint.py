@@ -118,7 +118,7 @@ class SavedReward(Generic[Content]):
         return tensors
 
     def all_weights(self) -> dict[str, Tensor]:
-        """Read all that the file holds.  Raises PrflError for one that is absent, damaged, not the config's, or not finite."""
+        """Read all that the file holds, finite.  Raises PrflError where it is absent, damaged or not the config's."""
         path = self._file()
         tensors = read_tensors(path, AGAIN)
         check_finite(tensors, str(path), NOT_FINITE)
