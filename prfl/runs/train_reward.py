@@ -19,7 +19,7 @@ from prfl.factory.objective import build_preference
 from prfl.factory.provenance import Moment, run_hash
 from prfl.factory.reward import Reward, build_new_reward, reward_hash, save_reward_stamp
 from prfl.reward import AestheticReward, LatentReward, RewardCard, RewardEnsemble
-from prfl.reward.judged import doubts
+from prfl.reward.ranking_accuracy import doubts
 from prfl.runs.stage_run import StageRun
 from prfl.training.loop import Callbacks, Hook, TrainResult
 from prfl.utils import processes
