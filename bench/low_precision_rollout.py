@@ -26,8 +26,8 @@ from prfl.backbone.eight_bits import float8, int8
 from prfl.config import load_config
 from prfl.evaluation.metrics import difference_interval, mean_interval
 from prfl.factory.backbone import build_backbone
-from prfl.factory.data import load_prompts
 from prfl.factory.evaluation import build_latents_scorer
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import load_reward
 from prfl.runs import outcomes
 

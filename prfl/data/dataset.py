@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
-from prfl.data.cache import LatentCache, manifest_videos
+from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
-from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
+from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
 from prfl.utils.errors import PrflError
-from prfl.utils.hashing import remembered_hash
+from prfl.utils.hashing import json_hash, remembered_hash
 
 _PREFERRED = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
@@ -113,7 +111,9 @@ def load_dataset(
     rows = [row for row in every if split is None or row.split == split]
     if not rows:
         raise PrflError(f"no row has split {split!r}", where=str(manifest), fix='add "split" to its rows')
-    cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
+    cache = LatentCache.for_backbone(
+        backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window
+    )
     found, skipped = cache.find(manifest_videos(rows))
     if skipped and not skip_unreadable:
         listed = "".join(f"\n  {path}: {reason}" for path, reason in skipped)
@@ -153,7 +153,7 @@ def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Pat
             facts.append([row.prompt, names[row.video], row.label])
         else:
             facts.append([row.prompt, names[row.a], names[row.b], row.preference])
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(facts)[:16]
 
 
 def preference_between(a: Tensor, b: Tensor) -> Tensor:

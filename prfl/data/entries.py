@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing, writing
+from prfl.utils.files import atomic_write, disk_errors
 
 _read_before: dict[Path, tuple[int, int]] = {}  # size and time of entries whose content this process has hashed
 
@@ -53,7 +53,7 @@ def write_entry(file: Path, tensors: Mapping[str, Tensor], made_from: str, notes
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**notes, "made_from": made_from, "content": content_of(on_host)}
     data = save(on_host, metadata=facts)
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_bytes(data)
 
 
@@ -87,7 +87,7 @@ def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[
 def put_aside(file: Path) -> None:
     """Give an entry another name, under which nobody looks for it; another run may have done so before."""
     aside = file.with_suffix(".damaged")
-    with writing(file), suppress(FileNotFoundError):
+    with disk_errors(file), suppress(FileNotFoundError):
         if file.is_dir() or aside.is_dir():  # whatever a folder of that name is, one cannot take the other's place
             shutil.rmtree(aside, ignore_errors=True)
             aside.unlink(missing_ok=True)

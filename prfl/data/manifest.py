@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import did_you_mean, json_rows, printable, replacing
+from prfl.utils.files import atomic_write, json_rows, printable
+from prfl.utils.text import did_you_mean
 
 Choice = Literal["a", "b", "tie"]
 Split = Literal["train", "validation", "test"]
@@ -106,6 +107,14 @@ def parse_rows(
     return read
 
 
+def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path]:
+    """List every video of a manifest once, in order."""
+    videos: list[Path] = []
+    for row in rows:
+        videos += [row.video] if isinstance(row, LabelledVideo) else [row.a, row.b]
+    return list(dict.fromkeys(videos))
+
+
 def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePair]) -> None:
     """Atomic.  Paths are written relative to the manifest's folder.  Raises PrflError for a path outside it."""
     path = Path(path)
@@ -120,7 +129,7 @@ def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePa
         if row.split is not None:
             fields["split"] = row.split
         lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from prfl.data.formats import SUFFIXES
 from prfl.utils.errors import PrflError
-from prfl.utils.files import content_hash, written_by_prfl
+from prfl.utils.files import written_by_prfl
+from prfl.utils.hashing import content_hash
 from prfl.utils.text import visible
 
 FOLLOW = "data.follow_links=true, to read what they lead to"

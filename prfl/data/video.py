@@ -36,7 +36,7 @@ from prfl.data.decoding import (
 )
 from prfl.data.formats import SUFFIXES, Window
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 # x264's assembly for frames as small as the shapes world's writes other files from process to process, and from CPU to
 # CPU: about one in seven of 32 x 32 pixels.  cpu-independent takes the assembly whose result is always the same.
@@ -144,7 +144,7 @@ def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | f
     levels = (pixels.detach().float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
     pictures = levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # (f, h, w, 3)
     rate = Fraction(fps).limit_denominator(1000)
-    with replacing(path) as temporary, av.open(str(temporary), "w", format=SUFFIXES[path.suffix]) as container:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w", format=SUFFIXES[path.suffix]) as container:
         if path.suffix == ".gif":
             _write_gif(container, pictures, rate)
             return

@@ -1,4 +1,4 @@
-"""How often a run evaluates the network, counted from the plans that its objective will choose."""
+"""NFE: how often a run evaluates the network, counted from the plans that its objective will choose."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, EvaluationConfig, PreferenceConfig
+from prfl.config.schema import Config
+from prfl.config.sections.evaluation import EvaluationConfig
+from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
-from prfl.factory.backbone import build_cheaper, build_schedule
-from prfl.factory.data import load_prompts
 from prfl.factory.objective import build_method
+from prfl.factory.prompts import load_prompts
+from prfl.factory.rollout import build_cheaper, build_schedule
 from prfl.objective.reward_gradient import RewardGradient, retains_graph
 from prfl.rollout.plan import StepPlan
 from prfl.rollout.requirements import requirements
@@ -29,7 +30,7 @@ SAMPLING = "forwards for evaluation samples"
 
 
 @dataclass(frozen=True)
-class Work:
+class NfeCount:
     """One kind of network evaluation, in evaluations of one sample.  per_step: mean over the optimizer steps."""
 
     name: str
@@ -37,32 +38,43 @@ class Work:
     total: int
 
 
-def count_work(config: Config, model: Backbone) -> list[Work]:
-    """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
-    objective, training = config.objective, config.training
+def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
+    """Count the network evaluations of the whole run.
+
+    model: gives the shift and the checkpointing; it may be on ``meta``.
+    """
+    training = config.training
     counts: Counter[str] = Counter()
-    if isinstance(objective, SteeringConfig):
-        counts = _steering(config, objective, model)
+    if objective := config.reward_gradient:
+        counts = _reward_gradient(config, objective, model)
         if objective.sft:
             counts[GRADIENT] += math.ceil(training.steps / objective.sft.every)
-    elif isinstance(objective, PreferenceConfig):
-        counts[REWARD] = training.steps * (1 if objective.loss == "bce" else 2)
+    elif preference := config.preference:
+        counts[REWARD] = training.steps * preference.samples_compared
     else:
         counts[GRADIENT] = training.steps
     if model.checkpointing != "none" and counts[GRADIENT]:
         counts[RECOMPUTED] = counts[GRADIENT]
-    works = [Work(name, n * training.batch / training.steps, n * training.batch) for name, n in counts.items() if n]
+
+    # Counted for one sample of each step; a batch has several.
+    all_counts = []
+    for name, count in counts.items():
+        if count:
+            total = count * training.batch
+            all_counts.append(NfeCount(name, total / training.steps, total))
+
     samples = evaluation_samples(config)
     if samples:
         calls = samples * (config.evaluation.steps or config.rollout.steps)
         calls *= 2 if config.evaluation.guidance_scale != 1 else 1
-        works.append(Work(SAMPLING, calls / training.steps, calls))
-    return works
+        all_counts.append(NfeCount(SAMPLING, calls / training.steps, calls))
+    return all_counts
 
 
-def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Counter[str]:
-    """Of one sample of each step, summed over the steps: the plans are functions of (seed, step).
+def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Backbone) -> Counter[str]:
+    """Count the evaluations of one sample of each step, summed over the steps: plans are functions of (seed, step).
 
+    What a step differentiates is a function of (seed, step), so it is known before the run.
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
@@ -93,7 +105,7 @@ def _steering(config: Config, objective: SteeringConfig, model: Backbone) -> Cou
 
 
 def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Counter[str]:
-    """calls, cheap: evaluations without gradient, exact and cheaper ones."""
+    """Count the evaluations of a step by kind.  calls, cheap: those without gradient, exact and cheaper ones."""
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
     recomputed = len(step_plan.plan.recomputed)
@@ -106,19 +118,20 @@ def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Cou
 
 
 def evaluation_samples(config: Config) -> int:
-    """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
+    """Count the videos that the run draws: rounds on the validation prompts, base and policy on the test prompts."""
     evaluation, steps = config.evaluation, config.training.steps
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         return 0
     rounds = 1 + math.ceil(steps / evaluation.every) if evaluation.every else 0
     prompts = load_prompts(config.data.prompts)
     drawn = rounds * samples_of_round(evaluation, len(prompts.get("validation", [])))
     if evaluation.final_samples:
         count = len(prompts["test"][: evaluation.final_samples])
-        both = 2 if config.backbone.train == "lora" else 1
-        drawn += both * count * (evaluation.final_samples // count)
+        models = 2 if config.backbone.train == "lora" else 1
+        drawn += models * count * (evaluation.final_samples // count)
     return drawn
 
 
 def samples_of_round(evaluation: EvaluationConfig, validation: int) -> int:
+    """Count the videos of a round.  validation: the number of validation prompts."""
     return min(evaluation.prompts_per_round, validation) * evaluation.samples_per_prompt

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
 from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
-from prfl.factory.backbone import POLICY, build_cheaper, device_kind, policy_adapter_name
-from prfl.factory.data import has_clips
+from prfl.factory.backbone import POLICY, device_kind, policy_adapter_name
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
 from prfl.factory.reward import Reward
+from prfl.factory.rollout import build_cheaper
 from prfl.objective.reward_gradient import retains_graph
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.frames import decode_frames
@@ -33,19 +32,24 @@ from prfl.rollout.trajectory import Network
 
 
 def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: Shapes, trained: int) -> Iterator[Part]:
-    objective, training = config.objective, config.training
+    """Yield the phases of a run in their order.  trained: bytes of the trained parameters' gradients."""
+    training = config.training
     part = training.batch // training.accumulation
     vae = module_bytes(model.vae) if parks_vae(config) else 0
+
+    # Before the training.
     yield encoding_prompts(config, model)
-    if has_clips(config):
+    if config.data.has_clips:
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
-    if isinstance(objective, PreferenceConfig):
+
+    # A step.
+    if preference := config.preference:
         assert reward is not None
-        sides = part * (1 if objective.loss == "bce" else 2)
-        yield from reward_phases(config, model, reward, shapes, sides, held=0)
+        scored = part * preference.samples_compared
+        yield from reward_phases(config, model, reward, shapes, scored, held=0)
     else:
         call = network_call(config, model, shapes, part, gradient=True)
-        if isinstance(objective, SteeringConfig):
+        if config.follows_reward:
             assert reward is not None
             yield rollout_call(config, model, shapes, part)
             held = call.saved if any(retains_graph(model, step_plan) for step_plan in all_plans(config, model)) else 0
@@ -53,6 +57,8 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
             yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
     yield Part("optimizer step (one more copy of what is trained)", trained)
+
+    # The evaluation.
     if evaluation_samples(config):
         batch = _evaluation_batch(config)
         if batch > part:
@@ -68,15 +74,18 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
 
 
 def encoding_prompts(config: Config, model: Backbone) -> Part:
-    """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
+    """Return the phase of the text encoder.
+
+    ``encode_prompts`` has the rest of the model wait on the host; filling a cache does not.
+    """
     here = module_bytes(model.text_encoder)
-    if device_kind(config) == "cpu" or has_clips(config):
+    if device_kind(config) == "cpu" or config.data.has_clips:
         here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
 
 def measure(name: str, run: Callable[[], Tensor], weights: int) -> Part:
-    """A phase without gradients.  weights: bytes that are on the device for this phase alone."""
+    """Measure a phase without gradients.  weights: bytes that are on the device for this phase alone."""
     with LiveBytes() as counted, torch.no_grad():
         run()
     return Part(name, counted.peak + weights)
@@ -91,32 +100,31 @@ def _decode(model: Backbone, shapes: Shapes, batch: int) -> Tensor:
 
 
 def _evaluation_batch(config: Config) -> int:
-    own = config.evaluation
-    most = max(own.prompts_per_round * own.samples_per_prompt if own.every else 0, own.final_samples)
-    return min(own.batch, most)
+    evaluation = config.evaluation
+    of_round = evaluation.prompts_per_round * evaluation.samples_per_prompt if evaluation.every else 0
+    return min(evaluation.batch, max(of_round, evaluation.final_samples))
 
 
 def guided(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Network:
-    """The network as training calls it."""
-    guidance, steering = config.rollout.guidance, isinstance(config.objective, SteeringConfig)
+    """Return the network as training calls it."""
+    guidance, follows_reward = config.rollout.guidance, config.follows_reward
     return guided_network(
         model.velocity,
         shapes.condition(batch),
         shapes.condition(batch),
-        scale=guidance.scale if steering else 1.0,
-        gradient=guidance.gradient if steering else "none",
+        scale=guidance.scale if follows_reward else 1.0,
+        gradient=guidance.gradient if follows_reward else "none",
     )
 
 
 def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
-    """One network call as training makes it: guided, under the adapter, with or without its backward pass.
+    """Measure one network call as training makes it: guided, under the adapter, with or without its backward pass.
 
     Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
     """
-    steering = isinstance(config.objective, SteeringConfig)
     latents, network = shapes.latents(batch), guided(config, model, shapes, batch)
     # Where one walked step leads on to another, the cotangent goes on to the latents.
-    chained = steering and any(leads_on(step_plan.plan) for step_plan in all_plans(config, model))
+    chained = config.follows_reward and any(leads_on(step_plan.plan) for step_plan in all_plans(config, model))
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)
@@ -127,15 +135,17 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
             saved = counted.live
             if gradient:
                 output.backward(torch.zeros_like(output))
-        name = "walk back: a network call, forward and backward" if steering else "forward and backward"
+        name = "walk back: a network call, forward and backward" if config.follows_reward else "forward and backward"
         return Part(name, counted.peak, saved) if gradient else Part("rollout: one network call", counted.peak)
 
     return for_all_blocks(model, run)
 
 
 def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Part:
-    """A network call of the rollout: an exact one, or a cheaper one with what its step cache holds between two calls,
-    whichever takes more.  The cache is taken to skip nothing."""
+    """Measure a network call of the rollout: the larger of an exact one and a cheaper one.
+
+    A cheaper one has what its step cache holds between two calls; the cache is taken to skip nothing.
+    """
     exact, how = network_call(config, model, shapes, batch, gradient=False), build_cheaper(config)
     if how == EXACT:
         return exact
@@ -154,7 +164,7 @@ def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) ->
 
 
 def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
-    """``run`` with three and with four checkpoints of blocks, continued to all: memory is a straight line in them.
+    """Call ``run`` with three and with four checkpoints of blocks, and continue the straight line to all of them.
 
     (From three on: with offload, the last block and two more are alive at once.)  Blocks that are not alike, as where
     an adapter is on some of them, are run one and all.
@@ -172,7 +182,7 @@ def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
 
 
 def _blocks_alike(model: Backbone) -> bool:
-    """Whether the policy's adapter is on all blocks or on none, and all keep the same for the backward pass."""
+    """Return whether the policy's adapter is on all blocks or none, and all keep the same for the backward pass."""
     if len(set(model.block_modes or ())) > 1:
         return False
     name = f".lora_A.{POLICY}."
@@ -203,9 +213,11 @@ def fewer_blocks(model: Backbone, count: int) -> Iterator[None]:
 def reward_phases(
     config: Config, model: Backbone, reward: Reward, shapes: Shapes, batch: int, held: int
 ) -> Iterator[Part]:
-    """Forward and backward of the reward.  held: bytes of a network call's graph that stay alive beside it."""
-    trains = isinstance(config.objective, PreferenceConfig)
+    """Yield the reward's forward and backward.  held: bytes of a network call's graph that stay alive beside it."""
+    trains = config.trains_reward
     latents, condition = shapes.latents(batch), shapes.condition(batch)
+
+    # A latent reward, trained or followed.
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
         trained = trains and isinstance(reward, LatentReward)
@@ -216,10 +228,11 @@ def reward_phases(
             backward(scores, leaf, trains)
         yield Part("reward: forward and backward", held + counted.peak, saved)
         return
-    if trains:
-        assert isinstance(config.objective, PreferenceConfig)
+
+    # A pixel reward that is trained: the decoder only makes its input.
+    if preference := config.preference:
         yield measure("decoder: forward", partial(_decode, model, shapes, batch), 0)
-        pixels = shapes.pixels(batch)[:, :, : config.objective.frames]
+        pixels = shapes.pixels(batch)[:, :, : preference.frames]
         leaf, times = pixels, torch.linspace(0, 1, pixels.shape[2])
         with LiveBytes() as counted:
             scores = reward.logits(leaf, condition, times)
@@ -227,6 +240,8 @@ def reward_phases(
             backward(scores, leaf, trains)
         yield Part("reward: forward and backward", counted.peak, saved)
         return
+
+    # A pixel reward that is followed: the decoder's graph is kept for the gradient.
     leaf = latents.requires_grad_()
     scorer = build_scorer(config, model, reward)
     assert isinstance(scorer, PixelScorer)
@@ -243,7 +258,7 @@ def reward_phases(
 
 
 def no_seeds(batch: int) -> Tensor:
-    """Of dropout masks, on ``meta``, where none is drawn."""
+    """Return seeds of dropout masks, on ``meta``, where none is drawn."""
     return torch.zeros(batch, dtype=torch.int64, device="meta")
 
 
@@ -256,6 +271,6 @@ def backward(scores: dict[str, Tensor], leaf: Tensor, trains: bool) -> None:
 
 
 def costliest_frames(count: int, frames: str | int) -> list[int]:
-    """The draw of latent frames that keeps the most: everything between the first and the last drawn stays."""
+    """Return the draw of latent frames that keeps the most: what lies between the first and the last drawn stays."""
     number = count if frames == "all" else 1 if frames == "one" else min(int(frames), count)
     return [*range(number - 1), count - 1]

@@ -9,40 +9,26 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prfl.config.data_schema import is_hub_id
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
+from prfl.config.schema import Config
+from prfl.config.section import is_hub_id
 from prfl.estimate.protection import NOT_PROTECTED
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
 from prfl.factory.reward import reward_path
 from prfl.reward.checkpoint import read_config
-from prfl.reward.model_card import PAPER, accuracy_text, table
+from prfl.reward.model_card import accuracy_text, table
 from prfl.utils.errors import PrflError
 from prfl.utils.files import whole_json
-
-METHODS = {
-    "prfl": f"the gradient of a latent reward at one random step of the denoising chain ([PRFL]({PAPER}))",
-    "vader": "the gradient of a reward on decoded pixels at the last steps (VADER, https://arxiv.org/abs/2407.08737)",
-    "full_chain": "the exact gradient of a reward through the whole denoising chain (DRaFT, https://arxiv.org/abs/2309.17400)",
-    "alignprop": "the gradient of a reward at a random number of last steps (AlignProp, https://arxiv.org/abs/2310.03739)",
-    "draft_lv": "the gradient of a reward at the last step, averaged over noises (DRaFT-LV, "
-    "https://arxiv.org/abs/2309.17400)",
-    "refl": "the gradient of a reward at the clean prediction of a late step (ReFL, https://arxiv.org/abs/2304.05977)",
-    "drtune": "the gradient of a reward at a few steps of the chain (DRTune, https://arxiv.org/abs/2405.00760)",
-    "leapalign": "the gradient of a reward along two leaps over the chain (LeapAlign, https://arxiv.org/abs/2604.15311)",
-    "instructvideo": "the gradient of a reward at the end of a chain that starts from noised clips (InstructVideo, "
-    "https://arxiv.org/abs/2312.12490)",
-    "dense_process": "the gradients of rewards at several states of each denoising chain",
-    "sft": "flow matching on videos (SFT)",
-}
 
 
 def policy_card(
     config: Config, run: Path, name: str, contents: Sequence[str], repo: str, made_by: Mapping[str, Any]
 ) -> ModelCard:
-    """contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
-    made_by: what made the policy (``build.provenance``)."""
+    """Make the card of a policy.
+
+    contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
+    made_by: what made the policy (``prfl.factory.provenance``).
+    """
     hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
     tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if lora in contents else [])]
@@ -52,7 +38,7 @@ def policy_card(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"`{base}` trained with prfl by {METHODS[config.objective.name]}.",
+        f"`{base}` trained with prfl by {config.objective.card_text}.",
         "## Use",
     ]
     if lora in contents:
@@ -60,14 +46,14 @@ def policy_card(
     if "transformer" in contents:
         parts.append(USE_TRANSFORMER.format(base=base, repo=repo))
     parts += ["## Figures", figures(run, made_by), "## Training", table(("", ""), settings(config, made_by))]
-    if isinstance(config.objective, SteeringConfig):
+    if config.follows_reward:
         parts += ["## The reward", reward_text(config)]
     parts += ["## Files", files_text(contents)]
     return ModelCard("\n\n".join(parts) + "\n")
 
 
 def files_text(contents: Sequence[str]) -> str:
-    """What was written, and what a hash of it is worth to a reader."""
+    """Say what was written, and what a hash of it is worth to a reader."""
     listed = ", ".join(f"`{name}`" for name in contents)
     limits = "; ".join(NOT_PROTECTED[name] for name in ("weights", "downloads"))
     return (
@@ -100,7 +86,7 @@ pipeline = WanPipeline.from_pretrained("{base}", transformer=transformer)
 
 
 def figures(run: Path, made_by: Mapping[str, Any]) -> str:
-    """The table of samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
+    """Tabulate samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
     path = run / "samples" / "final" / "results.json"
     results = whole_json(path, "outcomes")
     if results is None:
@@ -132,17 +118,19 @@ def figures(run: Path, made_by: Mapping[str, Any]) -> str:
 
 
 def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
-    own, adapter = config.training, config.backbone.adapter
-    step, end = made_by.get("step", own.steps), made_by.get("end", own.steps)
-    noise = f" (eta {config.rollout.eta:g})" if config.rollout.solver == "flow_sde" else ""
+    """List what a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
+    training, adapter = config.training, config.backbone.adapter
+    step, end = made_by.get("step", training.steps), made_by.get("end", training.steps)
+    rollout = config.rollout
+    extra = ", ".join(f"{key} {getattr(rollout, key):g}" for key in rollout.solver_facts.keys)
+    solver = f"{rollout.solver} ({extra})" if extra else rollout.solver
     rows = [
         ("objective", config.objective.name),
         ("steps", str(step) if step == end else f"{step}, the best round of {end}"),
-        ("batch", str(own.batch)),
-        ("learning rate", f"{own.learning_rate:g}, {own.schedule}, {own.warmup} steps of warm-up"),
+        ("batch", str(training.batch)),
+        ("learning rate", f"{training.learning_rate:g}, {training.schedule}, {training.warmup} steps of warm-up"),
         ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),
-        ("chain", f"{config.rollout.solver}{noise}, {config.rollout.steps} steps"),
+        ("chain", f"{solver}, {rollout.steps} steps"),
         ("seed", str(config.seed)),
         ("data type", config.backbone.dtype),
     ]
@@ -156,31 +144,27 @@ def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]
 
 
 def reward_text(config: Config) -> str:
-    """What the reward is, and how well it ranks by noise level, as its own card says."""
-    own = config.reward
-    assert own is not None
-    if isinstance(own, PixelRewardConfig) and own.aesthetic:
-        return f"LAION's aesthetic score on CLIP ({own.aesthetic.clip}); {own.shape}, target {own.target:g}."
-    paths = listed(own.path)
-    weights = "all dimensions" if own.weights is None else ", ".join(f"{k} x {v:g}" for k, v in own.weights.items())
-    text = f"A {own.space} reward ({weights}; {own.aggregate}, {own.shape})."
-    if isinstance(own, LatentRewardConfig) and len(paths) > 1:
-        text = (
-            f"The mean of {len(paths)} latent rewards less {own.uncertainty_weight:g} times the deviation between them "
-            f"({weights}; {own.aggregate}, {own.shape})."
-        )
+    """Describe the reward, and how well it ranks by noise level, as its card says."""
+    reward = config.reward
+    assert reward is not None
+    if reward.public:
+        return f"{reward.title()}; {reward.shape}, target {reward.target:g}."
+    weights = "all dimensions"
+    if reward.weights is not None:
+        weights = ", ".join(f"{name} x {weight:g}" for name, weight in reward.weights.items())
+    text = f"{reward.title()} ({weights}; {reward.aggregate}, {reward.shape})."
     try:
-        accuracies = [read_config(reward_path(path)).get("card", {}).get("accuracy", {}) for path in paths]
+        cards = [read_config(reward_path(path)).get("card", {}) for path in reward.paths]
     except PrflError as error:  # it was moved since, or the hub is out of reach: no reason to refuse the policy
         print(f"the card says nothing of how well the reward ranks: {error}", file=sys.stderr)
         return f"{text} How well it ranks is not recorded here."
-    return "\n\n".join([text, *map(accuracy_text, accuracies)])
+    return "\n\n".join([text, *(accuracy_text(card.get("accuracy", {})) for card in cards)])
 
 
 def measured_text(path: Path, weights: str) -> str:
-    """A reward_eval.json as a table: accuracy with intervals by sigma bin, and AUC where there are labels.
+    """Format a reward_eval.json as tables: accuracy with intervals by sigma bin, and AUC where there are labels.
 
-    weights: ``build.reward_hash`` of the reward; rows of others, which ``prfl eval --head`` measured, are left out.
+    weights: ``reward_hash`` of the reward; rows of others, which ``prfl eval --head`` measured, are left out.
     """
     if not path.is_file():
         return ""
@@ -190,9 +174,9 @@ def measured_text(path: Path, weights: str) -> str:
     scorers = list(dict.fromkeys(row.scorer for row in bins))
     text = "## With intervals"
     for scorer in scorers:
-        some = [_measured(row) for row in bins if row.scorer == scorer]
+        rows_of_scorer = [_measured(row) for row in bins if row.scorer == scorer]
         head = ("dimension", "sigma", "pairwise accuracy", "AUC", "pairs")
-        text += (f"\n\n### {scorer}" if len(scorers) > 1 else "") + "\n\n" + table(head, some)
+        text += (f"\n\n### {scorer}" if len(scorers) > 1 else "") + "\n\n" + table(head, rows_of_scorer)
     return text + "\n\n95 % intervals over prompts." if bins else ""
 
 

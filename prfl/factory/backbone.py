@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from prfl.backbone import Backbone, load_architecture, load_backbone
 from prfl.backbone.attention import INT8, choose_attention, why_not
-from prfl.backbone.cheaper import Cheaper
 from prfl.backbone.wan.kernels import SWAPPED
-from prfl.config.objective_schema import SteeringConfig
-from prfl.config.schema import BackboneConfig, Config, KernelsConfig, PolicyAdapterConfig
-from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.solvers import DETERMINISTIC, SolverSchedule, flow_sde
+from prfl.config.schema import Config
+from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
 from prfl.toy import clips as shapes
 from prfl.toy.recipe import RECIPES, untrained_folder
 from prfl.utils import processes
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl_kernels import Choice, choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
@@ -80,7 +76,7 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
     if own.adapter:
         lora = own.adapter
-        with located("backbone.adapter.targets"):
+        with error_location("backbone.adapter.targets"):
             model.add_adapter(
                 POLICY,
                 rank=lora.rank,
@@ -148,21 +144,15 @@ def attention_choice(config: Config, model: Backbone) -> Choice:
         raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
 
 
-def build_cheaper(config: Config) -> Cheaper:
-    """How the rollout's steps without gradient are computed."""
-    own = config.rollout.cheaper
-    return Cheaper(own.products, own.attention, own.cache)
-
-
 def check_cheaper(config: Config, model: Backbone) -> None:
     """Raises PrflError where a GPU that is here cannot compute them so; a CPU rounds alike, and is not faster by it."""
-    own, head_size = build_cheaper(config), model.transformer.config.attention_head_dim
+    cheaper, head_size = config.rollout.cheaper, model.transformer.config.attention_head_dim
     if device_kind(config) != "cuda" or not torch.cuda.is_available():
         return
-    if own.products == "float8" and torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:
+    if cheaper.products == "float8" and torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:
         what = f"{torch.cuda.get_device_name()} has no float8 products; they need compute capability 8.9"
         raise PrflError(what, where="rollout.cheaper.products", fix="products: exact")
-    if own.attention == "int8":
+    if cheaper.attention == "int8":
         dtype = getattr(torch, config.backbone.dtype)
         if obstacle := why_not(INT8, torch.device("cuda"), dtype, head_size):
             what, fix = f"attention in 8 bits cannot run here: {obstacle}", "install sageattention 2.1.1 or newer"
@@ -174,21 +164,4 @@ def policy_adapter_name(config: Config) -> str | None:
 
     None where all weights are trained in place, because nothing needs the base: full fine-tuning by SFT.
     """
-    in_place = config.backbone.train == "full" and not isinstance(config.objective, SteeringConfig)
-    return None if in_place else POLICY
-
-
-def chain_shift(config: Config, model: Backbone) -> float:
-    """Shift of the sigmas: the config's, or else the backbone's own."""
-    return model.default_shift if config.rollout.shift is None else config.rollout.shift
-
-
-def build_schedule(config: Config, model: Backbone) -> SolverSchedule:
-    """The chain that training rolls out."""
-    own, sigmas = config.rollout, chain_sigmas(config.rollout.steps, chain_shift(config, model))
-    return flow_sde(sigmas, own.eta) if own.solver == "flow_sde" else DETERMINISTIC[own.solver](sigmas)
-
-
-def sampling_solver(config: Config) -> Literal["euler", "unipc"]:
-    """What videos are drawn with: the solver of the training, or, as its noise only explores, Euler for flow_sde."""
-    return "euler" if config.rollout.solver == "flow_sde" else config.rollout.solver
+    return None if config.backbone.train == "full" and not config.follows_reward else POLICY

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 
 from prfl.backbone import Backbone, Condition
-from prfl.config.schema import Config, EvaluationConfig
+from prfl.config.schema import Config
+from prfl.config.sections.evaluation import EvaluationConfig
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
 from prfl.evaluation.reward_eval import pixel_scorer
-from prfl.factory.backbone import sampling_solver
 from prfl.factory.data import clip_size
 from prfl.factory.reward import Reward, load_reward
 from prfl.reward.checkpoint import check_clip
@@ -35,7 +35,7 @@ def sampling_settings(config: Config) -> SamplingSettings:
         width=config.data.width,
         steps=own.steps or config.rollout.steps,
         shift=config.rollout.shift,
-        solver=sampling_solver(config),
+        solver=config.rollout.sampling_solver,
         guidance_scale=own.guidance_scale,
         batch=own.batch,
         seed=own.seed,

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from prfl.backbone import Backbone
-from prfl.config.objective_schema import (
+from prfl.config.schema import Config
+from prfl.config.section import Section
+from prfl.config.sections.objective import SftConfig
+from prfl.config.sections.reward_gradient import (
     AlignPropConfig,
     DenseProcessConfig,
     DraftLvConfig,
     DrTuneConfig,
-    FromDataConfig,
     FullChainConfig,
     InstructVideoConfig,
     LeapAlignConfig,
     PrflConfig,
     ReflConfig,
     SftRegulariserConfig,
-    SteeringConfig,
     VaderConfig,
     inner_node,
 )
-from prfl.config.schema import Config, PreferenceConfig, SftConfig
 from prfl.data.dataset import PairDataset
-from prfl.factory.backbone import POLICY, build_cheaper, build_schedule, chain_shift, policy_adapter_name
-from prfl.factory.data import Dataset, load_prompts
+from prfl.factory.backbone import POLICY, policy_adapter_name
+from prfl.factory.by_name import build_by_name
+from prfl.factory.data import Dataset
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import Reward, TrainableReward
+from prfl.factory.rollout import build_cheaper, build_schedule, chain_shift
 from prfl.objective import Objective
 from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.alignprop import AlignProp
@@ -46,27 +52,57 @@ from prfl.reward.scorer import LatentScorer, PixelScorer
 from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.order import PROMPTS, met
 
 
+def instruct_video(schedule: SolverSchedule, seed: int, start: float, last_steps: int) -> InstructVideo:
+    """start: the share of the chain that is left out."""
+    return InstructVideo(schedule, seed, inner_node(start, schedule.steps), last_steps=last_steps)
+
+
+def full_chain(schedule: SolverSchedule, seed: int) -> Vader:
+    return Vader(schedule, seed, last_steps=schedule.steps)
+
+
+METHODS: dict[type[Section], Callable[..., Method]] = {
+    PrflConfig: Prfl,
+    ReflConfig: partial(Prfl, handoff="clean"),
+    VaderConfig: Vader,
+    FullChainConfig: full_chain,
+    AlignPropConfig: AlignProp,
+    DraftLvConfig: DraftLv,
+    DrTuneConfig: DrTune,
+    LeapAlignConfig: LeapAlign,
+    InstructVideoConfig: instruct_video,
+    DenseProcessConfig: DenseProcess,
+}
+"""The method of every section that follows a reward; it takes the section's keys by name (``build_by_name``)."""
+
+
 def build_preference(config: Config, model: Backbone, reward: TrainableReward, clips: Dataset) -> Objective:
-    own = config.objective
-    assert isinstance(own, PreferenceConfig)
-    with located(clips_key(config)):
+    settings = config.preference
+    assert settings is not None
+    with error_location(clips_key(config)):
         if isinstance(reward, LatentReward):
             return Preference(
                 reward,
                 clips,
                 config.seed,
-                loss=own.loss,
-                sigma_sampling=own.sigma_sampling,
+                loss=settings.loss,
+                sigma_sampling=settings.sigma_sampling,
                 shift=chain_shift(config, model),
-                eta=own.eta,
+                eta=settings.eta,
             )
-        kept = own.keep_decoded
         return PixelPreference(
-            reward, clips, model, config.seed, loss=own.loss, frames=own.frames, eta=own.eta, keep_decoded=kept
+            reward,
+            clips,
+            model,
+            config.seed,
+            loss=settings.loss,
+            frames=settings.frames,
+            eta=settings.eta,
+            keep_decoded=settings.keep_decoded,
         )
 
 
@@ -77,9 +113,9 @@ def clips_key(config: Config) -> str:
 
 def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
     """SFT as the objective itself, or as the regulariser of another."""
-    own = config.objective
-    settings = own if isinstance(own, SftConfig) else own.sft if isinstance(own, SteeringConfig) else None
-    assert settings is not None, "the config's rules ask for objective.sft"
+    regulariser = config.reward_gradient.sft if config.reward_gradient else None
+    settings = regulariser or config.objective
+    assert isinstance(settings, SftConfig | SftRegulariserConfig), "the config's rules ask for objective.sft"
     if isinstance(clips, PairDataset):
         what = "SFT trains on videos, not on pairs"
         raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
@@ -90,39 +126,14 @@ def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
         adapter=policy_adapter_name(config),
         prompt_dropout=settings.prompt_dropout,
         shift=chain_shift(config, model),
-        scale=settings.weight if isinstance(settings, SftRegulariserConfig) else 1.0,
+        scale=regulariser.weight if regulariser else 1.0,
     )
 
 
 def build_method(config: Config, schedule: SolverSchedule) -> Method:
-    own, seed = config.objective, config.seed
-    match own:
-        case PrflConfig():
-            return Prfl(schedule, seed, handoff=own.handoff, steps_range=own.steps_range, from_data=own.from_data)
-        case ReflConfig():
-            return Prfl(schedule, seed, handoff="clean", steps_range=own.steps_range)
-        case VaderConfig():
-            return Vader(schedule, seed, last_steps=own.last_steps)
-        case FullChainConfig():
-            return Vader(schedule, seed, last_steps=schedule.steps)
-        case AlignPropConfig():
-            return AlignProp(schedule, seed, last_steps=own.last_steps)
-        case DraftLvConfig():
-            return DraftLv(schedule, seed, copies=own.copies)
-        case DrTuneConfig():
-            return DrTune(
-                schedule, seed, trained_steps=own.trained_steps, spacing=own.spacing, early_stop=own.early_stop
-            )
-        case LeapAlignConfig():
-            return LeapAlign(schedule, seed, alpha=own.alpha, similarity_floor=own.similarity_floor)
-        case InstructVideoConfig():
-            return InstructVideo(schedule, seed, inner_node(own.start, schedule.steps), last_steps=own.last_steps)
-        case DenseProcessConfig():
-            return DenseProcess(
-                schedule, seed, rewards=own.rewards, handoff=own.handoff, credit=own.credit, beta=own.beta,
-                steps_range=own.steps_range, from_data=own.from_data,
-            )  # fmt: skip
-    raise AssertionError(f"objective {own.name} follows no reward")
+    """The method of the config's objective, which must follow a reward."""
+    section = config.objective
+    return build_by_name(METHODS[type(section)], section, schedule=schedule, seed=config.seed)
 
 
 def build_rollouts(config: Config) -> FreshRollout | ReusedRollout:
@@ -134,30 +145,29 @@ def build_rollouts(config: Config) -> FreshRollout | ReusedRollout:
 
 def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScorer | PixelScorer:
     """How a reward-gradient objective reads its reward."""
-    own, scores = config.objective, config.reward
-    assert isinstance(own, SteeringConfig) and scores is not None
+    objective, scores = config.reward_gradient, config.reward
+    assert objective is not None and scores is not None
     if isinstance(reward, LatentReward | RewardEnsemble):
         return LatentScorer(reward, scores.aggregate)
-    decay = own.temporal_decay if isinstance(own, InstructVideoConfig) else None
-    return PixelScorer(reward, model, config.seed, own.frames, scores.aggregate, decay)
+    context = {"reward": reward, "backbone": model, "seed": config.seed, "aggregate": scores.aggregate}
+    return build_by_name(PixelScorer, objective, **context)
 
 
 def drawn_prompts(config: Config) -> list[str]:
     """The training prompts that this run's chains start with: a short run on a long list needs few of them."""
-    known, samples = load_prompts(config.data.prompts)["train"], config.training.steps * config.training.batch
-    return [known[place] for place in met(samples, len(known), config.seed, PROMPTS)]
+    prompts, samples = load_prompts(config.data.prompts)["train"], config.training.steps * config.training.batch
+    return [prompts[index] for index in met(samples, len(prompts), config.seed, PROMPTS)]
 
 
 def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips: Dataset | None) -> RewardGradient:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
-    own, scores, guidance = config.objective, config.reward, config.rollout.guidance
-    assert isinstance(own, SteeringConfig) and scores is not None
-    with located("data"):
+    objective, scores, guidance = config.reward_gradient, config.reward, config.rollout.guidance
+    assert objective is not None and scores is not None
+    with error_location("data"):
         latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
-    from_data = isinstance(own, InstructVideoConfig) or (isinstance(own, FromDataConfig) and own.from_data > 0)
-    starts = clips if from_data else None
+    starts = clips if objective.starts_from_data else None
     if isinstance(starts, PairDataset):
-        what = f"objective {own.name} starts from videos, not from pairs"
+        what = f"objective {objective.name} starts from videos, not from pairs"
         raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
     return RewardGradient(
         model,
@@ -174,7 +184,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         latent_shape,
         adapter=POLICY,
         guidance=Guidance(guidance.scale, guidance.gradient),
-        distance_weight=own.distance_weight,
+        distance_weight=objective.distance_weight,
         step_weight=config.rollout.step_weight,
         clips=starts,
         reward_batch=scores.batch,
@@ -186,8 +196,8 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
 
 
 def build_regulariser(config: Config, model: Backbone, clips: Dataset | None) -> Regulariser | None:
-    own = config.objective
-    if isinstance(own, SteeringConfig) and own.sft is not None:
-        assert clips is not None
-        return Regulariser(build_sft(config, model, clips), every=own.sft.every)
-    return None
+    objective = config.reward_gradient
+    if objective is None or objective.sft is None:
+        return None
+    assert clips is not None
+    return Regulariser(build_sft(config, model, clips), every=objective.sft.every)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prfl.backbone import Backbone
-from prfl.config.schema import Config, PixelRewardConfig, listed
-from prfl.factory.data import Dataset, load_prompts
+from prfl.config.schema import Config
+from prfl.config.section import Source
+from prfl.factory.data import Dataset
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import reward_path
-from prfl.reward.aesthetic import AESTHETIC_MLP
 from prfl.reward.checkpoint import saved_reward
 from prfl.training.checkpoint import VERSION
 from prfl.utils.errors import PrflError
@@ -27,21 +28,26 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
     }
     facts["backbone.model (settings)"] = [model.settings, *model.schedule]
     facts["backbone.model (text encoder)"] = model.text_identity or f"of {config.backbone.model}"  # a hub id
-    some = "\n".join(load_prompts(config.data.prompts)["train"])
-    facts["data.prompts.train (content)"] = hashlib.sha256(some.encode()).hexdigest()[:16]
+    prompts = "\n".join(load_prompts(config.data.prompts)["train"])
+    facts["data.prompts.train (content)"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
     if clips is not None:
         facts["data (videos and labels)"] = clips.fingerprint
-    paths = listed(config.reward.path) if config.reward else []
-    for number, path in enumerate(paths):
-        key = f"reward.path[{number}]" if len(paths) > 1 else "reward.path"
-        facts |= {f"{key} ({name})": value for name, value in saved_reward(reward_path(path)).items()}
-    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
-        if not config.reward.aesthetic.mlp.is_file():
-            what = f"there is no file {config.reward.aesthetic.mlp}"
-            raise PrflError(what, where="reward.aesthetic.mlp", fix=AESTHETIC_MLP)
-        facts["reward.aesthetic.mlp (content)"] = remembered_hash(config.reward.aesthetic.mlp)[:16]
-        facts["reward.aesthetic.clip (content)"] = _folder_content(config.reward.aesthetic.clip)
+    sources: list[Source] = config.reward.files() if config.reward else []
+    for number, source in enumerate(sources):
+        several = [other.key for other in sources].count(source.key) > 1
+        facts |= _source_contents(source, f"{source.key}[{number}]" if several else source.key)
     return facts
+
+
+def _source_contents(source: Source, key: str) -> dict[str, Any]:
+    """What tells the content of a file, a model's folder or a saved reward from any other's."""
+    if source.kind == "reward":
+        return {f"{key} ({name})": value for name, value in saved_reward(reward_path(source.place)).items()}
+    if source.kind == "model":
+        return {f"{key} (content)": _folder_content(source.place)}
+    if not Path(source.place).is_file():
+        raise PrflError(f"there is no file {source.place}", where=key, fix=source.remedy)
+    return {f"{key} (content)": remembered_hash(Path(source.place))[:16]}
 
 
 def former_input_contents(clips: Dataset | None) -> dict[str, Any]:

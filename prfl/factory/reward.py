@@ -1,8 +1,8 @@
-"""Rewards of a config: new, trained, or the aesthetic score."""
+"""Rewards of a config: new, trained, or public."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from prfl.backbone import Backbone
-from prfl.config.schema import Config, LatentRewardConfig, PixelRewardConfig, listed
+from prfl.config.schema import Config
+from prfl.config.sections.reward import AestheticConfig, LatentRewardConfig, PixelRewardConfig, PublicRewardConfig
 from prfl.factory import provenance
+from prfl.factory.by_name import build_by_name
 from prfl.factory.data import clip_size
 from prfl.reward import pixel
-from prfl.reward.aesthetic import AestheticReward, load_aesthetic
+from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.head import RewardHead
@@ -22,43 +24,54 @@ from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.scores import total
 from prfl.toy import clips as shapes
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 
 TrainableReward = LatentReward | PixelReward
 Reward = TrainableReward | RewardEnsemble | AestheticReward
 
 
+PUBLIC_REWARDS: dict[type[PublicRewardConfig], type[AestheticReward]] = {AestheticConfig: AestheticReward}
+"""The class of every reward that others trained: ``load`` takes its section's keys, ``untrained`` is to be counted."""
+
+
 def build_new_reward(config: Config, model: Backbone) -> TrainableReward:
     """An untrained reward, as ``reward.head`` describes it."""
     torch.manual_seed(config.seed)
-    if isinstance(config.reward, LatentRewardConfig):
-        head = config.reward.head
-        assert head is not None
-        own = head.adapter
-        network = RewardHead(
-            model.width, head.dimensions, blocks=len(head.blocks), pooling=head.pooling, inner=head.inner,
-            n_queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
-        )  # fmt: skip
-        adapter = None
-        if own is not None:
-            adapter = RewardAdapter(own.rank, own.alpha, tuple(own.targets), dropout=own.dropout, seed=config.seed)
-        with located("reward.head.adapter.targets"):
-            return LatentReward(network, model, head.blocks, adapter=adapter)
+    return NEW_REWARDS[type(config.reward)](config, model)
+
+
+def new_latent_reward(config: Config, model: Backbone) -> LatentReward:
+    assert isinstance(config.reward, LatentRewardConfig) and config.reward.head is not None
+    head = config.reward.head
+    network = RewardHead(
+        model.width, head.dimensions, blocks=len(head.blocks), pooling=head.pooling, inner=head.inner,
+        n_queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
+    )  # fmt: skip
+    adapter, lora = None, head.adapter
+    if lora is not None:
+        adapter = RewardAdapter(lora.rank, lora.alpha, tuple(lora.targets), dropout=lora.dropout, seed=config.seed)
+    with error_location("reward.head.adapter.targets"):
+        return LatentReward(network, model, head.blocks, adapter=adapter)
+
+
+def new_pixel_reward(config: Config, model: Backbone) -> PixelReward:
     assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
-    pixel_head = config.reward.head
-    frames = PixelNetwork(
-        model.text_width, pixel_head.dimensions, size=pixel_head.size, hidden=pixel_head.hidden, inner=pixel_head.inner
-    )
-    return PixelReward(frames.to(model.device))
+    network = build_by_name(PixelNetwork, config.reward.head, text_width=model.text_width)
+    return PixelReward(network.to(model.device))
+
+
+NEW_REWARDS: dict[type, Callable[[Config, Backbone], TrainableReward]] = {
+    LatentRewardConfig: new_latent_reward,
+    PixelRewardConfig: new_pixel_reward,
+}
 
 
 def load_followed_reward(config: Config, model: Backbone) -> Reward:
-    """The reward at ``reward.path``, or the aesthetic score; frozen."""
-    if isinstance(config.reward, PixelRewardConfig) and config.reward.aesthetic:
-        own = config.reward.aesthetic
-        return load_aesthetic(own.clip, own.mlp, own.revision, model.device)
-    assert config.reward is not None and config.reward.path is not None
-    paths = listed(config.reward.path)
+    """The reward at ``reward.path``, or the public one that is named in its place; frozen."""
+    assert config.reward is not None
+    if public := config.reward.public:
+        return build_by_name(PUBLIC_REWARDS[type(public)].load, public, device=model.device)
+    paths = config.reward.paths
     members = []
     for number, path in enumerate(paths):
         several = len(paths) > 1

@@ -8,7 +8,7 @@ Source: LAION's improved-aesthetic-predictor, as VADER (arXiv 2407.08737) differ
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from prfl.backbone.condition import Condition
 from prfl.backbone.weights import check_finite
@@ -26,12 +26,19 @@ from prfl.reward.scores import Normalisation, Scores
 from prfl.utils.errors import PrflError
 
 DIMENSION = "aesthetic"
-AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
 # CLIP's own normalisation of pixels in [0, 1], by channel.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Frames that CLIP reads at once; with gradients, its activations are alive for these only (0.4 GB a frame in float32).
 FRAMES_AT_ONCE = 4
 WIDEST = 2**14  # embeddings of a CLIP: ViT-L/14 has 768
+
+VIT_L_14 = {  # what decides the size of openai/clip-vit-large-patch14's image side
+    "projection_dim": 768,
+    "vision_config": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+        "patch_size": 14, "image_size": 224,
+    },
+}  # fmt: skip
 
 
 class AestheticMlp(nn.Module):
@@ -103,6 +110,20 @@ class AestheticReward:
         return {DIMENSION: torch.cat(parts).unflatten(0, (len(pixels), -1)).mean(1)}
 
     logits = __call__  # the score is used as it is; there is nothing to normalise
+
+    @classmethod
+    def load(cls, device: torch.device | str, clip: str, mlp: str | Path, revision: str | None) -> AestheticReward:
+        """``load_aesthetic`` with the keys of its config section."""
+        return load_aesthetic(clip, mlp, revision, device)
+
+    @classmethod
+    def untrained(cls) -> AestheticReward:
+        """One of its sizes, to be counted on ``meta``."""
+        return cls(CLIPModel(CLIPConfig(**VIT_L_14)), AestheticMlp())
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for network in (self.vision, self.projection, self.mlp):
+            yield from network.parameters()
 
     def score_frames(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
         frames = clip_pixels(frames.to(self.projection.weight.dtype), self.size)

@@ -20,7 +20,8 @@ from prfl.backbone.weights import check_finite
 from prfl.reward.stored import AGAIN, StoredLatent, StoredPixel, config_hash, validated
 from prfl.reward.stored import RewardCard as RewardCard
 from prfl.utils.errors import PrflError
-from prfl.utils.files import content_hash, read_tensors, replacing
+from prfl.utils.files import atomic_write, read_tensors
+from prfl.utils.hashing import content_hash, json_hash
 
 CONFIG, WEIGHTS = "config.json", "reward.safetensors"
 VERSION = 1
@@ -40,7 +41,7 @@ def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], te
     header = {"format": f"prfl-{kind}", "version": VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     whole = {**header, "config_sha256": config_hash({**header, **config}), **config}
     for name, content in ((WEIGHTS, weights), (CONFIG, (json.dumps(whole, indent=2) + "\n").encode())):
-        with replacing(Path(folder) / name) as path:
+        with atomic_write(Path(folder) / name) as path:
             path.write_bytes(content)
 
 
@@ -64,11 +65,11 @@ def find_reward(folder_or_hub: str | Path) -> SavedReward[StoredPixel] | SavedRe
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
     """What makes a saved reward this one: the hash of its weights, its normalisation, and how its network is built."""
     config = read_config(folder_or_hub)
-    built = json.dumps([config.get(name) for name in ("format", "blocks", "head", "adapter", "network")])
+    built = [config.get(name) for name in ("format", "blocks", "head", "adapter", "network")]
     return {
         "weights": str(config.get("weights_sha256"))[:16],
         "normalisation": config.get("normalisation"),
-        "settings": hashlib.sha256(built.encode()).hexdigest()[:16],
+        "settings": json_hash(built, sort_keys=False)[:16],
     }
 
 

@@ -27,8 +27,8 @@ from prfl.reward.head import RewardHead
 from prfl.reward.model_card import reward_card
 from prfl.reward.scores import Normalisation, Scores
 from prfl.reward.stored import StoredLatent
-from prfl.utils.errors import PrflError, located
-from prfl.utils.files import replacing
+from prfl.utils.errors import PrflError, error_location
+from prfl.utils.files import atomic_write
 
 KIND = StoredLatent.kind
 
@@ -171,7 +171,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
     ) -> None:
         """Write ``config.json``, ``reward.safetensors`` (head and own adapter only) and the card, README.md."""
         write_reward(folder, KIND, self.saved_config(), self.state())
-        with replacing(Path(folder) / "README.md") as path:
+        with atomic_write(Path(folder) / "README.md") as path:
             self.generate_model_card(**(model_card_kwargs or {})).save(path)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
@@ -195,7 +195,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         config, where = saved.config, str(folder_or_hub)
         check_fit(config.backbone, backbone.describe(), where)
         adapter = None if config.adapter is None else RewardAdapter(**config.adapter.model_dump())
-        with located(where):
+        with error_location(where):
             tensors = saved.weights(described_shapes(config, backbone))
             if adapter is not None and adapter_name is not None:
                 adapter = replace(adapter, name=adapter_name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prfl.config.data_schema import is_hub_id
+from prfl.config.section import is_hub_id
 from prfl.utils.text import markdown_cell
 
 PAPER = "https://arxiv.org/abs/2511.21541"

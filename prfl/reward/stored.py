@@ -6,7 +6,6 @@ size is allocated: a config is a few lines of a stranger's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from prfl.config.messages import shown
 from prfl.reward.scores import Normalisation
 from prfl.utils.errors import PrflError
+from prfl.utils.hashing import json_hash
 
 AGAIN = "save or download the reward again"
 LARGEST = 2**20  # of a width, of queries, of a rank: far above any, and no product of them overflows
@@ -179,4 +179,4 @@ def config_hash(config: Mapping[str, Any]) -> str:
         for section in sections:
             part = part.get(section) or {}
         part.pop(key, None)
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    return json_hash(hashed)

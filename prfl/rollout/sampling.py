@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch import Tensor
 from prfl.backbone import Backbone
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
-from prfl.rollout.solvers import DETERMINISTIC, SolverSchedule
+from prfl.rollout.solvers import SOLVERS, SolverSchedule
 from prfl.rollout.trajectory import rollout
 from prfl.utils import rng
 
@@ -40,11 +40,11 @@ class SamplingSettings:
     guidance_scale: float = 1.0
     batch: int = 32
     seed: int = 0
-    solver: Literal["euler", "unipc"] = "euler"
+    solver: str = "euler"
 
     def chain(self, default_shift: float) -> SolverSchedule:
         sigmas = chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
-        return DETERMINISTIC[self.solver](sigmas)
+        return SOLVERS[self.solver](sigmas)
 
 
 def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:

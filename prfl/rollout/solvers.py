@@ -9,7 +9,7 @@ x[i] itself: x[i] is the state that the network sees, so that one walk back serv
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -150,8 +150,8 @@ def flow_sde(sigmas: Float[Tensor, " nodes"], eta: float) -> SolverSchedule:
     return SolverSchedule(sigmas, tuple(a), tuple(b), tuple(c))
 
 
-DETERMINISTIC = {"euler": euler, "unipc": unipc}
-"""The solvers of a velocity that need no noise: what videos are drawn with."""
+SOLVERS: dict[str, Callable[..., SolverSchedule]] = {"euler": euler, "unipc": unipc, "flow_sde": flow_sde}
+"""The solvers of a velocity by the names that a config gives them; what they are is in config/sections/rollout.py."""
 
 
 def ddim(alphas_cumprod: Float[Tensor, " nodes"], eta: float = 0.0) -> SolverSchedule:

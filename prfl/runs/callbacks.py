@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from prfl.evaluation import hacking, policy_eval, reward_eval
-from prfl.factory.data import load_prompts
 from prfl.factory.policy import policy_path, save_policy
+from prfl.factory.prompts import load_prompts
 from prfl.factory.provenance import Moment, run_hash
 from prfl.runs.early_stopping import BestPolicy
 from prfl.runs.outcomes import outcome_of, show_report
@@ -27,7 +27,7 @@ class Validation:
         evaluation = stage.config.evaluation
         self.stage, self.rewards, self.best = stage, rewards, best
         self.prompts = load_prompts(stage.config.data.prompts)["validation"][: evaluation.prompts_per_round]
-        self.alarms: list[hacking.Fall] = []
+        self.alarms: list[hacking.HackingAlarm] = []
 
     def __call__(self, step: int) -> dict[str, float]:
         config, samples = self.stage.config, self.stage.folder.samples

@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from prfl.backbone import Backbone
 from prfl.backbone.adapters import reach
 from prfl.config import dump_resolved, identity
-from prfl.config.schema import Config, PreferenceConfig
+from prfl.config.schema import Config
 from prfl.estimate.fill import fill_card
 from prfl.estimate.suggestions import out_of_memory
 from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choose_kernels, policy_adapter_name
-from prfl.factory.data import build_dataset, check_prompts, fill_cache, has_clips, load_prompts
+from prfl.factory.data import build_dataset, fill_cache
+from prfl.factory.prompts import check_prompts, load_prompts
 from prfl.factory.resume_identity import input_contents
 from prfl.runs.outcomes import show_report
 from prfl.runs.stage_run import StageRun
@@ -32,7 +33,7 @@ from prfl.utils.lock import folder_lock
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     load_prompts(config.data.prompts)
-    with processes.peers(), out_of_memory(config):
+    with processes.peer_errors(), out_of_memory(config):
         train_stage(config, resume)
 
 
@@ -51,13 +52,13 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     model = prepared_model(config)
 
     # The clips of the data, through the VAE once.
-    manifest = fill_cache(config, model, progress("generated clips")) if has_clips(config) else None
+    manifest = fill_cache(config, model, progress("generated clips")) if config.data.has_clips else None
     clips = build_dataset(config, model, manifest, "train") if manifest else None
     model.park_vae()
 
     facts = identity(config) | input_contents(config, model, clips)
     stage = StageRun(config, model, folder, accelerator, resume, facts, watched(config, model), clips)
-    if isinstance(config.objective, PreferenceConfig):
+    if config.trains_reward:
         assert manifest is not None
         model.drop_text_encoder()  # a policy's stage encodes its prompts first
         result = train_reward(stage, build_dataset(config, model, manifest, "validation"))
@@ -69,12 +70,16 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
 
 
 def prepared_model(config: Config) -> Backbone:
-    """The model of a config, checked, with what was chosen for it said on the console."""
+    """Build the model of a config and check it; prints what was chosen for it."""
     model = build_backbone(config)
+
+    # Which kernels and which attention run.
     chosen = {**choose_kernels(config), "attention": attention_choice(config, model)}
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
+
+    # Whether the prompts and the adapter are as they should be.
     check_prompts(config, model)
     if config.backbone.adapter:
         check_starts_as_base(model, POLICY)
@@ -86,10 +91,10 @@ def prepared_model(config: Config) -> Backbone:
 
 
 def watched(config: Config, model: Backbone) -> Watched:
-    """What the trainer looks at beside the parameters it trains: all weights, and the policy's output by its base's."""
+    """Return what the trainer checks beside the parameters it trains: all weights, and the policy against its base."""
     parts = {"transformer": model.transformer, "vae": model.vae}
     weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
-    adapter = None if isinstance(config.objective, PreferenceConfig) else policy_adapter_name(config)
+    adapter = None if config.trains_reward else policy_adapter_name(config)
     if adapter is None:
         return Watched(weights)
     return Watched(weights, partial(check_differs_from_base, model, adapter, rate=config.training.learning_rate))

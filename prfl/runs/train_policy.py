@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prfl.config.rules import FEWEST_PROMPTS
-from prfl.config.schema import SftConfig
-from prfl.factory.data import encode_prompts, load_prompts
+from prfl.config.sections.evaluation import FEWEST_PROMPTS
+from prfl.factory.data import encode_prompts
 from prfl.factory.evaluation import watched_rewards
 from prfl.factory.objective import build_regulariser, build_reward_gradient, build_sft
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import Reward, followed_dimensions, load_followed_reward
 from prfl.objective import Objective
 from prfl.runs.callbacks import StopOnHacking, Validation, save_best
@@ -52,7 +52,7 @@ def train_policy(stage: StageRun) -> TrainResult:
 def objective_of(stage: StageRun) -> tuple[Objective, Reward | None]:
     """Return what is trained, and the reward that it follows, if any."""
     config, model = stage.config, stage.model
-    if isinstance(config.objective, SftConfig):
+    if not config.follows_reward:
         assert stage.clips is not None
         return build_sft(config, model, stage.clips), None
     reward = load_followed_reward(config, model)

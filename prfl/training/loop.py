@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from prfl.backbone.weights import hold_their_own
-from prfl.config.schema import TrainingConfig
+from prfl.config.sections.training import TrainingConfig
 from prfl.objective import Objective, Stateful
 from prfl.training import guards
 from prfl.training.checkpoint import (

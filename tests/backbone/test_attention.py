@@ -11,7 +11,7 @@ import torch
 
 from prfl.backbone import WanBackbone, attention
 from prfl.backbone.attention import NAMES, attend, choose_attention, why_not
-from prfl.config.schema import BackboneConfig
+from prfl.config.sections.backbone import BackboneConfig
 from tests.backbone.test_kernels import assert_close, computed, with_adapter
 
 CPU = torch.device("cpu")

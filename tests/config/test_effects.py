@@ -19,13 +19,16 @@ import torch
 from prfl.backbone import Backbone
 from prfl.config import load_config
 from prfl.config.messages import all_keys, models_in
-from prfl.config.schema import Config, PreferenceConfig, SftConfig, StagesConfig
+from prfl.config.schema import Config, StagesConfig
+from prfl.config.sections.objective import PreferenceConfig, SftConfig
 from prfl.data.manifest import read_manifest
-from prfl.factory import data as data_factory
+from prfl.factory import clips as clips_factory
 from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choose_device, choose_kernels
-from prfl.factory.data import build_dataset, build_manifest, fill_cache, has_clips, load_prompts
+from prfl.factory.clips import build_manifest
+from prfl.factory.data import build_dataset, fill_cache
 from prfl.factory.evaluation import build_judge, sampling_settings
 from prfl.factory.objective import build_preference, build_regulariser, build_reward_gradient, build_sft
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import build_new_reward, load_followed_reward
 from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
@@ -101,7 +104,7 @@ def model_of(config: Config) -> Backbone:
 def step(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """Metrics and gradients of the objective's first two steps, and how they were computed."""
     model = model_of(config)
-    path = fill_cache(config, model, iter) if has_clips(config) else None
+    path = fill_cache(config, model, iter) if config.data.has_clips else None
     clips = build_dataset(config, model, path, "train") if path else None
     if isinstance(config.objective, PreferenceConfig):
         reward = build_new_reward(config, model)
@@ -198,8 +201,8 @@ def clips(config: Config, patch: pytest.MonkeyPatch) -> Any:
 def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """What a generator asks of those who draw, label and cut (a folder's name differs by keys that nobody reads)."""
     seen: list[Any] = []
-    patch.setattr(data_factory, "sample", lambda *given, **_: seen.append(asdict(given[3])) or torch.zeros(1))
-    patch.setattr(data_factory, "decode_all", lambda model, latents, batch: seen.append(batch) or latents)
+    patch.setattr(clips_factory, "sample", lambda *given, **_: seen.append(asdict(given[3])) or torch.zeros(1))
+    patch.setattr(clips_factory, "decode_all", lambda model, latents, batch: seen.append(batch) or latents)
 
     def labelled(folder: Path, known: object, counts: dict, draw: Callable, *others: Any) -> Path:
         seen.extend([counts, others[:2]])
@@ -210,7 +213,7 @@ def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
         seen.extend([videos, asdict(settings)])
         return folder, folder
 
-    patch.setattr(data_factory.shapes, "labelled", labelled)
+    patch.setattr(clips_factory.shapes, "labelled", labelled)
     patch.setattr("prfl.data.clips.write_clips", write_clips)
     build_manifest(config, model_of(load_config("sft.yaml")), iter)
     return seen

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from prfl.config import config_hash, dump_resolved, identity, load_config
-from prfl.config.schema import PrflConfig, VaderConfig
+from prfl.config.sections.reward_gradient import PrflConfig, VaderConfig
 from prfl.utils.errors import PrflError
 
 Write = Callable[..., Path]

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from prfl.config.data_schema import PromptsConfig
+from prfl.config.sections.data import PromptsConfig
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest, write_manifest
 from prfl.data.prompts import plain, read_prompts, split_prompts
-from prfl.factory.data import load_prompts
+from prfl.factory.prompts import load_prompts
 from prfl.utils.errors import PrflError
 
 

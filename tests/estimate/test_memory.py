@@ -21,8 +21,9 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
-from prfl.factory.backbone import POLICY, build_architecture, build_backbone, build_cheaper, build_schedule
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_scorer
+from prfl.factory.rollout import build_cheaper, build_schedule
 from prfl.objective.reused_rollout import ReusedRollout
 from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward

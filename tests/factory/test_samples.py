@@ -15,9 +15,9 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.estimate.missing_inputs import missing_inputs
-from prfl.factory import data as data_factory
+from prfl.factory import clips as clips_factory
 from prfl.factory.backbone import build_backbone
-from prfl.factory.data import build_manifest
+from prfl.factory.clips import build_manifest
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.policy import finished_run_config, load_policy, save_policy
 from prfl.rollout.sampling import sample
@@ -44,10 +44,10 @@ def test_samples_of_several_guidance_scales_are_one_manifest(
         write_manifest(folder / "manifest.jsonl", [LabelledVideo(folder / "videos/0.mp4", "a red circle", {}, "train")])
         return folder / "manifest.jsonl"
 
-    monkeypatch.setattr(data_factory.shapes, "labelled", few)
-    monkeypatch.setattr(data_factory, "decode_all", lambda *_: torch.zeros(1))
+    monkeypatch.setattr(clips_factory.shapes, "labelled", few)
+    monkeypatch.setattr(clips_factory, "decode_all", lambda *_: torch.zeros(1))
     monkeypatch.setattr(
-        data_factory, "sample", lambda *given, **_: drawn.append(given[3].guidance_scale) or torch.zeros(1)
+        clips_factory, "sample", lambda *given, **_: drawn.append(given[3].guidance_scale) or torch.zeros(1)
     )
     path = build_manifest(load_config("reward.yaml"), tiny_backbone, iter)
     folders = {row.video.parents[1].name for row in read_manifest(path) if isinstance(row, LabelledVideo)}
@@ -97,8 +97,8 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.Tensor]]:
         write_manifest(folder / "manifest.jsonl", [LabelledVideo(folder / "videos/0.mp4", prompt, {}, "train")])
         return folder / "manifest.jsonl"
 
-    monkeypatch.setattr(data_factory.shapes, "labelled", few)
-    monkeypatch.setattr(data_factory, "decode_all", lambda model, latents, batch: latents)
+    monkeypatch.setattr(clips_factory.shapes, "labelled", few)
+    monkeypatch.setattr(clips_factory, "decode_all", lambda model, latents, batch: latents)
     return drawn
 
 
@@ -140,7 +140,7 @@ def test_policies_that_cannot_draw(
     absent = load_config("reward.yaml", ["data.generator.policies=[runs/absent]"])
     (line,) = missing_inputs(absent)
     assert line.startswith("data.generator.policies: there is no finished run in runs/absent")
-    assert not missing_inputs(absent, made=[Path("runs/absent")])
+    assert not missing_inputs(absent, filled=[Path("runs/absent")])
     model = build_backbone(config)
     draws(monkeypatch)
     with pytest.raises(PrflError, match="there is no config.yaml in it"):

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from prfl.backbone import adapters, load_backbone
-from prfl.config.schema import TrainingConfig
+from prfl.config.sections.training import TrainingConfig
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward

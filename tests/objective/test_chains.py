@@ -7,8 +7,8 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from prfl.config import load_config
-from prfl.factory.backbone import build_schedule
 from prfl.factory.evaluation import sampling_settings
+from prfl.factory.rollout import build_schedule
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
 from prfl.rollout.flow import chain_sigmas

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prfl.backbone import Condition
-from prfl.config.schema import TrainingConfig
+from prfl.config.sections.training import TrainingConfig
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.reused_rollout import ReusedRollout

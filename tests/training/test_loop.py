@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from prfl.config.schema import TrainingConfig
+from prfl.config.sections.training import TrainingConfig
 from prfl.training.distributed import make_accelerator
 from prfl.training.logger import Logger
 from prfl.training.loop import Callbacks, Hook, Resumption, fit, split_indices

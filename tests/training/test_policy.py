@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from prfl.backbone import load_backbone
-from prfl.config.schema import TrainingConfig
+from prfl.config.sections.training import TrainingConfig
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.reused_rollout import ReusedRollout

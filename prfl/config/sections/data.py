@@ -1,47 +1,26 @@
-"""The ``data`` section of a config, and what all sections share."""
+"""``data``: clips, prompts, their size and their cache."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from prfl.config.section import MAY_CHANGE, SEEDS, Fault, FolderOrFile, Section, Source, one_of, place, unread
 
-def at_home(path: Path) -> Path:
-    """``~`` and ``~name`` at its beginning replaced by that home folder."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:  # ~ without HOME, a user that is not there
-        raise ValueError(f"there is no home folder for {path.parts[0]}; write the whole path") from error
+if TYPE_CHECKING:
+    from prfl.config.schema import Config
 
 
-FolderOrFile = Annotated[Path, AfterValidator(at_home)]
-# Keys marked with this may differ between a run and its resumption; they are left out of the config hash.
-MAY_CHANGE: dict[str, Any] = {"may_change": True}
-SEEDS = 2**63  # torch takes no larger seed
+class GeneratorBase(Section):
+    """What all generators of clips have in common.  One can be named because it is defined, with a name."""
+
+    name: str = Field(description="The generator.")
+    makes_pairs: ClassVar[bool] = False  # preferences in place of labels
 
 
-# Keys that name a place: what lies there decides a run's numbers, and is hashed (build/identity.py).  It may be moved.
-BY_CONTENT: dict[str, Any] = {"by_content": True}
-
-
-def place(**facts: Any) -> Any:
-    """The ``Field`` of a key that names a place."""
-    return Field(json_schema_extra=BY_CONTENT, **facts)
-
-
-def is_hub_id(name: object) -> bool:
-    """``owner/name``, and no folder here."""
-    text = str(name)
-    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class SamplesConfig(Section):
+class SamplesConfig(GeneratorBase):
     name: Literal["shapes_samples"] = Field(description="The backbone's own samples, labelled by the shapes oracle.")
     per_prompt: int = Field(ge=2, description="Samples of each training prompt; pairs are made within a prompt.")
     held_out_per_prompt: int = Field(default=24, ge=2, description="Samples of each validation prompt.")
@@ -61,8 +40,17 @@ class SamplesConfig(Section):
     batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples.")
 
+    def files(self) -> list[Source]:
+        return [Source("data.generator.policies", str(run), "run") for run in self.policies if run is not None]
 
-class MixtureConfig(Section):
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        for number, policy in enumerate(self.policies):
+            if policy in self.policies[:number]:
+                what = f"{policy or 'null'} is named twice; its samples would be the same"
+                yield "data.generator.policies", what
+
+
+class MixtureConfig(GeneratorBase):
     name: Literal["shapes_mixture"] = Field(description="Rendered clips with the pretraining set's share of flaws.")
     count: int = Field(ge=1, description="Number of clips that are rendered.")
     wrong: float = Field(default=0.2, ge=0, le=1, description="Share of clips with one wrong attribute.")
@@ -70,13 +58,13 @@ class MixtureConfig(Section):
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the clips.")
 
 
-class CuratedConfig(Section):
+class CuratedConfig(GeneratorBase):
     name: Literal["shapes_curated"] = Field(description="Rendered clips without a flaw.")
     count: int = Field(ge=1, description="Number of clips that are rendered.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the clips.")
 
 
-class ClipsConfig(Section):
+class ClipsConfig(GeneratorBase):
     name: Literal["video_clips"] = Field(
         description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
     )
@@ -95,6 +83,10 @@ class ClipsConfig(Section):
         default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
     )
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the crops and degradations.")
+    makes_pairs = True
+
+    def files(self) -> list[Source]:
+        return [Source("data.generator.videos", str(self.videos), "videos")]
 
 
 class PromptsConfig(Section):
@@ -103,12 +95,18 @@ class PromptsConfig(Section):
     test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
 
 
+if TYPE_CHECKING:
+    GeneratorConfig = GeneratorBase
+else:
+    GeneratorConfig = one_of(GeneratorBase, "name")
+
+
 class DataConfig(Section):
     manifest: FolderOrFile | None = place(
         default=None,
         description="JSON lines: a labelled video, or a pair of videos of one prompt with a preference, in each.",
     )
-    generator: SamplesConfig | MixtureConfig | CuratedConfig | ClipsConfig | None = Field(
+    generator: GeneratorConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
     prompts: PromptsConfig = Field(
@@ -139,3 +137,35 @@ class DataConfig(Section):
         description="Clips that the VAE encodes at once for the cache; 1 for large videos, or memory runs out.",
         json_schema_extra=MAY_CHANGE,
     )
+
+    @property
+    def has_clips(self) -> bool:
+        return self.manifest is not None or self.generator is not None
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether the clips are known to be pairs; a manifest may have either."""
+        return self.generator is not None and self.generator.makes_pairs
+
+    def files(self) -> list[Source]:
+        if self.generator:
+            return self.generator.files()
+        remedy = "write one (JSON lines: see README.md, Use), or name another"
+        return [Source("data.manifest", str(self.manifest), "manifest", remedy=remedy)] if self.manifest else []
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        reads_clips = config.objective.reads_clips
+        if self.manifest and self.generator:
+            yield "data.generator", "data.manifest is given too; keep one of them"
+        if reads_clips and not self.has_clips:
+            yield "data.manifest", "the objective trains on clips; give data.manifest or data.generator"
+        if not reads_clips and self.has_clips:
+            yield "data", "clips are given that nobody reads; remove them or add objective.sft"
+        if not self.has_clips:
+            yield from unread(self, "data", ["skip_unreadable", "encode_batch"], "a config without clips")
+        if self.generator:
+            yield from self.generator.conflicts(config)
+        if config.evaluation.every and not self.prompts.validation:
+            yield "data.prompts.validation", "evaluation.every needs validation prompts"
+        if config.evaluation.final_samples and not self.prompts.test:
+            yield "data.prompts.test", "evaluation.final_samples needs test prompts"

@@ -1,0 +1,1 @@
+"""The sections of a config, a file for each."""

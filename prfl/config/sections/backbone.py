@@ -1,0 +1,111 @@
+"""``backbone``: the video model, and which of its weights are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from prfl.config.section import MAY_CHANGE, Fault, Section, Source, is_hub_id, place, unread
+
+if TYPE_CHECKING:
+    from prfl.config.schema import Config
+
+
+class AdapterConfig(Section):
+    rank: int = Field(
+        ge=1, description="Rank of the low-rank update: its size and memory grow with it; 16 to 64 is usual."
+    )
+    alpha: float = Field(gt=0, description="The update is scaled by alpha / rank; alpha = rank leaves it as it is.")
+    targets: list[str] = Field(
+        default=["to_q", "to_k", "to_v", "to_out.0"],
+        min_length=1,
+        description="Ends of the names of the linear layers that get an update.",
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Dropout on the low-rank branch in training: one mask a sample and step, for its whole chain.",
+    )
+
+
+class PolicyAdapterConfig(AdapterConfig):
+    blocks: Literal["all", "last_half"] | list[int] = Field(
+        default="all",
+        description="Blocks that get an update: all, last_half, or a list of them (the first is 0).  Where one step of "
+        "the chain is trained, the backward pass ends at the first of them: the last half costs less time and memory.",
+    )
+
+
+Kernels = Literal["auto", "torch", "triton"]
+
+
+class KernelsConfig(Section):
+    lora_linear: Kernels = Field(default="auto", description="Linear layers with an adapter.")
+    qk_norm_rope: Kernels = Field(default="auto", description="Norm and rotation of queries and keys.")
+    gated_residual_norm: Kernels = Field(default="auto", description="Gate, sum, norm and modulation of a block.")
+
+
+class BackboneConfig(Section):
+    model: str = place(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Type of the frozen weights: bfloat16 halves their memory; adapters and heads stay float32.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the run computes; auto takes a GPU where there is one."
+    )
+    checkpointing: Literal["none", "attention", "full", "auto"] = Field(
+        default="none",
+        description="Recompute blocks in the backward pass: all of them (full), or all but their attention's output; "
+        "auto keeps as many attention outputs and whole blocks as the GPU has room for.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    offload: bool = Field(
+        default=False,
+        description="Keep what checkpointed blocks save, and the rollout's latents, in host memory.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    kernels: Kernels | KernelsConfig = Field(
+        default="auto",
+        description="Which kernels run, for all operations or for each; PRFL_KERNELS decides where this says auto.",
+    )
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "flash_3", "flash_4", "xformers", "triton"] = Field(
+        default="auto",
+        description="Which attention runs; PRFL_ATTENTION decides where this says auto, and then torch by itself.",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
+    )
+    train: Literal["lora", "full"] = Field(
+        default="lora",
+        description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
+    )
+    adapter: PolicyAdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
+
+    def files(self) -> list[Source]:
+        weights = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
+        files = tuple(f"transformer/{name}" for name in weights)
+        return [Source("backbone.model", self.model, "model", self.revision, files)]
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        if not is_hub_id(self.model):
+            yield from unread(self, "backbone", ["revision"], "a model in a folder")
+        if self.offload and self.checkpointing == "none":
+            yield "backbone.offload", "it moves what checkpointed blocks keep; set backbone.checkpointing or remove it"
+        if self.offload and self.checkpointing == "auto":
+            what = "checkpointing: auto fills the GPU with what it moves away; take full, or remove it"
+            yield "backbone.offload", what
+        if config.trains_reward:
+            reason = f"objective {config.objective.name} trains the reward only"
+            if self.adapter:
+                yield "backbone.adapter", f"{reason}; its own adapter is reward.head.adapter"
+            if self.train == "full":
+                yield "backbone.train", f"{reason}; leave it at lora"
+        elif self.train == "lora" and self.adapter is None:
+            yield "backbone.adapter", "missing; train: lora needs it, for example adapter: {rank: 16, alpha: 16}"
+        elif self.train == "full" and self.adapter:
+            yield "backbone.adapter", "train: full does not read it"

@@ -1,0 +1,95 @@
+"""``evaluation``: what is watched during a run, and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from prfl.config.section import SEEDS, Fault, Section, Source, unread
+
+if TYPE_CHECKING:
+    from prfl.config.schema import Config
+
+FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
+
+
+class EvaluationConfig(Section):
+    every: int = Field(ge=0, description="Steps between rounds on validation prompts; 0 is never.")
+    prompts_per_round: int = Field(
+        default=8, ge=1, description="Validation prompts of a round, the first ones of the list."
+    )
+    samples_per_prompt: int = Field(
+        default=2, ge=1, description="Samples of each prompt of a round; their diversity is measured from two on."
+    )
+    held_out_reward: str | None = Field(
+        default=None, description="A trained reward, folder or hub id, that is watched and never trained on."
+    )
+    stop_on_hacking: bool = Field(
+        default=False,
+        description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
+    )
+    keep_best: str | None = Field(
+        default=None,
+        description="A measure of the rounds (judge/all, held_out/total): the policy of its best round is the run's "
+        "result, of equal ones the earliest; null keeps the last step's.",
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="End the run after so many rounds without a better keep_best; null is never."
+    )
+    final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
+    judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
+    steps: int | None = Field(
+        default=None, ge=1, description="Sampling steps of the videos that are looked at; null is rollout.steps."
+    )
+    guidance_scale: float = Field(default=1.0, ge=1, description="Guidance scale of the samples.")
+    batch: int = Field(default=32, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
+    seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples: the same noise in every round.")
+
+    def files(self) -> list[Source]:
+        return [Source("evaluation.held_out_reward", self.held_out_reward, "reward")] if self.held_out_reward else []
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        if config.trains_reward:
+            # The other keys of samples are read by `prfl sample --per-prompt`, which draws videos to be labelled.
+            reader = f"objective {config.objective.name} measures no videos and"
+            yield from unread(self, "evaluation", ["samples_per_prompt", "final_samples", "judge"], reader)
+        yield from self.watch_faults(config)
+        if self.keep_best is None:
+            yield from unread(self, "evaluation", ["patience"], "a run without evaluation.keep_best")
+        else:
+            yield from self.keep_best_faults(self.keep_best, config)
+
+    def watch_faults(self, config: Config) -> Iterator[Fault]:
+        """Of what is watched on held-out prompts while a video model is trained."""
+        objective = config.objective
+        if self.held_out_reward and not objective.trains_policy:
+            yield "evaluation.held_out_reward", f"objective {objective.name} draws no videos; it does not read it"
+        if self.held_out_reward and config.reward and self.held_out_reward in config.reward.paths:
+            yield "evaluation.held_out_reward", "this is the reward that is trained on; give another one"
+        if self.held_out_reward and not self.every and not self.final_samples:
+            yield "evaluation.held_out_reward", "nothing is measured; set evaluation.every or evaluation.final_samples"
+        if self.stop_on_hacking and not objective.follows_reward:
+            yield "evaluation.stop_on_hacking", f"objective {objective.name} follows no reward; it does not read it"
+        elif self.stop_on_hacking and (not self.every or self.prompts_per_round < FEWEST_PROMPTS):
+            few = f"needs evaluation.every, and evaluation.prompts_per_round of {FEWEST_PROMPTS} or more to tell"
+            yield "evaluation.stop_on_hacking", few
+
+    def keep_best_faults(self, keep_best: str, config: Config) -> Iterator[Fault]:
+        """Of the measure that the best round is chosen by."""
+        sources = {  # group of measures: the key that has it measured, and its value
+            "judge": ("evaluation.judge", self.judge),
+            "held_out": ("evaluation.held_out_reward", self.held_out_reward),
+        }
+        group, slash, measure = keep_best.partition("/")
+        if not config.objective.trains_policy:
+            yield "evaluation.keep_best", f"objective {config.objective.name} draws no videos; it does not read it"
+        elif group not in sources or not slash or not measure:
+            such = "judge/all, of evaluation.judge, or held_out/total, of evaluation.held_out_reward"
+            what = f"'{keep_best}' is no measure that nothing is trained on; such are {such}"
+            yield "evaluation.keep_best", what
+        elif not sources[group][1]:
+            yield "evaluation.keep_best", f"no round records it; set {sources[group][0]}"
+        elif not self.every:
+            yield "evaluation.keep_best", "there are no rounds; set evaluation.every"

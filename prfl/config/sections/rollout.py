@@ -1,0 +1,132 @@
+"""``rollout``: the sampling chain that training rolls out, and what is asked of its solver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from prfl.config.section import Fault, Section, unread
+
+if TYPE_CHECKING:
+    from prfl.config.schema import Config
+
+
+class GuidanceConfig(Section):
+    scale: float = Field(
+        default=1.0,
+        ge=1,
+        description="Guidance scale in training; 1 is without, anything else doubles the network calls.",
+    )
+    gradient: Literal["none", "cond", "both"] = Field(
+        default="none", description="none: no guidance. cond: gradient through the conditional branch. both: both."
+    )
+
+
+class CheaperConfig(Section):
+    """``rollout.cheaper``: for the steps on the way to the trained ones, which stay exact."""
+
+    products: Literal["exact", "float8"] = Field(
+        default="exact",
+        description="float8 multiplies the base's linear layers in float8, twice as fast on a GPU from 8.9 on; "
+        "adapters stay as they are.",
+    )
+    attention: Literal["exact", "int8"] = Field(
+        default="exact",
+        description="int8 attends among a video's tokens in 8 bits, on a GPU by the package sageattention.",
+    )
+    cache: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Skip the blocks behind the first where that one's residual has changed by less than this share "
+        "since they were last run, sample by sample; 0 is never, and rollout/cached says how often.",
+    )
+
+
+@dataclass(frozen=True)
+class SolverFacts:
+    """What the rest of prfl asks of a solver.
+
+    stochastic: its steps add noise.  multistep: they contain outputs from before them.  takes_leaps: it can go over
+    several steps at once.  keys: of the rollout section that no other solver reads.
+    """
+
+    stochastic: bool = False
+    multistep: bool = False
+    takes_leaps: bool = False
+    keys: tuple[str, ...] = ()
+
+
+SOLVERS = {
+    "euler": SolverFacts(takes_leaps=True),
+    "unipc": SolverFacts(multistep=True),
+    "flow_sde": SolverFacts(stochastic=True, keys=("eta",)),
+}
+"""Solvers that a config can name; rollout/solvers.py has their functions under the same names."""
+
+if TYPE_CHECKING:
+    SolverName = str
+else:
+    SolverName = Literal[*SOLVERS]
+
+
+class RolloutConfig(Section):
+    solver: SolverName = Field(
+        default="euler",
+        description="euler, Wan's own unipc, or the stochastic flow_sde for training, with videos then drawn by euler.",
+    )
+    eta: float = Field(default=0.7, gt=0, le=1, description="Noise of flow_sde: 0.7 is Flow-GRPO's, near 0 is euler.")
+    steps: int = Field(
+        ge=1, description="Steps of the chain from noise to video: training rolls it out, so its cost is in proportion."
+    )
+    shift: float | None = Field(default=None, gt=0, description="Shift of the sigmas; null is the backbone's own.")
+    guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="Classifier-free guidance in training.")
+    stride: int = Field(
+        default=1,
+        ge=1,
+        description="Steps that the rollout leaps over at a time on its way to the trained ones, which stay fine.",
+    )
+    gradients_per_rollout: int = Field(
+        default=1,
+        ge=1,
+        description="Optimizer steps that take their gradients from one rollout's latents, each at steps of its own.",
+    )
+    drift_limit: float | None = Field(
+        default=0.1,
+        gt=0,
+        description="For gradients_per_rollout: how far the trained steps may drift from the rollout's own, as a share "
+        "of their length, before a new rollout is made; null is any distance.",
+    )
+    cheaper: CheaperConfig = Field(default=CheaperConfig(), description="What its steps without gradient may save.")
+    step_weight: Literal["native", "unit"] = Field(
+        default="native", description="unit scales step i's gradient by mean|B| / |B[i]|; native leaves it."
+    )
+
+    @property
+    def solver_facts(self) -> SolverFacts:
+        return SOLVERS[self.solver]
+
+    @property
+    def sampling_solver(self) -> str:
+        """What videos are drawn with: the solver of the training, or Euler where its noise only explores."""
+        return "euler" if self.solver_facts.stochastic else self.solver
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        if (self.guidance.gradient == "none") != (self.guidance.scale == 1):
+            yield (
+                "rollout.guidance",
+                "gradient: none goes with scale: 1; a larger scale needs gradient: cond or both",
+            )
+        others = [key for facts in SOLVERS.values() for key in facts.keys if key not in self.solver_facts.keys]
+        yield from unread(self, "rollout", others, f"solver {self.solver}")
+        if not config.follows_reward:
+            if self.solver_facts.stochastic:
+                drawn = " or ".join(name for name, facts in SOLVERS.items() if not facts.stochastic)
+                yield "rollout.solver", f"objective {config.objective.name} rolls no chain out; take {drawn}"
+            keys = ["guidance", "step_weight", "stride", "gradients_per_rollout", "drift_limit", "cheaper"]
+            yield from unread(self, "rollout", keys, f"objective {config.objective.name}")
+        elif self.gradients_per_rollout == 1:
+            yield from unread(self, "rollout", ["drift_limit"], "gradients_per_rollout: 1")

@@ -1,0 +1,72 @@
+"""``training``: the optimizer and its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from prfl.config.section import MAY_CHANGE, Fault, Section
+
+if TYPE_CHECKING:
+    from prfl.config.schema import Config
+
+
+class TrainingConfig(Section):
+    steps: int = Field(
+        ge=1,
+        description="Optimizer steps of the whole run; a longer run goes on from a finished one.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    batch: int = Field(ge=1, description="Samples per optimizer step, over all processes.")
+    accumulation: int = Field(default=1, ge=1, description="Parts that a batch is split into; must divide it.")
+    learning_rate: float = Field(
+        gt=0, description="Peak learning rate of AdamW; a reward is easily hacked, so start small (5e-6 for Wan)."
+    )
+    warmup: int = Field(default=0, ge=0, description="Steps in which the learning rate rises from 0 in a line.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="The learning rate after the warm-up: constant, or down to 0 at the last step."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW; 0 is off.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.99), description="Decay of AdamW's averages of the gradient and of its square."
+    )
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the gradient's norm here; null is never.")
+    ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the weights, which samples are then drawn with; null is off.",
+    )
+    save_every: int = Field(
+        default=100,
+        ge=1,
+        description="Steps between checkpoints, from which a stopped run goes on.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    keep: int = Field(
+        default=2,
+        ge=1,
+        description="Newest checkpoints that are kept; older ones are deleted.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    log_every: int = Field(
+        default=1,
+        ge=1,
+        description="Steps between lines of the log on the terminal; metrics.jsonl has every step.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that a process waits for the others before it takes them for dead.",
+        json_schema_extra=MAY_CHANGE,
+    )
+    trackers: list[Literal["tensorboard"]] = Field(
+        default=["tensorboard"], description="Trackers beside metrics.jsonl.", json_schema_extra=MAY_CHANGE
+    )
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        if self.batch % self.accumulation:
+            yield "training.accumulation", f"{self.accumulation} does not divide training.batch"

@@ -1,0 +1,163 @@
+"""The clips of a config: its manifest, or the one that its generator writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from prfl.backbone import Backbone
+from prfl.config.schema import Config
+from prfl.config.section import Section
+from prfl.config.sections.data import ClipsConfig, CuratedConfig, GeneratorBase, MixtureConfig, SamplesConfig
+from prfl.data.manifest import read_manifest, write_manifest
+from prfl.data.sources import find_videos
+from prfl.factory.policy import finished_run_config, policy_model, weights_hash
+from prfl.factory.prompts import load_prompts
+from prfl.rollout.sampling import SamplingSettings, decode_all, sample
+from prfl.toy import clips as shapes
+from prfl.utils.errors import PrflError
+from prfl.utils.files import CACHE_TAG, mark_written
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a generator is given: the run's config and model, the three sets of prompts, and how to show progress."""
+
+    config: Config
+    model: Backbone
+    prompts: dict[str, list[str]]
+    progress: Callable
+
+    def folder(self, name: str) -> Path:
+        """A folder of the cache, marked as prfl's."""
+        folder = self.config.data.cache / name
+        mark_written(folder, CACHE_TAG)
+        return folder
+
+
+def build_manifest(config: Config, model: Backbone, progress: Callable) -> Path:
+    """The manifest that the config names, or the one that its generator writes (once)."""
+    if config.data.manifest is not None:
+        return config.data.manifest
+    generator = config.data.generator
+    if generator is None:
+        fix = "data.manifest=FILE, or a data.generator"
+        raise PrflError("the config names no clips", where="data", fix=fix)
+    order = Order(config, model, load_prompts(config.data.prompts), progress)
+    return GENERATORS[type(generator)](generator, order)
+
+
+def build_all_samples(generator: SamplesConfig, order: Order) -> Path:
+    """Samples of every policy at every guidance scale, in one manifest."""
+    manifests = [
+        build_samples(generator, order, policy, scale) for policy in generator.policies for scale in generator.guidance
+    ]
+    return manifests[0] if len(manifests) == 1 else join_manifests(manifests)
+
+
+def build_samples(generator: SamplesConfig, order: Order, policy: Path | None, scale: float) -> Path:
+    """Samples of the backbone, or of a run's policy, at one guidance scale, with the oracle's labels."""
+    config, data = order.config, order.config.data
+    settings = SamplingSettings(
+        frames=data.frames,
+        height=data.height,
+        width=data.width,
+        steps=generator.steps,
+        shift=config.rollout.shift,
+        guidance_scale=scale,
+        batch=generator.batch,
+        seed=generator.seed,
+        solver=config.rollout.sampling_solver,
+    )
+
+    @cache
+    def sampler() -> tuple[Backbone, str | None]:
+        return (order.model, None) if policy is None else policy_model(config, policy, order.model)
+
+    def draw(prompts: list[str], indices: list[int]) -> torch.Tensor:
+        model, adapter = sampler()
+        return decode_all(model, sample(model, prompts, indices, settings, adapter=adapter), generator.batch)
+
+    # Another model, other prompts or another size make other videos.
+    described = order.model.describe()
+    fingerprints = [described[f"{part}_fingerprint"] for part in ("transformer", "vae")]
+    decides = [fingerprints, order.prompts, asdict(replace(settings, batch=1))]
+    if policy is not None:
+        trained = finished_run_config(policy)
+        decides += [weights_hash(trained), trained.backbone.model_dump(mode="json", include={"adapter"})]
+    at_scale = generator.model_copy(update={"guidance": [scale]})
+    folder = order.folder(f"samples-{_key(at_scale)}-{_hash(decides)}")
+    counts = {"train": generator.per_prompt, "validation": generator.held_out_per_prompt}
+    other_captions, batch = generator.other_captions, generator.batch
+    return shapes.labelled(folder, order.prompts, counts, draw, other_captions, batch, order.progress)
+
+
+def join_manifests(manifests: list[Path]) -> Path:
+    """One manifest of all their rows; it lies above their folders, since rows may not leave a manifest's own."""
+    path = manifests[0].parents[1] / f"samples-{_hash([manifest.parent.name for manifest in manifests])}.jsonl"
+    if not path.exists():
+        write_manifest(path, [row for manifest in manifests for row in read_manifest(manifest)])
+    return path
+
+
+def build_rendered_clips(generator: MixtureConfig | CuratedConfig, order: Order) -> Path:
+    """Moving shapes, with a share of flaws or without one."""
+    train = order.prompts["train"]
+    folder = order.folder(f"{generator.name}-{_key(generator)}-{_hash(train)}")
+    flaws = (generator.wrong, generator.unsteady) if isinstance(generator, MixtureConfig) else (0.0, 0.0)
+    return shapes.mixture(folder, train, generator.count, generator.seed, *flaws)
+
+
+def build_video_clips(generator: ClipsConfig, order: Order) -> Path:
+    """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
+    from prfl.data import clips as cutting
+    from prfl.data.decoding import picture_hash
+
+    data, prompts = order.config.data, order.prompts
+    settings = cutting.ClipSettings(
+        frames=data.frames,
+        height=data.height,
+        width=data.width,
+        fps=data.fps,
+        kinds=tuple(generator.kinds),
+        crops=generator.crops,
+        held_out=generator.held_out,
+        formats=tuple(generator.formats),
+        seed=generator.seed,
+    )
+    reading = {"skip_unreadable": data.skip_unreadable, "follow_links": data.follow_links}
+    # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
+    videos = [picture_hash(video) for video in find_videos(generator.videos, **reading).videos]
+    parts = [videos, asdict(settings), prompts.get("train"), prompts.get("validation")]
+    folder = order.folder(f"{generator.name}-{_hash(parts)}")
+    pairs, alone = cutting.write_clips(folder, generator.videos, prompts, settings, **reading, progress=order.progress)
+    return pairs if order.config.trains_reward else alone
+
+
+GENERATORS: dict[type[Section], Callable[..., Path]] = {
+    SamplesConfig: build_all_samples,
+    MixtureConfig: build_rendered_clips,
+    CuratedConfig: build_rendered_clips,
+    ClipsConfig: build_video_clips,
+}
+"""What writes the clips of every generator's section: (section, order) to a manifest."""
+
+
+def _key(generator: GeneratorBase) -> str:
+    """The settings of a generator of moving shapes, for the name of its folder."""
+    settings = generator.model_dump(exclude={"name", "batch", "policies"})
+    parts = []
+    for name, value in settings.items():
+        numbers = value if isinstance(value, list) else [value]
+        parts.append(name + ",".join(f"{number:g}" for number in numbers))
+    return "-".join(parts)
+
+
+def _hash(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,26 @@
+"""The chain of a config: its sigmas, its solver, what its steps without gradient may save."""
+
+from __future__ import annotations
+
+from prfl.backbone import Backbone
+from prfl.backbone.cheaper import Cheaper
+from prfl.config.schema import Config
+from prfl.factory.by_name import build_by_name
+from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.solvers import SOLVERS, SolverSchedule
+
+
+def chain_shift(config: Config, model: Backbone) -> float:
+    """Shift of the sigmas: the config's, or else the backbone's own."""
+    return model.default_shift if config.rollout.shift is None else config.rollout.shift
+
+
+def build_schedule(config: Config, model: Backbone) -> SolverSchedule:
+    """The chain that training rolls out."""
+    sigmas = chain_sigmas(config.rollout.steps, chain_shift(config, model))
+    return build_by_name(SOLVERS[config.rollout.solver], config.rollout, sigmas=sigmas)
+
+
+def build_cheaper(config: Config) -> Cheaper:
+    """How the rollout's steps without gradient are computed."""
+    return build_by_name(Cheaper, config.rollout.cheaper)
