@@ -42,8 +42,8 @@ def predicted_peaks(config: Config) -> dict[str, int]:
 @contextmanager
 def measured_peaks() -> Iterator[dict[str, int]]:
     """Bytes at the peak of torch's allocator on a GPU: of all that runs within, and of each phase that the clock of a
-    step of a reward gradient times, such as ``rollout``.  Complete when the context ends; the allocator's own peak starts anew
-    with each phase."""
+    step of a reward gradient times, such as ``rollout``.  Complete when the context ends; the allocator's own peak
+    starts anew with each phase."""
     peaks: dict[str, int] = {}
 
     def read(*names: str) -> None:
