@@ -51,13 +51,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/compiled_kernels.json"))
     path = parser.parse_args().out
     earlier = json.loads(path.read_text(encoding="utf-8")).get("triton", {}) if path.exists() else {}
-    own = {"sources": sources(("kernels",)), "kernels": table()}
-    tables = (earlier if isinstance(earlier, dict) else {}) | {version("triton"): own}
+    kernels = table()
+    of_this_triton = {"sources": sources(("kernels",)), "kernels": kernels}
+    tables = (earlier if isinstance(earlier, dict) else {}) | {version("triton"): of_this_triton}
     studies.write(path, {"triton": dict(sorted(tables.items()))}, weights="none: compiled, not run")
     print(f"By Triton {version('triton')}, on {' / '.join(f'sm_{each}' for each in CAPABILITIES)}:\n")
     print("| kernel | " + " | ".join(COLUMNS.values()) + " |\n|" + " --- |" * (1 + len(COLUMNS)))
-    for name, each in own["kernels"].items():
-        columns = (" / ".join(str(one[key]) for one in each.values()) for key in COLUMNS)
+    for name, by_capability in kernels.items():
+        columns = (" / ".join(str(facts[key]) for facts in by_capability.values()) for key in COLUMNS)
         print(f"| {name} | {' | '.join(columns)} |")
 
 

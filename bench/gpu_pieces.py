@@ -16,14 +16,14 @@ CASES = (
     "bench/cases/kernel_cases.py", "bench/cases/block_case.py",
 )  # fmt: skip
 STEPS = (
-    "kernels", "prfl/backbone", "prfl/build", "prfl/objective", "prfl/reward", "prfl/rollout",
+    "kernels", "prfl/backbone", "prfl/factory", "prfl/objective", "prfl/reward", "prfl/rollout",
     "bench/harness/measure.py", "bench/harness/worlds.py", "bench/cases/step_problem.py",
     "bench/cases/step_cases.py", "bench/cases/rival_cases.py", "bench/rival.py",
 )  # fmt: skip
 WORLDS = ("wan-1.3b", "wan-14b")
 # Seconds of one run, of wan-1.3b and wan-14b: operations at 600 TFLOPS, 0.3 s to decode a latent frame of 480p and four
 # times that with its gradient.  No GPU has run them yet.
-RUN = {
+RUN: dict[str, dict[str, tuple[float, float]]] = {
     "same_step": {"latent": (3.5, 10.5), "pixel_1": (7, 11.5), "pixel_4": (21, 20), "pixel_all": (27, 24)},
     "methods": {
         "prfl": (5.5, 8), "dense": (36, 41), "reuse": (18, 29), "full_chain": (30, 35), "vader_1": (12, 15),
@@ -40,11 +40,13 @@ START, CHILD = 40.0, (25.0, 45.0)  # a process's imports and its model; the proc
 # Runs of a provider: first, warm-up, two rounds, saved bytes, two for memory; and of those that are not long.
 LONG, RUNS, MORE = 3.0, 7, 3
 COUNTS = ("value1", "value2", "value4")
-SCALE = {  # solver steps, gradient steps and batch: seconds of the largest, of both worlds
+# Solver steps, gradient steps and batch: seconds of the largest, of both worlds.
+SCALE: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {
     "steps": (("value2", "value4", "value8"), (110, 180)), "batch": (COUNTS, (120, 290)),
     "gradients": (("value1", "value2", "value3", "value4"), (110, 250)),
 }  # fmt: skip
-SIZES = {  # axis, value: seconds of a run of PRFL's and of VADER's step, and GiB of VADER's; of both worlds
+# axis, value: seconds of a run of PRFL's and of VADER's step, and GiB of VADER's; a triple of each world
+SIZES: dict[tuple[str, str], tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     ("frames", "value17"): ((0.6, 6.5, 55), (3, 9, 82)), ("frames", "value33"): ((1, 11.5, 70), (6, 17, 99)),
     ("frames", "value49"): ((1.6, 16, 84), (10.5, 25, 116)), ("frames", "value81"): ((3.5, 28, 114), (20, 44, 150)),
     ("resolution", "240x416"): ((0.4, 3.5, 22), (2, 5, 48)), ("resolution", "480x832"): ((1, 11.5, 70), (6, 17, 99)),
@@ -147,7 +149,7 @@ def all_pieces() -> Iterator[Piece]:
     peaks = json.loads((REPOSITORY / "bench/results/memory.json").read_text(encoding="utf-8"))["cases"]
     for name in PREDICTED:
         script = "bench/measured_memory.py"
-        of = (*STEPS, "prfl/forecast", script)
+        of = (*STEPS, "prfl/estimate", script)
         slug = name.replace(",", "").replace(" ", "-")
         seconds = 280 if "720p" in name else 240 if "full chain" in name else 150
         command = script, "--case", name
@@ -175,10 +177,10 @@ def of_steps(number: int, world: str) -> Iterator[Piece]:
     for case, runs in RUN.items():
         reference, *others = runs
         for provider in others:
-            seconds = lasting(number, [runs[reference][number], runs[provider][number]])
+            both = lasting(number, [runs[reference][number], runs[provider][number]])
             gib = STEP_GIB.get((case, provider), (0, 0))[number]
             words = [case, f"(-{reference}] or -{provider}])"]
-            yield measuring(world, words, seconds, f"{case}-{provider}", "bench/bench_steps.py", STEPS, STEP_NEEDS, gib)
+            yield measuring(world, words, both, f"{case}-{provider}", "bench/bench_steps.py", STEPS, STEP_NEEDS, gib)
 
 
 def of_pieces(number: int, world: str) -> Iterator[Piece]:
@@ -189,9 +191,9 @@ def of_pieces(number: int, world: str) -> Iterator[Piece]:
     if world == "wan-1.3b":
         yield measuring(world, ["gradient_call"], 320, "", file, of, STEP_NEEDS)
         return
-    for mode, words in MODES.items():  # the reference is measured beside each
-        gib = 138 if mode == "none" else 0
-        yield measuring(world, ["gradient_call", words], 200, f"gradient_call-{mode}", file, of, STEP_NEEDS, gib)
+    for mode, chosen in MODES.items():  # the reference is measured beside each
+        largest = 138.0 if mode == "none" else 0.0
+        yield measuring(world, ["gradient_call", chosen], 200, f"gradient_call-{mode}", file, of, STEP_NEEDS, largest)
 
 
 def of_scale(number: int, world: str) -> Iterator[Piece]:
@@ -203,12 +205,12 @@ def of_scale(number: int, world: str) -> Iterator[Piece]:
     for (axis, value), costs in SIZES.items():
         prfl, vader, gib = costs[number]
         name = f"scale-{axis}-{value}"
-        seconds = lasting(number, [prfl])
-        yield measuring(world, ["scale", axis, value, "-prfl]"], seconds, f"{name}-prfl", file, of, STEP_NEEDS)
+        words = ["scale", axis, value, "-prfl]"]
+        yield measuring(world, words, lasting(number, [prfl]), f"{name}-prfl", file, of, STEP_NEEDS)
         if gib <= LARGEST:
-            seconds = lasting(number, [prfl, vader])
+            both = lasting(number, [prfl, vader])
             words = ["scale", axis, value, "-vader]"]
-            yield measuring(world, words, seconds, f"{name}-vader", file, of, STEP_NEEDS, gib)
+            yield measuring(world, words, both, f"{name}-vader", file, of, STEP_NEEDS, gib)
 
 
 def lasting(number: int, runs: Sequence[float]) -> float:

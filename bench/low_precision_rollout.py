@@ -32,7 +32,8 @@ from prfl.factory.reward import load_reward
 from prfl.runs import outcomes
 
 SAMPLES = 8  # of each of 24 validation prompts
-ROUNDINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None] = {  # of q and k, and of v
+Rounding = Callable[[Tensor], Tensor]
+ROUNDINGS: dict[str, tuple[Rounding, Rounding] | None] = {  # of queries and keys, and of values
     "exact": None,
     "int8 queries and keys": (int8, lambda v: v),
     "int8 queries and keys, float8 values": (int8, float8),

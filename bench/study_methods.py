@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,7 @@ from prfl.estimate.live_tensors import SavedBytes
 from prfl.factory.backbone import build_backbone
 from prfl.factory.reward import load_followed_reward
 from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.latent import LatentReward
 
 RUNS = Path("runs/study-methods")
 ROUNDS = 3
@@ -138,8 +139,9 @@ def _evaluations(name: str, steps: int) -> float:
     model = build_backbone(config)
     if config.reward is not None and config.reward.space == "latent":
         reward = load_followed_reward(config, model)
-        one = reward.members[0] if isinstance(reward, RewardEnsemble) else reward  # as many reads are counted as needed
-        share = (max(one.blocks) + 1) / model.num_blocks
+        head = reward.members[0] if isinstance(reward, RewardEnsemble) else reward  # the reads of all are counted below
+        assert isinstance(head, LatentReward), "a reward in latent space reads the network's blocks"
+        share = (max(head.blocks) + 1) / model.num_blocks
     else:
         share = 0.0  # a pixel reward runs no part of the network
     price = {nfe.GRADIENT: 3.0, nfe.REWARD: 3 * share}
@@ -216,6 +218,11 @@ def read(curve: list[dict], over: str, value: float) -> float:
     return float(np.interp(value, [point[over] for point in curve], [point["judge/all"] for point in curve]))
 
 
+def best_rate(name: str, last: Mapping[tuple[str, str], float]) -> str:
+    """The learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
+    return max(RATES, key=lambda rate: last[name, rate])
+
+
 def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
     prices = {name: evaluations(name) for name in names}
     steps = {name: max(ROUNDS, round(RECIPES[name].share * budget / price)) for name, price in prices.items()}
@@ -224,7 +231,7 @@ def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
         kept = dict(zip(names, pool.map(saved, names), strict=True))
         swept = {(n, rate): pool.submit(run, n, rate, 0, steps[n]) for n in names for rate in RATES}
         last = {key: studies.records(each.result(), "judge/all")[-1]["judge/all"] for key, each in swept.items()}
-        best = {n: max(RATES, key=lambda rate, n=n: last[n, rate]) for n in names}
+        best = {name: best_rate(name, last) for name in names}
         runs = {(n, s): pool.submit(run, n, best[n], s, steps[n]) for n in names for s in seeds}
         folders = {key: each.result() for key, each in runs.items()}
         rows = spine.tested(pool, folders, names, seeds)

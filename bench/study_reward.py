@@ -26,6 +26,7 @@ from prfl.factory.backbone import build_backbone
 from prfl.factory.data import build_dataset, encode_manifest
 from prfl.factory.evaluation import build_latents_scorer
 from prfl.factory.reward import TrainableReward, load_reward
+from prfl.reward.latent import LatentReward
 from prfl.reward.scores import Scores
 from prfl.rollout.sampling import SamplingSettings, decode_all, sample
 from prfl.toy import clips as shapes
@@ -107,7 +108,7 @@ def measure(domain: str, heads: list[str], out: Path) -> None:
     decoded: dict[str, torch.Tensor] = {}  # the last batch, for all pixel rewards: decoding is most of their time
 
     def scorer(reward: TrainableReward) -> reward_eval.Scorer:
-        if reward.space == "latent":
+        if isinstance(reward, LatentReward):
             return build_latents_scorer(reward, model)
 
         def score(latents: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> Scores:

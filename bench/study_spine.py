@@ -141,6 +141,7 @@ def objectives_of(config: Config) -> list[Objective]:
     model = build_backbone(config)
     clips = build_dataset(config, model, fill_cache(config, model, lambda items: items), "train")
     if not config.follows_reward:
+        assert clips is not None, "these configs make their clips, which SFT learns from"
         return [build_sft(config, model, clips)]
     extra = build_regulariser(config, model, clips)
     objective = build_reward_gradient(config, model, load_followed_reward(config, model), clips)
@@ -196,9 +197,9 @@ def study(seconds: float) -> dict:
             (name, setting): pool.submit(sweep, name, setting) for name, m in METHODS.items() for setting in m.settings
         }
         validation = {key: mean(each.result()) for key, each in swept.items()}
-        best = {name: max(m.settings, key=lambda s, name=name: validation[name, s]) for name, m in METHODS.items()}
+        best = {name: best_setting(name, validation) for name in METHODS}
 
-        def final(name: str, seed: int) -> dict:
+        def final(name: str, seed: int) -> Path:
             overrides = [*METHODS[name].always, *best[name], *QUIET, f"training.steps={steps[name]}", f"seed={seed}"]
             return studies.train(RUNS / f"final-{slug(name)}-{seed}", METHODS[name].config, overrides)
 
@@ -230,6 +231,11 @@ def study(seconds: float) -> dict:
             "chosen": {name: list(setting) for name, setting in best.items()},
             "rows": [row(key, found) for key in found],
         }
+
+
+def best_setting(name: str, validation: Mapping[tuple[str, tuple[str, ...]], float]) -> tuple[str, ...]:
+    """A method's setting with the highest mean on validation prompts."""
+    return max(METHODS[name].settings, key=lambda setting: validation[name, setting])
 
 
 def hacking(steps: int) -> dict:

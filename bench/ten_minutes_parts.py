@@ -18,11 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from bench import ten_minutes_tiles
 from bench.ten_minutes import REPOSITORY, append
+
+if TYPE_CHECKING:  # each part imports what it needs: the machine's seconds are counted
+    from prfl.config.schema import Config
 
 WORLDS = {"wan": ("wan-1.3b", "wan-14b"), "tiny": ("tiny", "tiny")}
 KERNELS = (  # operation, mode: what one wants to know most comes first
@@ -230,8 +233,9 @@ def predicted(case: Any, provider: str) -> dict[str, int]:
     from bench.cases import step_cases
     from bench.harness.peaks import predicted_peaks
 
-    chosen = step_cases.mode_config if case.operation == "step_modes" else step_cases.same_config
-    return predicted_peaks(chosen(*case.settings.values(), provider))
+    step_modes = case.operation == "step_modes"
+    config_of: Callable[..., Config] = step_cases.mode_config if step_modes else step_cases.same_config
+    return predicted_peaks(config_of(*case.settings.values(), provider))
 
 
 # ------------------------------------------------------------------------------------------------- tiles and addresses

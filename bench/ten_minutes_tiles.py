@@ -121,8 +121,9 @@ def lora_columns(shape: Any, sweep: Sweep) -> None:
     mean, rstd = x.float().mean(-1), x.float().var(-1).rsqrt()
     scale, shift = (random(1, 1, shape.width, seed=seed).float() for seed in (2, 3))
     moved = 2 * (x.numel() + low.numel()) / 1e9
-    for kind, parts in (("Normed", (mean, rstd, scale, shift)), ("Gelu", (None,) * 4)):
-        call = partial(source.grad_a, low, x, *parts, kind, None, 0.0)
+    normed: tuple[Any, ...] = mean, rstd, scale, shift
+    for kind, parts in (("Normed", normed), ("Gelu", (None,) * 4)):
+        call = partial(partial(source.grad_a, low, x, *parts), kind=kind, seed=None, dropout=0.0)
         sweep(f"grad_a-{kind}-columns", COLUMNS, partial(patch.object, source, "COLUMNS"), call, gb_per_s=moved)
 
 

@@ -16,12 +16,14 @@ from prfl.commands.options import add_command, config_of, in_file, print_any_nam
 from prfl.utils.errors import PrflError
 from prfl.utils.interrupts import ended_by_signals
 from prfl.utils.streams import lossy_output, silence
+from prfl.utils.threads import let_threads_sleep
 
 COMMANDS = (train, cache, evaluate, sample, score, export, labels, doctor, schema)
 OVERVIEW = f"Align a video generator with preferences, by the gradient of a latent reward.\n\n{train.EXAMPLES}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    let_threads_sleep()
     top = parser()
     options, rest = top.parse_known_args(arguments)
     if strange := [text for text in rest if text.startswith("-") or "=" not in text]:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from prfl.backbone import Backbone, load_backbone
+from tests import pictures
 
 WORDS = (
     "a", "red", "green", "blue", "yellow", "circle", "square", "triangle", "moves",
@@ -77,6 +78,13 @@ def save_tiny_pipeline(folder: Path, seed: int = 0, **transformer_changes) -> Pa
 def own_hashes(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Hashes that are remembered stay out of the user's cache folder."""
     os.environ["PRFL_HASHES"] = str(tmp_path_factory.mktemp("hashes") / "hashes.sqlite")
+
+
+@pytest.fixture
+def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots of one pixel, for tests that train by the command line; one that is marked ``pictures`` draws them."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(pictures.PNG, pictures.blank)
 
 
 @pytest.fixture(scope="session")

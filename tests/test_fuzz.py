@@ -26,7 +26,7 @@ from prfl.evaluation.report import write_report
 from prfl.labels.table import import_csv
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.runs.score import load_latents
-from prfl.training.log import drop_metrics_after
+from prfl.training.run_folder import drop_metrics_after
 from prfl.utils.errors import PrflError
 from tests.evaluation.test_policy_eval import outcome
 

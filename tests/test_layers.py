@@ -55,7 +55,17 @@ def test_every_part_of_the_package_has_its_layer() -> None:
 
 
 def test_every_folder_with_code_is_a_package() -> None:
-    """setuptools is told not to look for namespace packages: a forgotten __init__.py would leave a folder out."""
+    """A folder without __init__.py is a namespace package: another one of the same name could shadow or join it."""
     for root in ("prfl", "kernels/prfl_kernels"):
         for path in (REPOSITORY / root).rglob("*.py"):
             assert (path.parent / "__init__.py").exists(), path
+
+
+def test_the_docs_draw_the_layers_that_are_checked() -> None:
+    contract = configparser.ConfigParser()
+    contract.read(REPOSITORY / "setup.cfg")
+    lines = contract["importlinter:contract:layers"]["layers"].strip().splitlines()
+    boxes = re.findall(r'^    (\w+)\["(.*?)<br>', (REPOSITORY / "docs/structure.md").read_text(), re.M)
+    arrows = re.search(r"^    (cli --> .*)$", (REPOSITORY / "docs/structure.md").read_text(), re.M)
+    assert arrows and arrows[1].split(" --> ") == [name for name, _ in boxes]
+    assert [title for _, title in boxes] == [line.strip() for line in lines]

@@ -27,7 +27,8 @@ from prfl.estimate.memory import reward_tensors
 from prfl.factory.backbone import POLICY, attention_choice
 from prfl.factory.objective import build_reward_gradient
 from prfl.factory.prompts import load_prompts
-from prfl.objective.scorer import decode_frames, draw_frames, reward_gradient
+from prfl.objective.loss import loss_gradient
+from prfl.reward.frames import decode_frames, draw_frames
 
 LATENT, ONE, FOUR, ALL = "latent reward", "pixel reward, 1 frame", "pixel reward, 4 frames", "pixel reward, all frames"
 PIXEL: Mapping[str, str | int] = {ONE: "one", FOUR: 4, ALL: "all"}
@@ -97,7 +98,7 @@ def score(world: str) -> Problem:
         sigma = torch.tensor(0.5 if provider == LATENT else 0.0, device=model.device)
 
         def run(_: Any) -> Outputs | None:
-            gradient, _ = reward_gradient(objective.scorer, objective.loss, latents, sigma, condition, step)
+            gradient, _ = loss_gradient(objective.scorer, objective.loss, latents, sigma, condition, step)
             return {"gradient": gradient} if provider == LATENT else None
 
         return Work(run, constant=[*weights(model), *reward_tensors(reward)])

@@ -20,8 +20,8 @@ from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY
 from prfl.factory.rollout import chain_shift
-from prfl.objective.reward_gradient import Pathwise
-from prfl.objective.scorer import RewardLoss
+from prfl.objective.loss import RewardLoss
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout.flow import chain_sigmas
@@ -44,7 +44,7 @@ class Given:
     loss: RewardLoss
 
 
-def given(own: Config, model: Backbone, objective: Pathwise) -> Given:
+def given(own: Config, model: Backbone, objective: RewardGradient) -> Given:
     step = first_step(objective, own, 0)
     _, condition, noise = objective.draw(step, first_indices(own, step))
     sigmas = chain_sigmas(own.rollout.steps, chain_shift(own, model)).to(noise)
@@ -158,7 +158,7 @@ def rival_work(own: Config, start: Given, step: Callable[[nn.Module], Tensor], c
 
 
 def _script() -> Any:
-    return import_module("rival")  # beside the benchmarks, in bench/
+    return import_module("bench.rival")  # beside the benchmarks, in bench/
 
 
 def _checkpointed(network: Any, own: Config) -> None:

@@ -24,8 +24,9 @@ from prfl.estimate.memory import reward_tensors
 from prfl.factory.backbone import POLICY
 from prfl.factory.objective import build_reward_gradient
 from prfl.factory.reward import Reward
-from prfl.objective.reward_gradient import Pathwise
-from prfl.objective.scorer import draw_frames
+from prfl.objective.reused_rollout import ReusedRollout
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.reward.frames import draw_frames
 from prfl.reward.latent import LatentReward
 from prfl.training.optimizer import adamw, apply
 from prfl.utils.timing import Clock
@@ -136,7 +137,7 @@ class Stage:
             self._made = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
         return self._made
 
-    def objective(self, own: Config) -> Pathwise:
+    def objective(self, own: Config) -> RewardGradient:
         model, space = self.model(own)[0], getattr(own.reward, "space", "")
         if space not in self._rewards:
             self._rewards[space] = worlds.reward(self.world, own, model)
@@ -169,14 +170,14 @@ def step_work(
     def before() -> None:
         trained.put_back()
         decoding.seconds, decoding.plain = 0.0, plain
-        if objective.reuse:
-            objective.reuse.rolled_at = None
+        if isinstance(objective.rollouts, ReusedRollout):
+            objective.rollouts.rolled_at = None
 
     def forget() -> None:
         trained.forget()
         scored.clear()
-        if objective.reuse:
-            objective.reuse.trajectories.clear()
+        if isinstance(objective.rollouts, ReusedRollout):
+            objective.rollouts.trajectories.clear()
 
     def run(_: Any) -> Outputs | None:
         spent: dict[str, float] = {}
@@ -203,11 +204,11 @@ def step_work(
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
 
 
-def seen_latents(objective: Pathwise) -> dict[str, Tensor]:
+def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
     """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
     own, seen = objective.score, dict[str, Tensor]()
 
-    def score(latents: Mapping[int, Tensor], *given: Any) -> Any:
+    def score(latents: Mapping[Any, Tensor], *given: Any) -> Any:
         seen.clear()
         seen.update({f"latents {node}": x.detach() for node, x in latents.items()})
         return own(latents, *given)
@@ -216,7 +217,7 @@ def seen_latents(objective: Pathwise) -> dict[str, Tensor]:
     return seen
 
 
-def first_step(objective: Pathwise, own: Config, frame: int) -> int:
+def first_step(objective: RewardGradient, own: Config, frame: int) -> int:
     """The first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
     frames = objective.latent_shape[1]
     return next(step for step in count() if draw_frames(frames, "one", own.seed, step) == [frame])
@@ -226,7 +227,7 @@ def first_indices(own: Config, step: int) -> list[int]:
     return list(range(step * own.training.batch, (step + 1) * own.training.batch))
 
 
-def evaluations(own: Config, model: Backbone, objective: Pathwise) -> dict[str, float]:
+def evaluations(own: Config, model: Backbone, objective: RewardGradient) -> dict[str, float]:
     """Of a sample, for one optimizer step, and the solver steps that it differentiates.
 
     A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``

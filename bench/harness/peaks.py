@@ -9,9 +9,10 @@ import torch
 
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
-from prfl.estimate.stored_latents import all_choices
+from prfl.estimate.stored_latents import all_plans
 from prfl.factory.backbone import build_architecture
 from prfl.objective import reward_gradient
+from prfl.objective.reward_gradient import retains_graph
 
 PEAK, ROLLOUT, REWARD, BACKWARD = "peak", "rollout", "reward", "backward"
 PHASES = {  # how a phase of the forecast begins: what it is called by the clock of a step
@@ -34,7 +35,7 @@ def predicted_peaks(config: Config) -> dict[str, int]:
         name = next((own for start, own in PHASES.items() if phase.name.startswith(start)), None)
         if name is not None:
             peaks[name] = max(peaks.get(name, 0), fixed + phase.bytes)
-    if any(reward_gradient.holds_edge(model, choice) for choice in all_choices(config, model)):
+    if any(retains_graph(model, step_plan) for step_plan in all_plans(config, model)):
         peaks[ROLLOUT] += max(phase.saved for phase in memory.phases if phase.name.startswith("walk back"))
     return {PEAK: max(peaks.values()), **peaks}
 

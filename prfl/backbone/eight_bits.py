@@ -6,6 +6,8 @@ nothing is faster: it serves to see what the rounding does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
@@ -28,7 +30,8 @@ def float8(x: Tensor) -> Tensor:
 
 
 # What SageAttention 2 rounds queries and keys to, and values (arXiv 2411.10958); it smooths the keys, too.
-QUERIES_AND_KEYS, VALUES = int8, float8
+QUERIES_AND_KEYS: Callable[[Tensor], Tensor] = int8
+VALUES: Callable[[Tensor], Tensor] = float8
 
 
 def int8_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
 from prfl.estimate.phases import all_phases, network_call
 from prfl.estimate.rewards import reward_on_meta
-from prfl.estimate.stored_latents import all_choices, earlier_outputs, latents_of, rolled_nodes, stored_rollout
+from prfl.estimate.stored_latents import earlier_outputs, most_kept, most_latents, stored_rollout
 from prfl.factory.backbone import device_kind, policy_adapter_name
 from prfl.factory.reward import Reward
-from prfl.factory.rollout import build_coefficients
+from prfl.factory.rollout import build_schedule
 from prfl.objective import sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
@@ -108,7 +108,7 @@ def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
     hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
     rolled = 0
     if config.follows_reward:  # all but the end of the rollout, which is wanted first
-        rolled = max(len(rolled_nodes(choice, config.rollout.steps)) for choice in all_choices(config, model)) - 1
+        rolled = most_kept(config, model) - 1
     return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
 
 
@@ -141,11 +141,10 @@ def fixed_parts(
     part = config.training.batch // config.training.accumulation
     count = 4  # clean, noise and noisy, and what is predicted
     if config.follows_reward:
-        alive = [latents_of(choice, config.rollout.steps, offloads(config)) for choice in all_choices(config, model)]
-        count = max(alive)
+        count = most_latents(config, model, offloads(config))
     latents = count * sum_bytes([shapes.latents(part)])
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
-    if config.follows_reward and (earlier := earlier_outputs(build_coefficients(config, model))):
+    if config.follows_reward and (earlier := earlier_outputs(build_schedule(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
     if config.rollout.gradients_per_rollout > 1:
         waiting, here = stored_rollout(config, model)

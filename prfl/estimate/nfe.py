@@ -14,11 +14,10 @@ from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
 from prfl.factory.objective import build_method
 from prfl.factory.prompts import load_prompts
-from prfl.factory.rollout import build_coefficients, cheaper
-from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
-from prfl.objective.reused_rollout import span
-from prfl.objective.reward_gradient import Pathwise
-from prfl.rollout.solvers import Coefficients
+from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.objective.reward_gradient import RewardGradient, retains_graph
+from prfl.rollout.plan import StepPlan
+from prfl.rollout.requirements import requirements
 
 ROLLOUT = "rollout forwards"
 CHEAPER = "rollout forwards, cheaper"
@@ -63,73 +62,64 @@ def count_work(config: Config, model: Backbone) -> list[Work]:
 
 
 def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Backbone) -> Counter[str]:
-    """Of one sample of each step, summed over the steps: the choices are functions of (seed, step).
+    """Of one sample of each step, summed over the steps: the plans are functions of (seed, step).
 
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
-    coefficients = build_coefficients(config, model)
-    method = build_method(config, coefficients)
+    schedule = build_schedule(config, model)
+    method, rollout = build_method(config, schedule), config.rollout
+    served = rollout.gradients_per_rollout
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
     for step in range(config.training.steps):
-        choice = method.choose(step)
-        held = holds_edge(model, choice)
-        rough = 0
-        if config.rollout.gradients_per_rollout == 1:
-            rolled, rough = _rolled(choice, coefficients, held, config.rollout.stride)
-        elif step % config.rollout.gradients_per_rollout == 0:
-            served = [method.choose(step + later) for later in range(config.rollout.gradients_per_rollout)]
-            needs = span(served, config.rollout.stride, held)
-            rolled, rough = len(needs.path) - 1, len({*needs.path[:-1]} - needs.latents)
-        else:  # the ends of the trained edges, to be scored
-            rolled = 0 if held else len(choice.seeds)
-        rough = 0 if cheaper(config) == EXACT else rough
-        counts += _of_choice(choice, rolled - rough, rough, config)
-        counts[REWARD] += reads * len(choice.seeds)
-        trained = len(choice.plan.trains)
+        step_plan = method.plan(step)
+        retained = retains_graph(model, step_plan)
+
+        # Up to where the reward is read, without gradient.
+        calls, cheap = 0 if retained else len(step_plan.seeds), 0  # the ends of the trained edges of a stored rollout
+        if step % served == 0:
+            plans = [method.plan(later) for later in range(step, step + served)]
+            needs = requirements(plans, schedule, rollout.stride, retained, reused=served > 1)
+            calls, cheap = needs.calls, 0 if build_cheaper(config) == EXACT else needs.cheaper_calls
+        counts += _of_plan(step_plan, calls - cheap, cheap, config)
+        counts[REWARD] += reads * len(step_plan.seeds)
+
+        trained = len(step_plan.plan.trains)
         if objective.distance_weight:
             counts += Counter({GRADIENT: trained, DISTANCE: trained})
-        elif step % Pathwise.distance_every == 0:
+        elif step % RewardGradient.distance_every == 0:
             counts[DISTANCE] += 2 * trained
     return counts
 
 
-def _rolled(choice: Choice, coefficients: Coefficients, held: bool, stride: int) -> tuple[int, int]:
-    """Evaluations without gradient up to where the reward is read, and how many of them may be cheaper."""
-    path = visited(choice, coefficients, held, stride)
-    rolled, last = len(path) - 1, path[-1]
-    if not held:  # clean predictions from where the rollout did not make the output
-        rolled += sum(k >= last for k in choice.constants(coefficients.steps, held))
-    return rolled, len({*path[:-1]} - exact_nodes(choice, path))
-
-
-def _of_choice(choice: Choice, rolled: int, rough: int, config: Config) -> Counter[str]:
+def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Counter[str]:
+    """calls, cheap: evaluations without gradient, exact and cheaper ones."""
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
-    walked = len(choice.plan.recomputed)
+    recomputed = len(step_plan.plan.recomputed)
     both = guidance.gradient == "both"
-    calls = 2 if guided else 1
-    counts = Counter({ROLLOUT: rolled * calls, CHEAPER: rough * calls, GRADIENT: walked * (2 if both else 1)})
+    branches = 2 if guided else 1
+    counts = Counter({ROLLOUT: calls * branches, CHEAPER: cheap * branches, GRADIENT: recomputed * (2 if both else 1)})
     if guided and not both:
-        counts[UNGUIDED] = walked
+        counts[UNGUIDED] = recomputed
     return counts
 
 
 def evaluation_samples(config: Config) -> int:
     """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
-    own, steps = config.evaluation, config.training.steps
+    evaluation, steps = config.evaluation, config.training.steps
     if config.trains_reward:
         return 0
-    rounds = 1 + math.ceil(steps / own.every) if own.every else 0
-    known = load_prompts(config.data.prompts)
-    drawn = rounds * samples_of_round(own, len(known.get("validation", [])))
-    if own.final_samples:
-        prompts = len(known["test"][: own.final_samples])
+    rounds = 1 + math.ceil(steps / evaluation.every) if evaluation.every else 0
+    prompts = load_prompts(config.data.prompts)
+    drawn = rounds * samples_of_round(evaluation, len(prompts.get("validation", [])))
+    if evaluation.final_samples:
+        count = len(prompts["test"][: evaluation.final_samples])
         both = 2 if config.backbone.train == "lora" else 1
-        drawn += both * prompts * (own.final_samples // prompts)
+        drawn += both * count * (evaluation.final_samples // count)
     return drawn
 
 
-def samples_of_round(own: EvaluationConfig, validation: int) -> int:
-    return min(own.prompts_per_round, validation) * own.samples_per_prompt
+def samples_of_round(evaluation: EvaluationConfig, validation: int) -> int:
+    return min(evaluation.prompts_per_round, validation) * evaluation.samples_per_prompt

@@ -16,16 +16,17 @@ from prfl.config.schema import Config
 from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
-from prfl.estimate.stored_latents import all_choices, earlier_outputs, leads_on
+from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
 from prfl.factory.backbone import POLICY, device_kind, policy_adapter_name
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
 from prfl.factory.reward import Reward
-from prfl.factory.rollout import cheaper
-from prfl.objective.choice import holds_edge
-from prfl.objective.scorer import PixelScorer, decode_frames
+from prfl.factory.rollout import build_cheaper
+from prfl.objective.reward_gradient import retains_graph
 from prfl.reward.ensemble import RewardEnsemble
+from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward
+from prfl.reward.scorer import PixelScorer
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import Network
 
@@ -46,7 +47,7 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
         if config.follows_reward:
             assert reward is not None
             yield rollout_call(config, model, shapes, part)
-            held = call.saved if any(holds_edge(model, choice) for choice in all_choices(config, model)) else 0
+            held = call.saved if any(retains_graph(model, step_plan) for step_plan in all_plans(config, model)) else 0
             assert config.reward is not None
             yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
@@ -113,7 +114,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
     """
     latents, network = shapes.latents(batch), guided(config, model, shapes, batch)
     # Where one walked step leads on to another, the cotangent goes on to the latents.
-    chained = config.follows_reward and any(leads_on(choice.plan) for choice in all_choices(config, model))
+    chained = config.follows_reward and any(leads_on(step_plan.plan) for step_plan in all_plans(config, model))
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)
@@ -133,7 +134,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
 def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Part:
     """A network call of the rollout: an exact one, or a cheaper one with what its step cache holds between two calls,
     whichever takes more.  The cache is taken to skip nothing."""
-    exact, how = network_call(config, model, shapes, batch, gradient=False), cheaper(config)
+    exact, how = network_call(config, model, shapes, batch, gradient=False), build_cheaper(config)
     if how == EXACT:
         return exact
     network = guided(config, model, shapes, batch)

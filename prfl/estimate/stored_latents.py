@@ -5,17 +5,16 @@ from __future__ import annotations
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.factory.objective import build_method
-from prfl.factory.rollout import build_coefficients
-from prfl.objective.choice import Choice
-from prfl.objective.reused_rollout import span
-from prfl.rollout.plan import Plan
-from prfl.rollout.solvers import Coefficients
+from prfl.factory.rollout import build_schedule
+from prfl.rollout.plan import Plan, StepPlan
+from prfl.rollout.requirements import requirements
+from prfl.rollout.solvers import SolverSchedule
 
 
-def all_choices(config: Config, model: Backbone) -> list[Choice]:
+def all_plans(config: Config, model: Backbone) -> list[StepPlan]:
     """What the steps of the run differentiate: some methods draw how much that is."""
-    method = build_method(config, build_coefficients(config, model))
-    return [method.choose(step) for step in range(config.training.steps)]
+    method = build_method(config, build_schedule(config, model))
+    return [method.plan(step) for step in range(config.training.steps)]
 
 
 def leads_on(plan: Plan) -> bool:
@@ -23,28 +22,38 @@ def leads_on(plan: Plan) -> bool:
     return any(plan.passes(k, useful) for k in plan.evaluations)
 
 
-def rolled_nodes(choice: Choice, steps: int) -> set[int]:
-    """The nodes whose latents outlive the rollout."""
-    return {*choice.kept(steps, False), *choice.noised, *choice.seeds}
+def most_kept(config: Config, model: Backbone) -> int:
+    """The nodes whose latents outlive a step's rollout, at most."""
+    schedule = build_schedule(config, model)
+    return max(len(requirements([step_plan], schedule).latents) for step_plan in all_plans(config, model))
 
 
-def latents_of(choice: Choice, steps: int, offload: bool) -> int:
+def most_latents(config: Config, model: Backbone, offload: bool) -> int:
     """Latents that are alive together: the start, what the rollout keeps, what is scored, and a seed for each.
 
     With offload three of the rollout's are on the device: the one in use, the next, and its end, which never leaves.
     """
-    rolled = len(rolled_nodes(choice, steps))
-    return 1 + (min(rolled, 3) if offload else rolled) + len(choice.seeds) - 1
+    schedule = build_schedule(config, model)
+    alive = []
+    for step_plan in all_plans(config, model):
+        kept = len(requirements([step_plan], schedule).latents)
+        alive.append(1 + (min(kept, 3) if offload else kept) + len(step_plan.seeds) - 1)
+    return max(alive)
 
 
 def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
     """What a rollout for several steps keeps of a sample, at most: latents that wait in host memory; its outputs and
     its end, which stay where they are made."""
-    choices, steps = all_choices(config, model), config.rollout.gradients_per_rollout
-    spans = [span(choices[first : first + steps], 1, held_edge=False) for first in range(0, len(choices), steps)]
-    return max(len(own.latents - {own.path[-1]}) for own in spans), max(len(own.outputs) for own in spans) + 1
+    schedule, steps = build_schedule(config, model), config.rollout.gradients_per_rollout
+    plans = all_plans(config, model)
+    waiting, outputs = [], []
+    for first in range(0, len(plans), steps):
+        needs = requirements(plans[first : first + steps], schedule, reused=True)
+        waiting.append(len(needs.latents - {needs.path[-1]}))
+        outputs.append(len(needs.outputs))
+    return max(waiting), max(outputs) + 1
 
 
-def earlier_outputs(chain: Coefficients) -> int:
+def earlier_outputs(chain: SolverSchedule) -> int:
     """How many network outputs a rollout holds at most beside the one that it has just made."""
     return max(map(len, chain.b)) - 1

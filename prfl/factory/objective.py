@@ -29,9 +29,11 @@ from prfl.factory.by_name import build_by_name
 from prfl.factory.data import Dataset
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import Reward, TrainableReward
-from prfl.factory.rollout import build_coefficients, chain_shift, cheaper
+from prfl.factory.rollout import build_cheaper, build_schedule, chain_shift
 from prfl.objective import Objective
+from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.base import Method
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.draft_lv import DraftLv
 from prfl.objective.methods.drtune import DrTune
@@ -39,26 +41,28 @@ from prfl.objective.methods.instructvideo import InstructVideo
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
-from prfl.objective.preference import PixelPreference, Preference
-from prfl.objective.reused_rollout import Reuse
-from prfl.objective.reward_gradient import Guidance, Method, Pathwise
-from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
+from prfl.objective.pixel_preference import PixelPreference
+from prfl.objective.preference import Preference
+from prfl.objective.reused_rollout import FreshRollout, ReusedRollout
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.sft import Sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
-from prfl.rollout.solvers import Coefficients
+from prfl.reward.scorer import LatentScorer, PixelScorer
+from prfl.rollout.guidance import Guidance
+from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
 from prfl.utils.errors import PrflError, located
 from prfl.utils.order import PROMPTS, met
 
 
-def instruct_video(coefficients: Coefficients, start: float, last_steps: int) -> InstructVideo:
+def instruct_video(schedule: SolverSchedule, seed: int, start: float, last_steps: int) -> InstructVideo:
     """start: the share of the chain that is left out."""
-    return InstructVideo(coefficients, inner_node(start, coefficients.steps), last_steps=last_steps)
+    return InstructVideo(schedule, seed, inner_node(start, schedule.steps), last_steps=last_steps)
 
 
-def full_chain(coefficients: Coefficients) -> Vader:
-    return Vader(coefficients, last_steps=coefficients.steps)
+def full_chain(schedule: SolverSchedule, seed: int) -> Vader:
+    return Vader(schedule, seed, last_steps=schedule.steps)
 
 
 METHODS: dict[type[Section], Callable[..., Method]] = {
@@ -126,17 +130,17 @@ def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
     )
 
 
-def build_method(config: Config, coefficients: Coefficients) -> Method:
+def build_method(config: Config, schedule: SolverSchedule) -> Method:
     """The method of the config's objective, which must follow a reward."""
     section = config.objective
-    return build_by_name(METHODS[type(section)], section, coefficients=coefficients, seed=config.seed)
+    return build_by_name(METHODS[type(section)], section, schedule=schedule, seed=config.seed)
 
 
-def build_reuse(config: Config) -> Reuse | None:
+def build_rollouts(config: Config) -> FreshRollout | ReusedRollout:
     rollout = config.rollout
     if rollout.gradients_per_rollout == 1:
-        return None
-    return Reuse(rollout.gradients_per_rollout, config.training.batch, rollout.drift_limit)
+        return FreshRollout()
+    return ReusedRollout(rollout.gradients_per_rollout, config.training.batch, rollout.drift_limit)
 
 
 def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScorer | PixelScorer:
@@ -155,7 +159,7 @@ def drawn_prompts(config: Config) -> list[str]:
     return [prompts[index] for index in met(samples, len(prompts), config.seed, PROMPTS)]
 
 
-def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips: Dataset | None) -> Pathwise:
+def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips: Dataset | None) -> RewardGradient:
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     objective, scores, guidance = config.reward_gradient, config.reward, config.rollout.guidance
     assert objective is not None and scores is not None
@@ -165,9 +169,9 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
     if isinstance(starts, PairDataset):
         what = f"objective {objective.name} starts from videos, not from pairs"
         raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
-    return Pathwise(
+    return RewardGradient(
         model,
-        build_method(config, build_coefficients(config, model)),
+        build_method(config, build_schedule(config, model)),
         build_scorer(config, model, reward),
         RewardLoss(
             scores.weights or dict.fromkeys(reward.dimensions, 1.0),
@@ -178,7 +182,6 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         ),
         load_prompts(config.data.prompts)["train"],
         latent_shape,
-        config.seed,
         adapter=POLICY,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=objective.distance_weight,
@@ -186,8 +189,8 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         clips=starts,
         reward_batch=scores.batch,
         stride=config.rollout.stride,
-        reuse=build_reuse(config),
-        cheaper=cheaper(config),
+        rollouts=build_rollouts(config),
+        cheaper=build_cheaper(config),
         expected=drawn_prompts(config),
     )
 

@@ -7,7 +7,7 @@ from prfl.backbone.cheaper import Cheaper
 from prfl.config.schema import Config
 from prfl.factory.by_name import build_by_name
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.solvers import SOLVERS, Coefficients
+from prfl.rollout.solvers import SOLVERS, SolverSchedule
 
 
 def chain_shift(config: Config, model: Backbone) -> float:
@@ -15,12 +15,12 @@ def chain_shift(config: Config, model: Backbone) -> float:
     return model.default_shift if config.rollout.shift is None else config.rollout.shift
 
 
-def build_coefficients(config: Config, model: Backbone) -> Coefficients:
+def build_schedule(config: Config, model: Backbone) -> SolverSchedule:
     """The chain that training rolls out."""
     sigmas = chain_sigmas(config.rollout.steps, chain_shift(config, model))
     return build_by_name(SOLVERS[config.rollout.solver], config.rollout, sigmas=sigmas)
 
 
-def cheaper(config: Config) -> Cheaper:
+def build_cheaper(config: Config) -> Cheaper:
     """How the rollout's steps without gradient are computed."""
     return build_by_name(Cheaper, config.rollout.cheaper)

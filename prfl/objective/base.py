@@ -1,4 +1,4 @@
-"""What the trainer knows of a method."""
+"""What the trainer knows of an objective."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Mean(float):
     count: int
 
     def __new__(cls, value: float, count: int) -> Mean:
-        made = super().__new__(cls, value)
-        made.count = count
-        return made
+        mean = super().__new__(cls, value)
+        mean.count = count
+        return mean
 
     def __reduce__(self) -> tuple[type[Mean], tuple[float, int]]:  # for its way to the other processes
         return Mean, (float(self), self.count)
@@ -26,16 +26,16 @@ class Mean(float):
 class Stateful(Protocol):
     """An objective that carries something from one optimizer step to the next."""
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
+    def after_step(self, metrics: Mapping[str, float]) -> None:
         """After each step that is whole: its metrics over the whole batch, the same on every process."""
         ...
 
-    def carried(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint saves of it, the same on every process; empty where there is nothing."""
         ...
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what ``carried`` gave.  Raises PrflError, and changes nothing, when it does not fit."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what ``state_dict`` gave.  Raises PrflError, and changes nothing, when it does not fit."""
         ...
 
 

@@ -22,23 +22,68 @@ still reaches the earlier steps along the chain, straight through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from prfl.backbone.weights import holding
 from prfl.rollout.adjoint import target_latents
-from prfl.rollout.trajectory import Network, Trajectory, coarse
+from prfl.rollout.plan import Node, StepPlan
+from prfl.rollout.trajectory import Network, Trajectory
 from prfl.utils.errors import PrflError
 
-if TYPE_CHECKING:
-    from prfl.objective.choice import Choice
+Plans = Callable[[int], StepPlan]
+"""What an optimizer step differentiates."""
+
+Roll = Callable[[Sequence[StepPlan], int, Sequence[int]], Trajectory]
+"""Rolls out the samples of a step and their indices, as far as some plans need: ``RewardGradient.roll``."""
+
+
+class FreshRollout:
+    """A rollout of its own for every step; ``ReusedRollout`` has the same calls."""
+
+    reused = False
+
+    def begin(self, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
+        pass
+
+    def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
+        """The step that the samples are rolled out in, and the indices that they have there."""
+        return step, list(indices)
+
+    def trajectory(
+        self, roll: Roll, plans: Plans, parameters: Mapping[str, nn.Parameter], step: int, indices: Sequence[int]
+    ) -> Trajectory:
+        """What the step works on."""
+        return roll([plans(step)], step, indices)
+
+    def scored(self, network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[Node, Tensor]:
+        """The latents at the seeds: the chain's own, and where the other edges to them end."""
+        on_chain = {node: trajectory.at(node) for node in step_plan.seeds if trajectory.has(node)}
+        edges = [edge for edge in step_plan.scored_edges if edge.target not in on_chain]
+        return on_chain | {edge.target: target_latents(network, trajectory, edge) for edge in edges}
+
+    def metrics(
+        self, network: Network, scored: Mapping[Node, Tensor], step_plan: StepPlan, step: int, indices: Sequence[int]
+    ) -> dict[str, float]:
+        return {}
+
+    def after_step(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+        pass
 
 
 @dataclass
-class Reuse:
+class ReusedRollout:
     """gradients: optimizer steps that a rollout serves at most.  batch: samples of a step, over all processes.
 
     drift_limit: None keeps every rollout for all its steps.  The indices of a step that makes no rollout are skipped,
@@ -57,6 +102,8 @@ class Reuse:
     weights: dict[str, Tensor] = field(default_factory=dict)
     trajectories: dict[tuple[int, ...], Trajectory] = field(default_factory=dict)
 
+    reused = True
+
     def begin(self, step: int, parameters: Mapping[str, nn.Parameter]) -> None:
         """Make ``step`` the one of a new rollout, if it is time.  Every part of a step's batch may say this."""
         if self.rolled_at is None or self.stale or step >= self.rolled_at + self.gradients:
@@ -69,21 +116,45 @@ class Reuse:
         assert self.rolled_at is not None
         return self.rolled_at, [index - (step - self.rolled_at) * self.batch for index in indices]
 
-    def of_step(self, stored: Trajectory, step: int) -> Trajectory:
-        """What ``step`` sees of the rollout: its latents, and only in step R itself its outputs."""
-        return replace(stored, outputs=stored.outputs if step == self.rolled_at else {})
+    def trajectory(
+        self, roll: Roll, plans: Plans, parameters: Mapping[str, nn.Parameter], step: int, indices: Sequence[int]
+    ) -> Trajectory:
+        """What ``step`` sees of the rollout: its latents, and in step R alone its outputs and what was cached of it."""
+        rolled_at, first_indices = self.origin(step, indices)
+        part = tuple(first_indices)
+        if part not in self.trajectories:
+            served = [plans(later) for later in range(rolled_at, rolled_at + self.gradients)]
+            # A resumed run makes it again with the weights that the policy had then.
+            with nullcontext() if rolled_at == step else holding(parameters, self.weights):
+                self.trajectories[part] = roll(served, rolled_at, first_indices)
+        stored = self.trajectories[part]
+        return stored if step == rolled_at else replace(stored, outputs={}, cached=None)
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
+    def scored(self, network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[Node, Tensor]:
+        """The latents at the seeds under the present policy: not those stored there (``edge_ends``)."""
+        return edge_ends(network, trajectory, step_plan)
+
+    def metrics(
+        self, network: Network, scored: Mapping[Node, Tensor], step_plan: StepPlan, step: int, indices: Sequence[int]
+    ) -> dict[str, float]:
+        """The rollout's age in steps, and from the next one on how far the scored latents have moved from it."""
+        rolled_at, first_indices = self.origin(step, indices)
+        age = {"rollout_age": float(step - rolled_at)}
+        if rolled_at == step:
+            return age
+        return age | {"drift": drift(network, self.trajectories[tuple(first_indices)], scored, step_plan)}
+
+    def after_step(self, metrics: Mapping[str, float]) -> None:
         """metrics: of a whole step, over all processes."""
         self.stale = self.drift_limit is not None and metrics.get("drift", 0.0) > self.drift_limit
 
-    def carried(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         if self.rolled_at is None:
             return {}
         facts = {"rolled_at": torch.tensor(self.rolled_at), "stale": torch.tensor(self.stale)}
         return facts | {f"weights/{name}": value for name, value in self.weights.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
         """Raises PrflError when the weights are of other parameters."""
         weights = {k.removeprefix("weights/"): value for k, value in tensors.items() if k.startswith("weights/")}
         if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
@@ -94,41 +165,23 @@ class Reuse:
         self.trajectories.clear()
 
 
-@dataclass(frozen=True)
-class Span:
-    """What a rollout for several steps visits and keeps: latents and outputs, by their nodes."""
-
-    path: list[int]
-    latents: frozenset[int]
-    outputs: frozenset[int]
+def edge_ends(network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[Node, Tensor]:
+    """Where the edges to the seeds end, from the stored latents that they start at; not those stored there."""
+    return {edge.target: target_latents(network, trajectory, edge) for edge in step_plan.scored_edges}
 
 
-def span(choices: Sequence[Choice], stride: int, held_edge: bool) -> Span:
-    """choices: of the steps that it serves.  held_edge: whether the first of them runs its own edge (``hold_edge``).
-
-    The outputs are what scores the first step's edges without another network call, and what drift is measured from.
-    """
-    own, *others = (choice.plan.trains for choice in choices)
-    latents = own.union(*others)
-    outputs = frozenset().union(*others) if held_edge else latents
-    last = max(latents | {k + 1 for k in outputs})
-    ends = {k + 1 for k in own if k < last}
-    return Span(coarse({0, last} | latents | ends, stride), latents, outputs)
-
-
-def edge_ends(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
-    """Where the edges to the choice's seeds end, from the stored latents that they start at; not those stored there."""
-    edges = [edge for edge in choice.plan.edges if edge.target in choice.seeds]
-    return {edge.target: target_latents(network, trajectory, edge) for edge in edges}
-
-
-def drift(network: Network, stored: Trajectory, ends: Mapping[int, Tensor], choice: Choice) -> float:
+def drift(
+    network: Network,
+    stored: Trajectory,
+    ends: Mapping[Node, Float[Tensor, "*latents"]],
+    step_plan: StepPlan,
+) -> float:
     """Mean over samples and scored edges.  ends: the edges' ends as they are now, by node."""
-    then = edge_ends(network, stored, choice)
+    ends_then = edge_ends(network, stored, step_plan)
     ratios = []
-    for edge in choice.plan.edges:
-        if edge.target in then:
-            end = then[edge.target]
-            moved, missed = end - stored.at(edge.source), ends[edge.target] - end
-            ratios.append(missed.flatten(1).norm(dim=1) / moved.flatten(1).norm(dim=1))
+    for edge in step_plan.scored_edges:
+        end = ends_then[edge.target]
+        moved = end - stored.at(edge.source)
+        missed = ends[edge.target] - end
+        ratios.append(missed.flatten(1).norm(dim=1) / moved.flatten(1).norm(dim=1))
     return float(torch.stack(ratios).mean())

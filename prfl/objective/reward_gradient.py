@@ -1,36 +1,38 @@
-"""The two-phase step that every reward-gradient method shares: rollout, score, walk back.
+"""The two-phase step that every reward-gradient method shares: rollout, reward, adjoint.
 
-A method says only which plan, which seeds and where the chain starts (``Choice``); this is how it is carried out:
+A method says only which plan, which seeds and where the chain starts (``StepPlan``); this is how it is carried out:
 
-1. rollout without autograd under the policy's adapter, as far as the choice needs;
+1. rollout without autograd under the policy's adapter, as far as the plan needs;
 2. the reward on detached latents, node by node, its gradient there (the seeds), and everything it held is freed;
-3. the walk back along the plan, under the policy's adapter again.
+3. the adjoint along the plan, under the policy's adapter again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.condition import Condition
-from prfl.backbone.weights import holding
 from prfl.data.dataset import LatentDataset
-from prfl.objective.choice import Choice, exact_nodes, holds_edge, visited
 from prfl.objective.distance import accumulate_distance, velocity_distance
-from prfl.objective.reused_rollout import Reuse, drift, edge_ends, span
-from prfl.objective.scorer import RewardLoss, Scorer, reward_gradient
-from prfl.rollout.adjoint import hold_edge, target_latents, walk_back
-from prfl.rollout.guidance import guided_network
-from prfl.rollout.plan import unit_steps
-from prfl.rollout.solvers import Coefficients, renoised
+from prfl.objective.loss import RewardLoss, loss_gradient, seed_gradients
+from prfl.objective.methods.base import Method
+from prfl.objective.methods.leapalign import leap_similarity
+from prfl.objective.reused_rollout import FreshRollout, ReusedRollout
+from prfl.reward.scorer import Scorer
+from prfl.rollout import adjoint
+from prfl.rollout.guidance import Guidance, guided_network
+from prfl.rollout.plan import Node, Renoised, StepPlan, node_number, order, unit_steps
+from prfl.rollout.requirements import requirements
+from prfl.rollout.solvers import SolverSchedule, renoised
 from prfl.rollout.trajectory import Network, Trajectory, rollout
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
@@ -39,31 +41,8 @@ from prfl.utils.order import PROMPTS, shuffled
 from prfl.utils.timing import Clock
 
 
-@runtime_checkable
-class Method(Protocol):
-    """A reward-gradient method.  The choice is shared by the whole batch: a function of (seed, step)."""
-
-    @property
-    def coefficients(self) -> Coefficients: ...
-
-    @property
-    def noisy(self) -> bool:
-        """Whether it ever reads the reward at sigma > 0."""
-        ...
-
-    def choose(self, step: int) -> Choice: ...
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance while training: see ``rollout.guidance``."""
-
-    scale: float = 1.0
-    gradient: Literal["none", "cond", "both"] = "none"
-
-
 @dataclass
-class Pathwise:
+class RewardGradient:
     """An objective: a method, a reward (by its scorer), a loss shape, and the policy's adapter.
 
     latent_shape: (c, t, h, w).  distance_weight: weight of the velocity's mean squared distance to the base at the
@@ -71,9 +50,9 @@ class Pathwise:
     step_weight: ``native``, or ``unit``, which makes every trained step's gradient weigh alike (native: in proportion
     to |sigma[m+1] - sigma[m]|, 22-fold over Wan's chain).  clips: what chains start from that do not from noise.
     reward_batch: samples scored at once; None is all.
-    stride: of the rollout, which leaps over that many steps at a time where no node is needed (``visited``).
-    reuse: one rollout for several steps; for methods whose chains start from noise and whose edges are trained alone.
-    cheaper: how a rollout's network calls are computed but for those that are trained (``exact_nodes``).
+    stride: of the rollout, which leaps over that many steps at a time where no node is needed (``requirements``).
+    rollouts: one a step, or one for several; for methods whose chains start from noise and whose edges are trained
+    alone.  cheaper: how a rollout's network calls are computed but for those that are trained (``exact_nodes``).
     expected: the prompts that will be drawn, encoded at once; None is all of them.
     Raises PrflError for a reward that the method cannot use.
     """
@@ -84,7 +63,6 @@ class Pathwise:
     loss: RewardLoss
     prompts: Sequence[str]
     latent_shape: tuple[int, int, int, int]
-    seed: int
     adapter: str = "policy"
     guidance: Guidance = Guidance()
     distance_weight: float = 0.0
@@ -93,7 +71,7 @@ class Pathwise:
     clips: LatentDataset | None = None
     reward_batch: int | None = None
     stride: int = 1
-    reuse: Reuse | None = None
+    rollouts: FreshRollout | ReusedRollout = field(default_factory=FreshRollout)
     cheaper: Cheaper = EXACT
     expected: Sequence[str] | None = None
 
@@ -101,11 +79,8 @@ class Pathwise:
         if not self.prompts:
             raise PrflError("there are no prompts to train on", where="data.prompts.train", fix="give at least one")
         if not self.scorer.differentiable:
-            raise PrflError(
-                "this method follows the reward's gradient, and the reward has none",
-                where="reward",
-                fix="take a differentiable reward",
-            )
+            what = "this method follows the reward's gradient, and the reward has none"
+            raise PrflError(what, where="reward", fix="take a differentiable reward")
         if self.method.noisy and not self.scorer.noise_aware:
             raise PrflError(
                 "the reward is read at noisy latents, and it is not noise-aware",
@@ -114,169 +89,174 @@ class Pathwise:
             )
         self.backbone.remember(["", *(self.prompts if self.expected is None else self.expected)])
 
+    @property
+    def schedule(self) -> SolverSchedule:
+        return self.method.schedule
+
+    @property
+    def seed(self) -> int:
+        return self.method.seed
+
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.backbone.adapter_parameters(self.adapter)
 
-    def choose(self, step: int) -> Choice:
-        choice = self.method.choose(step)
+    def plan(self, step: int) -> StepPlan:
+        step_plan = self.method.plan(step)
         if self.step_weight == "native":
-            return choice
-        return replace(choice, plan=unit_steps(self.method.coefficients, choice.plan))
+            return step_plan
+        return replace(step_plan, plan=unit_steps(self.schedule, step_plan.plan))
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
+        """See ``Objective``."""
         clock = Clock(self.backbone.device)
-        choice = self.choose(step)
-        made, own = self.origin(step, indices)
+        step_plan, parameters = self.plan(step), list(self.parameters().values())
+        origin = self.origin(step, indices)
+        masks = self.masks(*origin)
         with clock("condition"):
-            _, condition, start = self.draw(made, own)
+            _, condition, start = self.draw(*origin)
             network = self.network(condition)
-        parameters = list(self.parameters().values())
-        held_edge = holds_edge(self.backbone, choice)
-        dropout = self.dropout(made, own)
-        with clock("rollout"), self.backbone.adapter(self.adapter), dropout():
-            trajectory = self.trajectory(network, start, choice, step, indices, held_edge)
-            held = hold_edge(network, trajectory, choice.plan, parameters) if held_edge else None
-            latents = {choice.node: held.latents} if held else self.scored(network, trajectory, choice)
-            weights = leap_similarity(network, trajectory, choice) if choice.similarity else None
-            metrics = {} if made < step or trajectory.cached is None else {"rollout/cached": trajectory.cached}
-            if self.reuse:
-                metrics["rollout_age"] = float(step - made)
-                if made < step:
-                    metrics["drift"] = drift(network, self.reuse.trajectories[tuple(own)], latents, choice)
-        largest = max(float(x.abs().max()) for x in latents.values())  # the trainer stops where it is not finite
-        with clock("reward"):
-            seeds, found = self.score(latents, choice, condition, step, weights)
-            metrics |= found
-        with clock("backward"), self.backbone.adapter(self.adapter), dropout():
-            if held:
-                held.backward(seeds[choice.node])
-            else:
-                walk_back(network, trajectory, choice.plan, seeds, parameters)
-        with clock("distance"):
-            metrics |= self.distance(step, trajectory, choice, condition)
-        metrics |= {"latents/max": largest, "sampled_step": float(min(choice.plan.trains))}
-        if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
-            metrics["from_data"] = float(choice.first > 0)
-        return metrics | {"node": float(choice.node), "sigma": choice.sigma(choice.node)} | clock.metrics()
 
-    def dropout(self, step: int, indices: Sequence[int]) -> Callable[[], AbstractContextManager]:
-        """One mask a sample, for the rollout, its edges and the walk back alike."""
-        seeds = rng.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.device)
-        return partial(self.backbone.dropping, self.adapter, seeds)
+        # 1. Rollout without autograd; where one edge's graph is small, it is made here and waits for its seed.
+        graph = None
+        with clock("rollout"), self.policy(masks):
+            trajectory = self.trajectory(network, start, step, indices)
+            if retains_graph(self.backbone, step_plan):
+                graph = adjoint.retain_graph(network, trajectory, step_plan.plan, parameters)
+                scored = {step_plan.node: graph.latents}
+            else:
+                scored = self.rollouts.scored(network, trajectory, step_plan)
+            weights = leap_similarity(network, trajectory, step_plan) if step_plan.similarity else None
+            metrics = {} if trajectory.cached is None else {"rollout/cached": trajectory.cached}
+            metrics |= self.rollouts.metrics(network, scored, step_plan, step, indices)
+        largest = max(float(x.abs().max()) for x in scored.values())  # the trainer stops where it is not finite
+
+        # 2. Reward on these latents: its gradient there is the adjoint's seed.
+        with clock("reward"):
+            seeds, rewards = self.score(scored, step_plan, condition, step, weights)
+
+        # 3. Adjoint, one network call at a time.
+        with clock("backward"), self.policy(masks):
+            if graph:
+                graph.backward(seeds[step_plan.node])
+            else:
+                adjoint.backward(network, trajectory, step_plan.plan, seeds, parameters)
+
+        with clock("distance"):
+            metrics |= rewards | self.distance(step, trajectory, step_plan, condition)
+        return metrics | {"latents/max": largest} | self.facts(step_plan) | clock.metrics()
+
+    def facts(self, step_plan: StepPlan) -> dict[str, float]:
+        """What was drawn, for the log."""
+        steps, first_trained = self.schedule.steps, min(step_plan.plan.trains, key=order)
+        facts = {"sampled_step": float(node_number(first_trained, steps))}
+        if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
+            facts["from_data"] = float(step_plan.first > 0)
+        return facts | {"node": float(node_number(step_plan.node, steps)), "sigma": step_plan.sigma(step_plan.node)}
+
+    def masks(self, step: int, indices: Sequence[int]) -> Int[Tensor, " b"]:
+        """The seeds of the adapter's dropout: one mask a sample, for rollout, edges and adjoint alike."""
+        return rng.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.device)
+
+    @contextmanager
+    def policy(self, masks: Int[Tensor, " b"]) -> Iterator[None]:
+        """The policy's adapter, with these masks."""
+        with self.backbone.adapter(self.adapter), self.backbone.dropping(self.adapter, masks):
+            yield
 
     def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
         """The step whose rollout is used, and the indices that these samples had in it."""
-        if self.reuse is None:
-            return step, list(indices)
-        self.reuse.begin(step, self.parameters())
-        return self.reuse.origin(step, indices)
+        self.rollouts.begin(step, self.parameters())
+        return self.rollouts.origin(step, indices)
 
-    def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Tensor]:
+    def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Float[Tensor, "b c t h w"]]:
         """Prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
         noise = rng.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.device)
-        first = self.method.choose(step).first
+        first = self.method.plan(step).first
         if first == 0:
             prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
             self.backbone.remember(prompts)  # those that nobody expected
             return prompts, self.backbone.condition(prompts), noise
+
         if self.clips is None:
             what = "the method's chains start from clips of the data, and there are none"
             raise PrflError(what, where="data", fix="give data.manifest or data.generator")
         clips = self.clips.get(shuffled(indices, len(self.clips), self.seed, "clips"))
-        return clips.prompts, clips.condition, renoised(self.method.coefficients, first, clips.latents.to(noise), noise)
+        return clips.prompts, clips.condition, renoised(self.schedule, first, clips.latents.to(noise), noise)
 
     def noises(self, step: int, indices: Sequence[int]) -> rng.ChainNoises:
         """The noise of a stochastic solver's steps for these samples."""
         return rng.ChainNoises(self.latent_shape, self.seed, step, indices)
 
     def network(self, condition: Condition) -> Network:
+        """The policy's guided velocity of these samples."""
         scale, empty = self.guidance.scale, None
         if scale != 1:
             empty = self.backbone.condition([""] * len(condition))
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
     def trajectory(
-        self, network: Network, start: Tensor, choice: Choice, step: int, indices: Sequence[int], held_edge: bool
+        self, network: Network, start: Float[Tensor, "b c t h w"], step: int, indices: Sequence[int]
     ) -> Trajectory:
         """What the step works on: rolled out for it, or what it sees of a rollout that serves several steps."""
-        if self.reuse is None:
-            rolled = self.roll(network, start, self.noises(step, indices), choice, held_edge)
-            return self.noise_again(rolled, choice, step, indices)
-        made, own = self.reuse.origin(step, indices)
-        if tuple(own) not in self.reuse.trajectories:
-            # A resumed run makes it again with the weights that the policy had then.
-            with nullcontext() if made == step else holding(self.parameters(), self.reuse.weights):
-                rolled = self.roll_for_all(network, start, made, own)
-            self.reuse.trajectories[tuple(own)] = rolled
-        return self.reuse.of_step(self.reuse.trajectories[tuple(own)], step)
-
-    def roll_for_all(self, network: Network, start: Tensor, step: int, indices: Sequence[int]) -> Trajectory:
-        """The rollout of ``step`` that serves the steps after it too: their choices are known by now."""
-        assert self.reuse is not None
-        choices = [self.choose(later) for later in range(step, step + self.reuse.gradients)]
-        needs = span(choices, self.stride, holds_edge(self.backbone, choices[0]))
-        # The trained steps' outputs are kept, to be scored and to measure drift from: they are exact.
-        return self.rolled(
-            network, start, needs.latents, last=needs.path[-1], visits=needs.path,
-            noises=self.noises(step, indices), keep=needs.latents, keep_outputs=needs.outputs,
-            store=HostStore(),
-        )  # fmt: skip
+        return self.rollouts.trajectory(partial(self.roll, network, start), self.plan, self.parameters(), step, indices)
 
     def roll(
-        self, network: Network, start: Tensor, noises: rng.ChainNoises, choice: Choice, held_edge: bool
+        self,
+        network: Network,
+        start: Float[Tensor, "b c t h w"],
+        plans: Sequence[StepPlan],
+        step: int,
+        indices: Sequence[int],
     ) -> Trajectory:
-        """The chain up to the last node that is scored, or up to where the last edge leaves it."""
-        coefficients = self.method.coefficients
-        keep = choice.kept(coefficients.steps, held_edge) | (frozenset() if held_edge else choice.seeds.keys())
-        path = visited(choice, coefficients, held_edge, self.stride)
-        return self.rolled(
-            network, start, exact_nodes(choice, path), first=choice.first, last=path[-1], visits=path, noises=noises,
-            keep=keep, keep_outputs=choice.constants(coefficients.steps, held_edge),
-            store=HostStore() if self.backbone.offload else None,
-        )  # fmt: skip
+        """Roll out the samples of ``step`` as far as the steps of ``plans``, of which it is the first, need it."""
+        first, reused = plans[0], self.rollouts.reused
+        needs = requirements(plans, self.schedule, self.stride, retains_graph(self.backbone, first), reused)
+        calls = None if self.cheaper == EXACT else self.backbone.cheaper(self.cheaper, needs.exact)
+        trajectory = rollout(
+            network,
+            start,
+            self.schedule,
+            first=first.first,
+            last=needs.path[-1],
+            visits=needs.path,
+            noises=self.noises(step, indices),
+            keep=needs.latents,
+            keep_outputs=needs.outputs,
+            store=HostStore() if reused or self.backbone.offload else None,
+            at=calls.at if calls else None,
+        )
+        beside = self.renoise(trajectory, first, step, indices)
+        return replace(trajectory, renoised=beside, cached=calls.cached if calls else None)
 
-    def rolled(self, network: Network, start: Tensor, exact: Set[int], **how: Any) -> Trajectory:
-        """``rollout``, its network calls cheaper but at the nodes ``exact``."""
-        if self.cheaper == EXACT:
-            return rollout(network, start, self.method.coefficients, **how)
-        calls = self.backbone.cheaper(self.cheaper, exact)
-        trajectory = rollout(network, start, self.method.coefficients, at=calls.at, **how)
-        return replace(trajectory, cached=calls.cached)
-
-    def scored(self, network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
-        """The latents that are scored, by node; of a stored rollout they are computed under the present policy."""
-        return (edge_ends if self.reuse else scored_latents)(network, trajectory, choice)
-
-    def noise_again(self, trajectory: Trajectory, choice: Choice, step: int, indices: Sequence[int]) -> Trajectory:
-        """The trajectory with the nodes that the choice has beside the chain."""
-        beside = {}
-        for node, at in choice.noised.items():
-            clean = trajectory.at(trajectory.coefficients.steps)
-            noise = rng.normal(self.latent_shape, self.seed, f"noised/{node}", step, indices).to(clean)
-            beside[node] = at, renoised(trajectory.coefficients, at, clean, noise)
-        return replace(trajectory, beside=beside)
+    def renoise(
+        self, trajectory: Trajectory, step_plan: StepPlan, step: int, indices: Sequence[int]
+    ) -> dict[Renoised, Float[Tensor, "b c t h w"]]:
+        """The states beside the chain that the plan has of its end, noised anew."""
+        states = {}
+        for node in step_plan.renoised:
+            clean = trajectory.at(self.schedule.steps)
+            name = f"noised/{node_number(node, self.schedule.steps)}"
+            noise = rng.normal(self.latent_shape, self.seed, name, step, indices).to(clean)
+            states[node] = renoised(self.schedule, node.i, clean, noise)
+        return states
 
     def score(
-        self, latents: Mapping[int, Tensor], choice: Choice, condition: Condition, step: int, weights: Tensor | None
-    ) -> tuple[dict[int, Tensor], dict[str, float]]:
-        """The seeds, one reward at a time, and the means of their metrics.  weights: (b,), of each sample's loss."""
-        seeds, metrics = dict[int, Tensor](), dict[str, float]()
-        for node, share in choice.seeds.items():
-            x = latents[node]
-            sigma = torch.tensor(choice.sigma(node), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-            gradient, found = reward_gradient(
-                self.scorer, self.loss, x, sigma, condition, step, at_once=self.reward_batch
-            )
-            seeds[node] = share * gradient
-            if weights is not None:
-                seeds[node] *= weights.to(gradient).reshape(-1, *[1] * (gradient.ndim - 1))
-            for name, value in found.items():
-                metrics[name] = metrics.get(name, 0.0) + share / sum(choice.seeds.values()) * value
-        return seeds, metrics if weights is None else metrics | {"similarity": float(weights.mean())}
+        self,
+        scored: Mapping[Node, Float[Tensor, "b c t h w"]],
+        step_plan: StepPlan,
+        condition: Condition,
+        step: int,
+        weights: Float[Tensor, " b"] | None,
+    ) -> tuple[dict[Node, Float[Tensor, "b c t h w"]], dict[str, float]]:
+        """The seeds, and the means of their metrics.  weights: of each sample's loss."""
+        read = partial(loss_gradient, self.scorer, self.loss, condition=condition, step=step, at_once=self.reward_batch)
+        return seed_gradients(read, scored, step_plan, weights)
 
-    def distance(self, step: int, trajectory: Trajectory, choice: Choice, condition: Condition) -> dict[str, float]:
+    def distance(
+        self, step: int, trajectory: Trajectory, step_plan: StepPlan, condition: Condition
+    ) -> dict[str, float]:
         """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
-        trained = sorted(choice.plan.trains)
+        trained = sorted(step_plan.plan.trains, key=order)
         latents = ((k, trajectory.at(k)) for k in trained)  # one at a time: they may wait in host memory
         states = ((x, trajectory.sigma(k, x)) for k, x in latents)
         if self.distance_weight:
@@ -289,47 +269,32 @@ class Pathwise:
             return {}
         return {"distance": value}
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        if self.reuse:
-            self.reuse.observe(metrics)
+    def after_step(self, metrics: Mapping[str, float]) -> None:
+        self.rollouts.after_step(metrics)
 
-    def carried(self) -> dict[str, Tensor]:
-        return self.reuse.carried() if self.reuse else {}
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.rollouts.state_dict()
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        if self.reuse:
-            self.reuse.restore(tensors, self.parameters())
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self.rollouts.load_state_dict(tensors, self.parameters())
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The batch as it was drawn, and its latents rolled out anew."""
-        origin = self.origin(step, indices)
+        origin, step_plan = self.origin(step, indices), self.plan(step)
         prompts, condition, start = self.draw(*origin)
-        choice = self.choose(step)
         network = self.network(condition)
-        with self.backbone.adapter(self.adapter), self.dropout(*origin)():
-            trajectory = self.trajectory(network, start, choice, step, indices, held_edge=False)
-            scored = self.scored(network, trajectory, choice)
-        nodes = {str(node): choice.sigma(node) for node in choice.seeds}
-        facts = {"prompts": prompts, "first": choice.first, "nodes": nodes, "trains": sorted(choice.plan.trains)}
-        return {"start": start} | {f"scored/{node}": x for node, x in scored.items()}, facts
+        with self.policy(self.masks(*origin)):
+            trajectory = self.trajectory(network, start, step, indices)
+            scored = self.rollouts.scored(network, trajectory, step_plan)
+
+        steps, plan = self.schedule.steps, step_plan.plan
+        trains = sorted(node_number(k, steps) for k in plan.trains)
+        nodes = {str(node_number(node, steps)): step_plan.sigma(node) for node in step_plan.seeds}
+        latents = {f"scored/{node_number(node, steps)}": x for node, x in scored.items()}
+        facts = {"prompts": prompts, "first": step_plan.first, "nodes": nodes, "trains": trains}
+        return {"start": start} | latents, facts
 
 
-def scored_latents(network: Network, trajectory: Trajectory, choice: Choice) -> dict[int, Tensor]:
-    """The latents at the choice's seeds; clean predictions, which the chain does not visit, are computed."""
-    steps = trajectory.coefficients.steps
-    on_chain = {node: trajectory.at(node) for node in choice.seeds if node <= steps}
-    ends = [edge for edge in choice.computed(steps) if edge.target > steps]
-    return on_chain | {edge.target: target_latents(network, trajectory, edge) for edge in ends}
-
-
-def leap_similarity(network: Network, trajectory: Trajectory, choice: Choice) -> Tensor:
-    """(b,) weights 1 / sum over leaps of max(floor, mean |where it lands - the chain's own latents there|).
-
-    LeapAlign's: a sample counts by how well its leaps stand for the chain that they shorten.
-    """
-    assert choice.similarity is not None
-    distances = []
-    for edge in choice.computed(trajectory.coefficients.steps):
-        missed = target_latents(network, trajectory, edge) - trajectory.at(edge.target)
-        distances.append(missed.abs().flatten(1).mean(1).clamp(min=choice.similarity))
-    return 1 / torch.stack(distances).sum(0)
+def retains_graph(backbone: Backbone, step_plan: StepPlan) -> bool:
+    """One edge under checkpointing: its graph is small, so it is kept rather than run again by the adjoint."""
+    return backbone.checkpointing != "none" and len(step_plan.plan.edges) == 1

@@ -1,4 +1,4 @@
-"""The walk back: one network call at a time is recomputed with autograd and pulled back.
+"""The adjoint: one network call at a time is recomputed with autograd and pulled back, from the last edge to the first.
 
     cotangent of x[i]:  a[i] = r[i] + sum over edges i -> j of through A a[j] + beta[i] J_x f[i]^T g[i]
     cotangent of f[i]:  g[i] = sum over edges e that contain f[i] of b_e[i] a[target of e]
@@ -11,31 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from prfl.rollout.plan import Edge, Plan
+from prfl.rollout.plan import Clean, Edge, Evaluated, Node, Plan, order
 from prfl.rollout.solvers import combine
 from prfl.rollout.trajectory import Network, Trajectory
 from prfl.utils.errors import PrflError
 
+Key = TypeVar("Key", bound=Node)
+
 
 @dataclass(frozen=True)
-class WalkStats:
+class AdjointStats:
     """calls: the evaluations recomputed, in that order.  cotangent_norm: of each node on the way, a scalar tensor."""
 
-    calls: list[int]
-    cotangent_norm: dict[int, Tensor]
+    calls: list[Evaluated]
+    cotangent_norm: dict[Node, Float[Tensor, ""]]
 
 
-def walk_back(
+def backward(
     network: Network,
     trajectory: Trajectory,
     plan: Plan,
-    seeds: Mapping[int, Tensor],
+    seeds: Mapping[Node, Float[Tensor, "*latents"]],
     parameters: Sequence[nn.Parameter],
-) -> WalkStats:
+) -> AdjointStats:
     """Add dL/dtheta to ``.grad`` of ``parameters``; seeds: node -> dL/dx[node], shape and device of the latents.
 
     Seeds are taken on detached leaf latents: each is the partial derivative at its own node alone.
@@ -45,11 +49,13 @@ def walk_back(
     useful = plan.useful_nodes
     _check_seeds(seeds, useful)
     edge_to = {edge.target: edge for edge in plan.edges}
-    at_latents, at_outputs = dict(seeds), dict[int, Tensor]()
-    stats = WalkStats([], {})
-    for node in sorted({*edge_to, *plan.evaluations}, reverse=True):
-        # Edges lead forward, so whatever flows into this node's output and latents has arrived by now.
-        if node in at_outputs:
+    at_latents: dict[Node, Tensor] = dict(seeds)
+    at_outputs: dict[Evaluated, Tensor] = {}
+    stats = AdjointStats([], {})
+
+    # Edges lead forward, so whatever flows into a node's output and latents has arrived when its turn comes.
+    for node in sorted({*edge_to, *plan.evaluations}, key=order, reverse=True):
+        if not isinstance(node, Clean) and node in at_outputs:
             needs_input = plan.passes(node, useful)
             pulled = _pull_back(network, trajectory, plan, node, at_outputs.pop(node), parameters, needs_input)
             stats.calls.append(node)
@@ -62,22 +68,22 @@ def walk_back(
     return stats
 
 
-def _check_seeds(seeds: Mapping[int, Tensor], useful: frozenset[int]) -> None:
-    idle = sorted(set(seeds) - useful)
+def _check_seeds(seeds: Mapping[Node, Tensor], useful: frozenset[Node]) -> None:
+    idle = sorted(set(seeds) - useful, key=order)
     if idle or not seeds:
         raise PrflError(
             f"seeds at nodes {idle} reach no trained network evaluation" if idle else "a walk without seeds",
-            fix=f"put them at nodes among {sorted(useful)}, or train an earlier step",
+            fix=f"put them at nodes among {sorted(useful, key=order)}, or train an earlier step",
         )
 
 
 def _spread(
-    cotangent: Tensor,
+    cotangent: Float[Tensor, "*latents"],
     edge: Edge,
     plan: Plan,
-    useful: frozenset[int],
-    at_latents: dict[int, Tensor],
-    at_outputs: dict[int, Tensor],
+    useful: frozenset[Node],
+    at_latents: dict[Node, Tensor],
+    at_outputs: dict[Evaluated, Tensor],
 ) -> None:
     """Through one edge: A a to its source and b[k] a to its outputs, where they lead on to a parameter."""
     if edge.through and edge.source in useful:
@@ -87,7 +93,7 @@ def _spread(
             _add(at_outputs, k, factor * cotangent)
 
 
-def _add(sums: dict[int, Tensor], key: int, value: Tensor) -> None:
+def _add(sums: dict[Key, Tensor], key: Key, value: Tensor) -> None:
     sums[key] = sums[key] + value if key in sums else value  # never in place: the first may be the caller's seed
 
 
@@ -95,38 +101,48 @@ def _pull_back(
     network: Network,
     trajectory: Trajectory,
     plan: Plan,
-    k: int,
-    cotangent: Tensor,
+    k: Evaluated,
+    cotangent: Float[Tensor, "*latents"],
     parameters: Sequence[nn.Parameter],
     needs_input: bool,
-) -> Tensor | None:
+) -> Float[Tensor, "*latents"] | None:
     """Recompute f[k]; add step_weight J_theta^T g to the parameters, return beta J_x^T g where it is needed."""
     x = trajectory.at(k).detach().requires_grad_(needs_input)
     with torch.enable_grad():
         output = network(x, trajectory.sigma(k, x))
+
+    # An evaluation that is not trained only hands the cotangent on.
     if k not in plan.trains:
         (gradient,) = torch.autograd.grad(output, x, cotangent.to(output.dtype))
         return plan.beta[k] * gradient.to(cotangent.dtype)
+
+    # One backward, of weight * g, gives both gradients; the weight is not the cotangent's.
     weight = plan.step_weight.get(k, 1.0)
     _backward(k, output, weight * cotangent, parameters, [x] if needs_input else [])
     if not needs_input:
         return None
     assert x.grad is not None, f"network evaluation {k} does not depend on its latents"
-    return plan.beta[k] / weight * x.grad.to(cotangent.dtype)  # one backward, of weight * g, gave both gradients
+    return plan.beta[k] / weight * x.grad.to(cotangent.dtype)
 
 
 def _backward(
-    k: int, output: Tensor, cotangent: Tensor, parameters: Sequence[nn.Parameter], extra: Sequence[Tensor] = ()
+    k: Evaluated,
+    output: Float[Tensor, "*latents"],
+    cotangent: Float[Tensor, "*latents"],
+    parameters: Sequence[nn.Parameter],
+    extra: Sequence[Tensor] = (),
 ) -> None:
     """Accumulate J^T g into .grad of the parameters and of ``extra``; raise if no parameter received any."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     received: list[Tensor] = []
+
     # Hooks, not a look at .grad: that may hold the gradient of an earlier call.
     hooks = [parameter.register_post_accumulate_grad_hook(received.append) for parameter in trainable]
     if trainable and output.requires_grad:
         torch.autograd.backward(output, cotangent.to(output.dtype), inputs=[*extra, *trainable])
     for hook in hooks:
         hook.remove()
+
     if not received:
         raise PrflError(
             f"a gradient mode whose network gives no gradient: step {k} is to be trained, but none of the "
@@ -136,26 +152,28 @@ def _backward(
 
 
 @dataclass(eq=False)
-class HeldEdge:
+class RetainedGraph:
     """A one-edge plan whose graph is kept: ``latents`` (detached) are scored, then ``backward`` takes the seed."""
 
-    latents: Tensor
+    latents: Float[Tensor, "*latents"]
     plan: Plan
     parameters: Sequence[nn.Parameter]
-    output: Tensor | None
+    output: Float[Tensor, "*latents"] | None
 
-    def backward(self, seed: Tensor) -> WalkStats:
+    def backward(self, seed: Float[Tensor, "*latents"]) -> AdjointStats:
         """Add dL/dtheta = step_weight b J_theta f^T seed to ``.grad`` of the parameters and free the graph."""
         assert self.output is not None, "backward was called twice"
         (edge,), (k,) = self.plan.edges, self.plan.trains
         factor = self.plan.step_weight.get(k, 1.0) * edge.b[k]
         _backward(k, self.output, factor * seed, self.parameters)
         self.output = None
-        return WalkStats([k], {edge.target: seed.norm()})
+        return AdjointStats([k], {edge.target: seed.norm()})
 
 
-def hold_edge(network: Network, trajectory: Trajectory, plan: Plan, parameters: Sequence[nn.Parameter]) -> HeldEdge:
-    """Run a one-edge plan's step with autograd and keep its graph, which saves ``walk_back``'s second forward.
+def retain_graph(
+    network: Network, trajectory: Trajectory, plan: Plan, parameters: Sequence[nn.Parameter]
+) -> RetainedGraph:
+    """Run a one-edge plan's step with autograd and keep its graph, which saves ``backward``'s second forward.
 
     For checkpointed blocks, whose graph is small: it is alive beside the reward's.
     """
@@ -163,10 +181,11 @@ def hold_edge(network: Network, trajectory: Trajectory, plan: Plan, parameters: 
     x = trajectory.at(k)
     with torch.enable_grad():
         output = network(x, trajectory.sigma(k, x))
-    return HeldEdge(_target(network, trajectory, edge, {k: output.detach()}), plan, parameters, output)
+    latents = _target(network, trajectory, edge, {k: output.detach()})
+    return RetainedGraph(latents, plan, parameters, output)
 
 
-def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Tensor:
+def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Float[Tensor, "*latents"]:
     """a x[source] + sum b[k] f[k] + c noise: the latents an edge ends at, recomputed without autograd.
 
     For nodes that the chain does not visit, such as a clean prediction.
@@ -175,12 +194,17 @@ def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Tens
 
 
 @torch.no_grad()
-def _target(network: Network, trajectory: Trajectory, edge: Edge, outputs: dict[int, Tensor]) -> Tensor:
-    outputs = {**trajectory.outputs, **outputs}
+def _target(
+    network: Network, trajectory: Trajectory, edge: Edge, outputs: Mapping[Evaluated, Tensor]
+) -> Float[Tensor, "*latents"]:
+    all_outputs: dict[Evaluated, Tensor] = {**trajectory.outputs, **outputs}
     for k in edge.b:
-        if k not in outputs:
+        if k not in all_outputs:
             x = trajectory.at(k)
-            outputs[k] = network(x, trajectory.sigma(k, x))
+            all_outputs[k] = network(x, trajectory.sigma(k, x))
     x = trajectory.at(edge.source)
-    noise = trajectory.noises[edge.source].to(x.device) if edge.c and trajectory.noises is not None else None
-    return combine(x, edge.a, edge.b, outputs, edge.c, noise)
+    noise = None
+    if edge.c and trajectory.noises is not None:
+        assert isinstance(edge.source, int), f"a step with noise starts on the chain: {edge}"
+        noise = trajectory.noises[edge.source].to(x.device)
+    return combine(x, edge.a, edge.b, all_outputs, edge.c, noise)

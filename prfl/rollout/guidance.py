@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,14 @@ from torch import Tensor
 
 from prfl.rollout.trajectory import Network
 from prfl.utils.errors import PrflError
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strong guidance is while training, and where its gradient goes: see ``guided_network``."""
+
+    scale: float = 1.0
+    gradient: Literal["none", "cond", "both"] = "none"
 
 
 def guided_network(

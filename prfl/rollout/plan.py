@@ -1,8 +1,7 @@
 """Plans: along which edges, into which network evaluations and how strongly gradient flows.
 
-Nodes 0 .. N are the latents of the chain; N + 1 + m is the clean prediction from node m; numbers from 2 N + 1 on are
-other latents (``Trajectory.beside``) and what they lead to.  Evaluation k is the network's output f[k] at node k.  A
-plan's edges say how a node follows from an earlier one,
+A node is a state of latents: ``i`` for x[i] of the chain, i = 0 .. N, and ``Renoised`` or ``Clean`` beside the chain.
+Evaluation k is the network's output f[k] at node k.  A plan's edges say how a node follows from an earlier one,
 
     x[target] = a x[source] + sum over k of b[k] f[k] + c noise
 
@@ -13,8 +12,56 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
-from prfl.rollout.solvers import Coefficients, leap, unit_step_weight
+from prfl.rollout.solvers import SolverSchedule, leap, unit_step_weight
+
+
+@dataclass(frozen=True)
+class Renoised:
+    """x[N], noised anew to the sigma of x[i]; ``copy`` tells several of them apart."""
+
+    copy: int
+    i: int
+
+
+@dataclass(frozen=True)
+class Clean:
+    """The clean prediction from ``source``, at sigma 0 (velocity: x - sigma f)."""
+
+    source: int | Renoised
+
+
+Evaluated = int | Renoised
+"""A node at which the network is evaluated."""
+
+Node = int | Renoised | Clean
+
+
+def on_chain(node: Node) -> TypeGuard[int]:
+    return isinstance(node, int)
+
+
+def order(node: Node) -> tuple[int, ...]:
+    """Sorts nodes so that every edge leads up: the chain, then what is noised anew, then clean predictions."""
+    if isinstance(node, Clean):
+        return 2, *order(node.source)
+    if isinstance(node, Renoised):
+        return 1, node.copy
+    return 0, node
+
+
+def node_number(node: Node, steps: int) -> int:
+    """The number that stands for a node in logs and in the names of draws; ``steps``: N.
+
+    0 .. N on the chain, N + 1 + m for Clean(m), and from 2 N + 1 on two for each copy: Renoised, and its Clean.
+    """
+    if isinstance(node, Renoised):
+        return 2 * steps + 1 + 2 * node.copy
+    if isinstance(node, Clean):
+        source = node_number(node.source, steps)
+        return source + 1 if isinstance(node.source, Renoised) else steps + 1 + source
+    return node
 
 
 @dataclass(frozen=True)
@@ -24,16 +71,17 @@ class Edge:
     through: the share of the target's cotangent that goes on to the source's latents; 0 cuts the chain there.
     """
 
-    source: int
-    target: int
+    source: Evaluated
+    target: Node
     a: float
-    b: Mapping[int, float]
+    b: Mapping[Evaluated, float]
     sigma: float
     c: float = 0.0
     through: float = 1.0
 
     def __post_init__(self) -> None:
-        assert max(self.source, *self.b) < self.target, f"an edge must lead forward: {self}"
+        latest = max(order(node) for node in (self.source, *self.b))
+        assert latest < order(self.target), f"an edge must lead forward: {self}"
 
 
 @dataclass(frozen=True)
@@ -47,70 +95,100 @@ class Plan:
     """
 
     edges: Sequence[Edge]
-    trains: frozenset[int]
-    beta: Mapping[int, float]
-    step_weight: Mapping[int, float] = field(default_factory=dict)
+    trains: frozenset[Evaluated]
+    beta: Mapping[Evaluated, float]
+    step_weight: Mapping[Evaluated, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         targets = [edge.target for edge in self.edges]
-        assert len(set(targets)) == len(targets), f"two edges end at one node: {sorted(targets)}"
+        assert len(set(targets)) == len(targets), f"two edges end at one node: {sorted(targets, key=order)}"
         assert self.trains <= self.evaluations, f"trains {set(self.trains)} but edges have {set(self.evaluations)}"
         assert set(self.beta) >= self.evaluations, f"beta for {set(self.beta)}, edges have {set(self.evaluations)}"
         assert all(weight > 0 for weight in self.step_weight.values()), f"step weights {self.step_weight}"
 
     @property
-    def evaluations(self) -> frozenset[int]:
+    def evaluations(self) -> frozenset[Evaluated]:
         """The network evaluations that the edges are made of."""
         return frozenset(k for edge in self.edges for k in edge.b)
 
     @property
-    def recomputed(self) -> frozenset[int]:
-        """The evaluations that a walk back may call the network for; the others enter the edges as constants."""
+    def recomputed(self) -> frozenset[Evaluated]:
+        """The evaluations that the adjoint may call the network for; the others enter the edges as constants."""
         useful = self.useful_nodes
         return frozenset(k for k in self.evaluations if k in self.trains or self.passes(k, useful))
 
     @property
-    def useful_nodes(self) -> frozenset[int]:
+    def useful_nodes(self) -> frozenset[Node]:
         """Nodes from which a cotangent reaches a trained evaluation: where a seed has an effect."""
-        useful: set[int] = set()
-        for edge in sorted(self.edges, key=lambda edge: edge.target):
+        useful: set[Node] = set()
+        for edge in sorted(self.edges, key=lambda edge: order(edge.target)):
             if (edge.through and edge.source in useful) or any(
                 k in self.trains or self.passes(k, useful) for k in edge.b
             ):
                 useful.add(edge.target)
         return frozenset(useful)
 
-    def passes(self, k: int, useful: Collection[int]) -> bool:
+    def passes(self, k: Evaluated, useful: Collection[Node]) -> bool:
         """Whether evaluation k must hand a cotangent to its input latents."""
         return self.beta[k] != 0 and k in useful
 
 
-def step_edge(coefficients: Coefficients, i: int) -> Edge:
+@dataclass(frozen=True)
+class StepPlan:
+    """What one optimizer step differentiates.
+
+    seeds: the nodes at which the reward is read, each with the weight of its loss.
+    first: the node that the chain starts at: 0 from noise, else from a clip of the data, noised to that node's sigma.
+    similarity: None, or the floor of ``leapalign.leap_similarity``, by which the samples are weighed.
+    """
+
+    plan: Plan
+    seeds: Mapping[Node, float]
+    first: int = 0
+    similarity: float | None = None
+
+    @property
+    def node(self) -> Node:
+        """The first node that is scored: for the log."""
+        return min(self.seeds, key=order)
+
+    @property
+    def renoised(self) -> list[Renoised]:
+        """The nodes that start from x[N], noised anew."""
+        return [edge.source for edge in self.plan.edges if isinstance(edge.source, Renoised)]
+
+    @property
+    def scored_edges(self) -> list[Edge]:
+        """The edges that end where the reward is read."""
+        return [edge for edge in self.plan.edges if edge.target in self.seeds]
+
+    def sigma(self, node: Node) -> float:
+        """Noise level at a node that an edge leads to."""
+        return next(edge.sigma for edge in self.plan.edges if edge.target == node)
+
+
+def step_edge(schedule: SolverSchedule, i: int) -> Edge:
     """The chain's own step i -> i + 1."""
-    sigma = float(coefficients.sigmas[i + 1])
-    return Edge(i, i + 1, coefficients.a[i], coefficients.b[i], sigma, coefficients.c[i])
+    sigma = float(schedule.sigmas[i + 1])
+    b: dict[Evaluated, float] = {k: factor for k, factor in schedule.b[i].items()}
+    return Edge(i, i + 1, schedule.a[i], b, sigma, schedule.c[i])
 
 
-def leap_edge(coefficients: Coefficients, source: int, target: int) -> Edge:
+def leap_edge(schedule: SolverSchedule, source: int, target: int) -> Edge:
     """source -> target in one deterministic step of f[source]; straight-through: f[target] is at the chain's x."""
-    sigma = float(coefficients.sigmas[target])
-    a, b = leap(coefficients, source, sigma)
+    sigma = float(schedule.sigmas[target])
+    a, b = leap(schedule, source, sigma)
     return Edge(source, target, a, {source: b}, sigma)
 
 
-def jump_edge(coefficients: Coefficients, m: int) -> Edge:
-    """m -> its clean prediction, a node of its own at sigma 0 (velocity: x[m] - sigma[m] f[m])."""
-    a, b = leap(coefficients, m, 0.0)
-    return Edge(m, clean_node(coefficients, m), a, {m: b}, 0.0)
-
-
-def clean_node(coefficients: Coefficients, m: int) -> int:
-    """The number of the node that holds the clean prediction from node m: N + 1 + m."""
-    return coefficients.steps + 1 + m
+def jump_edge(schedule: SolverSchedule, source: Evaluated) -> Edge:
+    """source -> its clean prediction."""
+    a, b = leap(schedule, source.i if isinstance(source, Renoised) else source, 0.0)
+    return Edge(source, Clean(source), a, {source: b}, 0.0)
 
 
 def chain_plan(
-    coefficients: Coefficients,
+    schedule: SolverSchedule,
     trains: Collection[int],
     *,
     beta: float = 1.0,
@@ -120,41 +198,41 @@ def chain_plan(
 
     beta = 0 with sparse steps is DRTune; a single step with last = m + 1 is PRFL; the last K with beta = 1 is DRaFT-K.
     """
-    last = coefficients.steps if last is None else last
-    edges = tuple(step_edge(coefficients, i) for i in range(min(trains), last))
+    last = schedule.steps if last is None else last
+    edges = tuple(step_edge(schedule, i) for i in range(min(trains), last))
     betas = {k: beta for edge in edges for k in edge.b}
     return Plan(edges, frozenset(trains), betas)
 
 
-def one_step(coefficients: Coefficients, m: int) -> Plan:
+def one_step(schedule: SolverSchedule, m: int) -> Plan:
     """PRFL: step m alone, seed at node m + 1: dL/dtheta = B[m] J_theta f[m]^T r[m+1]."""
-    return chain_plan(coefficients, [m], beta=0.0, last=m + 1)
+    return chain_plan(schedule, [m], beta=0.0, last=m + 1)
 
 
-def last_steps(coefficients: Coefficients, count: int, *, beta: float = 1.0) -> Plan:
+def last_steps(schedule: SolverSchedule, count: int, *, beta: float = 1.0) -> Plan:
     """DRaFT-K, and VADER with count = 1: the last ``count`` steps, seed at node N."""
-    steps = coefficients.steps
+    steps = schedule.steps
     assert 1 <= count <= steps, f"the last {count} of {steps} steps"
-    return chain_plan(coefficients, range(steps - count, steps), beta=beta)
+    return chain_plan(schedule, range(steps - count, steps), beta=beta)
 
 
-def full_chain(coefficients: Coefficients, *, beta: float = 1.0) -> Plan:
+def full_chain(schedule: SolverSchedule, *, beta: float = 1.0) -> Plan:
     """Every step, seeds anywhere; beta = 1 is the exact gradient of the whole sampler."""
-    return last_steps(coefficients, coefficients.steps, beta=beta)
+    return last_steps(schedule, schedule.steps, beta=beta)
 
 
-def clean_jump(coefficients: Coefficients, m: int) -> Plan:
-    """ReFL: one jump from node m to its clean prediction, seed at ``clean_node(coefficients, m)``."""
-    return Plan((jump_edge(coefficients, m),), frozenset([m]), {m: 0.0})
+def clean_jump(schedule: SolverSchedule, m: int) -> Plan:
+    """ReFL: one jump from node m to its clean prediction, seed at Clean(m)."""
+    return Plan((jump_edge(schedule, m),), frozenset([m]), {m: 0.0})
 
 
-def unit_steps(coefficients: Coefficients, plan: Plan) -> Plan:
+def unit_steps(schedule: SolverSchedule, plan: Plan) -> Plan:
     """The plan with ``step_weight: unit``: every trained evaluation's parameter gradient weighs alike.
 
     Evaluation k enters the edges from its own node with factors b[k]; the largest is brought to the chain's mean |B|.
     Under a shift |B| varies many-fold along the chain, and a jump's b is sigma: both weigh steps unlike.
     """
-    i, weight = next(iter(unit_step_weight(coefficients).items()))
-    mean = weight * abs(coefficients.b[i][i])
+    i, weight = next(iter(unit_step_weight(schedule).items()))
+    mean = weight * abs(schedule.b[i][i])
     sizes = {k: max(abs(edge.b[k]) for edge in plan.edges if edge.source == k) for k in plan.trains}
     return replace(plan, step_weight={k: mean / size for k, size in sizes.items()})

@@ -17,7 +17,7 @@ from torch import Tensor
 from prfl.backbone import Backbone
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
-from prfl.rollout.solvers import SOLVERS, Coefficients
+from prfl.rollout.solvers import SOLVERS, SolverSchedule
 from prfl.rollout.trajectory import rollout
 from prfl.utils import rng
 
@@ -42,7 +42,7 @@ class SamplingSettings:
     seed: int = 0
     solver: str = "euler"
 
-    def chain(self, default_shift: float) -> Coefficients:
+    def chain(self, default_shift: float) -> SolverSchedule:
         sigmas = chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
         return SOLVERS[self.solver](sigmas)
 
@@ -72,7 +72,7 @@ def sample(
 ) -> Float[Tensor, "n c t h w"]:
     """Clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is the base."""
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
-    coefficients = settings.chain(backbone.default_shift)
+    schedule = settings.chain(backbone.default_shift)
     empty = backbone.condition([""])
     done = []
     with backbone.adapter(adapter):
@@ -86,7 +86,7 @@ def sample(
                 scale=settings.guidance_scale,
                 gradient="both",
             )
-            trajectory = rollout(network, noise.to(backbone.device), coefficients, keep=set())
+            trajectory = rollout(network, noise.to(backbone.device), schedule, keep=set())
             done.append(trajectory.at(settings.steps).float().cpu())
     return torch.cat(done)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from prfl.utils.errors import PrflError
 
+Evaluation = TypeVar("Evaluation")  # what a network evaluation is named by: its step, or a node of a plan
+
 
 @dataclass(frozen=True, eq=False)
-class Coefficients:
+class SolverSchedule:
     """The N steps of a chain.
 
     sigmas: (N + 1,) float64, what the network is told at each node, descending from noise.
@@ -42,19 +44,19 @@ class Coefficients:
         return len(self.a)
 
 
-def euler(sigmas: Float[Tensor, " nodes"]) -> Coefficients:
+def euler(sigmas: Float[Tensor, " nodes"]) -> SolverSchedule:
     """Euler on a rectified flow: x[i+1] = x[i] + (sigma[i+1] - sigma[i]) v[i]."""
     sigmas = sigmas.double().cpu()
     steps = len(sigmas) - 1
     b = tuple({i: change} for i, change in enumerate(sigmas.diff().tolist()))
-    return Coefficients(sigmas, a=(1.0,) * steps, b=b, c=(0.0,) * steps)
+    return SolverSchedule(sigmas, a=(1.0,) * steps, b=b, c=(0.0,) * steps)
 
 
 NEARLY_ONE = 1 - 1e-6
 """UniPC works in log((1 - sigma) / sigma), which has no value at sigma 1: this one stands in, as in diffusers."""
 
 
-def unipc(sigmas: Float[Tensor, " nodes"], order: int = 2) -> Coefficients:
+def unipc(sigmas: Float[Tensor, " nodes"], order: int = 2) -> SolverSchedule:
     """UniPC (Zhao et al. 2023, arXiv 2302.04867) on a velocity: data prediction, B(h) = e^h - 1; Wan's own sampler.
 
     Every node i has a predicted state, at which the network is called, and a corrected one, y[i], which the next
@@ -93,7 +95,7 @@ def unipc(sigmas: Float[Tensor, " nodes"], order: int = 2) -> Coefficients:
         predicted.append(s * corrected + (1 - s) * _blend(log_snr, clean, i, others))
     rows = torch.stack(predicted).diff(dim=0).tolist()
     b = tuple({k: factor for k, factor in enumerate(row) if factor} for row in rows)
-    return Coefficients(sigmas, a=(1.0,) * steps, b=b, c=(0.0,) * steps)
+    return SolverSchedule(sigmas, a=(1.0,) * steps, b=b, c=(0.0,) * steps)
 
 
 def _blend(log_snr: Float[Tensor, " nodes"], clean: Sequence[Tensor], i: int, others: Sequence[int]) -> Tensor:
@@ -120,7 +122,7 @@ def _blend(log_snr: Float[Tensor, " nodes"], clean: Sequence[Tensor], i: int, ot
     return clean[i] + (rho / ratios) @ differences
 
 
-def flow_sde(sigmas: Float[Tensor, " nodes"], eta: float) -> Coefficients:
+def flow_sde(sigmas: Float[Tensor, " nodes"], eta: float) -> SolverSchedule:
     """The stochastic step of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470) on a rectified flow.
 
     The flow dx = v dsigma has the marginals p of every SDE dx = (v - g^2/2 grad log p) dsigma + g dw, run from noise
@@ -145,14 +147,14 @@ def flow_sde(sigmas: Float[Tensor, " nodes"], eta: float) -> Coefficients:
         a.append(1 + pull * change)
         b.append({i: (1 + pull * (1 - now)) * change})
         c.append(math.sqrt(-g_squared * change))
-    return Coefficients(sigmas, tuple(a), tuple(b), tuple(c))
+    return SolverSchedule(sigmas, tuple(a), tuple(b), tuple(c))
 
 
-SOLVERS: dict[str, Callable[..., Coefficients]] = {"euler": euler, "unipc": unipc, "flow_sde": flow_sde}
+SOLVERS: dict[str, Callable[..., SolverSchedule]] = {"euler": euler, "unipc": unipc, "flow_sde": flow_sde}
 """The solvers of a velocity by the names that a config gives them; what they are is in config/sections/rollout.py."""
 
 
-def ddim(alphas_cumprod: Float[Tensor, " nodes"], eta: float = 0.0) -> Coefficients:
+def ddim(alphas_cumprod: Float[Tensor, " nodes"], eta: float = 0.0) -> SolverSchedule:
     """DDIM (Song et al. 2021, equation 12) on an epsilon network; alphas_cumprod: (N + 1,), ascending to the clean end.
 
         s = eta sqrt((1 - A') / (1 - A)) sqrt(1 - A / A')         A = alphas_cumprod[i], A' = alphas_cumprod[i+1]
@@ -173,36 +175,36 @@ def ddim(alphas_cumprod: Float[Tensor, " nodes"], eta: float = 0.0) -> Coefficie
         b.append({i: direction - math.sqrt(after * (1 - now) / now)})
         c.append(noise)
     sigmas = (1 - torch.tensor(signal, dtype=torch.float64)).sqrt()
-    return Coefficients(sigmas, tuple(a), tuple(b), tuple(c), prediction="epsilon")
+    return SolverSchedule(sigmas, tuple(a), tuple(b), tuple(c), prediction="epsilon")
 
 
-def leap(coefficients: Coefficients, source: int, sigma: float) -> tuple[float, float]:
+def leap(schedule: SolverSchedule, source: int, sigma: float) -> tuple[float, float]:
     """(a, b) of the one deterministic step x' = a x[source] + b f[source] to any ``sigma``; 0 is the clean prediction.
 
     velocity: a = 1, b = sigma - sigma[source].
     epsilon: a = alpha / alpha[source], b = sigma - a sigma[source], with alpha = sqrt(1 - sigma^2).
     """
-    start = float(coefficients.sigmas[source])
-    if coefficients.prediction == "velocity":
+    start = float(schedule.sigmas[source])
+    if schedule.prediction == "velocity":
         return 1.0, sigma - start
     a = math.sqrt((1 - sigma**2) / (1 - start**2))
     return a, sigma - a * start
 
 
 def renoised(
-    coefficients: Coefficients, node: int, clean: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"]
+    schedule: SolverSchedule, node: int, clean: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Clean latents noised to a node's sigma, in the convention of ``coefficients.prediction``."""
-    sigma = float(coefficients.sigmas[node])
-    signal = 1 - sigma if coefficients.prediction == "velocity" else math.sqrt(1 - sigma**2)
+    """Clean latents noised to a node's sigma, in the convention of ``schedule.prediction``."""
+    sigma = float(schedule.sigmas[node])
+    signal = 1 - sigma if schedule.prediction == "velocity" else math.sqrt(1 - sigma**2)
     return signal * clean + sigma * noise
 
 
 def combine(
     latents: Float[Tensor, "*shape"],
     a: float,
-    b: Mapping[int, float],
-    outputs: Mapping[int, Tensor],
+    b: Mapping[Evaluation, float],
+    outputs: Mapping[Evaluation, Tensor],
     c: float = 0.0,
     noise: Tensor | None = None,
 ) -> Float[Tensor, "*shape"]:
@@ -216,13 +218,13 @@ def combine(
     return result.to(latents.dtype)
 
 
-def unit_step_weight(coefficients: Coefficients) -> dict[int, float]:
+def unit_step_weight(schedule: SolverSchedule) -> dict[int, float]:
     """Factors that make every step's parameter gradient weigh alike: mean |B| / |B[i]|, with B[i] = b[i][i].
 
     Under a shift |B| varies many-fold along the chain, so that a seed at the next latent weighs early steps down.
     B[i] is what f[i] gives to its own step, as a seed at x[i+1] sees it, whatever a multistep solver makes of it later.
     A step without a term in its own output has no such gradient: it is left out, here and of the mean.
     """
-    sizes = {i: abs(factors[i]) for i, factors in enumerate(coefficients.b) if factors.get(i)}
+    sizes = {i: abs(factors[i]) for i, factors in enumerate(schedule.b) if factors.get(i)}
     mean = sum(sizes.values()) / max(len(sizes), 1)
     return {i: mean / size for i, size in sizes.items()}

@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.rollout.solvers import Coefficients, combine, leap
+from prfl.rollout.plan import Evaluated, Node, Renoised
+from prfl.rollout.solvers import SolverSchedule, combine, leap
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore, Parked
 
@@ -32,49 +33,53 @@ class Trajectory:
     """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None where it was not kept.
 
     outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
-    beside: latents off the chain, by a number above 2 N: the chain's node whose sigma they have, and the latents.
+    renoised: latents beside the chain that x[N] was noised to.
     cached: the share of the rollout's evaluations that a step cache skipped; None without one.
     """
 
     latents: list[Tensor | Parked | None]
-    coefficients: Coefficients
+    schedule: SolverSchedule
     noises: Noises | None = None
     store: HostStore | None = None
-    outputs: Mapping[int, Tensor] = field(default_factory=dict)
-    beside: Mapping[int, tuple[int, Tensor]] = field(default_factory=dict)
+    outputs: Mapping[Evaluated, Tensor] = field(default_factory=dict)
+    renoised: Mapping[Renoised, Tensor] = field(default_factory=dict)
     cached: float | None = None
 
-    def at(self, node: int) -> Tensor:
+    def has(self, node: Node) -> TypeGuard[int]:
+        """Whether the rollout kept x[node]."""
+        return isinstance(node, int) and self.latents[node] is not None
+
+    def at(self, node: Evaluated) -> Tensor:
         """x[node]; it must have been kept."""
-        latents = self.beside[node][1] if node in self.beside else self.latents[node]
+        latents = self.renoised[node] if isinstance(node, Renoised) else self.latents[node]
         assert latents is not None, f"the rollout did not keep the latents of node {node}"
         if isinstance(latents, Tensor):
             return latents
         assert self.store is not None
         return self.store.take(latents)
 
-    def sigma(self, node: int, like: Tensor) -> Float[Tensor, ""]:
+    def sigma(self, node: Evaluated, like: Tensor) -> Float[Tensor, ""]:
         """The noise level of x[node], as ``sigma_at`` gives it."""
-        return sigma_at(self.coefficients, self.beside[node][0] if node in self.beside else node, like)
+        return sigma_at(self.schedule, node.i if isinstance(node, Renoised) else node, like)
 
 
-def sigma_at(coefficients: Coefficients, node: int, like: Tensor) -> Float[Tensor, ""]:
+def sigma_at(schedule: SolverSchedule, node: int, like: Tensor) -> Float[Tensor, ""]:
     """sigma[node] as the network gets it: on the latents' device, at least float32 (a bfloat16 sigma is 0.4 % off)."""
-    return coefficients.sigmas[node].to(like.device, torch.promote_types(like.dtype, torch.float32))
+    return schedule.sigmas[node].to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 @torch.no_grad()
 def rollout(
     network: Network,
     start: Float[Tensor, "*shape"],
-    coefficients: Coefficients,
+    schedule: SolverSchedule,
     *,
     first: int = 0,
     last: int | None = None,
     visits: Collection[int] | None = None,
     noises: Noises | None = None,
-    keep: Literal["all"] | Set[int] = "all",
-    keep_outputs: Set[int] = frozenset(),
+    keep: Literal["all"] | Set[Node] = "all",
+    keep_outputs: Set[Evaluated] = frozenset(),
     store: HostStore | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
     at: Callable[[int], AbstractContextManager] | None = None,
@@ -90,32 +95,32 @@ def rollout(
     Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there; and for a leap of
     a solver that is stochastic or multistep.
     """
-    last = coefficients.steps if last is None else last
-    _check_span(coefficients, first, last, noises is not None)
+    last = schedule.steps if last is None else last
+    _check_span(schedule, first, last, noises is not None)
     path = [i for i in range(first, last + 1) if visits is None or i in visits or i in (first, last)]
-    _check_leaps(coefficients, path)
-    latents: list[Tensor | Parked | None] = [None] * (coefficients.steps + 1)
+    _check_leaps(schedule, path)
+    latents: list[Tensor | Parked | None] = [None] * (schedule.steps + 1)
     outputs: dict[int, Tensor] = {}
     x = start.detach()
     for i, after in pairwise(path):
         if keep == "all" or i in keep:
             latents[i] = x if store is None else parked(x, store)
         with nullcontext() if at is None else at(i):
-            outputs[i] = network(x, sigma_at(coefficients, i, x))
+            outputs[i] = network(x, sigma_at(schedule, i, x))
         if after > i + 1:
-            a, b = leap(coefficients, i, float(coefficients.sigmas[after]))
+            a, b = leap(schedule, i, float(schedule.sigmas[after]))
             x = combine(x, a, {i: b}, outputs)
         else:
-            noise = noises[i].to(x.device) if noises is not None and coefficients.c[i] else None
-            x = combine(x, coefficients.a[i], coefficients.b[i], outputs, coefficients.c[i], noise)
-        still_needed = set(keep_outputs).union(*coefficients.b[i + 1 : last])
+            noise = noises[i].to(x.device) if noises is not None and schedule.c[i] else None
+            x = combine(x, schedule.a[i], schedule.b[i], outputs, schedule.c[i], noise)
+        still_needed = set(keep_outputs).union(*schedule.b[i + 1 : last])
         outputs = {k: output for k, output in outputs.items() if k in still_needed}
         if on_step is not None:
             on_step(i, x)
     if store is not None:
         store.settle()
     latents[last] = x
-    return Trajectory(latents, coefficients, noises, store, outputs)
+    return Trajectory(latents, schedule, noises, store, {k: output for k, output in outputs.items()})
 
 
 def parked(x: Tensor, store: HostStore) -> Parked:
@@ -123,19 +128,9 @@ def parked(x: Tensor, store: HostStore) -> Parked:
     return store.put(x)
 
 
-def coarse(needed: Collection[int], stride: int) -> list[int]:
-    """The nodes to visit on a coarse way through all that are needed: from each of them back, every ``stride``-th.
-
-    What is left over is the first step of each stretch: the steps next to a needed node are alike.
-    """
-    nodes = sorted(needed)
-    between = {node for low, high in pairwise(nodes) for node in range(high, low, -stride)}
-    return sorted({nodes[0]} | between)
-
-
-def _check_leaps(coefficients: Coefficients, path: list[int]) -> None:
+def _check_leaps(schedule: SolverSchedule, path: list[int]) -> None:
     for i, after in pairwise(path):
-        if after > i + 1 and (any(coefficients.c) or any(set(b) != {k} for k, b in enumerate(coefficients.b))):
+        if after > i + 1 and (any(schedule.c) or any(set(b) != {k} for k, b in enumerate(schedule.b))):
             raise PrflError(
                 f"a leap from node {i} to {after} of a chain whose solver is stochastic or multistep",
                 where="rollout.stride",
@@ -143,13 +138,13 @@ def _check_leaps(coefficients: Coefficients, path: list[int]) -> None:
             )
 
 
-def _check_span(coefficients: Coefficients, first: int, last: int, has_noises: bool) -> None:
-    assert 0 <= first <= last <= coefficients.steps, f"steps {first} to {last} of a chain of {coefficients.steps}"
+def _check_span(schedule: SolverSchedule, first: int, last: int, has_noises: bool) -> None:
+    assert 0 <= first <= last <= schedule.steps, f"steps {first} to {last} of a chain of {schedule.steps}"
     for i in range(first, last):
-        if coefficients.c[i] and not has_noises:
+        if schedule.c[i] and not has_noises:
             raise PrflError(f"step {i} of the solver is stochastic, but there is no noise for it", fix="give `noises`")
-        if min(coefficients.b[i]) < first:
+        if min(schedule.b[i]) < first:
             raise PrflError(
-                f"step {i} of a multistep solver needs network output {min(coefficients.b[i])}, from before the start",
+                f"step {i} of a multistep solver needs network output {min(schedule.b[i])}, from before the start",
                 fix="start at node 0, or use a one-step solver",
             )

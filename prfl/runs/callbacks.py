@@ -1,4 +1,4 @@
-"""What happens between the steps of a policy's training: rounds of validation, and the end of a run that hacks."""
+"""The callbacks of a policy's training: rounds of validation, and the end of a run that hacks its reward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prfl.evaluation import hacking, policy_eval, reward_eval
 from prfl.factory.policy import policy_path, save_policy
 from prfl.factory.prompts import load_prompts
 from prfl.factory.provenance import Moment, run_hash
-from prfl.runs.best_round import BestRound
+from prfl.runs.early_stopping import BestPolicy
 from prfl.runs.outcomes import outcome_of, show_report
 from prfl.runs.stage_run import StageRun
 from prfl.utils import processes
@@ -23,7 +23,7 @@ class Validation:
     ``alarms`` says, on every process, by what the latest round looks like reward hacking.
     """
 
-    def __init__(self, stage: StageRun, rewards: Mapping[str, reward_eval.Scorer], best: BestRound | None) -> None:
+    def __init__(self, stage: StageRun, rewards: Mapping[str, reward_eval.Scorer], best: BestPolicy | None) -> None:
         evaluation = stage.config.evaluation
         self.stage, self.rewards, self.best = stage, rewards, best
         self.prompts = load_prompts(stage.config.data.prompts)["validation"][: evaluation.prompts_per_round]
@@ -62,8 +62,8 @@ class StopOnHacking:
         better = "train with a lower learning rate, objective.sft or objective.distance_weight, or a better reward; "
         if best:  # this is the end of the run, and its best round is known
             save_best(self.stage, best, step)
-            place = policy_path(self.stage.config, folder.path)
-            fix = f"{place} is the policy of step {best.best[0]}, the best round by {best.key}; to have more, "
+            path = policy_path(self.stage.config, folder.path)
+            fix = f"{path} is the policy of step {best.best[0]}, the best round by {best.key}; to have more, "
             fix += better + "or evaluation.stop_on_hacking=false"
         else:
             fix = f"take a checkpoint of step {alarms[0].since} or soon after; {better}or "
@@ -73,7 +73,7 @@ class StopOnHacking:
         raise GuardError(what, where=str(folder.samples), fix=fix)
 
 
-def save_best(stage: StageRun, best: BestRound | None, step: int) -> None:
+def save_best(stage: StageRun, best: BestPolicy | None, step: int) -> None:
     """Write the run's result: the policy of its best round, where one is kept, else the present one."""
     if best:
         best.restore()

@@ -19,7 +19,7 @@ from prfl.factory.rollout import chain_shift
 from prfl.rollout.flow import chain_sigmas
 from prfl.runs.outcomes import compare_base, show_report
 from prfl.runs.train_reward import measure_reward, say_incomparable, show_measured
-from prfl.training.log import RunFolder
+from prfl.training.run_folder import RunFolder
 from prfl.utils.console import progress, warn
 from prfl.utils.errors import PrflError
 from prfl.utils.lock import folder_lock

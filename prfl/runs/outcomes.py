@@ -15,7 +15,7 @@ from prfl.factory.evaluation import build_judge, sampling_settings
 from prfl.factory.objective import drawn_prompts
 from prfl.factory.policy import moment_of
 from prfl.factory.prompts import load_prompts
-from prfl.training.log import RunFolder
+from prfl.training.run_folder import RunFolder
 from prfl.utils import processes
 from prfl.utils.console import console, progress
 

@@ -21,9 +21,10 @@ from prfl.runs.outcomes import show_report
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_policy import train_policy
 from prfl.runs.train_reward import train_reward
+from prfl.training.distributed import make_accelerator
 from prfl.training.guards import check_differs_from_base, check_starts_as_base
 from prfl.training.learning import Watched
-from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.run_folder import RunFolder
 from prfl.utils import processes
 from prfl.utils.console import console, disable_progress_bars, progress
 from prfl.utils.lock import folder_lock

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,8 +17,9 @@ from prfl.objective import Objective
 from prfl.runs.earlier import set_aside
 from prfl.training.checkpoint import identity_hash
 from prfl.training.learning import Watched
-from prfl.training.log import RunFolder
-from prfl.training.loop import TrainResult, fit
+from prfl.training.loop import Callbacks, Resumption, TrainResult, fit
+from prfl.training.regulariser import Regulariser
+from prfl.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,16 @@ class StageRun:
         """A hash of the run's identity, which its results carry."""
         return identity_hash(dict(self.identity))
 
-    def fit(self, objective: Objective, **options: Any) -> TrainResult:
-        """Train an objective in this stage's folder; options: those of ``training.loop.fit`` that differ by stage."""
+    def fit(self, objective: Objective, callbacks: Callbacks, regulariser: Regulariser | None = None) -> TrainResult:
+        """Train an objective in this stage's folder.  callbacks: those of the stage; earlier results are put aside."""
         return fit(
             objective,
             self.config.training,
             self.folder,
             seed=self.config.seed,
+            regulariser=regulariser,
             accelerator=self.accelerator,
-            resume=self.resume,
-            identity=self.identity,
-            former=former_input_contents(self.clips),
-            set_aside=partial(set_aside, self.config),
+            callbacks=replace(callbacks, set_aside=partial(set_aside, self.config)),
+            resumption=Resumption(self.resume, self.identity, former_input_contents(self.clips)),
             watched=self.watched,
-            **options,
         )

@@ -9,18 +9,21 @@ from prfl.factory.objective import build_regulariser, build_reward_gradient, bui
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import Reward, followed_dimensions, load_followed_reward
 from prfl.objective import Objective
-from prfl.runs.best_round import BestRound
 from prfl.runs.callbacks import StopOnHacking, Validation, save_best
+from prfl.runs.early_stopping import BestPolicy
 from prfl.runs.outcomes import compare_base, prompts_of
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_reward import warn_of_doubts
-from prfl.training.loop import Hook, TrainResult
+from prfl.training.loop import Callbacks, Hook, TrainResult
 from prfl.utils.console import progress
 from prfl.utils.errors import PrflError
 
 
 def train_policy(stage: StageRun) -> TrainResult:
-    """SFT or a reward-gradient method; rounds on validation prompts, at the end base and policy on test prompts."""
+    """Train by SFT or a reward-gradient method, with rounds on validation prompts.
+
+    At the end base and policy are compared on the test prompts.
+    """
     config, model, evaluation = stage.config, stage.model, stage.config.evaluation
     check_enough_prompts(stage)
     encode_prompts(config, model, prompts_of(config), progress("encoding the prompts"))
@@ -28,7 +31,7 @@ def train_policy(stage: StageRun) -> TrainResult:
     rewards = watched_rewards(config, model, reward)
 
     # What happens between the steps.
-    best = BestRound(config, model, stage.folder, stage.run_id) if evaluation.keep_best else None
+    best = BestPolicy(config, model, stage.folder, stage.run_id) if evaluation.keep_best else None
     hooks = []
     if evaluation.every:
         validation = Validation(stage, rewards, best)
@@ -42,14 +45,12 @@ def train_policy(stage: StageRun) -> TrainResult:
             compare_base(config, model, rewards, stage.folder)
         return {}
 
-    regulariser = build_regulariser(config, model, stage.clips)
-    return stage.fit(
-        objective, hooks=hooks, regulariser=regulariser, enough=best.spent if best else None, finish=finish
-    )
+    callbacks = Callbacks(hooks, best.patience_is_over if best else None, finish)
+    return stage.fit(objective, callbacks, build_regulariser(config, model, stage.clips))
 
 
 def objective_of(stage: StageRun) -> tuple[Objective, Reward | None]:
-    """What is trained, and the reward that it follows, if any."""
+    """Return what is trained, and the reward that it follows, if any."""
     config, model = stage.config, stage.model
     if not config.follows_reward:
         assert stage.clips is not None

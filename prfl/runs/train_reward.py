@@ -20,7 +20,7 @@ from prfl.factory.reward import Reward, build_new_reward, reward_hash, save_rewa
 from prfl.reward import AestheticReward, LatentReward, RewardCard, RewardEnsemble
 from prfl.reward.judged import doubts
 from prfl.runs.stage_run import StageRun
-from prfl.training.loop import Hook, TrainResult
+from prfl.training.loop import Callbacks, Hook, TrainResult
 from prfl.utils import processes
 from prfl.utils.console import console, progress, warn
 from prfl.utils.errors import PrflError
@@ -79,7 +79,8 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
         return {}
 
     watched = validation is not None and config.evaluation.every
-    return stage.fit(objective, hooks=[Hook(config.evaluation.every, watch)] if watched else [], finish=finish)
+    hooks = [Hook(config.evaluation.every, watch)] if watched else []
+    return stage.fit(objective, Callbacks(hooks, finish=finish))
 
 
 def say_incomparable(rewards: Mapping[str, Reward], held: Dataset | None) -> None:

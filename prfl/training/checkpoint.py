@@ -29,7 +29,6 @@ from prfl.backbone.weights import check_finite, copy_into
 from prfl.config.load import is_default
 from prfl.objective import Stateful
 from prfl.training.ema import Ema
-from prfl.training.guards import plain
 from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
 from prfl.utils.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
@@ -70,7 +69,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
     final = folder / step_name(state.step)
     with replacing_folder(final) as temporary:
         for name, tensors in checkpoint_tensors(state).items():
-            save_file(plain(tensors), temporary / f"{name}.safetensors")
+            save_file(detached_copies(tensors), temporary / f"{name}.safetensors")
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
         facts: dict[str, Any] = {"format": FORMAT, "step": state.step, "steps": state.steps, "files": files}
         facts["sha256"] = file_hashes(temporary, files)
@@ -85,19 +84,25 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
 
 
 def checkpoint_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a checkpoint's files, by the files' names and their own."""
     tensors: dict[str, dict[str, Tensor]] = {"weights": dict(state.parameters), "optimizer": {}}
     names = list(state.parameters)
     for index, moments in state.optimizer.state_dict()["state"].items():
         tensors["optimizer"] |= {f"{names[index]}/{name}": value for name, value in moments.items()}
     if state.ema:
         tensors["ema"] = dict(state.ema.average)
-    if state.objective and (carried := state.objective.carried()):
-        tensors["objective"] = carried
+    if state.objective and (of_objective := state.objective.state_dict()):
+        tensors["objective"] = of_objective
     return tensors
 
 
+def detached_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return detached, contiguous CPU copies, as safetensors wants them: no two of them in one storage."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Side by side: hashing is slower than the disks that checkpoints of all weights are written to."""
+    """Hash files of a folder, several at once: hashing is slower than the disks that large checkpoints go to."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(content_hash, [folder / name for name in names]), strict=True))
 
@@ -111,9 +116,9 @@ def step_name(step: int) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that have their final name, oldest first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    """List the checkpoints that have their final name, oldest first."""
+    checkpoints = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def tidy(folder: Path, resume: str) -> list[Path]:
@@ -144,31 +149,32 @@ def tidy(folder: Path, resume: str) -> list[Path]:
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that ``auto | none | PATH`` means; PATH is a checkpoint or a run folder.
+    """Return the checkpoint that ``auto | none | PATH`` means; PATH is a checkpoint or a run folder.
 
     Raises PrflError where PATH has none, where it is followed by newer ones of this very run (going on from it would
     leave two histories in one folder), and where ``none`` meets a run that has some.
     """
-    found = list_checkpoints(folder)
+    checkpoints = list_checkpoints(folder)
     if resume == "auto":
-        return found[-1] if found else None
+        return checkpoints[-1] if checkpoints else None
     if resume == "none":
-        if found:
+        if checkpoints:
             raise PrflError(
                 "the run folder already has checkpoints, and the run is told to start anew",
                 where=str(folder),
                 fix="use another run folder, delete this one, or resume with `auto`",
             )
         return None
+
     path = Path(resume)
-    inside = list_checkpoints(path / "checkpoints")
-    if inside:
-        return inside[-1]
+    of_run = list_checkpoints(path / "checkpoints")
+    if of_run:
+        return of_run[-1]
     if not (path / "state.json").is_file():
         raise PrflError("there is no checkpoint to resume from", where=resume, fix="give a step-N or a run folder")
-    if found and path.resolve().parent == folder.resolve() and path.name != found[-1].name:
+    if checkpoints and path.resolve().parent == folder.resolve() and path.name != checkpoints[-1].name:
         raise PrflError(
-            f"the run has gone on from there: {found[-1].name} is newer",
+            f"the run has gone on from there: {checkpoints[-1].name} is newer",
             where=resume,
             fix="give the resumed run a folder of its own (run=FOLDER), or move the newer checkpoints away first",
         )
@@ -176,19 +182,25 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def load_checkpoint(path: Path, state: TrainState) -> int:
-    """Restore everything in ``state``, or raise PrflError and change nothing: a damaged file, other parameters,
-    another config.  Returns where the run was to end when it was saved."""
+    """Restore everything in ``state`` from a checkpoint; returns where the run was to end when it was saved.
+
+    Raises PrflError, and changes nothing, for a damaged file, other parameters or another config.
+    """
     facts = check_whole(path)
     check_identity(path, facts["identity"], state.identity, state.former)
+
+    # Read everything before anything is changed.
     fix = damaged_fix(path)
-    weights, moments = (read_tensors(path / f"{name}.safetensors", fix) for name in ("weights", "optimizer"))
+    weights = read_tensors(path / "weights.safetensors", fix)
+    moments = read_tensors(path / "optimizer.safetensors", fix)
     average = read_tensors(path / "ema.safetensors", fix) if state.ema else {}
-    carried = "objective.safetensors"
-    carries = read_tensors(path / carried, fix) if carried in facts["files"] else {}
+    objective_file = "objective.safetensors"
+    of_objective = read_tensors(path / objective_file, fix) if objective_file in facts["files"] else {}
     check_names(path, weights, state.parameters)
     check_moments(path, moments, state.parameters)
-    if state.objective and carries:
-        state.objective.restore(carries)
+
+    if state.objective and of_objective:
+        state.objective.load_state_dict(of_objective)
     if state.ema:
         check_names(path, average, state.parameters)
         state.ema.load(average, facts["ema_updates"])
@@ -199,6 +211,7 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
 
 
 def load_optimizer(tensors: dict[str, Tensor], state: TrainState) -> None:
+    """Give the optimizer its moments.  tensors: by PARAMETER/MOMENT, as ``checkpoint_tensors`` names them."""
     position = {name: index for index, name in enumerate(state.parameters)}
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -209,7 +222,10 @@ def load_optimizer(tensors: dict[str, Tensor], state: TrainState) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint, after comparing it and the sizes of the files with what was written."""
+    """Read state.json of a checkpoint, and compare it and the sizes of the files with what was written.
+
+    Raises PrflError where they differ, or where the format is another.
+    """
     try:
         facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
         files, version = dict(facts["files"]), facts["format"]
@@ -220,8 +236,10 @@ def read_facts(path: Path) -> dict[str, Any]:
     if version != FORMAT:
         fix = "resume it with the version of prfl that wrote it, or start anew in another run folder"
         raise PrflError(f"a checkpoint of format {version}, this prfl reads {FORMAT}", where=str(path), fix=fix)
-    named = re.fullmatch(r"step-(\d+)", path.name)
-    if named and int(named[1]) != facts["step"]:
+
+    # The name, the checksum and the sizes must be those of when it was written.
+    step_in_name = re.fullmatch(r"step-(\d+)", path.name)
+    if step_in_name and int(step_in_name[1]) != facts["step"]:
         what = f"the checkpoint is damaged: it is called {path.name} and holds step {facts['step']}"
         raise PrflError(what, where=str(path), fix=damaged_fix(path))
     rest = {name: value for name, value in facts.items() if name != "checksum"}
@@ -229,16 +247,19 @@ def read_facts(path: Path) -> dict[str, Any]:
         what = "the checkpoint is damaged: state.json was changed since it was written"
         raise PrflError(what, where=str(path), fix=damaged_fix(path))
     for name, size in files.items():
-        there = (path / name).stat().st_size if (path / name).is_file() else None
-        if there != size:
-            what = f"the checkpoint is damaged: {name} has {there or 0} bytes, {size} were written"
+        present = (path / name).stat().st_size if (path / name).is_file() else None
+        if present != size:
+            what = f"the checkpoint is damaged: {name} has {present or 0} bytes, {size} were written"
             raise PrflError(what, where=str(path), fix=damaged_fix(path))
     return facts
 
 
 def check_whole(path: Path) -> dict[str, Any]:
-    """``read_facts``, after reading all of a checkpoint.  Raises PrflError for files that are not those that were
-    written; of an older checkpoint, which has no hashes, for values that are not finite."""
+    """Read all of a checkpoint and return its facts, as ``read_facts`` does.
+
+    Raises PrflError for files that are not those that were written; of an older checkpoint, which has no hashes, for
+    values that are not finite.
+    """
     facts = read_facts(path)
     stats = [(path / name).stat() for name in facts["files"]]
     _check_files(path, tuple(sorted(facts.get("sha256", {}).items())), tuple(facts["files"]), str(stats))
@@ -247,11 +268,11 @@ def check_whole(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)  # a checkpoint is looked through when the folder is tidied, and loaded soon after
 def _check_files(path: Path, hashes: tuple[tuple[str, str], ...], names: tuple[str, ...], stats: str) -> None:
-    """stats: sizes and times of the files, which change when they do."""
+    """Compare the files with their hashes.  stats: sizes and times of the files, which change when they do."""
     if hashes:
-        there = file_hashes(path, names)
+        present = file_hashes(path, names)
         for name, digest in hashes:
-            if there.get(name) != digest:
+            if present.get(name) != digest:
                 what = f"the checkpoint is damaged: {name} is not as it was written (its hash is another)"
                 raise PrflError(what, where=str(path), fix=damaged_fix(path))
         return
@@ -260,13 +281,14 @@ def _check_files(path: Path, hashes: tuple[tuple[str, str], ...], names: tuple[s
 
 
 def damaged_fix(path: Path) -> str:
-    """What to do about a damaged checkpoint: it names the one before, if there is one."""
+    """Say what to do about a damaged checkpoint: it names the one before, if there is one."""
     older = [other for other in list_checkpoints(path.parent) if other.name < path.name]
     before = f"--resume {older[-1]}" if older else "there is none before it, so the run starts anew"
     return f"delete the damaged checkpoint and resume from the one before: {before}"
 
 
 def check_names(path: Path, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Raise PrflError unless the saved tensors have the names and the shapes of the parameters."""
     for name in sorted(weights.keys() | parameters.keys()):
         saved, here = (tuple(d[name].shape) if name in d else None for d in (weights, parameters))
         if saved != here:
@@ -278,7 +300,7 @@ def check_names(path: Path, weights: Mapping[str, Tensor], parameters: Mapping[s
 
 
 def check_moments(path: Path, moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """The optimizer's tensors, ``PARAMETER/step`` (a number) and averages of the parameter's own shape."""
+    """Raise PrflError unless the optimizer's tensors fit: PARAMETER/step is a number, its averages have its shape."""
     for name, value in moments.items():
         parameter, _, moment = name.rpartition("/")
         fits = parameter in parameters and (moment == "step" or value.shape == parameters[parameter].shape)
@@ -290,9 +312,10 @@ def check_moments(path: Path, moments: Mapping[str, Tensor], parameters: Mapping
 def check_identity(
     path: Path, saved: Mapping[str, Any], now: Mapping[str, Any], former: Mapping[str, Any] | None = None
 ) -> None:
-    """Everything that decides the numbers of a run must be as it was; what may change is not in ``identity``.
+    """Raise PrflError where anything that decides the numbers of a run is not as it was.
 
-    An identity of an older version is compared in what it has; former: what it has under another name.
+    What may change is not in the identity.  One of an older version is compared in what it has; former: what it has
+    under another name.
     """
     now = json.loads(json.dumps(now))  # tuples as lists, as they were written
     if VERSION not in saved:
@@ -313,12 +336,12 @@ def check_identity(
 
 
 def _came_later(key: str) -> bool:
-    """Whether a key is of what lies behind a place: of that, older checkpoints have less."""
+    """Return whether a key describes what lies at a place: of that, older checkpoints have less."""
     return " (" in key or key == VERSION
 
 
 def _is_new(key: str, value: Any, saved: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint's version did not have this key, and it is left at its default.
+    """Return whether the checkpoint's version did not have this key, and it is left at its default.
 
     A key of a section that was not given then (``objective.sft: null``) is not new.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,18 +10,18 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prfl.backbone import Backbone, Condition
 from prfl.objective import Objective
+from prfl.training.failed_batch import dump_batch
 from prfl.training.optimizer import gradients
 from prfl.utils import rng
 from prfl.utils.errors import GuardError, PrflError
-from prfl.utils.files import replacing
 
 
 def check_trainable(parameters: dict[str, nn.Parameter]) -> None:
+    """Raise PrflError unless every parameter of the objective takes a gradient."""
     fixed = [name for name, parameter in parameters.items() if not parameter.requires_grad]
     if len(fixed) == len(parameters):
         raise GuardError(
@@ -39,7 +38,10 @@ def check_trainable(parameters: dict[str, nn.Parameter]) -> None:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
-    """The optimizer must hold the objective's very parameters: over copies, or a part of them, a run looks well."""
+    """Raise PrflError unless the optimizer holds the objective's very parameters, all of them and nothing else.
+
+    Over copies of them a run looks well and trains nothing.
+    """
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, parameter in parameters.items() if id(parameter) not in stepped]
     strangers = len(stepped - {id(parameter) for parameter in parameters.values()})
@@ -54,6 +56,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, n
 
 
 def check_same_parameters(objective: dict[str, nn.Parameter], regulariser: dict[str, nn.Parameter]) -> None:
+    """Raise PrflError where the regulariser trains what the objective does not."""
     strangers = [name for name, p in regulariser.items() if name not in objective or objective[name] is not p]
     if strangers:
         raise GuardError(
@@ -65,7 +68,7 @@ def check_same_parameters(objective: dict[str, nn.Parameter], regulariser: dict[
 
 
 def check_same_on_ranks(parameters: Mapping[str, Tensor], accelerator: Accelerator) -> None:
-    """Every process must hold the same weights bit for bit, or each trains a model of its own.
+    """Raise PrflError unless every process holds the same weights bit for bit: else each trains a model of its own.
 
     Call it on every process: each gathers all digests and so raises the same PrflError, and none waits for another.
     """
@@ -85,15 +88,18 @@ def check_same_on_ranks(parameters: Mapping[str, Tensor], accelerator: Accelerat
 
 
 def digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's shape, dtype and bytes."""
-    plain = tensor.detach().to("cpu").contiguous()
-    named = hashlib.sha256(f"{tuple(plain.shape)}{plain.dtype}".encode())
-    named.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return named.hexdigest()
+    """Return the sha256 of a tensor's shape, dtype and bytes."""
+    values = tensor.detach().to("cpu").contiguous()
+    sha256 = hashlib.sha256(f"{tuple(values.shape)}{values.dtype}".encode())
+    sha256.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> None:
-    """After the very first backward.  A LoRA's A matrix may have a zero gradient there (its B is zero): any will do."""
+    """Raise PrflError where the very first backward pass gave no parameter a gradient.
+
+    A LoRA's A matrix may have a zero gradient there, because its B is zero; a gradient in any parameter suffices.
+    """
     if not any(bool(grad.count_nonzero()) for grad in gradients(list(parameters.values()))):
         raise GuardError(
             f"no gradient reached any of the {len(parameters)} trained parameters of {what} in the first step",
@@ -104,7 +110,7 @@ def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> No
 
 
 def base_and_policy(backbone: Backbone, adapter: str) -> tuple[Tensor, Tensor]:
-    """The velocities of the base and of the policy at a few random tokens, always the same ones."""
+    """Compute the velocities of the base and of the policy at a few random tokens, always the same ones."""
     config, dtype = backbone.transformer.config, backbone.dtype
     shape = (1, backbone.latent_channels, *(2 * size for size in backbone.patch_size))
     latents = rng.normal(shape[1:], 0, "start", 0, [0]).to(backbone.device)
@@ -118,17 +124,17 @@ def base_and_policy(backbone: Backbone, adapter: str) -> tuple[Tensor, Tensor]:
 
 
 def check_starts_as_base(backbone: Backbone, adapter: str) -> None:
-    """A new adapter must not change the model: bit for bit the same velocity at a few random tokens.
+    """Raise PrflError when a new adapter changes the model: its velocity at a few random tokens must be the same.
 
-    Raises PrflError when it does (an initialisation that is not zero, an adapter in the wrong place), and when the
-    base's own velocity is not finite.
+    It is compared bit for bit: an initialisation that is not zero or an adapter in the wrong place shows.  Raises
+    PrflError, too, when the base's own velocity is not finite.
     """
-    base, ours = base_and_policy(backbone, adapter)
+    base, policy = base_and_policy(backbone, adapter)
     if not base.isfinite().all():
         fix = "load it in float32 (backbone.dtype), or download it again"
         raise GuardError("the model's output is not finite before the first step", where="backbone.model", fix=fix)
-    if not torch.equal(base, ours):
-        far = float((ours - base).abs().max() / base.abs().max())
+    if not torch.equal(base, policy):
+        far = float((policy - base).abs().max() / base.abs().max())
         raise GuardError(
             f"the new adapter '{adapter}' changes the model before the first step (by {far:.2g} of its output)",
             where="backbone.adapter",
@@ -138,9 +144,9 @@ def check_starts_as_base(backbone: Backbone, adapter: str) -> None:
 
 
 def check_differs_from_base(backbone: Backbone, adapter: str, step: int, rate: float) -> None:
-    """Whatever its weights say, a policy that was trained must be another model than its base."""
-    base, ours = base_and_policy(backbone, adapter)
-    if torch.equal(base, ours):
+    """Raise PrflError where a trained policy still gives what its base gives, whatever its weights are."""
+    base, policy = base_and_policy(backbone, adapter)
+    if torch.equal(base, policy):
         raise GuardError(
             f"after step {step} the policy's output is still its base's, bit for bit: nothing was learned",
             where="backbone.adapter",
@@ -150,7 +156,7 @@ def check_differs_from_base(backbone: Backbone, adapter: str, step: int, rate: f
 
 
 def check_finite_weights(parameters: Mapping[str, Tensor], step: int) -> None:
-    """Before a checkpoint takes the place of an older one: weights that are not finite must not be what is left."""
+    """Raise PrflError for weights that are not finite, before a checkpoint of them replaces an older one."""
     bad = [name for name, value in parameters.items() if not bool(value.isfinite().all())]
     if bad:
         raise GuardError(
@@ -163,58 +169,36 @@ def check_finite_weights(parameters: Mapping[str, Tensor], step: int) -> None:
 def check_finite(
     objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float], rank: int = 0
 ) -> None:
-    """Stop before the optimizer's step when latents, a reward, the loss or the gradient are not finite, and keep the
-    batch for study."""
+    """Stop before the optimizer's step when latents, a reward, the loss or the gradient are not finite.
+
+    The batch is kept for study (failed_batch.py).  Raises PrflError.
+    """
     bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
     if not bad:
         return
     try:
-        place, kept = dump_batch(objective, run, step, indices, numbers, rank), "the batch is in that folder"
+        folder, outcome = dump_batch(objective, run, step, indices, numbers, rank), "the batch is in that folder"
     except PrflError as error:
-        place, kept = run, f"the batch could not be kept ({error.what})"
+        folder, outcome = run, f"the batch could not be kept ({error.what})"
+
     cause = next((name for name in ("latents/max", "reward", "loss") if name in bad), next(iter(bad)))
     others = f" (and so are {', '.join(sorted(bad.keys() - {cause}))})" if len(bad) > 1 else ""
     raise GuardError(
         f"{cause} is {bad[cause]} in step {step}{others}; the optimizer has not stepped on it",
-        where=str(place),
-        fix=f"{kept}; {remedy(cause, step)}",
+        where=str(folder),
+        fix=f"{outcome}; {remedy(cause, step)}",
     )
 
 
 def remedy(cause: str, step: int) -> str:
-    """In the first step nothing is trained yet, so it is no learning rate that made a number not finite."""
+    """Say what to do about a number that is not finite.
+
+    In the first step nothing is trained yet, so there it is not the learning rate.
+    """
     if step:
         return "lower the learning rate or max_grad_norm, or use float32, and resume from the last checkpoint"
-    own = {
+    of_cause = {
         "latents/max": "the model itself gives it: load it in float32 (backbone.dtype), or download it again",
         "reward": "the reward itself gives it: train it again, or name another",
     }
-    return own.get(cause, "look at the clips of that batch, and compute in float32 (backbone.dtype)")
-
-
-def dump_batch(
-    objective: Objective, run: Path, step: int, indices: Sequence[int], numbers: dict[str, float], rank: int
-) -> Path:
-    """Write run/failed/step-N: the drawn batch, the parameters, their gradients (safetensors) and the facts (json).
-
-    Each process writes its own part of the batch: ``batch``, ``batch-1``, ``batch-2``.
-    """
-    folder = run / "failed" / f"step-{step:06d}"
-    name = f"batch-{rank}" if rank else "batch"
-    drawn, facts = objective.describe(step, indices)
-    tensors = {f"batch/{name}": value for name, value in drawn.items()}
-    for key, parameter in objective.parameters().items():
-        tensors[f"parameter/{key}"] = parameter
-        if parameter.grad is not None:
-            tensors[f"gradient/{key}"] = parameter.grad
-    with replacing(folder / f"{name}.safetensors") as temporary:
-        save_file(plain(tensors), temporary)
-    facts = {"step": step, "indices": list(indices), "numbers": {k: repr(v) for k, v in numbers.items()}} | facts
-    with replacing(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return folder
-
-
-def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Detached, contiguous CPU copies, as safetensors wants them (no two of them in one storage)."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    return of_cause.get(cause, "look at the clips of that batch, and compute in float32 (backbone.dtype)")

@@ -61,7 +61,7 @@ class Learning:
     lossless: int = 0  # steps on end without a loss
     pulled: int = 0  # steps with a gradient since the last look
     reached: list[Reached] = field(default_factory=list)
-    told: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         trained = {id(parameter) for parameter in self.parameters.values()}
@@ -72,7 +72,7 @@ class Learning:
         self.sign, self.goal = 1, "trained reward"
 
     def recall(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """The steps before a resumption, as metrics.jsonl has them."""
+        """Count the steps before a resumption, as metrics.jsonl has them."""
         for record in records:
             if "gradient_norm" in record:
                 self.count(record)
@@ -120,7 +120,10 @@ class Learning:
         )
 
     def look(self, step: int, first: float | None = None) -> None:
-        """What is trained must have moved since the last look, and nothing else ever.  first: the first step's norm."""
+        """Raise PrflError where nothing that is trained has moved since the last look, or anything else has.
+
+        first: the norm of the gradient in the first step.
+        """
         now = sampled(self.parameters, SAMPLED)
         moved = max(float((now[name] - self.last[name]).abs().max()) for name in now)
         if moved <= STILL and (self.pulled or first is not None):
@@ -156,16 +159,16 @@ class Learning:
             self.warn_of_fall(step)
 
     def at_end(self, step: int) -> None:
-        """As at a save, and a fall of the reward is said again: here it is read."""
+        """Check as at a save, and repeat the warning of a fall: at the end of the output it is read."""
         if step and self.watched.check_effect:
             self.watched.check_effect(step)
-        self.told.clear()
+        self.warned.clear()
         self.warn_of_fall(step)
 
     def warn_of_fall(self, step: int) -> None:
         fall = clear_fall(self.reached)
-        if fall and "fall" not in self.told:
-            self.told.add("fall")
+        if fall and "fall" not in self.warned:
+            self.warned.add("fall")
             before, after, size = fall
             self.say(
                 f"warning: up to step {step} the {self.goal} got worse: {self.sign * before:.4g} in the first {size} "
@@ -174,21 +177,26 @@ class Learning:
             )
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+def same(left: Tensor, right: Tensor) -> bool:
+    """Return whether two tensors are equal, a NaN being equal to a NaN."""
+    return bool(((left == right) | (left.isnan() & right.isnan())).all())
 
 
 def clear_fall(reached: Sequence[Reached]) -> tuple[float, float, int] | None:
-    """(mean at the start, at the end, rollouts at the start) where the end is lower by more than chance explains.
+    """Compare the end of a run with its start: None, or, where the end is lower by more than chance explains, a triple.
+
+    The mean at the start, the mean at the end, and the number of rollouts at the start.
 
     A reward differs much between the nodes at which it is read, so each value counts as its difference to the mean of
     its node; and the steps of one rollout see the same samples, so they count once, by their mean.  The start is looked
     at twice, its first few rollouts and as many as at the end: a policy may be lost early.
     """
+    # Each value without the level of its node, then one mean for each rollout.
     level = {node: fmean(values) for node, values in grouped((r.node, r.value) for r in reached).items()}
     overall = fmean(r.value for r in reached) if reached else 0.0
-    apart = grouped((r.rollout, overall + r.value - level[r.node]) for r in reached)
-    means = [fmean(values) for values in apart.values()]
+    by_rollout = grouped((r.rollout, overall + r.value - level[r.node]) for r in reached)
+    means = [fmean(values) for values in by_rollout.values()]
+
     window = min(len(means) // 4, LARGEST_WINDOW)
     if window < SMALLEST_WINDOW:
         return None

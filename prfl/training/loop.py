@@ -1,4 +1,4 @@
-"""The loop: ``fit`` (when to log, save, evaluate), ``train_step`` (whose turn), ``update`` (one optimizer step).
+"""The loop: ``fit`` (when to log, save, evaluate), ``train_step`` (which objectives), ``update`` (one optimizer step).
 
 It sees an objective, never a reward, a rollout or a backbone.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from accelerate.utils import set_seed
 from prfl.backbone.weights import hold_their_own
 from prfl.config.sections.training import TrainingConfig
 from prfl.objective import Objective, Stateful
-from prfl.training import guards, memory
-from prfl.training.averages import average_metrics
+from prfl.training import guards
 from prfl.training.checkpoint import (
     TrainState,
     find_checkpoint,
@@ -28,11 +27,14 @@ from prfl.training.checkpoint import (
     step_name,
     tidy,
 )
+from prfl.training.distributed import make_accelerator
 from prfl.training.ema import Ema
 from prfl.training.learning import Learning, Watched
-from prfl.training.log import Log, RunFolder, drop_metrics_after, make_accelerator, read_metrics
+from prfl.training.logger import Logger
+from prfl.training.metrics import average_metrics, peak_gib, reset_peak
 from prfl.training.optimizer import adamw, apply, average_gradients, clip_gradients, learning_rate
 from prfl.training.regulariser import Regulariser
+from prfl.training.run_folder import RunFolder, drop_metrics_after, read_metrics
 from prfl.training.signals import StopSignals
 from prfl.utils import processes, rng
 from prfl.utils.errors import GuardError, PrflError
@@ -55,6 +57,36 @@ class Hook:
 
     def due(self, step: int, steps: int) -> bool:
         return self.at_start if step == 0 else step % self.every == 0 or step == steps
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a run calls beside its steps.
+
+    enough: asked after the hooks of each step, with the same answer on every process; True ends the run there.
+    finish: a hook for the end of the run, after the last checkpoint: it may put other weights into the model.
+    set_aside: called on the main process before the run starts anew (0, True), and before the first step that it takes
+    here (finished steps, False): what an earlier training left must not pass for this one's.
+    """
+
+    hooks: Sequence[Hook] = ()
+    enough: Callable[[], bool] | None = None
+    finish: Callable[[int], Mapping[str, float]] | None = None
+    set_aside: Callable[[int, bool], object] | None = None
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run starts, and what must be as it was.
+
+    start: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
+    identity: json-able facts that must be the same when the run is resumed (the config less what may change).
+    former: what checkpoints of older versions have under other names.
+    """
+
+    start: str = "auto"
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    former: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,46 +118,42 @@ def fit(
     seed: int = 0,
     regulariser: Regulariser | None = None,
     accelerator: Accelerator | None = None,
-    hooks: Sequence[Hook] = (),
-    enough: Callable[[], bool] | None = None,
-    finish: Callable[[int], Mapping[str, float]] | None = None,
-    set_aside: Callable[[int, bool], object] | None = None,
-    resume: str = "auto",
-    identity: Mapping[str, Any] | None = None,
+    callbacks: Callbacks | None = None,
+    resumption: Resumption | None = None,
     watched: Watched | None = None,
-    former: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train ``objective.parameters()`` in place for ``settings.steps`` steps.
 
-    enough: asked after the hooks of each step, with the same answer on every process; True ends the run there.
-    finish: a hook for the end of the run, after the last checkpoint: it may put other weights into the model.
-    set_aside: called on the main process before the run starts anew (0, True), and before the first step that it takes
-    here (finished steps, False): what an earlier training left must not pass for this one's.
-    resume: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
-    identity: json-able facts that must be the same when the run is resumed (the config less what may change).
     watched: what must not change while this is trained, and what must (learning.py).
-    former: what checkpoints of older versions have under other names.
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 finish the step (an evaluation is left at once), save, and return.
     Whatever else ends it saves too, if it can, says what it saved, and is raised again; a guard saves nothing.
     Raises PrflError from guards.py and checkpoint.py; what is refused before the first step leaves no trace.
     """
     accelerator = accelerator or make_accelerator(run, trackers=settings.trackers)
+    callbacks, resumption = callbacks or Callbacks(), resumption or Resumption()
+    hooks, enough, finish, set_aside = callbacks.hooks, callbacks.enough, callbacks.finish, callbacks.set_aside
     trainer = Trainer(objective, settings, run, accelerator, regulariser, seed)
-    log = Log(run, accelerator, every=settings.log_every, steps=settings.steps)
+    log = Logger(run, accelerator, every=settings.log_every, steps=settings.steps)
+
     with lossy_output(), folder_lock(run.path) as lock:
-        state, checkpoint = prepare(trainer, resume, dict(identity or {}), log, former or {}, set_aside)
+        state, checkpoint = prepare(trainer, resumption, log, set_aside)
         learning = Learning(state.parameters, watched or Watched(), log.say, settings.learning_rate)
         learning.recall(processes.gather(read_metrics(run.metrics) if accelerator.is_main_process else [])[0])
+
         with StopSignals() as stop, log, saved_on_the_way_out(trainer, state, stop, log):
             run_hooks(hooks, state, trainer, log, stop)
             stopped = stop.anywhere(accelerator)
             while state.step < settings.steps and not stopped and not (enough and enough()):
                 if set_aside and state.step == log.start and accelerator.is_main_process:
                     set_aside(state.step, False)
+
+                # The step, and what is known of it.
                 metrics = train_step(trainer, state)
                 lock.check()
                 log.step(state.step, metrics)
                 learning.after_step(state.step, metrics)
+
+                # A checkpoint where one is due, then the hooks; a signal ends the run after either.
                 if state.step % settings.save_every == 0 or state.step == settings.steps or learning.stuck:
                     checkpoint = save(trainer, state, stop, learning)
                     learning.check_stuck(state.step, str(checkpoint))
@@ -133,6 +161,8 @@ def fit(
                 if not stopped:
                     run_hooks(hooks, state, trainer, log, stop)
                     stopped = stop.anywhere(accelerator)
+
+            # The end: saved whatever ended it, and finished where nothing broke it off.
             if stopped or checkpoint is None or checkpoint.name != step_name(state.step):  # else it is saved
                 checkpoint = save(trainer, state, stop, learning)
             if not stopped:
@@ -146,57 +176,66 @@ def fit(
 
 
 def prepare(
-    trainer: Trainer,
-    resume: str,
-    identity: dict[str, Any],
-    log: Log,
-    former: Mapping[str, Any],
-    set_aside: Callable[[int, bool], object] | None,
+    trainer: Trainer, resumption: Resumption, log: Logger, set_aside: Callable[[int, bool], object] | None
 ) -> tuple[TrainState, Path | None]:
-    """The state to go on from.  The run folder is written to only when nothing stands against the run any more."""
-    parameters = trainer.objective.parameters()
+    """Return the state to go on from, and the checkpoint that it is of, if any.
+
+    The run folder is written to only when nothing stands against the run any more.
+    """
+    objective, settings, run, accelerator = trainer.objective, trainer.settings, trainer.run, trainer.accelerator
+    parameters = objective.parameters()
     guards.check_trainable(parameters)
     if trainer.regulariser:
         guards.check_same_parameters(parameters, trainer.regulariser.objective.parameters())
-    settings = trainer.settings
-    if settings.batch // settings.accumulation < trainer.accelerator.num_processes:
-        raise PrflError(
-            f"a batch of {settings.batch} in {settings.accumulation} parts is too small for "
-            f"{trainer.accelerator.num_processes} processes",
-            where="training.batch",
-            fix="give every process at least one sample of each part",
-        )
+    check_batch(settings, accelerator.num_processes)
+
+    # The state at step 0.
     optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay)
     guards.check_optimizer(optimizer, parameters)
     ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
-    carrier = trainer.objective if isinstance(trainer.objective, Stateful) else None
-    state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity, objective=carrier)
-    state.former = former
-    if trainer.accelerator.is_main_process:
-        for damaged in tidy(trainer.run.checkpoints, resume):
+    stateful = objective if isinstance(objective, Stateful) else None
+    identity = dict(resumption.identity)
+    state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity, objective=stateful)
+    state.former = resumption.former
+
+    # The checkpoint, where there is one to go on from.
+    if accelerator.is_main_process:
+        for damaged in tidy(run.checkpoints, resumption.start):
             log.say(f"{damaged} is damaged: it is now called damaged-{damaged.name}, and the run goes on before it")
-    trainer.accelerator.wait_for_everyone()
-    path = find_checkpoint(trainer.run.checkpoints, resume)
+    accelerator.wait_for_everyone()
+    path = find_checkpoint(run.checkpoints, resumption.start)
     if path:
-        before = load_checkpoint(path, state)
-        if before != settings.steps and settings.schedule != "constant":
+        former_steps = load_checkpoint(path, state)
+        if former_steps != settings.steps and settings.schedule != "constant":
             log.say(
-                f"training.steps was {before} and is {settings.steps}: from step {state.step} on the rate falls "
+                f"training.steps was {former_steps} and is {settings.steps}: from step {state.step} on the rate falls "
                 f"along the {settings.schedule} of the new length"
             )
-    guards.check_same_on_ranks(parameters, trainer.accelerator)
+    guards.check_same_on_ranks(parameters, accelerator)
+
+    # From here on the run is this one's.
     log.start = state.step
-    if trainer.accelerator.is_main_process:
+    if accelerator.is_main_process:
         if path is None and set_aside:
             set_aside(0, True)
-        trainer.run.begin()
-        if lost := drop_metrics_after(trainer.run.metrics, state.step):
-            log.say(f"warning: {trainer.run.metrics}: {lost} damaged lines, as a crash leaves them, are left out")
+        run.begin()
+        if lost := drop_metrics_after(run.metrics, state.step):
+            log.say(f"warning: {run.metrics}: {lost} damaged lines, as a crash leaves them, are left out")
     return state, path
 
 
-def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: Log, stop: StopSignals) -> None:
-    """The hooks that are due.  A signal ends them: they change nothing that is saved, and run again on resuming."""
+def check_batch(settings: TrainingConfig, processes: int) -> None:
+    """Raise PrflError where a process would have no sample of a part of the batch."""
+    if settings.batch // settings.accumulation < processes:
+        raise PrflError(
+            f"a batch of {settings.batch} in {settings.accumulation} parts is too small for {processes} processes",
+            where="training.batch",
+            fix="give every process at least one sample of each part",
+        )
+
+
+def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: Logger, stop: StopSignals) -> None:
+    """Run the hooks that are due.  A signal ends them: they change nothing that is saved, and run again on resuming."""
     for hook in hooks:
         if hook.due(state.step, trainer.settings.steps) and not stop.left_early:
             metrics: Mapping[str, float] = {}
@@ -209,6 +248,7 @@ def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: L
 
 
 def save(trainer: Trainer, state: TrainState, stop: StopSignals, learning: Learning) -> Path:
+    """Check the weights and write a checkpoint of them on the main process; returns its folder on every process."""
     guards.check_same_on_ranks(state.parameters, trainer.accelerator)
     guards.check_finite_weights(state.parameters, state.step)
     guards.check_optimizer(state.optimizer, trainer.objective.parameters())
@@ -221,8 +261,11 @@ def save(trainer: Trainer, state: TrainState, stop: StopSignals, learning: Learn
 
 
 @contextmanager
-def saved_on_the_way_out(trainer: Trainer, state: TrainState, stop: StopSignals, log: Log) -> Iterator[None]:
-    """An error that is no guard's must not cost the steps since the last checkpoint.  The others wait for nobody."""
+def saved_on_the_way_out(trainer: Trainer, state: TrainState, stop: StopSignals, log: Logger) -> Iterator[None]:
+    """Save on an error that is no guard's: it must not cost the steps since the last checkpoint.
+
+    Only the main process saves, and waits for no other one.
+    """
     try:
         yield
     except GuardError:
@@ -237,9 +280,9 @@ def saved_on_the_way_out(trainer: Trainer, state: TrainState, stop: StopSignals,
 
 def last_save(trainer: Trainer, state: TrainState) -> str:
     """Save what can still be saved; returns what was, or why not."""
-    there = list_checkpoints(trainer.run.checkpoints)
-    newest = f"the last checkpoint is {there[-1]}" if there else "there is no checkpoint"
-    if state.step == 0 or (there and there[-1].name == step_name(state.step)):
+    checkpoints = list_checkpoints(trainer.run.checkpoints)
+    newest = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
+    if state.step == 0 or (checkpoints and checkpoints[-1].name == step_name(state.step)):
         return newest
     if state.changing or not hold_their_own(state.parameters):
         return f"not saved, since the step after it had begun to change the weights; {newest}"
@@ -251,49 +294,53 @@ def last_save(trainer: Trainer, state: TrainState) -> str:
 
 
 def train_step(trainer: Trainer, state: TrainState) -> dict[str, float]:
-    """The regulariser's optimizer step where one is due, then the objective's, then the average."""
+    """Take the regulariser's optimizer step where one is due, then the objective's; then update the average."""
     device = trainer.accelerator.device
     clock = Clock(device)
-    memory.reset_peak(device)
+    reset_peak(device)
     metrics: dict[str, float] = {}
     with clock("step"):
         if trainer.regulariser and trainer.regulariser.due(state.step):
-            own = update(trainer, state, trainer.regulariser.objective, "regulariser")
-            metrics |= {f"regulariser/{name}": value for name, value in own.items()}
+            regularised = update(trainer, state, trainer.regulariser.objective, "regulariser")
+            metrics |= {f"regulariser/{name}": value for name, value in regularised.items()}
         metrics |= update(trainer, state, trainer.objective, "objective")
         if state.ema:
             state.ema.update()
     state.step += 1
     state.changing = False
-    peaks = [peak for peak in processes.gather(memory.peak_gib(device)) if peak is not None]
+    peaks = [peak for peak in processes.gather(peak_gib(device)) if peak is not None]
     return metrics | clock.metrics() | ({"peak_gib": max(peaks)} if peaks else {})
 
 
 def update(trainer: Trainer, state: TrainState, objective: Objective, name: str) -> dict[str, float]:
-    """One optimizer step: accumulate, average over processes, check, clip, step."""
-    settings, parameters, step = trainer.settings, list(state.parameters.values()), state.step
+    """Take one optimizer step: accumulate, average over processes, check, clip, step."""
+    settings, accelerator = trainer.settings, trainer.accelerator
+    parameters, step = list(state.parameters.values()), state.step
     seed_generators(trainer, step, name)
     for parameter in parameters:
         parameter.grad = None
-    accelerator = trainer.accelerator
-    parts = split_indices(
-        step, settings.batch, settings.accumulation, accelerator.process_index, accelerator.num_processes
-    )
+
+    # Gradients and metrics of this process's parts of the batch.
+    rank, count = accelerator.process_index, accelerator.num_processes
+    parts = split_indices(step, settings.batch, settings.accumulation, rank, count)
     records = [objective.accumulate(step, indices) for indices in parts]
+
+    # Means over the whole batch, of all processes.
     clock = Clock(accelerator.device)
-    with clock("processes") if accelerator.num_processes > 1 else nullcontext():  # waits for the slowest one
+    with clock("processes") if count > 1 else nullcontext():  # waits for the slowest one
         metrics = average_metrics(records, [len(part) for part in parts])
         average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
     if step == 0:  # after the average: a process whose own samples are all beyond the hinge is no fault
         guards.check_gradient_arrived(state.parameters, name)
+
+    # The step itself, unless a number is not finite.
     with clock("optimizer"):
         norm = clip_gradients(parameters, settings.max_grad_norm)
         indices = [index for part in parts for index in part]
-        numbers = metrics | {"gradient_norm": norm}
-        guards.check_finite(objective, trainer.run.path, step, indices, numbers, accelerator.process_index)
+        guards.check_finite(objective, trainer.run.path, step, indices, metrics | {"gradient_norm": norm}, rank)
         state.changing = True
         if isinstance(objective, Stateful):  # not before: a failed step is described as it was
-            objective.observe(metrics)
+            objective.after_step(metrics)
         rate = learning_rate(
             step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
         )
@@ -302,7 +349,7 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
 
 
 def split_indices(step: int, batch: int, accumulation: int, rank: int, processes: int) -> list[list[int]]:
-    """Process ``rank``'s global sample indices of a step, in ``accumulation`` parts: every part is shared out alike.
+    """Return process ``rank``'s global sample indices of a step, in ``accumulation`` parts, each shared out alike.
 
     Indices run on over the whole training: step k has k * batch .. (k + 1) * batch - 1.
     """
@@ -312,7 +359,9 @@ def split_indices(step: int, batch: int, accumulation: int, rank: int, processes
 
 
 def seed_generators(trainer: Trainer, step: int, name: str) -> None:
-    """Whatever draws from a global generator (Python's, numpy's, torch's on every device): reseeded before each update,
-    it too depends on the step only, and a checkpoint has no generator to save."""
+    """Seed the global generators (Python's, numpy's, torch's on every device) before an update.
+
+    So what draws from them depends on the step only too, and a checkpoint has no generator to save.
+    """
     rank = trainer.accelerator.process_index
     set_seed(rng.generator(trainer.seed, f"dropout/{name}", step, rank).initial_seed() % 2**32)  # numpy takes 32 bits

@@ -13,13 +13,15 @@ from torch import nn
 def adamw(
     parameters: Sequence[nn.Parameter], *, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
 ) -> torch.optim.AdamW:
-    """AdamW over one group; the loop sets the learning rate before every step."""
+    """Make AdamW over one group; the loop sets the learning rate before every step."""
     return torch.optim.AdamW(parameters, lr=0.0, betas=betas, weight_decay=weight_decay)
 
 
 def learning_rate(step: int, *, peak: float, warmup: int = 0, schedule: str = "constant", steps: int = 1) -> float:
-    """The rate of optimizer step ``step`` (from 0): linear warmup, then constant, or down to 0 at ``steps`` by a line
-    or half a cosine.  A function of the step alone, so a resumed run has nothing to restore.
+    """Return the rate of optimizer step ``step`` (from 0): linear warmup, then what the schedule says.
+
+    constant, or down to 0 at ``steps`` along a line or half a cosine.  It is a function of the step alone, so a resumed
+    run has nothing to restore.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -43,12 +45,12 @@ def average_gradients(parameters: Sequence[nn.Parameter], share: float, accelera
             gradient.mul_(share)
         return
     for parameter in parameters:
-        own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parameter.grad = accelerator.reduce(own * share, reduction="sum")
+        local = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = accelerator.reduce(local * share, reduction="sum")
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
-    """Scale the gradient down to ``max_norm`` (None = never) and give its norm before that."""
+    """Scale the gradient down to ``max_norm`` (None: never); returns its norm before that."""
     norm = torch.nn.utils.get_total_norm(gradients(parameters))
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
@@ -56,6 +58,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -
 
 
 def apply(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Take the optimizer's step at this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

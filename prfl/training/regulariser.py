@@ -1,4 +1,4 @@
-"""What holds the policy near its data while a reward pulls it: a second objective that takes turns with the first."""
+"""A second objective that takes turns with the first: it holds the policy near its data while a reward pulls it."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class StopSignals:
             self.interrupts = False
 
     def anywhere(self, accelerator: Accelerator) -> str | None:
-        """The signal, or a word for another process's: all processes must leave the loop after the same step."""
+        """Return the signal, or words for another process's: all processes must leave the loop after the same step."""
         if accelerator.num_processes == 1:
             return self.received
         flag = torch.tensor(float(self.received is not None), device=accelerator.device)
@@ -87,7 +87,7 @@ class StopSignals:
 
 
 def tell(text: str) -> None:
-    """To the standard error, past its buffer: a signal may come while that is being written."""
+    """Write to the standard error, past its buffer: a signal may come while that is being written."""
     if processes.is_main():
         with suppress(OSError):
             os.write(2, f"{text}\n".encode())

@@ -1,6 +1,7 @@
 """The processes of one run, as ``torchrun`` or ``accelerate launch`` start them.  Everything here works alone as well.
 
-accelerate makes the process group (training/log.py).  This is for those below the trainer, who only share out work.
+accelerate makes the process group (training/distributed.py).  This is for the code below the trainer, which only shares
+out work.
 """
 
 from __future__ import annotations

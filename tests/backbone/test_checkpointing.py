@@ -18,6 +18,7 @@ from prfl.backbone import WanBackbone
 from prfl.backbone.checkpointing import run_block
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
+from tests.slow import slow_unless
 
 MODES = [("full", False), ("full", True), ("attention", False), ("attention", True)]
 PROMPTS = ["a red circle", "a"]
@@ -111,7 +112,7 @@ def test_gradients_equal_those_without(backbone: WanBackbone, mode: Any, offload
         assert theirs.abs().max() > 0
 
 
-@pytest.mark.parametrize("mode", ["full", "attention"])
+@pytest.mark.parametrize("mode", slow_unless("attention".__eq__, ["full", "attention"]))
 def test_compiled_blocks(backbone: WanBackbone, mode: Any) -> None:
     """They call fused attention as one operation, which is kept there too."""
     expected = gradients(backbone)

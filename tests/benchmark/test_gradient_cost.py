@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(REPOSITORY / "bench")
-    return import_module("gradient_cost")
+    return import_module("bench.gradient_cost")
 
 
 def test_the_page_has_the_files_table_and_says_that_it_is_calculated(script: Any) -> None:

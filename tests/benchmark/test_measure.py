@@ -17,6 +17,7 @@ from bench.harness.measure import Found, interleaved, measure, memory_alone, qua
 from bench.harness.problem import MODES, Case, Needs, Problem, Unavailable, Work, build, differentiated
 from bench.harness.results import time_ratio, time_ratio_apart
 from tests.benchmark.conftest import CASE, adding
+from tests.slow import slow_unless
 
 CPU = torch.device("cpu")
 BRIEF = replace(CASE, memory=False)
@@ -83,7 +84,9 @@ def failing(after: int, error: Exception) -> Callable[..., Problem]:
 NO_ROOM = torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
 
-@pytest.mark.parametrize("after", [0, 2, 4])  # in the first run, warming up, in the first round
+@pytest.mark.parametrize(
+    "after", slow_unless((2).__eq__, [0, 2, 4])
+)  # in the first run, warming up, in the first round
 def test_one_that_has_no_room_takes_no_other_with_it(after: int) -> None:
     case = replace(BRIEF, build=failing(after, NO_ROOM))
     _, found = measure(case, ("failing", "other"), 0.0, 3)

@@ -98,6 +98,7 @@ def test_with_the_option_the_benchmarks_run_and_no_test(project: Path) -> None:
     assert second["extra_info"]["rounds_ms"] == pytest.approx(rounds, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_files_are_compared_as_pytest_benchmark_does(project: Path) -> None:
     chosen = ("bench", "--benchmark", "--benchmark-max-time=0.01", "-k", "plain or other")
     run(project, *chosen, "--benchmark-autosave")
@@ -106,6 +107,7 @@ def test_files_are_compared_as_pytest_benchmark_does(project: Path) -> None:
     assert code == 0 and "Comparing against benchmarks from" in text and "(0001_" in text and "(NOW)" in text
 
 
+@pytest.mark.slow
 def test_a_world_is_chosen_and_needs_the_option(project: Path) -> None:
     world = "--benchmark-world=small"
     assert "adding-small-width4" in run(project, "--benchmark", world, "--collect-only", "-q")[1]
@@ -141,12 +143,14 @@ def test_a_case_that_fails_as_a_whole_is_tried_once(error: Exception) -> None:
     assert ran == ["case"]
 
 
+@pytest.mark.slow
 def test_the_order_of_the_fixtures_is_checked(project: Path) -> None:
     (project / "bench/bench_a.py").write_text(WRONG_ORDER)
     code, text = run(project, "--benchmark", "-k", "plain and adding")
     assert code == 1 and "put the fixture 'measured' before 'benchmark'" in text
 
 
+@pytest.mark.slow
 def test_jaxtyping_checks_prfl_in_tests_and_nothing_in_benchmarks(project: Path) -> None:
     code = (
         "def test_a():\n import prfl.utils.rng, prfl.utils.errors\n prfl.utils.errors.PrflError('a', where=1, fix='')"

@@ -45,6 +45,7 @@ def test_a_call_keeps_less_with_checkpoints_and_with_kernels() -> None:
     assert kept["full"] < 0.1 * kept["none"] and kept["none, kernels"] < 0.7 * kept["none"]
 
 
+@pytest.mark.slow
 def test_a_planted_mistake_in_the_checkpointed_decoder_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right: Any = vae_codec.decode
 

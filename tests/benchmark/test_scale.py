@@ -20,6 +20,7 @@ from bench.harness.measure import Found, saved_bytes
 from bench.harness.problem import Case, Problem, build, prepare
 from bench.harness.results import Row, figures, read
 from bench.harness.worlds import config
+from tests.slow import slow_unless
 
 PLAIN = Problem({}, "prfl", torch.float32)
 
@@ -177,7 +178,13 @@ def test_each_axis_changes_its_own_setting_alone(axis: str) -> None:
     assert all(sizes[0][name] == sizes[1][name] for name in sizes[0] if name != axis)
 
 
-@pytest.mark.parametrize("axis, grows", [("steps", 1.0), ("gradients", 1.0), ("batch", 3.6), ("frames", 2.0)])
+@pytest.mark.parametrize(
+    "axis, grows",
+    slow_unless(
+        lambda case: case[0] in ("steps", "frames"),
+        [("steps", 1.0), ("gradients", 1.0), ("batch", 3.6), ("frames", 2.0)],
+    ),
+)
 def test_what_prfl_keeps_is_flat_in_the_chain_and_grows_with_the_video(axis: str, grows: float) -> None:
     own = [case for case in cases("tiny") if case.settings["axis"] == axis]
     if axis == "gradients":

@@ -22,6 +22,7 @@ from bench.harness.report import EVALUATIONS, GRADIENTS, HEAD, cells
 from bench.harness.results import Row, figures
 from prfl.estimate.live_tensors import SavedBytes
 from prfl.factory.reward import TrainableReward
+from tests.slow import slow_unless
 
 TINY = {case.operation: case for case in cases("tiny")}
 
@@ -32,7 +33,7 @@ def small(operation: str) -> Case:
     return replace(case, settings={**case.settings, "chain": 3}, memory=False)
 
 
-@pytest.mark.parametrize("operation", ["rival_prfl", "rival_vader"])
+@pytest.mark.parametrize("operation", slow_unless("rival_prfl".__eq__, ["rival_prfl", "rival_vader"]))
 def test_the_rival_computes_what_we_do(operation: str) -> None:
     problem = build_case(small(operation))
     works, found = first_runs(problem, (RIVAL, OURS))
@@ -58,14 +59,15 @@ def another_time(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_a_difference_planted_in_the_rival_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    script: Any = import_module("rival")
+    script: Any = import_module("bench.rival")
     monkeypatch.setattr(script, "velocity", another_time(script.velocity))
     _, found = measure(small("rival_prfl"), (OURS,), 0.0, 1)
     assert isinstance(found[OURS], AssertionError) and "did not compute what rival did" in str(found[OURS])
 
 
+@pytest.mark.slow
 def test_a_gradient_that_only_the_clamp_takes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    script: Any = import_module("rival")
+    script: Any = import_module("bench.rival")
     right = script.decode
     monkeypatch.setattr(script, "decode", lambda *given: right(*given).clamp(-0.3, 0.3))
     _, found = measure(small("rival_vader"), (OURS,), 0.0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +149,15 @@ def test_help_teaches_and_does_not_wait_for_torch() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "prfl train configs/tiny.yaml" in run.stdout
     assert run.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch has another OpenMP library")
+@pytest.mark.parametrize(("own", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own: dict[str, str], spins: str) -> None:
+    """Told by the OpenMP library, which reads the environment when torch is loaded."""
+    code = "from prfl import cli; cli.main(['schema']); import torch"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", "OMP_NUM_THREADS": "1", **own}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr, done.stderr

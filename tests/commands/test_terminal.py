@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from prfl import cli
-from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.distributed import make_accelerator
+from prfl.training.run_folder import RunFolder
 from tests.faults.conftest import bench as bench  # fixtures
 from tests.faults.conftest import template as template
 from tests.faults.planting import Bench

@@ -36,9 +36,10 @@ from prfl.rollout.sampling import sample
 from prfl.runs import callbacks, outcomes
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_policy import train_policy
+from prfl.training.distributed import make_accelerator
 from prfl.training.learning import Watched
-from prfl.training.log import RunFolder, make_accelerator
-from prfl.training.loop import TrainResult, fit
+from prfl.training.loop import Callbacks, TrainResult, fit
+from prfl.training.run_folder import RunFolder
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
 from tests.config.effects import EFFECTS, REASONS, REFUSED
@@ -137,7 +138,7 @@ def loop(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """A toy objective in the training loop: its weights, what it was asked, the files and the lines that it leaves."""
     shutil.rmtree(config.run, ignore_errors=True)
     said: list[str] = []
-    patch.setattr("prfl.training.log.Log.say", lambda self, text: said.append(text.partition("  ")[0]))
+    patch.setattr("prfl.training.logger.Logger.say", lambda self, text: said.append(text.partition("  ")[0]))
     line, run = Line(), RunFolder(config.run)
     line.weight.data += 1.0
     fit(line, config.training, run, accelerator=make_accelerator(run, "cpu", config.training.trackers))
@@ -162,7 +163,9 @@ def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
         seen.append((name, some, per_prompt, sorted(rewards), build_judge(config.evaluation) is not None))
         raise PrflError("seen", fix="")
 
-    def fit(self: StageRun, objective: object, hooks: Any, finish: Callable, **_: Any) -> TrainResult:
+    def fit(self: StageRun, objective: object, callbacks: Callbacks, *_: Any) -> TrainResult:
+        hooks, finish = callbacks.hooks, callbacks.finish
+        assert finish
         seen.append([(hook.every, hook.at_start) for hook in hooks])
         for call in (*(hook.call for hook in hooks), finish):
             with pytest.raises(PrflError, match="^seen$") if hooks and call is not finish else finishing(config):

@@ -31,6 +31,12 @@ def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> No
     between = fill.fill(config, (least + attention) // 2)
     assert 0 < between.attention < 5 and between.whole == between.reward_attention == 0
     assert between.modes().count("attention") == between.attention and between.modes()[-1] == "full"
+
+
+@pytest.mark.slow
+def test_what_it_keeps_fits(make: Callable[..., Config]) -> None:
+    config = make(AUTO)
+    least, attention = (peak(config, mode) for mode in ("full", "attention"))
     everything = fill.fill(config, 2**40)
     assert everything.modes() == ("none",) * 5 and everything.reward_modes() == ("none",)
     most = everything.peak  # of a graph that is held beside the reward's, so more than with checkpointing: none

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl import factory
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.checkpointing import run_block
 from prfl.config.schema import Config
@@ -24,15 +23,16 @@ from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_scorer
-from prfl.factory.rollout import build_coefficients
-from prfl.objective.reused_rollout import Reuse
-from prfl.objective.scorer import decode_frames
+from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.objective.reused_rollout import ReusedRollout
+from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import rollout
 from prfl.utils.host_store import HostStore
 from prfl.utils.rng import ChainNoises
+from tests.slow import slow_unless
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
@@ -110,7 +110,11 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("overrides", SETTINGS, ids=" ".join)
+# One of each: nothing, recomputation, with offload, another type, dropout, some blocks, guidance.
+USUAL = [SETTINGS[index] for index in (0, 1, 4, 7, 9, 11, 13)]
+
+
+@pytest.mark.parametrize("overrides", slow_unless(USUAL.__contains__, SETTINGS), ids=" ".join)
 def test_activations_saved_by_the_network_call(make: Callable[..., Config], overrides: list[str]) -> None:
     config = make(*overrides)
     model = build_backbone(config)
@@ -146,7 +150,9 @@ def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpoint
     assert phase.saved == pytest.approx(kept, rel=0.02)
 
 
-@pytest.mark.parametrize("mode", ["none", "attention", "full", "full backbone.offload=true"])
+@pytest.mark.parametrize(
+    "mode", slow_unless(["none", "full"].__contains__, ["none", "attention", "full", "full backbone.offload=true"])
+)
 def test_it_is_a_straight_line_in_the_number_of_blocks(
     make: Callable[..., Config], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,13 +335,13 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     _, parts = predicted(config)
     assert name not in predicted(make())[1]
     model = build_architecture(config)
-    method = build_method(config, build_coefficients(config, model))
-    most = max(len({m for s in span for m in method.choose(s).plan.trains}) for span in (range(3), range(3, 5)))
+    method = build_method(config, build_schedule(config, model))
+    most = max(len({m for s in span for m in method.plan(s).plan.trains}) for span in (range(3), range(3, 5)))
     tensors = 4 * (2 * most + 1) * 4 * math.prod(model.latent_shape(17, 32, 32))
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
-    own, stored = build_backbone(config), Reuse(3, 4)
+    own, stored = build_backbone(config), ReusedRollout(3, 4)
     stored.begin(0, own.adapter_parameters("policy"))
     weights = sum(tensor.nbytes for tensor in stored.weights.values())
     assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
@@ -401,7 +407,7 @@ def test_reward_training(make: Callable[..., Config], head: str) -> None:
 @pytest.mark.parametrize("solver", ["euler", "flow_sde", "unipc"])
 def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config], solver: str) -> None:
     config = make(f"rollout.solver={solver}")
-    chain = build_coefficients(config, build_architecture(config))
+    chain = build_schedule(config, build_architecture(config))
     alive: list[weakref.ref[Tensor]] = []
     most = 0
 
@@ -436,7 +442,7 @@ def test_what_a_step_cache_holds_is_counted(make: Callable[..., Config]) -> None
         model.velocity, model.condition(["a circle"] * 2), model.condition([""] * 2), scale=2.0, gradient="cond"
     )
     with LiveBytes() as counted, torch.no_grad(), model.adapter(POLICY):
-        calls = model.cheaper(factory.cheaper(config), exact={0, 1})
+        calls = model.cheaper(build_cheaper(config), exact={0, 1})
         for node in range(2):
             with calls.at(node):
                 network(torch.randn(2, 4, 5, 8, 8), torch.tensor(0.5))

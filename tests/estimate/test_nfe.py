@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl import factory
 from prfl.backbone import Backbone
 from prfl.backbone.eight_bits import Float8Linear
 from prfl.config import load_config
@@ -17,10 +16,11 @@ from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_work
 from prfl.factory.backbone import build_architecture, build_backbone
-from prfl.factory.objective import build_method, build_reuse
-from prfl.factory.rollout import build_coefficients
-from prfl.objective.reward_gradient import Guidance, Pathwise
-from prfl.objective.scorer import RewardLoss
+from prfl.factory.objective import build_method, build_rollouts
+from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.objective.loss import RewardLoss
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.rollout.guidance import Guidance
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
 
 STEPS, BATCH = 6, 2
@@ -132,14 +132,14 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
 
     model.velocity, model.features = count_velocity, count_features  # type: ignore[method-assign]
     guidance = config.rollout.guidance
-    from prfl.objective.scorer import LatentScorer
+    from prfl.reward.scorer import LatentScorer
 
-    objective = Pathwise(
-        model, build_method(config, build_coefficients(config, model)), LatentScorer(latent_reward(model, False)),
-        RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE, 0,
+    objective = RewardGradient(
+        model, build_method(config, build_schedule(config, model)), LatentScorer(latent_reward(model, False)),
+        RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
-        stride=config.rollout.stride, reuse=build_reuse(config), cheaper=factory.cheaper(config),
+        stride=config.rollout.stride, rollouts=build_rollouts(config), cheaper=build_cheaper(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
     for step in range(STEPS):

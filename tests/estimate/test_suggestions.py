@@ -18,6 +18,7 @@ from prfl.estimate.suggestions import Knob, is_out_of_memory, knobs, out_of_memo
 from prfl.factory.backbone import build_architecture
 from prfl.runs import stage
 from prfl.utils.errors import PrflError
+from tests.slow import slow_unless
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 
@@ -47,7 +48,7 @@ def peak(config: Config) -> int:
 
 @pytest.mark.parametrize(
     "overrides, some, absent",
-    [
+    slow_unless(lambda case: case[0][0] in ("backbone.device=cuda", "reward.space=pixel") and len(case[0]) < 5, [
         (["backbone.device=cuda"], ["backbone.offload=true", "backbone.kernels=triton"], "reward.batch"),
         (["reward.space=pixel", "objective={name: vader}"], ["objective.frames=one"], "backbone.offload"),
         (["backbone.train=full", "backbone.adapter=null"], ["backbone.train=lora"], "backbone.kernels"),
@@ -59,7 +60,7 @@ def peak(config: Config) -> int:
             ["rollout.guidance.gradient=cond", "rollout.gradients_per_rollout=1 rollout.drift_limit=0.1"],
             "backbone.kernels",
         ),
-    ],
+    ]),
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )  # fmt: skip
 def test_each_knob_saves_what_it_says(

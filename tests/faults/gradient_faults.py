@@ -15,8 +15,9 @@ from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler
-from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.distributed import make_accelerator
 from prfl.training.loop import fit
+from prfl.training.run_folder import RunFolder
 from tests.faults.planting import fault
 from tests.objective.parts import pixel_objective, with_policy
 from tests.objective.test_sft import dataset

@@ -70,7 +70,6 @@ def _(bench):
 def _(bench):
     Path("train.txt").write_text("a blue square\n")
     Path("test.txt").write_text("a RED circle\n")
-    bench.patch.setattr("prfl.runs.outcomes.write_report", lambda run: run)
     return bench.warned("train", "sft.yaml", "run=runs/new", "training.steps=1")
 
 
@@ -92,7 +91,6 @@ def _(bench):
 
 @warning("an evaluation on what was trained on", "other.jsonl: 4 videos and 2 prompts are among those of the training")
 def _(bench):
-    bench.patch.setattr("prfl.runs.outcomes.write_report", lambda run: run)  # its plots take longer than all the rest
     assert "among those of the training" not in bench.warned("train", "reward.yaml", "training.steps=1")
     shutil.copy("manifest.jsonl", "other.jsonl")
     return bench.warned("eval", "reward.yaml", "--manifest", "other.jsonl")

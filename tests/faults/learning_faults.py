@@ -9,7 +9,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from prfl.objective.scorer import RewardLoss
+from prfl.objective.loss import RewardLoss
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward
 from prfl.training import learning, loop

@@ -1,7 +1,7 @@
 """Reward-gradient methods as loops in one joint graph, each from its paper's algorithm: no plans, no walk.
 
 ``world`` has start (b, ...), velocity(x, sigma), loss(x, sigma) -> (b,); all on Euler's steps over ``sigmas``.
-Random choices are given: which steps, which noise.  Every function returns the loss, a scalar.
+Random plans are given: which steps, which noise.  Every function returns the loss, a scalar.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ import torch
 
 from prfl.backbone import Backbone, Condition
 from prfl.data.dataset import LatentDataset
-from prfl.objective.reward_gradient import Pathwise
-from prfl.objective.scorer import LatentScorer, PixelScorer, RewardLoss
+from prfl.objective.loss import RewardLoss
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
 from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.reward.scorer import LatentScorer, PixelScorer
 from tests.conftest import TEXT_WIDTH
 
 PROMPTS = ["a red circle moves left", "a blue square", "a green triangle moves up quickly"]
@@ -58,14 +59,14 @@ def clips(shape: tuple[int, ...], conditions: dict[str, Condition]) -> LatentDat
     )  # fmt: skip
 
 
-def latent_objective(backbone, method, *, own_adapter=True, loss=LOSS, **more) -> Pathwise:
+def latent_objective(backbone, method, *, own_adapter=True, loss=LOSS, **more) -> RewardGradient:
     scorer = LatentScorer(latent_reward(backbone, own_adapter))
-    return Pathwise(backbone, method, scorer, loss, PROMPTS, SHAPE, seed=0, **more)
+    return RewardGradient(backbone, method, scorer, loss, PROMPTS, SHAPE, **more)
 
 
-def pixel_objective(backbone, method, *, frames="all", loss=LOSS, **more) -> Pathwise:
+def pixel_objective(backbone, method, *, frames="all", loss=LOSS, **more) -> RewardGradient:
     scorer = PixelScorer(pixel_reward(), backbone, seed=0, frames=frames)
-    return Pathwise(backbone, method, scorer, loss, PROMPTS, SHAPE, seed=0, **more)
+    return RewardGradient(backbone, method, scorer, loss, PROMPTS, SHAPE, **more)
 
 
 def take_gradients(objective) -> dict[str, torch.Tensor]:
@@ -86,7 +87,7 @@ def assert_same_gradients(one, other, rtol=2e-4):
 
 def joint_graph_chain(objective, step, indices, first_trained, last):
     """A plain loop: x[last] with the graph of the steps from ``first_trained`` on, and its condition."""
-    backbone, sigmas = objective.backbone, objective.method.coefficients.sigmas.float()
+    backbone, sigmas = objective.backbone, objective.method.schedule.sigmas.float()
     _, condition, x = objective.draw(step, indices)
     for i in range(last):
         with torch.set_grad_enabled(i >= first_trained), backbone.adapter("policy"):

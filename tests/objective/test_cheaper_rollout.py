@@ -12,10 +12,14 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
+from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Guidance, Pathwise
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.rollout import requirements
+from prfl.rollout.guidance import Guidance
+from prfl.rollout.plan import Clean
 from prfl.rollout.solvers import unipc
 from prfl.rollout.trajectory import Trajectory, rollout
 from tests.objective import naive
@@ -25,7 +29,6 @@ from tests.objective.test_reuse import SPAN, indices_of, learn, reusing
 from tests.objective.toy import ToyBackbone, toy_objective
 
 ROUGH = Cheaper(products="float8")
-CLEAN = range(STEPS + 1, 2 * STEPS + 1)  # the clean predictions
 
 
 class RoughBackbone(ToyBackbone):
@@ -62,7 +65,7 @@ class RoughCalls:
         self.backbone.rough = False
 
 
-def roughened(objective: Pathwise) -> Pathwise:
+def roughened(objective: RewardGradient) -> RewardGradient:
     objective.backbone = RoughBackbone()
     objective.cheaper = ROUGH
     return objective
@@ -70,14 +73,13 @@ def roughened(objective: Pathwise) -> Pathwise:
 
 def exact_at(method: object, step: int) -> set[int]:
     """The nodes that are trained, or passed through, and those that lead to what is scored."""
-    choice = method.choose(step)
-    nodes = {node for node in choice.plan.recomputed if node <= STEPS}
-    return nodes | {
-        STEPS - 1 if node == STEPS else node - STEPS - 1 for node in choice.seeds if node in (STEPS, *CLEAN)
-    }
+    step_plan = method.plan(step)
+    nodes = {node for node in step_plan.plan.recomputed if isinstance(node, int)}
+    jumps = {node.source for node in step_plan.seeds if isinstance(node, Clean) and isinstance(node.source, int)}
+    return nodes | jumps | ({STEPS - 1} if STEPS in step_plan.seeds else set())
 
 
-def rough_world(objective: Pathwise, step: int) -> naive.World:
+def rough_world(objective: RewardGradient, step: int) -> naive.World:
     """Where the network is off at every node but the exact ones, for whoever asks."""
     world, exact = toy_world(objective, step), exact_at(objective.method, step)
     sigmas = [float(CHAIN.sigmas[node]) for node in exact]
@@ -104,20 +106,20 @@ def test_the_gradient_is_the_exact_networks_where_the_cheaper_led(name: str, che
         rough += objective.backbone.rough_calls
         for key, gradient in take_gradients(objective).items():
             torch.testing.assert_close(gradient, expected[key], rtol=1e-9, atol=1e-11)
-    whole = method.choose(0).plan.trains == set(range(STEPS)) or method.choose(0).first > 0
+    whole = method.plan(0).plan.trains == set(range(STEPS)) or method.plan(0).first > 0
     assert rough > 0 or whole, "some of the rollout was cheaper"
 
 
 SPOILT = {
-    "a trained step that is not exact": (lambda choice, path: frozenset(), "draft_k"),
-    "the last step before the reward": (lambda choice, path: choice.plan.recomputed, "drtune"),
+    "a trained step that is not exact": (lambda step_plan, path: frozenset(), "draft_k"),
+    "the last step before the reward": (lambda step_plan, path: step_plan.plan.recomputed, "drtune"),
 }
 
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_the_comparison_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, method = SPOILT[name]
-    monkeypatch.setattr(pathwise, "exact_nodes", nodes)
+    monkeypatch.setattr(requirements, "exact_nodes", nodes)
     with pytest.raises(AssertionError, match="not close"):
         test_the_gradient_is_the_exact_networks_where_the_cheaper_led(method, "none")
 
@@ -125,7 +127,7 @@ def test_the_comparison_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_multistep_solvers_earlier_outputs_are_part_of_the_state() -> None:
     """UniPC's last step has cheaper outputs as constants, those that its states were made of."""
     solver = unipc(CHAIN.sigmas)
-    objective = roughened(toy_objective(Vader(solver, 1)))
+    objective = roughened(toy_objective(Vader(solver, 0, 1)))
     _, condition, x = objective.draw(0, INDICES)
     backbone, outputs = objective.backbone, {}
     for i in range(STEPS):
@@ -162,7 +164,7 @@ def test_a_reused_rollouts_drift_is_the_policys_and_not_the_roundings(method: ob
 # ------------------------------------------------------------------------------------------------- the tiny network
 
 WAYS = [Cheaper("float8", "int8"), Cheaper(cache=0.3), Cheaper("float8", "int8", 0.3)]
-LAST = Vader(CHAIN, 1)
+LAST = Vader(CHAIN, 0, 1)
 
 
 def test_without_options_nothing_changes_bit_for_bit(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +191,7 @@ def test_the_gradient_at_the_states_that_the_rollout_left(
     backbone.checkpointing = checkpointing
     objective = latent_objective(backbone, LAST, cheaper=how)
     left: list[Trajectory] = []
-    monkeypatch.setattr(pathwise, "rollout", lambda *a, **k: left.append(rollout(*a, **k)) or left[-1])
+    monkeypatch.setattr(reward_gradient, "rollout", lambda *a, **k: left.append(rollout(*a, **k)) or left[-1])
     objective.accumulate(0, INDICES)
     found = take_gradients(objective)
     x = left[0].at(STEPS - 1)
@@ -198,13 +200,13 @@ def test_the_gradient_at_the_states_that_the_rollout_left(
         condition = objective.draw(0, INDICES)[1]
         sigma = CHAIN.sigmas[STEPS - 1].float()
         end = x + float(CHAIN.b[STEPS - 1][STEPS - 1]) * backbone.velocity(x, sigma, condition)
-    (seed,) = objective.score({STEPS: end.detach()}, objective.choose(0), condition, 0, None)[0].values()
+    (seed,) = objective.score({STEPS: end.detach()}, objective.plan(0), condition, 0, None)[0].values()
     with backbone.adapter("policy"):
         end.backward(seed)
     assert_same_gradients(found, take_gradients(objective))
 
 
-def exact_state(objective: Pathwise) -> Tensor:
+def exact_state(objective: RewardGradient) -> Tensor:
     _, condition, x = objective.draw(0, INDICES)
     with torch.no_grad(), objective.backbone.adapter("policy"):
         return rollout(objective.network(condition), x, CHAIN, last=STEPS - 1).at(STEPS - 1)
@@ -233,7 +235,7 @@ def test_a_resumed_run_makes_the_same_cheaper_rollout_again() -> None:
     """With the weights that the policy had when it was made; its share of skipped steps was told then."""
     runs = [roughened(reusing(LATE[0])) for _ in range(2)]
     runs[0].accumulate(0, indices_of(0))
-    runs[1].restore(runs[0].carried())
+    runs[1].load_state_dict(runs[0].state_dict())
     for objective in runs:
         take_gradients(objective)
         learn(objective)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.base import Method
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reward_gradient import Method
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.plan import clean_node
+from prfl.rollout.plan import Clean
 from prfl.rollout.solvers import euler
 
 CHAIN = euler(chain_sigmas(5, 3.0))
 
 
 def trained(method: Method, step: int) -> frozenset[int]:
-    return method.choose(step).plan.trains
+    return method.plan(step).plan.trains
 
 
 def test_alignprop_draws_every_number_of_last_steps() -> None:
@@ -32,9 +32,9 @@ def test_drtune_spreads_its_steps() -> None:
     anywhere = {tuple(sorted(trained(DrTune(ten, 0, 3, "random"), step))) for step in range(60)}
     assert len(anywhere) > 30 and {k for steps in anywhere for k in steps} == set(range(10))
     assert trained(DrTune(ten, 0, 10), 0) == set(range(10))
-    early = [DrTune(ten, 0, 3, early_stop=0.4).choose(step) for step in range(60)]
-    assert {choice.node for choice in early} == {clean_node(ten, m) for m in (6, 7, 8, 9)}
-    assert all(max(choice.plan.trains) <= choice.node - 11 for choice in early)
+    early = [DrTune(ten, 0, 3, early_stop=0.4).plan(step) for step in range(60)]
+    assert {step_plan.node for step_plan in early} == {Clean(m) for m in (6, 7, 8, 9)}
+    assert all(max(step_plan.plan.trains) <= step_plan.node.source for step_plan in early)
 
 
 def test_leapalign_draws_any_two_steps() -> None:
@@ -52,14 +52,12 @@ def test_dense_process_draws_one_step_of_each_part() -> None:
 
 def test_a_share_of_the_chains_starts_from_data_at_the_drawn_step() -> None:
     method = Prfl(CHAIN, 0, from_data=0.3)
-    choices = [method.choose(step) for step in range(400)]
-    data = [choice for choice in choices if choice.first]
+    plans = [method.plan(step) for step in range(400)]
+    data = [step_plan for step_plan in plans if step_plan.first]
     assert 0.22 < len(data) / 400 < 0.38
-    assert all(choice.plan.trains == {choice.first} for choice in data)
-    assert {choice.first for choice in data} == {1, 2, 3, 4}, "at the first node nothing is left of a clip"
-    plain = [Prfl(CHAIN, 0).choose(step) for step in range(400)]
-    assert all(one == other for one, other in zip(choices, plain, strict=True) if not one.first), (
-        "the others are as ever"
-    )
-    dense = [DenseProcess(CHAIN, 0, rewards=4, from_data=1.0).choose(step) for step in range(5)]
-    assert all(choice.first == 1 and choice.plan.trains == {1, 2, 3, 4} for choice in dense)
+    assert all(step_plan.plan.trains == {step_plan.first} for step_plan in data)
+    assert {step_plan.first for step_plan in data} == {1, 2, 3, 4}, "at the first node nothing is left of a clip"
+    plain = [Prfl(CHAIN, 0).plan(step) for step in range(400)]
+    assert all(one == other for one, other in zip(plans, plain, strict=True) if not one.first), "the others are as ever"
+    dense = [DenseProcess(CHAIN, 0, rewards=4, from_data=1.0).plan(step) for step in range(5)]
+    assert all(step_plan.first == 1 and step_plan.plan.trains == {1, 2, 3, 4} for step_plan in dense)

@@ -14,7 +14,7 @@ from prfl.backbone.dropout import dropouts
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
 from prfl.objective.preference import Preference
-from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
 from prfl.utils import rng
@@ -33,7 +33,7 @@ from tests.objective.test_methods import CHAIN, INDICES, METHODS, toy_world, wan
 from tests.objective.toy import toy_objective
 
 
-def seeds(objective: Pathwise, step: int) -> Tensor:
+def seeds(objective: RewardGradient, step: int) -> Tensor:
     return rng.seeds(objective.seed, "dropout/policy", step, INDICES)
 
 
@@ -90,7 +90,7 @@ def with_dropout(backbone: Backbone) -> Backbone:
     return backbone
 
 
-PLANS = {"one edge": Prfl(CHAIN, 0), "several edges": Vader(CHAIN, 2)}
+PLANS = {"one edge": Prfl(CHAIN, 0), "several edges": Vader(CHAIN, 0, 2)}
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -115,7 +115,7 @@ def test_on_wan_with_and_without_checkpointing_and_kernels(tiny_backbone: Backbo
 
 
 def test_a_batch_split_over_processes_is_dropped_alike(tiny_backbone: Backbone) -> None:
-    objective = latent_objective(with_dropout(tiny_backbone), Vader(CHAIN, 2), distance_every=0)
+    objective = latent_objective(with_dropout(tiny_backbone), Vader(CHAIN, 0, 2), distance_every=0)
     objective.accumulate(1, INDICES)
     whole = take_gradients(objective)
     for index in reversed(INDICES):

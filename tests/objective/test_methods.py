@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.base import Method
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.draft_lv import DraftLv
 from prfl.objective.methods.drtune import DrTune
@@ -19,10 +21,10 @@ from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.steps import starts_from_data
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Method, Pathwise
-from prfl.objective.scorer import draw_frames
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.reward.frames import draw_frames
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.plan import last_steps, unit_steps
+from prfl.rollout.plan import Clean, Node, Renoised, StepPlan, last_steps, unit_steps
 from prfl.rollout.solvers import euler
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
@@ -38,6 +40,7 @@ from tests.objective.parts import (
     with_policy,
 )
 from tests.objective.toy import LOSS, toy_objective
+from tests.slow import slow_unless
 
 STEPS = 5
 CHAIN = euler(chain_sigmas(STEPS, 3.0))
@@ -57,7 +60,7 @@ def drtune(world: naive.World, method: DrTune, step: int) -> Tensor:
 
 
 def leapalign(world: naive.World, method: LeapAlign, step: int) -> Tensor:
-    k, j = sorted(method.choose(step).plan.trains)
+    k, j = sorted(method.plan(step).plan.trains)
     return naive.two_leaps(world, k, j, method.alpha, method.similarity_floor)
 
 
@@ -77,7 +80,7 @@ def prfl(world: naive.World, method: Prfl, step: int) -> Tensor:
 
 
 def trained(method: Method, step: int) -> frozenset[int]:
-    return method.choose(step).plan.trains
+    return method.plan(step).plan.trains
 
 
 METHODS: dict[str, tuple[Method, Callable]] = {
@@ -85,16 +88,16 @@ METHODS: dict[str, tuple[Method, Callable]] = {
     "prfl, from data": (Prfl(CHAIN, 0, from_data=0.6), prfl),
     "refl": (Prfl(CHAIN, 0, handoff="clean", steps_range=(0.4, 1.0)), prfl),
     "refl, from data": (Prfl(CHAIN, 0, handoff="clean", from_data=1.0), prfl),
-    "draft_k": (Vader(CHAIN, 3), lambda w, own, step: naive.truncated(w, 3)),
-    "full_chain": (Vader(CHAIN, STEPS), lambda w, own, step: naive.truncated(w, STEPS)),
+    "draft_k": (Vader(CHAIN, 0, 3), lambda w, own, step: naive.truncated(w, 3)),
+    "full_chain": (Vader(CHAIN, 0, STEPS), lambda w, own, step: naive.truncated(w, STEPS)),
     "alignprop": (AlignProp(CHAIN, 0), lambda w, own, step: naive.truncated(w, len(trained(own, step)))),
-    "draft_lv": (DraftLv(CHAIN, 2), draft_lv),
+    "draft_lv": (DraftLv(CHAIN, 0, 2), draft_lv),
     "drtune": (DrTune(CHAIN, 0, 2), drtune),
     "drtune, random, early stop": (DrTune(CHAIN, 0, 2, spacing="random", early_stop=0.6), drtune),
     "leapalign": (LeapAlign(CHAIN, 0), leapalign),
     "leapalign, high floor": (LeapAlign(CHAIN, 1, alpha=0.6, similarity_floor=0.7), leapalign),
     "leapalign, no weights": (LeapAlign(CHAIN, 2, similarity_floor=None), leapalign),
-    "instructvideo": (InstructVideo(CHAIN, 2, last_steps=2), lambda w, own, step: naive.truncated(w, 2, first=2)),
+    "instructvideo": (InstructVideo(CHAIN, 0, 2, last_steps=2), lambda w, own, step: naive.truncated(w, 2, first=2)),
     "dense_process": (DenseProcess(CHAIN, 0, rewards=3), dense),
     "dense_process, from data": (DenseProcess(CHAIN, 0, rewards=3, from_data=0.6), dense),
     "dense_process, exact": (DenseProcess(CHAIN, 1, rewards=2, beta=1.0), dense),
@@ -106,13 +109,13 @@ METHODS: dict[str, tuple[Method, Callable]] = {
 }
 
 
-def start_of(objective: Pathwise, step: int) -> Tensor:
-    """What the chain starts from, without ``Pathwise.draw``."""
-    first, shape = objective.method.choose(step).first, objective.latent_shape
-    noise = rng.normal(shape, 0, "start", step, INDICES)
+def start_of(objective: RewardGradient, step: int) -> Tensor:
+    """What the chain starts from, without ``RewardGradient.draw``."""
+    first, shape = objective.method.plan(step).first, objective.latent_shape
+    noise = rng.normal(shape, objective.seed, "start", step, INDICES)
     if first == 0:
         return noise
-    order = rng.permutation(3, 0, "order/clips", 1)
+    order = rng.permutation(3, objective.seed, "order/clips", 1)
     clean = torch.stack([objective.clips.latents[order[index % 3]] for index in INDICES])
     sigma = float(CHAIN.sigmas[first])
     return (1 - sigma) * clean + sigma * noise
@@ -121,10 +124,10 @@ def start_of(objective: Pathwise, step: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------- toy, in float64
 
 
-def toy_world(objective: Pathwise, step: int) -> naive.World:
+def toy_world(objective: RewardGradient, step: int) -> naive.World:
     prompts, condition, _ = objective.draw(step, INDICES)
-    if objective.method.choose(step).first:
-        order = rng.permutation(3, 0, "order/clips", 1)
+    if objective.method.plan(step).first:
+        order = rng.permutation(3, objective.seed, "order/clips", 1)
         assert prompts == [PROMPTS[::-1][order[index % 3]] for index in INDICES], "a clip goes with its own prompt"
     return naive.World(
         start_of(objective, step).double(),
@@ -164,6 +167,21 @@ def test_the_batch_in_two_halves_is_the_batch(name: str) -> None:
         torch.testing.assert_close(gradient / 2, whole[key], rtol=1e-9, atol=1e-11)
 
 
+def renoised_to(step_plan: StepPlan, i: int) -> StepPlan:
+    def moved(node: Node) -> Node:
+        if isinstance(node, Clean):
+            return Clean(moved(node.source))
+        return replace(node, i=i) if isinstance(node, Renoised) else node
+
+    plan, edges = step_plan.plan, []
+    for edge in plan.edges:
+        b = {moved(k): factor for k, factor in edge.b.items()}
+        edges.append(replace(edge, source=moved(edge.source), target=moved(edge.target), b=b))
+    beta = {moved(k): share for k, share in plan.beta.items()}
+    plan = replace(plan, edges=edges, trains=frozenset(map(moved, plan.trains)), beta=beta)
+    return replace(step_plan, plan=plan, seeds={moved(node): share for node, share in step_plan.seeds.items()})
+
+
 PLANTED = {
     "another beta": ("leapalign", lambda c: replace(c, plan=replace(c.plan, beta=dict.fromkeys(c.plan.beta, 0.5)))),
     "no weights": ("leapalign", lambda c: replace(c, similarity=None)),
@@ -176,7 +194,7 @@ PLANTED = {
         lambda c: replace(c, plan=replace(c.plan, edges=[replace(edge, through=1.0) for edge in c.plan.edges])),
     ),
     "a chain from noise": ("prfl, from data", lambda c: replace(c, first=0)),
-    "another level of the new noise": ("draft_lv", lambda c: replace(c, noised=dict.fromkeys(c.noised, STEPS - 2))),
+    "another level of the new noise": ("draft_lv", lambda c: renoised_to(c, STEPS - 2)),
 }  # fmt: skip
 
 
@@ -185,7 +203,7 @@ def test_the_comparison_catches(plant: str) -> None:
     name, spoil = PLANTED[plant]
     method, loop = METHODS[name]
     objective = toy_objective(method)
-    objective.choose = lambda step: spoil(method.choose(step))  # type: ignore[method-assign]
+    objective.plan = lambda step: spoil(method.plan(step))  # type: ignore[method-assign]
     wrong = []
     for step in range(5):
         loop(toy_world(objective, step), method, step).backward()
@@ -200,7 +218,7 @@ def test_the_comparison_catches(plant: str) -> None:
 # ------------------------------------------------------------------------------------------------- real Wan blocks
 
 
-def wan_world(objective: Pathwise, step: int) -> naive.World:
+def wan_world(objective: RewardGradient, step: int) -> naive.World:
     backbone, scorer = objective.backbone, objective.scorer
     _, condition, _ = objective.draw(step, INDICES)
 
@@ -217,16 +235,22 @@ def wan_world(objective: Pathwise, step: int) -> naive.World:
     return naive.World(start_of(objective, step), CHAIN.sigmas.float(), velocity, loss)
 
 
-def wan_objective(backbone: Backbone, method: Method, space: str, **more) -> Pathwise:
+def wan_objective(backbone: Backbone, method: Method, space: str, **more) -> RewardGradient:
     backbone = with_policy(backbone)
     data = clips(SHAPE, {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
     make = latent_objective if space == "latent" else pixel_objective
     return make(backbone, method, distance_every=0, clips=data, **more)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-@pytest.mark.parametrize("space", ["latent", "pixel"])
-@pytest.mark.parametrize("name", METHODS)
+# Each method once; one of each shape of plan with recomputation, and through the decoder.
+SHAPES_OF_PLANS = ("prfl", "draft_k", "draft_lv", "leapalign", "dense_process")
+ON_WAN = slow_unless(
+    lambda case: case[1:] == ("latent", "none") or (case[0] in SHAPES_OF_PLANS and case[1:] != ("pixel", "full")),
+    product(METHODS, ("latent", "pixel"), ("none", "full")),
+)
+
+
+@pytest.mark.parametrize("name, space, checkpointing", ON_WAN)
 def test_equals_the_naive_loop_on_wan(tiny_backbone: Backbone, name: str, space: str, checkpointing: str) -> None:
     method, loop = METHODS[name]
     if space == "pixel" and method.noisy:
@@ -243,7 +267,7 @@ def test_equals_the_naive_loop_on_wan(tiny_backbone: Backbone, name: str, space:
 
 def test_frames_that_are_scored_one_by_one(tiny_backbone: Backbone) -> None:
     """InstructVideo's segments and temporal weights, through the decoder."""
-    method = InstructVideo(CHAIN, 3)
+    method = InstructVideo(CHAIN, 0, 3)
     objective = wan_objective(tiny_backbone, method, "pixel", frames=2)
     objective.scorer = replace(objective.scorer, temporal_decay=0.5)
     chosen = draw_frames(3, 2, seed=0, step=1)
@@ -266,7 +290,7 @@ def test_frames_that_are_scored_one_by_one(tiny_backbone: Backbone) -> None:
     assert_same_gradients(take_gradients(objective), expected)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", slow_unless(SHAPES_OF_PLANS.__contains__, METHODS))
 def test_latent_methods_never_call_the_vae(tiny_backbone: Backbone, monkeypatch, name: str) -> None:
     def called(*_, **__):
         raise AssertionError("the VAE was called")
@@ -289,13 +313,13 @@ def test_latent_methods_never_call_the_vae(tiny_backbone: Backbone, monkeypatch,
 def test_draws_are_shared_by_the_batch_and_the_same_again() -> None:
     for name, (method, _) in METHODS.items():
         again = replace(method)  # type: ignore[type-var]
-        assert [method.choose(step) for step in range(5)] == [again.choose(step) for step in range(5)], name
+        assert [method.plan(step) for step in range(5)] == [again.plan(step) for step in range(5)], name
 
 
 def test_unit_steps_brings_every_trained_evaluation_to_the_mean_step() -> None:
     mean = float(CHAIN.sigmas.diff().abs().mean())
     for name, (method, _) in METHODS.items():
-        plan = unit_steps(CHAIN, method.choose(3).plan)
+        plan = unit_steps(CHAIN, method.plan(3).plan)
         for k in plan.trains:
             sizes = [abs(edge.b[k]) for edge in plan.edges if edge.source == k]
             assert plan.step_weight[k] * max(sizes) == pytest.approx(mean), name
@@ -306,15 +330,15 @@ def test_unit_steps_brings_every_trained_evaluation_to_the_mean_step() -> None:
 def test_unit_step_weight_scales_each_steps_own_gradient(name: str) -> None:
     """Steps one at a time, the others' parameters left out: so their own gradients are seen."""
     method = METHODS[name][0]
-    plan = method.choose(2).plan
+    plan = method.plan(2).plan
     whole = toy_objective(method, step_weight="unit")
     whole.accumulate(2, INDICES)
     found, weights = take_gradients(whole), unit_steps(CHAIN, plan).step_weight
     total: dict[str, Tensor] = {}
     for k in plan.trains:
         alone = toy_objective(method)
-        choice = replace(method.choose(2), plan=replace(plan, trains=frozenset({k})))
-        alone.choose = lambda step, choice=choice: choice  # type: ignore[method-assign]
+        step_plan = replace(method.plan(2), plan=replace(plan, trains=frozenset({k})))
+        alone.plan = lambda step, step_plan=step_plan: step_plan  # type: ignore[method-assign]
         alone.accumulate(2, INDICES)
         for key, gradient in take_gradients(alone).items():
             total[key] = total.get(key, 0) + weights[k] * gradient
@@ -323,7 +347,7 @@ def test_unit_step_weight_scales_each_steps_own_gradient(name: str) -> None:
 
 
 def test_chains_from_data_need_clips() -> None:
-    objective = toy_objective(InstructVideo(CHAIN, 2))
+    objective = toy_objective(InstructVideo(CHAIN, 0, 2))
     objective.clips = None
     with pytest.raises(PrflError, match="start from clips of the data"):
         objective.accumulate(0, INDICES)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from prfl.data.dataset import LatentDataset, PairDataset
+from prfl.data.examples import examples
 from prfl.objective import Objective
-from prfl.objective.preference import PixelPreference, Preference, draw_sigma, examples
+from prfl.objective.pixel_preference import PixelPreference
+from prfl.objective.preference import Preference, draw_sigma
 from prfl.reward import LatentReward, PixelNetwork, PixelReward, RewardAdapter, RewardHead
 from prfl.utils.errors import PrflError
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reward_gradient import Guidance
-from prfl.objective.scorer import RewardLoss
 from prfl.reward import total
 from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import euler
 from prfl.utils.errors import PrflError
 from tests.objective.parts import (
@@ -22,6 +22,7 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
+from tests.slow import slow_unless
 
 CHAIN = euler(chain_sigmas(5, 3.0))
 INDICES = [0, 1]
@@ -29,7 +30,7 @@ INDICES = [0, 1]
 
 def joint_gradients(objective, step):
     """Rollout, reward and backward in one graph, no plans, no walk."""
-    m = objective.method.choose(step).node - 1
+    m = objective.method.plan(step).node - 1
     x, condition = joint_graph_chain(objective, step, INDICES, m, m + 1)
     sigma = CHAIN.sigmas[m + 1].float().expand(len(x))
     scores = objective.scorer.reward(x, sigma, condition)
@@ -38,7 +39,7 @@ def joint_gradients(objective, step):
     return take_gradients(objective)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "attention", "full"])
+@pytest.mark.parametrize("checkpointing", slow_unless("attention".__eq__, ["none", "attention", "full"]))
 @pytest.mark.parametrize("own_adapter", [True, False])
 def test_equals_the_joint_graph(tiny_backbone, own_adapter, checkpointing):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0), own_adapter=own_adapter)
@@ -110,7 +111,7 @@ def test_unit_step_weight_scales_the_whole_gradient(tiny_backbone):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0))
     objective.accumulate(0, INDICES)
     native = take_gradients(objective)
-    m = objective.method.choose(0).node - 1
+    m = objective.method.plan(0).node - 1
     sizes = CHAIN.sigmas.diff().abs()
     objective.step_weight = "unit"
     objective.accumulate(0, INDICES)
@@ -123,7 +124,7 @@ def test_unit_step_weight_scales_the_whole_gradient(tiny_backbone):
 def test_the_clean_handoff_scores_the_clean_prediction(tiny_backbone, checkpointing):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0, handoff="clean"))
     step = 1
-    m = objective.method.choose(step).node - CHAIN.steps - 1
+    m = objective.method.plan(step).node.source
     x, condition = joint_graph_chain(objective, step, INDICES, 99, m)
     with tiny_backbone.adapter("policy"):
         clean = x - CHAIN.sigmas[m].float() * tiny_backbone.velocity(x, CHAIN.sigmas[m].float(), condition)
@@ -139,7 +140,7 @@ def test_guidance(tiny_backbone, gradient):
     objective = latent_objective(
         with_policy(tiny_backbone), Prfl(CHAIN, seed=0), guidance=Guidance(scale=3.0, gradient=gradient)
     )
-    m = objective.method.choose(0).node - 1
+    m = objective.method.plan(0).node - 1
     _, condition, x = objective.draw(0, INDICES)
     empty, sigmas = tiny_backbone.condition(["", ""]), CHAIN.sigmas.float()
     for i in range(m + 1):
@@ -157,11 +158,11 @@ def test_guidance(tiny_backbone, gradient):
 
 def test_the_step_is_drawn_over_the_range_and_shared():
     method = Prfl(CHAIN, seed=0)
-    assert {method.choose(step).node for step in range(60)} == {1, 2, 3, 4, 5}
-    assert method.choose(7).node == Prfl(CHAIN, seed=0).choose(7).node
-    assert {Prfl(CHAIN, seed=0, steps_range=(0.0, 0.4)).choose(step).node for step in range(40)} == {1, 2}
+    assert {method.plan(step).node for step in range(60)} == {1, 2, 3, 4, 5}
+    assert method.plan(7).node == Prfl(CHAIN, seed=0).plan(7).node
+    assert {Prfl(CHAIN, seed=0, steps_range=(0.0, 0.4)).plan(step).node for step in range(40)} == {1, 2}
     with pytest.raises(PrflError, match="no step of the chain"):
-        Prfl(CHAIN, seed=0, steps_range=(0.4, 0.4)).choose(0)
+        Prfl(CHAIN, seed=0, steps_range=(0.4, 0.4)).plan(0)
 
 
 def test_the_rollout_stops_where_the_reward_is_read(tiny_backbone):
@@ -200,7 +201,7 @@ def test_a_reward_without_gradient_is_refused(tiny_backbone, monkeypatch):
 
 def latent_objective_again(objective):
     return type(objective)(
-        objective.backbone, objective.method, objective.scorer, LOSS, PROMPTS, objective.latent_shape, seed=0
+        objective.backbone, objective.method, objective.scorer, LOSS, PROMPTS, objective.latent_shape
     )
 
 
@@ -235,7 +236,7 @@ def test_distance_to_the_base(tiny_backbone):
     objective.distance_weight = 7.0
     assert objective.accumulate(0, INDICES)["distance"] == pytest.approx(measured, rel=1e-5)
     both = take_gradients(objective)
-    m = objective.method.choose(0).node - 1
+    m = objective.method.plan(0).node - 1
     x, condition = joint_graph_chain(objective, 0, INDICES, 99, m)
     sigma = CHAIN.sigmas[m].float()
     base = tiny_backbone.velocity(x, sigma, condition).detach()
@@ -250,7 +251,7 @@ def test_distance_to_the_base(tiny_backbone):
 def test_the_failed_batch_can_be_described(tiny_backbone):
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0))
     tensors, facts = objective.describe(3, [6, 7])
-    node = objective.method.choose(3).node
+    node = objective.method.plan(3).node
     assert list(facts["nodes"]) == [str(node)] and len(facts["prompts"]) == 2
     x, _ = joint_graph_chain(objective, 3, [6, 7], 99, node)
     torch.testing.assert_close(tensors[f"scored/{node}"], x, rtol=1e-4, atol=1e-5)

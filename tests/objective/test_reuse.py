@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from prfl.backbone import Condition
 from prfl.config.sections.training import TrainingConfig
-from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reused_rollout import Reuse, span
-from prfl.objective.reward_gradient import Pathwise
+from prfl.objective.reused_rollout import ReusedRollout
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.plan import one_step
+from prfl.rollout.plan import StepPlan, one_step
+from prfl.rollout.requirements import coarse, requirements
 from prfl.rollout.solvers import euler, flow_sde
-from prfl.rollout.trajectory import coarse
-from prfl.training.log import RunFolder, make_accelerator
+from prfl.training.distributed import make_accelerator
 from prfl.training.loop import fit
+from prfl.training.run_folder import RunFolder
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from prfl.utils.order import shuffled
@@ -43,15 +43,15 @@ METHODS = {
 }
 
 
-def reusing(method, drift_limit: float | None = None, **more) -> Pathwise:
-    return toy_objective(method, reuse=Reuse(SPAN, BATCH, drift_limit), **more)
+def reusing(method, drift_limit: float | None = None, **more) -> RewardGradient:
+    return toy_objective(method, rollouts=ReusedRollout(SPAN, BATCH, drift_limit), **more)
 
 
 def indices_of(step: int) -> list[int]:
     return [step * BATCH, step * BATCH + 1]
 
 
-def learn(objective: Pathwise, size: float = 0.05) -> None:
+def learn(objective: RewardGradient, size: float = 0.05) -> None:
     """What stands for an optimizer's step."""
     with torch.no_grad():
         for name, parameter in objective.parameters().items():
@@ -64,15 +64,15 @@ def learn(objective: Pathwise, size: float = 0.05) -> None:
 class Old:
     """What the policy of an earlier step made: its states, and what follows in the same way now."""
 
-    objective: Pathwise
+    objective: RewardGradient
     step: int
 
     def __post_init__(self) -> None:
         indices, method = indices_of(self.step), self.objective.method
-        prompts = [PROMPTS[i] for i in shuffled(indices, len(PROMPTS), 0, "prompts")]
+        prompts = [PROMPTS[i] for i in shuffled(indices, len(PROMPTS), method.seed, "prompts")]
         self.condition = self.objective.backbone.condition(prompts)
-        self.chain, self.noises = method.coefficients, rng.ChainNoises((3, 1, 1, 1), 0, self.step, indices)
-        self.states = [rng.normal((3, 1, 1, 1), 0, "start", self.step, indices).double()]
+        self.chain, self.noises = method.schedule, rng.ChainNoises((3, 1, 1, 1), method.seed, self.step, indices)
+        self.states = [rng.normal((3, 1, 1, 1), method.seed, "start", self.step, indices).double()]
         with torch.no_grad():
             for m in range(STEPS):
                 self.states.append(self.after(m, self.velocity(m)))
@@ -114,7 +114,7 @@ def test_equals_the_plain_loop_over_the_old_states(name: str, checkpointing: str
     for step in range(2 * SPAN + 1):
         if step % SPAN == 0:
             old = Old(objective, step)
-        loss, drift = old.loss(sorted(method.choose(step).plan.trains))
+        loss, drift = old.loss(sorted(method.plan(step).plan.trains))
         loss.backward()
         expected = take_gradients(objective)
         metrics = objective.accumulate(step, indices_of(step))
@@ -127,14 +127,18 @@ def test_equals_the_plain_loop_over_the_old_states(name: str, checkpointing: str
         learn(objective)
 
 
-def stored_ends(network, trajectory, choice):
-    return {node: trajectory.at(node) for node in choice.seeds}
+def stored_ends(self, network, trajectory, step_plan):
+    return {node: trajectory.at(node) for node in step_plan.seeds}
 
 
 SPOILT = {
-    "the reward at the stored latents": (reward_gradient, "edge_ends", stored_ends),
-    "its own prompts and noise": (Reuse, "origin", lambda self, step, indices: (self.rolled_at, list(indices))),
-    "a rollout in every step": (Reuse, "begin", lambda self, step, parameters: setattr(self, "rolled_at", step)),
+    "the reward at the stored latents": (ReusedRollout, "scored", stored_ends),
+    "its own prompts and noise": (ReusedRollout, "origin", lambda self, step, indices: (self.rolled_at, list(indices))),
+    "a rollout in every step": (
+        ReusedRollout,
+        "begin",
+        lambda self, step, parameters: setattr(self, "rolled_at", step),
+    ),
 }
 
 
@@ -155,16 +159,16 @@ def test_a_coarse_rollout_for_several_steps(method) -> None:
     objective = reusing(method, stride=2)
     for step in range(SPAN):
         if step == 0:
-            choices = [method.choose(s) for s in range(SPAN)]
-            path = span(choices, 2, False).path
+            plans = [method.plan(s) for s in range(SPAN)]
+            path = requirements(plans, CHAIN, 2, reused=True).path
             assert path != list(range(path[-1] + 1)), "it leaps"
             old = Old(objective, 0)
             with torch.no_grad():
                 for i, j in zip(path[:-1], path[1:], strict=True):
                     old.states[j] = old.states[i] + (CHAIN.sigmas[j] - CHAIN.sigmas[i]) * old.velocity(i)
-            before = {m: old.after(m, old.velocity(m)).detach() for c in choices for m in c.plan.trains}
+            before = {m: old.after(m, old.velocity(m)).detach() for c in plans for m in c.plan.trains}
             old.states = [before.get(m - 1, x) if m not in path else x for m, x in enumerate(old.states)]
-        loss, _ = old.loss(sorted(method.choose(step).plan.trains))
+        loss, _ = old.loss(sorted(method.plan(step).plan.trains))
         loss.backward()
         expected = take_gradients(objective)
         objective.accumulate(step, indices_of(step))
@@ -174,12 +178,12 @@ def test_a_coarse_rollout_for_several_steps(method) -> None:
 
 
 def test_the_nodes_that_a_rollout_visits_and_keeps() -> None:
-    choices = [replace(METHODS["prfl"].choose(0), plan=one_step(CHAIN, m)) for m in (3, 1, 5)]
-    own = span(choices, 1, held_edge=False)
-    assert (own.path, own.latents, own.outputs) == (list(range(7)), {1, 3, 5}, {1, 3, 5})
-    last_held = span([choices[2], *choices[:2]], 1, held_edge=True)
+    plans = [StepPlan(one_step(CHAIN, m), {m + 1: 1.0}) for m in (3, 1, 5)]
+    needs = requirements(plans, CHAIN, reused=True)
+    assert (needs.path, needs.latents, needs.outputs) == (list(range(7)), {1, 3, 5}, {1, 3, 5})
+    last_held = requirements([plans[2], *plans[:2]], CHAIN, retain_graph=True, reused=True)
     assert (last_held.path, last_held.outputs) == (list(range(6)), {1, 3}), "the held edge runs step 5"
-    assert span(choices[:2], 2, held_edge=False).path == coarse({0, 1, 3, 4}, 2)
+    assert requirements(plans[:2], CHAIN, 2, reused=True).path == coarse({0, 1, 3, 4}, 2)
 
 
 def test_a_batch_in_parts_is_the_batch() -> None:
@@ -194,7 +198,7 @@ def test_a_batch_in_parts_is_the_batch() -> None:
             assert sum(part["drift"] for part in of_parts) / 2 == pytest.approx(of_whole["drift"])
         learn(whole)
         learn(parts)
-    assert len(parts.reuse.trajectories) == 2 and len(whole.reuse.trajectories) == 1
+    assert len(parts.rollouts.trajectories) == 2 and len(whole.rollouts.trajectories) == 1
 
 
 def test_drift_above_the_limit_ends_the_use_of_a_rollout() -> None:
@@ -202,7 +206,7 @@ def test_drift_above_the_limit_ends_the_use_of_a_rollout() -> None:
     ages, drifts = [], []
     for step, size in enumerate([0.0, 1e-3, 0.3, 0.0, 0.0, 0.0, 0.3]):
         metrics = objective.accumulate(step, indices_of(step))
-        objective.observe(metrics)
+        objective.after_step(metrics)
         ages.append(int(metrics["rollout_age"]))
         drifts.append(metrics.get("drift"))
         learn(objective, size)
@@ -210,7 +214,7 @@ def test_drift_above_the_limit_ends_the_use_of_a_rollout() -> None:
     learn(objective, 0.3)
     for step in (7, 8, 9, 10):
         metrics = objective.accumulate(step, indices_of(step))
-        objective.observe(metrics)
+        objective.after_step(metrics)
         ages.append(int(metrics["rollout_age"]))
     assert ages[7:] == [1, 0, 1, 2], "far away in step 7, so step 8 makes its own, which serves three steps again"
 
@@ -227,7 +231,7 @@ def test_a_new_process_makes_the_same_rollout_again(name: str) -> None:
     with torch.no_grad():
         for key, parameter in after.parameters().items():
             parameter.copy_(before.parameters()[key])
-    after.restore(before.carried())
+    after.load_state_dict(before.state_dict())
     expected = straight.accumulate(2, indices_of(2))
     gradients = take_gradients(straight)
     found = after.accumulate(2, indices_of(2))
@@ -245,12 +249,12 @@ def test_a_new_process_makes_the_same_rollout_again(name: str) -> None:
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     objective = reusing(METHODS["prfl"])
-    assert objective.carried() == {}
+    assert objective.state_dict() == {}
     objective.accumulate(0, indices_of(0))
-    tensors = objective.carried()
+    tensors = objective.state_dict()
     with pytest.raises(PrflError, match="do not fit the policy"):
-        objective.restore({k: v for k, v in tensors.items() if k != "weights/w1"})
-    assert not toy_objective(METHODS["prfl"]).carried()
+        objective.load_state_dict({k: v for k, v in tensors.items() if k != "weights/w1"})
+    assert not toy_objective(METHODS["prfl"]).state_dict()
 
 
 @pytest.mark.parametrize("drift_limit", [None, 1e-9])

@@ -1,6 +1,6 @@
 """Every method on UniPC and on the stochastic step, with native and unit step weights: one joint graph in float64.
 
-The loops know neither coefficients nor plans: UniPC is diffusers' scheduler, which keeps its own history, and the
+The loops know neither schedules nor plans: UniPC is diffusers' scheduler, which keeps its own history, and the
 stochastic step is written out.  Methods that start inside the chain are not here: the rules refuse them for UniPC, and
 test_methods.py has them on Euler's steps.
 """
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from prfl.objective.methods.alignprop import AlignProp
+from prfl.objective.methods.base import Method
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.draft_lv import DraftLv
 from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
-from prfl.objective.reward_gradient import Method, Pathwise
+from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.flow import chain_sigmas
-from prfl.rollout.solvers import Coefficients, flow_sde, unipc
+from prfl.rollout.solvers import SolverSchedule, flow_sde, unipc
 from prfl.utils import rng
 from tests.objective.parts import take_gradients
 from tests.objective.toy import LOSS, toy_objective
@@ -37,7 +38,7 @@ INDICES = [3, 4]
 class UniPc:
     """To be called for every step, in order."""
 
-    def __init__(self, shape: tuple[int, ...], step: int) -> None:
+    def __init__(self, shape: tuple[int, ...], step: int, seed: int) -> None:
         self.scheduler = scheduler_of(SIGMAS, 2)
 
     def advance(self, i: int, x: Tensor, v: Tensor) -> Tensor:
@@ -49,22 +50,22 @@ class UniPc:
 
 
 class FlowSde:
-    def __init__(self, shape: tuple[int, ...], step: int) -> None:
-        self.shape, self.step = shape, step
+    def __init__(self, shape: tuple[int, ...], step: int, seed: int) -> None:
+        self.shape, self.step, self.seed = shape, step, seed
 
     def advance(self, i: int, x: Tensor, v: Tensor) -> Tensor:
         t, after = SIGMAS[i], SIGMAS[i + 1]
         if after == 0:
             return x - t * v
         std = ETA * torch.sqrt(t / (1 - (after if i == 0 else t)))
-        noise = rng.normal(self.shape, 0, f"noise/{i}", self.step, INDICES).double()
+        noise = rng.normal(self.shape, self.seed, f"noise/{i}", self.step, INDICES).double()
         return x + (v + std**2 / (2 * t) * (x + (1 - t) * v)) * (after - t) + std * torch.sqrt(t - after) * noise
 
     def alone(self, i: int, x: Tensor, v: Tensor, after: Tensor) -> Tensor:
         return self.advance(i, x.detach(), v)
 
 
-SOLVERS: dict[str, tuple[Coefficients, Callable]] = {
+SOLVERS: dict[str, tuple[SolverSchedule, Callable]] = {
     "unipc": (unipc(SIGMAS), UniPc),
     "flow_sde": (flow_sde(SIGMAS, ETA), FlowSde),
 }
@@ -74,7 +75,7 @@ SOLVERS: dict[str, tuple[Coefficients, Callable]] = {
 class Joint:
     """The chain of one step in one graph.  unit: step weights; ``sizes`` is then what each trained call enters by."""
 
-    objective: Pathwise
+    objective: RewardGradient
     step: int
     make: Callable
     unit: bool
@@ -82,8 +83,8 @@ class Joint:
 
     def __post_init__(self) -> None:
         _, self.condition, self.start = self.objective.draw(self.step, INDICES)
-        self.solver = self.make(self.objective.latent_shape, self.step)
-        solver, x = self.make(self.objective.latent_shape, self.step), torch.zeros_like(self.start)
+        self.solver = self.make(self.objective.latent_shape, self.step, self.objective.seed)
+        solver, x = self.make(self.objective.latent_shape, self.step, self.objective.seed), torch.zeros_like(self.start)
         for i in range(STEPS):  # how much of its output a step adds: the solver is linear
             v = torch.zeros_like(x, requires_grad=True)
             x = solver.advance(i, x, v)
@@ -183,13 +184,13 @@ def dense(joint: Joint, own: DenseProcess, trained: list[int]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-METHODS: dict[str, tuple[Callable[[Coefficients], Method], Callable]] = {
+METHODS: dict[str, tuple[Callable[[SolverSchedule], Method], Callable]] = {
     "prfl": (lambda c: Prfl(c, 0), prfl),
     "refl": (lambda c: Prfl(c, 0, handoff="clean", steps_range=(0.4, 1.0)), prfl),
-    "draft_k": (lambda c: Vader(c, 3), truncated),
-    "full_chain": (lambda c: Vader(c, STEPS), truncated),
+    "draft_k": (lambda c: Vader(c, 0, 3), truncated),
+    "full_chain": (lambda c: Vader(c, 0, STEPS), truncated),
     "alignprop": (lambda c: AlignProp(c, 0), truncated),
-    "draft_lv": (lambda c: DraftLv(c, 2), draft_lv),
+    "draft_lv": (lambda c: DraftLv(c, 0, 2), draft_lv),
     "drtune": (lambda c: DrTune(c, 0, 2), drtune),
     "drtune, random, early stop": (lambda c: DrTune(c, 0, 2, spacing="random", early_stop=0.6), drtune),
     "leapalign": (lambda c: LeapAlign(c, 0), leapalign),
@@ -211,13 +212,13 @@ METHODS: dict[str, tuple[Callable[[Coefficients], Method], Callable]] = {
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", METHODS)
 def test_equals_the_joint_graph(name: str, solver: str, weight: str, checkpointing: str) -> None:
-    coefficients, make = SOLVERS[solver]
-    method, loop = METHODS[name][0](coefficients), METHODS[name][1]
+    schedule, make = SOLVERS[solver]
+    method, loop = METHODS[name][0](schedule), METHODS[name][1]
     objective = toy_objective(method, step_weight=weight)
     objective.backbone.checkpointing = checkpointing  # whose edge is kept, where there is one alone
     for step in range(4):
         joint = Joint(objective, step, make, weight == "unit")
-        loop(joint, method, sorted(k for k in method.choose(step).plan.trains if k <= STEPS)).backward()
+        loop(joint, method, sorted(k for k in method.plan(step).plan.trains if isinstance(k, int))).backward()
         expected = take_gradients(objective)
         objective.accumulate(step, INDICES)
         for key, found in take_gradients(objective).items():
@@ -225,12 +226,12 @@ def test_equals_the_joint_graph(name: str, solver: str, weight: str, checkpointi
             torch.testing.assert_close(found, expected[key], rtol=1e-8, atol=1e-9)
 
 
-def without_earlier(coefficients: Coefficients) -> Coefficients:
-    return replace(coefficients, b=tuple({i: factors[i]} for i, factors in enumerate(coefficients.b)))
+def without_earlier(schedule: SolverSchedule) -> SolverSchedule:
+    return replace(schedule, b=tuple({i: factors[i]} for i, factors in enumerate(schedule.b)))
 
 
-def stretched(coefficients: Coefficients) -> Coefficients:
-    return replace(coefficients, b=tuple({k: 1.01 * factor for k, factor in b.items()} for b in coefficients.b))
+def stretched(schedule: SolverSchedule) -> SolverSchedule:
+    return replace(schedule, b=tuple({k: 1.01 * factor for k, factor in b.items()} for b in schedule.b))
 
 
 PLANTED = {
@@ -250,6 +251,6 @@ def test_the_comparison_catches(plant: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", ["prfl", "leapalign", "dense_process, clean"])
 def test_the_comparison_catches_native_step_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prfl.objective.reward_gradient.unit_steps", lambda coefficients, plan: plan)
+    monkeypatch.setattr("prfl.objective.reward_gradient.unit_steps", lambda schedule, plan: plan)
     with pytest.raises(AssertionError, match="not close"):
         test_equals_the_joint_graph(name, "unipc", "unit", "none")

@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from prfl.objective import choice as choice_of
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.drtune import DrTune
 from prfl.objective.methods.leapalign import LeapAlign
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
+from prfl.rollout import requirements
 from prfl.rollout.flow import chain_sigmas
+from prfl.rollout.requirements import coarse
 from prfl.rollout.solvers import ddim, euler, flow_sde, unipc
-from prfl.rollout.trajectory import coarse
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.objective import naive
@@ -51,7 +51,7 @@ CASES = {
     "refl": (
         Prfl(CHAIN, 0, handoff="clean"), lambda t: {*t}, lambda w, at, t, own: one(w, at[min(t)], own), lambda t: 2,
     ),
-    "draft_k": (Vader(CHAIN, 2), lambda t: {7, 8, 9}, lambda w, at, t, own: naive.truncated(w, 2), len),
+    "draft_k": (Vader(CHAIN, 0, 2), lambda t: {7, 8, 9}, lambda w, at, t, own: naive.truncated(w, 2), len),
     "drtune": (
         DrTune(CHAIN, 0, 2), lambda t: {*t, *(k + 1 for k in t), 9},
         lambda w, at, t, own: naive.stopped_inputs(w, sorted(at[k] for k in t), None), len,
@@ -85,10 +85,10 @@ def test_equals_a_plain_loop_over_the_visited_nodes(name: str, stride: int, chec
     backbone = objective.backbone
     backbone.checkpointing = checkpointing
     for step in range(6):
-        trained = method.choose(step).plan.trains
+        trained = method.plan(step).plan.trains
         path = way_back(set(needed(trained)), stride)
         _, condition, start = objective.draw(step, INDICES)
-        assert torch.equal(start, rng.normal((3, 1, 1, 1), 0, "start", step, INDICES).double())
+        assert torch.equal(start, rng.normal((3, 1, 1, 1), method.seed, "start", step, INDICES).double())
         world = naive.World(
             start,
             CHAIN.sigmas[path] if path[-1] == STEPS else torch.cat([CHAIN.sigmas[path], torch.zeros(1)]),
@@ -102,19 +102,13 @@ def test_equals_a_plain_loop_over_the_visited_nodes(name: str, stride: int, chec
         made = backbone.calls
         for key, gradient in take_gradients(objective).items():
             torch.testing.assert_close(gradient, expected[key], rtol=1e-9, atol=1e-11)
-        held = checkpointing == "full" and len(method.choose(step).plan.edges) == 1
+        held = checkpointing == "full" and len(method.plan(step).plan.edges) == 1
         assert made == len(path) - 1 + beside(trained) - held
 
 
 def test_the_comparison_catches_a_trained_step_that_is_leapt_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were only the starts of trained steps hit, the leap from one would not be the step that the plan trains."""
-    monkeypatch.setattr(
-        reward_gradient,
-        "visited",
-        lambda choice, chain, held, stride: coarse(
-            {0, choice_of.last_rolled(choice, chain, held), *choice.kept(chain.steps, held), *choice.seeds}, stride
-        ),
-    )
+    monkeypatch.setattr(requirements, "trained_ends", lambda step_plan: frozenset())
     with pytest.raises(AssertionError, match="not close"):
         test_equals_a_plain_loop_over_the_visited_nodes("drtune", 3, "none")
 
@@ -132,11 +126,11 @@ def test_an_epsilon_network_leaps_as_ddim(monkeypatch: pytest.MonkeyPatch) -> No
     levels = torch.linspace(0.1, 1.0, STEPS + 1, dtype=torch.float64)
     fine = toy_objective(Prfl(ddim(levels), 0, steps_range=(0.7, 0.8)), stride=2)  # m is 6 or 7
     for step in range(4):
-        (m,) = fine.method.choose(step).plan.trains
+        (m,) = fine.method.plan(step).plan.trains
         path = way_back({m, m + 1}, 2)
         alone = toy_objective(Prfl(ddim(levels[path]), 0))
-        choice = Prfl(alone.method.coefficients, 0, steps_range=(1 - 1 / (len(path) - 1), 1.0)).choose(step)
-        monkeypatch.setattr(alone, "choose", lambda step, choice=choice: choice)
+        step_plan = Prfl(alone.method.schedule, 0, steps_range=(1 - 1 / (len(path) - 1), 1.0)).plan(step)
+        monkeypatch.setattr(alone, "plan", lambda step, step_plan=step_plan: step_plan)
         alone.accumulate(step, INDICES)
         expected = take_gradients(alone)
         fine.accumulate(step, INDICES)

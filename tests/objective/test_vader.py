@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prfl.objective.methods.vader import Vader
-from prfl.objective.scorer import decode_frames, draw_frames
+from prfl.reward.frames import decode_frames, draw_frames
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler
 from tests.objective.parts import (
@@ -17,15 +17,16 @@ from tests.objective.parts import (
     take_gradients,
     with_policy,
 )
+from tests.slow import slow_unless
 
 CHAIN = euler(chain_sigmas(4, 3.0))
 INDICES = [0, 1]
 
 
-@pytest.mark.parametrize("last_steps", [1, 3])
-@pytest.mark.parametrize("checkpointing", ["none", "full", "attention"])
+@pytest.mark.parametrize("last_steps", slow_unless((3).__eq__, [1, 3]))
+@pytest.mark.parametrize("checkpointing", slow_unless("none".__ne__, ["none", "full", "attention"]))
 def test_equals_the_joint_graph_through_the_decoder(tiny_backbone, last_steps, checkpointing):
-    objective = pixel_objective(with_policy(tiny_backbone), Vader(CHAIN, last_steps))
+    objective = pixel_objective(with_policy(tiny_backbone), Vader(CHAIN, 0, last_steps))
     x, condition = joint_graph_chain(objective, 0, INDICES, CHAIN.steps - last_steps, CHAIN.steps)
     scores = objective.scorer.reward(tiny_backbone.decode(x), condition)
     objective.loss(scores)[0].mean().backward()
@@ -39,7 +40,7 @@ def test_equals_the_joint_graph_through_the_decoder(tiny_backbone, last_steps, c
 
 @pytest.mark.parametrize("frames", ["one", 2])
 def test_frame_subsampling_equals_the_joint_graph(tiny_backbone, frames):
-    objective = pixel_objective(with_policy(tiny_backbone), Vader(CHAIN), frames=frames)
+    objective = pixel_objective(with_policy(tiny_backbone), Vader(CHAIN, 0), frames=frames)
     x, condition = joint_graph_chain(objective, 0, INDICES, CHAIN.steps - 1, CHAIN.steps)
     chosen = draw_frames(3, frames, seed=0, step=0)
     mixed = torch.stack([x[:, :, t] if t in chosen else x[:, :, t].detach() for t in range(3)], dim=2)
@@ -52,7 +53,7 @@ def test_frame_subsampling_equals_the_joint_graph(tiny_backbone, frames):
 
 
 def test_a_latent_reward_at_the_last_step(tiny_backbone):
-    objective = latent_objective(with_policy(tiny_backbone), Vader(CHAIN, last_steps=2))
+    objective = latent_objective(with_policy(tiny_backbone), Vader(CHAIN, 0, last_steps=2))
     x, condition = joint_graph_chain(objective, 0, INDICES, CHAIN.steps - 2, CHAIN.steps)
     objective.loss(objective.scorer.reward(x, torch.zeros(2), condition))[0].mean().backward()
     expected = take_gradients(objective)

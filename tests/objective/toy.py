@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from prfl.backbone import Backbone, Condition
-from prfl.objective.reward_gradient import Method, Pathwise
-from prfl.objective.scorer import RewardLoss
+from prfl.objective.loss import RewardLoss
+from prfl.objective.methods.base import Method
+from prfl.objective.reward_gradient import RewardGradient
 from prfl_kernels.lora_linear import dropped
 from tests.objective.parts import PROMPTS, clips
 
@@ -70,7 +71,7 @@ class ToyScorer:
         return {"motion": mixed + condition.prompt_embeds[:, 0, 0] * x[:, 0]}
 
 
-class InDouble(Pathwise):
+class InDouble(RewardGradient):
     def draw(self, step, indices):
         prompts, condition, start = super().draw(step, indices)
         return prompts, condition, start.double()
@@ -79,9 +80,7 @@ class InDouble(Pathwise):
 LOSS = RewardLoss({"motion": 1.0}, shape="linear", scale=0.7)
 
 
-def toy_objective(method: Method, **more) -> Pathwise:
+def toy_objective(method: Method, **more) -> RewardGradient:
     backbone = ToyBackbone()
     data = clips((3, 1, 1, 1), {prompt: backbone.condition([prompt]) for prompt in PROMPTS})
-    return InDouble(
-        backbone, method, ToyScorer(), LOSS, PROMPTS, (3, 1, 1, 1), seed=0, distance_every=0, clips=data, **more
-    )
+    return InDouble(backbone, method, ToyScorer(), LOSS, PROMPTS, (3, 1, 1, 1), distance_every=0, clips=data, **more)

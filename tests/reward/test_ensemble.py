@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from prfl.backbone import Backbone, Condition
-from prfl.objective.scorer import LatentScorer, RewardLoss, reward_gradient
+from prfl.objective.loss import RewardLoss, loss_gradient
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardEnsemble, RewardHead
+from prfl.reward.scorer import LatentScorer
 from prfl.utils.errors import PrflError
 from tests.objective.parts import stir
 
@@ -99,7 +100,7 @@ def test_gradient_is_that_of_one_graph_through_all_members(adapters, aggregate, 
     ensemble = RewardEnsemble(members, weight)
     x = latents()
     toy.calls.clear()
-    found, metrics = reward_gradient(LatentScorer(ensemble, aggregate), loss, x, torch.tensor(0.4), CONDITION, 0)  # type: ignore
+    found, metrics = loss_gradient(LatentScorer(ensemble, aggregate), loss, x, torch.tensor(0.4), CONDITION, 0)  # type: ignore
     graphs = [name for name, graph, _ in toy.calls if graph]
     assert sorted(map(str, graphs)) == sorted(map(str, [None, *adapters])), "a graph for each adapter, one for the rest"
     assert len(toy.calls) == (1 if not adapters else 2 * (1 + len(adapters)))
@@ -120,7 +121,7 @@ def test_members_that_agree_are_one_reward() -> None:
     same = [member(toy, 1, [1]), member(toy, 1, [1])]
     loss = RewardLoss(dict.fromkeys(NAMES, 1.0), shape="linear")
     read = [LatentScorer(reward) for reward in (RewardEnsemble(same, 5.0), same[0])]
-    (both, metrics), (one, _) = (reward_gradient(r, loss, latents(), torch.tensor(0.4), CONDITION, 0) for r in read)  # type: ignore
+    (both, metrics), (one, _) = (loss_gradient(r, loss, latents(), torch.tensor(0.4), CONDITION, 0) for r in read)  # type: ignore
     torch.testing.assert_close(both, one, rtol=1e-12, atol=1e-14)
     assert metrics["reward/uncertainty"] == 0
 

@@ -5,15 +5,16 @@ import torch
 
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.plan import (
+    Clean,
     Edge,
     Plan,
     chain_plan,
     clean_jump,
-    clean_node,
     full_chain,
     jump_edge,
     last_steps,
     leap_edge,
+    node_number,
     one_step,
     step_edge,
 )
@@ -22,7 +23,7 @@ from prfl.rollout.solvers import euler
 CHAIN = euler(chain_sigmas(6, 3.0))
 
 
-def ends(plan: Plan) -> list[tuple[int, int]]:
+def ends(plan: Plan) -> list[tuple]:
     return [(edge.source, edge.target) for edge in plan.edges]
 
 
@@ -30,7 +31,7 @@ def test_named_plans():
     assert ends(one_step(CHAIN, 2)) == [(2, 3)] and one_step(CHAIN, 2).trains == {2}
     assert ends(last_steps(CHAIN, 2)) == [(4, 5), (5, 6)] and last_steps(CHAIN, 2).trains == {4, 5}
     assert len(full_chain(CHAIN).edges) == 6 and set(full_chain(CHAIN).beta.values()) == {1.0}
-    assert ends(clean_jump(CHAIN, 3)) == [(3, 10)] and clean_node(CHAIN, 3) == 10
+    assert ends(clean_jump(CHAIN, 3)) == [(3, Clean(3))] and node_number(Clean(3), 6) == 10
     sparse = chain_plan(CHAIN, {1, 4}, beta=0.0)
     assert ends(sparse) == [(i, i + 1) for i in range(1, 6)] and sparse.trains == {1, 4}
 
@@ -76,7 +77,7 @@ def test_inconsistent_plans_are_refused(make):
 
 def test_multistep_edges_name_every_output():
     sigmas = torch.linspace(1, 0, 4, dtype=torch.float64)
-    coefficients = euler(sigmas)
-    two_step = type(coefficients)(sigmas, coefficients.a, ({0: -0.3}, {1: -0.5, 0: 0.2}, {2: -0.5, 1: 0.2}), (0.0,) * 3)
+    schedule = euler(sigmas)
+    two_step = type(schedule)(sigmas, schedule.a, ({0: -0.3}, {1: -0.5, 0: 0.2}, {2: -0.5, 1: 0.2}), (0.0,) * 3)
     plan = one_step(two_step, 2)
     assert plan.evaluations == {1, 2} and plan.trains == {2} and plan.useful_nodes == {3}

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from prfl.rollout.flow import add_noise, chain_sigmas, clean_prediction
-from prfl.rollout.solvers import Coefficients, combine, ddim, euler, flow_sde, leap, unipc, unit_step_weight
+from prfl.rollout.solvers import SolverSchedule, combine, ddim, euler, flow_sde, leap, unipc, unit_step_weight
 from prfl.utils.errors import PrflError
 
 F64 = torch.float64
@@ -18,23 +18,23 @@ def signal_levels(steps: int) -> torch.Tensor:
 
 def test_euler_is_exact_on_a_straight_path():
     clean, noise = torch.randn(2, 2, 3, dtype=F64)
-    coefficients = euler(chain_sigmas(7, 5.0))
+    schedule = euler(chain_sigmas(7, 5.0))
     x = noise
-    for i in range(coefficients.steps):
-        x = combine(x, coefficients.a[i], coefficients.b[i], {i: noise - clean})
-        torch.testing.assert_close(x, add_noise(clean, noise, coefficients.sigmas[i + 1]))
+    for i in range(schedule.steps):
+        x = combine(x, schedule.a[i], schedule.b[i], {i: noise - clean})
+        torch.testing.assert_close(x, add_noise(clean, noise, schedule.sigmas[i + 1]))
     torch.testing.assert_close(x, clean)
 
 
 def test_euler_equals_diffusers_on_equal_sigmas():
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(sigmas=chain_sigmas(6, 3.0)[:-1].tolist())
-    coefficients = euler(chain_sigmas(6, 3.0))
+    schedule = euler(chain_sigmas(6, 3.0))
     x = theirs = torch.randn(2, 3)
     for i, timestep in enumerate(scheduler.timesteps):
         velocity = torch.sin(3 * theirs)
         theirs = scheduler.step(velocity, timestep, theirs).prev_sample
-        x = combine(x, coefficients.a[i], coefficients.b[i], {i: velocity})
+        x = combine(x, schedule.a[i], schedule.b[i], {i: velocity})
         torch.testing.assert_close(x, theirs)
 
 
@@ -44,23 +44,23 @@ def test_ddim_equals_diffusers(eta: float):
     scheduler.set_timesteps(10)
     timesteps = scheduler.timesteps.tolist()
     levels = torch.tensor([*scheduler.alphas_cumprod[timesteps].tolist(), 1.0], dtype=F64)
-    coefficients = ddim(levels, eta)
+    schedule = ddim(levels, eta)
     x = theirs = torch.randn(2, 3)
     for i, timestep in enumerate(timesteps):
         epsilon, noise = torch.sin(3 * theirs), torch.randn(2, 3)
         theirs = scheduler.step(epsilon, timestep, theirs, eta=eta, variance_noise=noise).prev_sample
-        x = combine(x, coefficients.a[i], coefficients.b[i], {i: epsilon}, coefficients.c[i], noise)
+        x = combine(x, schedule.a[i], schedule.b[i], {i: epsilon}, schedule.c[i], noise)
         torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)  # theirs computes its levels in float32
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_keeps_the_marginal_of_gaussian_data(eta: float):
     """For data N(0, 1) every x[i] is N(0, 1) and the best epsilon is sigma x: a step nearly keeps variance 1."""
-    coefficients = ddim(signal_levels(2000), eta)
+    schedule = ddim(signal_levels(2000), eta)
     for i in (100, 1000, 1900):
-        gain = coefficients.a[i] + coefficients.b[i][i] * float(coefficients.sigmas[i])
+        gain = schedule.a[i] + schedule.b[i][i] * float(schedule.sigmas[i])
         # A continuous-time identity: what one step misses is of second order in its size.
-        assert abs(gain**2 + coefficients.c[i] ** 2 - 1) < 1e-5
+        assert abs(gain**2 + schedule.c[i] ** 2 - 1) < 1e-5
 
 
 def test_ddim_refuses_eta_out_of_range():
@@ -82,33 +82,33 @@ def test_leap_recovers_the_clean_sample_and_composes_with_the_step():
     a, b = leap(diffusion, 2, 0.0)
     torch.testing.assert_close(a * x + b * noise, clean)
 
-    for coefficients in (flow, diffusion):  # a leap to the next node is the deterministic step
-        a, b = leap(coefficients, 2, float(coefficients.sigmas[3]))
-        assert (a, b) == pytest.approx((coefficients.a[2], coefficients.b[2][2]))
+    for schedule in (flow, diffusion):  # a leap to the next node is the deterministic step
+        a, b = leap(schedule, 2, float(schedule.sigmas[3]))
+        assert (a, b) == pytest.approx((schedule.a[2], schedule.b[2][2]))
 
 
 def test_unit_step_weight_makes_every_step_weigh_alike_and_keeps_the_mean():
-    coefficients = euler(chain_sigmas(40, 5.0))
-    sizes = [abs(coefficients.b[i][i]) for i in range(40)]
+    schedule = euler(chain_sigmas(40, 5.0))
+    sizes = [abs(schedule.b[i][i]) for i in range(40)]
     assert max(sizes) / min(sizes) == pytest.approx(22, abs=1)
-    weighed = [size * unit_step_weight(coefficients)[i] for i, size in enumerate(sizes)]
+    weighed = [size * unit_step_weight(schedule)[i] for i, size in enumerate(sizes)]
     assert weighed == pytest.approx([sum(sizes) / 40] * 40)
 
 
 def test_unit_step_weight_of_a_multistep_solver_is_of_each_steps_own_output():
-    coefficients = unipc(chain_sigmas(10, 3.0))
-    weights = unit_step_weight(coefficients)
+    schedule = unipc(chain_sigmas(10, 3.0))
+    weights = unit_step_weight(schedule)
     assert set(weights) == set(range(10))
-    weighed = [abs(coefficients.b[i][i]) * weights[i] for i in range(10)]
-    assert weighed == pytest.approx([sum(abs(b[i]) for i, b in enumerate(coefficients.b)) / 10] * 10)
+    weighed = [abs(schedule.b[i][i]) * weights[i] for i in range(10)]
+    assert weighed == pytest.approx([sum(abs(b[i]) for i, b in enumerate(schedule.b)) / 10] * 10)
 
 
 def test_unit_step_weight_leaves_out_steps_without_their_own_output():
     b = ({0: -0.2}, {0: -0.3}, {2: 0.0, 1: -0.1}, {3: -0.4, 1: 5.0})
-    assert unit_step_weight(Coefficients(torch.linspace(1, 0, 5), (1.0,) * 4, b, (0.0,) * 4)) == pytest.approx(
+    assert unit_step_weight(SolverSchedule(torch.linspace(1, 0, 5), (1.0,) * 4, b, (0.0,) * 4)) == pytest.approx(
         {0: 1.5, 3: 0.75}
     )
-    assert unit_step_weight(Coefficients(torch.linspace(1, 0, 2), (1.0,), ({},), (0.0,))) == {}
+    assert unit_step_weight(SolverSchedule(torch.linspace(1, 0, 2), (1.0,), ({},), (0.0,))) == {}
 
 
 def test_flow_sde_without_noise_is_euler():
@@ -120,17 +120,17 @@ def test_flow_sde_without_noise_is_euler():
 def test_flow_sde_is_flow_grpos_step():
     """Mean and deviation as the paper writes them, on tensors; the step to sigma 0 is Euler's."""
     sigmas, eta = chain_sigmas(8, 3.0), 0.7
-    coefficients = flow_sde(sigmas, eta)
+    schedule = flow_sde(sigmas, eta)
     x, v, noise = torch.randn(3, 2, 3, dtype=F64)
     for i in range(7):
         t, dt = sigmas[i], sigmas[i] - sigmas[i + 1]
         std = eta * torch.sqrt(t / (1 - (sigmas[1] if i == 0 else t)))
         score = -(x + (1 - t) * v) / t
         expected = x - (v - std**2 / 2 * score) * dt + std * torch.sqrt(dt) * noise
-        got = combine(x, coefficients.a[i], coefficients.b[i], {i: v}, coefficients.c[i], noise)
+        got = combine(x, schedule.a[i], schedule.b[i], {i: v}, schedule.c[i], noise)
         torch.testing.assert_close(got, expected)
     last = float(sigmas[7])
-    assert coefficients.a[7] == 1 and coefficients.b[7] == {7: -last} and coefficients.c[7] == 0
+    assert schedule.a[7] == 1 and schedule.b[7] == {7: -last} and schedule.c[7] == 0
     assert flow_sde(sigmas[[0, 8]], eta).b == euler(sigmas[[0, 8]]).b, "one step from sigma 1 to 0"
 
 
@@ -149,14 +149,14 @@ def gaussian_velocity(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 def test_flow_sde_keeps_the_marginals_of_gaussian_data(eta: float):
     """Every latent of a chain of 400 steps is distributed as noised data."""
     samples, steps = 40_000, 400
-    coefficients = flow_sde(chain_sigmas(steps, 3.0), eta)
+    schedule = flow_sde(chain_sigmas(steps, 3.0), eta)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(samples, dtype=F64, generator=generator)
     for i in range(steps):
-        output = {i: gaussian_velocity(x, coefficients.sigmas[i])}
+        output = {i: gaussian_velocity(x, schedule.sigmas[i])}
         noise = torch.randn(samples, dtype=F64, generator=generator)
-        x = combine(x, coefficients.a[i], coefficients.b[i], output, coefficients.c[i], noise)
-        sigma = float(coefficients.sigmas[i + 1])
+        x = combine(x, schedule.a[i], schedule.b[i], output, schedule.c[i], noise)
+        sigma = float(schedule.sigmas[i + 1])
         variance = (1 - sigma) ** 2 * SPREAD**2 + sigma**2
         if sigma < 0.9:  # above, where g grows without bound, the first steps are coarse however many there are
             assert float(x.mean()) == pytest.approx((1 - sigma) * MEAN, abs=4 * math.sqrt(variance / samples) + 0.005)

@@ -5,7 +5,7 @@ import torch
 
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
-from prfl.rollout.solvers import Coefficients, ddim, euler
+from prfl.rollout.solvers import SolverSchedule, ddim, euler
 from prfl.rollout.trajectory import rollout
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore, Parked
@@ -13,12 +13,12 @@ from prfl.utils.host_store import HostStore, Parked
 LEVELS = torch.linspace(0.1, 1.0, 6, dtype=torch.float64)
 
 
-def adams_bashforth(sigmas: torch.Tensor) -> Coefficients:
+def adams_bashforth(sigmas: torch.Tensor) -> SolverSchedule:
     """Two-step Adams-Bashforth on equal steps: f[i-1] enters with -1/2, f[i] with 3/2."""
     step = float(sigmas[1] - sigmas[0])
     b = [{0: step}, *({i: 1.5 * step, i - 1: -0.5 * step} for i in range(1, len(sigmas) - 1))]
     steps = len(sigmas) - 1
-    return Coefficients(sigmas, (1.0,) * steps, tuple(b), (0.0,) * steps)
+    return SolverSchedule(sigmas, (1.0,) * steps, tuple(b), (0.0,) * steps)
 
 
 def test_rollout_equals_a_plain_loop(toy, start, conditions):
@@ -43,11 +43,11 @@ def test_rollout_keeps_no_graph(toy, start, conditions):
 
 def test_keep_stores_only_what_is_asked_for(toy, start, conditions):
     network = guided_network(toy, conditions[0])
-    coefficients = euler(chain_sigmas(5, 3.0))
+    schedule = euler(chain_sigmas(5, 3.0))
     seen = []
-    trajectory = rollout(network, start, coefficients, keep={2}, store=HostStore(), on_step=lambda i, x: seen.append(i))
+    trajectory = rollout(network, start, schedule, keep={2}, store=HostStore(), on_step=lambda i, x: seen.append(i))
     assert isinstance(trajectory.latents[2], Parked) and torch.equal(
-        trajectory.at(2), rollout(network, start, coefficients).at(2)
+        trajectory.at(2), rollout(network, start, schedule).at(2)
     )
     assert [x is not None for x in trajectory.latents] == [False, False, True, False, False, True]
     assert seen == [0, 1, 2, 3, 4]
@@ -57,10 +57,10 @@ def test_keep_stores_only_what_is_asked_for(toy, start, conditions):
 
 def test_a_chain_may_start_and_stop_anywhere(toy, start, conditions):
     network = guided_network(toy, conditions[0])
-    coefficients = euler(chain_sigmas(5, 3.0))
-    whole = rollout(network, start, coefficients)
+    schedule = euler(chain_sigmas(5, 3.0))
+    whole = rollout(network, start, schedule)
     toy.calls = 0
-    part = rollout(network, whole.at(1), coefficients, first=1, last=4)
+    part = rollout(network, whole.at(1), schedule, first=1, last=4)
     assert toy.calls == 3 and part.latents[0] is None and part.latents[5] is None
     for i in range(1, 5):
         assert torch.equal(part.at(i), whole.at(i))
@@ -68,15 +68,15 @@ def test_a_chain_may_start_and_stop_anywhere(toy, start, conditions):
 
 def test_stochastic_steps_use_their_own_noise(toy, start, conditions):
     network = guided_network(toy, conditions[0])
-    coefficients = ddim(LEVELS, eta=0.8)
+    schedule = ddim(LEVELS, eta=0.8)
     noises = [torch.randn_like(start) for _ in range(5)]
-    trajectory = rollout(network, start, coefficients, noises=noises)
+    trajectory = rollout(network, start, schedule, noises=noises)
     for i in range(5):
-        output = toy(trajectory.at(i), coefficients.sigmas[i], conditions[0])
-        expected = coefficients.a[i] * trajectory.at(i) + coefficients.b[i][i] * output + coefficients.c[i] * noises[i]
+        output = toy(trajectory.at(i), schedule.sigmas[i], conditions[0])
+        expected = schedule.a[i] * trajectory.at(i) + schedule.b[i][i] * output + schedule.c[i] * noises[i]
         torch.testing.assert_close(trajectory.at(i + 1), expected.detach())
     with pytest.raises(PrflError, match="stochastic"):
-        rollout(network, start, coefficients)
+        rollout(network, start, schedule)
 
 
 def test_multistep_outputs_are_reused_and_converge_faster(start):
@@ -93,14 +93,14 @@ def test_multistep_outputs_are_reused_and_converge_faster(start):
 
 
 def test_a_multistep_chain_cannot_start_in_the_middle(toy, start, conditions):
-    coefficients = adams_bashforth(torch.linspace(1, 0, 6, dtype=torch.float64))
+    schedule = adams_bashforth(torch.linspace(1, 0, 6, dtype=torch.float64))
     with pytest.raises(PrflError, match="before the start"):
-        rollout(guided_network(toy, conditions[0]), start, coefficients, first=2)
+        rollout(guided_network(toy, conditions[0]), start, schedule, first=2)
 
 
 def test_sigma_is_not_rounded_to_half_precision(start):
     seen = []
     network = lambda x, sigma: seen.append(sigma) or x  # noqa: E731
-    coefficients = dataclasses.replace(euler(torch.tensor([0.996, 0.5])), sigmas=torch.tensor([0.996, 0.5]).double())
-    rollout(network, start.bfloat16(), coefficients)
+    schedule = dataclasses.replace(euler(torch.tensor([0.996, 0.5])), sigmas=torch.tensor([0.996, 0.5]).double())
+    rollout(network, start.bfloat16(), schedule)
     assert seen[0].dtype == torch.float32 and float(seen[0]) == pytest.approx(0.996, abs=1e-6)

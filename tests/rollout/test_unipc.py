@@ -10,11 +10,12 @@ from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 from torch.func import functional_call
 
-from prfl.rollout.adjoint import hold_edge, target_latents, walk_back
+from prfl.rollout import adjoint
+from prfl.rollout.adjoint import retain_graph, target_latents
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.plan import Plan, chain_plan, one_step, step_edge
-from prfl.rollout.solvers import NEARLY_ONE, Coefficients, unipc
+from prfl.rollout.solvers import NEARLY_ONE, SolverSchedule, unipc
 from prfl.rollout.trajectory import rollout
 from prfl.utils.errors import PrflError
 
@@ -108,7 +109,7 @@ def through_the_scheduler(toy, start, condition, trained, beta, weight, nodes) -
 def walked(toy, trajectory, condition, plan: Plan, nodes) -> list[Tensor]:
     toy.zero_grad()
     seeds = {node: seed_of(node, trajectory.at(node)) for node in nodes}
-    walk_back(guided_network(toy, condition), trajectory, plan, seeds, list(toy.parameters()))
+    adjoint.backward(guided_network(toy, condition), trajectory, plan, seeds, list(toy.parameters()))
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in toy.parameters()]
 
 
@@ -140,7 +141,7 @@ def test_one_step_needs_one_call_with_gradient_and_none_without(toy, start, cond
     assert set(trajectory.outputs) == set(range(m))
     toy.zero_grad()
     toy.calls = 0
-    held = hold_edge(network, trajectory, plan, parameters)
+    held = retain_graph(network, trajectory, plan, parameters)
     torch.testing.assert_close(held.latents, whole.at(m + 1))
     torch.testing.assert_close(target_latents(network, trajectory, plan.edges[0]), whole.at(m + 1))
     held.backward(seed_of(m + 1, held.latents))
@@ -159,7 +160,7 @@ def test_a_planted_error_is_caught(toy, start, conditions):
     """A percent on one term in an earlier output."""
     b = list(CHAIN.b)
     b[4] = {**b[4], 3: 1.01 * b[4][3]}
-    wrong = Coefficients(CHAIN.sigmas, CHAIN.a, tuple(b), CHAIN.c)
+    wrong = SolverSchedule(CHAIN.sigmas, CHAIN.a, tuple(b), CHAIN.c)
     network = guided_network(toy, conditions[0])
     end = rollout(network, start, CHAIN).at(STEPS)
     with pytest.raises(AssertionError, match="not close"):

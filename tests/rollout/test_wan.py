@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from prfl.backbone import Backbone
-from prfl.rollout.adjoint import hold_edge, walk_back
+from prfl.rollout import adjoint
+from prfl.rollout.adjoint import retain_graph
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.plan import Plan, full_chain, one_step
@@ -68,7 +69,7 @@ def walked_gradients(
     parameters = list(backbone.adapter_parameters("policy").values())
     with backbone.adapter("policy"):
         trajectory = rollout(network, start, CHAIN)
-        edge = hold_edge(network, trajectory, plan, parameters) if held else None
+        edge = retain_graph(network, trajectory, plan, parameters) if held else None
     seeds = {}
     for node in nodes:
         leaf = trajectory.at(node).detach().requires_grad_()
@@ -76,7 +77,7 @@ def walked_gradients(
             (seeds[node],) = torch.autograd.grad(reward(backbone, leaf, node, condition), leaf)
     with backbone.adapter("policy"):
         if edge is None:
-            walk_back(network, trajectory, plan, seeds, parameters)
+            adjoint.backward(network, trajectory, plan, seeds, parameters)
         else:
             edge.backward(seeds[nodes[0]])
     assert all(parameter.grad is None for parameter in backbone.adapter_parameters("reward").values())
@@ -114,7 +115,7 @@ def test_the_wrong_adapter_is_caught(backbone, start):
         trajectory = rollout(network, start, CHAIN)
     parameters = list(backbone.adapter_parameters("policy").values())
     with backbone.adapter("reward"), pytest.raises(ValueError, match="gives no gradient"):
-        walk_back(network, trajectory, one_step(CHAIN, 1), {2: torch.ones_like(start)}, parameters)
+        adjoint.backward(network, trajectory, one_step(CHAIN, 1), {2: torch.ones_like(start)}, parameters)
 
 
 def test_a_reward_read_under_the_wrong_adapter_shows(backbone, start, monkeypatch):

@@ -28,7 +28,7 @@ DATA = {"cache": "cache", "frames": 5, "height": 16, "width": 16, "fps": 8}
 
 
 @pytest.fixture
-def project(tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
     """A folder with prompts, labelled clips and configs that refer to each other."""
     monkeypatch.chdir(tmp_path)
     for split, prompts in PROMPTS.items():
@@ -90,6 +90,7 @@ def metrics(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.pictures
 def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out
@@ -279,7 +280,6 @@ def test_a_short_run_encodes_the_prompts_that_it_meets(
     project: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the empty one; a longer run goes on bit for bit with more of them."""
-    monkeypatch.setattr("prfl.runs.outcomes.write_report", lambda run: run)  # its plots take longer than all the rest
     words = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle"), ("left", "right", "up", "down")
     Path("train.txt").write_text("".join(f"a {' '.join(some)}\n" for some in product(*words)))
     head = RewardHead(24, ["light", "calm"], inner=8, hidden=8)

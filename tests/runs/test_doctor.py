@@ -9,10 +9,10 @@ import torch
 
 from prfl import cli
 from prfl.backbone.wan.kernels import SWAPPED
-from prfl.commands import machine
 from prfl.config import load_config
 from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
 from prfl.factory.backbone import build_architecture
+from prfl.runs import machine
 from prfl.runs.machine import Check
 
 REPOSITORY = Path(__file__).parents[2]

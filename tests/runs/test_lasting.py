@@ -20,11 +20,13 @@ from prfl.factory.backbone import build_architecture, build_backbone
 from prfl.factory.policy import load_policy
 from prfl.factory.reward import load_followed_reward
 from prfl.reward import LatentReward, RewardAdapter, RewardEnsemble, RewardHead
-from prfl.runs.best_round import BestRound
-from prfl.training.log import RunFolder
+from prfl.runs.early_stopping import BestPolicy
+from prfl.training.run_folder import RunFolder
 from prfl.utils.errors import PrflError
 from tests.evaluation.test_hacking import measured, planted_project, size_or_natural
 from tests.runs.test_commands import metrics, project  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 TWO = "reward.path=[runs/one/reward, runs/two/reward]"
 ALONE = ["data.manifest=null", "objective.sft=null", "evaluation.final_samples=0"]
@@ -187,8 +189,8 @@ def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
     config = load_config("hack.yaml", KEEP)
     model, run = build_backbone(config), RunFolder(Path("run"))
 
-    def round_at(step: int, value: float) -> BestRound:
-        kept = BestRound(config, model, run)  # anew each time, as a resumed run has it
+    def round_at(step: int, value: float) -> BestPolicy:
+        kept = BestPolicy(config, model, run)  # anew each time, as a resumed run has it
         write_results(run.samples / f"step-{step:06d}", [measured(held_out__total=value)], 8.0)
         with torch.no_grad():
             for parameter in model.adapter_parameters("policy").values():
@@ -201,7 +203,7 @@ def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
             old.rmdir()
         (run.checkpoints / f"step-{step:06d}").mkdir(parents=True)
 
-    def restored(kept: BestRound) -> float:
+    def restored(kept: BestPolicy) -> float:
         kept.restore()
         return float(next(iter(model.adapter_parameters("policy").values())).flatten()[0])
 

@@ -24,7 +24,7 @@ PROMPTS = {
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
     """Three videos, one a format, at other sizes and rates than the clips; prompts; two configs and their story."""
     monkeypatch.chdir(tmp_path)
     write_video("videos/lake.mp4", texture(40, 32, 80, seed=1), 16)

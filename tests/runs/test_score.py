@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 
 from prfl import cli
 from prfl.backbone import Backbone
-from prfl.commands import score
 from prfl.data.cache import build_cache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import read_video, write_video
 from prfl.reward import LatentReward, PixelNetwork, PixelReward, RewardCard, RewardHead
 from prfl.rollout.flow import add_noise
+from prfl.runs import score
 from prfl.utils import rng
 
 CARD = RewardCard(frames=(5, 5), fps=(8.0, 8.0), height=(16, 16), width=(16, 16))

@@ -14,9 +14,11 @@ from pathlib import Path
 import yaml
 
 from prfl import cli
+from prfl.evaluation import plots
 from prfl.runs import stage  # noqa: F401  (commands: imported before the forks, not in each of them)
 from prfl.training.checkpoint import list_checkpoints
-from prfl.training.log import read_metrics
+from prfl.training.run_folder import read_metrics
+from tests import pictures
 from tests.conftest import save_tiny_pipeline
 from tests.faults.project import make_project
 from tests.training.signals import not_ignored
@@ -174,5 +176,6 @@ def same(name: str) -> None:
 
 
 if __name__ == "__main__":
+    plots.png = pictures.blank
     with not_ignored():
         main(Path(sys.argv[1]))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from prfl.training.distributed import make_accelerator
 from prfl.training.learning import QUIET_ENDS, QUIET_SAID, Learning, Reached, Watched, clear_fall
-from prfl.training.log import RunFolder, make_accelerator, read_metrics
 from prfl.training.loop import fit
+from prfl.training.run_folder import RunFolder, read_metrics
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.training.test_loop import Line, settings

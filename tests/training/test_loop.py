@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from prfl.config.sections.training import TrainingConfig
-from prfl.training.log import Log, RunFolder, make_accelerator, read_metrics
-from prfl.training.loop import Hook, fit, split_indices
+from prfl.training.distributed import make_accelerator
+from prfl.training.logger import Logger
+from prfl.training.loop import Callbacks, Hook, Resumption, fit, split_indices
 from prfl.training.regulariser import Regulariser
+from prfl.training.run_folder import RunFolder, read_metrics
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 
@@ -60,8 +62,8 @@ def go(tmp_path, objective, name="run", resume="auto", hooks=(), regulariser=Non
     run = RunFolder(tmp_path / name)
     accelerator = make_accelerator(run, "cpu", trackers=changes.get("trackers", []))
     return fit(
-        objective, settings(**changes), run, accelerator=accelerator, resume=resume, hooks=hooks,
-        regulariser=regulariser, identity=identity,
+        objective, settings(**changes), run, accelerator=accelerator, regulariser=regulariser,
+        callbacks=Callbacks(hooks), resumption=Resumption(resume, identity or {}),
     )  # fmt: skip
 
 
@@ -293,7 +295,7 @@ def test_what_is_refused_leaves_the_run_folder_as_it_was(tmp_path):
     with pytest.raises(PrflError, match="seed: 0 -> 1"):
         run_folder = RunFolder(run, "seed: 1\n")
         accelerator = make_accelerator(run_folder, "cpu", [])
-        fit(Line(), settings(), run_folder, accelerator=accelerator, identity={"seed": 1})
+        fit(Line(), settings(), run_folder, accelerator=accelerator, resumption=Resumption(identity={"seed": 1}))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -301,7 +303,7 @@ def test_a_terminal_gets_a_bar_with_the_time_that_is_left(tmp_path):
     run = RunFolder(tmp_path / "run")
     run.begin()
     screen = io.StringIO()
-    log = Log(
+    log = Logger(
         run, make_accelerator(run, "cpu", trackers=[]), every=2, steps=4,
         console=Console(file=screen, force_terminal=True, width=200),
     )  # fmt: skip

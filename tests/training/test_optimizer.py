@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from prfl.training.ema import Ema
-from prfl.training.log import average, drop_metrics_after, read_metrics
+from prfl.training.logger import average
 from prfl.training.optimizer import clip_gradients, learning_rate
+from prfl.training.run_folder import drop_metrics_after, read_metrics
 
 
 def rates(schedule):

@@ -12,13 +12,14 @@ from prfl.backbone import load_backbone
 from prfl.config.sections.training import TrainingConfig
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
-from prfl.objective.reused_rollout import Reuse
+from prfl.objective.reused_rollout import ReusedRollout
 from prfl.objective.sft import Sft
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler, flow_sde
-from prfl.training.log import RunFolder, make_accelerator, read_metrics
+from prfl.training.distributed import make_accelerator
 from prfl.training.loop import fit
 from prfl.training.regulariser import Regulariser
+from prfl.training.run_folder import RunFolder, read_metrics
 from tests.objective.parts import latent_objective, with_policy
 from tests.objective.test_sft import dataset
 
@@ -73,7 +74,7 @@ def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, t
 
     def go(folder, steps):
         backbone = with_policy(load_backbone(tiny_pipeline_folder))
-        objective = latent_objective(backbone, method, reuse=Reuse(4, 2, limit))
+        objective = latent_objective(backbone, method, rollouts=ReusedRollout(4, 2, limit))
         regulariser = Regulariser(Sft(backbone, dataset(backbone), seed=0), every=3)
         settings = TrainingConfig(steps=steps, batch=2, accumulation=2, learning_rate=1e-2, trackers=[])
         run = RunFolder(tmp_path / folder)
@@ -97,6 +98,6 @@ def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, t
 
 def test_the_comparison_of_resumed_rollouts_can_fail(tiny_pipeline_folder, tmp_path, monkeypatch):
     """Were the rollout made again with the present weights, the resumed run would be another one."""
-    monkeypatch.setattr("prfl.objective.reward_gradient.holding", lambda *_: nullcontext())
+    monkeypatch.setattr("prfl.objective.reused_rollout.holding", lambda *_: nullcontext())
     with pytest.raises(AssertionError):
         test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, tmp_path, "prfl")

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from prfl.objective.base import Mean
-from prfl.training.averages import average_metrics
-from prfl.training.log import RunFolder, make_accelerator, read_metrics
+from prfl.training.distributed import make_accelerator
+from prfl.training.metrics import average_metrics
+from prfl.training.run_folder import RunFolder, read_metrics
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
+from tests import pictures
 from tests.training import two_processes
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) 
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(pictures.PNG, pictures.blank)
         two_processes.write_project(tiny_pipeline_folder)
         for name in two_processes.STAGES:
             assert not two_processes.train(name, f"one-{name}")

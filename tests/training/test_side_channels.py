@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from prfl.training import signals
-from prfl.training.log import read_metrics
 from prfl.training.loop import Hook
 from prfl.training.regulariser import Regulariser
+from prfl.training.run_folder import read_metrics
 from prfl.utils import files, interrupts
 from prfl.utils.errors import GuardError, PrflError
 from prfl.utils.streams import lossy_output
@@ -59,7 +59,7 @@ def test_lines_that_never_can_be_written_are_counted(tmp_path, capsys):
 
 def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
     """A disk that fills in the middle of a line."""
-    from prfl.training.log import append
+    from prfl.training.logger import append
 
     path = tmp_path / "metrics.jsonl"
     append(path, '{"step": 1}\n')
@@ -268,7 +268,7 @@ def test_a_save_is_not_broken_off(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", signalled)
     with interrupts.ended_by_signals():
-        monkeypatch.setattr("prfl.training.log.RunFolder.begin", lambda self: self.path.mkdir(exist_ok=True))
+        monkeypatch.setattr("prfl.training.run_folder.RunFolder.begin", lambda self: self.path.mkdir(exist_ok=True))
         result = go(tmp_path, Line())
         assert (result.step, result.stopped) == (3, "SIGTERM") and saved(tmp_path) == ["step-000003"]
         with pytest.raises(ValueError):

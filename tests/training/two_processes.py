@@ -21,9 +21,10 @@ from prfl.backbone import Backbone
 from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
-from prfl.evaluation import policy_eval
+from prfl.evaluation import plots, policy_eval
 from prfl.runs import train_policy
 from prfl.utils import processes, rng
+from tests import pictures
 
 PROMPTS = {
     "train": ["a red circle", "a blue square", "a triangle"],
@@ -99,7 +100,7 @@ def everything(rank: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     facts: dict = {"encoded": {}, "sampled": {}}
     counts: Counter = Counter()
-    encode, sample, steering = Backbone.encode, policy_eval.sample, train_policy.build_reward_gradient
+    encode, sample, build = Backbone.encode, policy_eval.sample, train_policy.build_reward_gradient
 
     def counted_encode(self, pixels):
         counts["encoded"] += len(pixels)
@@ -125,7 +126,7 @@ def everything(rank: int) -> None:
     assert not train("prfl", "mixed-one-two", *UNWATCHED)
 
     def other_weights(*given):
-        objective = steering(*given)
+        objective = build(*given)
         for parameter in objective.parameters().values():
             parameter.data += rank
         return objective
@@ -134,7 +135,7 @@ def everything(rank: int) -> None:
     facts["other weights"] = train("prfl", "other-weights", *UNWATCHED)
 
     def killed(*given):
-        objective = steering(*given)
+        objective = build(*given)
         accumulate = objective.accumulate
 
         def once(step, indices):
@@ -153,4 +154,5 @@ def everything(rank: int) -> None:
 
 if __name__ == "__main__":
     os.chdir(sys.argv[1])
+    plots.png = pictures.blank
     everything(int(os.environ["RANK"]))

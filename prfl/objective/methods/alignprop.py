@@ -1,15 +1,16 @@
 """AlignProp (arXiv 2310.03739): as DRaFT-K, with K drawn anew for each batch, so that no depth is favoured.
 
 Never the whole chain: K ~ U{1 .. N - 1} unless a range is given.  (The official code cuts 50 steps at normal(42, 5).)
+
+As a plain loop: tests/objective/naive.py: truncated
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.choice import Choice
-from prfl.rollout.plan import last_steps
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.plan import StepPlan, last_steps
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
 
@@ -17,14 +18,14 @@ from prfl.utils import rng
 class AlignProp:
     """last_steps: smallest and largest K, both included; None is 1 to N - 1."""
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     seed: int
     last_steps: tuple[int, int] | None = None
 
     noisy = False
 
-    def choose(self, step: int) -> Choice:
-        steps = self.coefficients.steps
+    def plan(self, step: int) -> StepPlan:
+        steps = self.schedule.steps
         low, high = self.last_steps or (1, steps - 1)
         count = low + rng.integer(high + 1 - low, self.seed, "alignprop/last_steps", step)
-        return Choice(last_steps(self.coefficients, count), {steps: 1.0})
+        return StepPlan(last_steps(self.schedule, count), {steps: 1.0})

@@ -12,17 +12,19 @@ passes through the networks' inputs.  With beta 0 the drawn steps are trained, a
 from the first drawn one on is walked and trained; 1 is the exact gradient from there on.
 
 In a share ``from_data`` of the optimizer steps the chain starts at the first drawn step, from noised clips.
+
+As a plain loop: tests/objective/naive.py: dense
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
-from prfl.objective.choice import Choice
 from prfl.objective.methods.steps import behind_noise, starts_from_data, steps_in
-from prfl.rollout.plan import Plan, clean_node, jump_edge, step_edge
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.plan import Plan, StepPlan, jump_edge, step_edge
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
 
@@ -33,7 +35,7 @@ class DenseProcess:
     from_data: as for PRFL; there must be ``rewards`` steps behind the chain's first one.
     """
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     seed: int
     rewards: int = 4
     handoff: Literal["next", "clean"] = "next"
@@ -44,34 +46,38 @@ class DenseProcess:
 
     @property
     def noisy(self) -> bool:
-        return self.handoff == "next" and steps_in(self.coefficients, self.steps_range)[0] + 1 < self.coefficients.steps
+        return self.handoff == "next" and steps_in(self.schedule, self.steps_range)[0] + 1 < self.schedule.steps
 
     def drawn(self, step: int) -> list[int]:
         """One step of each part, ascending."""
-        among = steps_in(self.coefficients, self.steps_range)
+        steps = steps_in(self.schedule, self.steps_range)
         if self.starts_from_data(step):
-            among = behind_noise(among)
-        bounds = [len(among) * part // self.rewards for part in range(self.rewards + 1)]
-        spans = zip(bounds[:-1], bounds[1:], strict=True)
-        return [
-            among[low + rng.integer(high - low, self.seed, "dense/step", step, part)]
-            for part, (low, high) in enumerate(spans)
-        ]
+            steps = behind_noise(steps)
+        bounds = [len(steps) * part // self.rewards for part in range(self.rewards + 1)]
+        drawn = []
+        for part, (low, high) in enumerate(pairwise(bounds)):
+            drawn.append(steps[low + rng.integer(high - low, self.seed, "dense/step", step, part)])
+        return drawn
 
     def starts_from_data(self, step: int) -> bool:
         return starts_from_data(self.from_data, self.seed, step)
 
-    def choose(self, step: int) -> Choice:
+    def plan(self, step: int) -> StepPlan:
         drawn = self.drawn(step)
         first, last = drawn[0], drawn[-1]
         clean = self.handoff == "clean"
-        scored = [jump_edge(self.coefficients, m) if clean else step_edge(self.coefficients, m) for m in drawn]
+        scored = [jump_edge(self.schedule, m) if clean else step_edge(self.schedule, m) for m in drawn]
+
+        # Each reward trains its own step, or the chain leads its gradient to the steps before it.
         if self.credit == "step":
             edges = [replace(edge, through=0.0) for edge in scored]
+            beta = 0.0
         else:
-            chain = [step_edge(self.coefficients, i) for i in range(first, last)]
+            chain = [step_edge(self.schedule, i) for i in range(first, last)]
             edges = [*chain, *(scored if clean else scored[-1:])]
-        beta = self.beta if self.credit == "chain" else 0.0
-        plan = Plan(edges, frozenset(range(first, last + 1) if beta else drawn), {k: beta for e in edges for k in e.b})
-        nodes = [clean_node(self.coefficients, m) if clean else m + 1 for m in drawn]
-        return Choice(plan, dict.fromkeys(nodes, 1 / len(nodes)), first if self.starts_from_data(step) else 0)
+            beta = self.beta
+        trains = frozenset(range(first, last + 1) if beta else drawn)
+        plan = Plan(edges, trains, {k: beta for edge in edges for k in edge.b})
+
+        seeds = {edge.target: 1 / len(scored) for edge in scored}
+        return StepPlan(plan, seeds, first if self.starts_from_data(step) else 0)

@@ -4,6 +4,8 @@
 
 so that the reward's gradient reaches early steps unchanged, and each step costs one network call.
 With an early stop the chain ends at the clean prediction of a late step m, and no step after m is run.
+
+As a plain loop: tests/objective/naive.py: stopped_inputs
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prfl.objective.choice import Choice
-from prfl.rollout.plan import Plan, clean_node, jump_edge, step_edge
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.plan import Plan, StepPlan, jump_edge, step_edge
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
 
@@ -24,7 +25,7 @@ class DrTune:
     early_stop: 0, or the last part of the chain that m is drawn from, as a share.
     """
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     seed: int
     trained_steps: int = 3
     spacing: Literal["even", "random"] = "even"
@@ -32,28 +33,28 @@ class DrTune:
 
     noisy = False
 
-    def choose(self, step: int) -> Choice:
+    def plan(self, step: int) -> StepPlan:
         end = self.end(step)
         trains = self.drawn(step, end + 1)
-        edges = [step_edge(self.coefficients, i) for i in range(min(trains), end)]
+        edges = [step_edge(self.schedule, i) for i in range(min(trains), end)]
         # Where the chain runs to its end, the last step ends there too.
-        edges.append((jump_edge if self.early_stop else step_edge)(self.coefficients, end))
+        edges.append(jump_edge(self.schedule, end) if self.early_stop else step_edge(self.schedule, end))
         plan = Plan(edges, frozenset(trains), {k: 0.0 for edge in edges for k in edge.b})
-        return Choice(plan, {clean_node(self.coefficients, end) if self.early_stop else end + 1: 1.0})
+        return StepPlan(plan, {edges[-1].target: 1.0})
 
     def end(self, step: int) -> int:
         """The last step that is run."""
-        steps = self.coefficients.steps
+        steps = self.schedule.steps
         late = max(1, round(self.early_stop * steps))
         return steps - 1 - rng.integer(late, self.seed, "drtune/end", step)
 
-    def drawn(self, step: int, among: int) -> list[int]:
-        """The trained ones of the first ``among`` steps: all of them, where they are no more than K."""
-        if self.trained_steps >= among:
-            return list(range(among))
+    def drawn(self, step: int, count: int) -> list[int]:
+        """The trained ones of the first ``count`` steps: all of them, where they are no more than K."""
+        if self.trained_steps >= count:
+            return list(range(count))
         if self.spacing == "random":
-            return sorted(rng.permutation(among, self.seed, "drtune/steps", step)[: self.trained_steps])
-        stride = among // self.trained_steps
-        spare = among - stride * (self.trained_steps - 1)  # places for the first one
+            return sorted(rng.permutation(count, self.seed, "drtune/steps", step)[: self.trained_steps])
+        stride = count // self.trained_steps
+        spare = count - stride * (self.trained_steps - 1)  # places for the first one
         first = rng.integer(spare, self.seed, "drtune/first", step)
         return [first + stride * i for i in range(self.trained_steps)]

@@ -3,28 +3,30 @@
     x[first] = (1 - sigma[first]) clip + sigma[first] noise;    x[N] by the rest of the chain;    L = loss(r(x[N]))
 
 The paper leaves 40 % of the chain out and has K = 1.  Its reward reads one frame of each of four segments, weighted
-towards the clip's middle: ``scorer.PixelScorer``.
+towards the clip's middle: ``reward.scorer.PixelScorer``.
+
+As a plain loop: tests/objective/naive.py: truncated, with ``first``
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prfl.objective.choice import Choice
-from prfl.rollout.plan import last_steps
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.plan import StepPlan, last_steps
+from prfl.rollout.solvers import SolverSchedule
 
 
 @dataclass(frozen=True)
 class InstructVideo:
     """first: the node that the chain starts at, from 1 to N - 1.  last_steps: K, no more than N - first."""
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
+    seed: int
     first: int
     last_steps: int = 1
 
     noisy = False
 
-    def choose(self, step: int) -> Choice:
-        plan = last_steps(self.coefficients, self.last_steps)
-        return Choice(plan, {self.coefficients.steps: 1.0}, first=self.first)
+    def plan(self, step: int) -> StepPlan:
+        plan = last_steps(self.schedule, self.last_steps)
+        return StepPlan(plan, {self.schedule.steps: 1.0}, first=self.first)

@@ -7,6 +7,8 @@ With the clean hand-off, L = loss(r(x[m] - sigma[m] v(x[m], sigma[m]), 0)), and 
 
 Ours: in a share ``from_data`` of the optimizer steps, x[m] = (1 - sigma[m]) clip + sigma[m] noise instead of a rollout:
 what is left is the step itself.
+
+As a plain loop: tests/objective/naive.py: one_step; with the clean hand-off one_prediction
 """
 
 from __future__ import annotations
@@ -14,10 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prfl.objective.choice import Choice
 from prfl.objective.methods.steps import behind_noise, starts_from_data, steps_in
-from prfl.rollout.plan import clean_jump, clean_node, one_step
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.plan import Clean, StepPlan, clean_jump, one_step
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 
 
@@ -29,7 +30,7 @@ class Prfl:
     from_data: share of the optimizer steps whose chains start at m, from noised clips; m is then 1 or later.
     """
 
-    coefficients: Coefficients
+    schedule: SolverSchedule
     seed: int
     handoff: Literal["next", "clean"] = "next"
     steps_range: tuple[float, float] = (0.0, 1.0)
@@ -38,18 +39,18 @@ class Prfl:
     @property
     def candidates(self) -> range:
         """The steps that m is drawn from."""
-        return steps_in(self.coefficients, self.steps_range)
+        return steps_in(self.schedule, self.steps_range)
 
     @property
     def noisy(self) -> bool:
         """The last step of the chain reaches sigma 0; every other next latent has noise."""
-        return self.handoff == "next" and self.candidates[0] + 1 < self.coefficients.steps
+        return self.handoff == "next" and self.candidates[0] + 1 < self.schedule.steps
 
-    def choose(self, step: int) -> Choice:
+    def plan(self, step: int) -> StepPlan:
         from_data = starts_from_data(self.from_data, self.seed, step)
-        among = behind_noise(self.candidates) if from_data else self.candidates
-        m = among[rng.integer(len(among), self.seed, "prfl/step", step)]
+        steps = behind_noise(self.candidates) if from_data else self.candidates
+        m = steps[rng.integer(len(steps), self.seed, "prfl/step", step)]
         first = m if from_data else 0
         if self.handoff == "clean":
-            return Choice(clean_jump(self.coefficients, m), {clean_node(self.coefficients, m): 1.0}, first)
-        return Choice(one_step(self.coefficients, m), {m + 1: 1.0}, first)
+            return StepPlan(clean_jump(self.schedule, m), {Clean(m): 1.0}, first)
+        return StepPlan(one_step(self.schedule, m), {m + 1: 1.0}, first)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from prfl.rollout.solvers import Coefficients
+from prfl.rollout.solvers import SolverSchedule
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 
 
-def steps_in(coefficients: Coefficients, shares: tuple[float, float]) -> range:
+def steps_in(schedule: SolverSchedule, shares: tuple[float, float]) -> range:
     """The steps in a part of the chain: 0 is the noisy end, 1 the clean one."""
     low, high = shares
-    steps = range(math.floor(low * coefficients.steps), math.ceil(high * coefficients.steps))
+    steps = range(math.floor(low * schedule.steps), math.ceil(high * schedule.steps))
     if not steps:
         what = f"no step of the chain lies in {low} to {high}"
         raise PrflError(what, where="objective.steps_range", fix="widen it")
@@ -24,6 +24,6 @@ def starts_from_data(share: float, seed: int, step: int) -> bool:
     return share > 0 and float(rng.uniform(seed, "from_data", step, [0])) < share
 
 
-def behind_noise(among: range) -> range:
+def behind_noise(steps: range) -> range:
     """The steps that a noised clip can stand before: not the chain's first, where sigma is 1 and no clip is left."""
-    return range(max(1, among.start), among.stop)
+    return range(max(1, steps.start), steps.stop)

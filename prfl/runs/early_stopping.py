@@ -1,4 +1,4 @@
-"""Which of a run's rounds becomes its result: the best one on a measure that is not trained on.
+"""Early stopping: the best of a run's rounds, on a measure that is not trained on, becomes its result.
 
 The rounds are read from the run folder, and the weights of the best are a file beside them,
 
@@ -21,7 +21,7 @@ from prfl.evaluation.policy_eval import flat, summarise
 from prfl.factory.policy import load_policy, policy_path, save_policy
 from prfl.factory.provenance import Moment
 from prfl.training.checkpoint import list_checkpoints
-from prfl.training.log import RunFolder
+from prfl.training.run_folder import RunFolder
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
@@ -30,8 +30,8 @@ Round = tuple[int, float]  # (step, the measure there)
 WATCHED = ("judge/", "held_out/")  # what nothing is trained on
 
 
-class BestRound:
-    """Follows ``evaluation.keep_best`` from round to round."""
+class BestPolicy:
+    """Keeps the policy of the best round by ``evaluation.keep_best``, and counts the rounds since then."""
 
     def __init__(self, config: Config, model: Backbone, run: RunFolder, run_id: str = "") -> None:
         """run_id: a hash of the run's identity."""
@@ -41,17 +41,18 @@ class BestRound:
         self.best, self.rounds_since, self.step = (0, -math.inf), 0, 0
 
     def after_round(self, step: int) -> dict[str, float]:
-        """Called by every process, when the results of the round are in the run folder; numbers to log.
+        """Compare the round with the ones before, on every process, once its results are in the run folder.
 
-        Raises PrflError where the round has no such measure.
+        Returns numbers to log.  Raises PrflError where the round has no such measure.
         """
-        found = self._look(step) if processes.is_main() else None
-        known = processes.gather(found)[0]
-        assert known is not None
-        self.step, (self.best, self.rounds_since) = step, known
+        local = self._compare(step) if processes.is_main() else None
+        of_main = processes.gather(local)[0]
+        assert of_main is not None
+        self.step, (self.best, self.rounds_since) = step, of_main
         return {"kept/step": float(self.best[0]), f"kept/{self.key}": self.best[1]}
 
-    def _look(self, step: int) -> tuple[Round, int]:
+    def _compare(self, step: int) -> tuple[Round, int]:
+        """Return the best round up to this one, whose weights it keeps, and the number of rounds since."""
         rounds = self._rounds(step)
         best = best_round([r for r in rounds if r[0] == step or self._weights(r[0]).exists()])
         since = sum(number > best[0] for number, _ in rounds)
@@ -59,11 +60,12 @@ class BestRound:
             moment = Moment(step, step, self.run_id)
             save_policy(self._weights(step).parent, self.model, self.config, moment)
         self._tidy(rounds, best)
-        told = "the best round so far" if best[0] == step else f"not better than step {best[0]}, rounds ago: {since}"
-        console.print(f"{self.key} {rounds[-1][1]:.4g} at step {step}: {told}", markup=False, soft_wrap=True)
+        verdict = "the best round so far" if best[0] == step else f"not better than step {best[0]}, rounds ago: {since}"
+        console.print(f"{self.key} {rounds[-1][1]:.4g} at step {step}: {verdict}", markup=False, soft_wrap=True)
         return best, since
 
     def _rounds(self, step: int) -> list[Round]:
+        """Read the measure of each round up to this one.  Raises PrflError where this one has none."""
         rounds = []
         for number, outcome in hacking.rounds(self.run.samples, step):
             measured = flat(summarise(outcome))
@@ -81,27 +83,30 @@ class BestRound:
         return policy_path(self.config, self.run.path / "best" / f"step-{step:06d}")
 
     def _tidy(self, rounds: Sequence[Round], best: Round) -> None:
-        """Remove weights that nobody asks for again: they are neither of the best round, nor of what was the best round
-        by a checkpoint that the run may go on from."""
-        there = [r for r in rounds if self._weights(r[0]).exists()]
-        kept = {best[0]}
+        """Remove weights that nobody asks for again.
+
+        Those of the best round stay, and those of what was the best round at each checkpoint that the run may go on
+        from.
+        """
+        with_weights = [r for r in rounds if self._weights(r[0]).exists()]
+        needed = {best[0]}
         for checkpoint in list_checkpoints(self.run.checkpoints):
-            before = [r for r in there if r[0] <= int(checkpoint.name.removeprefix("step-"))]
-            kept |= {best_round(before)[0]} if before else set()
+            before = [r for r in with_weights if r[0] <= int(checkpoint.name.removeprefix("step-"))]
+            needed |= {best_round(before)[0]} if before else set()
         for folder in self._weights(0).parents[1].iterdir():
-            if folder.name not in {f"step-{step:06d}" for step in kept}:
+            if folder.name not in {f"step-{step:06d}" for step in needed}:
                 shutil.rmtree(folder)
 
-    def spent(self) -> bool:
-        """Whether ``evaluation.patience`` is at its end."""
+    def patience_is_over(self) -> bool:
+        """Return whether there were ``evaluation.patience`` rounds without a better one."""
         return self.patience is not None and self.rounds_since >= self.patience
 
     def restore(self) -> None:
         """Put the weights of the best round into the model."""
         step, value = self.best
-        if self.spent():
-            said = f"ended at step {self.step}: {self.rounds_since} rounds without a better {self.key}"
-            console.print(said, markup=False, soft_wrap=True)
+        if self.patience_is_over():
+            text = f"ended at step {self.step}: {self.rounds_since} rounds without a better {self.key}"
+            console.print(text, markup=False, soft_wrap=True)
         if step != self.step:
             load_policy(self.config, self.model, self._weights(step))
         console.print(f"kept: the policy of step {step}, {self.key} {value:.4g}", markup=False, soft_wrap=True)
@@ -110,5 +115,5 @@ class BestRound:
 
 
 def best_round(rounds: Sequence[Round]) -> Round:
-    """The round with the largest measure, of equal ones the earliest; what is not a number is worse than any."""
+    """Return the round with the largest measure, of equal ones the earliest; a NaN is worse than any number."""
     return max(rounds, key=lambda r: -math.inf if math.isnan(r[1]) else r[1])

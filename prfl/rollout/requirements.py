@@ -1,0 +1,122 @@
+"""What a rollout must visit, keep and compute exactly, from the plans of the optimizer steps that it serves.
+
+Asked once, and used by all: the rollout itself, the count of network evaluations and the memory estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+
+from prfl.rollout.plan import Evaluated, Node, StepPlan, on_chain
+from prfl.rollout.solvers import SolverSchedule
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """path: the nodes of the chain that the rollout goes through, ascending.
+
+    latents: the nodes whose latents outlive it: those of the chain are kept, those beside it are made afterwards.
+    outputs: the network's outputs that are read again afterwards; those that the rollout makes are kept.
+    exact: the nodes at which a cheaper rollout computes in full (``exact_nodes``).
+    """
+
+    path: list[int]
+    latents: frozenset[Node]
+    outputs: frozenset[Evaluated]
+    exact: frozenset[int]
+
+    @property
+    def calls(self) -> int:
+        """Network evaluations without gradient, up to where the reward is read."""
+        rolled = self.path[:-1]
+        return len(rolled) + len(self.outputs - {*rolled})
+
+    @property
+    def cheaper_calls(self) -> int:
+        """How many of them a cheaper rollout need not compute in full."""
+        return len({*self.path[:-1]} - self.exact)
+
+
+def requirements(
+    plans: Sequence[StepPlan],
+    schedule: SolverSchedule,
+    stride: int = 1,
+    retain_graph: bool = False,
+    reused: bool = False,
+) -> Requirements:
+    """What the rollout of the first of ``plans`` must visit and keep, for it and for the steps after it.
+
+    stride: where no node is needed the rollout leaps over that many steps at a time (``coarse``).
+    retain_graph: the first step's only edge is run with autograd after the rollout, which then ends before it.
+    reused: the rollout is kept for several steps, and each reads its reward where its edges end under the policy of
+    its time: the chain's latents there are not scored, and all outputs on the edges are kept, to measure drift from.
+    """
+    first = plans[0]
+    latents: set[Node] = set()
+    outputs: set[Evaluated] = set()
+    for number, step_plan in enumerate(plans):
+        kept, constants = _kept(step_plan, schedule.steps, retain_graph and number == 0, reused)
+        latents |= kept
+        outputs |= constants
+
+    last = max(node for node in latents if on_chain(node))
+    ends = trained_ends(first)
+    if reused:  # an output is made on the way to the next node
+        last = max(last, *(k + 1 for k in outputs if on_chain(k)))
+        ends |= {k + 1 for k in first.plan.trains if on_chain(k)}
+    path = coarse({first.first, last} | {i for i in latents | ends if on_chain(i) and i <= last}, stride)
+
+    exact = frozenset(i for step_plan in plans for i in exact_nodes(step_plan, path) if on_chain(i))
+    return Requirements(path, frozenset(latents), frozenset(outputs), exact)
+
+
+def _kept(
+    step_plan: StepPlan, steps: int, retain_graph: bool, reused: bool
+) -> tuple[frozenset[Node], frozenset[Evaluated]]:
+    """The latents and the outputs that one step needs after the rollout."""
+    plan, seeds = step_plan.plan, step_plan.seeds
+    # The edges whose ends the rollout does not give: those beside the chain, and those that it is compared with.
+    computed = [e for e in step_plan.scored_edges if reused or not on_chain(e.target)]
+    if step_plan.similarity:
+        computed = list(plan.edges)
+
+    edges = plan.edges if retain_graph else computed
+    latents: frozenset[Node] = plan.recomputed | {edge.source for edge in edges}
+    if step_plan.similarity:
+        latents |= {edge.target for edge in edges}
+    if step_plan.renoised:
+        latents |= {steps}
+    if retain_graph:  # which makes its own output; of a multistep solver it reads earlier ones
+        return latents, plan.evaluations - plan.recomputed
+    if not reused:
+        latents |= {*seeds}
+    return latents, frozenset(k for edge in computed for k in edge.b)
+
+
+def trained_ends(step_plan: StepPlan) -> frozenset[Node]:
+    """Both ends of every trained edge: they are visited, so that these stay the chain's own steps."""
+    plan = step_plan.plan
+    trained = [edge for edge in plan.edges if plan.trains & edge.b.keys()]
+    return frozenset(node for edge in trained for node in (edge.source, edge.target))
+
+
+def exact_nodes(step_plan: StepPlan, path: Sequence[int]) -> Set[Evaluated]:
+    """The nodes of a rollout's ``path`` at which a cheaper one computes in full (see backbone/cheaper.py).
+
+    What the adjoint differentiates, so that an edge ends where the exact network takes it, and the last step before
+    latents that are scored.  All else, a multistep solver's earlier outputs too, only decides which states are visited.
+    """
+    before = {i for i, after in pairwise(path) if after in step_plan.seeds}
+    return step_plan.plan.recomputed | before | {edge.source for edge in step_plan.scored_edges}
+
+
+def coarse(needed: Collection[int], stride: int) -> list[int]:
+    """The nodes to visit on a coarse way through all that are needed: from each of them back, every ``stride``-th.
+
+    What is left over is the first step of each stretch: the steps next to a needed node are alike.
+    """
+    nodes = sorted(needed)
+    between = {node for low, high in pairwise(nodes) for node in range(high, low, -stride)}
+    return sorted({nodes[0]} | between)
