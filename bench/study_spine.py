@@ -144,8 +144,8 @@ def objectives_of(config: Config) -> list[Objective]:
         assert clips is not None, "these configs make their clips, which SFT learns from"
         return [build_sft(config, model, clips)]
     extra = build_regulariser(config, model, clips)
-    steering = build_reward_gradient(config, model, load_followed_reward(config, model), clips)
-    return [steering, *([extra.objective] if extra else [])]
+    objective = build_reward_gradient(config, model, load_followed_reward(config, model), clips)
+    return [objective, *([extra.objective] if extra else [])]
 
 
 # ------------------------------------------------------------------------------------------------------------ the study

@@ -83,6 +83,8 @@ class AestheticReward:
     differentiable = True
     dimensions = (DIMENSION,)
     normalisation = Normalisation.none((DIMENSION,))  # the score has its own scale, about 1 to 10
+    frames_at_once = FRAMES_AT_ONCE
+    card = None
 
     def __init__(self, clip: CLIPModel, mlp: AestheticMlp) -> None:
         width = mlp.layers[0].in_features
@@ -103,7 +105,7 @@ class AestheticReward:
         differentiated = torch.is_grad_enabled() and frames.requires_grad
 
         scores = []
-        for chunk in frames.split(FRAMES_AT_ONCE):
+        for chunk in frames.split(self.frames_at_once):
             if differentiated:
                 scores.append(checkpoint(self.score_frames, chunk, use_reentrant=False, preserve_rng_state=False))
             else:
@@ -112,11 +114,6 @@ class AestheticReward:
         return {DIMENSION: torch.cat(scores).unflatten(0, (len(pixels), -1)).mean(1)}
 
     logits = __call__  # the score is used as it is; there is nothing to normalise
-
-    @classmethod
-    def load(cls, device: torch.device | str, clip: str, mlp: str | Path, revision: str | None) -> AestheticReward:
-        """``load_aesthetic`` with the keys of its config section."""
-        return load_aesthetic(clip, mlp, revision, device)
 
     @classmethod
     def untrained(cls) -> AestheticReward:

@@ -114,6 +114,7 @@ class PixelReward:
     space = "pixel"
     noise_aware = False
     differentiable = True
+    frames_at_once = None
 
     def __init__(
         self, network: PixelNetwork, normalisation: Normalisation | None = None, card: RewardCard | None = None
