@@ -86,6 +86,8 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
     shapes, counts = Shapes(model, config), []
     for parameter in model.adapter_parameters(POLICY).values():
         parameter.grad = torch.zeros_like(parameter)
+
+    # Two sizes, continued in a straight line to all of the blocks.
     total, group = model.num_blocks, model.blocks_a_checkpoint
     for blocks in (2 * group, 3 * group):  # and continued in a straight line to all of them
         with fused_on_meta("cuda"), fewer_blocks(model, blocks), torch.set_grad_enabled(gradient), Work() as work:
@@ -94,6 +96,7 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
                 if gradient:
                     output.backward(torch.zeros_like(output))
         counts.append(work.amounts)
+
     two, three = counts
     amounts_of: dict[str, dict[str, float]] = {}
     for kind, unit in sorted(three):
@@ -116,6 +119,7 @@ def main() -> None:
         for gradient in (False, True)
         for kernels in (False, True)
     }
+
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
     result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)

@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--draw", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+
     options = parser.parse_args()
     if options.draw:
         draw(options.draw)

@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
+
     options = parser.parse_args()
     if options.measure:
         config, split, seed, guidance, out = options.measure

@@ -126,10 +126,12 @@ def main() -> int:
     parser.add_argument("--world", choices=("wan", "tiny"), default="wan", help="tiny rehearses; default: wan")
     parser.add_argument("--only", action="append", choices=[name for name, *_ in PARTS], help="this part; repeatable")
     options = parser.parse_args()
+
     end = time.monotonic() + options.budget - RESERVE
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     bundle = options.out / BUNDLE
+
     key = identity(options.world)
     done = ended(bundle, key)
     wanted = [part for part in PARTS if part[0] not in done and part[0] in (options.only or [part[0]])]
