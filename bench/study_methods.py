@@ -223,7 +223,7 @@ def read(curve: list[dict], over: str, value: float) -> float:
 
 
 def best_rate(name: str, last: Mapping[tuple[str, str], float]) -> str:
-    """The learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
+    """Return the learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
     return max(RATES, key=lambda rate: last[name, rate])
 
 

@@ -71,7 +71,7 @@ def ceiling() -> Path:
 
 
 def second_model() -> Path:
-    """The second generator as one pipeline folder: its transformer comes from its training run."""
+    """Put the second generator into one pipeline folder: its transformer comes from its training run."""
     folder = RUNS / "second-model"
     if not folder.exists():
         untrained_folder = recipe.untrained_folder(

@@ -56,7 +56,7 @@ class Method:
 
 
 def settings(*values: tuple[float, str]) -> tuple[tuple[str, ...], ...]:
-    """(learning rate, the regulariser's override) of each."""
+    """Return the overrides of each setting: a learning rate, and the regulariser's override."""
     return tuple((f"training.learning_rate={rate}", regulariser) for rate, regulariser in values)
 
 
@@ -234,7 +234,7 @@ def study(seconds: float) -> dict:
 
 
 def best_setting(name: str, validation: Mapping[tuple[str, tuple[str, ...]], float]) -> tuple[str, ...]:
-    """A method's setting with the highest mean on validation prompts."""
+    """Return a method's setting with the highest mean on validation prompts."""
     return max(METHODS[name].settings, key=lambda setting: validation[name, setting])
 
 

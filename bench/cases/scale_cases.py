@@ -45,7 +45,7 @@ def providers(axis: str) -> tuple[str, ...]:
 
 
 def overrides(world: str, axis: str, value: Any) -> list[str]:
-    """Of the world's config, what both methods share."""
+    """Return the overrides of the world's config that both methods share."""
     height, width = value.split("x") if axis == "resolution" else (0, 0)
     by_axis = {
         "frames": [f"data.frames={value}"],
@@ -67,7 +67,7 @@ def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
 
 
 def scale(world: str, axis: str, value: Any) -> Problem:
-    """Two methods compute two things: their gradients are checked, not compared."""
+    """Measure two methods, which compute two things: their gradients are checked, not compared."""
     shared = overrides(world, axis, value)
     plain, stage = worlds.config(world, shared), Stage(world)
     configs = {
