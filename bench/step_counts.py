@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,10 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/step.json"))
-    calls = {
-        f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}": counted(
-            *case, kernels=kernels, gradient=gradient
-        )
-        for name, case in CASES.items()
-        for gradient in (False, True)
-        for kernels in (False, True)
-    }
+    calls = {}
+    for (name, case), gradient, kernels in product(CASES.items(), (False, True), (False, True)):
+        call = f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}"
+        calls[call] = counted(*case, kernels=kernels, gradient=gradient)
 
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
     result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}

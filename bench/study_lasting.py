@@ -90,13 +90,13 @@ def study(guards: list[str], steps: int) -> dict:
         late = ("a refreshed head",)  # last: the pool's two workers must not wait for it before it is trained
         order = [*(guard for guard in guards if guard not in late), *(guard for guard in late if guard in guards)]
 
-        def one(guard: str, seed: int) -> Path:
+        def trained(guard: str, seed: int) -> Path:
             if guard in late:
                 assert reward is not None
                 reward.result()
             return first.result() if (guard, seed) == ("plain", 0) else run(guard, seed, steps)
 
-        runs = {(guard, seed): pool.submit(one, guard, seed) for guard in order for seed in studies.SEEDS}
+        runs = {(guard, seed): pool.submit(trained, guard, seed) for guard in order for seed in studies.SEEDS}
         folders = {key: each.result() for key, each in runs.items()}
         rows = spine.tested(pool, folders, order)
     return {

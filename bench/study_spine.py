@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -211,11 +212,9 @@ def study(seconds: float) -> dict:
         finals = [pool.submit(final, name, seed) for name in METHODS for seed in studies.SEEDS]
         for each in finals:  # the training comes first: two threads must not train one run twice
             each.result()
-        rows = {
-            (name, scale): [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
-            for name in ("base", *METHODS)
-            for scale in (1.0, best_scale)
-        }
+        rows = {}
+        for name, scale in product(("base", *METHODS), (1.0, best_scale)):
+            rows[name, scale] = [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
         runs_of = {key: [each.result() for each in futures] for key, futures in rows.items()}
         return {
             "seconds": seconds,

@@ -32,11 +32,12 @@ VALUES: Mapping[str, Mapping[str, Sequence[int | str]]] = {
 
 def cases(world: str) -> list[Case]:
     needs = worlds.WORLDS[world].needs
-    return [
-        Case("scale", scale, {"world": world, "axis": axis, "value": value}, providers(axis), needs)
-        for axis, values in VALUES[world].items()
-        for value in values
-    ]
+    all_cases = []
+    for axis, values in VALUES[world].items():
+        for value in values:
+            settings = {"world": world, "axis": axis, "value": value}
+            all_cases.append(Case("scale", scale, settings, providers(axis), needs))
+    return all_cases
 
 
 def providers(axis: str) -> tuple[str, ...]:

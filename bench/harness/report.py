@@ -170,7 +170,10 @@ def markdown(rows: Sequence[Row]) -> str:
     texts = []
     if compared:
         columns = used(compared)
-        body = [[row.case, *(line[i] for i in columns)] for row in compared for line in [cells(row)]]
+        body = []
+        for row in compared:
+            line = cells(row)
+            body.append([row.case, *(line[i] for i in columns)])
         texts.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
     if groups := scale_report.tables(of_curves):
         body = [[line[0], name, *line[1:]] for name, lines in groups.items() for line in lines]
