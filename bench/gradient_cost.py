@@ -101,12 +101,12 @@ def cached_share() -> float:
 def cheaper_table(name: str, seconds: Seconds) -> dict[str, dict[str, float]]:
     """Tabulate the GPU-seconds of a gradient by plan, for each way of ``CHEAPER``."""
     share, folder = cached_share(), MODELS[name][0]
-    calls = {way: None if way == "exact" else cheaper_forward(name, how, share) for way, how in CHEAPER.items()}
-    return {
-        way: {"seconds of a cheaper call": call or seconds.forward}
-        | {plan: cost(folder, *rollout, seconds, call) for plan, rollout in PLANS.items()}
-        for way, call in calls.items()
-    }
+    table = {}
+    for way, how in CHEAPER.items():
+        call = None if way == "exact" else cheaper_forward(name, how, share)
+        costs = {plan: cost(folder, *rollout, seconds, call) for plan, rollout in PLANS.items()}
+        table[way] = {"seconds of a cheaper call": call or seconds.forward, **costs}
+    return table
 
 
 def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: float | None = None) -> float:
@@ -147,11 +147,13 @@ def main() -> None:
                 for gradients in SHARED
             }
             tables[f"{model}, {mode}"] = {"seconds of a call": seconds._asdict(), "GPU-seconds of a gradient": plans}
+
     how = f"calls measured: {options.measured}" if options.measured else "calculated from bench/results/step.json"
     result: dict[str, Any] = {"how": f"evaluations counted from the plans of prfl.yaml; {how}", "tables": tables}
     if not options.measured:
         result["cheaper rollouts"] = {name: cheaper_table(name, calculated(name, kernels=True)) for name in MODELS}
     studies.write(options.out, result, weights=studies.COUNTED)
+
     for name, table in tables.items():
         print(table_of(name, table["GPU-seconds of a gradient"]))
     for name, rows in result.get("cheaper rollouts", {}).items():
