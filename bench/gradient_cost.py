@@ -126,7 +126,7 @@ def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: fl
     plan = [f"rollout.stride={stride}", f"rollout.gradients_per_rollout={gradients}"]
     plan += [] if cheaper is None else ["rollout.cheaper.products=float8"]  # whichever: they are counted apart
     config = config_of(folder, *plan)
-    counts = {each.name: each.total for each in forecast.count_work(config, architecture(folder))}
+    counts = {each.name: each.total for each in forecast.count_nfe(config, architecture(folder))}
     price = {
         forecast.ROLLOUT: seconds.forward,
         forecast.CHEAPER: cheaper or 0.0,
