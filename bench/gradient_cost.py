@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,7 @@ from bench import studies
 from bench.harness.bundle import Seconds, call_seconds
 from bench.step_counts import FORWARD, GBS, PRODUCT
 from prfl.backbone import Backbone
-from prfl.backbone.wan.model import TEXT_TOKENS
+from prfl.backbone.wan.text import TEXT_TOKENS
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as forecast
@@ -85,15 +84,17 @@ def cheaper_forward(name: str, how: tuple[str, ...], cached: float) -> float:
         seconds["rounding"] = QUANTISED * rounded_numbers(config_of(folder), architecture(folder)) / 1e9 / GBS
     if INT8 in how:
         seconds[FORWARD] /= FASTER_ATTENTION
-    skipped = cached * (1 - 1 / architecture(folder).num_blocks) if CACHE in how else 0.0  # the first block always runs
+    skipped = (
+        cached * (1 - 1 / architecture(folder).facts.num_blocks) if CACHE in how else 0.0
+    )  # the first block always runs
     return (1 - skipped) * sum(seconds.values())
 
 
 def rounded_numbers(config: Config, model: Backbone) -> int:
     """Count the weights and inputs of the blocks' linear layers in one call on a video."""
-    tokens = math.prod(Shapes(model, config).latent[1:]) // math.prod(model.patch_size)
+    tokens = model.facts.tokens(Shapes(model, config).latent)
     count = 0
-    for name, layer in model.transformer.blocks.named_modules():
+    for name, layer in model.networks["transformer"].get_submodule("blocks").named_modules():
         if type(layer) is nn.Linear:
             of_text = "attn2.to_k" in name or "attn2.to_v" in name
             count += layer.weight.numel() + (TEXT_TOKENS if of_text else tokens) * layer.in_features

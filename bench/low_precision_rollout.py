@@ -23,6 +23,7 @@ from bench import study_spine as spine
 from prfl.backbone import eight_bits
 from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.eight_bits import float8, int8
+from prfl.backbone.kernels import cheaper_calls
 from prfl.config import load_config
 from prfl.evaluation.metrics import difference_interval, mean_interval
 from prfl.factory.backbone import build_backbone
@@ -55,7 +56,7 @@ def main() -> None:
         if rounding:
             eight_bits.QUERIES_AND_KEYS, eight_bits.VALUES = rounding
         how = Cheaper(attention="int8") if rounding else EXACT
-        with torch.no_grad(), model.cheaper(how).at(0):
+        with torch.no_grad(), cheaper_calls(model, how).at(0):
             outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "base")
         total = torch.stack([outcome.scores[f"reward/{each}"] for each in studies.DIMENSIONS]).mean(0)
         scores[name] = {"everything right": outcome.scores["judge/all"], "trained reward": total}

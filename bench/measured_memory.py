@@ -20,6 +20,7 @@ from bench import studies
 from bench.harness import worlds
 from bench.harness.peaks import PEAK, measured_peaks, predicted_peaks
 from bench.predicted_memory import CASES, SMALL
+from prfl.backbone.network import park_vae
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.factory.objective import build_reward_gradient
@@ -40,7 +41,7 @@ def train(config: Config, world: str) -> dict[str, int]:
     """Take the steps as a run does; returns the bytes at their peak and at that of each phase, after the loading."""
     model = worlds.backbone(config)
     objective = build_reward_gradient(config, model, worlds.reward(world, config, model), None)
-    model.park_vae()
+    park_vae(model)
     trained = objective.parameters()
     optimizer = adamw(list(trained.values()))
     torch.cuda.empty_cache()

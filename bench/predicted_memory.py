@@ -9,15 +9,16 @@ Nothing is downloaded or allocated: the step runs on ``meta`` with the shapes of
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
 
 from bench import studies
-from prfl.backbone import Condition, load_architecture
+from prfl.backbone import LoraSpec, load_architecture
+from prfl.backbone.condition import stand_in
 from prfl.backbone.wan.kernels import SWAPPED
-from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config import load_config
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.memory import predict_memory
@@ -76,7 +77,7 @@ def block_bytes(model: str, device: str) -> dict[str, float]:
     by_network = {}
     for name, operations in BLOCKS.items():
         backbone = load_architecture(model, torch.bfloat16)
-        network = backbone.transformer
+        network = backbone.networks["transformer"]
         if operations is None:
             network.add_adapter(LoraConfig(r=RANK, target_modules=list(TARGETS)), "policy")
             if name == NOBODYS:
@@ -86,14 +87,12 @@ def block_bytes(model: str, device: str) -> dict[str, float]:
                     parameter.data = parameter.data.float()
         else:
             with torch.device("meta"):
-                backbone.add_adapter("policy", rank=RANK, alpha=RANK, targets=list(TARGETS))
+                backbone.add_adapter("policy", LoraSpec(rank=RANK, alpha=RANK, targets=TARGETS))
             backbone.use_kernels(operations)
         weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
         latents = torch.empty(1, *backbone.latent_shape(81, 480, 832), device="meta", dtype=torch.bfloat16)
-        condition = Condition(
-            torch.empty(1, TEXT_TOKENS, backbone.text_width, device="meta", dtype=torch.bfloat16),
-            torch.ones(1, dtype=torch.int64),
-        )
+        facts = backbone.facts
+        condition = stand_in(facts.condition, 1, facts.text_tokens, partial(torch.empty, device="meta"))
         saved = []
         for blocks in (1, 2):
             storages: dict[int, torch.Tensor] = {}
@@ -107,7 +106,7 @@ def block_bytes(model: str, device: str) -> dict[str, float]:
                     backbone.features(latents.requires_grad_(), torch.tensor(0.5), condition, [blocks - 1])
             saved.append(sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in weights))
         tokens = latents[0, 0].numel() // 4
-        by_network[name] = (saved[1] - saved[0]) / (tokens * backbone.width * 2)
+        by_network[name] = (saved[1] - saved[0]) / (tokens * facts.widths[0] * 2)
     return by_network
 
 

@@ -85,11 +85,12 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
     config = load_config(config_file, ["backbone.device=cuda", chosen, *size])
     model = build_architecture(config)
     shapes, counts = Shapes(model, config), []
-    for parameter in model.adapter_parameters(POLICY).values():
+    for parameter in model.parameters(POLICY).values():
         parameter.grad = torch.zeros_like(parameter)
 
     # Two sizes, continued in a straight line to all of the blocks.
-    total, group = model.num_blocks, model.blocks_a_checkpoint
+    facts = model.facts
+    total, group = facts.num_blocks, model.running.blocks_together(facts.kernels, facts.lean_group)
     for blocks in (2 * group, 3 * group):  # and continued in a straight line to all of them
         with fused_on_meta("cuda"), fewer_blocks(model, blocks), torch.set_grad_enabled(gradient), Work() as work:
             with model.adapter(POLICY):

@@ -144,7 +144,7 @@ def _evaluations(name: str, steps: int) -> float:
         reward = load_followed_reward(config, model)
         head = reward.members[0] if isinstance(reward, RewardEnsemble) else reward  # the reads of all are counted below
         assert isinstance(head, LatentReward), "a reward in latent space reads the network's blocks"
-        share = (max(head.blocks) + 1) / model.num_blocks
+        share = (max(head.blocks) + 1) / model.facts.num_blocks
     else:
         share = 0.0  # a pixel reward runs no part of the network
     price = {nfe.GRADIENT: 3.0, nfe.REWARD: 3 * share}

@@ -131,7 +131,7 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
         (run / "config.yaml").write_text(dump_resolved(config))
         model = build_backbone(config)
         with torch.no_grad():
-            for index, parameter in enumerate(model.adapter_parameters(POLICY).values()):
+            for index, parameter in enumerate(model.parameters(POLICY).values()):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
         save_policy(run, model, config)
         return run

@@ -21,8 +21,9 @@ from bench.cases.scale_cases import FRAMES
 from bench.harness import worlds
 from bench.harness.problem import Case, Outputs, Problem, Unavailable, Work, differentiated
 from prfl.backbone import Backbone, Condition
-from prfl.backbone.wan.kernels import SWAPPED
+from prfl.backbone.kernels import SWAPPED, use_kernels
 from prfl.config.schema import Config
+from prfl.data.conditions import remember
 from prfl.estimate.memory import reward_tensors
 from prfl.factory.backbone import POLICY, attention_choice
 from prfl.factory.objective import build_reward_gradient
@@ -61,14 +62,16 @@ def config(world: str, *overrides: str) -> Config:
 def inputs(config: Config, model: Backbone) -> tuple[Tensor, Condition]:
     """Draw latents of noise, and encode prompts."""
     shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
-    noise = torch.randn(config.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    noise = torch.randn(config.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(
+        model.facts.device
+    )
     prompts = load_prompts(config.data.prompts)["train"][: len(noise)]
-    model.remember(prompts)
-    return noise, model.condition(prompts)
+    remember(model, prompts)
+    return noise.to(model.facts.device), model.condition(prompts)
 
 
 def weights(model: Backbone) -> list[Tensor]:
-    return [parameter for part in (model.transformer, model.vae) for parameter in part.parameters()]
+    return [parameter for network in model.networks.values() for parameter in network.parameters()]
 
 
 def facts(config: Config, latents: Tensor) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def score(world: str) -> Problem:
         of_provider = plain if provider == LATENT else config(world, *pixel)
         reward = worlds.reward(world, of_provider, model)
         objective = build_reward_gradient(of_provider, model, reward, None)
-        sigma = torch.tensor(0.5 if provider == LATENT else 0.0, device=model.device)
+        sigma = torch.tensor(0.5 if provider == LATENT else 0.0, device=model.facts.device)
 
         def run(_: Any) -> Outputs | None:
             gradient, _ = loss_gradient(objective.scorer, objective.loss, latents, sigma, condition, step)
@@ -118,7 +121,7 @@ def decode(world: str, frames: str, mode: str) -> Problem:
 
     def work(provider: str) -> Work:
         def call() -> Outputs:
-            model.checkpointing = "full" if provider == CHECKPOINTED else "none"
+            model.running.checkpointing = "full" if provider == CHECKPOINTED else "none"
             return {"pixels": decode_frames(model, latents, chosen)[0]}
 
         return differentiated(call, {"latents": latents}, {"pixels": upstream}, mode, weights(model))
@@ -132,18 +135,18 @@ def gradient_call(world: str) -> Problem:
     model = worlds.backbone(settings)
     latents, condition = inputs(settings, model)
     latents, upstream = latents.requires_grad_(), torch.randn_like(latents)
-    sigma = torch.tensor(0.5, device=model.device)
-    trained = list(model.adapter_parameters(POLICY).values())
+    sigma = torch.tensor(0.5, device=model.facts.device)
+    trained = list(model.parameters(POLICY).values())
     chosen = cache(lambda: attention_choice(settings, model).backend)
 
     def work(provider: str) -> Work:
         mode, *more = provider.split(", ")
-        if OFFLOAD in more and model.device.type != "cuda":
+        if OFFLOAD in more and model.facts.device.type != "cuda":
             raise Unavailable("offloading moves what a GPU keeps, and there is none here")
 
         def arrange() -> None:
-            model.checkpointing, model.offload = mode, OFFLOAD in more  # type: ignore[assignment]
-            model.use_kernels(SWAPPED if KERNELS in more else (), chosen())
+            model.running.checkpointing, model.running.offload = mode, OFFLOAD in more  # type: ignore[assignment]
+            use_kernels(model, SWAPPED if KERNELS in more else (), chosen())
 
         def run(_: Any) -> Outputs:
             with model.adapter(POLICY):

@@ -15,16 +15,15 @@ from bench.harness import worlds
 from bench.harness.measure import release
 from bench.harness.problem import Outputs, Problem, Unavailable, Work
 from prfl.backbone import Backbone, Condition
-from prfl.backbone.condition import pad_to
-from prfl.backbone.wan.model import TEXT_TOKENS
+from prfl.backbone.adapters import state_of
+from prfl.backbone.wan.text import EMBEDS, TEXT_TOKENS, pad_to
 from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY
-from prfl.factory.rollout import chain_shift
+from prfl.factory.rollout import chain_sigmas
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
-from prfl.rollout.flow import chain_sigmas
 from prfl.training.optimizer import apply
 
 OURS, RIVAL, KERNELS = "ours", "rival", "ours_kernels"
@@ -48,9 +47,9 @@ def starting_point(config: Config, model: Backbone, objective: RewardGradient) -
     """Draw the noise and the prompts of the first step, as the objective does."""
     step = first_step(objective, config, 0)
     _, condition, noise = objective.draw(step, first_indices(config, step))
-    sigmas = chain_sigmas(config.rollout.steps, chain_shift(config, model)).to(noise)
-    text = pad_to(condition.prompt_embeds, TEXT_TOKENS)
-    return Start(noise, text, condition, sigmas, model.adapter_state(POLICY), objective.loss)
+    sigmas = chain_sigmas(config, model).to(noise)
+    text = pad_to(condition.tensors[EMBEDS], TEXT_TOKENS)
+    return Start(noise, text, condition, sigmas, state_of(model.parameters(POLICY)), objective.loss)
 
 
 def rival_prfl(world: str, frames: int, chain: int) -> Problem:
@@ -71,7 +70,7 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
         reward_network.blocks = reward_network.blocks[: reward.blocks[0] + 1]  # a second model, as public code has it
         if lora:
             script.add_lora(reward_network, lora.rank, lora.alpha, lora.targets)
-            put_adapter(reward_network, model.adapter_state(lora.name))
+            put_adapter(reward_network, state_of(model.parameters(lora.name)))
         _checkpointed(reward_network.requires_grad_(False), config)
         del stage, model, objective, reward, _
         release()  # the script holds a model of its own

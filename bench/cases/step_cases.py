@@ -10,7 +10,7 @@ from bench.cases.rival_cases import PROVIDERS, rival_prfl, rival_vader
 from bench.cases.step_problem import PIXEL, Stage, middle, problem, step_work
 from bench.harness import worlds
 from bench.harness.problem import Case, Problem, Unavailable, Work
-from prfl.backbone.wan.kernels import SWAPPED
+from prfl.backbone.kernels import SWAPPED, use_kernels
 from prfl.config.schema import Config
 from prfl.factory.backbone import attention_choice
 
@@ -96,8 +96,8 @@ def step_modes(world: str, frames: int, chain: int) -> Problem:
         step = step_work(stage, config, agreeing=True)
 
         def before() -> None:
-            model().checkpointing = checkpointing  # type: ignore[assignment]
-            model().use_kernels(SWAPPED if KERNELS in more else (), backend())
+            model().running.checkpointing = checkpointing  # type: ignore[assignment]
+            use_kernels(model(), SWAPPED if KERNELS in more else (), backend())
             step.before()
 
         return step._replace(before=before)

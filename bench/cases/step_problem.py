@@ -6,7 +6,7 @@ back, so that every round computes the same thing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -18,6 +18,7 @@ from bench.harness import worlds
 from bench.harness.problem import Outputs, Problem, Work
 from bench.harness.report import EVALUATIONS, GRADIENTS
 from prfl.backbone import Backbone
+from prfl.backbone.network import park_vae
 from prfl.config.schema import Config
 from prfl.estimate import nfe as forecast
 from prfl.estimate.memory import reward_tensors
@@ -101,16 +102,16 @@ class Decoder:
     def __init__(self, model: Backbone) -> None:
         self.seconds, self.plain = 0.0, False
         self._began, self._model = 0.0, model
-        self._plain_decode, self._now = model.decode, Clock(model.device).now
+        self._plain_decode, self._now = model.decode, Clock(model.facts.device).now
         setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
 
-    def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
-        before, mode = self._now(), self._model.checkpointing
-        self._model.checkpointing = "none" if self.plain else mode
+    def decode(self, latents: Tensor, shown: Sequence[int] | None = None) -> Tensor:
+        before, mode = self._now(), self._model.running.checkpointing
+        self._model.running.checkpointing = "none" if self.plain else mode
         try:
-            pixels = self._plain_decode(latents, gradient_from)
+            pixels = self._plain_decode(latents, shown)
         finally:
-            self._model.checkpointing = mode
+            self._model.running.checkpointing = mode
         self.seconds += self._now() - before
         if pixels.requires_grad:
             pixels.register_hook(self._begin)
@@ -138,7 +139,7 @@ class Stage:
     def model(self, config: Config) -> tuple[Backbone, Trained, Decoder]:
         if self._built is None:
             model = worlds.backbone(config)
-            self._built = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
+            self._built = model, Trained(model.parameters(POLICY)), Decoder(model)
         return self._built
 
     def objective(self, config: Config) -> RewardGradient:
@@ -148,7 +149,7 @@ class Stage:
         objective = build_reward_gradient(config, model, self._rewards[space], None)
         objective.distance_every = 0
         if space == "latent":
-            model.park_vae()  # as a run does; where another provider decodes, it comes back to stay
+            park_vae(model)  # as a run does; where another provider decodes, it comes back to stay
         return objective
 
 
@@ -167,7 +168,7 @@ def step_work(
     which step of the chain was trained; agreeing: its loss and gradients.  plain: the decoder keeps everything.
     """
     (model, trained, decoding), objective = stage.model(config), stage.objective(config)
-    clock, steps = Clock(model.device), config.rollout.gradients_per_rollout
+    clock, steps = Clock(model.facts.device), config.rollout.gradients_per_rollout
     first = first_step(objective, config, objective.latent_shape[1] // 2 if frame is None else frame)
     rounds: list[dict[str, float]] = []
     scored = seen_latents(objective) if alike else {}
@@ -204,7 +205,7 @@ def step_work(
         return outputs
 
     reward = objective.scorer.reward  # type: ignore[attr-defined]
-    constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
+    constant = [*(p for network in model.networks.values() for p in network.parameters()), *reward_tensors(reward)]
     facts = evaluations(config, model, objective)
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
 
@@ -242,7 +243,7 @@ def evaluations(config: Config, model: Backbone, objective: RewardGradient) -> d
     does, of the steps that a run has.
     """
     reward = getattr(objective.scorer, "reward", None)
-    share = (max(reward.blocks) + 1) / model.num_blocks if isinstance(reward, LatentReward) else 0.0
+    share = (max(reward.blocks) + 1) / model.facts.num_blocks if isinstance(reward, LatentReward) else 0.0
     steps = config.rollout.gradients_per_rollout
     counted = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
     price = {**PRICE, forecast.REWARD: 3 * share}

@@ -94,7 +94,7 @@ def backbone(config: Config) -> Backbone:
     """Build the frozen model of a config and, on it, the policy's adapter, moved as if it had been trained a little."""
     model = build_backbone(config) if has_weights(config) else _random(config)
     generator = torch.Generator().manual_seed(config.seed)
-    for parameter in model.adapter_parameters(POLICY).values():
+    for parameter in model.parameters(POLICY).values():
         drawn = torch.randn(parameter.shape, generator=generator) * 0.02
         parameter.data += drawn.to(parameter)
     return model

@@ -1,10 +1,8 @@
-"""One adapter per diffusers model family: network, features, text condition, VAE and LoRA adapters of a video model."""
+"""Video models of any family behind one protocol: velocity, features, conditions, VAE and adapters."""
 
-from prfl.backbone.condition import Condition
+from prfl.backbone.base import Backbone, Facts, LoraSpec
+from prfl.backbone.condition import Ask, Condition
 from prfl.backbone.wan.architecture import load_architecture
 from prfl.backbone.wan.loading import load_backbone
-from prfl.backbone.wan.model import WanBackbone
 
-Backbone = WanBackbone  # becomes a protocol
-
-__all__ = ["Backbone", "Condition", "WanBackbone", "load_architecture", "load_backbone"]
+__all__ = ["Ask", "Backbone", "Condition", "Facts", "LoraSpec", "load_architecture", "load_backbone"]

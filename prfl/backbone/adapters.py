@@ -11,7 +11,7 @@ input and output anew, half as much again as a bfloat16 block keeps without.  He
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from prfl.backbone.base import LoraSpec
 from prfl.backbone.dropout import SampleDropout, dropouts
-from prfl.backbone.weights import check_finite
+from prfl.backbone.weights import check_finite, copy_into
 from prfl.utils.errors import PrflError
 
 
@@ -99,32 +100,50 @@ def same_adapter_only(network: nn.Module, block: Callable[..., Tensor]) -> Calla
     return checked
 
 
-def matching_layers(network: nn.Module, targets: Sequence[str], blocks: Sequence[int] | None) -> list[str]:
-    """Full names of the linear layers whose name ends in one of ``targets``, optionally only in some blocks."""
-    linear = [
-        name.removesuffix(".base_layer")
+def block_names(network: nn.Module, lists: Sequence[str]) -> list[str]:
+    """``blocks.0``, ``blocks.1``, ...: the blocks of a network's lists, in the order in which they run."""
+    return [f"{name}.{index}" for name in lists for index in range(len(network.get_submodule(name)))]
+
+
+def block_of(layer: str, blocks: Sequence[str]) -> str | None:
+    """The block that a layer lies in."""
+    return next((block for block in blocks if layer.startswith(f"{block}.")), None)
+
+
+def matching_layers(network: nn.Module, spec: LoraSpec, lists: Sequence[str]) -> list[str]:
+    """Full names of the linear layers that end in one of the targets, optionally only in some blocks.
+
+    lists: the names of the network's lists of blocks.
+    Raises PrflError for a target that matches nothing, and for blocks that do not exist.
+    """
+    blocks = block_names(network, lists)
+    if spec.blocks is not None and not set(spec.blocks) <= set(range(len(blocks))):
+        raise PrflError(
+            f"adapter blocks {list(spec.blocks)} do not all exist", fix=f"choose among 0 to {len(blocks) - 1}"
+        )
+    layers = {
+        name.removesuffix(".base_layer"): block_of(name, blocks)
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear) and ".lora_" not in name
-    ]
-    if blocks is not None:
-        linear = [name for name in linear if name.startswith(tuple(f"blocks.{block}." for block in blocks))]
-    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
-    missing = [target for target, names in found.items() if not names]
-    if missing or not targets:
-        known = sorted({name.split(".", 2)[2] for name in linear if name.startswith("blocks.")})
-        raise PrflError(f"adapter targets {missing} match no linear layer", fix=f"choose among {', '.join(known)}")
-    return sorted({name for names in found.values() for name in names})
+    }
+    if spec.blocks is not None:
+        chosen = {blocks[index] for index in spec.blocks}
+        layers = {name: block for name, block in layers.items() if block in chosen}
+    matches = {target: [name for name in layers if f".{name}".endswith(f".{target}")] for target in spec.targets}
+    missing = [target for target, names in matches.items() if not names]
+    if missing or not spec.targets:
+        endings = sorted({name.removeprefix(f"{block}.") for name, block in layers.items() if block})
+        raise PrflError(f"adapter targets {missing} match no linear layer", fix=f"choose among {', '.join(endings)}")
+    return sorted({name for names in matches.values() for name in names})
 
 
-def lora_shapes(
-    network: nn.Module, rank: int, targets: Sequence[str], blocks: Sequence[int] | None = None
-) -> dict[str, tuple[int, int]]:
+def lora_shapes(network: nn.Module, spec: LoraSpec, lists: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Shapes of the parameters that ``add_lora`` would make, as ``adapter_parameters`` keys them."""
     shapes = {}
-    for name in matching_layers(network, targets, blocks):
+    for name in matching_layers(network, spec, lists):
         layer = network.get_submodule(name)
-        shapes[f"{name}.lora_A.weight"] = (rank, layer.in_features)
-        shapes[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+        shapes[f"{name}.lora_A.weight"] = (spec.rank, layer.in_features)
+        shapes[f"{name}.lora_B.weight"] = (layer.out_features, spec.rank)
     return shapes
 
 
@@ -143,35 +162,21 @@ def compute_in_input_type(layer: LoraLayer, name: str) -> None:
         factors[name].weight = linear.weight
 
 
-def add_lora(
-    network: ModelMixin,
-    name: str,
-    *,
-    rank: int,
-    alpha: int | float,
-    targets: Sequence[str],
-    dropout: float = 0.0,
-    blocks: Sequence[int] | None = None,
-    seed: int = 0,
-) -> None:
+def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str]) -> None:
     """Add a LoRA adapter (B = 0: the network's output does not change) with float32 master weights, which compute in
     the type of the activations; not yet active.
 
-    targets: endings of layer names, such as ``to_q`` or ``attn1.to_k`` or ``ffn.net.2``.  blocks: only these blocks.
-    seed: of the random A.  dropout acts inside ``dropout.dropping``.
+    lists: the names of the network's lists of blocks.  The dropout acts inside ``dropout.dropping``.
     Raises PrflError for a name that is taken or has a dot, a target that matches nothing, blocks that do not exist.
     """
     if name in adapter_names(network) or "." in name or not name:
         raise PrflError(f"'{name}' cannot be the name of a new adapter", fix="take a new name without a dot")
-    count = len(network.get_submodule("blocks"))
-    if blocks is not None and not set(blocks) <= set(range(count)):
-        raise PrflError(f"adapter blocks {list(blocks)} do not all exist", fix=f"choose among 0 to {count - 1}")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=matching_layers(network, targets, blocks))
+    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=matching_layers(network, spec, lists))
     before = active_adapter(network)
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
-        torch.manual_seed(seed)
+        torch.manual_seed(spec.seed)
         network.add_adapter(config, adapter_name=name)
     restore(flags)
     for parameter in adapter_parameters(network, name).values():
@@ -181,8 +186,8 @@ def add_lora(
     for full_name, layer in network.named_modules():
         if isinstance(layer, LoraLayer) and name in layer.lora_A:
             compute_in_input_type(layer, name)
-            if dropout:
-                layer.lora_dropout[name] = SampleDropout(dropout, full_name)
+            if spec.dropout:
+                layer.lora_dropout[name] = SampleDropout(spec.dropout, full_name)
     network.train(network.training)  # new layers start in training mode
     set_active(network, before)
 
@@ -199,31 +204,28 @@ def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]
     return own
 
 
-def reach(network: nn.Module, name: str) -> tuple[int, int]:
-    """On how many layers the adapter is, and in how many blocks these lie."""
-    layers = {key.rpartition(".lora_")[0] for key in adapter_parameters(network, name)}
-    return len(layers), len({layer.split(".")[1] for layer in layers if layer.startswith("blocks.")})
-
-
 def dropouts_of(network: nn.Module, name: str) -> list[SampleDropout]:
     """The dropout of an adapter, layer by layer; none where its rate is 0."""
     found = [layer.lora_dropout[name] for layer in lora_layers(network) if name in layer.lora_dropout]
     return [dropout for dropout in found if isinstance(dropout, SampleDropout)]
 
 
-def load_state(network: nn.Module, name: str, state: dict[str, Tensor]) -> None:
-    """Copy ``state`` (as ``adapter_parameters`` keys it) into an adapter.
+def state_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """A copy of the weights, under the same keys."""
+    return {key: value.detach().clone() for key, value in parameters.items()}
+
+
+def load_state(parameters: Mapping[str, nn.Parameter], name: str, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state`` into the parameters of the adapter ``name`` (``Backbone.parameters``).
 
     Raises PrflError when names or shapes differ, or values are not finite.
     """
-    own = adapter_parameters(network, name)
-    wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
+    wrong = sorted(parameters.keys() ^ state.keys())
+    wrong = wrong or [key for key in parameters if parameters[key].shape != state[key].shape]
     if wrong:
         raise PrflError(
             f"the saved adapter does not fit adapter '{name}': {len(wrong)} tensors differ, the first is {wrong[0]}",
             fix="add the adapter with the rank, targets and blocks that it was saved with",
         )
     check_finite(state, f"adapter '{name}'", "load weights that were saved whole, of a run that did not diverge")
-    with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(state[key])
+    copy_into(parameters, state)

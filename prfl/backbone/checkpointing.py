@@ -8,8 +8,9 @@ is most of the computing of a long video: selective activation checkpointing, as
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -35,6 +36,32 @@ FUSED_ATTENTION = {
 }
 
 Kept = Callable[[], Tensor]
+
+
+@dataclass
+class Running:
+    """How a backbone computes.
+
+    checkpointing: what its blocks keep for the backward pass.  block_modes, feature_modes: where they differ, of each
+    block in ``velocity`` and in ``features``.  offload: what is kept waits in host memory, as the networks do while a
+    video is decoded.  kernels: operations that prfl_kernels runs, as ``kernels.use_kernels`` swapped them in.
+    """
+
+    checkpointing: Checkpointing = "none"
+    offload: bool = False
+    block_modes: tuple[Checkpointing, ...] | None = None
+    feature_modes: tuple[Checkpointing, ...] | None = None
+    kernels: frozenset[str] = frozenset()
+
+    def modes(self, count: int, *, velocity: bool) -> list[Checkpointing]:
+        """What each of the first ``count`` blocks keeps."""
+        chosen = ((self.block_modes if velocity else self.feature_modes) or ())[:count]
+        return [*chosen, *[self.checkpointing] * (count - len(chosen))]
+
+    def blocks_together(self, kernels: Collection[str], lean_group: int) -> int:
+        """How many blocks of the network are computed again together (``Facts.kernels``, ``Facts.lean_group``)."""
+        lean = self.kernels == set(kernels) and self.checkpointing == "full" and not self.offload
+        return lean_group if kernels and lean else 1
 
 
 def stretches(modes: Sequence[Checkpointing], group: int) -> Iterator[tuple[int, int]]:

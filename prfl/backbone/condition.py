@@ -1,99 +1,128 @@
-"""What a backbone makes of prompts (opaque to everyone else), and how padded text is attended to in few tokens."""
+"""What a backbone makes of prompts: named tensors, with what each of them was made of beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
-from jaxtyping import Float, Int
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Condition:
-    """A batch of text conditions.
+class Clip:
+    """The size of a video, in frames and pixels, and its rate in frames per second."""
 
-    prompt_embeds: (batch, tokens, dim), zero beyond each sample's length.  lengths: (batch,), real tokens per sample.
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the condition of one sample is made of, and found by.
+
+    image: the video's first frame, for families that take one.  clip: for families whose condition depends on the size.
     """
 
-    prompt_embeds: Float[Tensor, "b tokens dim"]
-    lengths: Int[Tensor, " b"]
+    prompt: str
+    image: Path | None = None
+    clip: Clip | None = None
+
+
+def as_asks(asks: Sequence[Ask | str]) -> tuple[Ask, ...]:
+    """A prompt alone stands for the ask that has nothing else."""
+    assert not isinstance(asks, str), "give a list of prompts, not one prompt"
+    return tuple(Ask(ask) if isinstance(ask, str) else ask for ask in asks)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a family's conditions.
+
+    shape: of one sample; None is its tokens, of which samples have different numbers.  counts: the name of the tensor
+    whose tokens this one counts.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    counts: str | None = None
+
+    @property
+    def ragged(self) -> bool:
+        return None in self.shape
+
+    def sized(self, tokens: int) -> tuple[int, ...]:
+        """The shape of a sample with so many tokens."""
+        return tuple(tokens if size is None else size for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A batch of conditions.
+
+    tensors: by name, each (batch, ...).  asks: what each sample was made of.  ragged: the tensors whose second axis is
+    as long as the batch's longest sample, with zeros behind the shorter ones.
+    """
+
+    tensors: dict[str, Tensor]
+    asks: tuple[Ask, ...]
+    ragged: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(tensor) for name, tensor in self.tensors.items()}
+        assert set(sizes.values()) <= {len(self.asks)}, f"{len(self.asks)} asks, but tensors of {sizes}"
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.asks)
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Condition:
         """Select, reorder or repeat samples."""
-        return Condition(self.prompt_embeds[index], self.lengths[index])
+        rows = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].tolist()
+        tensors = {name: tensor[index] for name, tensor in self.tensors.items()}
+        return Condition(tensors, tuple(self.asks[row] for row in rows), self.ragged)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
-        return Condition(self.prompt_embeds.to(device=device, dtype=dtype), self.lengths.to(device=device))
+        """Move all tensors to a device, and those of floating point to a dtype."""
+        moved = {
+            name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+            for name, tensor in self.tensors.items()
+        }
+        return Condition(moved, self.asks, self.ragged)
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
-        """Join batches, padding the token axis to the longest."""
-        tokens = max(condition.prompt_embeds.shape[1] for condition in conditions)
-        padded = [F.pad(c.prompt_embeds, (0, 0, 0, tokens - c.prompt_embeds.shape[1])) for c in conditions]
-        return Condition(torch.cat(padded), torch.cat([condition.lengths for condition in conditions]))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Plain tensors, for a cache file; ``from_tensors`` is the inverse."""
-        return {"prompt_embeds": self.prompt_embeds, "lengths": self.lengths}
-
-    @staticmethod
-    def from_tensors(tensors: dict[str, Tensor]) -> Condition:
-        return Condition(tensors["prompt_embeds"], tensors["lengths"])
+        """Join batches, padding the ragged tensors with zeros to the longest."""
+        first = conditions[0]
+        tensors = {}
+        for name in first.tensors:
+            parts = [condition.tensors[name] for condition in conditions]
+            tensors[name] = torch.cat(padded(parts) if name in first.ragged else parts)
+        return Condition(tensors, tuple(ask for condition in conditions for ask in condition.asks), first.ragged)
 
 
-def fold_padding(prompt_embeds: Tensor, lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Text padded with zeros to ``total`` tokens, in fewer: tokens and the attention bias that makes them equal.
+def padded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros behind the second axis, up to the longest."""
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [F.pad(x, (*(0, 0) * (x.ndim - 2), 0, longest - x.shape[1])) for x in tensors]
 
-    All zero tokens have one key k0 and one value v0, so in softmax attention m of them weigh as one token whose
-    logit is q.k0 + log m, exactly.  A sample of n real tokens keeps T - n zero slots, each with a bias of
-    log((total - n) / (T - n)), where T = min(longest + 1, total).
 
-    prompt_embeds (b, tokens, dim), lengths (b,) -> (b, T, dim), bias (b, T).
+def stand_in(
+    specs: Mapping[str, TensorSpec], batch: int, tokens: int, make: Callable[[tuple[int, ...]], Tensor]
+) -> Condition:
+    """A condition of no prompt: for checks and dry runs, which need its shapes alone.
+
+    Every sample has ``tokens`` tokens, none of them padding.  make: a tensor of a shape, for those of floating point.
     """
-    kept = min(int(lengths.max()) + 1, total)
-    prompt_embeds = F.pad(prompt_embeds, (0, 0, 0, max(0, kept - prompt_embeds.shape[1])))[:, :kept]
-    lengths = lengths.to(prompt_embeds.device)[:, None]
-    is_padding = torch.arange(kept, device=prompt_embeds.device) >= lengths
-    multiplicity = (total - lengths).double() / (kept - lengths).clamp(min=1)
-    return prompt_embeds, torch.where(is_padding, multiplicity, 1.0).log().to(prompt_embeds.dtype)
-
-
-def pad_to(prompt_embeds: Tensor, total: int) -> Tensor:
-    """Zero tokens up to ``total``, as WanPipeline has them."""
-    return F.pad(prompt_embeds, (0, 0, 0, total - prompt_embeds.shape[1]))
-
-
-class FoldedTextProcessor(WanAttnProcessor):
-    """Cross-attention that takes its attention bias as one more channel of the text tokens.
-
-    Carrying the bias with the tokens keeps the processor without state, so a checkpointed block can be computed again
-    at any time.  Tokens without the extra channel (a WanPipeline on the same network) are attended to as always.
-    """
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        assert encoder_hidden_states is not None
-        encoder_hidden_states, bias = split_bias(encoder_hidden_states, hidden_states.shape[-1])
-        attention_mask = attention_mask if bias is None else bias
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
-
-
-def split_bias(text: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
-    """Text tokens, and the attention bias (b, 1, 1, tokens) that they may carry as one channel more than ``width``."""
-    if text.shape[-1] != width + 1:
-        return text, None
-    # A mask that requires a gradient (when all weights are trained) would turn fused attention off.
-    return text[..., :width], text[:, None, None, :, width].detach()
+    tensors = {}
+    for name, spec in specs.items():
+        shape = (batch, *spec.sized(tokens))
+        if spec.dtype.is_floating_point:
+            tensors[name] = make(shape).to(spec.dtype)
+        else:  # a count of tokens, or a mask that leaves none out
+            tensors[name] = torch.full(shape, tokens if spec.counts else 1, dtype=spec.dtype)
+    ragged = frozenset(name for name, spec in specs.items() if spec.ragged)
+    return Condition(tensors, (Ask(""),) * batch, ragged)

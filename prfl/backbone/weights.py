@@ -53,3 +53,11 @@ def hold_their_own(parameters: Mapping[str, nn.Parameter]) -> bool:
     """Whether no ``holding`` has put other values into these parameters, for now or (interrupted) for good."""
     ours = {id(parameter) for parameter in parameters.values()}
     return not any(id(parameter) in ours for swapped in SWAPPED for parameter in swapped.values())
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """As ``from_pretrained`` does: diffusers names the modules that stay in float32; buffers are left alone."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or [])
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+    return model

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone, Condition
-from prfl.backbone.wan.model import TEXT_TOKENS
+from prfl.backbone import Ask, Backbone, Condition
+from prfl.backbone.condition import TensorSpec
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.formats import Window
 from prfl.utils import processes
@@ -40,7 +39,7 @@ class LatentCache:
     """The entries of one model, clip size and rate, in a folder.
 
     clip: the keyword arguments of ``read_video``.  text: identity of the text encoder, the dtype of its embeddings, and
-    where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  text_width: of a prompt's embeddings.
+    where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  condition: a prompt's tensors.
     """
 
     folder: Path
@@ -49,7 +48,7 @@ class LatentCache:
     vae_dtype: str
     text: tuple[str, str, int]
     shape: tuple[int, ...]
-    text_width: int
+    condition_specs: Mapping[str, TensorSpec]
 
     @classmethod
     def for_backbone(
@@ -64,16 +63,16 @@ class LatentCache:
         window: Window = "start",
     ) -> LatentCache:
         """Make the cache of a backbone.  Raises PrflError for a size that the model cannot take."""
-        shape = backbone.latent_shape(frames, height, width)
+        facts, shape = backbone.facts, backbone.latent_shape(frames, height, width)
         clip = {"frames": frames, "height": height, "width": width, "fps": float(fps), "window": window}
         return cls(
             Path(folder),
             clip,
-            backbone.describe(),
-            str(backbone.vae.dtype),
-            (backbone.text_identity, str(backbone.dtype), TEXT_TOKENS),
+            dict(facts.identity),
+            str(facts.vae_dtype),
+            (facts.text_identity, str(facts.dtype), facts.text_tokens),
             shape,
-            backbone.text_width,
+            facts.condition,
         )
 
     @property
@@ -140,7 +139,8 @@ class LatentCache:
             raise PrflError(f"the prompt {prompt[:80]!r} is not in the cache", where=str(self.folder), fix=fix)
         tensors, _ = read_entry(file, self.prompts, prompt)
         copies = {name: tensor.clone() for name, tensor in tensors.items()}  # else thousands of files stay mapped
-        return Condition.from_tensors(copies)
+        ragged = frozenset(name for name, spec in self.condition_specs.items() if spec.ragged)
+        return Condition(copies, (Ask(prompt),), ragged)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         """List, once each, the prompts whose condition is not here; damaged ones are put aside and count as missing.
@@ -157,7 +157,7 @@ class LatentCache:
 
     def keep(self, prompt: str, condition: Condition) -> None:
         """Write one prompt's condition, of length 1.  Raises PrflError when it is not finite."""
-        tensors = condition.tensors()
+        tensors = condition.tensors
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             what = f"the text encoder gives embeddings of {prompt[:80]!r} that are not finite"
             raise PrflError(what, where="backbone.dtype", fix="load the model in float32")
@@ -215,16 +215,24 @@ class LatentCache:
 
     def _condition_fault(self, tensors: Mapping[str, Tensor]) -> str:
         """Say what is wrong with the tensors of a prompt's entry, or ""."""
-        if set(tensors) != {"prompt_embeds", "lengths"}:
-            return f"it holds {_names(tensors)}, not prompt_embeds, lengths"
-        embeds, lengths = tensors["prompt_embeds"], tensors["lengths"]
-        if embeds.ndim != 3 or (len(embeds), embeds.shape[2]) != (1, self.text_width):
-            return f"its prompt_embeds are {tuple(embeds.shape)}, not (1, tokens, {self.text_width})"
-        if str(embeds.dtype) != self.text[1]:
-            return f"its prompt_embeds are {embeds.dtype}, not {self.text[1]}"
-        if lengths.shape != (1,) or lengths.dtype != torch.int64 or not 0 <= int(lengths) <= embeds.shape[1]:
-            return "its lengths are not those of one prompt"
-        return ""
+        if set(tensors) != set(self.condition_specs):
+            return f"it holds {_names(tensors)}, not {', '.join(self.condition_specs)}"
+        faults = (_tensor_fault(name, spec, tensors) for name, spec in self.condition_specs.items())
+        return next(filter(None, faults), "")
+
+
+def _tensor_fault(name: str, spec: TensorSpec, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with one tensor of a single prompt's condition."""
+    tensor = tensors[name]
+    fits = len(tensor.shape) == len(spec.shape) + 1 and tensor.shape[0] == 1
+    fits = fits and all(size in (None, has) for size, has in zip(spec.shape, tensor.shape[1:], strict=True))
+    if spec.counts is not None:
+        fits = fits and tensor.dtype == spec.dtype and 0 <= int(tensor) <= tensors[spec.counts].shape[1]
+        return "" if fits else f"its {name} are not those of one prompt"
+    if not fits:
+        wanted = ", ".join("tokens" if size is None else str(size) for size in spec.shape)
+        return f"its {name} are {tuple(tensor.shape)}, not (1, {wanted})"
+    return "" if tensor.dtype == spec.dtype else f"its {name} are {tensor.dtype}, not {spec.dtype}"
 
 
 def _names(tensors: Mapping[str, Tensor]) -> str:

@@ -138,7 +138,7 @@ def load_dataset(
     common: dict[str, Any] = {
         "conditions": conditions,
         "prompts": prompts,
-        "device": backbone.device,
+        "device": backbone.facts.device,
         "skipped": skipped,
         "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video in entries}),
         "former_fingerprint": _fingerprint(kept, {video: entry.name for video, entry in entries.items()}),

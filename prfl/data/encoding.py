@@ -139,7 +139,7 @@ def _encode_videos(
 
     if clips:
         with torch.no_grad():
-            latents = backbone.encode(torch.stack(list(clips.values())).to(backbone.device)).cpu()
+            latents = backbone.encode(torch.stack(list(clips.values())).to(backbone.facts.device)).cpu()
         for file, tensor in zip(clips, latents, strict=True):
             cache.keep_latents(file, *sources[file], tensor)
             file.with_suffix(".unreadable").unlink(missing_ok=True)

@@ -9,19 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-
 from prfl.backbone import Backbone
-from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.data.manifest import LabelledVideo, PreferencePair
 from prfl.data.prompts import plain
 from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
 
-ONE_TO_MODEL = f"unknown words are all one token to it, and only the first {TEXT_TOKENS} tokens count"
-
 Tokens = dict[str, tuple[int, ...]]
-"""What the text encoder gets of each prompt, and no more: at most 512 tokens."""
+"""What the text encoder gets of each prompt, and no more: at most ``Facts.text_tokens``."""
 
 
 def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> None:
@@ -29,7 +24,7 @@ def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Bac
     tokens = check_apart(splits, where, backbone)
     if tokens:
         for split, prompts in splits.items():
-            warn_of_repeats(split, prompts, where, tokens)
+            warn_of_repeats(split, prompts, where, backbone, tokens)
         for text in token_warnings(list(tokens), where, backbone, tokens):
             warn(text)
 
@@ -52,12 +47,13 @@ def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: Backb
     unknown = set(strange(backbone, tokens))
     exact = [pair for pair in same if pair[0] not in unknown or plain(pair[0]) == plain(pair[2])]
     if exact:
-        what = f"{len(exact)} prompts are, token for token, in another split too: {_examples(exact)} ({ONE_TO_MODEL})"
+        what = f"{len(exact)} prompts are, token for token, in another split too: {_examples(exact)}"
+        what += f" ({one_to_model(backbone)})"
         raise PrflError(what, where=where, fix="give each prompt to one split, or write the difference in other words")
     if same:  # other texts, but a tokenizer of few words cannot tell
         warn(
             f"{where}: {len(same)} prompts are, token for token, in another split too: {_examples(same)} "
-            f"({ONE_TO_MODEL}); what is trained on is held out too"
+            f"({one_to_model(backbone)}); what is trained on is held out too"
         )
 
     if alike := shared(splits, plain):
@@ -72,18 +68,21 @@ def token_ids(backbone: Backbone, prompts: Sequence[str]) -> Tokens:
     """Tokenize prompts as the text encoder does.  Raises PrflError where the tokenizer cannot be loaded."""
     if not prompts:
         return {}
-    cleaned = [prompt_clean(prompt) for prompt in prompts]
-    ids = backbone.tokenizer(cleaned, truncation=True, max_length=TEXT_TOKENS).input_ids
-    return {prompt: tuple(tokens) for prompt, tokens in zip(prompts, ids, strict=True)}
+    return dict(zip(prompts, backbone.text.tokens(prompts), strict=True))
+
+
+def one_to_model(backbone: Backbone) -> str:
+    """Say why a model may not tell texts apart."""
+    return f"unknown words are all one token to it, and only the first {backbone.facts.text_tokens} tokens count"
 
 
 def strange(backbone: Backbone, tokens: Tokens) -> list[str]:
     """List the prompts with words that the tokenizer does not know."""
-    unknown = backbone.tokenizer.unk_token_id if tokens else None
+    unknown = backbone.text.unknown() if tokens else None
     return [] if unknown is None else [prompt for prompt, ids in tokens.items() if unknown in ids]
 
 
-def warn_of_repeats(split: str, prompts: Sequence[str], where: str, tokens: Tokens) -> None:
+def warn_of_repeats(split: str, prompts: Sequence[str], where: str, backbone: Backbone, tokens: Tokens) -> None:
     """Warn of the prompts of one split that are one to the text encoder."""
     first: dict[tuple[int, ...], str] = {}
     repeated = []
@@ -95,16 +94,17 @@ def warn_of_repeats(split: str, prompts: Sequence[str], where: str, tokens: Toke
     if repeated:
         warn(
             f"{where}: {len(repeated)} of {len(texts)} prompts of {split} are, token for token, another one of it: "
-            f"{' is '.join(map(_short, repeated[0]))} ({ONE_TO_MODEL})"
+            f"{' is '.join(map(_short, repeated[0]))} ({one_to_model(backbone)})"
         )
 
 
 def token_warnings(prompts: Sequence[str], where: str, backbone: Backbone, tokens: Tokens) -> list[str]:
     """Write warnings of prompts that are cut, and of those with words that the tokenizer does not know."""
     unknown = strange(backbone, tokens)
-    full = [prompt for prompt in prompts if len(tokens[prompt]) == TEXT_TOKENS]
-    whole = backbone.tokenizer([prompt_clean(prompt) for prompt in full], verbose=False).input_ids if full else []
-    lengths = {prompt: len(ids) for prompt, ids in zip(full, whole, strict=True) if len(ids) > TEXT_TOKENS}
+    most = backbone.facts.text_tokens
+    full = [prompt for prompt in prompts if len(tokens[prompt]) == most]
+    whole = backbone.text.tokens(full, cut=False) if full else []
+    lengths = {prompt: len(ids) for prompt, ids in zip(full, whole, strict=True) if len(ids) > most}
 
     texts = []
     if unknown:
@@ -115,7 +115,7 @@ def token_warnings(prompts: Sequence[str], where: str, backbone: Backbone, token
     if lengths:
         longest = max(lengths, key=lambda prompt: lengths[prompt])
         texts.append(
-            f"{where}: {len(lengths)} of {len(prompts)} prompts are cut behind {TEXT_TOKENS} tokens, which is all that "
+            f"{where}: {len(lengths)} of {len(prompts)} prompts are cut behind {most} tokens, which is all that "
             f"the model reads; the longest has {lengths[longest]}: {_short(longest)}"
         )
     return texts

@@ -48,8 +48,8 @@ class Filled:
         return _modes(self.reward_blocks, self.reward_attention, self.reward_whole)
 
     def put_into(self, model: Backbone) -> None:
-        model.checkpointing = "full"
-        model.block_modes, model.feature_modes = self.modes(), self.reward_modes()
+        model.running.checkpointing = "full"
+        model.running.block_modes, model.running.feature_modes = self.modes(), self.reward_modes()
 
     def __str__(self) -> str:
         more, of_reward = self.attention - self.whole, self.reward_attention - self.reward_whole
@@ -133,6 +133,6 @@ def _blocks_read(config: Config) -> int:
 def _counted(config: Config, filled: Filled) -> Filled:
     """Return the same with the number of blocks and the predicted peak of the training."""
     model = build_architecture(config)
-    filled = replace(filled, blocks=model.num_blocks, reward_blocks=_blocks_read(config))
+    filled = replace(filled, blocks=model.facts.num_blocks, reward_blocks=_blocks_read(config))
     filled.put_into(model)
     return replace(filled, peak=predict_memory(config, model).training_peak)

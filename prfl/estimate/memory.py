@@ -7,7 +7,6 @@ Not in it: cuDNN's workspaces, the CUDA context, the allocator's gaps.  Leave a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from prfl.backbone import Backbone
-from prfl.backbone.wan.architecture import cast
+from prfl.backbone.network import all_predictors, base_weights, copies, predictors
+from prfl.backbone.weights import cast
 from prfl.config.schema import Config
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
@@ -25,7 +25,6 @@ from prfl.estimate.stored_latents import earlier_outputs, most_kept, most_latent
 from prfl.factory.backbone import device_kind, policy_adapter_name
 from prfl.factory.reward import Reward
 from prfl.factory.rollout import build_schedule
-from prfl.objective import sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
@@ -70,7 +69,7 @@ def predict_memory(config: Config, model: Backbone) -> Memory:
 
     model: ``build_architecture(config)``; it gets gradients, so use it for nothing else.
     """
-    model.offload = offloads(config)
+    model.running.offload = offloads(config)
     reward, assumed = reward_on_meta(config, model)
     trained = trained_parameters(config, model, reward)
     for parameter in trained:
@@ -83,7 +82,7 @@ def predict_memory(config: Config, model: Backbone) -> Memory:
     gradient_bytes = sum_bytes([p.grad for p in trained if p.grad is not None])
     with fused_on_meta(device_kind(config)):
         phases = list(all_phases(config, model, reward, shapes, gradient_bytes))
-        host = host_bytes(config, model, shapes) if model.offload else 0
+        host = host_bytes(config, model, shapes) if model.running.offload else 0
     if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cuda":
         waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
         host += stored_rollout(config, model)[0] * waiting + sum_bytes(trained)  # the weights are not pinned
@@ -95,11 +94,11 @@ def without_autocast(model: Backbone) -> Iterator[Part]:
 
     The copies that autocast makes of them, one of each until a call ends, are yielded as a part of their own.
     """
-    for network in {model.transformer, *model.copies.values()}:
-        if network.patch_embedding.weight.dtype != model.dtype:
+    dtype = model.facts.dtype
+    for network in all_predictors(model):
+        if dtype != torch.float32 and any(tensor.requires_grad for tensor in base_weights(network)):
             yield Part(
-                f"the weights in {str(model.dtype).removeprefix('torch.')}, by autocast",
-                module_bytes(cast(network, model.dtype)),
+                f"the weights in {str(dtype).removeprefix('torch.')}, by autocast", module_bytes(cast(network, dtype))
             )
 
 
@@ -109,12 +108,12 @@ def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
 
     # What is not saved on the device with offload is on the host.
     with_store = network_call(config, model, shapes, part, gradient=True).saved
-    model.offload = False
+    model.running.offload = False
     without = network_call(config, model, shapes, part, gradient=True).saved
-    model.offload = True
+    model.running.offload = True
 
-    tokens = math.prod(shapes.latent[1:]) // math.prod(model.patch_size)
-    hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
+    facts = model.facts  # of a hidden state the blocks keep one or two
+    hidden = part * facts.tokens(shapes.latent) * facts.widths[0] * facts.dtype.itemsize
     rolled = 0
     if config.follows_reward:  # all but the end of the rollout, which is wanted first
         rolled = most_kept(config, model) - 1
@@ -125,20 +124,20 @@ def trained_parameters(config: Config, model: Backbone, reward: Reward | None) -
     if config.trains_reward:
         assert isinstance(reward, LatentReward | PixelReward)
         return list(reward.parameters().values())
-    return list(sft.trained_parameters(model, policy_adapter_name(config)).values())
+    return list(model.parameters(policy_adapter_name(config)).values())
 
 
 def fixed_parts(
     config: Config, model: Backbone, reward: Reward | None, trained: list[nn.Parameter], shapes: Shapes
 ) -> Iterator[Part]:
     """Yield what is alive all the time: weights, gradients, the optimizer's state, latents."""
-    base = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
-    name = "frozen base, which reward and distance read" if model.copies else "transformer weights"
-    yield Part(name, sum_bytes([*base, *model.transformer.buffers()]))
-    if model.copies:
-        yield Part("trained copy of all weights, in float32", sum(map(module_bytes, model.copies.values())))
+    copied = copies(model).values()
+    name = "frozen base, which reward and distance read" if copied else "transformer weights"
+    yield Part(name, sum(sum_bytes(base_weights(network)) for network in predictors(model).values()))
+    if copied:
+        yield Part("trained copy of all weights, in float32", sum(map(module_bytes, copied)))
     if not parks_vae(config):
-        yield Part("VAE weights", module_bytes(model.vae))
+        yield Part("VAE weights", module_bytes(model.networks["vae"]))
 
     # What is trained.
     size = sum_bytes(trained)
@@ -157,7 +156,8 @@ def fixed_parts(
     if config.follows_reward:
         count = most_latents(config, model, offloads(config))
     latents = count * sum_bytes([shapes.latents(part)])
-    yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
+    embeddings = [tensor for tensor in shapes.condition(part).tensors.values() if tensor.is_floating_point()]
+    yield Part("latents and prompt embeddings", latents + sum_bytes(embeddings))
     if config.follows_reward and (earlier := earlier_outputs(build_schedule(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
 

@@ -53,7 +53,7 @@ def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
         counts[REWARD] = training.steps * preference.samples_compared
     else:
         counts[GRADIENT] = training.steps
-    if model.checkpointing != "none" and counts[GRADIENT]:
+    if model.running.checkpointing != "none" and counts[GRADIENT]:
         counts[RECOMPUTED] = counts[GRADIENT]
 
     # Counted for one sample of each step; a batch has several.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prfl.backbone import Backbone, Condition
-from prfl.backbone.wan.model import TEXT_TOKENS
+from prfl.backbone.condition import stand_in
 from prfl.config.schema import Config
 from prfl.factory.backbone import device_kind
 from prfl.factory.prompts import load_prompts
@@ -58,7 +59,7 @@ class Shapes:
         self.clip = config.data.frames, config.data.height, config.data.width
         with error_location("data"):
             self.latent = model.latent_shape(*self.clip)
-        self.tokens = text_tokens(config)
+        self.tokens = min(longest_prompt(config), model.facts.text_tokens)
 
     def latents(self, batch: int) -> Tensor:
         return torch.empty(batch, *self.latent, device="meta")
@@ -67,12 +68,10 @@ class Shapes:
         return torch.empty(batch, 3, *self.clip, device="meta")
 
     def condition(self, batch: int) -> Condition:
-        embeds = torch.empty(batch, self.tokens, self.model.text_width, device="meta", dtype=self.model.dtype)
-        return Condition(embeds, torch.full((batch,), self.tokens))
+        return stand_in(self.model.facts.condition, batch, self.tokens, partial(torch.empty, device="meta"))
 
 
-def text_tokens(config: Config) -> int:
+def longest_prompt(config: Config) -> int:
     """Return the longest prompt in tokens, or more: a text has no more tokens than bytes, and an end."""
     splits = load_prompts(config.data.prompts).values()
-    longest = max(len(prompt.encode()) + 1 for prompts in splits for prompt in prompts)
-    return min(longest, TEXT_TOKENS)
+    return max(len(prompt.encode()) + 1 for prompts in splits for prompt in prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
+from prfl.backbone.kernels import cheaper_calls
+from prfl.backbone.network import all_predictors, base_blocks, with_lists
 from prfl.config.schema import Config
 from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
@@ -35,7 +37,7 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
     """Yield the phases of a run in their order.  trained: bytes of the trained parameters' gradients."""
     training = config.training
     part = training.batch // training.accumulation
-    vae = module_bytes(model.vae) if parks_vae(config) else 0
+    vae = module_bytes(model.networks["vae"]) if parks_vae(config) else 0
 
     # Before the training.
     yield encoding_prompts(config, model)
@@ -63,12 +65,12 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
         batch = _evaluation_batch(config)
         if batch > part:
             call = network_call(config, model, shapes, batch, gradient=False)
-            earlier = earlier_outputs(sampling_settings(config).chain(model.default_shift))
+            earlier = earlier_outputs(sampling_settings(config).chain(model, shapes.latent))
             size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
             yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
         decoding = measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
-        if model.offload:  # the transformer waits on the host
-            away = sum(map(module_bytes, (model.transformer, *model.copies.values())))
+        if model.running.offload:  # the transformer waits on the host
+            away = sum(map(module_bytes, all_predictors(model)))
             decoding = replace(decoding, bytes=max(0, decoding.bytes - away))
         yield decoding
 
@@ -78,9 +80,9 @@ def encoding_prompts(config: Config, model: Backbone) -> Part:
 
     ``encode_prompts`` has the rest of the model wait on the host; filling a cache does not.
     """
-    here = module_bytes(model.text_encoder)
+    here = module_bytes(model.text.encoder())
     if device_kind(config) == "cpu" or config.data.has_clips:
-        here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
+        here += sum(map(module_bytes, model.networks.values()))
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
 
@@ -129,8 +131,8 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)
         policy = policy_adapter_name(config)
-        dropout = model.dropping(policy, no_seeds(batch))
-        with LiveBytes() as counted, torch.set_grad_enabled(gradient), model.adapter(policy), dropout:
+        selected = model.adapter(policy, no_seeds(batch))
+        with LiveBytes() as counted, torch.set_grad_enabled(gradient), selected:
             output = network(leaf, torch.tensor(0.5))
             saved = counted.live
             if gradient:
@@ -152,9 +154,9 @@ def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) ->
     network = guided(config, model, shapes, batch)
 
     def run() -> Part:
-        dropout = model.dropping(policy_adapter_name(config), no_seeds(batch))
-        with LiveBytes() as counted, torch.no_grad(), model.adapter(policy_adapter_name(config)), dropout:
-            calls = model.cheaper(how)
+        selected = model.adapter(policy_adapter_name(config), no_seeds(batch))
+        with LiveBytes() as counted, torch.no_grad(), selected:
+            calls = cheaper_calls(model, how)
             for node in range(2):
                 with calls.at(node):
                     network(shapes.latents(batch), torch.tensor(0.5))
@@ -169,7 +171,8 @@ def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
     (From three on: with offload, the last block and two more are alive at once.)  Blocks that are not alike, as where
     an adapter is on some of them, are run one and all.
     """
-    total, group = model.num_blocks, model.blocks_a_checkpoint
+    facts = model.facts
+    total, group = facts.num_blocks, model.running.blocks_together(facts.kernels, facts.lean_group)
     if total <= 4 * group or not _blocks_alike(model):
         return run()
     three, four = (_with_blocks(model, count * group, run) for count in (3, 4))
@@ -183,11 +186,13 @@ def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
 
 def _blocks_alike(model: Backbone) -> bool:
     """Return whether the policy's adapter is on all blocks or none, and all keep the same for the backward pass."""
-    if len(set(model.block_modes or ())) > 1:
+    if len(set(model.running.block_modes or ())) > 1:
+        return False
+    if any(len(lists) > 1 for lists in model.facts.blocks.values()):  # lists of different blocks
         return False
     name = f".lora_A.{POLICY}."
-    adapted = [any(name in key for key, _ in block.named_parameters()) for block in model.transformer.blocks]
-    return len(set(adapted)) == 1
+    adapted = {any(name in key for key, _ in block.named_parameters()) for block in base_blocks(model)}
+    return len(adapted) == 1
 
 
 def _with_blocks(model: Backbone, count: int, run: Callable[[], Part]) -> Part:
@@ -197,17 +202,15 @@ def _with_blocks(model: Backbone, count: int, run: Callable[[], Part]) -> Part:
 
 @contextmanager
 def fewer_blocks(model: Backbone, count: int) -> Iterator[None]:
-    networks = [model.transformer, *model.copies.values()]
-    blocks = [network.blocks for network in networks]
-    for network in networks:
-        network.blocks = network.blocks[:count]
-    model.num_blocks = count
+    """Every network with the first blocks alone of its one list."""
+    whole = [(network, names[0], getattr(network, names[0])) for network, names in with_lists(model)]
+    for network, name, blocks in whole:
+        setattr(network, name, blocks[:count])
     try:
         yield
     finally:
-        for network, all_of_them in zip(networks, blocks, strict=True):
-            network.blocks = all_of_them
-        model.num_blocks = len(blocks[0])
+        for network, name, blocks in whole:
+            setattr(network, name, blocks)
 
 
 def reward_phases(
@@ -221,8 +224,8 @@ def reward_phases(
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
         trained = trains and isinstance(reward, LatentReward)
-        dropout = reward.dropping(no_seeds(batch)) if trained else nullcontext()  # type: ignore[union-attr]
-        with LiveBytes() as counted, reward.selected(), dropout:
+        selected = reward.selected(no_seeds(batch)) if trained else reward.selected()  # type: ignore[call-arg]
+        with LiveBytes() as counted, selected:
             scores = reward.logits(leaf, torch.tensor(0.5), condition)
             saved = counted.live
             backward(scores, leaf, trains)

@@ -32,12 +32,13 @@ def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]
         if paths and all(Path(reward_path(path)).is_dir() for path in paths):
             return load_followed_reward(config, model), ""
         if not config.reward.decodes:
-            blocks = max(1, model.num_blocks // 5)
-            heads = [LatentReward(RewardHead(model.width, ["reward"]), model, [blocks - 1]).freeze() for _ in paths]
+            blocks = max(1, model.facts.num_blocks // 5)
+            width = model.facts.width_after([blocks - 1])
+            heads = [LatentReward(RewardHead(width, ["reward"]), model, [blocks - 1]).freeze() for _ in paths]
             many = f"{len(heads)} frozen reward heads" if len(heads) > 1 else "a frozen reward head"
-            what = f"{many} on the first {blocks} of {model.num_blocks} blocks (not trained yet)"
+            what = f"{many} on the first {blocks} of {model.facts.num_blocks} blocks (not trained yet)"
             return RewardEnsemble(heads) if len(heads) > 1 else heads[0], what
-        network = PixelNetwork(model.text_width, ["reward"])
+        network = PixelNetwork(model.facts.text_width, ["reward"])
         return PixelReward(network).freeze(), "prfl's own small pixel reward (it is not trained yet)"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from prfl.backbone import Backbone
+from prfl.backbone.network import predictors
 from prfl.config.schema import Config
 from prfl.estimate.memory import Memory
 from prfl.estimate.nfe import NfeCount
@@ -22,16 +23,15 @@ def gib(size: int) -> str:
 def size_table(config: Config, model: Backbone, trainable: int) -> Table:
     """Tabulate the run in numbers: tokens, parameters, steps."""
     data, training = config.data, config.training
-    channels, *grid = model.latent_shape(data.frames, data.height, data.width)
-    tokens = 1
-    for size, patch in zip(grid, model.patch_size, strict=True):
-        tokens *= size // patch
-    base = sum(p.numel() for n, p in model.transformer.named_parameters() if ".lora_" not in n)
+    latent = model.latent_shape(data.frames, data.height, data.width)
+    channels, *grid = latent
+    networks = predictors(model).values()
+    base = sum(p.numel() for network in networks for n, p in network.named_parameters() if ".lora_" not in n)
     table = Table("the run", "", title_justify="left")
     table.add_row("video", f"{data.frames} frames of {data.height} x {data.width}")
     table.add_row("latents", f"{channels} x {' x '.join(map(str, grid))} (channels, time, height, width)")
-    table.add_row("tokens of the transformer", f"{tokens:,}")
-    table.add_row("parameters of the transformer", f"{base:,} in {model.num_blocks} blocks")
+    table.add_row("tokens of the transformer", f"{model.facts.tokens(latent):,}")
+    table.add_row("parameters of the transformer", f"{base:,} in {model.facts.num_blocks} blocks")
     table.add_row("trainable parameters", f"{trainable:,}")
     parts = f" in {training.accumulation} parts" if training.accumulation > 1 else ""
     table.add_row("optimizer steps", f"{training.steps:,} with batches of {training.batch}{parts}")

@@ -137,8 +137,8 @@ def _scores(
         found = judge(pixels, prompts).items()
         scores |= {key if key.startswith("measured/") else f"judge/{key}": values for key, values in found}
     for name, reward in rewards.items():
-        sigma = torch.zeros(len(latents), device=backbone.device)
-        given = reward(latents.to(backbone.device), sigma, backbone.condition(prompts))
+        sigma = torch.zeros(len(latents), device=backbone.facts.device)
+        given = reward(latents.to(backbone.facts.device), sigma, backbone.condition(prompts))
         scores |= {f"{name}/{key}": values for key, values in given.items()}
     return scores
 
@@ -152,11 +152,12 @@ def distance(
     prompts: list[str],
 ) -> Float[Tensor, " b"]:
     """Mean (v_policy - v_base)^2 at the samples, noised to a few levels."""
-    clean, noise, condition = latents.to(backbone.device), noise.to(backbone.device), backbone.condition(prompts)
+    device, condition = backbone.facts.device, backbone.condition(prompts)
+    clean, noise = latents.to(device), noise.to(device)
     values = []
     with backbone.adapter(adapter):
         for level in DISTANCE_SIGMAS:
-            sigma = torch.full((len(clean),), level, device=backbone.device)
+            sigma = torch.full((len(clean),), level, device=device)
             values.append(squared_difference(backbone, add_noise(clean, noise, sigma), sigma, condition))
     return torch.stack(values).mean(0)
 

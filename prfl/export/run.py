@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from prfl.backbone import adapters
+from prfl.backbone.network import predictors
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.export import card
@@ -116,11 +117,12 @@ def write_merged(config: Config, folder: Path, made_by: Stamp | None = None) -> 
     """Write the base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
     model = build_backbone(config)
     load_policy(config, model)
-    adapters.set_active(model.transformer, POLICY)
-    model.transformer.fuse_lora(adapter_names=[POLICY], safe_fusing=True)
-    model.transformer.unload_lora()
+    (network,) = predictors(model).values()
+    adapters.set_active(network, POLICY)
+    network.fuse_lora(adapter_names=[POLICY], safe_fusing=True)
+    network.unload_lora()
     with atomic_folder(folder) as temporary:
-        model.transformer.save_pretrained(temporary)
+        network.save_pretrained(temporary)
         provenance.without_place(temporary / "config.json")
         provenance.write_beside(temporary, made_by or {}, sorted(temporary.iterdir()))
 

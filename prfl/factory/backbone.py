@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from prfl.backbone import Backbone, load_architecture, load_backbone
+from prfl.backbone import Backbone, LoraSpec, load_architecture, load_backbone
 from prfl.backbone.attention import INT8, choose_attention, why_not
-from prfl.backbone.wan.kernels import SWAPPED
+from prfl.backbone.kernels import SWAPPED, use_kernels
+from prfl.backbone.network import add_copy, all_predictors, train_all
 from prfl.config.schema import Config
 from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
 from prfl.toy import clips as shapes
@@ -45,8 +46,8 @@ def build_backbone(config: Config) -> Backbone:
         # A block's code is compiled anew with and without gradient, for the base and each set of adapters, for every
         # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
-        for transformer in (model.transformer, *model.copies.values()):
-            transformer.compile_repeated_blocks()
+        for network in all_predictors(model):
+            network.compile_repeated_blocks()
     return model
 
 
@@ -73,28 +74,30 @@ def build_architecture(config: Config) -> Backbone:
 def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     own = config.backbone
     # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
-    model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
+    model.running.checkpointing = "full" if own.checkpointing == "auto" else own.checkpointing
+    model.running.offload = own.offload
     if own.adapter:
         lora = own.adapter
         with error_location("backbone.adapter.targets"):
-            model.add_adapter(
-                POLICY,
+            spec = LoraSpec(
                 rank=lora.rank,
                 alpha=lora.alpha,
                 targets=lora.targets,
                 dropout=lora.dropout,
-                blocks=adapted_blocks(lora, model.num_blocks),
+                blocks=adapted_blocks(lora, model.facts.num_blocks),
                 seed=config.seed,
             )
+            model.add_adapter(POLICY, spec)
     if own.train == "full" and policy_adapter_name(config):
-        model.add_copy(POLICY)
+        add_copy(model, POLICY)
     elif own.train == "full":
-        model.train_all()
+        train_all(model)
     check_cheaper(config, model)
     chosen = attention_choice(config, model).backend
-    if model.device.type == "meta" and chosen != "triton":
+    if model.facts.device.type == "meta" and chosen != "triton":
         chosen = "sdpa"  # the others keep what it keeps, and take no meta tensors
-    model.use_kernels([name for name, choice in choose_kernels(config).items() if choice.backend == "triton"], chosen)
+    ours = [name for name, choice in choose_kernels(config).items() if choice.backend == "triton"]
+    use_kernels(model, ours, chosen)
     return model
 
 
@@ -137,16 +140,15 @@ def attention_choice(config: Config, model: Backbone) -> Choice:
     kind, own = device_kind(config), config.backbone
     if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
         return Choice("sdpa" if own.attention == "auto" else own.attention, "not tried: there is no GPU here")
-    head_size = model.transformer.config.attention_head_dim
     try:
-        return choose_attention(own.attention, kind, getattr(torch, own.dtype), head_size)
+        return choose_attention(own.attention, kind, getattr(torch, own.dtype), model.facts.head_size)
     except ValueError as error:
         raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
 
 
 def check_cheaper(config: Config, model: Backbone) -> None:
     """Raises PrflError where a GPU that is here cannot compute them so; a CPU rounds alike, and is not faster by it."""
-    cheaper, head_size = config.rollout.cheaper, model.transformer.config.attention_head_dim
+    cheaper, head_size = config.rollout.cheaper, model.facts.head_size
     if device_kind(config) != "cuda" or not torch.cuda.is_available():
         return
     if cheaper.products == "float8" and torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:

@@ -85,7 +85,7 @@ def build_samples(generator: SamplesConfig, order: Order, policy: Path | None, s
         return decode_all(model, sample(model, prompts, indices, settings, adapter=adapter), generator.batch)
 
     # Another model, other prompts or another size make other videos.
-    described = order.model.describe()
+    described = order.model.facts.identity
     fingerprints = [described[f"{part}_fingerprint"] for part in ("transformer", "vae")]
     decides = [fingerprints, order.prompts, asdict(replace(settings, batch=1))]
     if policy is not None:

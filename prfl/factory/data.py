@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from prfl.backbone import Backbone
+from prfl.backbone.network import on_host
 from prfl.config.schema import Config
 from prfl.config.sections.data import DataConfig
 from prfl.data import leaks
 from prfl.data.cache import LatentCache
+from prfl.data.conditions import recall
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import manifest_videos, read_manifest
@@ -55,19 +57,19 @@ def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
 
 
 def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progress: Callable) -> int:
-    """``model.remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
+    """``remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
     own, wanted = config.data, list(dict.fromkeys(["", *some]))
     with error_location("data"):
         stored = LatentCache.for_backbone(model, own.cache, **clip_size(own))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
-    with model.transformer_on_host() if mine else nullcontext():
-        for prompt in progress(mine) if mine else ():  # one by one, as ``model.remember`` does
+    with on_host(model) if mine else nullcontext():
+        for prompt in progress(mine) if mine else ():  # one by one, as ``remember`` does
             stored.keep(prompt, model.condition([prompt]))
-        model.drop_text_encoder()
+        model.text.free()
     processes.wait()
-    model.recall({prompt: stored.condition(prompt) for prompt in wanted})
+    recall(model, {prompt: stored.condition(prompt) for prompt in wanted})
     return len(missing)
 
 

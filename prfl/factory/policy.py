@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.backbone.adapters import load_state
+from prfl.backbone.network import computing
 from prfl.backbone.weights import check_finite
 from prfl.config import load_config
 from prfl.config.schema import Config
@@ -32,12 +34,13 @@ def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | 
     """
     stamp = provenance.stamp_of(config, model, moment)
     if config.backbone.train == "full":
-        with atomic_folder(folder / "transformer") as written, model.adapter(policy_adapter_name(config)):
-            model.transformer.save_pretrained(written)
+        (network,) = computing(model, policy_adapter_name(config)).values()
+        with atomic_folder(folder / "transformer") as written:
+            network.save_pretrained(written)
             provenance.without_place(written / "config.json")
             provenance.write_beside(written, stamp, sorted(written.iterdir()))
         return
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.adapter_state(POLICY).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.parameters(POLICY).items()}
     with atomic_write(folder / "policy.safetensors") as temporary:
         own = {**stamp, "weights": provenance.tensors_hash(tensors)}
         save_file(tensors, temporary, metadata=provenance.metadata(own))
@@ -73,21 +76,21 @@ def load_policy(config: Config, model: Backbone, path: Path | None = None) -> No
     path = trained_weights(config) if path is None else path
     provenance.check_stamp(path, config, model)
     if config.backbone.train == "lora":
-        model.load_adapter_state(POLICY, read_policy(path))
+        load_state(model.parameters(POLICY), POLICY, read_policy(path))
         return
-    with model.adapter(policy_adapter_name(config)):
-        own = model.transformer.state_dict()
-        missing = set(own)
-        for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
-            tensors = read_policy(file)
-            _check_names(file, {name: own[name].shape for name in own}, {n: t.shape for n, t in tensors.items()})
-            for name, tensor in tensors.items():
-                with torch.no_grad():
-                    own[name].copy_(tensor)
-            missing -= tensors.keys()
-        if missing:
-            what = f"{len(missing)} of its weights are missing, the first is {min(missing)}"
-            raise PrflError(what, where=str(path), fix=AGAIN)
+    (network,) = computing(model, policy_adapter_name(config)).values()
+    own = network.state_dict()
+    missing = set(own)
+    for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
+        tensors = read_policy(file)
+        _check_names(file, {name: own[name].shape for name in own}, {n: t.shape for n, t in tensors.items()})
+        for name, tensor in tensors.items():
+            with torch.no_grad():
+                own[name].copy_(tensor)
+        missing -= tensors.keys()
+    if missing:
+        what = f"{len(missing)} of its weights are missing, the first is {min(missing)}"
+        raise PrflError(what, where=str(path), fix=AGAIN)
 
 
 def read_policy(file: Path) -> dict[str, Tensor]:
@@ -124,7 +127,7 @@ def policy_model(config: Config, run: Path, model: Backbone) -> tuple[Backbone, 
     trained_weights(trained)
     drawing = build_backbone(trained)
     for part in ("transformer_fingerprint", "vae_fingerprint"):
-        if drawing.describe()[part] != model.describe()[part]:
+        if drawing.facts.identity[part] != model.facts.identity[part]:
             raise PrflError(
                 f"the policy of {run} was trained from another model ({trained.backbone.model})",
                 where="data.generator.policies",

@@ -63,9 +63,9 @@ def stamp_of(config: Config, model: Backbone, moment: Moment | None) -> Stamp:
 
 
 def base_of(model: Backbone) -> dict[str, Any]:
-    made_by = model.describe()
+    made_by = model.facts.identity
     facts = {"model": made_by["model_id"], "base": made_by["transformer_fingerprint"]}
-    return facts | {"vae": made_by["vae_fingerprint"], "settings": model.settings}
+    return facts | {"vae": made_by["vae_fingerprint"], "settings": model.facts.settings}
 
 
 def _adapter(config: Config) -> dict[str, Any]:

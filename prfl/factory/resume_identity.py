@@ -22,12 +22,12 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
     """What lies behind the paths and names of a config, for a checkpoint's identity: a run that is resumed after its
     reward was trained again, say, would be another run under the same config.  The places themselves are not in it:
     what is there may be moved."""
-    made_by = model.describe()
+    made_by = model.facts.identity
     facts: dict[str, Any] = {VERSION: 2} | {
         f"backbone.model ({part})": made_by[f"{part}_fingerprint"] for part in ("transformer", "vae")
     }
-    facts["backbone.model (settings)"] = [model.settings, *model.schedule]
-    facts["backbone.model (text encoder)"] = model.text_identity or f"of {config.backbone.model}"  # a hub id
+    facts["backbone.model (settings)"] = [model.facts.settings, *model.facts.schedule]
+    facts["backbone.model (text encoder)"] = model.facts.text_identity or f"of {config.backbone.model}"  # a hub id
     prompts = "\n".join(load_prompts(config.data.prompts)["train"])
     facts["data.prompts.train (content)"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
     if clips is not None:

@@ -55,8 +55,8 @@ def new_latent_reward(config: Config, model: Backbone) -> LatentReward:
     assert isinstance(config.reward, LatentRewardConfig) and config.reward.head is not None
     head = config.reward.head
     network = RewardHead(
-        model.width, head.dimensions, blocks=len(head.blocks), pooling=head.pooling, inner=head.inner,
-        n_queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
+        model.facts.width_after(head.blocks), head.dimensions, blocks=len(head.blocks), pooling=head.pooling,
+        inner=head.inner, n_queries=head.queries, heads=head.heads, hidden=head.hidden, film=head.film,
     )  # fmt: skip
     adapter, lora = None, head.adapter
     if lora is not None:
@@ -67,8 +67,8 @@ def new_latent_reward(config: Config, model: Backbone) -> LatentReward:
 
 def new_pixel_reward(config: Config, model: Backbone) -> PixelReward:
     assert isinstance(config.reward, PixelRewardConfig) and config.reward.head is not None
-    network = build_by_name(PixelNetwork, config.reward.head, text_width=model.text_width)
-    return PixelReward(network.to(model.device))
+    network = build_by_name(PixelNetwork, config.reward.head, text_width=model.facts.text_width)
+    return PixelReward(network.to(model.facts.device))
 
 
 NEW_REWARDS: dict[type, Callable[[Config, Backbone], TrainableReward]] = {
@@ -81,7 +81,7 @@ def load_followed_reward(config: Config, model: Backbone) -> Reward:
     """The reward at ``reward.path``, or the public one that is named in its place; frozen."""
     assert config.reward is not None
     if public := config.reward.public:
-        return build_by_name(PUBLIC_REWARDS[type(public)].load, public, device=model.device)
+        return build_by_name(PUBLIC_REWARDS[type(public)].load, public, device=model.facts.device)
     paths = config.reward.paths
     members = []
     for number, path in enumerate(paths):
@@ -146,5 +146,5 @@ def load_reward(path: str | Path, model: Backbone, adapter_name: str | None = No
         if kind_of(path) != pixel.KIND:
             provenance.check_base(Path(path), stamp, provenance.base_of(model))
     if kind_of(path) == pixel.KIND:
-        return PixelReward.from_pretrained(path, device=model.device)
+        return PixelReward.from_pretrained(path, device=model.facts.device)
     return LatentReward.from_pretrained(path, backbone=model, adapter_name=adapter_name)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import Cheaper
 from prfl.config.schema import Config
 from prfl.factory.by_name import build_by_name
-from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import SOLVERS, SolverSchedule
 
 
 def chain_shift(config: Config, model: Backbone) -> float:
     """Shift of the sigmas: the config's, or else the backbone's own."""
-    return model.default_shift if config.rollout.shift is None else config.rollout.shift
+    return model.facts.shift if config.rollout.shift is None else config.rollout.shift
+
+
+def chain_sigmas(config: Config, model: Backbone) -> Tensor:
+    """The sigmas of the chain, (steps + 1,) float64, falling."""
+    shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
+    return model.sigmas(config.rollout.steps, shape, config.rollout.shift)
 
 
 def build_schedule(config: Config, model: Backbone) -> SolverSchedule:
     """The chain that training rolls out."""
-    sigmas = chain_sigmas(config.rollout.steps, chain_shift(config, model))
-    return build_by_name(SOLVERS[config.rollout.solver], config.rollout, sigmas=sigmas)
+    return build_by_name(SOLVERS[config.rollout.solver], config.rollout, sigmas=chain_sigmas(config, model))
 
 
 def build_cheaper(config: Config) -> Cheaper:

@@ -86,7 +86,7 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
 
 def _key(model: Backbone, weights: str, settings: SamplingSettings, fps: float) -> str:
     """Hash everything that decides what a video shows: so labels cannot end up on the videos of another policy."""
-    decides = [model.describe(), weights, {**asdict(settings), "batch": None}, fps]
+    decides = [dict(model.facts.identity), weights, {**asdict(settings), "batch": None}, fps]
     return json_hash(decides)[:8]
 
 

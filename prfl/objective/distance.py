@@ -7,8 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone
-from prfl.backbone.condition import Condition
+from prfl.backbone import Backbone, Condition
 
 State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
 

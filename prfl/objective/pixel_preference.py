@@ -45,7 +45,7 @@ class PixelPreference:
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
         """See ``Objective``; the subset of frames depends on the step only."""
-        clock = Clock(self.backbone.device)
+        clock = Clock(self.backbone.facts.device)
         with clock("data"):
             batch = draw_examples(self.dataset, self.examples, self.seed, indices)
             pixels = self.pixels(batch)

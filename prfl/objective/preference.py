@@ -108,13 +108,13 @@ class Preference:
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
         """See ``Objective``."""
-        clock = Clock(self.reward.backbone.device)
+        clock = Clock(self.reward.backbone.facts.device)
         with clock("data"):
             batch, sigma, noise = self.draw(step, indices)
         each = sigma.repeat(batch.sides)
         noisy = add_noise(batch.latents, noise.repeat(batch.sides, 1, 1, 1, 1), each)
         dropout = rng.seeds(self.seed, "dropout/preference", step, indices).to(sigma.device).repeat(batch.sides)
-        with self.reward.selected(), self.reward.dropping(dropout):  # until backward is over: checkpointing recomputes
+        with self.reward.selected(dropout):  # until backward is over: checkpointing recomputes
             with clock("reward"):
                 logits = self.reward.logits(noisy, each, batch.condition)
                 known = self.examples.known

@@ -9,8 +9,8 @@ A method says only which plan, which seeds and where the chain starts (``StepPla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.condition import Condition
+from prfl.backbone.kernels import cheaper_calls
+from prfl.data.conditions import remember
 from prfl.data.dataset import LatentDataset
 from prfl.objective.distance import accumulate_distance, velocity_distance
 from prfl.objective.loss import RewardLoss, loss_gradient, seed_gradients
@@ -62,7 +64,7 @@ class RewardGradient:
     scorer: Scorer
     loss: RewardLoss
     prompts: Sequence[str]
-    latent_shape: tuple[int, int, int, int]
+    latent_shape: tuple[int, ...]
     adapter: str = "policy"
     guidance: Guidance = Guidance()
     distance_weight: float = 0.0
@@ -87,7 +89,7 @@ class RewardGradient:
                 where="reward",
                 fix="take a latent reward, or objective.handoff: clean, which scores clean predictions",
             )
-        self.backbone.remember(["", *(self.prompts if self.expected is None else self.expected)])
+        remember(self.backbone, ["", *(self.prompts if self.expected is None else self.expected)])
 
     @property
     def schedule(self) -> SolverSchedule:
@@ -98,7 +100,7 @@ class RewardGradient:
         return self.method.seed
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return self.backbone.adapter_parameters(self.adapter)
+        return self.backbone.parameters(self.adapter)
 
     def plan(self, step: int) -> StepPlan:
         step_plan = self.method.plan(step)
@@ -108,7 +110,7 @@ class RewardGradient:
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
         """See ``Objective``."""
-        clock = Clock(self.backbone.device)
+        clock = Clock(self.backbone.facts.device)
         step_plan, parameters = self.plan(step), list(self.parameters().values())
         origin = self.origin(step, indices)
         masks = self.masks(*origin)
@@ -155,13 +157,11 @@ class RewardGradient:
 
     def masks(self, step: int, indices: Sequence[int]) -> Int[Tensor, " b"]:
         """The seeds of the adapter's dropout: one mask a sample, for rollout, edges and adjoint alike."""
-        return rng.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.device)
+        return rng.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.facts.device)
 
-    @contextmanager
-    def policy(self, masks: Int[Tensor, " b"]) -> Iterator[None]:
+    def policy(self, masks: Int[Tensor, " b"]) -> AbstractContextManager:
         """The policy's adapter, with these masks."""
-        with self.backbone.adapter(self.adapter), self.backbone.dropping(self.adapter, masks):
-            yield
+        return self.backbone.adapter(self.adapter, masks)
 
     def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
         """The step whose rollout is used, and the indices that these samples had in it."""
@@ -170,12 +170,13 @@ class RewardGradient:
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Float[Tensor, "b c t h w"]]:
         """Prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
-        noise = rng.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.device)
+        noise = rng.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.facts.device)
         first = self.method.plan(step).first
         if first == 0:
             prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
-            self.backbone.remember(prompts)  # those that nobody expected
-            return prompts, self.backbone.condition(prompts), noise
+            remember(self.backbone, prompts)  # those that nobody expected
+            condition = self.backbone.condition(prompts)
+            return prompts, condition, self.backbone.start(noise, condition)
 
         if self.clips is None:
             what = "the method's chains start from clips of the data, and there are none"
@@ -211,7 +212,7 @@ class RewardGradient:
         """Roll out the samples of ``step`` as far as the steps of ``plans``, of which it is the first, need it."""
         first, reused = plans[0], self.rollouts.reused
         needs = requirements(plans, self.schedule, self.stride, retains_graph(self.backbone, first), reused)
-        calls = None if self.cheaper == EXACT else self.backbone.cheaper(self.cheaper, needs.exact)
+        calls = None if self.cheaper == EXACT else cheaper_calls(self.backbone, self.cheaper, needs.exact)
         trajectory = rollout(
             network,
             start,
@@ -222,7 +223,7 @@ class RewardGradient:
             noises=self.noises(step, indices),
             keep=needs.latents,
             keep_outputs=needs.outputs,
-            store=HostStore() if reused or self.backbone.offload else None,
+            store=HostStore() if reused or self.backbone.running.offload else None,
             at=calls.at if calls else None,
         )
         beside = self.renoise(trajectory, first, step, indices)
@@ -297,4 +298,4 @@ class RewardGradient:
 
 def retains_graph(backbone: Backbone, step_plan: StepPlan) -> bool:
     """One edge under checkpointing: its graph is small, so it is kept rather than run again by the adjoint."""
-    return backbone.checkpointing != "none" and len(step_plan.plan.edges) == 1
+    return backbone.running.checkpointing != "none" and len(step_plan.plan.edges) == 1

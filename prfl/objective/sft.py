@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +47,10 @@ class Sft:
     scale: float = 1.0
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        return trained_parameters(self.backbone, self.adapter)
+        return self.backbone.parameters(self.adapter)
 
     def draw(self, step: int, indices: Sequence[int]) -> SftBatch:
-        device = self.backbone.device
+        device = self.backbone.facts.device
         batch = self.dataset.get(shuffled(indices, len(self.dataset), self.seed, "sft"))
         clean = batch.latents.to(device, torch.float32)
         noise = rng.normal(clean.shape[1:], self.seed, "sft/noise", step, indices).to(clean)
@@ -61,12 +60,11 @@ class Sft:
         return SftBatch(clean, noise, shift_sigmas(u, self.shift).to(clean), condition, batch.prompts, dropped)
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
-        clock = Clock(self.backbone.device)
+        clock = Clock(self.backbone.facts.device)
         with clock("data"):
             batch = self.draw(step, indices)
-        dropout = rng.seeds(self.seed, "dropout/sft", step, indices).to(self.backbone.device)
-        selected = self.backbone.adapter(self.adapter) if self.adapter else nullcontext()
-        with selected, self.backbone.dropping(self.adapter, dropout):
+        dropout = rng.seeds(self.seed, "dropout/sft", step, indices).to(self.backbone.facts.device)
+        with self.backbone.adapter(self.adapter, dropout):
             with clock("forward"):
                 noisy = add_noise(batch.clean, batch.noise, batch.sigma)
                 velocity = self.backbone.velocity(noisy, batch.sigma, batch.condition)
@@ -80,13 +78,6 @@ class Sft:
         batch = self.draw(step, indices)
         tensors = {"clean": batch.clean, "noise": batch.noise, "sigma": batch.sigma}
         return tensors, {"prompts": batch.prompts, "dropped": batch.dropped}
-
-
-def trained_parameters(backbone: Backbone, adapter: str | None) -> dict[str, nn.Parameter]:
-    """An adapter's parameters, or (None) every weight of the transformer that requires a gradient."""
-    if adapter is not None:
-        return backbone.adapter_parameters(adapter)
-    return {name: p for name, p in backbone.transformer.named_parameters() if p.requires_grad}
 
 
 def drop_prompts(condition: Condition, empty: Condition, dropped: Sequence[bool]) -> Condition:

@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from prfl.backbone import Backbone
-from prfl.backbone.adapters import lora_shapes
-from prfl.backbone.condition import Condition
+from prfl.backbone import Backbone, Condition, LoraSpec
+from prfl.backbone.adapters import load_state, lora_shapes, state_of
+from prfl.backbone.network import predictors
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
 from prfl.reward.model_card import reward_card
 from prfl.reward.scores import Normalisation, Scores
-from prfl.utils.errors import PrflError, error_location
+from prfl.utils.errors import error_location
 from prfl.utils.files import atomic_write
 
 KIND = StoredLatent.kind
@@ -43,6 +43,11 @@ class RewardAdapter:
     name: str = "reward"
     dropout: float = 0.0
     seed: int = 0
+
+    def spec(self, blocks: Sequence[int]) -> LoraSpec:
+        """On the blocks that a head runs which reads after ``blocks``."""
+        run = tuple(range(max(blocks) + 1))
+        return LoraSpec(self.rank, self.alpha, self.targets, dropout=self.dropout, blocks=run, seed=self.seed)
 
 
 class LatentReward(ModelHubMixin, library_name="prfl"):
@@ -71,14 +76,8 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         normalisation: Normalisation | None = None,
         card: RewardCard | None = None,
     ) -> None:
-        if not blocks or not set(blocks) <= set(range(backbone.num_blocks)):
-            raise PrflError(
-                f"the backbone has blocks 0 to {backbone.num_blocks - 1}, asked for {list(blocks)}",
-                where="reward.head.blocks",
-                fix="name one or more of them",
-            )
-
-        self.head = head.to(backbone.device)
+        backbone.facts.width_after(blocks)  # the blocks exist
+        self.head = head.to(backbone.facts.device)
         self.backbone = backbone
         self.blocks = tuple(blocks)
         self.adapter = adapter
@@ -87,27 +86,18 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         self.card = card or RewardCard()
 
         if adapter is not None:
-            backbone.add_adapter(
-                adapter.name,
-                rank=adapter.rank,
-                alpha=adapter.alpha,
-                targets=list(adapter.targets),
-                dropout=adapter.dropout,
-                blocks=list(range(max(blocks) + 1)),
-                seed=adapter.seed,
-            )
+            backbone.add_adapter(adapter.name, adapter.spec(blocks))
 
     @property
     def dimensions(self) -> tuple[str, ...]:
         return self.head.dimensions
 
-    def selected(self) -> AbstractContextManager:
-        """Select the reward's own adapter, or the bare base, while the context lasts; see the class docstring."""
-        return self.backbone.adapter(None if self.adapter is None else self.adapter.name)
+    def selected(self, dropout: Int[Tensor, " b"] | None = None) -> AbstractContextManager:
+        """Select the reward's own adapter, or the bare base, while the context lasts; see the class docstring.
 
-    def dropping(self, seeds: Tensor) -> AbstractContextManager:
-        """Switch on its adapter's dropout while the context lasts (in training).  seeds: one for each sample."""
-        return self.backbone.dropping(None if self.adapter is None else self.adapter.name, seeds)
+        dropout: in training, a seed for each sample.
+        """
+        return self.backbone.adapter(None if self.adapter is None else self.adapter.name, dropout)
 
     def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
         """Score latents: logits normalised by the stored mean and deviation.  sigma: (b,) or (), in [0, 1]."""
@@ -131,7 +121,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         """List what reward training updates: the parameters of the head and of its adapter, by name."""
         parameters = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
         if self.adapter is not None:
-            adapter = self.backbone.adapter_parameters(self.adapter.name)
+            adapter = self.backbone.parameters(self.adapter.name)
             parameters |= {f"adapter.{name}": parameter for name, parameter in adapter.items()}
         return parameters
 
@@ -146,7 +136,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         """Collect the tensors of the head and of its adapter; never of the backbone."""
         tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
         if self.adapter is not None:
-            adapter = self.backbone.adapter_state(self.adapter.name)
+            adapter = state_of(self.backbone.parameters(self.adapter.name))
             tensors |= {f"adapter.{name}": tensor for name, tensor in adapter.items()}
         return tensors
 
@@ -159,12 +149,12 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
 
         self.head.load_state_dict(parts["head"])
         if self.adapter is not None:
-            self.backbone.load_adapter_state(self.adapter.name, parts["adapter"])
+            load_state(self.backbone.parameters(self.adapter.name), self.adapter.name, parts["adapter"])
 
     def saved_config(self) -> dict[str, Any]:
         """Return the content of config.json but for its header: format, version and hashes."""
         return {
-            "backbone": self.backbone.describe(),
+            "backbone": dict(self.backbone.facts.identity),
             "blocks": list(self.blocks),
             "head": self.head.settings,
             "adapter": None if self.adapter is None else asdict(self.adapter),
@@ -199,7 +189,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         """
         saved = SavedReward.find(folder_or_hub, StoredLatent, revision)
         config, where = saved.config, str(folder_or_hub)
-        check_fit(config.backbone, backbone.describe(), where)
+        check_fit(config.backbone, backbone.facts.identity, where)
 
         adapter = None if config.adapter is None else RewardAdapter(**config.adapter.model_dump())
         with error_location(where):
@@ -220,6 +210,7 @@ def described_shapes(config: StoredLatent, backbone: Backbone) -> dict[str, Shap
     if config.adapter is None:
         return shapes
 
-    blocks = list(range(max(config.blocks) + 1))
-    adapter = lora_shapes(backbone.transformer, config.adapter.rank, config.adapter.targets, blocks)
+    spec = RewardAdapter(**config.adapter.model_dump()).spec(config.blocks)
+    ((part, network),) = predictors(backbone).items()
+    adapter = lora_shapes(network, spec, backbone.facts.blocks[part])
     return shapes | {f"adapter.{name}": shape for name, shape in adapter.items()}

@@ -100,8 +100,8 @@ class PixelNetwork(nn.Module):
 
 def pooled_prompt(condition: Condition) -> Float[Tensor, "b d"]:
     """Average the prompt embeddings over the real tokens (padding is zero)."""
-    embeds = condition.prompt_embeds.float()
-    return embeds.sum(1) / condition.lengths.to(embeds)[:, None].clamp(min=1)
+    embeds = condition.tensors["prompt_embeds"].float()
+    return embeds.sum(1) / condition.tensors["lengths"].to(embeds)[:, None].clamp(min=1)
 
 
 class PixelReward:
@@ -132,10 +132,10 @@ class PixelReward:
 
     def logits(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
         """Compute raw logits.  Raises PrflError for prompt embeddings of another text encoder's width."""
-        if condition.prompt_embeds.shape[2] != self.network.text_width:
+        width = condition.tensors["prompt_embeds"].shape[2]
+        if width != self.network.text_width:
             raise PrflError(
-                f"the pixel reward reads prompt embeddings of width {self.network.text_width}, "
-                f"got {condition.prompt_embeds.shape[2]}",
+                f"the pixel reward reads prompt embeddings of width {self.network.text_width}, got {width}",
                 fix="use the text encoder that it was trained with, or train a pixel reward for this one",
             )
 

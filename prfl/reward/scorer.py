@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
+from prfl.backbone.frames import pixel_counts
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.frames import Frames, decode_frames, draw_frames
 from prfl.reward.latent import LatentReward
@@ -112,7 +113,7 @@ class PixelScorer:
             return read(pixels, condition, times)
         if len(chosen) > 1 and self.reward.frames_at_once is None:  # else it does this by itself
             read = partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
-        lengths = [1 if t == 0 else self.backbone.temporal_factor for t in chosen]
+        lengths = pixel_counts(chosen, self.backbone.facts.temporal_factor)
         weights = [math.exp(-self.temporal_decay * abs(t - (count - 1) / 2)) / len(chosen) for t in chosen]
         clips = zip(pixels.split(lengths, dim=2), times.split(lengths), weights, strict=True)
         parts = [(weight, read(clip, condition, at)) for clip, at, weight in clips]

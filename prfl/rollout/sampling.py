@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone
-from prfl.rollout.flow import chain_sigmas
+from prfl.backbone.network import on_host
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import SOLVERS, SolverSchedule
 from prfl.rollout.trajectory import rollout
@@ -42,9 +42,9 @@ class SamplingSettings:
     seed: int = 0
     solver: str = "euler"
 
-    def chain(self, default_shift: float) -> SolverSchedule:
-        sigmas = chain_sigmas(self.steps, default_shift if self.shift is None else self.shift)
-        return SOLVERS[self.solver](sigmas)
+    def chain(self, backbone: Backbone, shape: Sequence[int]) -> SolverSchedule:
+        """The chain of latents of this state."""
+        return SOLVERS[self.solver](backbone.sigmas(self.steps, shape, self.shift))
 
 
 def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
@@ -72,21 +72,23 @@ def sample(
 ) -> Float[Tensor, "n c t h w"]:
     """Clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is the base."""
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
-    schedule = settings.chain(backbone.default_shift)
+    schedule = settings.chain(backbone, shape)
     empty = backbone.condition([""])
     done = []
     with backbone.adapter(adapter):
         for start in progress(range(0, len(prompts), settings.batch)):
             some = list(prompts[start : start + settings.batch])
             noise = start_noise(shape, settings.seed, some, indices[start : start + settings.batch])
+            condition = backbone.condition(some)
             network = guided_network(
                 backbone.velocity,
-                backbone.condition(some),
+                condition,
                 empty[[0] * len(some)],
                 scale=settings.guidance_scale,
                 gradient="both",
             )
-            trajectory = rollout(network, noise.to(backbone.device), schedule, keep=set())
+            first = backbone.start(noise.to(backbone.facts.device), condition)
+            trajectory = rollout(network, first, schedule, keep=set())
             done.append(trajectory.at(settings.steps).float().cpu())
     return torch.cat(done)
 
@@ -97,11 +99,11 @@ def decode_all(
 ) -> Float[Tensor, "n 3 f H W"]:
     """Pixels as a person sees them: clamped to [-1, 1], float32 on the CPU.
 
-    With ``backbone.offload`` the transformer waits on the host: decoding 81 frames of 720p takes 18 GiB.
+    With ``running.offload`` the transformer waits on the host: decoding 81 frames of 720p takes 18 GiB.
     """
     parts = []
-    with backbone.transformer_on_host() if backbone.offload else nullcontext():
+    with on_host(backbone) if backbone.running.offload else nullcontext():
         for start in progress(range(0, len(latents), batch)):
-            pixels = backbone.decode(latents[start : start + batch].to(backbone.device))
+            pixels = backbone.decode(latents[start : start + batch].to(backbone.facts.device))
             parts.append(pixels.float().clamp(-1, 1).cpu())
     return torch.cat(parts)

@@ -15,8 +15,7 @@ from prfl.factory.evaluation import watched_rewards
 from prfl.factory.policy import finished_run_config, load_policy
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import load_followed_reward, load_reward
-from prfl.factory.rollout import chain_shift
-from prfl.rollout.flow import chain_sigmas
+from prfl.factory.rollout import chain_sigmas
 from prfl.runs.outcomes import compare_base, show_report
 from prfl.runs.train_reward import measure_reward, show_measured, warn_of_incomparable
 from prfl.training.run_folder import RunFolder
@@ -75,7 +74,7 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
 
     # The measures, at the noise levels of the rollout among others.
     results = config.run / "reward_eval.json" if manifest is None else reward_eval.results_of(config.run, manifest)
-    at = reward_eval.levels(chain_sigmas(config.rollout.steps, chain_shift(config, model)).tolist())
+    at = reward_eval.levels(chain_sigmas(config, model).tolist())
     warn_of_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
     show_measured(measured, results)

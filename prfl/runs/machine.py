@@ -14,15 +14,15 @@ from pathlib import Path
 
 import psutil
 import torch
-from diffusers import WanTransformer3DModel
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prfl.backbone import Backbone
 from prfl.backbone.attention import NAMES, choose_attention, why_not
-from prfl.backbone.wan.architecture import cast
-from prfl.backbone.wan.kernels import SWAPPED
+from prfl.backbone.kernels import SWAPPED
+from prfl.backbone.network import all_predictors, base_networks
+from prfl.backbone.wan.architecture import small_block
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.missing_inputs import downloads, missing_inputs
@@ -83,7 +83,7 @@ def check_config(config: Config, filled: Collection[Path] = ()) -> list[Check]:
     model = build_architecture(config)
     return [
         device,
-        attention(runs_on, dtype, model.transformer.config.attention_head_dim),
+        attention(runs_on, dtype, model.facts.head_size),
         *choices(config, model),
         *inputs(config, filled),
         disk(config, model),
@@ -155,14 +155,10 @@ class Recorded(TorchDispatchMode):
 
 
 def attention(kind: str, dtype: torch.dtype, head_dim: int = 128) -> Check:
-    """Run a small Wan block on the device and see which attention operation it came to."""
-    shape = dict(num_attention_heads=2, attention_head_dim=head_dim, in_channels=4, out_channels=4, text_dim=16)
-    network = WanTransformer3DModel(**shape, freq_dim=16, ffn_dim=32, num_layers=1, rope_max_seq_len=32)
-    network = cast(network, dtype).to(kind)
-    latents = torch.randn(1, 4, 1, 32, 32, device=kind, dtype=dtype)
-    text = torch.randn(1, 8, 16, device=kind, dtype=dtype)
+    """Run a small block on the device and see which attention operation it came to."""
+    call = small_block(kind, dtype, head_dim)
     with Recorded() as ran:
-        network(latents, torch.full((1,), 500.0, device=kind), text).sample.sum().backward()
+        call().sum().backward()
     return Check(f"attention ({kind}, {str(dtype).removeprefix('torch.')})", attention_operation(ran.names))
 
 
@@ -243,13 +239,12 @@ def disk(config: Config, model: Backbone) -> Check:
     """Check the room for the checkpoints, and for the download where there is one."""
     run = config.run.absolute()
     existing = next(folder for folder in (run, *run.parents) if folder.exists())
-    networks = (model.transformer, *model.copies.values())
-    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+    trained = [p for network in all_predictors(model) for p in network.parameters() if p.requires_grad]
     size = sum(p.numel() * p.element_size() for p in trained)
     copies = 3 + (config.training.ema_decay is not None)  # weights and AdamW's two averages
     needed = size * copies * (config.training.keep + 1)  # a new one is written before the oldest goes
     if "backbone.model" in downloads(config):
-        needed += sum(map(module_bytes, (model.transformer, model.vae, model.text_encoder)))
+        needed += sum(map(module_bytes, (*base_networks(model).values(), model.text.encoder())))
     free = shutil.disk_usage(existing).free
     problem = f"checkpoints and downloads need {gib(needed)}" if needed > free else ""
     return Check("disk", f"{gib(free)} free at {existing}; about {gib(needed)} will be written", problem)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prfl.backbone import Backbone
+from prfl.backbone.network import park_vae
 from prfl.config.schema import Config
 from prfl.evaluation import policy_eval, reward_eval, tables
 from prfl.evaluation.report import write_report
@@ -50,7 +51,7 @@ def outcome_of(
         rewards=rewards,
         **options,
     )
-    model.park_vae()
+    park_vae(model)
     return outcome
 
 

@@ -101,10 +101,10 @@ def score_files(
     for text in token_warnings(prompts, "the prompts", backbone, token_ids(backbone, prompts)):
         messages.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
     conditions = {text: backbone.condition([text]) for text in prompts}
-    backbone.drop_text_encoder()
+    backbone.text.free()
 
     failed: list[str] = []
-    facts = {"reward": head, "model": backbone.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
+    facts = {"reward": head, "model": backbone.facts.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
     with torch.no_grad(), ScoreTable(out, facts) as table:
         for item in track(items, "scoring", console=messages, transient=True, disable=not messages.is_terminal):
             try:
@@ -150,7 +150,7 @@ class Scorer:
 
     def at(self, latents: Float[Tensor, "b c t h w"], sigma: float, condition: Condition) -> dict[str, Tensor]:
         """Score latents at one noise level: by dimension, the mean over the noise draws for each sample."""
-        level = torch.full((len(latents),), sigma, device=self.backbone.device)
+        level = torch.full((len(latents),), sigma, device=self.backbone.facts.device)
         means: dict[str, Tensor] = {}
         count = self.noise_draws if sigma > 0 else 1
         for draw in range(count):  # the same noise for every file of one size, so that their scores compare
@@ -258,13 +258,13 @@ def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Flo
     """
     if file.suffix != LATENTS:
         pixels = read_video(file, **clip)[None]
-        latents = backbone.encode(pixels.to(backbone.device)).float()
+        latents = backbone.encode(pixels.to(backbone.facts.device)).float()
     else:
-        latents = load_latents(file).to(backbone.device)
-        if latents.shape[1] != backbone.latent_channels:
-            what = f"its latents have {latents.shape[1]} channels, the model's have {backbone.latent_channels}"
+        latents = load_latents(file).to(backbone.facts.device)
+        if latents.shape[1] != backbone.facts.latent_channels:
+            what = f"its latents have {latents.shape[1]} channels, the model's have {backbone.facts.latent_channels}"
             raise PrflError(what, where=str(file), fix="give latents of this model's VAE, or score the video")
-        for name, size, patch in zip(CLIP, latents.shape[2:], backbone.patch_size, strict=False):
+        for name, size, patch in zip(CLIP, latents.shape[2:], backbone.facts.patch, strict=False):
             if size % patch:
                 raise PrflError(
                     f"a latent {name} of {size} does not split into patches of {patch}",

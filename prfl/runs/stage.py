@@ -8,7 +8,7 @@ from itertools import groupby
 from accelerate import Accelerator
 
 from prfl.backbone import Backbone
-from prfl.backbone.adapters import reach
+from prfl.backbone.network import base_networks, park_vae, reach
 from prfl.config import dump_resolved, identity
 from prfl.config.schema import Config
 from prfl.estimate.fill import fill_card
@@ -54,13 +54,13 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     # The clips of the data, through the VAE once.
     manifest = fill_cache(config, model, progress("generated clips")) if config.data.has_clips else None
     clips = build_dataset(config, model, manifest, "train") if manifest else None
-    model.park_vae()
+    park_vae(model)
 
     facts = identity(config) | input_contents(config, model, clips)
     stage = StageRun(config, model, folder, accelerator, resume, facts, watched(config, model), clips)
     if config.trains_reward:
         assert manifest is not None
-        model.drop_text_encoder()  # a policy's stage encodes its prompts first
+        model.text.free()  # a policy's stage encodes its prompts first
         result = train_reward(stage, build_dataset(config, model, manifest, "validation"))
     else:
         result = train_policy(stage)
@@ -83,7 +83,7 @@ def prepared_model(config: Config) -> Backbone:
     check_prompts(config, model)
     if config.backbone.adapter:
         check_starts_as_base(model, POLICY)
-        layers, blocks = reach(model.transformer, POLICY)
+        layers, blocks = reach(model, POLICY)
         console.print(f"adapter on {layers} layers of {blocks} blocks", highlight=False)
     if config.backbone.checkpointing == "auto":
         console.print(f"checkpointing: {fill_card(config, model)}", markup=False, soft_wrap=True)
@@ -92,8 +92,8 @@ def prepared_model(config: Config) -> Backbone:
 
 def watched(config: Config, model: Backbone) -> Watched:
     """Return what the trainer checks beside the parameters it trains: all weights, and the policy against its base."""
-    parts = {"transformer": model.transformer, "vae": model.vae}
-    weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    networks = base_networks(model)
+    weights = {f"{part}.{name}": p for part, network in networks.items() for name, p in network.named_parameters()}
     adapter = None if config.trains_reward else policy_adapter_name(config)
     if adapter is None:
         return Watched(weights)

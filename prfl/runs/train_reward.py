@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prfl.backbone import Backbone
-from prfl.backbone.adapters import reach
+from prfl.backbone.network import reach
 from prfl.config.schema import Config
 from prfl.evaluation import plots, reward_eval, tables
 from prfl.factory.data import Dataset
@@ -34,7 +34,7 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
     assert stage.clips is not None
     reward = build_new_reward(config, model)
     if isinstance(reward, LatentReward) and reward.adapter:
-        layers, blocks = reach(model.transformer, reward.adapter.name)
+        layers, blocks = reach(model, reward.adapter.name)
         console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
     objective = build_preference(config, model, reward, stage.clips)
     warn_of_incomparable({"reward": reward}, validation)

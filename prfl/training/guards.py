@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Backbone
+from prfl.backbone.condition import stand_in
 from prfl.objective import Objective
 from prfl.training.failed_batch import dump_batch
 from prfl.training.optimizer import gradients
@@ -111,12 +112,11 @@ def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> No
 
 def base_and_policy(backbone: Backbone, adapter: str) -> tuple[Tensor, Tensor]:
     """Compute the velocities of the base and of the policy at a few random tokens, always the same ones."""
-    config, dtype = backbone.transformer.config, backbone.dtype
-    shape = (1, backbone.latent_channels, *(2 * size for size in backbone.patch_size))
-    latents = rng.normal(shape[1:], 0, "start", 0, [0]).to(backbone.device)
-    embeds = rng.normal((4, config.text_dim), 0, "start/text", 0, [0]).to(backbone.device, dtype)
-    condition = Condition(embeds, torch.tensor([4], device=backbone.device))
-    sigma = torch.tensor([0.5], device=backbone.device)
+    facts = backbone.facts
+    state = (facts.latent_channels, *(2 * size for size in facts.patch))
+    latents = rng.normal(state, 0, "start", 0, [0]).to(facts.device)
+    condition = stand_in(facts.condition, 1, 4, lambda shape: rng.normal(shape[1:], 0, "start/text", 0, [0]))
+    condition, sigma = condition.to(facts.device), torch.tensor([0.5], device=facts.device)
     with torch.no_grad():
         base = backbone.velocity(latents, sigma, condition)
         with backbone.adapter(adapter):

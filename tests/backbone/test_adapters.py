@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import WanBackbone, adapters, load_backbone
+from prfl.backbone import LoraSpec, adapters, load_backbone
+from prfl.backbone.adapters import load_state, state_of
+from prfl.backbone.network import reach
+from prfl.backbone.wan.model import WanBackbone
 from prfl.estimate.live_tensors import SavedBytes
 from prfl.utils.errors import PrflError
 
@@ -20,15 +24,15 @@ SIGMA = torch.tensor([0.3, 0.9])
 def randomise(backbone: WanBackbone, name: str, seed: int) -> None:
     """B = 0 would hide which adapter is active."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in backbone.adapter_parameters(name).values():
+    for parameter in backbone.parameters(name).values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
 
 
 @pytest.fixture
 def backbone(tiny_backbone: WanBackbone) -> WanBackbone:
     """With a trainable policy adapter on all blocks and a reward adapter on the first two."""
-    tiny_backbone.add_adapter("policy", rank=2, alpha=2, targets=TARGETS)
-    tiny_backbone.add_adapter("reward", rank=2, alpha=2, targets=TARGETS, blocks=[0, 1])
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2, targets=TARGETS))
+    tiny_backbone.add_adapter("reward", LoraSpec(rank=2, alpha=2, targets=TARGETS, blocks=[0, 1]))
     randomise(tiny_backbone, "policy", 1)
     randomise(tiny_backbone, "reward", 2)
     return tiny_backbone
@@ -45,7 +49,7 @@ def gradient(backbone: WanBackbone, name: str, run: Callable[[], None]) -> dict[
     for parameter in backbone.transformer.parameters():
         parameter.grad = None
     run()
-    own = backbone.adapter_parameters(name)
+    own = backbone.parameters(name)
     return {key: parameter.grad.clone() for key, parameter in own.items() if parameter.grad is not None}
 
 
@@ -62,7 +66,7 @@ def flags(backbone: WanBackbone) -> dict[str, bool]:
 def test_a_new_adapter_changes_nothing_bit_for_bit(tiny_backbone: WanBackbone) -> None:
     condition, latents = tiny_backbone.condition(["a", "red"]), torch.randn(2, 4, 2, 4, 4)
     before = tiny_backbone.velocity(latents, SIGMA, condition)
-    tiny_backbone.add_adapter("policy", rank=4, alpha=8, targets=TARGETS)
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=4, alpha=8, targets=TARGETS))
     assert tiny_backbone.active_adapter is None
     assert torch.equal(tiny_backbone.velocity(latents, SIGMA, condition), before)
     with tiny_backbone.adapter("policy"):
@@ -88,7 +92,7 @@ def test_each_adapter_and_the_base_are_themselves(backbone: WanBackbone, velocit
 
 
 def test_requires_grad_and_the_active_adapter_come_back(backbone: WanBackbone) -> None:
-    for parameter in backbone.adapter_parameters("reward").values():
+    for parameter in backbone.parameters("reward").values():
         parameter.requires_grad_(False)
     before = flags(backbone)
     assert {name for name, flag in before.items() if flag} == {n for n in before if ".policy." in n}
@@ -104,16 +108,16 @@ def test_requires_grad_and_the_active_adapter_come_back(backbone: WanBackbone) -
 
 def test_adding_an_adapter_leaves_the_others_alone(tiny_backbone: WanBackbone) -> None:
     tiny_backbone.transformer.blocks[0].requires_grad_(True)
-    tiny_backbone.add_adapter("policy", rank=2, alpha=2, targets=TARGETS)
-    state, random_state = tiny_backbone.adapter_state("policy"), torch.random.get_rng_state()
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2, targets=TARGETS))
+    state, random_state = state_of(tiny_backbone.parameters("policy")), torch.random.get_rng_state()
     before = flags(tiny_backbone)
     with tiny_backbone.adapter("policy"):
-        tiny_backbone.add_adapter("reward", rank=2, alpha=2, targets=TARGETS, dropout=0.5)
+        tiny_backbone.add_adapter("reward", LoraSpec(rank=2, alpha=2, targets=TARGETS, dropout=0.5))
         assert tiny_backbone.active_adapter == "policy"
     after = flags(tiny_backbone)
     assert {name: after[name] for name in before} == before and after["blocks.0.attn1.to_q.base_layer.weight"]
     assert torch.equal(torch.random.get_rng_state(), random_state)
-    assert all(torch.equal(value, state[key]) for key, value in tiny_backbone.adapter_state("policy").items())
+    assert all(torch.equal(value, state[key]) for key, value in state_of(tiny_backbone.parameters("policy")).items())
     assert not any(module.training for module in tiny_backbone.transformer.modules())  # no dropout in eval mode
 
 
@@ -126,7 +130,7 @@ def test_gradient_with_checkpointing_equals_without(
             velocity().sin().sum().backward()
 
     plain = gradient(backbone, name, run)
-    backbone.checkpointing = "full"
+    backbone.running.checkpointing = "full"
     assert_same(gradient(backbone, name, run), plain, rtol=0, atol=0)
     assert len(plain) == (18 if name == "policy" else 12)
     assert all(p.grad is None for n, p in backbone.transformer.named_parameters() if f".{name}." not in n)
@@ -145,13 +149,15 @@ def test_checkpointing_keeps_fewer_activations(backbone: WanBackbone, velocity: 
         return sum(sizes.values())
 
     plain = saved_bytes()
-    backbone.checkpointing = "full"
+    backbone.running.checkpointing = "full"
     assert saved_bytes() < plain
 
 
 def test_the_adapter_gradient_is_that_of_512_tokens(backbone: WanBackbone) -> None:
     condition, latents = backbone.condition(["a red circle", ""]), torch.randn(2, 4, 2, 4, 4)
-    text = torch.nn.functional.pad(condition.prompt_embeds, (0, 0, 0, 512 - condition.prompt_embeds.shape[1]))
+    text = torch.nn.functional.pad(
+        condition.tensors["prompt_embeds"], (0, 0, 0, 512 - condition.tensors["prompt_embeds"].shape[1])
+    )
 
     def folded() -> None:
         with backbone.adapter("policy"):
@@ -169,7 +175,7 @@ def test_policy_step_and_reward_on_one_network_two_phase_equals_joint(
 ) -> None:
     """Without checkpointing one graph may cross both adapters, because switching leaves requires_grad alone."""
     condition, sigma = backbone.condition(["a red circle", "a"]), torch.tensor(0.5)
-    for parameter in backbone.adapter_parameters("reward").values():
+    for parameter in backbone.parameters("reward").values():
         parameter.requires_grad_(False)
 
     def score(latents: Tensor) -> Tensor:
@@ -191,7 +197,7 @@ def test_policy_step_and_reward_on_one_network_two_phase_equals_joint(
 
     expected = gradient(backbone, "policy", joint)
     for mode in ("none", "full"):
-        backbone.checkpointing = mode
+        backbone.running.checkpointing = mode
         assert_same(gradient(backbone, "policy", two_phase), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -199,7 +205,7 @@ def test_policy_step_and_reward_on_one_network_two_phase_equals_joint(
 def test_recomputation_under_another_adapter_raises(
     backbone: WanBackbone, velocity: Callable[[], Tensor], wrong: str | None
 ) -> None:
-    backbone.checkpointing = "full"
+    backbone.running.checkpointing = "full"
     with backbone.adapter("policy"):
         loss = velocity().sum()
     with backbone.adapter(wrong), pytest.raises(PrflError, match="ran forward under adapter 'policy'"):
@@ -207,7 +213,7 @@ def test_recomputation_under_another_adapter_raises(
 
 
 def test_a_switch_behind_our_back_raises_too(backbone: WanBackbone, velocity: Callable[[], Tensor]) -> None:
-    backbone.checkpointing = "full"
+    backbone.running.checkpointing = "full"
     with backbone.adapter("policy"), pytest.raises(PrflError, match="again under 'reward'"):
         loss = velocity().sum()
         backbone.transformer.set_adapter("reward")
@@ -218,12 +224,12 @@ def test_without_the_guard_the_gradient_is_silently_wrong(
     backbone: WanBackbone, velocity: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the guard is for: two adapters of the same shape, and PyTorch's own checks see nothing."""
-    backbone.add_adapter("other", rank=2, alpha=2, targets=TARGETS)
+    backbone.add_adapter("other", LoraSpec(rank=2, alpha=2, targets=TARGETS))
     randomise(backbone, "other", 3)
-    backbone.checkpointing = "full"
+    backbone.running.checkpointing = "full"
 
     def policy_gradient(at_backward: str) -> Tensor:
-        own = list(backbone.adapter_parameters("policy").values())
+        own = list(backbone.parameters("policy").values())
         with backbone.adapter("policy"):
             loss = velocity().sin().sum()
         with backbone.adapter(at_backward):
@@ -242,59 +248,62 @@ def test_names_targets_and_blocks_that_do_not_exist(backbone: WanBackbone) -> No
     with pytest.raises(PrflError, match="there is no adapter 'polcy'"), backbone.adapter("polcy"):
         pass
     with pytest.raises(PrflError, match=r"\['to_z'\] match no linear layer[\s\S]*attn1.to_q"):
-        backbone.add_adapter("x", rank=2, alpha=2, targets=["to_q", "to_z"])
+        backbone.add_adapter("x", LoraSpec(rank=2, alpha=2, targets=["to_q", "to_z"]))
     with pytest.raises(PrflError, match="match no linear layer"):
-        backbone.add_adapter("x", rank=2, alpha=2, targets=[])
+        backbone.add_adapter("x", LoraSpec(rank=2, alpha=2, targets=[]))
     with pytest.raises(PrflError, match="0 to 2"):
-        backbone.add_adapter("x", rank=2, alpha=2, targets=["to_q"], blocks=[0, 3])
+        backbone.add_adapter("x", LoraSpec(rank=2, alpha=2, targets=["to_q"], blocks=[0, 3]))
     for name in ("policy", "a.b", ""):
         with pytest.raises(PrflError, match="new adapter"):
-            backbone.add_adapter(name, rank=2, alpha=2, targets=["to_q"])
+            backbone.add_adapter(name, LoraSpec(rank=2, alpha=2, targets=["to_q"]))
     assert adapters.adapter_names(backbone.transformer) == ["policy", "reward"]
 
 
 def test_targets_and_blocks_choose_the_layers(backbone: WanBackbone) -> None:
-    layers = {key.rsplit(".lora_", 1)[0] for key in backbone.adapter_parameters("reward")}
+    layers = {key.rsplit(".lora_", 1)[0] for key in backbone.parameters("reward")}
     assert layers == {f"blocks.{block}.{target}" for block in (0, 1) for target in TARGETS}
-    backbone.add_adapter("wide", rank=1, alpha=1, targets=["to_q", "to_k", "to_v", "to_out.0", "proj"])
-    layers = {key.rsplit(".lora_", 1)[0] for key in backbone.adapter_parameters("wide")}
+    backbone.add_adapter("wide", LoraSpec(rank=1, alpha=1, targets=["to_q", "to_k", "to_v", "to_out.0", "proj"]))
+    layers = {key.rsplit(".lora_", 1)[0] for key in backbone.parameters("wide")}
     assert len(layers) == 3 * (8 + 1) and "blocks.2.ffn.net.0.proj" in layers
 
 
 def test_the_seed_decides_the_new_weights(tiny_backbone: WanBackbone) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        tiny_backbone.add_adapter(name, rank=2, alpha=2, targets=TARGETS, seed=seed)
+        tiny_backbone.add_adapter(name, LoraSpec(rank=2, alpha=2, targets=TARGETS, seed=seed))
     key = "blocks.0.attn1.to_q.lora_A.weight"
-    a, b, c = (tiny_backbone.adapter_state(name)[key] for name in "abc")
+    a, b, c = (state_of(tiny_backbone.parameters(name))[key] for name in "abc")
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 def test_state_round_trip(backbone: WanBackbone, velocity: Callable[[], Tensor]) -> None:
-    state = backbone.adapter_state("policy")
+    state = state_of(backbone.parameters("policy"))
     with backbone.adapter("policy"):
         expected = velocity()
     randomise(backbone, "policy", 9)
     with backbone.adapter("policy"):
         assert not torch.equal(velocity(), expected)
-    parameters = backbone.adapter_parameters("policy")
-    backbone.load_adapter_state("policy", state)
-    assert all(backbone.adapter_parameters("policy")[key] is value for key, value in parameters.items())
+    parameters = backbone.parameters("policy")
+    load_state(backbone.parameters("policy"), "policy", state)
+    assert all(backbone.parameters("policy")[key] is value for key, value in parameters.items())
     with backbone.adapter("policy"):
         assert torch.equal(velocity(), expected)
     with pytest.raises(PrflError, match="6 tensors differ"):
-        backbone.load_adapter_state("reward", state)
+        load_state(backbone.parameters("reward"), "reward", state)
     with pytest.raises(PrflError, match="1 tensors differ"):
-        backbone.load_adapter_state("policy", {**state, next(iter(state)): torch.zeros(3, 3)})
+        load_state(backbone.parameters("policy"), "policy", {**state, next(iter(state)): torch.zeros(3, 3)})
 
 
 def test_half_precision_base_has_float32_master_weights(tiny_pipeline_folder) -> None:
     backbone = load_backbone(tiny_pipeline_folder, dtype=torch.bfloat16)
-    backbone.add_adapter("policy", rank=2, alpha=2, targets=TARGETS)
-    assert {p.dtype for p in backbone.adapter_parameters("policy").values()} == {torch.float32}
-    assert backbone.dtype == torch.bfloat16 and backbone.transformer.blocks[0].attn1.to_v.weight.dtype == torch.bfloat16
+    backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2, targets=TARGETS))
+    assert {p.dtype for p in backbone.parameters("policy").values()} == {torch.float32}
+    assert (
+        backbone.facts.dtype == torch.bfloat16
+        and backbone.transformer.blocks[0].attn1.to_v.weight.dtype == torch.bfloat16
+    )
     with backbone.adapter("policy"):
         backbone.velocity(torch.randn(2, 4, 2, 4, 4), SIGMA, backbone.condition(["a", "red"])).sum().backward()
-    gradients = [p.grad for p in backbone.adapter_parameters("policy").values()]
+    gradients = [p.grad for p in backbone.parameters("policy").values()]
     assert all(g is not None and g.dtype == torch.float32 for g in gradients)
 
 
@@ -307,14 +316,14 @@ def half_precision_gradients(folder: Path, monkeypatch: pytest.MonkeyPatch, way:
     backbone = load_backbone(folder, dtype=torch.bfloat16)
     if way == "exact":
         backbone.transformer.float()
-        backbone.dtype = torch.float32
+        backbone.facts = replace(backbone.facts, dtype=torch.float32)
     with monkeypatch.context() as patch:
         if way in ("peft", "half"):
             patch.setattr(adapters, "compute_in_input_type", lambda layer, name: None)
         targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-        backbone.add_adapter("policy", rank=4, alpha=4, targets=targets)
+        backbone.add_adapter("policy", LoraSpec(rank=4, alpha=4, targets=targets))
     randomise(backbone, "policy", 1)
-    for parameter in backbone.adapter_parameters("policy").values() if way == "half" else ():
+    for parameter in backbone.parameters("policy").values() if way == "half" else ():
         parameter.data = parameter.data.bfloat16()
     weights = {p.untyped_storage().data_ptr() for p in backbone.transformer.parameters()}
     kept: dict[int, Tensor] = {}
@@ -329,7 +338,7 @@ def half_precision_gradients(folder: Path, monkeypatch: pytest.MonkeyPatch, way:
         velocity = backbone.velocity(latents, SIGMA, condition)
         size = sum(t.untyped_storage().nbytes() for pointer, t in kept.items() if pointer not in weights)
         velocity.sin().sum().backward()
-    return {key: p.grad for key, p in backbone.adapter_parameters("policy").items() if p.grad is not None}, size
+    return {key: p.grad for key, p in backbone.parameters("policy").items() if p.grad is not None}, size
 
 
 def test_an_adapter_keeps_no_float32_copies(tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,20 +363,20 @@ def test_an_adapter_on_the_last_blocks_needs_no_graph_below_them(
     tiny_backbone: WanBackbone, checkpointing: str
 ) -> None:
     """Its gradient is that of the same adapter on all blocks, and nothing of the first two blocks is kept."""
-    tiny_backbone.checkpointing = checkpointing  # type: ignore[assignment]
+    tiny_backbone.running.checkpointing = checkpointing  # type: ignore[assignment]
     for name, blocks in (("everywhere", None), ("last", [2])):
-        tiny_backbone.add_adapter(name, rank=2, alpha=2, targets=TARGETS, blocks=blocks)
+        tiny_backbone.add_adapter(name, LoraSpec(rank=2, alpha=2, targets=TARGETS, blocks=blocks))
     generator = torch.Generator().manual_seed(0)
-    for key, parameter in tiny_backbone.adapter_parameters("last").items():
+    for key, parameter in tiny_backbone.parameters("last").items():
         value = torch.randn(parameter.shape, generator=generator) * 0.3
         parameter.data.copy_(value)
-        tiny_backbone.adapter_parameters("everywhere")[key].data.copy_(value)
+        tiny_backbone.parameters("everywhere")[key].data.copy_(value)
     latents, condition = torch.randn(2, 4, 2, 4, 4, generator=generator), tiny_backbone.condition(["a", "red"])
     gradients, kept = {}, {}
     for name in ("everywhere", "last"):
         with SavedBytes(list(tiny_backbone.transformer.parameters())) as saved, tiny_backbone.adapter(name):
             tiny_backbone.velocity(latents, SIGMA, condition).square().sum().backward()
-        gradients[name] = {key: p.grad for key, p in tiny_backbone.adapter_parameters(name).items()}
+        gradients[name] = {key: p.grad for key, p in tiny_backbone.parameters(name).items()}
         kept[name] = saved.peak
     for key, gradient in gradients["last"].items():
         torch.testing.assert_close(gradient, gradients["everywhere"][key])
@@ -375,7 +384,7 @@ def test_an_adapter_on_the_last_blocks_needs_no_graph_below_them(
 
 
 def test_how_far_an_adapter_reaches_and_what_it_will_be(backbone):
-    assert adapters.reach(backbone.transformer, "policy") == (9, 3)
-    assert adapters.reach(backbone.transformer, "reward") == (6, 2)
-    own = {name: tuple(p.shape) for name, p in backbone.adapter_parameters("reward").items()}
-    assert adapters.lora_shapes(backbone.transformer, 2, TARGETS, [0, 1]) == own
+    assert reach(backbone, "policy") == (9, 3)
+    assert reach(backbone, "reward") == (6, 2)
+    own = {name: tuple(p.shape) for name, p in backbone.parameters("reward").items()}
+    assert adapters.lora_shapes(backbone.transformer, LoraSpec(2, 2, TARGETS, blocks=[0, 1]), ["blocks"]) == own

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from prfl.backbone import Condition, WanBackbone, load_architecture, load_backbone
+from prfl.backbone import load_architecture, load_backbone
 from prfl.backbone.wan.architecture import SHIPPED
+from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.text import text_condition
 from prfl.utils.errors import PrflError
 
 SMALL, LARGE = SHIPPED
@@ -26,11 +28,13 @@ def layout(module: nn.Module) -> dict[str, tuple]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_has_every_tensor_of_the_loaded_model(tiny_pipeline_folder: Path, dtype: torch.dtype) -> None:
     loaded, empty = load_backbone(tiny_pipeline_folder, dtype), load_architecture(tiny_pipeline_folder, dtype)
-    for part in ("transformer", "vae", "text_encoder"):
-        assert layout(getattr(empty, part)) == layout(getattr(loaded, part)), part
-        assert all(tensor.is_meta for tensor in getattr(empty, part).parameters()), part
-    same = {name: value for name, value in loaded.describe().items() if not name.endswith("fingerprint")}
-    assert same.items() <= empty.describe().items()
+    parts = {"text_encoder": (loaded.text.encoder(), empty.text.encoder())}
+    parts |= {name: (loaded.networks[name], empty.networks[name]) for name in ("transformer", "vae")}
+    for part, (with_weights, without) in parts.items():
+        assert layout(without) == layout(with_weights), part
+        assert all(tensor.is_meta for tensor in without.parameters()), part
+    same = {name: value for name, value in loaded.facts.identity.items() if not name.endswith("fingerprint")}
+    assert same.items() <= empty.facts.identity.items()
 
 
 def test_the_published_models_ship() -> None:
@@ -38,10 +42,10 @@ def test_the_published_models_ship() -> None:
     for name, parameters, blocks, width in ((SMALL, 1_418_996_800, 30, 1536), (LARGE, 14_288_491_584, 40, 5120)):
         model = load_architecture(name, torch.bfloat16)
         assert sum(p.numel() for p in model.transformer.parameters()) == parameters
-        assert (model.num_blocks, model.width, model.default_shift) == (blocks, width, 3.0)
+        assert (model.facts.num_blocks, model.facts.widths[0], model.facts.shift) == (blocks, width, 3.0)
         assert model.latent_shape(81, 720, 1280) == (16, 21, 90, 160)
         assert sum(p.numel() for p in model.vae.parameters()) == 126_892_531
-        assert sum(p.numel() for p in model.text_encoder.parameters()) == 5_680_910_336
+        assert sum(p.numel() for p in model.text.encoder().parameters()) == 5_680_910_336
 
 
 def test_a_model_that_does_not_ship_and_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +80,7 @@ def random_wan() -> Callable[[str], WanBackbone]:
 def test_wan_of_its_real_size_computes(random_wan: Callable[[str], WanBackbone]) -> None:
     model = random_wan(SMALL)
     latents = torch.randn(1, 16, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    condition = Condition(torch.zeros(1, 4, 4096, dtype=torch.bfloat16), torch.tensor([4]))
+    condition = text_condition(torch.zeros(1, 4, 4096, dtype=torch.bfloat16), torch.tensor([4]))
     with torch.no_grad():
         velocity = model.velocity(latents, torch.tensor(0.7), condition)
     assert velocity.shape == latents.shape and velocity.isfinite().all() and velocity.std() > 0

@@ -9,8 +9,9 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from prfl.backbone import WanBackbone, attention
+from prfl.backbone import attention
 from prfl.backbone.attention import NAMES, attend, choose_attention, why_not
+from prfl.backbone.wan.model import WanBackbone
 from prfl.config.sections.backbone import BackboneConfig
 from tests.backbone.test_kernels import assert_close, computed, with_adapter
 
@@ -89,7 +90,7 @@ def test_the_same_whichever_attends(
     """What runs on a CPU (of ours the torch path), with text folded into fewer tokens, which carry a bias."""
     backbone = with_adapter(tiny_backbone)
     expected = computed(backbone)
-    backbone.checkpointing = mode
+    backbone.running.checkpointing = mode
     backbone.use_kernels(which, backend)
     assert_close(computed(backbone), expected)
     backbone.use_kernels((), "sdpa")

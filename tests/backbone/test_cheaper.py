@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prfl.backbone import WanBackbone, load_backbone
 from prfl.backbone import eight_bits as eight
-from prfl.backbone.cheaper import Cheaper, CheaperCalls
+from prfl.backbone import load_backbone
+from prfl.backbone.cheaper import Cheaper
 from prfl.backbone.eight_bits import Float8Linear
+from prfl.backbone.network import add_copy, train_all
+from prfl.backbone.wan.cheaper import CheaperCalls
 from prfl.backbone.wan.kernels import SWAPPED
+from prfl.backbone.wan.model import WanBackbone
 from prfl.config import load_config
 from prfl.factory.backbone import check_cheaper
 from prfl.utils.errors import PrflError
@@ -110,9 +113,9 @@ def test_an_adapter_keeps_its_own_precision(tiny_backbone: WanBackbone) -> None:
 def test_all_weights_trained_in_float32_under_autocast(tiny_pipeline_folder, in_place: bool) -> None:
     backbone = load_backbone(tiny_pipeline_folder, torch.bfloat16)
     if in_place:
-        backbone.train_all()
+        train_all(backbone)
     else:
-        backbone.add_copy("policy")
+        add_copy(backbone, "policy")
     adapter = None if in_place else "policy"
     exact = called(backbone, adapter=adapter)
     with backbone.adapter(adapter):
@@ -196,11 +199,11 @@ def test_what_is_added_is_what_the_other_blocks_added(tiny_backbone: WanBackbone
 def test_a_sample_does_not_depend_on_its_neighbours(tiny_backbone: WanBackbone, dropout: float) -> None:
     backbone = with_adapter(tiny_backbone, dropout=dropout)
     seeds = torch.tensor([5, 6])
-    with backbone.dropping("policy", seeds):
+    with backbone.adapter("policy", seeds):
         both, calls, seen = chain(backbone, Cheaper(cache=0.02), [0, 1])
     assert seen[1] == [2, 1, 1, 1, 1] and calls.cached == 0.4, "one sample is skipped, the other is not"
     for sample in (0, 1):
-        with backbone.dropping("policy", seeds[sample : sample + 1]):
+        with backbone.adapter("policy", seeds[sample : sample + 1]):
             alone, _, _ = chain(backbone, Cheaper(cache=0.02), [sample])
         for found, expected in zip(both, alone, strict=True):
             torch.testing.assert_close(found[sample], expected[0], rtol=2e-5, atol=2e-5)

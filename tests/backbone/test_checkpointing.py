@@ -14,8 +14,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import LoraSpec
 from prfl.backbone.checkpointing import run_block
+from prfl.backbone.wan.model import WanBackbone
+from prfl.data.conditions import remember
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
 from tests.slow import slow_unless
@@ -83,10 +85,10 @@ def test_one_backward_pass() -> None:
 
 @pytest.fixture
 def backbone(tiny_backbone: WanBackbone) -> WanBackbone:
-    tiny_backbone.remember(PROMPTS)
-    tiny_backbone.add_adapter("policy", rank=2, alpha=2, targets=TARGETS)
+    remember(tiny_backbone, PROMPTS)
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2, targets=TARGETS))
     generator = torch.Generator().manual_seed(1)
-    for parameter in tiny_backbone.adapter_parameters("policy").values():
+    for parameter in tiny_backbone.parameters("policy").values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     return tiny_backbone
 
@@ -99,14 +101,14 @@ def velocity(backbone: WanBackbone, leaf: Tensor | None = None) -> Tensor:
 def gradients(backbone: WanBackbone) -> list[Tensor]:
     leaf = torch.randn(2, 4, 3, 6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     with backbone.adapter("policy"):
-        own = list(backbone.adapter_parameters("policy").values())
+        own = list(backbone.parameters("policy").values())
         return list(torch.autograd.grad(velocity(backbone, leaf).sin().sum(), [leaf, *own]))
 
 
 @pytest.mark.parametrize("mode, offload", MODES)
 def test_gradients_equal_those_without(backbone: WanBackbone, mode: Any, offload: bool) -> None:
     expected = gradients(backbone)
-    backbone.checkpointing, backbone.offload = mode, offload
+    backbone.running.checkpointing, backbone.running.offload = mode, offload
     for ours, theirs in zip(gradients(backbone), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         assert theirs.abs().max() > 0
@@ -116,7 +118,7 @@ def test_gradients_equal_those_without(backbone: WanBackbone, mode: Any, offload
 def test_compiled_blocks(backbone: WanBackbone, mode: Any) -> None:
     """They call fused attention as one operation, which is kept there too."""
     expected = gradients(backbone)
-    backbone.checkpointing, backbone.offload = mode, True
+    backbone.running.checkpointing, backbone.running.offload = mode, True
     backbone.transformer.compile_repeated_blocks()
     torch._dynamo.reset()
     counters.clear()
@@ -149,7 +151,7 @@ class Calls(TorchDispatchMode):
 
 @pytest.mark.parametrize("mode, times", [("none", (3, 3)), ("full", (6, 6)), ("attention", (3, 6))])
 def test_attention_is_not_computed_again(backbone: WanBackbone, mode: Any, times: tuple[int, int]) -> None:
-    backbone.checkpointing = mode
+    backbone.running.checkpointing = mode
     with Calls() as calls:
         gradients(backbone)
     assert (calls.self_attention, calls.cross_attention) == times
@@ -158,8 +160,8 @@ def test_attention_is_not_computed_again(backbone: WanBackbone, mode: Any, times
 @pytest.mark.parametrize("mode", ["full", "attention"])
 @pytest.mark.parametrize("wrong", ["reward", None])
 def test_recomputation_under_another_adapter_raises(backbone: WanBackbone, mode: Any, wrong: str | None) -> None:
-    backbone.add_adapter("reward", rank=2, alpha=2, targets=TARGETS)
-    backbone.checkpointing, backbone.offload = mode, True
+    backbone.add_adapter("reward", LoraSpec(rank=2, alpha=2, targets=TARGETS))
+    backbone.running.checkpointing, backbone.running.offload = mode, True
     with backbone.adapter("policy"):
         loss = velocity(backbone).sum()
     with backbone.adapter(wrong), pytest.raises(PrflError, match="ran forward under adapter 'policy'"):
@@ -177,8 +179,8 @@ def test_what_the_blocks_keep_lives_in_the_store(
     stores: list[HostStore] = []
     new_group = HostStore.new_group
     monkeypatch.setattr(HostStore, "new_group", lambda self: (stores.append(self), new_group(self))[1])
-    backbone.checkpointing, backbone.offload = mode, True
-    own = list(backbone.adapter_parameters("policy").values())
+    backbone.running.checkpointing, backbone.running.offload = mode, True
+    own = list(backbone.parameters("policy").values())
     with backbone.adapter("policy"):
         right = torch.autograd.grad(velocity(backbone).sin().sum(), own)
         for index in range(tensors):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from prfl.backbone import load_backbone
+from prfl.backbone.network import add_copy, train_all
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -17,11 +18,11 @@ def given(backbone):
 
 def test_a_copy_is_selected_as_an_adapter_is(tiny_backbone):
     base = tiny_backbone.transformer
-    tiny_backbone.add_copy("policy")
+    add_copy(tiny_backbone, "policy")
     before = tiny_backbone.velocity(*given(tiny_backbone))
     with tiny_backbone.adapter("policy"):
         torch.testing.assert_close(tiny_backbone.velocity(*given(tiny_backbone)), before, rtol=1e-5, atol=1e-5)
-    for parameter in tiny_backbone.adapter_parameters("policy").values():
+    for parameter in tiny_backbone.parameters("policy").values():
         parameter.data += 0.05
     with pytest.raises(ZeroDivisionError), tiny_backbone.adapter("policy"):
         assert not torch.equal(tiny_backbone.velocity(*given(tiny_backbone)), before)
@@ -31,7 +32,7 @@ def test_a_copy_is_selected_as_an_adapter_is(tiny_backbone):
         raise ZeroDivisionError
     assert tiny_backbone.transformer is base and not any(p.requires_grad for p in base.parameters())
     assert torch.equal(tiny_backbone.velocity(*given(tiny_backbone)), before)
-    assert tiny_backbone.adapter_parameters("policy").keys() == dict(base.named_parameters()).keys()
+    assert tiny_backbone.parameters("policy").keys() == dict(base.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
@@ -40,16 +41,16 @@ def test_in_bf16_the_weights_and_their_gradients_are_float32(tiny_pipeline_folde
     """A bf16 weight of 1 does not move by less than 0.004: small steps would be lost without a word."""
     exact = load_backbone(tiny_pipeline_folder)
     backbone = load_backbone(tiny_pipeline_folder, torch.bfloat16)
-    backbone.checkpointing = checkpointing
+    backbone.running.checkpointing = checkpointing
     base = backbone.velocity(*given(backbone))
     if in_place:
-        backbone.train_all()
+        train_all(backbone)
         parameters = dict(backbone.transformer.named_parameters())
     else:
-        backbone.add_copy("policy")
-        parameters = backbone.adapter_parameters("policy")
+        add_copy(backbone, "policy")
+        parameters = backbone.parameters("policy")
         assert backbone.transformer.proj_out.weight.dtype == torch.bfloat16
-    assert {p.dtype for p in parameters.values()} == {torch.float32} and backbone.dtype == torch.bfloat16
+    assert {p.dtype for p in parameters.values()} == {torch.float32} and backbone.facts.dtype == torch.bfloat16
     with backbone.adapter(None if in_place else "policy"):
         velocity = backbone.velocity(*given(backbone))
         velocity.square().mean().backward()

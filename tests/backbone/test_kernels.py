@@ -17,9 +17,11 @@ from bench.cases.kernel_problem import EAGER, OURS, WORLDS
 from bench.harness.agreement import too_far
 from bench.harness.measure import outputs
 from bench.harness.problem import prepare
-from prfl.backbone import WanBackbone, load_architecture
+from prfl.backbone import LoraSpec, load_architecture
+from prfl.backbone.network import train_all
 from prfl.backbone.wan import kernels, model
 from prfl.backbone.wan.kernels import SWAPPED, KernelBlock, plain_lora
+from prfl.backbone.wan.model import WanBackbone
 from prfl.estimate.live_tensors import SavedBytes
 from prfl.utils.errors import PrflError
 
@@ -29,10 +31,10 @@ PROMPTS = ["a red circle", "a"]
 
 
 def with_adapter(backbone: WanBackbone, targets: list[str] = ALL, dropout: float = 0.0) -> WanBackbone:
-    backbone.add_adapter("policy", rank=3, alpha=6.0, targets=targets, dropout=dropout)
+    backbone.add_adapter("policy", LoraSpec(rank=3, alpha=6.0, targets=targets, dropout=dropout))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in backbone.adapter_parameters("policy").values():
+        for parameter in backbone.parameters("policy").values():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         for name, parameter in backbone.transformer.named_parameters():  # Wan's are not ones
             if ".norm_q." in name or ".norm_k." in name or ".norm2." in name:
@@ -42,9 +44,9 @@ def with_adapter(backbone: WanBackbone, targets: list[str] = ALL, dropout: float
 
 def computed(backbone: WanBackbone, adapter: str | None = "policy") -> dict[str, Tensor]:
     """The velocity, and the gradients of something of it, by latents and adapter."""
-    shape = (2, backbone.latent_channels, 3, 4, 4)
+    shape = (2, backbone.facts.latent_channels, 3, 4, 4)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    own = backbone.adapter_parameters("policy") if adapter else {}
+    own = backbone.parameters("policy") if adapter else {}
     with backbone.adapter(adapter):
         velocity = backbone.velocity(latents, torch.tensor([0.3, 0.8]), backbone.condition(PROMPTS))
         gradients = torch.autograd.grad(velocity.sin().sum(), [latents, *own.values()])
@@ -62,7 +64,7 @@ def test_the_same_numbers_and_gradients(tiny_backbone: WanBackbone, which: tuple
     backbone = with_adapter(tiny_backbone)
     expected, base = computed(backbone), computed(backbone, None)
     assert all(value.abs().max() > 1e-4 for value in expected.values())
-    backbone.checkpointing = mode
+    backbone.running.checkpointing = mode
     backbone.use_kernels(which)
     assert_close(computed(backbone), expected)
     assert_close(computed(backbone, None), base)
@@ -72,7 +74,7 @@ def test_blocks_in_pairs_are_checkpointed_together(tiny_backbone: WanBackbone, m
     """40 lean blocks are, 3 are not; the gradients are the same."""
     backbone = with_adapter(tiny_backbone)
     expected = computed(backbone)
-    backbone.checkpointing = "full"
+    backbone.running.checkpointing = "full"
     backbone.use_kernels()
     assert backbone.blocks_a_checkpoint == 1
     monkeypatch.setattr(WanBackbone, "blocks_a_checkpoint", 2)
@@ -88,9 +90,9 @@ def test_how_many_blocks_a_checkpoint() -> None:
         backbone = load_architecture(f"Wan-AI/Wan2.1-T2V-{size}-Diffusers", torch.bfloat16)
         assert backbone.blocks_a_checkpoint == 1
         backbone.use_kernels()
-        backbone.checkpointing = "full"
+        backbone.running.checkpointing = "full"
         assert backbone.blocks_a_checkpoint == group
-        backbone.offload = True
+        backbone.running.offload = True
         assert backbone.blocks_a_checkpoint == 1
 
 
@@ -150,7 +152,7 @@ def test_adapters_on_some_layers_only(tiny_backbone: WanBackbone, targets: list[
 
 def test_a_new_adapter_leaves_the_base_as_it_is_bit_for_bit(tiny_backbone: WanBackbone) -> None:
     tiny_backbone.use_kernels()
-    tiny_backbone.add_adapter("policy", rank=3, alpha=6.0, targets=ALL)
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=3, alpha=6.0, targets=ALL))
     assert torch.equal(computed(tiny_backbone)["velocity"], computed(tiny_backbone, None)["velocity"])
 
 
@@ -176,15 +178,15 @@ def test_dropout_is_one_function_whatever_computes_it(tiny_backbone: WanBackbone
     """Only inside ``dropping``; the same masks by peft's layers and by ours, and when a checkpoint computes again."""
     backbone, seeds = with_adapter(tiny_backbone, dropout=0.4), torch.tensor([3, 4])
     whole = computed(backbone)
-    with backbone.dropping("policy", seeds):
+    with backbone.adapter("policy", seeds):
         plain = computed(backbone)
         assert (plain["velocity"] - whole["velocity"]).abs().amax((1, 2, 3, 4)).min() > 1e-3
         for mode in ("full", "attention"):
-            backbone.checkpointing = mode
+            backbone.running.checkpointing = mode
             assert_close(computed(backbone), plain)
         backbone.use_kernels()
         for mode in ("none", "full"):
-            backbone.checkpointing = mode
+            backbone.running.checkpointing = mode
             assert_close(computed(backbone), plain)
     backbone.transformer.train()  # as whoever takes the network itself might: our masks are not torch's
     assert_close(computed(backbone), whole)
@@ -251,7 +253,7 @@ def test_a_planted_mistake_shows(tiny_backbone: WanBackbone, monkeypatch: pytest
 def test_refusals(tiny_backbone: WanBackbone) -> None:
     with pytest.raises(PrflError, match="no kernels"):
         tiny_backbone.use_kernels(["attend"])
-    tiny_backbone.train_all()
+    train_all(tiny_backbone)
     with pytest.raises(PrflError, match="a frozen base"):
         tiny_backbone.use_kernels()
     tiny_backbone.use_kernels(())

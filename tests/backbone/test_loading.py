@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from prfl.backbone import Condition, load_backbone
+from prfl.backbone.network import add_copy
+from prfl.backbone.wan.text import text_condition
 from prfl.data.cache import LatentCache
+from prfl.data.conditions import remember
 from prfl.utils.errors import PrflError
 
 
@@ -47,7 +51,7 @@ def test_a_missing_part(folder: Path, part: str) -> None:
 def test_the_text_encoder_is_loaded_when_it_is_needed(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
     backbone = load_backbone(folder)
-    condition = Condition(torch.randn(2, 3, 16), torch.tensor([3, 2]))
+    condition = text_condition(torch.randn(2, 3, 16), torch.tensor([3, 2]))
     assert backbone.velocity(torch.randn(2, 4, 1, 2, 2), torch.tensor(0.5), condition).isfinite().all()
     with pytest.raises(PrflError, match="text encoder or tokenizer"):
         backbone.condition(["a"])
@@ -56,20 +60,22 @@ def test_the_text_encoder_is_loaded_when_it_is_needed(folder: Path, part: str) -
 def test_the_text_encoder_can_be_dropped(folder: Path) -> None:
     backbone = load_backbone(folder)
     first = backbone.condition(["a red circle"])
-    encoder = backbone.text_encoder
-    backbone.drop_text_encoder()
-    assert torch.equal(backbone.condition(["a red circle"]).prompt_embeds, first.prompt_embeds)
-    assert backbone.text_encoder is not encoder
+    encoder = backbone.text.encoder()
+    backbone.text.free()
+    assert torch.equal(backbone.condition(["a red circle"]).tensors["prompt_embeds"], first.tensors["prompt_embeds"])
+    assert backbone.text.encoder() is not encoder
 
 
 def test_remembered_prompts_need_no_text_encoder(folder: Path) -> None:
     backbone = load_backbone(folder)
     prompts = ["a red circle", "a blue square that moves", ""]
     alone = [backbone.condition([prompt]) for prompt in prompts]
-    backbone.remember(prompts)
+    remember(backbone, prompts)
     shutil.rmtree(folder / "text_encoder")
     together = backbone.condition([prompts[1], "", prompts[0]])
-    assert torch.equal(together.prompt_embeds, Condition.cat([alone[1], alone[2], alone[0]]).prompt_embeds)
+    assert torch.equal(
+        together.tensors["prompt_embeds"], Condition.cat([alone[1], alone[2], alone[0]]).tensors["prompt_embeds"]
+    )
     with pytest.raises(PrflError, match="text encoder"):
         backbone.condition([prompts[0], "another prompt"])
 
@@ -82,10 +88,10 @@ def test_another_text_encoder_has_another_identity(folder: Path, monkeypatch: py
     tensors[name] = tensors[name] + 1
     save_file(tensors, weights, metadata={"format": "pt"})
     after = load_backbone(folder)
-    assert before.text_identity != after.text_identity and before.describe() == after.describe()
+    assert before.facts.text_identity != after.facts.text_identity and before.facts.identity == after.facts.identity
     caches = [LatentCache.for_backbone(some, folder, frames=5, height=16, width=16, fps=8) for some in (before, after)]
     assert caches[0].prompt_file("a") != caches[1].prompt_file("a"), "embeddings of the old one would be found"
-    monkeypatch.setattr("prfl.data.cache.TEXT_TOKENS", 64)
+    after.facts = replace(after.facts, text_tokens=64)
     shorter = LatentCache.for_backbone(after, folder, frames=5, height=16, width=16, fps=8)
     assert shorter.prompt_file("a") != caches[1].prompt_file("a"), "nor of prompts that were cut elsewhere"
 
@@ -130,7 +136,7 @@ def test_a_scheduler_of_another_kind(folder: Path) -> None:
     path = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**{k: v for k, v in config.items() if k != "shift"}, "flow_shift": 5.0}))
-    assert load_backbone(folder).default_shift == 5.0  # UniPC's name for it
+    assert load_backbone(folder).facts.shift == 5.0  # UniPC's name for it
     path.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
     with pytest.raises(PrflError, match="flow-matching"):
         load_backbone(folder)
@@ -138,19 +144,19 @@ def test_a_scheduler_of_another_kind(folder: Path) -> None:
 
 def test_the_transformer_makes_room_for_the_text_encoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load_backbone(folder)
-    backbone.add_copy("policy")
+    add_copy(backbone, "policy")
     before = list(backbone.transformer.parameters())
     seen: list[str] = []
-    networks = {id(backbone.transformer): "base", id(backbone.copies["policy"]): "copy"}
-    move, load = type(backbone.transformer).to, backbone._load_text
+    networks = {id(backbone.transformer): "base", id(backbone.networks["policy/transformer"]): "copy"}
+    move, load = type(backbone.transformer).to, backbone.text._load
     monkeypatch.setattr(
         type(backbone.transformer),
         "to",
         lambda self, where: (seen.append(f"{networks[id(self)]} to {where}"), move(self, where))[1],
     )
-    backbone._load_text = lambda: (seen.append("load"), load())[1]
-    backbone.remember(["a", "a red circle"])
+    backbone.text._load = lambda: (seen.append("load"), load())[1]
+    remember(backbone, ["a", "a red circle"])
     assert seen == ["base to cpu", "copy to cpu", "load", "base to cpu", "copy to cpu"], "the device is a CPU here"
     assert all(a is b for a, b in zip(backbone.transformer.parameters(), before, strict=True))
-    backbone.remember(["a"])
+    remember(backbone, ["a"])
     assert len(seen) == 5, "nothing new to encode"

@@ -12,9 +12,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from prfl.backbone import WanBackbone
+from prfl.backbone import LoraSpec
 from prfl.backbone.wan.architecture import architecture_place, load_architecture
 from prfl.backbone.wan.loading import Source, assemble, flow_schedule
+from prfl.backbone.wan.model import WanBackbone
 from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.reward_gradient import RewardGradient
@@ -60,8 +61,8 @@ def test_a_prfl_step_at_the_real_size(wan_1_3b: WanBackbone, monkeypatch: pytest
     backbone = wan_1_3b
     assert sum(p.numel() for p in backbone.transformer.parameters()) == 1_418_996_800
     assert backbone.latent_shape(5, 32, 32) == SHAPE
-    backbone.add_adapter("policy", rank=4, alpha=4, targets=["to_q", "to_v"])
-    reward = LatentReward(RewardHead(backbone.width, ["motion"], inner=32, hidden=32), backbone, [7]).freeze()
+    backbone.add_adapter("policy", LoraSpec(rank=4, alpha=4, targets=["to_q", "to_v"]))
+    reward = LatentReward(RewardHead(backbone.facts.widths[0], ["motion"], inner=32, hidden=32), backbone, [7]).freeze()
     monkeypatch.setattr(type(backbone), "decode", lambda *_: pytest.fail("a latent method decoded"))
     objective = RewardGradient(
         backbone, Prfl(euler(torch.tensor([1.0, 0.6, 0.0])), seed=0), LatentScorer(reward), RewardLoss({"motion": 1.0}),
@@ -72,4 +73,4 @@ def test_a_prfl_step_at_the_real_size(wan_1_3b: WanBackbone, monkeypatch: pytest
     gradients = {name: p.grad for name, p in objective.parameters().items()}
     # lora_A has none yet: its lora_B is zero.
     reached = {name: g.abs().max() > 0 for name, g in gradients.items() if "lora_B" in name and g is not None}
-    assert len(reached) == 2 * 2 * backbone.num_blocks and all(reached.values()), reached
+    assert len(reached) == 2 * 2 * backbone.facts.num_blocks and all(reached.values()), reached

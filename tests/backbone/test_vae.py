@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from prfl.backbone import WanBackbone
+from prfl.backbone.network import park_vae
+from prfl.backbone.wan.model import WanBackbone
 from prfl.backbone.wan.vae import decode, decode_raw, latent_statistics
 from prfl.estimate.live_tensors import LiveBytes, SavedBytes
 from prfl.utils.errors import PrflError
@@ -64,7 +67,7 @@ def test_a_checkpointed_decoder_gives_the_same_gradient_and_keeps_less(
 def test_the_decoder_is_checkpointed_with_the_blocks(tiny_backbone: WanBackbone) -> None:
     kept = {}
     for mode in ("none", "full"):
-        tiny_backbone.checkpointing = mode
+        tiny_backbone.running.checkpointing = mode
         with SavedBytes() as saved:
             pixels = tiny_backbone.decode(torch.randn(1, 4, 3, 2, 2, requires_grad=True))
             kept[mode] = saved.live
@@ -94,18 +97,18 @@ def test_the_network_never_calls_the_vae(tiny_backbone: WanBackbone) -> None:
 def test_a_parked_vae_comes_back_when_it_is_used(tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
     monkeypatch.setattr(tiny_backbone.vae, "to", lambda place: (moved.append(str(place)), tiny_backbone.vae)[1])
-    tiny_backbone.park_vae()
+    park_vae(tiny_backbone)
     tiny_backbone.decode(torch.zeros(1, 4, 1, 2, 2))
     tiny_backbone.encode(torch.zeros(1, 3, 1, 8, 8))
-    assert moved == ["cpu", str(tiny_backbone.device), str(tiny_backbone.device)]
-    monkeypatch.setattr(WanBackbone, "device", torch.device("cuda"))
+    assert moved == ["cpu", str(tiny_backbone.facts.device), str(tiny_backbone.facts.device)]
+    tiny_backbone.facts = replace(tiny_backbone.facts, device=torch.device("cuda"))
     tiny_backbone.decode(torch.zeros(1, 4, 1, 2, 2))
     assert moved[-1] == "cuda", "to where the transformer is"
 
 
 def test_without_a_gradient_it_takes_no_more_than_diffusers_own(tiny_backbone: WanBackbone) -> None:
     """The features of a frame are gone when the next one has its own: they are most of a large decoder's peak."""
-    raw = torch.randn(1, tiny_backbone.latent_channels, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    raw = torch.randn(1, tiny_backbone.facts.latent_channels, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     peaks = []
     for decoded in (tiny_backbone.vae._decode, lambda raw: decode_raw(tiny_backbone.vae, raw)):
         with torch.no_grad(), LiveBytes() as counted:

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanPipeline, WanTransformer3DModel
 
-from prfl.backbone import Condition, WanBackbone, load_backbone
-from prfl.backbone.condition import fold_padding
+from prfl.backbone import Condition, load_backbone
 from prfl.backbone.wan import model as wan_module
+from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.text import fold_padding
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import euler
@@ -31,14 +32,14 @@ def make_latents(backbone: WanBackbone, batch: int = 3, seed: int = 0) -> torch.
 
 
 def pipeline_text(backbone: WanBackbone, condition: Condition) -> torch.Tensor:
-    embeds = condition.prompt_embeds
-    return F.pad(embeds, (0, 0, 0, 512 - embeds.shape[1])).to(backbone.dtype)
+    embeds = condition.tensors["prompt_embeds"]
+    return F.pad(embeds, (0, 0, 0, 512 - embeds.shape[1])).to(backbone.facts.dtype)
 
 
 def plain_forward(backbone: WanBackbone, latents: torch.Tensor, sigma: torch.Tensor, condition: Condition):
     timestep = (sigma * 1000).float().expand(len(latents))
     return backbone.transformer(
-        latents.to(backbone.dtype), timestep, pipeline_text(backbone, condition), return_dict=False
+        latents.to(backbone.facts.dtype), timestep, pipeline_text(backbone, condition), return_dict=False
     )[0]
 
 
@@ -68,7 +69,7 @@ def test_forgetting_the_padding_is_noticed(tiny_backbone: WanBackbone, monkeypat
 def test_velocity_at_the_ends_of_the_text_length(tiny_backbone: WanBackbone) -> None:
     prompts = ["red " * 600, "red " * 510, "red " * 509]  # 512 (truncated), 511, 510 tokens with the end token
     condition = tiny_backbone.condition(prompts)
-    assert condition.lengths.tolist() == [512, 511, 510]
+    assert condition.tensors["lengths"].tolist() == [512, 511, 510]
     latents, sigma = make_latents(tiny_backbone), torch.tensor([0.1, 0.5, 0.9])
     for chosen in ([0, 1, 2], [0], [1], [2]):
         velocity = tiny_backbone.velocity(latents[chosen], sigma[chosen], condition[chosen])
@@ -98,7 +99,7 @@ def test_fold_padding_is_exact() -> None:
 
 def test_half_precision_keeps_all_tokens_and_equals_the_transformer(tiny_pipeline_folder: Path) -> None:
     backbone = load_backbone(tiny_pipeline_folder, dtype=torch.bfloat16)
-    assert backbone.dtype == torch.bfloat16 and backbone.vae.dtype == torch.float32
+    assert backbone.facts.dtype == torch.bfloat16 and backbone.vae.dtype == torch.float32
     latents, sigma, condition = make_latents(backbone), torch.tensor(0.7), backbone.condition(PROMPTS)
     velocity = backbone.velocity(latents, sigma, condition)
     assert velocity.dtype == torch.float32  # that of the latents: a chain is not rounded to bfloat16 at each step
@@ -136,7 +137,7 @@ def test_features_stop_after_the_last_wanted_block(tiny_backbone: WanBackbone) -
             latents, sigma, condition, [n - 1]))) == count  # fmt: skip
     full = captured_states(tiny_backbone, lambda: plain_forward(tiny_backbone, latents, sigma, condition))
     second, first = tiny_backbone.features(latents, sigma, condition, [1, 0])
-    assert first.shape == (3, 20, tiny_backbone.width)
+    assert first.shape == (3, 20, tiny_backbone.facts.widths[0])
     torch.testing.assert_close(first, full[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(second, full[1], rtol=0, atol=1e-5)
 
@@ -192,9 +193,9 @@ def pipeline_latents(folder: Path, start: torch.Tensor, steps: int, guidance: fl
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_wan_pipeline_and_our_rollout_give_the_same_latents(tiny_pipeline_folder: Path, guidance: float) -> None:
     backbone = load_backbone(tiny_pipeline_folder)
-    assert backbone.default_shift == 3.0
+    assert backbone.facts.shift == 3.0
     start, steps = make_latents(backbone, batch=2), 6
-    sigmas = chain_sigmas(steps, backbone.default_shift)
+    sigmas = chain_sigmas(steps, backbone.facts.shift)
     condition, empty = backbone.condition(PROMPTS[:2]), backbone.condition(["", ""])
     network = guided_network(backbone.velocity, condition, empty, scale=guidance, gradient="both")
     latents = rollout(network, start, euler(sigmas), keep=set()).at(steps)
@@ -212,19 +213,18 @@ def test_condition_is_what_the_pipeline_makes(tiny_backbone: WanBackbone, tiny_p
     pipeline = WanPipeline.from_pretrained(tiny_pipeline_folder)
     expected, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=512)
     torch.testing.assert_close(pipeline_text(tiny_backbone, condition), expected, rtol=0, atol=1e-5)
-    assert condition.lengths.tolist() == [6, 1, 3]  # & is an unknown word
+    assert condition.tensors["lengths"].tolist() == [6, 1, 3]  # & is an unknown word
 
 
 def test_condition_select_join_and_cache(tiny_backbone: WanBackbone) -> None:
     condition = tiny_backbone.condition(PROMPTS)
     short, long = tiny_backbone.condition(PROMPTS[1:]), tiny_backbone.condition(PROMPTS[:1])
     joined = Condition.cat([short, long])[[2, 0, 1]]
-    torch.testing.assert_close(joined.prompt_embeds, condition.prompt_embeds, rtol=0, atol=1e-5)
-    assert torch.equal(joined.lengths, condition.lengths) and len(joined) == 3
+    torch.testing.assert_close(joined.tensors["prompt_embeds"], condition.tensors["prompt_embeds"], rtol=0, atol=1e-5)
+    assert torch.equal(joined.tensors["lengths"], condition.tensors["lengths"]) and len(joined) == 3
     assert len(condition[torch.tensor([1, 1, 1, 0])]) == 4 and len(condition[:2]) == 2
-    again = Condition.from_tensors(condition.tensors())
-    assert torch.equal(again.prompt_embeds, condition.prompt_embeds)
-    assert condition.to(dtype=torch.float64).prompt_embeds.dtype == torch.float64
+    assert [ask.prompt for ask in joined.asks] == PROMPTS
+    assert condition.to(dtype=torch.float64).tensors["prompt_embeds"].dtype == torch.float64
 
 
 # ------------------------------------------------------------------------------------------------------- identity
@@ -242,10 +242,10 @@ def test_latent_shape(tiny_backbone: WanBackbone) -> None:
 def test_describe_tells_models_apart(
     tiny_backbone: WanBackbone, tiny_pipeline_folder: Path, make_tiny_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
-    described = json.loads(json.dumps(tiny_backbone.describe()))
+    described = json.loads(json.dumps(tiny_backbone.facts.identity))
     assert described["model_id"] == "tiny-wan" and described["num_blocks"] == 3 and described["width"] == 24
-    assert load_backbone(tiny_pipeline_folder, dtype=torch.bfloat16).describe() == described
-    other = load_backbone(make_tiny_pipeline(tmp_path / "tiny-wan", seed=1)).describe()
+    assert load_backbone(tiny_pipeline_folder, dtype=torch.bfloat16).facts.identity == described
+    other = load_backbone(make_tiny_pipeline(tmp_path / "tiny-wan", seed=1)).facts.identity
     assert other["model_id"] == described["model_id"]
     assert other["transformer_fingerprint"] != described["transformer_fingerprint"]
     assert other["vae_fingerprint"] != described["vae_fingerprint"]
@@ -259,6 +259,6 @@ def test_a_fine_tune_of_any_layer_is_another_model(tiny_pipeline_folder: Path, l
     with torch.no_grad():
         transformer.get_submodule(layer).weight.mul_(1.01)
     transformer.save_pretrained(folder / "transformer")
-    one, other = load_backbone(tiny_pipeline_folder).describe(), load_backbone(folder).describe()
+    one, other = load_backbone(tiny_pipeline_folder).facts.identity, load_backbone(folder).facts.identity
     changed = {key for key in one if one[key] != other[key]}
     assert changed == {"transformer_fingerprint"}

@@ -100,7 +100,7 @@ def test_a_plain_decoder_leaves_the_blocks_checkpointed() -> None:
         with SavedBytes() as saved:
             model.decode(latents)
         kept[decoder.plain] = saved.peak
-        assert model.checkpointing == own.backbone.checkpointing == "full"
+        assert model.running.checkpointing == own.backbone.checkpointing == "full"
     assert kept[False] < 0.5 * kept[True]
 
 
@@ -224,6 +224,8 @@ def test_random_weights_are_the_same_for_both_sides() -> None:
             assert torch.equal(parameter, theirs[name.replace(".base_layer.", ".")]), name
     assert 90e6 < sum(parameter.numel() for parameter in plain.parameters()) < 150e6
     condition = model.condition(["a cat", "a dog runs"])
-    assert condition.lengths.tolist() == [6, 11] and condition.prompt_embeds[0, 6:].abs().max() == 0
+    assert (
+        condition.tensors["lengths"].tolist() == [6, 11] and condition.tensors["prompt_embeds"][0, 6:].abs().max() == 0
+    )
     reward = worlds.reward("small", own, model)
     assert isinstance(reward, TrainableReward) and not any(p.requires_grad for p in reward.parameters().values())

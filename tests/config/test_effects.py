@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from prfl.backbone import Backbone
+from prfl.backbone.wan.model import WanBackbone
 from prfl.config import load_config
 from prfl.config.messages import all_keys, models_in
 from prfl.config.schema import Config, StagesConfig
@@ -221,8 +222,8 @@ def asked(config: Config, patch: pytest.MonkeyPatch) -> Any:
 
 def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
     sizes: list[int] = []
-    encode = Backbone.encode
-    patch.setattr(Backbone, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels))
+    encode = WanBackbone.encode
+    patch.setattr(WanBackbone, "encode", lambda self, pixels: sizes.append(len(pixels)) or encode(self, pixels))
     fill_cache(config, model_of(config), iter)
     return sizes, sorted(path.name for path in Path.cwd().glob("cache-*"))
 

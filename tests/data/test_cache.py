@@ -71,9 +71,13 @@ def test_latents_and_conditions_are_the_backbones_own(counted, manifest):
     torch.testing.assert_close(batch.latents, backbone.encode(expected), atol=1e-5, rtol=1e-5)
     assert batch.prompts == ["a blue square", "a red circle", "a red circle"]
     condition = backbone.condition(batch.prompts)
-    torch.testing.assert_close(batch.condition.prompt_embeds, condition.prompt_embeds, atol=1e-5, rtol=1e-5)
-    assert batch.condition.lengths.tolist() == condition.lengths.tolist()
-    torch.testing.assert_close(data.empty_condition.prompt_embeds, backbone.condition([""]).prompt_embeds)
+    torch.testing.assert_close(
+        batch.condition.tensors["prompt_embeds"], condition.tensors["prompt_embeds"], atol=1e-5, rtol=1e-5
+    )
+    assert batch.condition.tensors["lengths"].tolist() == condition.tensors["lengths"].tolist()
+    torch.testing.assert_close(
+        data.empty_condition.tensors["prompt_embeds"], backbone.condition([""]).tensors["prompt_embeds"]
+    )
     assert batch.labels["motion"].tolist() == [0, 0, 0]
     assert torch.isnan(batch.labels["text"]).all() and data.get([1]).labels["text"].tolist() == [0.5]
     assert torch.equal(data.latents[3], data.latents[4])
@@ -187,7 +191,7 @@ def test_a_stale_entry_cannot_be_used(tiny_backbone, manifest, monkeypatch, chan
         tiny_backbone.vae.to(torch.bfloat16)
     else:
         key = {"model": "model_id", "statistics": "latents_mean"}[change]
-        other = {**tiny_backbone.describe(), key: "other"}
+        other = {**tiny_backbone.facts.identity, key: "other"}
         monkeypatch.setattr(tiny_backbone, "describe", lambda: other)
     with pytest.raises(PrflError, match="not in the cache for this model, size and rate"):
         load(tiny_backbone, manifest, **settings)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from prfl.backbone import Condition
+from prfl.backbone.wan.text import text_condition
 from prfl.data.dataset import LatentDataset, preference_between
 
 NAN = math.nan
 
 
 def condition(value: float, tokens: int) -> Condition:
-    return Condition(torch.full((1, tokens, 2), value), torch.tensor([tokens]))
+    return text_condition(torch.full((1, tokens, 2), value), torch.tensor([tokens]))
 
 
 @pytest.fixture
@@ -41,6 +42,6 @@ def test_a_video_may_be_labelled_for_two_prompts(data):
 
 def test_conditions_of_other_lengths_are_padded(data):
     batch = data.get([1, 0])
-    assert batch.condition.prompt_embeds.shape == (2, 3, 2)
-    assert batch.condition.prompt_embeds[1, :, 0].tolist() == [1, 1, 0]
+    assert batch.condition.tensors["prompt_embeds"].shape == (2, 3, 2)
+    assert batch.condition.tensors["prompt_embeds"][1, :, 0].tolist() == [1, 1, 0]
     assert len(data.empty_condition) == 1

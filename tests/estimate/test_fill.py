@@ -57,9 +57,9 @@ def test_blocks_that_keep_different_things_give_the_same_gradients(make: Callabl
     for name, modes in {"full": ("full",) * 5, "mixed": MIXED, "none": ("none",) * 5}.items():
         model = build_backbone(config)
         stir(model, POLICY, seed=1)
-        model.block_modes = model.feature_modes = modes
+        model.running.block_modes = model.running.feature_modes = modes
         condition, sigma = model.condition(["a red circle", "a"]), torch.tensor(0.5)
-        parameters = list(model.adapter_parameters(POLICY).values())
+        parameters = list(model.parameters(POLICY).values())
         with SavedBytes(list(model.transformer.parameters())) as saved, model.adapter(POLICY):
             velocity = model.velocity(latents, sigma, condition)
             (features,) = model.features(latents, sigma, condition, [2])
@@ -80,10 +80,10 @@ def test_full_checkpoints_of_several_blocks_stay_together() -> None:
 def test_without_a_card_it_is_full(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(AUTO)
     model = build_backbone(config)
-    assert fill.fill_card(config, model).startswith("full; ") and model.block_modes is None
+    assert fill.fill_card(config, model).startswith("full; ") and model.running.block_modes is None
     monkeypatch.setattr(fill, "room", lambda config: 2**40)
     said = fill.fill_card(config, model)
-    assert said.startswith("of 5 blocks 5 are kept whole") and model.block_modes == ("none",) * 5
+    assert said.startswith("of 5 blocks 5 are kept whole") and model.running.block_modes == ("none",) * 5
 
 
 def test_with_offload_it_is_refused(make: Callable[..., Config]) -> None:

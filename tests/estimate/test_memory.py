@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.checkpointing import run_block
+from prfl.backbone.wan.text import text_condition
 from prfl.config.schema import Config
 from prfl.estimate import memory, phases
 from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
@@ -39,7 +40,7 @@ TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
 def network_call(config: Config, *, gradient: bool = True) -> Part:
     model = build_architecture(config)
-    for parameter in model.adapter_parameters("policy").values():
+    for parameter in model.parameters("policy").values():
         parameter.grad = torch.zeros_like(parameter)  # as predict_memory does: they are a part of their own
     with fused_on_meta("cpu"):
         return phases.network_call(config, model, Shapes(model, config), 2, gradient=gradient)
@@ -66,7 +67,7 @@ def kept_bytes(model: Backbone, run: Callable[[], Tensor], also: tuple[Tensor, .
         def append(self, results: Any) -> None:
             super().append(results)
             output, *small = results
-            if not model.offload:
+            if not model.running.offload:
                 pack(output())
             for tensor in small:
                 if isinstance(tensor, Tensor):
@@ -88,8 +89,8 @@ def kept_bytes(model: Backbone, run: Callable[[], Tensor], also: tuple[Tensor, .
 def inputs(model: Backbone, batch: int = 2) -> tuple[Tensor, Condition]:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(batch, *model.latent_shape(17, 32, 32), generator=generator)
-    embeds = torch.randn(batch, TOKENS, model.text_width, generator=generator).to(model.dtype)
-    return latents, Condition(embeds, torch.full((batch,), TOKENS))
+    embeds = torch.randn(batch, TOKENS, model.facts.text_width, generator=generator).to(model.facts.dtype)
+    return latents, text_condition(embeds, torch.full((batch,), TOKENS))
 
 
 SETTINGS = [
@@ -124,7 +125,7 @@ def test_activations_saved_by_the_network_call(make: Callable[..., Config], over
         model.velocity, condition, inputs(model)[1], scale=guidance.scale, gradient=guidance.gradient
     )
     outputs: list[Tensor] = []
-    with model.adapter("policy"), model.dropping("policy", torch.arange(2)):
+    with model.adapter("policy"), model.adapter("policy", torch.arange(2)):
         kept = kept_bytes(model, lambda: outputs.append(network(latents, torch.tensor(0.5))) or outputs[0])
     assert network_call(config).saved == pytest.approx(kept + outputs[0].nbytes, rel=0.02)
 
@@ -151,7 +152,8 @@ def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpoint
 
 
 @pytest.mark.parametrize(
-    "mode", slow_unless(["none", "full"].__contains__, ["none", "attention", "full", "full backbone.offload=true"])
+    "mode",
+    slow_unless(["none", "full"].__contains__, ["none", "attention", "full", "full backbone.offload=true"]),
 )
 def test_it_is_a_straight_line_in_the_number_of_blocks(
     make: Callable[..., Config], mode: str, monkeypatch: pytest.MonkeyPatch
@@ -168,7 +170,7 @@ def test_the_allocator_sees_the_predicted_peak(make: Callable[..., Config]) -> N
     model = build_backbone(config)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *model.latent_shape(17, 64, 64), generator=generator)
-    parameters = list(model.adapter_parameters("policy").values())
+    parameters = list(model.parameters("policy").values())
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     condition = inputs(model)[1]
@@ -195,12 +197,12 @@ def test_parts_of_a_lora_run(make: Callable[..., Config]) -> None:
     config = make("training.ema_decay=0.9")
     found, parts = predicted(config)
     model = build_backbone(config)
-    adapter = sum(p.nbytes for p in model.adapter_parameters("policy").values())
+    adapter = sum(p.nbytes for p in model.parameters("policy").values())
     for name, factor in (("adapter weights", 1), ("gradients", 1), ("optimizer (two averages)", 2)):
         assert parts[name].bytes == factor * adapter
     assert parts["EMA of the weights"].bytes == adapter
     assert parts["VAE weights"].bytes == sum(p.nbytes for p in model.vae.parameters())
-    assert found.trainable == sum(p.numel() for p in model.adapter_parameters("policy").values())
+    assert found.trainable == sum(p.numel() for p in model.parameters("policy").values())
     later = [part.bytes for part in found.phases if not part.alone]
     assert found.peak == sum(part.bytes for part in found.fixed) + max(later)
 
@@ -218,7 +220,7 @@ def test_a_vae_that_nothing_decodes_with_is_not_on_the_gpu(make: Callable[..., C
 def test_encoding_the_prompts_comes_before_all_else(make: Callable[..., Config]) -> None:
     """Alone; VAE and transformer are there too on a CPU, and while a cache is filled."""
     model = build_architecture(make())
-    encoder, vae, transformer = map(module_bytes, (model.text_encoder, model.vae, model.transformer))
+    encoder, vae, transformer = map(module_bytes, (model.text.encoder(), model.vae, model.transformer))
     for overrides, expected in (
         ([], encoder + vae + transformer),
         (["backbone.device=cuda"], encoder),
@@ -276,7 +278,7 @@ def test_all_weights_in_bfloat16(make: Callable[..., Config], mode: str) -> None
         run = lambda: outputs.append(model.velocity(latents, torch.tensor(0.5), condition)) or outputs[0]  # noqa: E731
         kept = kept_bytes(model, run, (latents,)) + outputs[0].nbytes
     copies = parts["the weights in bfloat16, by autocast"].bytes
-    whole = sum(p.nbytes for p in model.copies["policy"].parameters())
+    whole = sum(p.nbytes for p in model.networks["policy/transformer"].parameters())
     assert whole / 2 <= copies < 0.6 * whole and found.peak > 4 * whole
     assert parts["walk back"].saved + (copies if mode == "none" else 0) == pytest.approx(kept, rel=0.05)
 
@@ -376,7 +378,7 @@ def test_frames_that_are_scored_by_themselves_are_predicted_so(make: Callable[..
     own += ["data.manifest=absent.jsonl", "data.height=64", "data.width=64"]
     config = make(*own)
     model = build_backbone(config)
-    network = PixelNetwork(model.text_width, ["reward"])
+    network = PixelNetwork(model.facts.text_width, ["reward"])
     scorer = build_scorer(config, model, PixelReward(network).freeze())
     latents = torch.randn(2, *model.latent_shape(17, 64, 64))
     with LiveBytes() as counted:

@@ -149,7 +149,7 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     assert made["rough"] == found.get(names.CHEAPER, 0) and (made["rough"] > 0) == (CHEAPER in overrides)
     assert made["without"] == sum(found.get(name, 0) for name in (names.ROLLOUT, names.UNGUIDED, names.DISTANCE))
     assert made["reward"] == found[names.REWARD]
-    assert found.get(names.RECOMPUTED, 0) == (found[names.GRADIENT] if model.checkpointing != "none" else 0)
+    assert found.get(names.RECOMPUTED, 0) == (found[names.GRADIENT] if model.running.checkpointing != "none" else 0)
 
 
 def test_chains_that_start_from_data_need_no_rollout(make: Callable[..., Config]) -> None:

@@ -74,7 +74,9 @@ def planted_project(pipeline: Path) -> None:
     """Two saved rewards of a tiny model and a config: ``size`` is trained on, ``natural`` is held out."""
     model = load_backbone(pipeline)
     for name in ("size", "natural"):
-        LatentReward(RewardHead(model.width, [name], blocks=1, inner=8, hidden=8), model, [0]).save_pretrained(name)
+        LatentReward(
+            RewardHead(model.facts.widths[0], [name], blocks=1, inner=8, hidden=8), model, [0]
+        ).save_pretrained(name)
     prompts = {"train": ["a red circle", "a blue square"], "validation": ["a", "a circle", "red", "a square moves up"]}
     for split, some in prompts.items():
         Path(f"{split}.txt").write_text("\n".join(some))

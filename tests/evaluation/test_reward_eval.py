@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prfl.backbone.condition import Condition
+from prfl.backbone.wan.text import text_condition
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.evaluation.reward_eval import (
     MEASURES,
@@ -41,7 +41,7 @@ def dataset(prompts: int = 12, each: int = 6) -> LatentDataset:
     labels = {name: torch.randint(2, (len(names),), generator=draw).float() for name in ("shape", "speed")}
     latents = 0.3 * labels["shape"].view(-1, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
     conditions = {
-        name: Condition(torch.full((1, 2, 4), float(number)), torch.tensor([2]))
+        name: text_condition(torch.full((1, 2, 4), float(number)), torch.tensor([2]))
         for number, name in enumerate(["", *dict.fromkeys(names)])
     }
     return LatentDataset(**common(latents, conditions, names), video=torch.arange(len(names)), labels=labels)
@@ -53,7 +53,7 @@ def seeing(latents, sigma, condition):
 
 
 def knowing_the_prompt(latents, sigma, condition):
-    return {"shape": condition.prompt_embeds[:, 0, 0].clone()}
+    return {"shape": condition.tensors["prompt_embeds"][:, 0, 0].clone()}
 
 
 def row_of(rows, scorer, dimension, label):
@@ -130,7 +130,7 @@ def test_the_head_of_the_samples_has_their_pairs_only():
 
 def test_preference_pairs_are_scored_without_labels():
     latents = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1, 1, 1).expand(-1, 2, 2, 3, 3).clone()
-    conditions = {name: Condition(torch.ones(1, 1, 4), torch.tensor([1])) for name in ("", "p", "q")}
+    conditions = {name: text_condition(torch.ones(1, 1, 4), torch.tensor([1])) for name in ("", "p", "q")}
     data = PairDataset(
         **common(latents, conditions, ["p", "p", "q", "q"]),
         a=torch.tensor([0, 1, 2, 0]),

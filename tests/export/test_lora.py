@@ -12,6 +12,7 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from prfl.backbone import LoraSpec
 from prfl.backbone.adapters import matching_layers
 from prfl.export import export_run
 from prfl.export.lora import original_name, shared_file_tensors
@@ -71,7 +72,7 @@ def test_an_alpha_that_cannot_be_folded_exactly_is_close(
 
 def test_every_linear_layer_has_the_name_of_the_published_checkpoint(tiny_backbone) -> None:
     """Against diffusers' converter of the original Wan checkpoints, whose names ComfyUI's model has."""
-    layers = matching_layers(tiny_backbone.transformer, EVERYTHING, None)
+    layers = matching_layers(tiny_backbone.transformer, LoraSpec(1, 1, EVERYTHING), ["blocks"])
     assert len(layers) == 3 * 10 + 5
     original = {f"{original_name(layer)}.weight": torch.tensor(index) for index, layer in enumerate(layers)}
     converted = convert_wan_transformer_to_diffusers(dict(original))

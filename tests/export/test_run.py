@@ -51,7 +51,7 @@ def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 
 def save_reward(backbone: Backbone, folder: Path) -> LatentReward:
-    reward = LatentReward(RewardHead(backbone.width, ["motion"], inner=8, hidden=8), backbone, [1])
+    reward = LatentReward(RewardHead(backbone.facts.widths[0], ["motion"], inner=8, hidden=8), backbone, [1])
     reward.card = RewardCard(labels={"motion": "moves"}, frames=(5, 5), fps=(8.0, 8.0), accuracy=ACCURACY)
     reward.save_pretrained(folder)
     return reward

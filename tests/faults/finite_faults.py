@@ -9,7 +9,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from prfl.backbone import Backbone, load_backbone
+from prfl.backbone import load_backbone
+from prfl.backbone.wan.model import WanBackbone
 from prfl.data.dataset import load_dataset
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward
@@ -52,9 +53,9 @@ def _(bench):
 
 @fault("latents that are not finite", "latents/max is nan in step 0", "the batch is in that", leaves=("runs/prfl",))
 def _(bench):
-    velocity = Backbone.velocity
+    velocity = WanBackbone.velocity
     bench.patch.setattr(
-        Backbone, "velocity", lambda self, x, *args: velocity(self, x, *args) * (math.nan, 1)[len(x) == 1]
+        WanBackbone, "velocity", lambda self, x, *args: velocity(self, x, *args) * (math.nan, 1)[len(x) == 1]
     )
     message = bench.cli("train", "prfl.yaml")
     dumped("runs/prfl", 0)
@@ -94,7 +95,7 @@ def _(bench):
 @fault("processes with different weights", "process 0 and process 1", "resume all of them from the same checkpoint")
 def _(bench):
     backbone = with_policy(load_backbone(bench.model))
-    mine = {name: value.detach().clone() for name, value in backbone.adapter_parameters("policy").items()}
+    mine = {name: value.detach().clone() for name, value in backbone.parameters("policy").items()}
     theirs = {name: value + (name.endswith("to_q.lora_B.weight")) * 1e-7 for name, value in mine.items()}
     digests = [{name: guards.digest(value) for name, value in rank.items()} for rank in (mine, theirs)]
     bench.patch.setattr(guards, "gather_object", lambda own: [*own, digests[1]] if own == digests[:1] else None)

@@ -39,7 +39,7 @@ def _(bench):
 @fault("nothing trainable", "objective: nothing is trainable", "add an adapter")
 def _(bench):
     backbone = with_policy(load_backbone(bench.model))
-    for parameter in backbone.adapter_parameters("policy").values():
+    for parameter in backbone.parameters("policy").values():
         parameter.requires_grad_(False)
     objective = Sft(backbone, dataset(backbone), seed=0)
     run = RunFolder(Path("runs/new"))

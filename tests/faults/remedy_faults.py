@@ -8,7 +8,7 @@ import os
 import pwd
 from pathlib import Path
 
-from prfl.backbone import Backbone
+from prfl.backbone.wan.model import WanBackbone
 from tests.faults.planting import fault
 
 
@@ -123,9 +123,9 @@ def _(bench):
 
 @fault("latents that are not finite in the first step", "in step 0", "float32 (backbone.dtype)", leaves=("runs/new",))
 def _(bench):
-    velocity = Backbone.velocity
+    velocity = WanBackbone.velocity
     bench.patch.setattr(
-        Backbone, "velocity", lambda self, x, *args: velocity(self, x, *args) * (math.nan, 1)[len(x) == 1]
+        WanBackbone, "velocity", lambda self, x, *args: velocity(self, x, *args) * (math.nan, 1)[len(x) == 1]
     )
     message = bench.cli("train", "prfl.yaml", "run=runs/new")
     assert "learning rate" not in message

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from prfl.backbone.condition import fold_padding
+from prfl.backbone.wan.text import fold_padding
 from prfl.estimate.live_tensors import SavedBytes
 from prfl_kernels import reference
 from prfl_kernels.attention import attention

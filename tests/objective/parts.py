@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Backbone, Condition, LoraSpec
 from prfl.data.dataset import LatentDataset
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
@@ -18,7 +18,7 @@ SHAPE = (4, 3, 4, 4)  # 9 frames of 16 x 16
 
 
 def with_policy(backbone: Backbone) -> Backbone:
-    backbone.add_adapter("policy", rank=2, alpha=2.0, targets=["to_q", "to_v", "ffn.net.2"])
+    backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2.0, targets=["to_q", "to_v", "ffn.net.2"]))
     stir(backbone, "policy", seed=3)
     return backbone
 
@@ -27,13 +27,13 @@ def stir(backbone: Backbone, name: str, seed: int) -> None:
     """Give an adapter weights that matter (it is made as the identity)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in backbone.adapter_parameters(name).values():
+        for parameter in backbone.parameters(name).values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 def latent_reward(backbone: Backbone, own_adapter: bool) -> LatentReward:
     torch.manual_seed(0)
-    head = RewardHead(backbone.width, ["motion", "look"], blocks=1, inner=16, heads=2, hidden=16)
+    head = RewardHead(backbone.facts.widths[0], ["motion", "look"], blocks=1, inner=16, heads=2, hidden=16)
     adapter = RewardAdapter(rank=2, alpha=4.0, targets=("to_q", "to_v", "ffn.net.2")) if own_adapter else None
     reward = LatentReward(head, backbone, [1], adapter=adapter)
     if own_adapter:

@@ -76,9 +76,9 @@ def test_equals_the_joint_graph(tiny_backbone, chain, method, checkpointing):
     drawn = set()
     for step in range(3):
         expected = joint_gradients(objective, make_loop, step)
-        tiny_backbone.checkpointing = checkpointing
+        tiny_backbone.running.checkpointing = checkpointing
         drawn.add(objective.accumulate(step, INDICES)["node"])
-        tiny_backbone.checkpointing = "none"
+        tiny_backbone.running.checkpointing = "none"
         assert_same_gradients(take_gradients(objective), expected)
     assert len(drawn) > 1 or method == "vader"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
+from prfl.backbone.wan.model import WanBackbone
 from prfl.objective import reward_gradient
 from prfl.objective.methods.dense_process import DenseProcess
 from prfl.objective.methods.prfl import Prfl
@@ -96,7 +97,7 @@ def rough_world(objective: RewardGradient, step: int) -> naive.World:
 def test_the_gradient_is_the_exact_networks_where_the_cheaper_led(name: str, checkpointing: str) -> None:
     method, loop = METHODS[name]
     objective = roughened(toy_objective(method))
-    objective.backbone.checkpointing = checkpointing
+    objective.backbone.running.checkpointing = checkpointing
     rough = 0
     for step in range(5):
         loop(rough_world(objective, step), method, step).backward()
@@ -140,7 +141,7 @@ def test_a_multistep_solvers_earlier_outputs_are_part_of_the_state() -> None:
     objective.loss(scores)[0].mean().backward()
     expected = take_gradients(objective)
     for checkpointing in ("none", "full"):
-        backbone.checkpointing = checkpointing
+        backbone.running.checkpointing = checkpointing
         objective.accumulate(0, INDICES)
         for key, gradient in take_gradients(objective).items():
             torch.testing.assert_close(gradient, expected[key], rtol=1e-6, atol=1e-9)
@@ -176,7 +177,7 @@ def test_without_options_nothing_changes_bit_for_bit(tiny_backbone: Backbone, mo
     found = objective.accumulate(0, INDICES)
     assert found["rollout/cached"] == 0.0 and "rollout/cached" not in plain
     assert all(torch.equal(gradient, expected[name]) for name, gradient in take_gradients(objective).items())
-    monkeypatch.setattr(Backbone, "cheaper", None)
+    monkeypatch.setattr(WanBackbone, "cheaper", None)
     objective.cheaper = EXACT
     objective.accumulate(0, INDICES)
 
@@ -188,7 +189,7 @@ def test_the_gradient_at_the_states_that_the_rollout_left(
 ) -> None:
     """Against plain autograd through the last step alone, from the latents where the rollout came to it."""
     backbone = with_policy(tiny_backbone)
-    backbone.checkpointing = checkpointing
+    backbone.running.checkpointing = checkpointing
     objective = latent_objective(backbone, LAST, cheaper=how)
     left: list[Trajectory] = []
     monkeypatch.setattr(reward_gradient, "rollout", lambda *a, **k: left.append(rollout(*a, **k)) or left[-1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone, load_backbone
+from prfl.backbone import Backbone, LoraSpec, load_backbone
 from prfl.backbone.dropout import dropouts
 from prfl.objective.methods.prfl import Prfl
 from prfl.objective.methods.vader import Vader
@@ -53,7 +53,7 @@ def test_equals_the_joint_graph_with_the_same_masks_in_float64(name: str) -> Non
         loop(toy_world(objective, step), method, step).backward()
         whole = take_gradients(objective)
         objective.backbone.dropout = 0.4
-        with objective.backbone.dropping("policy", seeds(objective, step)):
+        with objective.backbone.adapter("policy", seeds(objective, step)):
             loop(toy_world(objective, step), method, step).backward()
         expected = take_gradients(objective)
         objective.accumulate(step, INDICES)
@@ -69,7 +69,7 @@ def test_other_masks_in_the_recomputation_are_found_out(name: str, monkeypatch: 
     method, loop = METHODS[name]
     objective = toy_objective(method)
     objective.backbone.dropout = 0.4
-    with objective.backbone.dropping("policy", seeds(objective, 1)):
+    with objective.backbone.adapter("policy", seeds(objective, 1)):
         loop(toy_world(objective, 1), method, 1).backward()
     expected = take_gradients(objective)
     velocity = objective.backbone.velocity
@@ -85,7 +85,7 @@ def test_other_masks_in_the_recomputation_are_found_out(name: str, monkeypatch: 
 
 
 def with_dropout(backbone: Backbone) -> Backbone:
-    backbone.add_adapter("policy", rank=2, alpha=2.0, targets=["to_q", "to_v", "ffn.net.2"], dropout=0.4)
+    backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2.0, targets=["to_q", "to_v", "ffn.net.2"], dropout=0.4))
     stir(backbone, "policy", seed=3)
     return backbone
 
@@ -99,12 +99,12 @@ def test_on_wan_with_and_without_checkpointing_and_kernels(tiny_backbone: Backbo
     loop = METHODS["prfl"][1] if plan == "one edge" else lambda world, *_: naive.truncated(world, 2)
     loop(wan_world(objective, 1), objective.method, 1).backward()
     whole = take_gradients(objective)
-    with tiny_backbone.dropping("policy", seeds(objective, 1)):
+    with tiny_backbone.adapter("policy", seeds(objective, 1)):
         loop(wan_world(objective, 1), objective.method, 1).backward()
     expected = take_gradients(objective)
     assert errors(expected, whole) > 1e-2
     for checkpointing, kernels in (("none", False), ("full", False), ("attention", False), ("full", True)):
-        tiny_backbone.checkpointing = checkpointing
+        tiny_backbone.running.checkpointing = checkpointing
         if kernels:
             tiny_backbone.use_kernels()
         metrics = objective.accumulate(1, INDICES)
@@ -135,11 +135,11 @@ def test_the_distance_and_what_is_drawn_are_not_dropped(tiny_backbone: Backbone,
 
 def test_a_checkpointed_block_refuses_other_masks(tiny_backbone: Backbone) -> None:
     backbone = with_dropout(tiny_backbone)
-    backbone.checkpointing = "full"
+    backbone.running.checkpointing = "full"
     latents, condition = torch.randn(2, *SHAPE), backbone.condition(PROMPTS[:2])
     with ExitStack() as stack:
         stack.enter_context(backbone.adapter("policy"))
-        with backbone.dropping("policy", torch.tensor([1, 2])):
+        with backbone.adapter("policy", torch.tensor([1, 2])):
             loss = backbone.velocity(latents, torch.tensor(0.5), condition).square().mean()
         with pytest.raises(PrflError, match="computed again with other dropout masks"):
             loss.backward()
@@ -150,14 +150,14 @@ def test_sft_and_a_reward_of_its_own_adapter_train_with_dropout(tiny_pipeline_fo
 
     def sft(rate: float) -> Sft:
         backbone = load_backbone(tiny_pipeline_folder)
-        backbone.add_adapter("policy", rank=2, alpha=2.0, targets=["to_q", "ffn.net.2"], dropout=rate)
+        backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2.0, targets=["to_q", "ffn.net.2"], dropout=rate))
         stir(backbone, "policy", seed=3)
         return Sft(backbone, clips(SHAPE, {prompt: backbone.condition([prompt]) for prompt in ("", *PROMPTS)}), seed=0)
 
     def preference(rate: float, loss: str) -> Preference:
         backbone = load_backbone(tiny_pipeline_folder)
         torch.manual_seed(0)
-        head = RewardHead(backbone.width, ["light"], blocks=1, inner=16, heads=2, hidden=16)
+        head = RewardHead(backbone.facts.widths[0], ["light"], blocks=1, inner=16, heads=2, hidden=16)
         adapter = RewardAdapter(2, 4.0, ("to_q", "ffn.net.2"), dropout=rate)
         reward = LatentReward(head, backbone, [1], adapter=adapter)
         stir(backbone, "reward", seed=4)

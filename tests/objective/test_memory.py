@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Backbone, LoraSpec
 from prfl.backbone.wan.architecture import load_architecture
+from prfl.backbone.wan.text import text_condition
 from prfl.estimate.live_tensors import LiveBytes, SavedBytes, fused_on_meta
 from prfl.objective.loss import RewardLoss, loss_gradient
 from prfl.objective.methods.vader import Vader
@@ -62,7 +63,7 @@ def training_step(objective: RewardGradient) -> tuple[int, int]:
 @pytest.mark.parametrize("mode, offload", slow_unless([("none", False), ("full", True)].__contains__, MODES))
 def test_a_step_is_flat_in_the_number_of_gradient_steps(tiny_backbone: Backbone, mode: Any, offload: bool) -> None:
     backbone = with_policy(tiny_backbone)
-    backbone.checkpointing, backbone.offload = mode, offload
+    backbone.running.checkpointing, backbone.running.offload = mode, offload
     saved, alive = {}, {}
     for last_steps in (1, 2, 5):
         saved[last_steps], alive[last_steps] = training_step(make_objective(backbone, last_steps))
@@ -79,7 +80,7 @@ def test_the_distance_takes_one_of_the_offloaded_latents_at_a_time(
     tiny_backbone: Backbone, weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = with_policy(tiny_backbone)
-    backbone.checkpointing, backbone.offload = "full", True
+    backbone.running.checkpointing, backbone.running.offload = "full", True
     peaks, taken = {}, []
     take = HostStore.take
     monkeypatch.setattr(HostStore, "take", lambda self, parked: taken.append(parked) or take(self, parked))
@@ -90,11 +91,11 @@ def test_the_distance_takes_one_of_the_offloaded_latents_at_a_time(
         _, condition, start = objective.draw(0, INDICES)
         with backbone.adapter("policy"):
             trajectory = objective.trajectory(objective.network(condition), start, 0, INDICES)
-        backbone.offload = False  # its blocks' checkpoints would be in the store of their own
+        backbone.running.offload = False  # its blocks' checkpoints would be in the store of their own
         taken.clear()
         with LiveBytes() as counted:
             objective.distance(0, trajectory, step_plan, condition)
-        backbone.offload, peaks[last_steps] = True, counted.peak
+        backbone.running.offload, peaks[last_steps] = True, counted.peak
         assert len(taken) == last_steps
     assert peaks[6] < peaks[2] + LATENTS
 
@@ -130,12 +131,14 @@ def test_a_block_of_wan_1_3b_keeps_within_its_budget(mode: Any, offload: bool, d
     def kept(blocks: int) -> int:
         with torch.device("meta"):
             model = load_architecture("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", torch.bfloat16)
-            model.transformer.blocks, model.num_blocks = model.transformer.blocks[:blocks], blocks
+            model.transformer.blocks, model.facts.num_blocks = model.transformer.blocks[:blocks], blocks
             targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-            model.add_adapter("policy", rank=32, alpha=32, targets=targets)
-            condition = Condition(torch.empty(1, 80, model.text_width, dtype=torch.bfloat16), torch.tensor([80]))
+            model.add_adapter("policy", LoraSpec(rank=32, alpha=32, targets=targets))
+            condition = text_condition(
+                torch.empty(1, 80, model.facts.text_width, dtype=torch.bfloat16), torch.tensor([80])
+            )
             latents = torch.empty(shape)
-        model.checkpointing, model.offload = mode, offload
+        model.running.checkpointing, model.running.offload = mode, offload
         with fused_on_meta(device), LiveBytes() as counted, model.adapter("policy"):
             output = model.velocity(latents, torch.tensor(0.5), condition)
             assert output.requires_grad
@@ -199,7 +202,7 @@ def test_frames_scored_by_themselves_are_differentiated_one_at_a_time(
     torch.manual_seed(1)
     network = PixelNetwork(TEXT_WIDTH, ["motion", "look"], size=64, hidden=32, inner=32).double()
     tiny_backbone.vae.double()
-    tiny_backbone.checkpointing = decoder
+    tiny_backbone.running.checkpointing = decoder
     scorer = PixelScorer(PixelReward(network).freeze(), tiny_backbone, 0, temporal_decay=0.5)
     latents = torch.randn(2, 4, 5, 4, 4, dtype=torch.float64)
     condition = tiny_backbone.condition(PROMPTS[:2])

@@ -260,7 +260,7 @@ def test_equals_the_naive_loop_on_wan(tiny_backbone: Backbone, name: str, space:
     objective = wan_objective(tiny_backbone, method, space)
     loop(wan_world(objective, 1), method, 1).backward()
     expected = take_gradients(objective)
-    tiny_backbone.checkpointing = checkpointing
+    tiny_backbone.running.checkpointing = checkpointing
     objective.accumulate(1, INDICES)
     assert_same_gradients(take_gradients(objective), expected)
 

@@ -26,7 +26,7 @@ def dataset(backbone, count=16, labels=None):
     labels = {"good": good.float(), "other": (torch.arange(count) % 8 < 4).float()} if labels is None else labels
     return LatentDataset(
         latents=latents, video=torch.arange(count), labels=labels, prompts=prompts, conditions=conditions,
-        device=backbone.device, skipped=[],
+        device=backbone.facts.device, skipped=[],
     )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def pairs(backbone):
 
 def latent_reward(backbone, dimensions=("good",), adapter=None):
     torch.manual_seed(0)
-    head = RewardHead(backbone.width, list(dimensions), blocks=2, inner=16, heads=2, hidden=16)
+    head = RewardHead(backbone.facts.widths[0], list(dimensions), blocks=2, inner=16, heads=2, hidden=16)
     return LatentReward(head, backbone, [0, 1], adapter=adapter)
 
 
@@ -152,7 +152,7 @@ def test_how_a_batch_is_split_changes_nothing(tiny_backbone, loss):
 
 def test_only_the_head_has_a_gradient_and_the_vae_is_not_there(tiny_backbone):
     objective = Preference(latent_reward(tiny_backbone), dataset(tiny_backbone), seed=0)
-    tiny_backbone.vae = None
+    del tiny_backbone.networks["vae"]
     objective.accumulate(0, [0, 1, 2, 3])
     assert gradients(objective).keys() == objective.parameters().keys()
     assert all(parameter.grad is None for parameter in tiny_backbone.transformer.parameters())
@@ -162,7 +162,7 @@ def test_only_the_head_has_a_gradient_and_the_vae_is_not_there(tiny_backbone):
 def test_the_own_adapter_is_trained(tiny_backbone, checkpointing):
     adapter = RewardAdapter(rank=2, alpha=4.0, targets=("to_q", "ffn.net.2"))
     objective = Preference(latent_reward(tiny_backbone, adapter=adapter), dataset(tiny_backbone), seed=0)
-    tiny_backbone.checkpointing = checkpointing
+    tiny_backbone.running.checkpointing = checkpointing
     objective.accumulate(0, [0, 1, 2, 3])
     moved = [name for name, gradient in gradients(objective).items() if gradient.abs().max() > 0]
     assert {name.split(".")[2] for name in moved if name.startswith("adapter.")} == {"0", "1"}, "both of its blocks"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prfl.backbone.network import add_copy
 from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.prfl import Prfl
 from prfl.reward import total
@@ -46,9 +47,9 @@ def test_equals_the_joint_graph(tiny_backbone, own_adapter, checkpointing):
     drawn = set()
     for step in range(4):
         expected = joint_gradients(objective, step)
-        tiny_backbone.checkpointing = checkpointing
+        tiny_backbone.running.checkpointing = checkpointing
         metrics = objective.accumulate(step, INDICES)
-        tiny_backbone.checkpointing = "none"
+        tiny_backbone.running.checkpointing = "none"
         assert_same_gradients(take_gradients(objective), expected)
         drawn.add(metrics["node"])
     assert len(drawn) > 1
@@ -58,7 +59,7 @@ def test_equals_the_joint_graph(tiny_backbone, own_adapter, checkpointing):
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_all_weights_are_trained_in_a_copy_beside_the_base(tiny_backbone, checkpointing):
     """Full fine-tuning: the same gradient as the joint graph's, and a reward that the policy's steps do not move."""
-    tiny_backbone.add_copy("policy")
+    add_copy(tiny_backbone, "policy")
     objective = latent_objective(tiny_backbone, Prfl(CHAIN, seed=0), own_adapter=True)
     before = {name: p.detach().clone() for name, p in tiny_backbone.transformer.named_parameters()}
     latents = torch.randn(2, *objective.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -66,9 +67,9 @@ def test_all_weights_are_trained_in_a_copy_beside_the_base(tiny_backbone, checkp
     scores = objective.scorer.reward(latents, torch.tensor(0.5), condition)
     for step in range(2):
         expected = joint_gradients(objective, step)
-        tiny_backbone.checkpointing = checkpointing
+        tiny_backbone.running.checkpointing = checkpointing
         metrics = objective.accumulate(step, INDICES)
-        tiny_backbone.checkpointing = "none"
+        tiny_backbone.running.checkpointing = "none"
         found = take_gradients(objective)
         assert_same_gradients(found, expected)
         for name, parameter in objective.parameters().items():
@@ -130,7 +131,7 @@ def test_the_clean_handoff_scores_the_clean_prediction(tiny_backbone, checkpoint
         clean = x - CHAIN.sigmas[m].float() * tiny_backbone.velocity(x, CHAIN.sigmas[m].float(), condition)
     objective.loss(objective.scorer.reward(clean, torch.zeros(2), condition))[0].mean().backward()
     expected = take_gradients(objective)
-    tiny_backbone.checkpointing = checkpointing
+    tiny_backbone.running.checkpointing = checkpointing
     assert objective.accumulate(step, INDICES)["sigma"] == 0.0
     assert_same_gradients(take_gradients(objective), expected)
 
@@ -170,7 +171,7 @@ def test_the_rollout_stops_where_the_reward_is_read(tiny_backbone):
     velocity, calls = tiny_backbone.velocity, []
     tiny_backbone.velocity = lambda *inputs: calls.append(1) or velocity(*inputs)
     for checkpointing, again in (("none", 1), ("attention", 0), ("full", 0)):  # they keep the one edge's graph
-        tiny_backbone.checkpointing = checkpointing
+        tiny_backbone.running.checkpointing = checkpointing
         for step in range(3):
             calls.clear()
             node = objective.accumulate(step, INDICES)["node"]

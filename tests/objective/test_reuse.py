@@ -110,7 +110,7 @@ class Old:
 def test_equals_the_plain_loop_over_the_old_states(name: str, checkpointing: str) -> None:
     method = METHODS[name]
     objective = reusing(method)
-    objective.backbone.checkpointing = checkpointing
+    objective.backbone.running.checkpointing = checkpointing
     for step in range(2 * SPAN + 1):
         if step % SPAN == 0:
             old = Old(objective, step)

@@ -16,7 +16,7 @@ def dataset(backbone, count=5) -> LatentDataset:
     return LatentDataset(
         latents=torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0)),
         conditions={prompt: backbone.condition([prompt]) for prompt in ["", *PROMPTS]},
-        prompts=prompts, device=backbone.device, skipped=[], video=torch.arange(count), labels={},
+        prompts=prompts, device=backbone.facts.device, skipped=[], video=torch.arange(count), labels={},
     )  # fmt: skip
 
 
@@ -62,10 +62,12 @@ def test_prompts_are_dropped_in_their_share(tiny_backbone):
     batch = Sft(tiny_backbone, data, seed=0, prompt_dropout=0.3).draw(0, list(range(200)))
     assert 0.2 < sum(batch.dropped) / 200 < 0.4
     dropped, kept = batch.dropped.index(True), batch.dropped.index(False)
-    assert int(batch.condition.lengths[dropped]) == int(data.empty_condition.lengths[0])
+    assert int(batch.condition.tensors["lengths"][dropped]) == int(data.empty_condition.tensors["lengths"][0])
     own = data.conditions[batch.prompts[kept]]
     length = int(own.lengths[0])
-    assert torch.equal(batch.condition.prompt_embeds[kept, :length], own.prompt_embeds[0, :length])
+    assert torch.equal(
+        batch.condition.tensors["prompt_embeds"][kept, :length], own.tensors["prompt_embeds"][0, :length]
+    )
     assert not any(Sft(tiny_backbone, data, seed=0, prompt_dropout=0.0).draw(0, list(range(50))).dropped)
     assert all(Sft(tiny_backbone, data, seed=0, prompt_dropout=1.0).draw(0, list(range(50))).dropped)
 

@@ -215,7 +215,7 @@ def test_equals_the_joint_graph(name: str, solver: str, weight: str, checkpointi
     schedule, make = SOLVERS[solver]
     method, loop = METHODS[name][0](schedule), METHODS[name][1]
     objective = toy_objective(method, step_weight=weight)
-    objective.backbone.checkpointing = checkpointing  # whose edge is kept, where there is one alone
+    objective.backbone.running.checkpointing = checkpointing  # whose edge is kept, where there is one alone
     for step in range(4):
         joint = Joint(objective, step, make, weight == "unit")
         loop(joint, method, sorted(k for k in method.plan(step).plan.trains if isinstance(k, int))).backward()

@@ -83,7 +83,7 @@ def test_equals_a_plain_loop_over_the_visited_nodes(name: str, stride: int, chec
     method, needed, loop, beside = CASES[name]
     objective = toy_objective(method, stride=stride)
     backbone = objective.backbone
-    backbone.checkpointing = checkpointing
+    backbone.running.checkpointing = checkpointing
     for step in range(6):
         trained = method.plan(step).plan.trains
         path = way_back(set(needed(trained)), stride)

@@ -31,7 +31,7 @@ def test_equals_the_joint_graph_through_the_decoder(tiny_backbone, last_steps, c
     scores = objective.scorer.reward(tiny_backbone.decode(x), condition)
     objective.loss(scores)[0].mean().backward()
     expected = take_gradients(objective)
-    tiny_backbone.checkpointing, tiny_backbone.offload = checkpointing, checkpointing == "attention"
+    tiny_backbone.running.checkpointing, tiny_backbone.running.offload = checkpointing, checkpointing == "attention"
     objective.reward_batch = 1 if checkpointing == "full" else None
     metrics = objective.accumulate(0, INDICES)
     assert metrics["sigma"] == 0.0

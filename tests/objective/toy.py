@@ -8,53 +8,77 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Condition
+from prfl.backbone.checkpointing import Running
+from prfl.backbone.condition import as_asks
+from prfl.backbone.frames import detach_others
 from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.base import Method
 from prfl.objective.reward_gradient import RewardGradient
 from prfl_kernels.lora_linear import dropped
 from tests.objective.parts import PROMPTS, clips
+from tests.toy_facts import NoText, toy_facts
 
 
-class ToyBackbone(Backbone):
-    """A network of three numbers a sample that depends on latents, sigma and condition, with no adapter to select."""
+class ToyBackbone:
+    """A network of three numbers a sample that depends on latents, sigma and condition.
+
+    It has one set of weights, which every adapter's name selects, and implements the protocol without inheriting.
+    """
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         shapes = {"w1": (5, 3), "w2": (3, 5), "u": (5,), "v": (5, 2), "g": (3,)}
         self.weights = {name: nn.Parameter(torch.randn(*shape).double()) for name, shape in shapes.items()}
-        self.embeds = {prompt: torch.randn(1, 1, 2).double() for prompt in PROMPTS}
-        self.checkpointing, self.offload = "none", False
+        self.embeds = {prompt: torch.randn(1, 1, 2).double()[:, 0] for prompt in PROMPTS}
+        self.facts, self.running, self.text = toy_facts(), Running(), NoText()
+        self.networks: dict[str, nn.Module] = {}
         self.calls = 0
         self.dropout, self.seeds = 0.0, None
 
-    device = torch.device("cpu")  # type: ignore[assignment]
+    def latent_shape(self, frames, height, width):
+        return (3, frames, height, width)
 
-    def remember(self, prompts, progress=iter):
-        pass
+    def sigmas(self, steps, shape, shift=None):
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
-    def condition(self, prompts):
-        return Condition.cat([Condition(self.embeds[prompt], torch.ones(1, dtype=torch.long)) for prompt in prompts])
+    def condition(self, asks):
+        asks = as_asks(asks)
+        known = [self.embeds.get(ask.prompt, torch.zeros(1, 2).double()) for ask in asks]
+        return Condition({"text": torch.cat(known)}, asks)
 
-    def adapter(self, name):
-        return nullcontext()
-
-    @contextmanager
-    def dropping(self, name, seeds):
-        before, self.seeds = self.seeds, seeds
-        yield
-        self.seeds = before
-
-    def adapter_parameters(self, name):
-        return self.weights
+    def start(self, noise, condition):
+        return noise
 
     def velocity(self, latents, sigma, condition):
         self.calls += 1
         own, x = self.weights, latents.flatten(1)
-        hidden = torch.tanh(x @ own["w1"].T + sigma * own["u"] + condition.prompt_embeds[:, 0] @ own["v"].T)
+        hidden = torch.tanh(x @ own["w1"].T + sigma * own["u"] + condition.tensors["text"] @ own["v"].T)
         if self.dropout and self.seeds is not None:
             hidden = dropped(hidden, self.seeds, self.dropout)
         return (hidden @ own["w2"].T + own["g"] * sigma * x).reshape(latents.shape)
+
+    def features(self, latents, sigma, condition, blocks):
+        return [latents.flatten(2).transpose(1, 2) for _ in blocks]
+
+    def encode(self, pixels):
+        return pixels.double()
+
+    def decode(self, latents, shown=None):
+        return latents if shown is None else detach_others(latents, shown)[:, :, list(shown)]
+
+    def add_adapter(self, name, spec):
+        pass
+
+    @contextmanager
+    def adapter(self, name, dropout=None):
+        before = self.seeds
+        self.seeds = before if dropout is None else dropout
+        yield
+        self.seeds = before
+
+    def parameters(self, name):
+        return self.weights
 
 
 @dataclass
@@ -68,7 +92,7 @@ class ToyScorer:
     def __call__(self, latents, sigma, condition, step):
         x = latents.flatten(1)
         mixed = torch.sin(2 * x + sigma[:, None]).sum(1) + (1 - sigma) * x.square().sum(1)
-        return {"motion": mixed + condition.prompt_embeds[:, 0, 0] * x[:, 0]}
+        return {"motion": mixed + condition.tensors["text"][:, 0] * x[:, 0]}
 
 
 class InDouble(RewardGradient):

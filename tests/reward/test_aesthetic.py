@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from prfl.backbone import Condition
+from prfl.backbone.wan.text import text_condition
 from prfl.reward import aesthetic
 from prfl.reward.aesthetic import AestheticMlp, AestheticReward, clip_pixels, load_aesthetic, read_mlp
 from prfl.utils.errors import PrflError
 
 SIZE, WIDTH = 28, 24
-NO_PROMPT = Condition(torch.zeros(2, 1, 4), torch.ones(2, dtype=torch.long))
+NO_PROMPT = text_condition(torch.zeros(2, 1, 4), torch.ones(2, dtype=torch.long))
 
 
 def tiny_clip(seed: int = 0, projection_dim: int = WIDTH) -> CLIPModel:

@@ -7,38 +7,46 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import LoraSpec
+from prfl.backbone.checkpointing import Running
+from prfl.backbone.wan.text import text_condition
 from prfl.objective.loss import RewardLoss, loss_gradient
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardEnsemble, RewardHead
 from prfl.reward.scorer import LatentScorer
 from prfl.utils.errors import PrflError
 from tests.objective.parts import stir
+from tests.toy_facts import NoText, toy_facts
 
 NAMES = ["motion", "look", "light"]
 SIGMA = torch.tensor([0.2, 0.5, 0.9])
-CONDITION = Condition(torch.zeros(3, 1, 4), torch.ones(3, dtype=torch.long))
+CONDITION = text_condition(torch.zeros(3, 1, 4), torch.ones(3, dtype=torch.long))
 
 
-class Toy(Backbone):
+class Toy:
     """A float64 stand-in for a backbone of three blocks; what an adapter adds is another matrix per block."""
-
-    num_blocks, device = 3, torch.device("cpu")  # type: ignore[assignment]
 
     def __init__(self, adapters: tuple[str, ...] = ()) -> None:
         generator = torch.Generator().manual_seed(0)
-        size = (self.num_blocks, 6, 6)
+        size = (3, 6, 6)
         make = lambda: 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)  # noqa: E731
         self.weights = {name: make() for name in (None, *adapters)}
+        self.facts, self.running, self.text = toy_facts(), Running(), NoText()
+        self.networks: dict[str, torch.nn.Module] = {}
         self.active: str | None = None
         self.calls: list[tuple[str | None, bool, int]] = []
 
-    def add_adapter(self, name: str, **_: object) -> None:
+    def unasked(self, *_: object) -> None:
+        raise AssertionError("the ensemble asks for features alone")
+
+    latent_shape = sigmas = condition = start = velocity = encode = decode = unasked
+
+    def add_adapter(self, name: str, spec: LoraSpec) -> None:
         assert name in self.weights
 
-    def adapter_parameters(self, name: str) -> dict:
+    def parameters(self, name: str | None) -> dict:
         return {}
 
-    def adapter(self, name: str | None):
+    def adapter(self, name: str | None, dropout: torch.Tensor | None = None):
         toy = self
 
         class Selected(nullcontext):
@@ -128,11 +136,11 @@ def test_members_that_agree_are_one_reward() -> None:
 
 def test_members_with_adapters_on_a_checkpointed_backbone(tiny_backbone) -> None:
     """On real blocks, which are computed again in the backward pass: each under the adapter of its own member."""
-    tiny_backbone.add_adapter("policy", rank=2, alpha=2.0, targets=["to_q"])
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2.0, targets=["to_q"]))
     members = []
     for number in range(2):
         torch.manual_seed(number)
-        head = RewardHead(tiny_backbone.width, NAMES, inner=16, heads=2, hidden=16)
+        head = RewardHead(tiny_backbone.facts.widths[0], NAMES, inner=16, heads=2, hidden=16)
         own = RewardAdapter(2, 4.0, ("to_q", "ffn.net.2"), name=f"reward-{number}")
         members.append(LatentReward(head, tiny_backbone, [1], adapter=own))
         stir(tiny_backbone, own.name, seed=number)
@@ -144,7 +152,7 @@ def test_members_with_adapters_on_a_checkpointed_backbone(tiny_backbone) -> None
     scores = [{n: reward(leaf, SIGMA, condition)[n] for n in NAMES} for reward in members]
     expected = torch.autograd.grad(loss(ensemble.combine(scores))[0].mean(), leaf)[0]
     for checkpointing, offload in (("none", False), ("full", False), ("attention", False), ("full", True)):
-        tiny_backbone.checkpointing, tiny_backbone.offload = checkpointing, offload
+        tiny_backbone.running.checkpointing, tiny_backbone.running.offload = checkpointing, offload
         again = x.clone().requires_grad_()
         with ensemble.selected():
             value = loss(ensemble(again, SIGMA, condition))[0].mean()

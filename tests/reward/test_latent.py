@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from prfl.backbone import load_backbone
+from prfl.backbone import LoraSpec, load_backbone
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardCard, RewardHead
 from prfl.utils.errors import PrflError
 from tests.conftest import save_tiny_pipeline
@@ -24,7 +26,7 @@ def inputs(backbone, batch=2):
 def make(backbone, *, blocks=(0, 1), adapter=None, **head):
     torch.manual_seed(0)
     settings = dict(blocks=len(blocks), inner=16, heads=2, hidden=16, film=True)
-    made = RewardHead(backbone.width, ["motion", "look"], **{**settings, **head})
+    made = RewardHead(backbone.facts.widths[0], ["motion", "look"], **{**settings, **head})
     torch.nn.init.normal_(made.film.weight, std=0.1)
     return LatentReward(made, backbone, blocks, adapter=adapter)
 
@@ -33,7 +35,7 @@ def stir(backbone, name):
     """Give an adapter weights that matter (it is made as the identity)."""
     torch.manual_seed(5)
     with torch.no_grad():
-        for parameter in backbone.adapter_parameters(name).values():
+        for parameter in backbone.parameters(name).values():
             parameter.add_(torch.randn_like(parameter) * 0.3)
 
 
@@ -95,7 +97,7 @@ def test_the_policys_adapter_does_not_reach_the_reward(tiny_backbone):
     reward = make(tiny_backbone)
     latents, sigma, condition = inputs(tiny_backbone)
     before = reward(latents, sigma, condition)["motion"]
-    tiny_backbone.add_adapter("policy", rank=2, alpha=4.0, targets=["to_q"])
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=4.0, targets=["to_q"]))
     stir(tiny_backbone, "policy")
     with tiny_backbone.adapter("policy"):
         assert torch.equal(reward(latents, sigma, condition)["motion"], before)
@@ -114,14 +116,14 @@ def test_checkpointing_with_an_own_adapter_needs_the_context_until_backward(tiny
     latents, sigma, condition = inputs(tiny_backbone)
 
     def gradient(checkpointing):
-        tiny_backbone.checkpointing = checkpointing
+        tiny_backbone.running.checkpointing = checkpointing
         leaf = latents.clone().requires_grad_()
         with reward.selected():
             reward(leaf, sigma, condition)["motion"].sum().backward()
         return leaf.grad
 
     torch.testing.assert_close(gradient("full"), gradient("none"))
-    tiny_backbone.checkpointing = "full"
+    tiny_backbone.running.checkpointing = "full"
     score = reward(latents.clone().requires_grad_(), sigma, condition)["motion"].sum()
     with pytest.raises(PrflError, match="recomput|computed again"):
         score.backward()
@@ -137,7 +139,7 @@ def test_sigma_may_be_one_number(tiny_backbone):
 def test_scores_never_touch_the_vae(tiny_backbone):
     reward = make(tiny_backbone)
     latents, sigma, condition = inputs(tiny_backbone)
-    tiny_backbone.vae = None
+    del tiny_backbone.networks["vae"]
     reward(latents.requires_grad_(), sigma, condition)["look"].sum().backward()
 
 
@@ -165,7 +167,7 @@ def test_round_trip_is_bit_exact_and_holds_no_backbone(tiny_backbone, tiny_pipel
 def test_every_mismatch_is_named(tiny_backbone, tmp_path):
     make(tiny_backbone).save_pretrained(tmp_path / "reward")
     other = load_backbone(save_tiny_pipeline(tmp_path / "other", seed=1, num_attention_heads=4))
-    other._fingerprints["vae_fingerprint"] = "0"
+    other.facts = replace(other.facts, identity={**other.facts.identity, "vae_fingerprint": "0"})
     with pytest.raises(PrflError) as error:
         LatentReward.from_pretrained(tmp_path / "reward", other)
     for part in ("does not fit", "width: 24 there, 48 here", "transformer_fingerprint", "vae_fingerprint", "tiny-wan"):
@@ -181,8 +183,10 @@ def test_other_weights_of_the_same_shape_do_not_fit(tiny_backbone, tmp_path):
 
 def test_another_latent_normalisation_does_not_fit(tiny_backbone, tiny_pipeline_folder, tmp_path):
     make(tiny_backbone).save_pretrained(tmp_path / "reward")
-    other = load_backbone(tiny_pipeline_folder)
-    other.vae.register_to_config(latents_std=[1.0, 1.0, 1.0, 1.0])
+    shutil.copytree(tiny_pipeline_folder, tmp_path / "other")
+    config = tmp_path / "other" / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"latents_std": [1.0, 1.0, 1.0, 1.0]}))
+    other = load_backbone(tmp_path / "other")
     with pytest.raises(PrflError, match="latents_std"):
         LatentReward.from_pretrained(tmp_path / "reward", other)
 
@@ -190,7 +194,8 @@ def test_another_latent_normalisation_does_not_fit(tiny_backbone, tiny_pipeline_
 def test_another_place_of_the_same_model_does_fit(tiny_backbone, tiny_pipeline_folder, tmp_path):
     make(tiny_backbone).save_pretrained(tmp_path / "reward")
     moved = load_backbone(tiny_pipeline_folder)
-    moved.model_id, moved.revision = "elsewhere", "main"
+    elsewhere = {**moved.facts.identity, "model_id": "elsewhere", "revision": "main"}
+    moved.facts = replace(moved.facts, identity=elsewhere)
     LatentReward.from_pretrained(tmp_path / "reward", moved)
 
 
@@ -246,7 +251,7 @@ def test_a_run_that_has_no_reward_yet_is_not_sought_on_the_hub(tiny_backbone, tm
 @pytest.mark.parametrize("blocks", [[], [0, 3], [-1]])
 def test_blocks_that_do_not_exist(tiny_backbone, blocks):
     with pytest.raises(PrflError, match="blocks 0 to 2"):
-        LatentReward(RewardHead(tiny_backbone.width, ["motion"]), tiny_backbone, blocks)
+        LatentReward(RewardHead(tiny_backbone.facts.widths[0], ["motion"]), tiny_backbone, blocks)
 
 
 def test_two_rewards_on_one_backbone(tiny_backbone, tiny_pipeline_folder, tmp_path):

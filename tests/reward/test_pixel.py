@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prfl.backbone import Condition
+from prfl.backbone.wan.text import text_condition
 from prfl.reward import LatentReward, Normalisation, PixelNetwork, PixelReward
 from prfl.utils.errors import PrflError
 
@@ -12,7 +12,7 @@ def condition(batch=2, width=16, tokens=4):
     embeds = torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(2))
     lengths = torch.arange(2, 2 + batch)
     embeds[torch.arange(tokens) >= lengths[:, None]] = 0
-    return Condition(embeds, lengths)
+    return text_condition(embeds, lengths)
 
 
 def clip(batch=2, frames=5, height=32, width=32):
@@ -63,7 +63,9 @@ def test_it_reads_motion_the_prompt_and_the_times(reward):
 
 def test_padding_of_the_prompt_does_not_count(reward):
     short = condition()
-    padded = Condition(torch.nn.functional.pad(short.prompt_embeds, (0, 0, 0, 5)), short.lengths)
+    padded = text_condition(
+        torch.nn.functional.pad(short.tensors["prompt_embeds"], (0, 0, 0, 5)), short.tensors["lengths"]
+    )
     torch.testing.assert_close(reward(clip(), padded)["look"], reward(clip(), short)["look"])
 
 

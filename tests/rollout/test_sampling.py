@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from prfl.backbone import LoraSpec
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.sampling import SamplingSettings, decode_all, jobs, sample, start_noise
 
@@ -31,12 +32,12 @@ def test_noise_differs_between_samples_prompts_and_seeds():
 
 def test_base_and_policy_are_paired(tiny_backbone):
     """A fresh LoRA changes nothing, so its samples equal the base's; a changed one starts from the same noise."""
-    tiny_backbone.add_adapter("policy", rank=2, alpha=2, targets=["to_q"])
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2, targets=["to_q"]))
     prompts, indices = jobs(PROMPTS, 1)
     base = sample(tiny_backbone, prompts, indices, SETTINGS)
     torch.testing.assert_close(sample(tiny_backbone, prompts, indices, SETTINGS, adapter="policy"), base)
     with torch.no_grad():
-        for parameter in tiny_backbone.adapter_parameters("policy").values():
+        for parameter in tiny_backbone.parameters("policy").values():
             parameter.add_(1.0)
     policy = sample(tiny_backbone, prompts, indices, SETTINGS, adapter="policy")
     assert (policy - base).abs().max() > 1e-3

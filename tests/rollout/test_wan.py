@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone
+from prfl.backbone import Backbone, LoraSpec
 from prfl.rollout import adjoint
 from prfl.rollout.adjoint import retain_graph
 from prfl.rollout.flow import chain_sigmas
@@ -26,8 +26,8 @@ def backbone(tiny_backbone: Backbone) -> Backbone:
     """Both adapters act: their B starts at 0, which would hide a mix-up."""
     torch.manual_seed(0)
     for name in ("policy", "reward"):
-        tiny_backbone.add_adapter(name, rank=4, alpha=8, targets=["to_q", "to_v", "to_out.0"])
-        for parameter in tiny_backbone.adapter_parameters(name).values():
+        tiny_backbone.add_adapter(name, LoraSpec(rank=4, alpha=8, targets=["to_q", "to_v", "to_out.0"]))
+        for parameter in tiny_backbone.parameters(name).values():
             parameter.data.normal_(std=0.2)
     return tiny_backbone
 
@@ -58,7 +58,7 @@ def joint_gradients(backbone: Backbone, start: Tensor, plan: Plan, nodes: list[i
                 x = x + CHAIN.b[i][i] * network(x, CHAIN.sigmas[i].float())
             states.append(x)
     loss = torch.stack([reward(backbone, states[node], node, condition) for node in nodes]).sum()
-    return list(torch.autograd.grad(loss, list(backbone.adapter_parameters("policy").values())))
+    return list(torch.autograd.grad(loss, list(backbone.parameters("policy").values())))
 
 
 def walked_gradients(
@@ -66,7 +66,7 @@ def walked_gradients(
 ) -> list[Tensor]:
     condition, empty = conditions(backbone)
     network = guided_network(backbone.velocity, condition, empty, **guidance)
-    parameters = list(backbone.adapter_parameters("policy").values())
+    parameters = list(backbone.parameters("policy").values())
     with backbone.adapter("policy"):
         trajectory = rollout(network, start, CHAIN)
         edge = retain_graph(network, trajectory, plan, parameters) if held else None
@@ -80,7 +80,7 @@ def walked_gradients(
             adjoint.backward(network, trajectory, plan, seeds, parameters)
         else:
             edge.backward(seeds[nodes[0]])
-    assert all(parameter.grad is None for parameter in backbone.adapter_parameters("reward").values())
+    assert all(parameter.grad is None for parameter in backbone.parameters("reward").values())
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -94,7 +94,7 @@ def relative_error(got: list[Tensor], wanted: list[Tensor]) -> float:
 def test_full_chain_with_seeds_at_two_nodes(backbone, start, checkpointing, guidance):
     plan, nodes = full_chain(CHAIN), [1, 3]
     wanted = joint_gradients(backbone, start, plan, nodes, **guidance)
-    backbone.checkpointing = checkpointing
+    backbone.running.checkpointing = checkpointing
     assert relative_error(walked_gradients(backbone, start, plan, nodes, **guidance), wanted) < 1e-5
 
 
@@ -103,7 +103,7 @@ def test_full_chain_with_seeds_at_two_nodes(backbone, start, checkpointing, guid
 def test_one_step_walked_and_held(backbone, start, checkpointing, held):
     plan = one_step(CHAIN, 1)
     wanted = joint_gradients(backbone, start, plan, [2])
-    backbone.checkpointing = checkpointing
+    backbone.running.checkpointing = checkpointing
     assert relative_error(walked_gradients(backbone, start, plan, [2], held), wanted) < 1e-5
 
 
@@ -113,7 +113,7 @@ def test_the_wrong_adapter_is_caught(backbone, start):
     network = guided_network(backbone.velocity, condition)
     with backbone.adapter("policy"):
         trajectory = rollout(network, start, CHAIN)
-    parameters = list(backbone.adapter_parameters("policy").values())
+    parameters = list(backbone.parameters("policy").values())
     with backbone.adapter("reward"), pytest.raises(ValueError, match="gives no gradient"):
         adjoint.backward(network, trajectory, one_step(CHAIN, 1), {2: torch.ones_like(start)}, parameters)
 

@@ -35,7 +35,7 @@ ALONE = ["data.manifest=null", "objective.sft=null", "evaluation.final_samples=0
 def save_reward(name: str, seed: int, dimensions: tuple[str, ...] = ("light", "calm"), adapter: bool = False) -> None:
     model = build_backbone(load_config("reward.yaml"))
     torch.manual_seed(seed)
-    head = RewardHead(model.width, dimensions, inner=8, hidden=8)
+    head = RewardHead(model.facts.widths[0], dimensions, inner=8, hidden=8)
     own = RewardAdapter(1, 1.0, ("to_q",), seed=seed) if adapter else None
     LatentReward(head, model, [1], adapter=own).save_pretrained(f"runs/{name}/reward")
 
@@ -193,7 +193,7 @@ def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
         kept = BestPolicy(config, model, run)  # anew each time, as a resumed run has it
         write_results(run.samples / f"step-{step:06d}", [measured(held_out__total=value)], 8.0)
         with torch.no_grad():
-            for parameter in model.adapter_parameters("policy").values():
+            for parameter in model.parameters("policy").values():
                 parameter.fill_(float(step))
         kept.after_round(step)
         return kept
@@ -205,7 +205,7 @@ def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
 
     def restored(kept: BestPolicy) -> float:
         kept.restore()
-        return float(next(iter(model.adapter_parameters("policy").values())).flatten()[0])
+        return float(next(iter(model.parameters("policy").values())).flatten()[0])
 
     noise = {0: 0.1, 10: 0.5, 20: 0.4, 30: 0.7, 40: 0.7, 50: float("nan"), 60: 0.9}
     for step in (0, 10):

@@ -35,7 +35,9 @@ def reward(tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pixels = rng.normal((3, 5, 16, 16), 0, "video", 0, [index])[0].mul(0.3).clamp(-1, 1)
         write_video(tmp_path / f"{index}.mp4", pixels, 8)
     torch.manual_seed(0)
-    reward = LatentReward(RewardHead(tiny_backbone.width, ["light", "calm"], inner=8, hidden=8), tiny_backbone, [1])
+    reward = LatentReward(
+        RewardHead(tiny_backbone.facts.widths[0], ["light", "calm"], inner=8, hidden=8), tiny_backbone, [1]
+    )
     reward.card = CARD
     reward.calibrate({"light": torch.tensor([0.0, 2.0, 1.0]), "calm": torch.tensor([-1.0, 3.0])})
     reward.save_pretrained(tmp_path / "head")

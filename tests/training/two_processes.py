@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from prfl import cli
-from prfl.backbone import Backbone
+from prfl.backbone.wan.model import WanBackbone
 from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
@@ -100,7 +100,7 @@ def everything(rank: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     facts: dict = {"encoded": {}, "sampled": {}}
     counts: Counter = Counter()
-    encode, sample, build = Backbone.encode, policy_eval.sample, train_policy.build_reward_gradient
+    encode, sample, build = WanBackbone.encode, policy_eval.sample, train_policy.build_reward_gradient
 
     def counted_encode(self, pixels):
         counts["encoded"] += len(pixels)
@@ -117,7 +117,7 @@ def everything(rank: int) -> None:
         return keep(self, prompt, condition)
 
     processes.end = lambda: None  # one command after another in the same process
-    Backbone.encode, policy_eval.sample, LatentCache.keep = counted_encode, counted_sample, counted_keep
+    WanBackbone.encode, policy_eval.sample, LatentCache.keep = counted_encode, counted_sample, counted_keep
     for name in STAGES:
         counts.clear()
         assert not train(name, f"two-{name}")

@@ -6,16 +6,18 @@ Wan-AI/Wan2.1-T2V-1.3B-Diffusers and -14B-Diffusers, as diffusers' own classes w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch import nn
+from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from prfl.backbone.wan.loading import Source, assemble, flow_schedule, vae_dtype
 from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.weights import cast
 
 SHIPPED = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-1.3b",
@@ -51,14 +53,6 @@ def empty(source: Source, kind: Any, subfolder: str, dtype: torch.dtype) -> Any:
         return cast(kind.from_config(config), dtype)
 
 
-def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """As ``from_pretrained`` does: diffusers names the modules that stay in float32; buffers are left alone."""
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or [])
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
-    return model
-
-
 def empty_text_encoder(source: Source, dtype: torch.dtype) -> UMT5EncoderModel:
     try:
         config = UMT5Config.from_pretrained(source.name, subfolder="text_encoder", revision=source.revision)
@@ -66,3 +60,13 @@ def empty_text_encoder(source: Source, dtype: torch.dtype) -> UMT5EncoderModel:
         raise source.missing("text encoder", error) from error
     with torch.device("meta"):
         return UMT5EncoderModel(config).to(dtype).requires_grad_(False).eval()
+
+
+def small_block(kind: str, dtype: torch.dtype, head_dim: int) -> Callable[[], Tensor]:
+    """A network of one block with random weights on a device, as a function of nothing: to see how it computes."""
+    shape = dict(num_attention_heads=2, attention_head_dim=head_dim, in_channels=4, out_channels=4, text_dim=16)
+    network = WanTransformer3DModel(**shape, freq_dim=16, ffn_dim=32, num_layers=1, rope_max_seq_len=32)
+    network = cast(network, dtype).to(kind)
+    latents = torch.randn(1, 4, 1, 32, 32, device=kind, dtype=dtype)
+    text = torch.randn(1, 8, 16, device=kind, dtype=dtype)
+    return lambda: network(latents, torch.full((1,), 500.0, device=kind), text).sample

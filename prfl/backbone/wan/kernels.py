@@ -22,8 +22,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from prfl.backbone.attention import DIFFUSERS, activate, attend, for_text
-from prfl.backbone.condition import FoldedTextProcessor, split_bias
 from prfl.backbone.dropout import SampleDropout
+from prfl.backbone.wan.text import FoldedTextProcessor, split_bias
 from prfl.utils.errors import PrflError
 from prfl_kernels import reference
 from prfl_kernels.gated_residual_norm import gated_residual, gated_residual_norm

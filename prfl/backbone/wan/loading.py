@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from prfl.backbone.wan import vae as vae_codec
+from prfl.backbone.wan.facts import read_facts
 from prfl.backbone.wan.model import WanBackbone
+from prfl.backbone.wan.text import WanText
 from prfl.backbone.weights import check_finite
 from prfl.utils.errors import PrflError
 
@@ -186,14 +188,12 @@ def assemble(
     if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
         raise PrflError("an image-to-video transformer is not supported yet", where=source.name, fix=SUPPORTED)
     check_vae(vae, source.name)
-    return WanBackbone(
+    facts = read_facts(
         transformer,
         vae,
-        load_text,
-        load_tokenizer=load_tokenizer,
         model_id=Path(source.name).resolve().name if Path(source.name).is_dir() else source.name,
         revision=source.revision,
         text_identity=source.text_identity(),
-        default_shift=schedule[0],
-        timestep_scale=schedule[1],
+        schedule=schedule,
     )
+    return WanBackbone(transformer, vae, WanText(load_text, load_tokenizer), facts)

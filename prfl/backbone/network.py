@@ -1,0 +1,102 @@
+"""What is done with the networks of a backbone of any family: copies, waiting on the host, their lists of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+from torch import Tensor, nn
+
+from prfl.backbone.adapters import adapter_parameters, block_names, block_of
+from prfl.backbone.base import Backbone
+
+
+def predictors(backbone: Backbone) -> dict[str, nn.Module]:
+    """The networks of the base that predict, by name."""
+    return {name: backbone.networks[name] for name in backbone.facts.blocks}
+
+
+def copies(backbone: Backbone) -> dict[str, nn.Module]:
+    """The trained copies of them, as ``policy/transformer``."""
+    return {name: network for name, network in backbone.networks.items() if "/" in name}
+
+
+def base_networks(backbone: Backbone) -> dict[str, nn.Module]:
+    """All networks that are no copies."""
+    return {name: network for name, network in backbone.networks.items() if "/" not in name}
+
+
+def all_predictors(backbone: Backbone) -> list[nn.Module]:
+    return [*predictors(backbone).values(), *copies(backbone).values()]
+
+
+def computing(backbone: Backbone, adapter: str | None) -> dict[str, nn.Module]:
+    """The networks that predict under an adapter, by the base's names: its copies where it has some."""
+    return {name: backbone.networks.get(f"{adapter}/{name}", base) for name, base in predictors(backbone).items()}
+
+
+def train_all(backbone: Backbone) -> None:
+    """Every weight is trained in place, in float32: there is no base any more."""
+    for network in predictors(backbone).values():
+        network.float().requires_grad_(True)
+
+
+def add_copy(backbone: Backbone, name: str) -> None:
+    """A trainable float32 copy of all weights, selected as an adapter is; the base stays frozen beside it."""
+    for key, network in predictors(backbone).items():
+        backbone.networks[f"{name}/{key}"] = deepcopy(network).float().requires_grad_(True)
+
+
+@contextmanager
+def on_host(backbone: Backbone) -> Iterator[None]:
+    """The predicting networks wait on the host: room for a text encoder, which at 1.3B is four times as large, or for
+    the decoder of a long video."""
+    for network in all_predictors(backbone):
+        network.to("cpu")
+    try:
+        yield
+    finally:
+        for network in all_predictors(backbone):
+            network.to(backbone.facts.device)
+
+
+def park_vae(backbone: Backbone) -> None:
+    """The VAE waits on the host; the next ``encode`` or ``decode`` brings it back."""
+    backbone.networks["vae"].to("cpu")
+
+
+def base_weights(network: nn.Module) -> list[Tensor]:
+    """Parameters and buffers without those of adapters."""
+    return [
+        *(parameter for name, parameter in network.named_parameters() if ".lora_" not in name),
+        *network.buffers(),
+    ]
+
+
+def with_lists(backbone: Backbone) -> list[tuple[nn.Module, tuple[str, ...]]]:
+    """Every predicting network, copies too, with the names of its lists of blocks."""
+    lists = backbone.facts.blocks
+    own = [(network, lists[name]) for name, network in predictors(backbone).items()]
+    return own + [(network, lists[name.partition("/")[2]]) for name, network in copies(backbone).items()]
+
+
+def base_blocks(backbone: Backbone) -> list[nn.Module]:
+    """The blocks of the base's networks, in the order in which they run."""
+    lists = backbone.facts.blocks
+    return [
+        network.get_submodule(block)
+        for name, network in predictors(backbone).items()
+        for block in block_names(network, lists[name])
+    ]
+
+
+def reach(backbone: Backbone, adapter: str) -> tuple[int, int]:
+    """On how many layers an adapter is, and in how many blocks these lie."""
+    layers, blocks = 0, 0
+    for name, network in predictors(backbone).items():
+        keys = {key.rpartition(".lora_")[0] for key in adapter_parameters(network, adapter)}
+        names = block_names(network, backbone.facts.blocks[name])
+        layers += len(keys)
+        blocks += len({block_of(key, names) for key in keys} - {None})
+    return layers, blocks
