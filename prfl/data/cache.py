@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_ent
 from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
+from prfl.data.video_size import VideoSize
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
@@ -58,12 +59,14 @@ class CacheReport:
 class LatentCache:
     """Where the entries of one model, clip size and rate lie.
 
-    clip: the keyword arguments of ``read_video``.  text: identity of the text encoder, the dtype of its embeddings, and
-    where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  text_width: of a prompt's embeddings.
+    size, window: which part of a video is read, and how large.  text: identity of the text encoder, the dtype of its
+    embeddings, and where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  text_width: of a
+    prompt's embeddings.
     """
 
     folder: Path
-    clip: dict[str, Any]
+    size: VideoSize
+    window: Window
     model: dict[str, Any]
     vae_dtype: str
     text: tuple[str, str, int]
@@ -71,28 +74,23 @@ class LatentCache:
     text_width: int
 
     @classmethod
-    def of(
-        cls,
-        backbone: Backbone,
-        folder: str | Path,
-        *,
-        frames: int,
-        height: int,
-        width: int,
-        fps: int | float,
-        window: Window = "start",
-    ) -> LatentCache:
-        shape = backbone.latent_shape(frames, height, width)  # refuses a size that the model cannot take
-        clip = {"frames": frames, "height": height, "width": width, "fps": float(fps), "window": window}
+    def of(cls, backbone: Backbone, folder: str | Path, size: VideoSize, window: Window = "start") -> LatentCache:
+        shape = backbone.latent_shape(size.frames, size.height, size.width)  # refuses what the model cannot take
         return cls(
             Path(folder),
-            clip,
+            size,
+            window,
             backbone.describe(),
             str(backbone.vae.dtype),
             (backbone.text_identity, str(backbone.dtype), TEXT_TOKENS),
             shape,
             backbone.text_width,
         )
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """What of a video an entry is made from, as the entries' names have it."""
+        return {**asdict(self.size), "fps": float(self.size.fps), "window": self.window}
 
     @property
     def videos(self) -> Form:
@@ -249,11 +247,8 @@ def build_cache(
     backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
+    size: VideoSize,
     *,
-    frames: int,
-    height: int,
-    width: int,
-    fps: int | float,
     window: Window = "start",
     batch_size: int = 8,
     skip_unreadable: bool = False,
@@ -266,7 +261,7 @@ def build_cache(
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
     """
     rows = read_manifest(manifest, follow_links=follow_links)
-    cache = LatentCache.of(backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window)
+    cache = LatentCache.of(backbone, folder, size, window)
     failed: list[tuple[Path, str]] = []
     same_content: dict[Path, list[Path]] = {}  # entry -> the videos with that content
     made_from: dict[Path, str] = {}
@@ -328,7 +323,7 @@ def _encode_videos(
     sources = {file: (made_from, video) for file, made_from, video in entries}
     for file, (_, video) in sources.items():
         try:
-            clips[file] = read_video(video, **cache.clip)
+            clips[file] = read_video(video, cache.size, window=cache.window)
         except PrflError as error:
             failed.append((video, error.what))
             with replacing(file.with_suffix(".unreadable")) as temporary:

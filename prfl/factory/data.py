@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
@@ -14,6 +13,7 @@ from prfl.data import leaks
 from prfl.data.cache import LatentCache, build_cache, manifest_videos
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.manifest import read_manifest
+from prfl.data.video_size import VideoSize
 from prfl.factory.clips import build_manifest
 from prfl.factory.prompts import load_prompts
 from prfl.utils import processes
@@ -23,8 +23,9 @@ from prfl.utils.text import visible
 Dataset = LatentDataset | PairDataset
 
 
-def clip_size(data: DataConfig) -> dict[str, Any]:
-    return {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
+def video_size(data: DataConfig) -> VideoSize:
+    """Of every clip of the run."""
+    return VideoSize(data.frames, data.height, data.width, data.fps)
 
 
 def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
@@ -40,9 +41,14 @@ def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
     own = config.data
     with located("data"):
         report = build_cache(
-            model, path, own.cache, skip_unreadable=own.skip_unreadable, follow_links=own.follow_links,
-            batch_size=own.encode_batch, **clip_size(own),
-        )  # fmt: skip
+            model,
+            path,
+            own.cache,
+            video_size(own),
+            skip_unreadable=own.skip_unreadable,
+            follow_links=own.follow_links,
+            batch_size=own.encode_batch,
+        )
     if processes.is_main():
         from prfl.data.decoding import BY_SIZE, read_anew
 
@@ -58,7 +64,7 @@ def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progres
     not are encoded once, by all processes together.  Returns how many that were."""
     own, wanted = config.data, list(dict.fromkeys(["", *some]))
     with located("data"):
-        stored = LatentCache.of(model, own.cache, **clip_size(own))
+        stored = LatentCache.of(model, own.cache, video_size(own))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
     with model.transformer_on_host() if mine else nullcontext():
@@ -99,8 +105,8 @@ def cached_dataset(config: Config, model: Backbone, path: Path, split: str | Non
         model,
         path,
         config.data.cache,
+        video_size(config.data),
         split=split,
         skip_unreadable=config.data.skip_unreadable,
         follow_links=config.data.follow_links,
-        **clip_size(config.data),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.backbone.weights import check_finite
+from prfl.data.video_size import VideoSize
 from prfl.reward.stored import AGAIN, StoredLatent, StoredPixel, config_hash, validated
 from prfl.reward.stored import RewardCard as RewardCard
 from prfl.utils.errors import PrflError
@@ -200,18 +201,18 @@ def check_fit(trained_on: Mapping[str, object], given: Mapping[str, object], whe
         )
 
 
-def check_clip(card: RewardCard, clip: Mapping[str, int | float], reward: str) -> None:
+def check_clip(card: RewardCard, size: VideoSize, reward: str) -> None:
     """Raise PrflError where the videos to be scored are not like those that the reward was trained on.
 
-    clip: frames, fps, height and width; a reward sees speed by fps, and size by tokens.
+    A reward sees speed by fps, and size by tokens.
     """
-    for name, given in clip.items():
-        known = getattr(card, name)
-        if known is not None and not known[0] <= given <= known[1]:
-            trained = f"{known[0]:g}" if known[0] == known[1] else f"{known[0]:g} to {known[1]:g}"
-            what = f"{given:g}, but the reward at {reward} was trained on videos with {trained}"
+    for name, value in asdict(size).items():
+        limits = getattr(card, name)
+        if limits is not None and not limits[0] <= value <= limits[1]:
+            trained = f"{limits[0]:g}" if limits[0] == limits[1] else f"{limits[0]:g} to {limits[1]:g}"
+            what = f"{value:g}, but the reward at {reward} was trained on videos with {trained}"
             raise PrflError(
-                what, where=f"data.{name}", fix=f"data.{name}: {known[0]:g}, or train a reward for {given:g}"
+                what, where=f"data.{name}", fix=f"data.{name}: {limits[0]:g}, or train a reward for {value:g}"
             )
 
 

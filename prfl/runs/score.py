@@ -27,6 +27,7 @@ from prfl.data.cache import manifest_videos
 from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import read_manifest
 from prfl.data.video import SUFFIXES, read_video
+from prfl.data.video_size import VideoSize
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import build_latents_scorer
 from prfl.factory.reward import load_reward
@@ -219,7 +220,7 @@ def clip_of(card: RewardCard, given: Mapping[str, Any]) -> dict[str, Any]:
 def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Float[Tensor, "b c t h w"]:
     """A video, encoded, or a file of latents, on the backbone's device.  Raises PrflError naming the file."""
     if file.suffix != LATENTS:
-        pixels = read_video(file, **clip)[None]
+        pixels = read_video(file, VideoSize(**clip))[None]
         latents = backbone.encode(pixels.to(backbone.device)).float()
     else:
         latents = load_latents(file).to(backbone.device)
