@@ -70,16 +70,16 @@ def install(folder: Path) -> None:
 
 
 def left_alone(wheel: str) -> bool:
-    """Whether it is of what torch is built with; torchmetrics, say, is not."""
+    """Return whether a wheel is of what torch is built with; torchmetrics, say, is not."""
     package = wheel.lower().split("-")[0]
     return package in LEFT_ALONE or package.split("_")[0] in FAMILIES
 
 
 def state(piece: Piece, out: Path) -> str:
-    """ "there", "left", or why it cannot run here."""
+    """Return "there", "left", or why a piece cannot run here."""
     here = device()
-    found = stamp(piece, out, piece.file)
-    if found and not (found.get("no room") and here.gib > LARGER * found["gib"]):
+    result = stamp(piece, out, piece.file)
+    if result and not (result.get("no room") and here.gib > LARGER * result["gib"]):
         return "there"
     for reason in map(obstacle, ("torch", *piece.needs)):
         if reason:
@@ -93,17 +93,17 @@ def state(piece: Piece, out: Path) -> str:
 
 
 def stamp(piece: Piece, out: Path, name: str) -> dict | None:
-    """What a file says of a piece with the sources as they are now."""
+    """Read what a file says of a piece with the sources as they are now; None where there is no such file."""
     for folder in dict.fromkeys((out, RESULTS)):
         if (file := folder / name).exists():
-            found = json.loads(file.read_text(encoding="utf-8"))["piece"]
-            if found["sources"] == sources(piece.of):
-                return found
+            stamped = json.loads(file.read_text(encoding="utf-8"))["piece"]
+            if stamped["sources"] == sources(piece.of):
+                return stamped
     return None
 
 
 def lasting(piece: Piece, out: Path) -> float:
-    """Seconds to plan with: more than what it was stopped after on this device."""
+    """Return the seconds to plan with: more than what the piece was stopped after on this device."""
     failed = stamp(piece, out, piece.failure)
     late = failed["late"] if failed and failed["device"] == device().name else 0.0
     return max(piece.seconds, AGAIN * late)
@@ -116,7 +116,7 @@ class Device(NamedTuple):
 
 @cache
 def device() -> Device:
-    """The GPU that is here, asked for in a process of its own; no name and no memory without one."""
+    """Ask for the GPU that is here, in a process of its own; no name and no memory without one."""
     code = (
         "import json, torch; own = torch.cuda.get_device_properties(0); "
         "print(json.dumps([own.name, own.total_memory / 2**30]))"
@@ -127,7 +127,7 @@ def device() -> Device:
 
 @cache
 def obstacle(module: str) -> str:
-    """Why it does not import, in a process of its own; nothing where it does."""
+    """Say why a module cannot be imported, in a process of its own; nothing where it can."""
     code = (
         "import torch; assert torch.cuda.is_available(), 'no GPU is here'" if module == "torch" else f"import {module}"
     )
@@ -141,7 +141,7 @@ def environment() -> dict[str, str]:
 
 
 def run(piece: Piece, out: Path, end: float) -> str:
-    """Runs it until ``end`` at most and stamps its result, or why there is none; what came of it."""
+    """Run a piece until ``end`` at most and stamp its result, or why there is none; returns its state."""
     target, partial = out / piece.file, out / f".partial-{piece.file}"
     command = [sys.executable, *piece.command, *([f"{piece.result}={partial}"] if piece.result else [])]
     print(f"[{time.strftime('%H:%M:%S')}] {piece.name}", flush=True)
@@ -159,25 +159,25 @@ def run(piece: Piece, out: Path, end: float) -> str:
             partial.unlink(missing_ok=True)
             failure(piece, out, "it did not end in time", late=time.monotonic() - start)
             return "left"
-    said = log.read_text(encoding="utf-8").strip().splitlines() or [""]
-    skipped = [line for line in said if line.startswith("SKIPPED")]
+    lines = log.read_text(encoding="utf-8").strip().splitlines() or [""]
+    skipped = [line for line in lines if line.startswith("SKIPPED")]
     written = partial.exists() and partial.stat().st_size > 0
     text = partial.read_text(encoding="utf-8").replace(str(partial), target.name) if written else ""
     result = json.loads(text) if text else {} if piece.result else facts("random")
     empty = not text or result.get("benchmarks") == []  # that of a script has no such list
     if (piece.result and empty) or (not piece.result and process.returncode):
         partial.unlink(missing_ok=True)
-        reason = (skipped or said[-1:])[0]
+        reason = (skipped or lines[-1:])[0]
         failure(piece, out, reason)
         return f"FAILED, see {log}: {reason}"
     for each in result.get("benchmarks", ()):
         each["stats"].pop("data", None)  # the rounds are in extra_info
-    own = {
-        "sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": said[-1],
+    piece_facts = {
+        "sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": lines[-1],
         "exit": process.returncode, "gib": device().gib,
         "no room": any(words in line for line in skipped for words in NO_ROOM),
     }  # fmt: skip
-    partial.write_text(json.dumps({**result, "piece": own}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({**result, "piece": piece_facts}, indent=1) + "\n", encoding="utf-8")
     partial.replace(target)
     (out / piece.failure).unlink(missing_ok=True)
     if not process.returncode:
@@ -186,9 +186,9 @@ def run(piece: Piece, out: Path, end: float) -> str:
 
 
 def failure(piece: Piece, out: Path, reason: str, late: float = 0.0) -> None:
-    """A stamp of what gave no result.  late: seconds that were too few."""
-    own = {"sources": sources(piece.of), "device": device().name, "reason": reason, "late": round(late, 1)}
-    (out / piece.failure).write_text(json.dumps({"piece": own}, indent=1) + "\n", encoding="utf-8")
+    """Write the stamp of a piece that gave no result.  late: seconds that were too few."""
+    piece_facts = {"sources": sources(piece.of), "device": device().name, "reason": reason, "late": round(late, 1)}
+    (out / piece.failure).write_text(json.dumps({"piece": piece_facts}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

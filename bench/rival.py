@@ -24,8 +24,8 @@ def add_lora(transformer: WanTransformer3DModel, rank: int, alpha: float, target
 
 def velocity(transformer: WanTransformer3DModel, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
     timestep = (1000 * sigma).expand(len(latents))
-    found = transformer(latents.to(transformer.dtype), timestep, text.to(transformer.dtype), return_dict=False)[0]
-    return found.to(latents.dtype)
+    output = transformer(latents.to(transformer.dtype), timestep, text.to(transformer.dtype), return_dict=False)[0]
+    return output.to(latents.dtype)
 
 
 def chain(
@@ -40,11 +40,11 @@ def chain(
 
 def features(model: WanTransformer3DModel, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
     """Hidden states after the model's last block."""
-    seen: list[Tensor] = []
-    hook = model.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    outputs: list[Tensor] = []
+    hook = model.blocks[-1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
     velocity(model, latents, sigma, text)
     hook.remove()
-    return seen[0]
+    return outputs[0]
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:

@@ -49,11 +49,11 @@ GBS = 4200.0
 
 
 class Work(TorchDispatchMode):
-    """found: {(kind, unit): amount}, in GFLOP, GB and launches."""
+    """Context manager that counts work.  amounts: {(kind, unit): amount}, in GFLOP, GB and launches."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self.amounts: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -72,9 +72,9 @@ class Work(TorchDispatchMode):
             tokens = -2 if name.startswith("_scaled") else 1
             product = 2 * query.numel() * key.shape[tokens]
             kind, flops = FORWARD if name in FORWARDS else BACKWARD, ATTENTION[name] * product
-        self.found[kind, "GFLOP"] += flops / 1e9
-        self.found[kind, "GB"] += sum(leaf.numel() * leaf.itemsize for leaf in tensors) / 1e9
-        self.found[kind, "launches"] += 1
+        self.amounts[kind, "GFLOP"] += flops / 1e9
+        self.amounts[kind, "GB"] += sum(leaf.numel() * leaf.itemsize for leaf in tensors) / 1e9
+        self.amounts[kind, "launches"] += 1
         return result
 
 
@@ -83,7 +83,7 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
     chosen = f"backbone.kernels={'triton' if kernels else 'torch'}"
     config = load_config(config_file, ["backbone.device=cuda", chosen, *size])
     model = build_architecture(config)
-    shapes, some = Shapes(model, config), []
+    shapes, counts = Shapes(model, config), []
     for parameter in model.adapter_parameters(POLICY).values():
         parameter.grad = torch.zeros_like(parameter)
     total, group = model.num_blocks, model.blocks_a_checkpoint
@@ -93,22 +93,22 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
                 output = model.velocity(shapes.latents(1), torch.tensor(0.5), shapes.condition(1))
                 if gradient:
                     output.backward(torch.zeros_like(output))
-        some.append(work.found)
-    two, three = some
-    found: dict[str, dict[str, float]] = {}
+        counts.append(work.amounts)
+    two, three = counts
+    amounts_of: dict[str, dict[str, float]] = {}
     for kind, unit in sorted(three):
         further = (total - 3 * group) // group
         amount = three[kind, unit] + further * (three[kind, unit] - two[kind, unit])
-        found.setdefault(kind, {})[unit] = amount
-    for kind, amounts in found.items():
-        found[kind]["ms at the roofline"] = 1e3 * max(amounts["GFLOP"] / GFLOPS[kind], amounts["GB"] / GBS)
-    return found
+        amounts_of.setdefault(kind, {})[unit] = amount
+    for kind, of_kind in amounts_of.items():
+        amounts_of[kind]["ms at the roofline"] = 1e3 * max(of_kind["GFLOP"] / GFLOPS[kind], of_kind["GB"] / GBS)
+    return amounts_of
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/step.json"))
-    found = {
+    calls = {
         f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}": counted(
             *case, kernels=kernels, gradient=gradient
         )
@@ -117,10 +117,10 @@ def main() -> None:
         for kernels in (False, True)
     }
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
-    result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": found}
+    result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
     print("| call | work | TFLOP | GB | launches | ms at the roofline |\n| --- | --- | --- | --- | --- | --- |")
-    for call, kinds in found.items():
+    for call, kinds in calls.items():
         for kind, amounts in kinds.items():
             cells = f"{amounts['GFLOP'] / 1e3:.1f}", f"{amounts['GB']:.0f}", f"{amounts['launches']:.0f}"
             print(f"| {call} | {kind} | {' | '.join(cells)} | {amounts['ms at the roofline']:.0f} |")

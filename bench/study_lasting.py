@@ -57,14 +57,14 @@ def run(guard: str, seed: int, steps: int) -> Path:
 
 def label(policy: Path, out: Path) -> None:
     """A manifest of the first reward's labels and, for a third as many clips of a run's policy, theirs."""
-    found = []
+    manifests = []
     for overrides in (study_reward.LABELS[:3], [
         "data.generator.per_prompt=24", "data.generator.held_out_per_prompt=8", "data.generator.other_captions=1",
         f"data.generator.policies=[{policy}]",
     ]):  # fmt: skip
         config = load_config(study_reward.CONFIG, list(overrides))
-        found.append(build_manifest(config, build_backbone(config), iter))
-    out.write_text(str(join_manifests(found)), encoding="utf-8")
+        manifests.append(build_manifest(config, build_backbone(config), iter))
+    out.write_text(str(join_manifests(manifests)), encoding="utf-8")
 
 
 def refreshed(policy: Path) -> Path:

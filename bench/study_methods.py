@@ -128,13 +128,16 @@ def config_of(name: str) -> str:
 
 
 def evaluations(name: str, first: int = 0, steps: int = 200) -> float:
-    """Of one sample in a mean one of these steps, the regulariser's among them: forwards 1, with a backward 3."""
+    """Count network evaluations of one sample in a mean step of these, the regulariser's among them.
+
+    A forward counts 1, one with its backward 3.
+    """
     return (_evaluations(name, first + steps) - (_evaluations(name, first) if first else 0.0)) / steps
 
 
 @cache
 def _evaluations(name: str, steps: int) -> float:
-    """Of one sample in a run of so many steps."""
+    """Count network evaluations of one sample in a run of so many steps."""
     config = load_config(config_of(name), [*always(name), "evaluation.every=0", f"training.steps={steps}"])
     model = build_backbone(config)
     if config.reward is not None and config.reward.space == "latent":
@@ -145,11 +148,11 @@ def _evaluations(name: str, steps: int) -> float:
     else:
         share = 0.0  # a pixel reward runs no part of the network
     price = {nfe.GRADIENT: 3.0, nfe.REWARD: 3 * share}
-    return sum(each.total * price.get(each.name, 1.0) for each in nfe.count_work(config, model)) / BATCH
+    return sum(each.total * price.get(each.name, 1.0) for each in nfe.count_nfe(config, model)) / BATCH
 
 
 def pace(name: str) -> float:
-    """Seconds of a mean step, the measured distance of some of them apart; the budget changes nothing of it."""
+    """Return the seconds of a mean step without the distance that some of them measure; the same for any budget."""
     name = name.removesuffix(", half the budget")
     overrides = [*always(name), "evaluation.every=0", f"training.steps={PACE.stop - 1}", "training.warmup=0"]
     folder = studies.train(RUNS / f"pace-{spine.slug(name)}", config_of(name), overrides)
@@ -159,14 +162,14 @@ def pace(name: str) -> float:
 
 
 def rollouts(name: str, folder: Path, steps: int) -> dict[str, int]:
-    """Of a run that reuses them: how many it made, and how many it would have if no drift had passed the limit."""
+    """Count the rollouts of a run that reuses them: those made, and those planned if no drift is too large."""
     ages = [record["rollout_age"] for record in studies.records(folder, "rollout_age")]
     gradients = load_config(config_of(name), always(name)).rollout.gradients_per_rollout
     return {"made": ages.count(0.0), "planned": -(-steps // gradients)} if ages else {}
 
 
 def saved(name: str) -> int:
-    """Bytes that autograd keeps at the peak of a step, the regulariser's among them; in a process of its own."""
+    """Return the bytes that autograd keeps at the peak of a step, the regulariser's among them; in its own process."""
     out = RUNS / f"saved-{spine.slug(name)}.json"
     if not out.exists():
         studies.run([__file__, "--saved", name, str(out)], RUNS / "saved.txt")
@@ -182,16 +185,16 @@ def count_saved(name: str, out: Path) -> None:
 
 
 def run(name: str, rate: str, seed: int, steps: int) -> Path:
-    own = [
+    of_run = [
         f"training.learning_rate={rate}", f"training.steps={steps}", f"training.warmup={round(WARMUP * steps)}",
         f"evaluation.every={max(1, steps // ROUNDS)}",
     ]  # fmt: skip
     folder = RUNS / f"{spine.slug(name)}-{rate}-{seed}"
-    return studies.train(folder, config_of(name), [*always(name), *own, f"seed={seed}"])
+    return studies.train(folder, config_of(name), [*always(name), *of_run, f"seed={seed}"])
 
 
 def curve(folder: Path, price: float, seconds: float) -> list[dict]:
-    """Rounds on validation prompts, over network evaluations of a sample and over seconds."""
+    """Return the rounds on validation prompts, over network evaluations of a sample and over seconds."""
     return [
         {
             "evaluations": record["step"] * price, "seconds": record["step"] * seconds, "step": record["step"],
@@ -202,19 +205,20 @@ def curve(folder: Path, price: float, seconds: float) -> list[dict]:
 
 
 def at_equal(curves: list[list[dict]]) -> dict[str, dict[str, float]]:
-    """The oracle on validation prompts, mean of the seeds, where the curves reach so many evaluations or seconds."""
-    return {
-        over: {
-            str(value): statistics.mean(read(curve, over, value) for curve in curves)
-            for value in values
-            if all(curve[-1][over] >= 0.99 * value for curve in curves)
-        }
-        for over, values in EQUAL.items()
-    }
+    """Read the curves at so many evaluations and seconds: the oracle on validation prompts, mean of the seeds.
+
+    Only where all curves reach so far.
+    """
+    means: dict[str, dict[str, float]] = {over: {} for over in EQUAL}
+    for over, values in EQUAL.items():
+        for value in values:
+            if all(curve[-1][over] >= 0.99 * value for curve in curves):
+                means[over][str(value)] = statistics.mean(read(curve, over, value) for curve in curves)
+    return means
 
 
 def read(curve: list[dict], over: str, value: float) -> float:
-    """Between two rounds along a straight line."""
+    """Read a curve between two rounds along a straight line."""
     return float(np.interp(value, [point[over] for point in curve], [point["judge/all"] for point in curve]))
 
 
@@ -252,7 +256,7 @@ def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
 
 
 def repaced(result: dict, paces: dict[str, float]) -> dict:
-    """The result with other seconds per step, and the curves' seconds by them."""
+    """Put other seconds per step into a result, and the curves' seconds by them."""
     for name in paces.keys() & result["recipes"].keys():
         recipe = result["recipes"][name]
         recipe["seconds per step"] = paces[name]
@@ -262,11 +266,13 @@ def repaced(result: dict, paces: dict[str, float]) -> dict:
 
 
 def plot(result: dict, path: Path) -> None:
-    """The oracle on validation prompts, mean of the seeds, over network evaluations and over seconds: the literature's
-    methods on the left, ours on the right, prfl in both; dotted: half the budget."""
-    known, half = result["recipes"], ", half the budget"
-    ours = [name for name in known if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
-    columns = {"methods of the literature": [name for name in known if name in LITERATURE], "ours": ours}
+    """Plot the oracle on validation prompts, mean of the seeds, over network evaluations and over seconds.
+
+    The literature's methods on the left, ours on the right, prfl in both; dotted: half the budget.
+    """
+    recipes, half = result["recipes"], ", half the budget"
+    ours = [name for name in recipes if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
+    columns = {"methods of the literature": [name for name in recipes if name in LITERATURE], "ours": ours}
     figure, axes = plt.subplots(2, 2, figsize=(15, 10), sharey=True, layout="constrained")
     for column, (title, names) in enumerate(columns.items()):
         for row, (over, label) in enumerate(LABELS.items()):
@@ -274,9 +280,9 @@ def plot(result: dict, path: Path) -> None:
             for index, name in enumerate(["prfl", *names]):
                 look = {"color": "black", "linewidth": 2.5} if name == "prfl" else {"color": f"C{(index - 1) % 10}"}
                 dashes = "-" if index <= 10 else "--"
-                _draw(axis, known[name], over, linestyle=dashes, label=name, **look)
-                if name + half in known:
-                    _draw(axis, known[name + half], over, linestyle=":", **look)
+                _draw(axis, recipes[name], over, linestyle=dashes, label=name, **look)
+                if name + half in recipes:
+                    _draw(axis, recipes[name + half], over, linestyle=":", **look)
             axis.set_xlabel(label)
             axis.set_ylabel("everything right, of validation samples")
             axis.grid(alpha=0.3)
@@ -287,12 +293,12 @@ def plot(result: dict, path: Path) -> None:
 
 def _draw(axis: Axes, recipe: dict, over: str, **look: Any) -> None:
     rounds = list(zip(*recipe["curves"], strict=True))
-    x = [some[0][over] for some in rounds]
-    axis.plot(x, [statistics.mean(each["judge/all"] for each in some) for some in rounds], marker=".", **look)
+    x = [points[0][over] for points in rounds]
+    axis.plot(x, [statistics.mean(each["judge/all"] for each in points) for points in rounds], marker=".", **look)
 
 
 def table(result: dict) -> None:
-    """README's table, the best on validation prompts first."""
+    """Print README's table, the best on validation prompts first."""
     rows = {row["generator"]: row for row in result["rows"] if row["generator"] != "base"}
     header = ["recipe", "validation", "at 30 s", "at 55 s", "all right", "less prfl's", "by seed", "trained reward",
               "motion", "diversity", "distance", "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
@@ -301,13 +307,14 @@ def table(result: dict) -> None:
         row, recipe, right = rows[name], result["recipes"][name], rows[name]["mean"]["judge/all"]
         equal = at_equal(recipe["curves"])["seconds"]
         more = row["right, less that of"].get("prfl, guidance 1")
-        others = zip(row["right per seed"], again(rows["prfl"]), strict=False)
+        pairs = zip(row["right per seed"], again(rows["prfl"]), strict=False)
+        by_seed = ", ".join(f"{here - prfl:+.2f}" for here, prfl in pairs) if more else ""
         reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
         cells = [
             name, f"{ended(result, name, 'judge/all'):.3f}",
             *(f"{equal[seconds]:.3f}" if seconds in equal else "" for seconds in ("30", "55")), f"{right['value']:.3f}",
             f"{more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}]" if more else "",
-            ", ".join(f"{own - other:+.2f}" for own, other in others) if more else "", f"{reward:.2f}",
+            by_seed, f"{reward:.2f}",
             f"{ended(result, name, 'motion'):.3f}", f"{row['diversity']['value']:.3f}",
             f"{ended(result, name, 'distance'):.3f}", f"{recipe['evaluations per step']:.1f}",
             f"{recipe['seconds per step']:.2f}", f"{recipe['seconds per step'] * recipe['steps']:.0f}",
@@ -317,7 +324,7 @@ def table(result: dict) -> None:
 
 
 def ended(result: dict, name: str, key: str) -> float:
-    """A measure on validation prompts at the end of the runs, mean of the seeds."""
+    """Return a measure on validation prompts at the end of the runs, mean of the seeds."""
     return statistics.mean(curve[-1][key] for curve in result["recipes"][name]["curves"])
 
 
@@ -344,11 +351,9 @@ def main() -> None:
         paces = {name: pace(name) for name in options.methods}
         print(json.dumps({name: {"seconds": paces[name], "evaluations": evaluations(name)} for name in paces}))
         if options.out.exists():
-            options.out.write_text(
-                json.dumps(repaced(json.loads(options.out.read_text(encoding="utf-8")), paces), indent=1) + "\n",
-                encoding="utf-8",
-            )
-            plot(json.loads(options.out.read_text(encoding="utf-8")), options.out.with_suffix(".png"))
+            result = repaced(json.loads(options.out.read_text(encoding="utf-8")), paces)
+            options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            plot(result, options.out.with_suffix(".png"))
     else:
         result = study(options.methods, options.evaluations, range(options.seeds))
         studies.write(options.out, result, "recipes" if options.add else "")

@@ -97,7 +97,7 @@ def draw(domain: str) -> None:
 
 
 def measure(domain: str, heads: list[str], out: Path) -> None:
-    """The named rewards at every noise level on the domain's videos."""
+    """Measure the named rewards at every noise level on the domain's videos."""
     config = load_config(CONFIG)
     model = build_backbone(config)
     path = RUNS / f"test-{domain}/manifest.jsonl"
@@ -161,17 +161,17 @@ def study(heads: list[str], with_ceiling: bool) -> dict:
 
 
 def shares() -> dict[str, float]:
-    """Of the test samples of each domain, how many have everything right."""
-    found = {}
+    """Return the share of each domain's test samples that have everything right."""
+    by_domain = {}
     for domain in DOMAINS:
         rows = map(json.loads, (RUNS / f"test-{domain}/manifest.jsonl").read_text(encoding="utf-8").splitlines())
         right = [min(row["label"].values()) for row in rows]
-        found[domain] = sum(right) / len(right)
-    return found
+        by_domain[domain] = sum(right) / len(right)
+    return by_domain
 
 
 def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
-    """Per dimension and level: the mean over seeds, each seed, and the interval over prompts of the first seed."""
+    """Summarise by dimension and level: the mean over seeds, each seed, and the first seed's interval over prompts."""
     grouped: dict[tuple[str, str, float, float], list[dict]] = {}
     for row in rows:
         level = row["level"]
@@ -179,17 +179,18 @@ def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
     return [
         {
             "domain": domain, "reward": reward, "dimension": dimension, "level": kind, "sigma": [low, high],
-            "accuracy": float(torch.tensor([row["accuracy"]["value"] for row in some]).mean()),
-            "per seed": [row["accuracy"]["value"] for row in some],
-            "interval of seed 0": [some[0]["accuracy"]["low"], some[0]["accuracy"]["high"]],
-            "auc": some[0]["auc"]["value"], "calibration error": some[0]["ece"]["value"], "pairs": some[0]["pairs"],
+            "accuracy": float(torch.tensor([row["accuracy"]["value"] for row in of_seeds]).mean()),
+            "per seed": [row["accuracy"]["value"] for row in of_seeds],
+            "interval of seed 0": [of_seeds[0]["accuracy"]["low"], of_seeds[0]["accuracy"]["high"]],
+            "auc": of_seeds[0]["auc"]["value"], "calibration error": of_seeds[0]["ece"]["value"],
+            "pairs": of_seeds[0]["pairs"],
         }
-        for (dimension, kind, low, high), some in grouped.items()
+        for (dimension, kind, low, high), of_seeds in grouped.items()
     ]  # fmt: skip
 
 
 def table(path: Path) -> None:
-    """README's table of a results file: everything right together, by noise level, the mean over seeds."""
+    """Print README's table of a results file: everything right together, by noise level, the mean over seeds."""
     shown = {"0 to 0.2": (0, 0.2), "0.4 to 0.5": (0.4, 0.5), "0.7 to 0.8": (0.7, 0.8), "0.8 to 0.85": (0.8, 0.85),
              "0.9 to 0.925": (0.9, 0.925), "0.925 to 0.95": (0.925, 0.95), "1 (floor)": (1, 1)}  # fmt: skip
     rows = [

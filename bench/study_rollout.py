@@ -49,7 +49,7 @@ def run(name: str, seed: int) -> Path:
 def cheaper_share(name: str) -> float:
     """Of the rollouts' evaluations: those that are not exact, by the plans of the run."""
     config = load_config(CONFIG, [*ROWS[name], *spine.QUIET])
-    counts = {each.name: each.total for each in nfe.count_work(config, build_architecture(config))}
+    counts = {each.name: each.total for each in nfe.count_nfe(config, build_architecture(config))}
     cheaper = counts.get(nfe.CHEAPER, 0)
     return cheaper / (cheaper + counts[nfe.ROLLOUT])
 

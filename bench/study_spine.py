@@ -107,18 +107,18 @@ def slug(text: str) -> str:
 
 
 def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path) -> None:
-    """Samples of a run's policy, or of the base where it has none, scored by the oracle and the latent reward."""
+    """Draw samples of a run's policy, or of the base where it has none, and score them by oracle and latent reward."""
     overrides = [f"run={out.parent}", f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}"]
     config = load_config(config_file, [*overrides, "evaluation.judge=shapes", "evaluation.steps=20"])
     model = build_backbone(config)
     trained = (config.run / "policy.safetensors").exists()
     if trained:
         load_policy(config, model)
-    own = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
-    head = load_reward(own if own.exists() else reward_path("shapes"), model, "measure")
+    adapter_path = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
+    head = load_reward(adapter_path if adapter_path.exists() else reward_path("shapes"), model, "measure")
     reward = {"reward": build_latents_scorer(head, model)}
-    some = load_prompts(config.data.prompts)[split]
-    outcome = outcomes.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
+    prompts = load_prompts(config.data.prompts)[split]
+    outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
     scores = {key: values.tolist() for key, values in outcome.scores.items()}
     policy_eval.write_results(out.with_suffix(""), [outcome], config.data.fps)
@@ -126,7 +126,7 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
 
 
 def memory(config_file: str, overrides: list[str], out: Path) -> None:
-    """Bytes above the loaded baseline at the peak of a training step on the CPU, regulariser's step and all."""
+    """Measure the bytes above the loaded baseline at the peak of a training step on the CPU, the regulariser's too."""
     config = load_config(config_file, overrides)
     objectives = objectives_of(config)
     restart_peak()
@@ -137,7 +137,7 @@ def memory(config_file: str, overrides: list[str], out: Path) -> None:
 
 
 def objectives_of(config: Config) -> list[Objective]:
-    """What a training step accumulates: the run's objective, and its regulariser's if there is one."""
+    """Build what a training step accumulates: the run's objective, and its regulariser's if there is one."""
     model = build_backbone(config)
     clips = build_dataset(config, model, fill_cache(config, model, lambda items: items), "train")
     if not config.follows_reward:
@@ -152,7 +152,7 @@ def objectives_of(config: Config) -> list[Objective]:
 
 
 def measured(folder: Path, split: str, seed: int, guidance: float = 1.0, config: str | None = None) -> dict:
-    """What ``measure`` found, in its own process and only once."""
+    """Return what ``measure`` wrote; it runs in its own process and only once."""
     out = folder / f"{split}-{seed}-{guidance:g}.json"
     if not out.exists():
         script = [__file__, "--measure", config or str(folder / "config.yaml"), split, str(seed), str(guidance)]
@@ -160,12 +160,12 @@ def measured(folder: Path, split: str, seed: int, guidance: float = 1.0, config:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def mean(found: dict, key: str = "judge/all") -> float:
-    return statistics.mean(found["scores"][key])
+def mean(measured_run: dict, key: str = "judge/all") -> float:
+    return statistics.mean(measured_run["scores"][key])
 
 
 def pace(name: str) -> tuple[float, int]:
-    """Median seconds per step after the first three, and peak bytes above the loaded baseline."""
+    """Return the median seconds per step after the first three, and the peak bytes above the loaded baseline."""
     method = METHODS[name]
     overrides = [*method.always, *QUIET, "training.steps=15", "training.log_every=1"]
     folder = studies.train(RUNS / f"pace-{slug(name)}", method.config, overrides)
@@ -216,7 +216,7 @@ def study(seconds: float) -> dict:
             for name in ("base", *METHODS)
             for scale in (1.0, best_scale)
         }
-        found = {key: [each.result() for each in some] for key, some in rows.items()}
+        runs_of = {key: [each.result() for each in futures] for key, futures in rows.items()}
         return {
             "seconds": seconds,
             "cost": {
@@ -229,7 +229,7 @@ def study(seconds: float) -> dict:
             ],
             "guidance on validation": guidance,
             "chosen": {name: list(setting) for name, setting in best.items()},
-            "rows": [row(key, found) for key in found],
+            "rows": [row(key, runs_of) for key in runs_of],
         }
 
 
@@ -239,7 +239,7 @@ def best_setting(name: str, validation: Mapping[tuple[str, tuple[str, ...]], flo
 
 
 def hacking(steps: int) -> dict:
-    """PRFL at a high rate for a long time: what oracle and trained reward do, with no regulariser and with each."""
+    """Train PRFL at a high rate for long: what oracle and trained reward do, with no regulariser and with each."""
     watch = [f"evaluation.every={steps // 5}", "evaluation.prompts_per_round=24", "evaluation.samples_per_prompt=4"]
 
     def hack(name: str) -> list[dict]:
@@ -264,7 +264,7 @@ def tested(
     names: Sequence[str],
     seeds: Sequence[int] = studies.SEEDS,
 ) -> list[dict]:
-    """The rows of the base and of finished runs, by (name, seed), on test prompts without guidance."""
+    """Return the rows of the base and of finished runs, by (name, seed), on test prompts without guidance."""
 
     def drawn(name: str) -> list[dict]:
         if name == "base":
@@ -273,17 +273,17 @@ def tested(
         return [measured(folders[name, seed], "test", seed) for seed in seeds]
 
     all_names = ("base", *names)
-    found = {(name, 1.0): some for name, some in zip(all_names, pool.map(drawn, all_names), strict=True)}
-    return [row(key, found) for key in found]
+    runs_of = {(name, 1.0): runs for name, runs in zip(all_names, pool.map(drawn, all_names), strict=True)}
+    return [row(key, runs_of) for key in runs_of]
 
 
-def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> dict:
-    """Means over seeds and paired differences (same prompt, same noise); intervals over prompts."""
-    runs = found[key]
+def row(key: tuple[str, float], runs_of: dict[tuple[str, float], list[dict]]) -> dict:
+    """Compute means over seeds and paired differences (same prompt, same noise); intervals are over prompts."""
+    runs = runs_of[key]
     prompts = [prompt for run in runs for prompt in run["prompts"]]
 
     def column(which: tuple[str, float], score: str) -> torch.Tensor:
-        return torch.tensor([value for run in found[which] for value in run["scores"][score]])
+        return torch.tensor([value for run in runs_of[which] for value in run["scores"][score]])
 
     result: dict = {"generator": key[0], "guidance": key[1], "seeds": len(runs), "samples": len(prompts)}
     result["mean"] = {score: vars(mean_interval(column(key, score), prompts)) for score in runs[0]["scores"]}
@@ -295,28 +295,28 @@ def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> d
         f"{other[0]}, guidance {other[1]:g}": vars(
             difference_interval(column(key, "judge/all"), column(other, "judge/all"), prompts)
         )
-        for other in found
+        for other in runs_of
         if other != key
     }
     return result
 
 
 def table(path: Path) -> None:
-    """The rows of a results file as README shows them."""
+    """Print the rows of a results file as README shows them."""
     result = json.loads(path.read_text(encoding="utf-8"))
     print(
         "| generator | guidance | everything right | less the base's | diversity | trained reward | s/step | peak MiB |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in result["rows"]:
-        right, own = row["mean"]["judge/all"], row["right, less that of"].get("base, guidance 1")
+        right, less_base = row["mean"]["judge/all"], row["right, less that of"].get("base, guidance 1")
         reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
         cost = result["cost"].get(row["generator"], {})
         cells = [
             row["generator"],
             f"{row['guidance']:g}",
             f"{right['value']:.3f} [{right['low']:.3f}, {right['high']:.3f}]",
-            f"{own['value']:+.3f} [{own['low']:+.3f}, {own['high']:+.3f}]" if own else "",
+            f"{less_base['value']:+.3f} [{less_base['low']:+.3f}, {less_base['high']:+.3f}]" if less_base else "",
             f"{row['diversity']['value']:.3f}",
             f"{reward:.2f}",
             f"{cost['seconds per step']:.2f}" if cost else "",

@@ -63,14 +63,18 @@ def device(world: str, emit: Emit, clock: Clock) -> None:
     from bench.harness.facts import facts
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, Any] = {**facts("none"), "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
+    device_facts: dict[str, Any] = {
+        **facts("none"),
+        "cudnn": torch.backends.cudnn.version(),
+        "cuda": torch.version.cuda,
+    }
     if here == "cuda":
         properties = torch.cuda.get_device_properties(0)
         query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
         driver = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, encoding="utf-8")
-        found |= {"gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count}
-        found |= {"driver, clocks, power": driver.stdout.strip()}
-    emit(row="device", **found)
+        device_facts |= {"gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count}
+        device_facts |= {"driver, clocks, power": driver.stdout.strip()}
+    emit(row="device", **device_facts)
     bytes_copied, side = (COPIED, SIDE) if here == "cuda" else (2**24, 256)
     dtype = torch.bfloat16 if here == "cuda" else torch.float32
     source = torch.zeros(bytes_copied, dtype=torch.uint8, device=here)
@@ -106,9 +110,9 @@ def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
         from prfl_kernels.passed import record
         from tests.kernels.triton.conftest import verdicts
 
-        found = verdicts(outcomes)
-        record(found)
-        emit(row="passed", operations=sorted(name for name, held in found.items() if held))
+        passed = verdicts(outcomes)
+        record(passed)
+        emit(row="passed", operations=sorted(name for name, is_passed in passed.items() if is_passed))
     if done.returncode not in (0, 5):  # 5: nothing to run, as where Triton runs neither compiled nor interpreted
         raise SystemExit(1)
 
@@ -142,7 +146,7 @@ def kernels(world: str, emit: Emit, clock: Clock) -> None:
 
 def compare(case: Any, emit: Emit, seconds: float) -> None:
     """All providers of a case, interleaved; a provider that cannot run gives its reason."""
-    from bench.harness.measure import Found, timings
+    from bench.harness.measure import Measurement, timings
     from bench.harness.results import figures
 
     try:
@@ -151,11 +155,11 @@ def compare(case: Any, emit: Emit, seconds: float) -> None:
         emit(row=case.name, failed=f"{type(error).__name__}: {error}")
         return
     reference = result[problem.reference]
-    for provider, found in result.items():
-        if isinstance(found, Found) and isinstance(reference, Found):
-            emit(row=f"{case.name}-{provider}", extra_info=figures(case, provider, problem, found, reference))
+    for provider, measured in result.items():
+        if isinstance(measured, Measurement) and isinstance(reference, Measurement):
+            emit(row=f"{case.name}-{provider}", extra_info=figures(case, provider, problem, measured, reference))
         else:
-            emit(row=f"{case.name}-{provider}", failed=f"{type(found).__name__}: {found}")
+            emit(row=f"{case.name}-{provider}", failed=f"{type(measured).__name__}: {measured}")
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
@@ -194,35 +198,35 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
     """
     import torch
 
-    from bench.harness.measure import Expected, Found, first_run, medians, release, timed
+    from bench.harness.measure import Expected, Measurement, first_run, medians, release, timed
     from bench.harness.peaks import PEAK, measured_peaks
     from bench.harness.problem import build
     from bench.harness.results import figures
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     problem = build(case)
-    wanted: Expected | None = None
-    reference: Found | None = None
+    expectation: Expected | None = None
+    reference: Measurement | None = None
     for provider in providers:
         began = time.monotonic()
         try:
-            work, found, wanted = first_run(problem, provider, wanted)
+            work, measured, expectation = first_run(problem, provider, expectation)
             taken = time.monotonic() - began
             with measured_peaks() if here.type == "cuda" else nullcontext(dict[str, int]()) as peaks:
                 for _ in range(rounds):
-                    if found.seconds and clock.left() < taken:
+                    if measured.seconds and clock.left() < taken:
                         break
-                    found.seconds.append(timed(work, here))
+                    measured.seconds.append(timed(work, here))
         except Exception as error:  # no room, say: the others may have it
             emit(row=f"{case.name}-{provider}", failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
             release()
             continue
         if here.type == "cuda":
-            found.memory = {"total": peaks[PEAK], "reserved": torch.cuda.memory_reserved()}
-        found.parts = medians(work.parts()[-len(found.seconds) :])
-        reference = reference or found
+            measured.memory = {"total": peaks[PEAK], "reserved": torch.cuda.memory_reserved()}
+        measured.parts = medians(work.parts()[-len(measured.seconds) :])
+        reference = reference or measured
         work.forget()
-        info = figures(case, provider, problem, found, reference)
+        info = figures(case, provider, problem, measured, reference)
         info |= {"predicted": predicted(case, provider), "measured": peaks}
         emit(row=f"{case.name}-{provider}", extra_info=info)
         release()

@@ -49,22 +49,22 @@ from prfl_kernels.qk_norm_rope import pack_tables, qk_norm_rope
 
 def cases(world: str) -> list[Case]:
     ranks = RANKS if world.startswith("wan") else (16,)
-    found = []
+    all_cases = []
     # Each part of a pass is compiled anew, and two cores have five minutes for all of tiny.
     modes = [mode for mode in MODES if (world, mode) != ("tiny", "backward")]
     for shape, mode in product(WORLDS[world], modes):
-        own = {"world": world, "tokens": shape.tokens, "mode": mode}
+        settings = {"world": world, "tokens": shape.tokens, "mode": mode}
         make = partial(_case, world, shape, mode)
         lora = (EAGER, COMPILED, PEFT, PEFT_HALF, OURS, REBUILT, CEILING)
         block = (EAGER, COMPILED, PEFT, OURS, OURS_COMPILED, CEILING)
-        found += [make("lora_linear", lora_linear, {**own, "rank": rank}, lora) for rank in ranks]
-        found.append(make("qk_norm_rope", qk_norm, own, (EAGER, COMPILED, LIGER, OURS, CEILING)))
-        found.append(make("gated_residual_norm", gated_norm, own, (EAGER, COMPILED, LIGER, OURS, CEILING)))
-        found.append(make("attention", self_attention, own, (EAGER, OURS)))
-        found += [make("wan_block", wan_block, {**own, "rank": rank}, block) for rank in ranks]
+        all_cases += [make("lora_linear", lora_linear, {**settings, "rank": rank}, lora) for rank in ranks]
+        all_cases.append(make("qk_norm_rope", qk_norm, settings, (EAGER, COMPILED, LIGER, OURS, CEILING)))
+        all_cases.append(make("gated_residual_norm", gated_norm, settings, (EAGER, COMPILED, LIGER, OURS, CEILING)))
+        all_cases.append(make("attention", self_attention, settings, (EAGER, OURS)))
+        all_cases += [make("wan_block", wan_block, {**settings, "rank": rank}, block) for rank in ranks]
         step = EAGER, PEFT, OURS
-        found += [make("gradient_step", gradient_step, {**own, "rank": rank}, step) for rank in ranks]
-    return found
+        all_cases += [make("gradient_step", gradient_step, {**settings, "rank": rank}, step) for rank in ranks]
+    return all_cases
 
 
 def _case(world: str, shape: Shape, mode: str, name: str, build: Any, settings: dict, providers: tuple) -> Case:
@@ -101,17 +101,17 @@ def lora_linear(world: str, tokens: int, mode: str, rank: int) -> Problem:
         x, wide = leaves["x"], [(weight.to(leaves["x"]), bias.to(leaves["x"])) for weight, bias in zip(
             weights, biases, strict=True)]  # fmt: skip
         adapters = [(leaves[f"A {name}"], leaves[f"B {name}"]) for name in each]
-        found = [reference.lora_linear(x, *w, *a, scale) for w, a in zip(wide, adapters, strict=True)]
-        return dict(zip(each, found, strict=True))
+        projected = [reference.lora_linear(x, *w, *a, scale) for w, a in zip(wide, adapters, strict=True)]
+        return dict(zip(each, projected, strict=True))
 
     def ours(source: Normed | None, leaves: Outputs) -> Outputs:
         return dict(zip(each, lora_linears(leaves["x"], projections(leaves), source=source), strict=True))
 
     def peft(dtype: torch.dtype) -> Work:
-        layers, own = peft_layers(weights, biases, leaves, each, rank, scale, dtype)
+        layers, peft_leaves = peft_layers(weights, biases, leaves, each, rank, scale, dtype)
         return differentiated(
             lambda: {name: layer(leaves["x"]) for name, layer in zip(each, layers, strict=True)},
-            own, upstream, mode, constant,
+            peft_leaves, upstream, mode, constant,
         )  # fmt: skip
 
     constant = [*weights, *biases, *(leaf for name, leaf in leaves.items() if name != "x")]
@@ -127,9 +127,13 @@ def lora_linear(world: str, tokens: int, mode: str, rank: int) -> Problem:
         },
     )  # fmt: skip
     # What the input is rebuilt from is kept by the norm before; it is no cost of the layer.
-    kept = problem.works[REBUILT]
-    works = {**problem.works, REBUILT: lambda: (own := kept())._replace(constant=[*own.constant, *normed])}
-    return replace(problem, works=works)
+    rebuilt_work = problem.works[REBUILT]
+
+    def rebuilt() -> Work:
+        work = rebuilt_work()
+        return work._replace(constant=[*work.constant, *normed])
+
+    return replace(problem, works={**problem.works, REBUILT: rebuilt})
 
 
 def peft_layers(
@@ -141,16 +145,16 @@ def peft_layers(
     from peft.tuners.lora.layer import Linear
 
     layers: list[nn.Module] = []
-    own = {"x": leaves["x"]}
+    peft_leaves = {"x": leaves["x"]}
     for name, weight, bias in zip(each, weights, biases, strict=True):
         base = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         base.weight, base.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
         layer = Linear(base, "policy", LoraConfig(r=rank, lora_alpha=round(rank * scale)), r=rank, lora_alpha=rank)
         for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
             value = leaves[f"{letter} {name}"].detach().to(dtype, copy=True)
-            own[f"{letter} {name}"] = part["policy"].weight = nn.Parameter(value)
+            peft_leaves[f"{letter} {name}"] = part["policy"].weight = nn.Parameter(value)
         layers.append(layer)
-    return layers, own
+    return layers, peft_leaves
 
 
 def qk_norm(world: str, tokens: int, mode: str) -> Problem:
@@ -166,17 +170,17 @@ def qk_norm(world: str, tokens: int, mode: str) -> Problem:
         return {name: reference.qk_norm_rope(x, weights[name], cos, sin, shape.heads) for name, x in leaves.items()}
 
     def ours(leaves: Outputs) -> Outputs:
-        found = qk_norm_rope(
+        rotated = qk_norm_rope(
             leaves["q"], leaves["k"], weights["q"], weights["k"], *packed, shape.heads, from_output=True
         )
-        return {name: value for name, value in zip("qk", found, strict=True) if value is not None}
+        return {name: value for name, value in zip("qk", rotated, strict=True) if value is not None}
 
     def liger() -> Call:
         from liger_kernel.transformers.functional import liger_rms_norm
 
         def call(leaves: Outputs) -> Outputs:
-            found = {name: liger_rms_norm(x, weights[name], 1e-6, in_place=False) for name, x in leaves.items()}
-            return {name: reference.rotate(x, cos, sin, shape.heads) for name, x in found.items()}
+            normed = {name: liger_rms_norm(x, weights[name], 1e-6, in_place=False) for name, x in leaves.items()}
+            return {name: reference.rotate(x, cos, sin, shape.heads) for name, x in normed.items()}
 
         return call
 
@@ -197,22 +201,22 @@ def gated_norm(world: str, tokens: int, mode: str) -> Problem:
     modulation = [random(1, 1, shape.width, seed=20 + i, scale=0.3, dtype=torch.float32) for i in range(3)]
 
     def plain(leaves: Outputs) -> Outputs:
-        found = reference.gated_residual_norm(leaves["x"], leaves["y"], *modulation)
-        return {"total": found[0], "normed": found[1]}
+        results = reference.gated_residual_norm(leaves["x"], leaves["y"], *modulation)
+        return {"total": results[0], "normed": results[1]}
 
     def ours(leaves: Outputs) -> Outputs:
-        found = gated_residual_norm(leaves["x"], leaves["y"], *modulation)
-        return {"total": found.x, "normed": found.normed}
+        joined = gated_residual_norm(leaves["x"], leaves["y"], *modulation)
+        return {"total": joined.x, "normed": joined.normed}
 
     def liger() -> Call:
         from liger_kernel.transformers.functional import liger_layer_norm
 
         gate, scale, shift = modulation
-        one, zero = torch.ones(shape.width, device=device()), torch.zeros(shape.width, device=device())
+        ones, zeros = torch.ones(shape.width, device=device()), torch.zeros(shape.width, device=device())
 
         def call(leaves: Outputs) -> Outputs:
             total = (leaves["x"].float() + gate * leaves["y"].float()).to(DTYPE)
-            normed = liger_layer_norm(total.float(), one, zero, 1e-6)
+            normed = liger_layer_norm(total.float(), ones, zeros, 1e-6)
             return {"total": total, "normed": (normed * (1 + scale) + shift).to(DTYPE)}
 
         return call

@@ -43,40 +43,40 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
 def cases(world: str) -> list[Case]:
-    own, needs = {"world": world}, worlds.WORLDS[world].needs
-    decoding = [
+    settings, needs = {"world": world}, worlds.WORLDS[world].needs
+    decoding = []
+    for frames, mode in product(("one", "all"), ("forward", "backward")):
         # The peak of a backward pass is that of both: its forward pass runs before it.
-        Case("decode", decode, {**own, "frames": frames, "mode": mode}, (CHECKPOINTED, PLAIN), needs, mode != "forward")
-        for frames, mode in product(("one", "all"), ("forward", "backward"))
-    ]
-    scoring = Case("score", score, own, (LATENT, *PIXEL), needs)
-    return [scoring, *decoding, Case("gradient_call", gradient_call, own, CALLS, needs)]
+        of_decode = {**settings, "frames": frames, "mode": mode}
+        decoding.append(Case("decode", decode, of_decode, (CHECKPOINTED, PLAIN), needs, memory=mode != "forward"))
+    scoring = Case("score", score, settings, (LATENT, *PIXEL), needs)
+    return [scoring, *decoding, Case("gradient_call", gradient_call, settings, CALLS, needs)]
 
 
 def config(world: str, *overrides: str) -> Config:
-    """Of one video."""
+    """Return a config whose batch is one video."""
     return worlds.config(world, ["training.batch=1", f"data.frames={LENGTHS[world]}", *overrides])
 
 
-def inputs(own: Config, model: Backbone) -> tuple[Tensor, Condition]:
-    """Latents of noise, and prompts."""
-    shape = model.latent_shape(own.data.frames, own.data.height, own.data.width)
-    noise = torch.randn(own.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
-    some = load_prompts(own.data.prompts)["train"][: len(noise)]
-    model.remember(some)
-    return noise, model.condition(some)
+def inputs(config: Config, model: Backbone) -> tuple[Tensor, Condition]:
+    """Draw latents of noise, and encode prompts."""
+    shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
+    noise = torch.randn(config.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    prompts = load_prompts(config.data.prompts)["train"][: len(noise)]
+    model.remember(prompts)
+    return noise, model.condition(prompts)
 
 
 def weights(model: Backbone) -> list[Tensor]:
     return [parameter for part in (model.transformer, model.vae) for parameter in part.parameters()]
 
 
-def facts(own: Config, latents: Tensor) -> dict[str, Any]:
+def facts(config: Config, latents: Tensor) -> dict[str, Any]:
     """What every problem here says of itself."""
-    size = own.data.frames, own.data.height, own.data.width
-    shapes = {"videos": (own.training.batch, *size), "latents": tuple(latents.shape)}
-    dtype = getattr(torch, own.backbone.dtype)
-    return {"dtype": dtype, "tolerance": TOLERANCE[dtype], "shapes": shapes, "weights": worlds.weights(own)}
+    size = config.data.frames, config.data.height, config.data.width
+    shapes = {"videos": (config.training.batch, *size), "latents": tuple(latents.shape)}
+    dtype = getattr(torch, config.backbone.dtype)
+    return {"dtype": dtype, "tolerance": TOLERANCE[dtype], "shapes": shapes, "weights": worlds.weights(config)}
 
 
 def score(world: str) -> Problem:
@@ -92,9 +92,9 @@ def score(world: str) -> Problem:
             step_problem.PIXEL,
             f"objective={{name: vader, frames: {PIXEL.get(provider)}}}",
         )
-        own = plain if provider == LATENT else config(world, *pixel)
-        reward = worlds.reward(world, own, model)
-        objective = build_reward_gradient(own, model, reward, None)
+        of_provider = plain if provider == LATENT else config(world, *pixel)
+        reward = worlds.reward(world, of_provider, model)
+        objective = build_reward_gradient(of_provider, model, reward, None)
         sigma = torch.tensor(0.5 if provider == LATENT else 0.0, device=model.device)
 
         def run(_: Any) -> Outputs | None:
@@ -107,9 +107,9 @@ def score(world: str) -> Problem:
 
 
 def decode(world: str, frames: str, mode: str) -> Problem:
-    own = config(world)
-    model = worlds.backbone(own)
-    latents, _ = inputs(own, model)
+    settings = config(world)
+    model = worlds.backbone(settings)
+    latents, _ = inputs(settings, model)
     latents = latents.requires_grad_()
     length = latents.shape[2]
     chosen = [length // 2] if frames == "one" else list(range(length))
@@ -124,17 +124,17 @@ def decode(world: str, frames: str, mode: str) -> Problem:
         return differentiated(call, {"latents": latents}, {"pixels": upstream}, mode, weights(model))
 
     works = {name: partial(work, name) for name in (CHECKPOINTED, PLAIN)}
-    return Problem(works, CHECKPOINTED, **facts(own, latents))
+    return Problem(works, CHECKPOINTED, **facts(settings, latents))
 
 
 def gradient_call(world: str) -> Problem:
-    own = config(world)
-    model = worlds.backbone(own)
-    latents, condition = inputs(own, model)
+    settings = config(world)
+    model = worlds.backbone(settings)
+    latents, condition = inputs(settings, model)
     latents, upstream = latents.requires_grad_(), torch.randn_like(latents)
     sigma = torch.tensor(0.5, device=model.device)
     trained = list(model.adapter_parameters(POLICY).values())
-    chosen = cache(lambda: attention_choice(own, model).backend)
+    chosen = cache(lambda: attention_choice(settings, model).backend)
 
     def work(provider: str) -> Work:
         mode, *more = provider.split(", ")
@@ -155,4 +155,4 @@ def gradient_call(world: str) -> Problem:
         return Work(run, arrange, weights(model))
 
     named = {} if torch.cuda.is_available() else {name: f"{name} (torch path)" for name in CALLS if KERNELS in name}
-    return Problem({name: partial(work, name) for name in CALLS}, CALLS[0], names=named, **facts(own, latents))
+    return Problem({name: partial(work, name) for name in CALLS}, CALLS[0], names=named, **facts(settings, latents))

@@ -33,8 +33,8 @@ NAMES = {KERNELS: "ours, kernels"}
 
 
 @dataclass(frozen=True)
-class Given:
-    """What both sides start from.  text: padded as WanPipeline pads it.  adapter: the policy's weights."""
+class Start:
+    """The numbers that both sides start from.  text: padded as WanPipeline pads it.  adapter: the policy's weights."""
 
     noise: Tensor
     text: Tensor
@@ -44,34 +44,35 @@ class Given:
     loss: RewardLoss
 
 
-def given(own: Config, model: Backbone, objective: RewardGradient) -> Given:
-    step = first_step(objective, own, 0)
-    _, condition, noise = objective.draw(step, first_indices(own, step))
-    sigmas = chain_sigmas(own.rollout.steps, chain_shift(own, model)).to(noise)
+def starting_point(config: Config, model: Backbone, objective: RewardGradient) -> Start:
+    """Draw the noise and the prompts of the first step, as the objective does."""
+    step = first_step(objective, config, 0)
+    _, condition, noise = objective.draw(step, first_indices(config, step))
+    sigmas = chain_sigmas(config.rollout.steps, chain_shift(config, model)).to(noise)
     text = pad_to(condition.prompt_embeds, TEXT_TOKENS)
-    return Given(noise, text, condition, sigmas, model.adapter_state(POLICY), objective.loss)
+    return Start(noise, text, condition, sigmas, model.adapter_state(POLICY), objective.loss)
 
 
 def rival_prfl(world: str, frames: int, chain: int) -> Problem:
-    """PRFL's own step beside the joint graph's."""
+    """Compare PRFL's step with the joint graph's."""
     size = f"data.frames={frames}", f"rollout.steps={chain}"
     overrides = *size, f"objective={{name: prfl, steps_range: {middle(chain)}}}"
-    own = worlds.config(world, overrides)
+    config = worlds.config(world, overrides)
 
     def rival() -> Work:
         stage = Stage(world)
-        (model, *_), objective = stage.model(own), stage.objective(own)
-        start, reward = given(own, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
+        (model, *_), objective = stage.model(config), stage.objective(config)
+        start, reward = starting_point(config, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
         assert isinstance(reward, LatentReward) and len(reward.blocks) == 1
         head, dimensions = reward.head, reward.dimensions
-        shown = dict if _logits(own) else reward.normalisation.apply
+        shown = dict if _logits(config) else reward.normalisation.apply
         script, lora = _script(), reward.adapter
-        seen = worlds.transformer(own)
-        seen.blocks = seen.blocks[: reward.blocks[0] + 1]  # a second model, as public code has it
+        reward_network = worlds.transformer(config)
+        reward_network.blocks = reward_network.blocks[: reward.blocks[0] + 1]  # a second model, as public code has it
         if lora:
-            script.add_lora(seen, lora.rank, lora.alpha, lora.targets)
-            put_adapter(seen, model.adapter_state(lora.name))
-        _checkpointed(seen.requires_grad_(False), own)
+            script.add_lora(reward_network, lora.rank, lora.alpha, lora.targets)
+            put_adapter(reward_network, model.adapter_state(lora.name))
+        _checkpointed(reward_network.requires_grad_(False), config)
         del stage, model, objective, reward, _
         release()  # the script holds a model of its own
 
@@ -80,29 +81,31 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
             return start.loss(shown(dict(zip(dimensions, logits.unbind(1), strict=True))))[0].mean()
 
         def step(policy: nn.Module) -> Tensor:
-            return script.prfl_step(policy, seen, loss_of, start.noise, start.sigmas, start.text, chain // 2)
+            return script.prfl_step(policy, reward_network, loss_of, start.noise, start.sigmas, start.text, chain // 2)
 
-        return rival_work(own, start, step, [*seen.parameters(), *head.parameters()])
+        return rival_work(config, start, step, [*reward_network.parameters(), *head.parameters()])
 
     return _rival_problem(world, overrides, rival)
 
 
 def rival_vader(world: str, frames: int, chain: int) -> Problem:
-    """VADER's own step, K = 1, beside the joint graph's; of Wan's videos the first latent frame is decoded, since the
-    rival's decoder keeps everything."""
-    seen = "one" if world.startswith("wan") else "all"
+    """Compare VADER's step, K = 1, with the joint graph's.
+
+    Of Wan's videos the first latent frame is decoded, since the rival's decoder keeps everything.
+    """
+    frames_read = "one" if world.startswith("wan") else "all"
     size = f"data.frames={frames}", f"rollout.steps={chain}"
-    overrides = *size, PIXEL, f"objective={{name: vader, last_steps: 1, frames: {seen}}}"
-    own = worlds.config(world, overrides)
+    overrides = *size, PIXEL, f"objective={{name: vader, last_steps: 1, frames: {frames_read}}}"
+    config = worlds.config(world, overrides)
 
     def rival() -> Work:
         stage = Stage(world)
-        (model, *_), objective = stage.model(own), stage.objective(own)
-        start, reward = given(own, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
+        (model, *_), objective = stage.model(config), stage.objective(config)
+        start, reward = starting_point(config, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
         assert isinstance(reward, PixelReward)
-        read = reward.logits if _logits(own) else reward
-        shown, times = (1, torch.zeros(1)) if seen == "one" else (start.noise.shape[2], None)
-        script, vae = _script(), worlds.decoder(own)
+        read = reward.logits if _logits(config) else reward
+        shown, times = (1, torch.zeros(1)) if frames_read == "one" else (start.noise.shape[2], None)
+        script, vae = _script(), worlds.decoder(config)
         del stage, model, objective, _
         release()
 
@@ -112,17 +115,17 @@ def rival_vader(world: str, frames: int, chain: int) -> Problem:
         def step(policy: nn.Module) -> Tensor:
             return script.vader_step(policy, vae, loss_of, start.noise, start.sigmas, start.text, 1, shown)
 
-        return rival_work(own, start, step, [*vae.parameters(), *reward.network.parameters()])
+        return rival_work(config, start, step, [*vae.parameters(), *reward.network.parameters()])
 
     return _rival_problem(world, overrides, rival)
 
 
-def _logits(own: Config) -> bool:
-    return own.reward is not None and own.reward.aggregate == "logsigmoid"
+def _logits(config: Config) -> bool:
+    return config.reward is not None and config.reward.aggregate == "logsigmoid"
 
 
 def _rival_problem(world: str, overrides: Sequence[str], rival: Callable[[], Work]) -> Problem:
-    own = worlds.config(world, overrides)
+    config = worlds.config(world, overrides)
 
     def ours(*more: str) -> Work:
         return step_work(Stage(world), worlds.config(world, [*overrides, *more]), frame=0, agreeing=True)
@@ -133,18 +136,18 @@ def _rival_problem(world: str, overrides: Sequence[str], rival: Callable[[], Wor
         return ours("backbone.kernels=triton")
 
     works = {RIVAL: rival, OURS: ours, KERNELS: kernels}
-    half = own.backbone.dtype != "float32"
-    return problem(works, RIVAL, own, worlds.weights(own), names=NAMES, tolerance=0.1 if half else 1e-3)
+    half = config.backbone.dtype != "float32"
+    return problem(works, RIVAL, config, worlds.weights(config), names=NAMES, tolerance=0.1 if half else 1e-3)
 
 
-def rival_work(own: Config, start: Given, step: Callable[[nn.Module], Tensor], constant: Sequence[Tensor]) -> Work:
-    """step: takes the policy, leaves its gradients, gives the loss."""
-    policy, lora = worlds.transformer(own), own.backbone.adapter
+def rival_work(config: Config, start: Start, step: Callable[[nn.Module], Tensor], constant: Sequence[Tensor]) -> Work:
+    """Make a benchmark's work of the joint graph.  step: takes the policy, leaves its gradients, gives the loss."""
+    policy, lora = worlds.transformer(config), config.backbone.adapter
     assert lora is not None
     _script().add_lora(policy, lora.rank, lora.alpha, lora.targets)
     put_adapter(policy, start.adapter)
-    _checkpointed(policy, own)
-    trained = Trained(own_adapter(policy))
+    _checkpointed(policy, config)
+    trained = Trained(adapter_parameters(policy))
 
     def run(_: Any) -> Outputs:
         trained.optimizer.zero_grad()
@@ -161,19 +164,19 @@ def _script() -> Any:
     return import_module("bench.rival")  # beside the benchmarks, in bench/
 
 
-def _checkpointed(network: Any, own: Config) -> None:
-    """Where ours is: the same trick on both sides."""
-    if own.backbone.checkpointing != "none":
+def _checkpointed(network: Any, config: Config) -> None:
+    """Checkpoint the network where ours is: the same trick on both sides."""
+    if config.backbone.checkpointing != "none":
         network.enable_gradient_checkpointing()
 
 
-def own_adapter(network: nn.Module) -> dict[str, nn.Parameter]:
-    """peft's parameters by the names that ours have: without the adapter's own."""
+def adapter_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return peft's parameters by the names that ours have: without the name of the adapter."""
     return {name.replace(".default.", "."): p for name, p in network.named_parameters() if ".lora_" in name}
 
 
 def put_adapter(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = own_adapter(network)
-    assert own.keys() == state.keys()
-    for name, parameter in own.items():
+    parameters = adapter_parameters(network)
+    assert parameters.keys() == state.keys()
+    for name, parameter in parameters.items():
         parameter.data.copy_(state[name])

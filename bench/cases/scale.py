@@ -51,7 +51,7 @@ def _mebibytes(size: int | None) -> float | None:
 
 
 def amount(value: Any) -> float:
-    """Where a value stands on its axis: a number itself, a frame's HEIGHTxWIDTH in thousands of pixels."""
+    """Return where a value stands on its axis: a number itself, a frame's HEIGHTxWIDTH in thousands of pixels."""
     return math.prod(map(int, value.split("x"))) / 1000 if isinstance(value, str) else float(value)
 
 
@@ -85,23 +85,23 @@ class Curve:
 
 
 def curves(rows: Iterable[Row]) -> list[Curve]:
-    """The rows of scale, by machine, world, axis and provider; fewer than two values make none."""
-    found: dict[tuple[str, ...], list[Row]] = {}
+    """Group the rows of scale by machine, world, axis and provider; fewer than two values make no curve."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in filter(on_axis, rows):
         settings = row.info["settings"]
         key = row.info["machine"], row.info["operation"], settings["world"], settings["axis"], row.provider
-        found.setdefault(key, []).append(row)
-    ordered = (sorted(own, key=lambda row: amount(row.info["settings"]["value"])) for own in found.values())
-    return [Curve(own) for own in ordered if len(own) > 1]
+        groups.setdefault(key, []).append(row)
+    ordered = (sorted(group, key=lambda row: amount(row.info["settings"]["value"])) for group in groups.values())
+    return [Curve(group) for group in ordered if len(group) > 1]
 
 
 def by_world(rows: Iterable[Row]) -> list[list[Curve]]:
-    """The curves that one figure shows: of one machine and one world."""
-    found: dict[tuple[str, str], list[Curve]] = {}
+    """Group the curves by what one figure shows: one machine and one world."""
+    groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves(rows):
         info = curve.rows[0].info
-        found.setdefault((info["machine"], info["settings"]["world"]), []).append(curve)
-    return list(found.values())
+        groups.setdefault((info["machine"], info["settings"]["world"]), []).append(curve)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Line:
     costs: list[float]
     first: int = 0
 
-    def at(self, place: float) -> float:
-        return self.start + self.slope * place
+    def at(self, amount: float) -> float:
+        return self.start + self.slope * amount
 
     @property
     def flat(self) -> bool:
@@ -130,17 +130,17 @@ class Line:
 
     @property
     def straight(self) -> bool:
-        """Whether there is a line at all."""
+        """Return whether there is a line at all."""
         enough = len(self.costs) - self.first >= POINTS
         return self.flat or self.explained is None or (enough and self.explained >= LINEAR)
 
 
 def fit(curve: Curve, cost: str) -> Line | None:
-    """The line through a curve's medians (``COSTS``); None where a row has no such figure."""
+    """Fit a line through a curve's medians (``COSTS``); None where a row has no such figure."""
     amounts = [amount(value) for value in curve.values]
-    found = [COSTS[cost].of(row) for row in curve.rows]
-    costs = [each for each in found if each is not None]
-    if len(costs) < len(found):
+    figures = [COSTS[cost].of(row) for row in curve.rows]
+    costs = [each for each in figures if each is not None]
+    if len(costs) < len(figures):
         return None
     first = curve.first if len(costs) - curve.first > 1 else 0
     x, y = (torch.tensor(each[first:], dtype=torch.float64) for each in (amounts, costs))
@@ -153,9 +153,9 @@ def fit(curve: Curve, cost: str) -> Line | None:
 
 
 def slope_interval(x: Tensor, rounds: Sequence[Sequence[float]]) -> Interval:
-    """Slope of the medians, interval over rounds; those of different values have nothing to do with each other."""
-    sizes = [len(some) for some in rounds]
-    values = [torch.tensor(some, dtype=torch.float64) for some in rounds]
+    """Compute the slope of the medians, with an interval over rounds, which are independent between values."""
+    sizes = [len(of_value) for of_value in rounds]
+    values = [torch.tensor(of_value, dtype=torch.float64) for of_value in rounds]
 
     def slopes(times: Tensor) -> Tensor:
         parts = times.split(sizes, dim=1)
@@ -165,6 +165,6 @@ def slope_interval(x: Tensor, rounds: Sequence[Sequence[float]]) -> Interval:
 
 
 def _slopes(x: Tensor, y: Tensor) -> Tensor:
-    """Of least squares.  x: (values,); y: (r, values)."""
+    """Compute slopes by least squares.  x: (values,); y: (r, values)."""
     away = x - x.mean()
     return (y * away).sum(1) / away.square().sum()

@@ -37,15 +37,18 @@ PRICE = {forecast.GRADIENT: 3.0, forecast.DISTANCE: 0.0}  # a forward is 1; the 
 
 
 def middle(chain: int) -> str:
-    """Only the chain's middle step is drawn: its rollout is as long as the mean one."""
+    """Return the steps_range in which only the chain's middle step is drawn: its rollout is as long as the mean."""
     step = chain // 2
     return f"[{(step + 0.25) / chain}, {(step + 0.75) / chain}]"
 
 
-def problem(works: Mapping[str, Callable[[], Work]], reference: str, own: Config, weights: str, **more: Any) -> Problem:
-    data = own.data
-    shapes = {"video": (own.training.batch, data.frames, data.height, data.width), "chain": (own.rollout.steps,)}
-    return Problem(works, reference, getattr(torch, own.backbone.dtype), shapes=shapes, weights=weights, **more)
+def problem(
+    works: Mapping[str, Callable[[], Work]], reference: str, config: Config, weights: str, **more: Any
+) -> Problem:
+    """Make the problem of a step: its shapes are the video's and the chain's.  more: other fields of ``Problem``."""
+    data = config.data
+    shapes = {"video": (config.training.batch, data.frames, data.height, data.width), "chain": (config.rollout.steps,)}
+    return Problem(works, reference, getattr(torch, config.backbone.dtype), shapes=shapes, weights=weights, **more)
 
 
 @dataclass
@@ -75,19 +78,20 @@ class Trained:
         self.optimizer.state.clear()
 
     def wrong(self) -> str:
-        """What is wrong with the gradients; nothing where they are finite and somewhere not zero."""
-        found = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        if not found or not all(bool(gradient.isfinite().all()) for gradient in found):
+        """Say what is wrong with the gradients; nothing where they are finite and somewhere not zero."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if not gradients or not all(bool(gradient.isfinite().all()) for gradient in gradients):
             return "its gradient is not there, or not finite"
-        return "" if any(bool(gradient.count_nonzero()) for gradient in found) else "its gradient is zero"
+        return "" if any(bool(gradient.count_nonzero()) for gradient in gradients) else "its gradient is zero"
 
     def gradients(self) -> Outputs:
-        """All of a kind in one tensor: the adapter's A and its B."""
+        """Return all gradients of a kind in one tensor: the adapter's A and its B."""
         kinds = {"d A": ".lora_A", "d B": ".lora_B"}
-        own = {name: p.grad for name, p in sorted(self.parameters.items()) if p.grad is not None}
-        return {
-            kind: torch.cat([g.flatten() for name, g in own.items() if part in name]) for kind, part in kinds.items()
-        }
+        by_name = {name: p.grad for name, p in sorted(self.parameters.items()) if p.grad is not None}
+        gradients = {}
+        for kind, part in kinds.items():
+            gradients[kind] = torch.cat([gradient.flatten() for name, gradient in by_name.items() if part in name])
+        return gradients
 
 
 class Decoder:
@@ -131,17 +135,17 @@ class Stage:
         self._rewards: dict[str, Reward] = {}
         self._made: tuple[Backbone, Trained, Decoder] | None = None
 
-    def model(self, own: Config) -> tuple[Backbone, Trained, Decoder]:
+    def model(self, config: Config) -> tuple[Backbone, Trained, Decoder]:
         if self._made is None:
-            model = worlds.backbone(own)
+            model = worlds.backbone(config)
             self._made = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
         return self._made
 
-    def objective(self, own: Config) -> RewardGradient:
-        model, space = self.model(own)[0], getattr(own.reward, "space", "")
+    def objective(self, config: Config) -> RewardGradient:
+        model, space = self.model(config)[0], getattr(config.reward, "space", "")
         if space not in self._rewards:
-            self._rewards[space] = worlds.reward(self.world, own, model)
-        objective = build_reward_gradient(own, model, self._rewards[space], None)
+            self._rewards[space] = worlds.reward(self.world, config, model)
+        objective = build_reward_gradient(config, model, self._rewards[space], None)
         objective.distance_every = 0
         if space == "latent":
             model.park_vae()  # as a run does; where another provider decodes, it comes back to stay
@@ -150,20 +154,21 @@ class Stage:
 
 def step_work(
     stage: Stage,
-    own: Config,
+    config: Config,
     frame: int | None = None,
     alike: bool = False,
     agreeing: bool = False,
     plain: bool = False,
 ) -> Work:
-    """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
+    """Make one optimizer step, or all the steps of a rollout that serves several, a benchmark's work.
 
+    frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
     alike: gives what a step with another reward must have in common with it: the very latents that were scored, and
     which step of the chain was trained; agreeing: its loss and gradients.  plain: the decoder keeps everything.
     """
-    (model, trained, decoding), objective = stage.model(own), stage.objective(own)
-    clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
-    first = first_step(objective, own, objective.latent_shape[1] // 2 if frame is None else frame)
+    (model, trained, decoding), objective = stage.model(config), stage.objective(config)
+    clock, steps = Clock(model.device), config.rollout.gradients_per_rollout
+    first = first_step(objective, config, objective.latent_shape[1] // 2 if frame is None else frame)
     rounds: list[dict[str, float]] = []
     scored = seen_latents(objective) if alike else {}
 
@@ -184,7 +189,7 @@ def step_work(
         outputs: Outputs | None = None
         for step in range(first, first + steps):
             trained.optimizer.zero_grad()
-            metrics = objective.accumulate(step, first_indices(own, step))
+            metrics = objective.accumulate(step, first_indices(config, step))
             if agreeing:
                 outputs = {"loss": torch.tensor(metrics["loss"]), **trained.gradients()}
             started = clock.now()
@@ -200,45 +205,48 @@ def step_work(
 
     reward = objective.scorer.reward  # type: ignore[attr-defined]
     constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
-    facts = evaluations(own, model, objective)
+    facts = evaluations(config, model, objective)
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
 
 
 def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
-    """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
-    own, seen = objective.score, dict[str, Tensor]()
+    """Record what the objective hands to its reward, by node, whenever it does.
 
-    def score(latents: Mapping[Any, Tensor], *given: Any) -> Any:
-        seen.clear()
-        seen.update({f"latents {node}": x.detach() for node, x in latents.items()})
-        return own(latents, *given)
+    The tensors themselves, which are there anyway: the dictionary is filled anew with each score.
+    """
+    plain_score, latents_by_node = objective.score, dict[str, Tensor]()
+
+    def score(latents: Mapping[Any, Tensor], *others: Any) -> Any:
+        latents_by_node.clear()
+        latents_by_node.update({f"latents {node}": x.detach() for node, x in latents.items()})
+        return plain_score(latents, *others)
 
     setattr(objective, "score", score)  # noqa: B010  (mypy takes no assignment to a method)
-    return seen
+    return latents_by_node
 
 
-def first_step(objective: RewardGradient, own: Config, frame: int) -> int:
-    """The first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
+def first_step(objective: RewardGradient, config: Config, frame: int) -> int:
+    """Return the first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
     frames = objective.latent_shape[1]
-    return next(step for step in count() if draw_frames(frames, "one", own.seed, step) == [frame])
+    return next(step for step in count() if draw_frames(frames, "one", config.seed, step) == [frame])
 
 
-def first_indices(own: Config, step: int) -> list[int]:
-    return list(range(step * own.training.batch, (step + 1) * own.training.batch))
+def first_indices(config: Config, step: int) -> list[int]:
+    return list(range(step * config.training.batch, (step + 1) * config.training.batch))
 
 
-def evaluations(own: Config, model: Backbone, objective: RewardGradient) -> dict[str, float]:
-    """Of a sample, for one optimizer step, and the solver steps that it differentiates.
+def evaluations(config: Config, model: Backbone, objective: RewardGradient) -> dict[str, float]:
+    """Count the network evaluations of a sample in one optimizer step, and the solver steps that it differentiates.
 
     A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``
     does, of the steps that a run has.
     """
     reward = getattr(objective.scorer, "reward", None)
     share = (max(reward.blocks) + 1) / model.num_blocks if isinstance(reward, LatentReward) else 0.0
-    steps = own.rollout.gradients_per_rollout
-    counted = own.model_copy(update={"training": own.training.model_copy(update={"steps": steps})})
+    steps = config.rollout.gradients_per_rollout
+    counted = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
     price = {**PRICE, forecast.REWARD: 3 * share}
-    of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
-    found = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
+    of_training = [each for each in forecast.count_nfe(counted, model) if each.name != forecast.SAMPLING]
+    total = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
     gradients = sum(each.per_step for each in of_training if each.name == forecast.GRADIENT)
-    return {EVALUATIONS: found / own.training.batch, GRADIENTS: gradients / own.training.batch}
+    return {EVALUATIONS: total / config.training.batch, GRADIENTS: gradients / config.training.batch}

@@ -1,4 +1,4 @@
-"""Whether two ways to compute a thing agree, relative to float64 and to torch's own error in the same type."""
+"""Agreement of two ways to compute a thing, relative to float64 and to torch's own error in the same type."""
 
 from __future__ import annotations
 
@@ -12,33 +12,38 @@ ROUNDING = 4.0  # and a few roundings of the largest value more, for where torch
 
 
 def distance(value: Tensor, exact: Tensor) -> float:
+    """Return the largest difference.  exact: in float64."""
     return (value.double() - exact).abs().max().item()
 
 
 def too_far(
-    found: Mapping[str, Tensor],
-    torchs: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor],
+    torch_outputs: Mapping[str, Tensor],
     exact: Mapping[str, Tensor],
     factor: float = FACTOR,
     rounding: float = ROUNDING,
 ) -> list[str]:
-    """A line for every named output where max |found - exact| > factor max |torchs - exact| + rounding eps max |exact|.
+    """List the outputs that are too far from the exact ones, a line each.
 
-    exact: in float64 from the same (rounded) inputs.  eps: of torchs' dtype.
+    Too far: max |output - exact| > factor max |torch_output - exact| + rounding eps max |exact|.
+    exact: in float64 from the same (rounded) inputs.  eps: of the torch outputs' dtype.
     """
     wrong = []
-    for name, wanted in exact.items():
-        own, other = found[name], torchs[name]
-        if own.shape != wanted.shape or not own.isfinite().all():
-            wrong.append(f"{name}: {tuple(own.shape)} for {tuple(wanted.shape)}, or not finite")
+    for name, exact_value in exact.items():
+        output, torch_output = outputs[name], torch_outputs[name]
+        if output.shape != exact_value.shape or not output.isfinite().all():
+            wrong.append(f"{name}: {tuple(output.shape)} for {tuple(exact_value.shape)}, or not finite")
             continue
-        slack = rounding * torch.finfo(other.dtype).eps * wanted.abs().max().item()
-        error, theirs = distance(own, wanted), distance(other, wanted)
-        if error > (limit := factor * theirs + slack):
-            wrong.append(f"{name}: error {error:.3g}, torch's own {theirs:.3g}, limit {limit:.3g}")
+        slack = rounding * torch.finfo(torch_output.dtype).eps * exact_value.abs().max().item()
+        error, torch_error = distance(output, exact_value), distance(torch_output, exact_value)
+        if error > (limit := factor * torch_error + slack):
+            wrong.append(f"{name}: error {error:.3g}, torch's own {torch_error:.3g}, limit {limit:.3g}")
     return wrong
 
 
-def relative_errors(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
-    """Of every output, the largest difference over the largest exact value."""
-    return {name: distance(found[name], wanted) / wanted.abs().max().item() for name, wanted in exact.items()}
+def relative_errors(outputs: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return, of every output, the largest difference over the largest exact value."""
+    errors = {}
+    for name, exact_value in exact.items():
+        errors[name] = distance(outputs[name], exact_value) / exact_value.abs().max().item()
+    return errors

@@ -34,8 +34,8 @@ APART = 3.0  # providers may be so many times as far from float64 as the referen
 
 
 @dataclass
-class Found:
-    """What was measured of one provider."""
+class Measurement:
+    """The figures of one provider."""
 
     seconds: list[float] = field(default_factory=list)  # of every round; a GPU's own clock where there is one
     saved_bytes: int | None = None  # for the backward pass, without weights; distinct storages
@@ -50,13 +50,15 @@ class Found:
 def interleaved(
     works: Mapping[str, Work], seconds: float, least: int, device: torch.device
 ) -> tuple[dict[str, list[float]], dict[str, Exception]]:
-    """Seconds of every round of every provider, in rounds that all of them take part in; and what became of those that
-    failed in one and take no part from there on.
+    """Time every provider in rounds that all of them take part in; returns the seconds of every round.
 
+    And the errors of those that failed in a round: they take no part from there on.
     seconds: for each provider, about; least: rounds, however long they take.
     """
-    found: dict[str, list[float]] = {name: [] for name in works}
+    seconds_of: dict[str, list[float]] = {name: [] for name in works}
     failed: dict[str, Exception] = {}
+
+    # Warm up, and see how long a run takes.
     longest = 0.0
     for name, work in works.items():
         try:
@@ -64,47 +66,49 @@ def interleaved(
         except Exception as error:
             failed[name] = _reason(error)
     rounds = max(least, min(ROUNDS, int(seconds / max(longest, 1e-6))))
+
+    # The rounds, without a garbage collection in the middle of one.
     enabled = gc.isenabled()
     gc.disable()
     try:
         for _ in range(rounds):
             for name in [name for name in works if name not in failed]:
                 try:
-                    found[name].append(timed(works[name], device))
+                    seconds_of[name].append(timed(works[name], device))
                 except Exception as error:
                     failed[name] = _reason(error)
     finally:
         if enabled:
             gc.enable()
-    return found, failed
+    return seconds_of, failed
 
 
 def warmed(work: Work, device: torch.device) -> float:
-    """Seconds of a whole run, warmed up."""
+    """Warm a provider up; returns the seconds of a whole run."""
     first = timed(work, device) * work.repeats
     return first if first > LONG else min(timed(work, device) for _ in range(WARMUPS - 1)) * work.repeats
 
 
 def timed(work: Work, device: torch.device) -> float:
-    """Seconds of one run, over its ``repeats``.
+    """Time one run; returns its seconds over its ``repeats``.
 
     On a GPU by its events, behind a write that empties its cache and hides launches.
     """
-    given = work.before()
+    prepared = work.before()
     if device.type != "cuda":
         start = time.perf_counter()
-        result = work.run(given)
+        result = work.run(prepared)
         taken = time.perf_counter() - start
-        del result, given
+        del result, prepared
         return taken / work.repeats
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.empty(FLUSHED, dtype=torch.int8, device=device).zero_()
     begin.record()
-    result = work.run(given)
+    result = work.run(prepared)
     end.record()
     torch.cuda.synchronize()
-    del result, given
+    del result, prepared
     return begin.elapsed_time(end) / 1000 / work.repeats
 
 
@@ -113,7 +117,7 @@ def outputs(work: Work) -> Outputs | None:
 
 
 def saved_bytes(work: Work) -> int:
-    """Most that autograd keeps during one run, ``work.constant`` not counted."""
+    """Return the most bytes that autograd keeps during one run, ``work.constant`` not counted."""
     with SavedBytes(work.constant) as saved:
         outputs(work)
     return saved.peak
@@ -126,57 +130,63 @@ class Expected(NamedTuple):
     exact: dict[str, Tensor]
     against: str
 
-    def judge(self, problem: Problem, name: str, own: Outputs | None, found: Found) -> None:
-        """Fills in the errors of one that has outputs.  Raises AssertionError where it computed something else."""
-        if own is None:
+    def judge(self, problem: Problem, name: str, outputs: Outputs | None, figures: Measurement) -> None:
+        """Fill in the errors of a provider that has outputs.  Raises AssertionError where they are other ones."""
+        if outputs is None:
             return
-        if own.keys() != self.outputs.keys():
-            raise AssertionError(f"computed {', '.join(own)}; the reference {', '.join(self.outputs)}")
-        found.against, found.errors = self.against, relative_errors(own, self.exact)
+        if outputs.keys() != self.outputs.keys():
+            raise AssertionError(f"computed {', '.join(outputs)}; the reference {', '.join(self.outputs)}")
+        figures.against, figures.errors = self.against, relative_errors(outputs, self.exact)
         if self.against != problem.reference:
-            lines = too_far(own, self.outputs, self.exact, factor=APART)
+            lines = too_far(outputs, self.outputs, self.exact, factor=APART)
         else:
-            lines = [f"{key}: {error:.3g}" for key, error in found.errors.items() if not error <= problem.tolerance]
+            lines = [f"{key}: {error:.3g}" for key, error in figures.errors.items() if not error <= problem.tolerance]
         if lines:
             raise AssertionError(f"{name} did not compute what {problem.reference} did: {'; '.join(lines)}")
 
 
-def expected(problem: Problem, own: Outputs | None) -> Expected | None:
-    """From the reference's outputs; nothing where it has none: its case's providers are different things."""
-    if own is None:
+def expected(problem: Problem, outputs: Outputs | None) -> Expected | None:
+    """Make what is expected of the reference's outputs; None where it has none: the providers are different things."""
+    if outputs is None:
         return None
     exact, against = None, problem.reference
     if problem.exact:
         with suppress(torch.cuda.OutOfMemoryError):  # the reference will do, then
             exact, against = problem.exact(), problem.exact_is
-    exact = exact or {name: value.double() for name, value in own.items()}
-    return Expected(own, {name: exact[name] for name in own}, against)
+    exact = exact or {name: value.double() for name, value in outputs.items()}
+    return Expected(outputs, {name: exact[name] for name in outputs}, against)
 
 
-def first_run(problem: Problem, name: str, wanted: Expected | None) -> tuple[Work, Found, Expected | None]:
+def first_run(problem: Problem, name: str, expectation: Expected | None) -> tuple[Work, Measurement, Expected | None]:
+    """Prepare a provider and run it once; returns what is expected, too, which the reference's run says.
+
+    Raises AssertionError where it computed something else.
+    """
     work = prepare(problem, name)
-    own = outputs(work)
+    outputs_of_run = outputs(work)
     if wrong := work.check():
         raise AssertionError(f"{name}: {wrong}")
-    found = Found(facts=dict(work.facts))
+    figures = Measurement(facts=dict(work.facts))
     if name == problem.reference:
-        wanted = expected(problem, own)
-    if wanted:
-        wanted.judge(problem, name, own, found)
-    return work, found, wanted
+        expectation = expected(problem, outputs_of_run)
+    if expectation:
+        expectation.judge(problem, name, outputs_of_run, figures)
+    return work, figures, expectation
 
 
-def first_runs(problem: Problem, providers: Sequence[str]) -> tuple[dict[str, Work], dict[str, Found | Exception]]:
-    """The providers that can run and computed what the reference did, each run once; and what is known of all.
+def first_runs(
+    problem: Problem, providers: Sequence[str]
+) -> tuple[dict[str, Work], dict[str, Measurement | Exception]]:
+    """Run each provider once; returns those that computed what the reference did, and what was measured of all.
 
     Outputs are compared as they come: those of two providers are never held at once, beside the reference's.
     """
     works: dict[str, Work] = {}
-    result: dict[str, Found | Exception] = {}
-    wanted: Expected | None = None
+    result: dict[str, Measurement | Exception] = {}
+    expectation: Expected | None = None
     for name in dict.fromkeys([problem.reference, *providers]):
         try:
-            works[name], result[name], wanted = first_run(problem, name, wanted)
+            works[name], result[name], expectation = first_run(problem, name, expectation)
         except Exception as error:  # one that cannot run takes no other with it
             result[name] = _reason(error)
         if problem.reference not in works:
@@ -186,8 +196,8 @@ def first_runs(problem: Problem, providers: Sequence[str]) -> tuple[dict[str, Wo
 
 def measure(
     case: Case, providers: Sequence[str], seconds: float, least: int
-) -> tuple[Problem, dict[str, Found | Exception]]:
-    """Every provider's figures, or why it has none: Unavailable, AssertionError (it computed something else), others.
+) -> tuple[Problem, dict[str, Measurement | Exception]]:
+    """Measure every provider, or say why it has no figures: Unavailable, AssertionError (another result), others.
 
     The reference takes part whether it is asked for or not.  The problem comes without its works.
     Raises Unavailable where the case itself cannot run.
@@ -197,45 +207,46 @@ def measure(
     except Exception as error:
         raise _bare(error) from None
     release()  # the other process has a model of its own: this one's must be gone by then
-    for name, found in result.items():
-        if case.memory and isinstance(found, Found):
+    for name, figures in result.items():
+        if case.memory and isinstance(figures, Measurement):
             try:
-                found.memory = memory_alone(case, name)
+                figures.memory = memory_alone(case, name)
             except Exception as error:
-                found.lacks["memory"] = str(error)
+                figures.lacks["memory"] = str(error)
     return problem, result
 
 
 def timings(
     case: Case, providers: Sequence[str], seconds: float, least: int
-) -> tuple[Problem, dict[str, Found | Exception]]:
-    """``measure`` but for the memory.  Nothing of what the case has built is left behind."""
+) -> tuple[Problem, dict[str, Measurement | Exception]]:
+    """Measure all but the memory.  Nothing of what the case has built is left behind."""
     problem = build(case)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     works, result = first_runs(problem, providers)
     _refuse_without(problem, works, result)
+
     rounds, failed = interleaved(works, seconds, least, device)
     for name, work in list(works.items()):
-        found = result[name]
-        assert isinstance(found, Found)
+        figures = result[name]
+        assert isinstance(figures, Measurement)
         if len(rounds[name]) < least:
             result[name] = failed[name]
             del works[name]
             continue
         if name in failed:
-            found.lacks["rounds"] = str(failed[name])
-        found.seconds = rounds[name]
-        found.parts = medians(work.parts()[-len(found.seconds) :])
+            figures.lacks["rounds"] = str(failed[name])
+        figures.seconds = rounds[name]
+        figures.parts = medians(work.parts()[-len(figures.seconds) :])
         try:
-            found.saved_bytes = saved_bytes(work)
+            figures.saved_bytes = saved_bytes(work)
         except Exception as error:
-            found.lacks["saved bytes"] = str(_reason(error))
+            figures.lacks["saved bytes"] = str(_reason(error))
     _refuse_without(problem, works, result)
     return replace(problem, works={}, exact=None), result
 
 
-def _refuse_without(problem: Problem, works: Mapping[str, Work], result: Mapping[str, Found | Exception]) -> None:
-    """Raises where the reference is not among the works: nothing can be compared."""
+def _refuse_without(problem: Problem, works: Mapping[str, Work], result: Mapping[str, Measurement | Exception]) -> None:
+    """Raise where the reference is not among the works: nothing can be compared."""
     if problem.reference not in works:
         reason = result[problem.reference]
         kind = Unavailable if isinstance(reason, Unavailable) else AssertionError
@@ -247,7 +258,7 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _reason(error: Exception) -> Exception:
-    """To be kept: of a program's error the traceback is a note, and a GPU that had no room has it again."""
+    """Make an error fit to be kept: of a program's error the traceback is a note; a GPU's room is free again."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         reason: Exception = Unavailable(f"out of memory: {str(error).splitlines()[0]}")
     else:
@@ -260,7 +271,7 @@ def _reason(error: Exception) -> Exception:
 
 
 def _bare(error: Exception) -> Exception:
-    """Without the frames that it came through: they hold models."""
+    """Strip an error of the frames that it came through: they hold models."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
@@ -275,7 +286,7 @@ def release() -> None:
 
 
 def memory_alone(case: Case, provider: str) -> dict[str, int]:
-    """``memory`` in a fresh process, so that no earlier case's peak or cache is in it."""
+    """Measure ``memory`` in a fresh process, so that no earlier case's peak or cache is in it."""
     context = multiprocessing.get_context("forkserver")  # it imports torch once; a child shares nothing else
     preload = ["torch", "bench.harness.measure"]
     if not torch.cuda.is_available():  # an import that asks for GPUs would spoil the server for its children
@@ -286,14 +297,14 @@ def memory_alone(case: Case, provider: str) -> dict[str, int]:
     child.start()
     theirs.close()
     try:
-        found = ours.recv()
+        answer = ours.recv()
     except EOFError:
         child.join()
-        found = RuntimeError(f"the process that measures {provider}'s memory ended with {child.exitcode}")
+        answer = RuntimeError(f"the process that measures {provider}'s memory ended with {child.exitcode}")
     child.join()
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _memory(case: Case, provider: str, result: Any) -> None:
@@ -305,7 +316,7 @@ def _memory(case: Case, provider: str, result: Any) -> None:
 
 
 def _give_back_what_is_freed() -> None:
-    """Tensors that are freed leave this process at once, so that a peak is the work's own.
+    """Have freed tensors leave this process at once, so that a peak is the work's own.
 
     glibc maps large blocks, but from ever larger sizes on, the more of them a program has freed: what is freed then
     stays in the heap, in holes that the next tensor fits in or not.  A fixed threshold keeps it from that.
@@ -315,7 +326,7 @@ def _give_back_what_is_freed() -> None:
 
 
 def memory(case: Case, provider: str) -> dict[str, int]:
-    """Bytes: ``baseline`` of inputs and weights, ``peak`` of a run above it, and both together.
+    """Measure bytes: ``baseline`` of inputs and weights, ``peak`` of a run above it, and both together.
 
     The run is not the first, so that an optimizer's averages are there, as in training; they and the gradients are in
     the peak, not in the baseline, which is read after it, when the work has forgotten them.  On a GPU by torch's
@@ -345,26 +356,25 @@ def memory(case: Case, provider: str) -> dict[str, int]:
 
 
 def trim() -> None:
-    """Freed memory that glibc keeps goes back to the system."""
+    """Give freed memory that glibc keeps back to the system."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def restart_peak() -> None:
-    """From here on VmHWM starts anew."""
+    """Start VmHWM anew."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def status(name: str) -> int:
-    """Bytes of this process, from /proc/self/status: VmRSS is what it has, VmHWM what it had at most."""
-    line = next(
-        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
-    )
+    """Return bytes of this process, from /proc/self/status: VmRSS is what it has, VmHWM what it had at most."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in lines if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, and the values that a fifth lies below and above."""
+    """Return the median, and the values that a fifth lies below and above."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     fifths = statistics.quantiles(values, n=5, method="inclusive")

@@ -66,13 +66,13 @@ class Needs:
     packages: tuple[str, ...] = ()
 
     def missing(self) -> str:
-        """A sentence, or nothing."""
+        """Say what is missing, in a sentence, or nothing."""
         if self.gpu and not torch.cuda.is_available():
             return f"needs a GPU with {self.gib:g} GiB"
         if self.gib and torch.cuda.is_available():
-            there = torch.cuda.get_device_properties(0).total_memory / 2**30
-            if there < self.gib:
-                return f"needs a GPU with {self.gib:g} GiB, and this one has {there:.0f}"
+            present = torch.cuda.get_device_properties(0).total_memory / 2**30
+            if present < self.gib:
+                return f"needs a GPU with {self.gib:g} GiB, and this one has {present:.0f}"
         for package in self.packages:
             try:
                 import_module(package)
@@ -102,7 +102,7 @@ def _short(key: str, value: Any) -> str:
 
 
 def build(case: Case) -> Problem:
-    """Raises Unavailable where something that it needs is missing."""
+    """Build a case's problem.  Raises Unavailable where something that it needs is missing."""
     if reason := case.needs.missing():
         raise Unavailable(f"{case.operation} {reason}")
     with packages():
@@ -116,7 +116,7 @@ def prepare(problem: Problem, provider: str) -> Work:
 
 @contextmanager
 def packages() -> Iterator[None]:
-    """A package that is not installed makes a thing unavailable, and is named."""
+    """Turn the error of a package that is not installed into Unavailable, which names it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -126,17 +126,17 @@ def packages() -> Iterator[None]:
 def differentiated(
     call: Callable[[], Outputs], leaves: Outputs, upstream: Outputs, mode: str, constant: Sequence[Tensor] = ()
 ) -> Work:
-    """The forward pass of ``call`` with autograd recording, its backward pass, or both.
+    """Make a work of the forward pass of ``call`` with autograd recording, of its backward pass, or of both.
 
     leaves: what gradients are taken of; they must require one.  upstream: the gradient of each output of ``call``.
     Outputs: those of the forward pass by their names, the gradients as "d NAME".
     """
 
     def gradients(outputs: Outputs) -> Outputs:
-        found = torch.autograd.grad(
+        of_leaves = torch.autograd.grad(
             [outputs[name] for name in upstream], list(leaves.values()), list(upstream.values()), allow_unused=False
         )
-        return {f"d {name}": gradient for name, gradient in zip(leaves, found, strict=True)}
+        return {f"d {name}": gradient for name, gradient in zip(leaves, of_leaves, strict=True)}
 
     def both(_: Any) -> Outputs:
         outputs = call()

@@ -18,7 +18,7 @@ from bench.cases.scale import Curve, by_world
 from bench.harness.report import markdown
 from bench.harness.results import Row, read
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 MARKED = re.compile(r"(<!-- bench: (?P<what>[^>]+?) -->\n)(?P<table>.*?)(<!-- /bench -->)", re.DOTALL)
 
@@ -27,7 +27,7 @@ ALT = "time, peak and saved memory against frames, resolution, solver steps, gra
 
 
 def update(readme: Path) -> bool:
-    """Writes the tables and plots anew; whether anything changed."""
+    """Write the tables and plots anew; returns whether anything changed."""
     text = readme.read_text(encoding="utf-8")
     fresh = rendered(text, readme)
     if fresh != text:
@@ -37,7 +37,7 @@ def update(readme: Path) -> bool:
 
 
 def stale(readme: Path) -> list[str]:
-    """The markers whose tables are not what their files say."""
+    """List the markers whose tables are not what their files say."""
     text = readme.read_text(encoding="utf-8")
     pairs = zip(MARKED.finditer(text), MARKED.finditer(rendered(text, readme)), strict=True)
     changed = [old["what"] for old, fresh in pairs if old["table"] != fresh["table"]]
@@ -45,8 +45,8 @@ def stale(readme: Path) -> list[str]:
 
 
 def rendered(text: str, readme: Path) -> str:
-    """The README's text with every table as its files have it.  Raises PrflError where they cannot be read."""
-    return MARKED.sub(lambda found: found[1] + _written(found["what"], readme) + found[4], text)
+    """Return the README's text with every table as its files have it.  Raises PrflError where they cannot be read."""
+    return MARKED.sub(lambda match: match[1] + _written(match["what"], readme) + match[4], text)
 
 
 def _written(what: str, readme: Path) -> str:
@@ -56,32 +56,32 @@ def _written(what: str, readme: Path) -> str:
 
 
 def plot_of(what: str, readme: Path) -> Path | None:
-    """Where the marker's picture is, if it is one."""
+    """Return the path of the marker's picture, if it has one."""
     return next((readme.parent / word.removeprefix(PLOT) for word in what.split() if word.startswith(PLOT)), None)
 
 
 def old_plots(text: str, readme: Path) -> Iterator[tuple[str, Path]]:
-    """The markers whose pictures are not of what their files say, and the pictures."""
+    """Yield the markers whose pictures are not of what their files say, and the pictures."""
     from bench.harness.plots import digest, drawn
 
-    for found in MARKED.finditer(text):
-        picture = plot_of(found["what"], readme)
-        if picture and drawn(picture) != digest(one_world(rows(found["what"], readme))):
-            yield found["what"], picture
+    for match in MARKED.finditer(text):
+        picture = plot_of(match["what"], readme)
+        if picture and drawn(picture) != digest(one_world(rows(match["what"], readme))):
+            yield match["what"], picture
 
 
-def write_plot(some: Sequence[Row], picture: Path) -> Path:
-    """Costs against size as a picture.  Raises PrflError where the rows are not of one machine and world."""
+def write_plot(plotted: Sequence[Row], picture: Path) -> Path:
+    """Draw costs against size as a picture.  Raises PrflError where the rows are not of one machine and world."""
     from bench.harness.plots import scale
 
-    found = scale(one_world(some))
-    with replacing(picture) as temporary:
-        temporary.write_bytes(found)
+    image = scale(one_world(plotted))
+    with atomic_write(picture) as temporary:
+        temporary.write_bytes(image)
     return picture
 
 
-def one_world(some: Sequence[Row]) -> list[Curve]:
-    worlds = by_world(some)
+def one_world(plotted: Sequence[Row]) -> list[Curve]:
+    worlds = by_world(plotted)
     if len(worlds) != 1:
         what = f"costs against size of {len(worlds)} machines and worlds make {len(worlds)} plots"
         raise PrflError(what, where="python -m bench report --plot", fix="give results of pytest bench/bench_scale.py")
@@ -90,11 +90,11 @@ def one_world(some: Sequence[Row]) -> list[Curve]:
 
 def rows(what: str, readme: Path) -> list[Row]:
     words = what.split()
-    found = read([readme.parent / word for word in words if "=" not in word])
+    selected = read([readme.parent / word for word in words if "=" not in word])
     for word in words:
         if "=" in word and not word.startswith(PLOT):
             key, _, value = word.partition("=")
-            found = [row for row in found if str({**row.info, **row.info["settings"]}.get(key)) == value]
-    if not found:
+            selected = [row for row in selected if str({**row.info, **row.info["settings"]}.get(key)) == value]
+    if not selected:
         raise PrflError(f"no rows for '{what}'", where=str(readme), fix="mend the marker, or write the results anew")
-    return found
+    return selected

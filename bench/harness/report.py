@@ -33,10 +33,11 @@ FIRST = ("same_step", "methods", "rival_prfl", "rival_vader")  # on a page: what
 
 
 def cells(row: Row) -> list[str]:
-    """One line of a table: text under ``HEAD``."""
+    """Write one line of a table: text under ``HEAD``."""
     info = row.info
     milliseconds, parts, memory = info["milliseconds"], info.get("parts_ms", {}), info["memory"]
     evaluations, gradients = (info.get("facts", {}).get(name) for name in (EVALUATIONS, GRADIENTS))
+    total = memory.get("total") if info["device"] != "cpu" else None  # a CPU's has Python's own in it
     return [
         row.provider,
         f"{Interval(**info['times_reference'])}" if row.provider != info["reference"] else "1",
@@ -49,9 +50,7 @@ def cells(row: Row) -> list[str]:
         _or_dash(info["gb_per_s"], _figures),
         _or_dash(info["roofline"], lambda share: f"{100 * share:.0f} %"),
         _or_dash(memory.get("peak"), _mebibytes),
-        _or_dash(
-            memory.get("total") if info["device"] != "cpu" else None, _mebibytes
-        ),  # a CPU's has Python's own in it
+        _or_dash(total, _mebibytes),
         _or_dash(info["saved_bytes"], _mebibytes),
         _or_dash(info["error"], lambda error: f"{error:.1e}"),
         *(_or_dash(parts.get(part) or None, _figures) for part in PARTS),
@@ -67,25 +66,25 @@ def _mebibytes(size: int) -> str:
 
 
 def used(rows: Sequence[Row]) -> list[int]:
-    """Numbers of the columns in which some row has something to say."""
+    """Return the numbers of the columns that some row fills."""
     lines = [cells(row) for row in rows]
     several = any(row.info.get("facts", {}).get(GRADIENTS, 1) > 1 for row in rows)  # else they are the steps
-    said = [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
-    return [i for i in said if HEAD[i] != PER_GRADIENT or several]
+    filled = [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
+    return [i for i in filled if HEAD[i] != PER_GRADIENT or several]
 
 
 def about(rows: Sequence[Row]) -> list[str]:
-    """What the rows were measured on and of, one line for each difference."""
+    """Say what the rows were measured on and of, one line for each difference."""
     return list(dict.fromkeys(", ".join(_facts(row.info)) for row in rows))
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What stands below the tables."""
+    """Return the lines below the tables."""
     return [*([scale_report.NOTE] if curves(rows) else []), *lacking(rows), *about(rows)]
 
 
 def lacking(rows: Sequence[Row]) -> list[str]:
-    """What could not be measured, and why."""
+    """Say what could not be measured, and why."""
     return [
         f"{row.case}, {row.provider}: no {what}: {reason}"
         for row in rows
@@ -94,7 +93,7 @@ def lacking(rows: Sequence[Row]) -> list[str]:
 
 
 def _facts(info: Mapping[str, Any]) -> list[str]:
-    versions = " ".join(f"{name} {found}" for name, found in info["versions"].items())
+    versions = " ".join(f"{name} {number}" for name, number in info["versions"].items())
     threads = [f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"] if info["device"] == "cpu" else []
     sdpa = [f"SDPA by {info['sdpa']['video']}"] if info["device"] != "cpu" and "sdpa" in info else []  # older have none
     return [info["machine"], *threads, versions, *sdpa, f"commit {info['commit']}", f"weights: {info['weights']}"]
@@ -109,20 +108,23 @@ def title(row: Row) -> str:
 
 
 def tables(rows: Sequence[Row], width: int) -> list[Table]:
-    """One a case, or as many as its columns need in this width."""
-    made = []
-    rows, along = apart(rows)
-    for some in by_case(rows).values():
-        columns = used(some)
-        lines = [[line[i] for i in columns] for line in map(cells, some)]
-        made += folded(title(some[0]), [HEAD[i] for i in columns], lines, width)
-    for name, lines in scale_report.tables(along).items():
-        made += folded(name, scale_report.HEAD, lines, width)
-    return made
+    """Make one table a case, or as many as its columns need in this width."""
+    all_tables = []
+    rows, of_curves = apart(rows)
+    for rows_of_case in by_case(rows).values():
+        columns = used(rows_of_case)
+        lines = [[line[i] for i in columns] for line in map(cells, rows_of_case)]
+        all_tables += folded(title(rows_of_case[0]), [HEAD[i] for i in columns], lines, width)
+    for name, lines in scale_report.tables(of_curves).items():
+        all_tables += folded(name, scale_report.HEAD, lines, width)
+    return all_tables
 
 
 def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[Table]:
-    """Tables of this width, each with the first column, so that none is cropped; a step's parts stay together."""
+    """Fold a table into ones of this width, each with the first column, so that none is cropped.
+
+    A step's parts stay together.
+    """
     widths = [3 + max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     parts = {f"{part} ms" for part in PARTS} if 1 + sum(widths) > width else set()
     groups: list[list[int]] = [[0]]
@@ -131,25 +133,25 @@ def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width
         if len(groups[-1]) > 1 and (full or (head[i] in parts and head[i - 1] not in parts)):
             groups.append([0])
         groups[-1].append(i)
-    made = []
+    folds = []
     for number, columns in enumerate(groups):
         table = Table(title=name if number == 0 else None, title_justify="left")
         for i in columns:
             table.add_column(head[i], justify="left" if i == 0 else "right", overflow="fold")
         for line in lines:
             table.add_row(*(line[i] for i in columns))
-        made.append(table)
-    return made
+        folds.append(table)
+    return folds
 
 
 def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Those that are compared case by case, and those of a curve."""
-    along = [row for curve in curves(rows) for row in curve.rows]
-    return [row for row in rows if row not in along], along
+    """Split the rows into those that are compared case by case, and those of a curve."""
+    of_curves = [row for curve in curves(rows) for row in curve.rows]
+    return [row for row in rows if row not in of_curves], of_curves
 
 
 def terminal(rows: Sequence[Row], width: int = 220) -> str:
-    """The tables as text, and what they were measured on."""
+    """Write the tables as text, and what they were measured on."""
     target = io.StringIO()
     console = Console(file=target, width=width)
     for table in tables(rows, width):
@@ -160,17 +162,17 @@ def terminal(rows: Sequence[Row], width: int = 220) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table of all rows, as a README has it; the case is the first column.  Those of scale have their own."""
-    compared, along = apart(rows)
-    made = []
+    """Write one table of all rows, as a README has it, the case in the first column; rows of scale have their own."""
+    compared, of_curves = apart(rows)
+    texts = []
     if compared:
         columns = used(compared)
         body = [[row.case, *(line[i] for i in columns)] for row in compared for line in [cells(row)]]
-        made.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
-    if groups := scale_report.tables(along):
+        texts.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
+    if groups := scale_report.tables(of_curves):
         body = [[line[0], name, *line[1:]] for name, lines in groups.items() for line in lines]
-        made.append(f"{_markdown([scale_report.HEAD[0], 'against', *scale_report.HEAD[1:]], body)}")
-    return "\n".join([*made, *notes(rows)]) + "\n"
+        texts.append(f"{_markdown([scale_report.HEAD[0], 'against', *scale_report.HEAD[1:]], body)}")
+    return "\n".join([*texts, *notes(rows)]) + "\n"
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -178,23 +180,23 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def write_page(rows: Sequence[Row], path: Path) -> Path:
-    """A self-contained page: facts, a plot of the headline, a table for each case."""
+    """Write a self-contained page: facts, a plot of the headline, a table for each case."""
     from bench.harness.plots import ratios, scale
     from prfl.evaluation.report import image, write_page
 
     facts = "".join(f"<p class=quiet>{escape(line)}</p>" for line in notes(rows))
     parts = [f"<header><h1>Benchmarks</h1>{facts}</header>"]
     operations: dict[str, list[Row]] = {}
-    compared, along = apart(rows)
+    compared, of_curves = apart(rows)
     for row in compared:
         operations.setdefault(row.info["operation"], []).append(row)
-    for operation, own in sorted(operations.items(), key=lambda item: (*FIRST, item[0]).index(item[0])):
-        plot = image(ratios(own), f"how many times as fast as {own[0].info['reference']}")
-        body = "".join(_table(some) for some in by_case(own).values())
+    for operation, rows_of_operation in sorted(operations.items(), key=lambda item: (*FIRST, item[0]).index(item[0])):
+        plot = image(ratios(rows_of_operation), f"how many times as fast as {rows_of_operation[0].info['reference']}")
+        body = "".join(_table(rows_of_case) for rows_of_case in by_case(rows_of_operation).values())
         parts.append(f"<section><h2>{escape(operation)}</h2>{plot}{body}</section>")
-    if groups := scale_report.tables(along):
-        plots = "".join(image(scale(some), "cost against size") for some in by_world(along))
-        body = "".join(f"<h3>{escape(name)}</h3>{_lines(scale_report.HEAD, own)}" for name, own in groups.items())
+    if groups := scale_report.tables(of_curves):
+        plots = "".join(image(scale(curves_of_world), "cost against size") for curves_of_world in by_world(of_curves))
+        body = "".join(f"<h3>{escape(name)}</h3>{_lines(scale_report.HEAD, lines)}" for name, lines in groups.items())
         parts.append(f"<section><h2>cost against size</h2>{plots}{body}</section>")
     note = "Written by prfl. Intervals are 95 % percentile bootstraps over rounds."
     return write_page(path, "Benchmarks", parts, note)
@@ -216,19 +218,19 @@ def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
-    """What changed from one set of results to another, one line for each benchmark that both have.
+    """Tabulate what changed from one set of results to another, one line for each benchmark that both have.
 
     Slower or faster where the interval of the ratio leaves out 1; peaks by more than a hundredth; saved bytes exactly.
     """
-    known = {row.name: row for row in before}
+    old_rows = {row.name: row for row in before}
     table = Table(title="after against before", title_justify="left")
     for name in ("benchmark", "time, after / before", "", "peak MiB", "saved bytes"):
         table.add_column(name, justify="left" if name in ("benchmark", "") else "right", overflow="fold")
     for row in after:
-        if row.name not in known:
+        if row.name not in old_rows:
             table.add_row(f"{row.case}, {row.provider}", "", "new", "", "")
             continue
-        old = known.pop(row.name)
+        old = old_rows.pop(row.name)
         ratio = time_ratio_apart(row.rounds, old.rounds)
         verdict = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else ""
         peaks = [each.info["memory"].get("peak") for each in (old, row)]
@@ -242,6 +244,6 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
             DASH if None in peaks else " -> ".join(_mebibytes(each) for each in peaks),
             f"{saved[0]}" if saved[0] == saved[1] else f"{saved[0]} -> {saved[1]}",
         )
-    for name in known:
-        table.add_row(f"{known[name].case}, {known[name].provider}", "", "gone", "", "")
+    for name in old_rows:
+        table.add_row(f"{old_rows[name].case}, {old_rows[name].provider}", "", "gone", "", "")
     return table

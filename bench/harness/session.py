@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from bench.harness.measure import Found, measure
+from bench.harness.measure import Measurement, measure
 from bench.harness.problem import Case, Problem, Unavailable
 from bench.harness.results import Row, figures
 
-Measurements = tuple[Problem, dict[str, Found | Exception]]
+Measurements = tuple[Problem, dict[str, Measurement | Exception]]
 
 
 class Recorded:
-    """A timer for pytest-benchmark that says the recorded times: it is asked before and after each round."""
+    """A timer for pytest-benchmark that returns the recorded times: it is asked before and after each round."""
 
     __name__ = "recorded"
 
@@ -43,7 +43,7 @@ class Measured:
         self.timer = Recorded(self.seconds)
 
     def into(self, benchmark: Any) -> None:
-        """Rounds and figures to the ``benchmark`` fixture.
+        """Give rounds and figures to the ``benchmark`` fixture.
 
         Raises the provider's own failure, and RuntimeError where ``benchmark`` was set up before ``measured``, and so
         has another timer.
@@ -68,7 +68,7 @@ class Session:
         self.rows: list[Row] = []
 
     def add(self, find: Callable[[str], Iterable[Case]]) -> list[tuple[str, str]]:
-        """The (case, provider) names of the cases that ``find`` has for this world."""
+        """Add the cases that ``find`` has for this world; returns their (case, provider) names."""
         named = []
         for case in find(self.world):
             self._cases[case.name] = case
@@ -80,7 +80,9 @@ class Session:
             self._wanted.setdefault(case, []).append(provider)
 
     def measured(self, name: str, provider: str) -> Measured:
-        """Measures all selected providers of the case, the first time.  Raises Unavailable.
+        """Return a provider's figures; the first time all selected providers of the case are measured.
+
+        Raises Unavailable.
 
         A case that fails as a whole is not tried again for its next provider.
         """
@@ -89,30 +91,30 @@ class Session:
                 self._measured[name] = measure(self._cases[name], self._wanted[name], *self._limits)
             except Exception as reason:
                 self._measured[name] = reason
-        known = self._measured[name]
-        if isinstance(known, Unavailable):
-            raise known
-        if isinstance(known, Exception):
-            return Measured([], {}, name, known)
-        problem, results = known
-        found, reference = results[provider], results[problem.reference]
-        if isinstance(found, Unavailable):
-            raise found
-        if isinstance(found, Exception):
-            return Measured([], {}, name, found)
-        assert isinstance(reference, Found)
-        info = figures(self._cases[name], provider, problem, found, reference)
+        outcome = self._measured[name]
+        if isinstance(outcome, Unavailable):
+            raise outcome
+        if isinstance(outcome, Exception):
+            return Measured([], {}, name, outcome)
+        problem, results = outcome
+        measured, reference = results[provider], results[problem.reference]
+        if isinstance(measured, Unavailable):
+            raise measured
+        if isinstance(measured, Exception):
+            return Measured([], {}, name, measured)
+        assert isinstance(reference, Measurement)
+        info = figures(self._cases[name], provider, problem, measured, reference)
         self.rows.append(Row(f"{name}-{provider}", info, Path()))
-        return Measured(found.seconds, info, name)
+        return Measured(measured.seconds, info, name)
 
     def done(self, name: str, provider: str) -> None:
-        """The case's inputs may go when its last provider was asked for."""
+        """Let the case's inputs go when its last provider was asked for."""
         self._wanted[name].remove(provider)
         if not self._wanted[name]:
             del self._measured[name]
 
     def show(self, write: Callable[[str], None], width: int) -> None:
-        """The figures as tables, line by line."""
+        """Write the figures as tables, line by line."""
         from bench.harness.report import terminal
 
         for line in terminal(self.rows, max(width, 100)).splitlines():

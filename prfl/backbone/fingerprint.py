@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from prfl.utils.hashing import json_hash
 
 SAMPLED = 1024  # values of each parameter of a transformer that are read
 NO_WEIGHTS = "no weights"  # the fingerprint of a model on the meta device
@@ -22,7 +23,7 @@ SETTINGS = (
 def settings_fingerprint(*configs: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that tell apart models of the same weights: 2 heads of 12 have the shapes of 4 of 6."""
     facts = [{name: config.get(name) for name in SETTINGS} for config in configs]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(facts)[:16]
 
 
 def fingerprint(module: nn.Module, most: int | None = None) -> str:

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def named_heads(texts: list[str]) -> dict[str, Path]:
-    """The folders of ``--head [NAME=]FOLDER`` by name.  Raises PrflError for two of one name."""
+    """Return the folders of ``--head [NAME=]FOLDER`` by name.  Raises PrflError for two of one name."""
     heads: dict[str, Path] = {}
     for text in texts:
         name, _, folder = text.rpartition("=")

@@ -1,4 +1,4 @@
-"""What the command line makes of its options' texts, where its errors are from, and the machine's terminal."""
+"""The texts of options as values, errors that name the config or the option, and the terminal's encoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prfl.utils.errors import PrflError
 
 
 def add_command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
-    """A command, or an action of one, whose help begins with what it does and shows its examples."""
+    """Add a command, or an action of one, whose help begins with what it does and shows its examples."""
     description = f"{summary[0].upper()}{summary[1:]}.\n\n{examples}"
     return commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -43,14 +43,14 @@ def span(text: str) -> tuple[float, float]:
 
 
 def config_of(options: argparse.Namespace) -> str | Path | None:
-    """The file that a bare yaml path in an error is of: the config, or that of the run that is named."""
+    """Return the file that a bare yaml path in an error is of: the config, or that of the run that is named."""
     run = getattr(options, "run", None)
     return run / "config.yaml" if options.config is None and isinstance(run, Path) else options.config
 
 
 @contextmanager
 def in_file(path: str | Path | None) -> Iterator[None]:
-    """Puts the config's file in front of a bare yaml path, as ``configs/x.yaml: reward.space``."""
+    """Put the config's file in front of a bare yaml path in an error, as ``configs/x.yaml: reward.space``."""
     try:
         yield
     except PrflError as error:
@@ -61,7 +61,7 @@ def in_file(path: str | Path | None) -> Iterator[None]:
 
 @contextmanager
 def by_option(keys: dict[str, str]) -> Iterator[None]:
-    """An error names the option of a command that has no config, in place of the yaml key."""
+    """Name, in an error of a command that has no config, the option in place of the yaml key."""
     try:
         yield
     except PrflError as error:
@@ -72,7 +72,7 @@ def by_option(keys: dict[str, str]) -> Iterator[None]:
 
 
 def print_any_name() -> None:
-    """A name that the terminal's encoding lacks is shown by its numbers, and ends no run."""
+    """Print characters that the terminal's encoding lacks by their numbers: they must not end a run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")

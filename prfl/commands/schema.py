@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         print(text, end="")
         return
 
-    from prfl.utils.files import replacing
+    from prfl.utils.files import atomic_write
 
-    with replacing(options.file) as temporary:
+    with atomic_write(options.file) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ Paths in a config are those of the current directory, as on the command line, an
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from prfl.config.schema import Config
 from prfl.config.section import BY_CONTENT, MAY_CHANGE, Fault
 from prfl.config.strict_yaml import parse, read_mapping
 from prfl.utils.errors import PrflError
+from prfl.utils.hashing import json_hash
 
 REFERENCE = re.compile(r"\$\{([^}]*)\}?")
 AnySection = TypeVar("AnySection", bound=BaseModel)
@@ -131,7 +131,7 @@ def dump_resolved(config: Config) -> str:
 
 def config_hash(config: Config) -> str:
     """Hash of ``identity``: equal for two configs of which one may go on with the other's run."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(identity(config))[:16]
 
 
 def identity(section: BaseModel, prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from prfl.config.section import Fault
+from prfl.utils.text import closest
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -56,9 +56,10 @@ def locate(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[str, type[B
     return path.removeprefix("."), owner
 
 
-def closest(word: object, choices: Sequence[str]) -> str:
-    found = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
-    return f". Did you mean '{found[0]}'?" if found else ""
+def hint_of(word: object, choices: Sequence[str]) -> str:
+    """Ask for the closest choice, behind another sentence; "" where no choice is close."""
+    match = closest(word, choices)
+    return f". Did you mean '{match}'?" if match else ""
 
 
 def unknown_key(root: type[BaseModel], path: str, owner: type[BaseModel]) -> str:
@@ -67,7 +68,7 @@ def unknown_key(root: type[BaseModel], path: str, owner: type[BaseModel]) -> str
     tags = [tag for other, model in elsewhere if other == path and (tag := tag_of(model))]
     if tags:
         return f"unknown key; it belongs to {tags[0][0]}: {' or '.join(value for _, value in tags)}"
-    if hint := closest(key, list(owner.model_fields)):
+    if hint := hint_of(key, list(owner.model_fields)):
         return f"unknown key{hint}"
     if elsewhere:
         return f"unknown key. Did you mean '{elsewhere[0][0]}'?"
@@ -93,11 +94,11 @@ def describe(root: type[BaseModel], error: ErrorDetails) -> Fault:
             return f"{path}.{context['discriminator'].strip(chr(39))}", "missing; it says which keys belong here"
         case "union_tag_invalid":
             tags = context["expected_tags"].replace("'", "")
-            hint = closest(context["tag"], tags.split(", "))
+            hint = hint_of(context["tag"], tags.split(", "))
             return f"{path}.{context['discriminator'].strip(chr(39))}", f"'{context['tag']}' is none of {tags}{hint}"
         case "literal_error":
             expected = context["expected"].replace("'", "")
-            hint = closest(error["input"], expected.replace(" or ", ", ").split(", "))
+            hint = hint_of(error["input"], expected.replace(" or ", ", ").split(", "))
             return path, f"should be {expected}, got {shown(error)}{hint}"
     return path, f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')}, got {shown(error)}"
 

@@ -6,7 +6,6 @@ A stage is named by its file (``tiny/reward.yaml`` is ``reward``); a later stage
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from prfl.config.extends import read_tree
 from prfl.config.load import config_from, validate
 from prfl.config.schema import Config, StagesConfig
 from prfl.utils.errors import PrflError
+from prfl.utils.text import closest
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def share_out(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[
     for override in overrides:
         name, _, rest = override.partition(".")
         if name not in of_stage or "=" not in rest:
-            close = difflib.get_close_matches(name, names, n=1) or list(names[-1:])
-            fix = f"{close[0]}.{override if name not in names else 'training.steps=10'}"
+            close = closest(name, names) or names[-1]
+            fix = f"{close}.{override if name not in names else 'training.steps=10'}"
             raise PrflError("names no stage", where=f"command line: {override}", fix=f"put a stage in front: {fix}")
         of_stage[name].append(rest)
     return of_stage

@@ -10,54 +10,35 @@ may be renamed, and a run that was stopped goes on where it was: each entry is w
 skipped.
 
 What a file's name says is compared with its own metadata, and its content with a hash that it carries, when it is read
-(entries.py).  One that does not hold is put aside as KEY.damaged, which is said, and made again.
+(entries.py).  One that does not match is put aside as KEY.damaged, with a warning, and made again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.formats import Window
-from prfl.data.leaks import check_contents, check_prompts
-from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video_size import VideoSize
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
-from prfl.utils.files import printable, replacing
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """Videos encoded now, found again, and unreadable (with the reason); prompts embedded now."""
-
-    encoded: int
-    reused: int
-    failed: tuple[tuple[Path, str], ...]
-    prompts: int
-
-    def __str__(self) -> str:
-        head = f"{self.encoded} videos encoded, {self.reused} found in the cache, {len(self.failed)} unreadable"
-        return "\n".join([head, *(f"  {path}: {reason}" for path, reason in self.failed)])
+from prfl.utils.files import printable
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Where the entries of one model, clip size and rate lie.
+    """The entries of one model, clip size and rate, in a folder.
 
     size, window: which part of a video is read, and how large.  text: identity of the text encoder, the dtype of its
     embeddings, and where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  text_width: of a
@@ -74,8 +55,11 @@ class LatentCache:
     text_width: int
 
     @classmethod
-    def of(cls, backbone: Backbone, folder: str | Path, size: VideoSize, window: Window = "start") -> LatentCache:
-        shape = backbone.latent_shape(size.frames, size.height, size.width)  # refuses what the model cannot take
+    def for_backbone(
+        cls, backbone: Backbone, folder: str | Path, size: VideoSize, window: Window = "start"
+    ) -> LatentCache:
+        """Make the cache of a backbone.  Raises PrflError for a size that the model cannot take."""
+        shape = backbone.latent_shape(size.frames, size.height, size.width)
         return cls(
             Path(folder),
             size,
@@ -102,48 +86,54 @@ class LatentCache:
         return Form("prompt", {"model": self.model, "text encoder": list(self.text)}, self._condition_fault)
 
     def latents_file(self, video: Path) -> Path:
-        """Raises OSError when the video's bytes cannot be read."""
+        """Name the file of a video's latents.  Raises OSError when the video's bytes cannot be read."""
         return self.latents_entry(video)[0]
 
     def latents_entry(self, video: Path) -> tuple[Path, str]:
-        """The file, and what it is made from, whose hash is the file's name.  Raises OSError, as ``latents_file``."""
+        """Return the file, and what it is made from, whose hash is its name.  Raises OSError, as ``latents_file``."""
         from prfl.data.decoding import picture_hash
 
         made_from = self.videos.made_from(picture_hash(video))
         return self.folder / "latents" / f"{entry_name(made_from)}.safetensors", made_from
 
     def prompt_file(self, prompt: str) -> Path:
+        """Name the file of a prompt's condition."""
         return self.folder / "prompts" / f"{entry_name(self.prompts.made_from(prompt))}.safetensors"
 
     def find(self, videos: Iterable[Path]) -> tuple[dict[Path, Path], list[tuple[Path, str]]]:
-        """({video: its entry}, [(unreadable video, reason)]).  Raises PrflError when a video was never cached."""
-        found, failed, absent = {}, [], []
+        """Find the entries of videos: ({video: its entry}, [(unreadable video, reason)]).
+
+        Raises PrflError when a video was never cached.
+        """
+        entries, failed, absent = {}, [], []
         for video in videos:
             try:
                 file = self.latents_file(video)
             except OSError as error:
                 failed.append((video, str(error.strerror)))
                 continue
+
             marker = file.with_suffix(".unreadable")
             if file.exists():
-                found[video] = file
+                entries[video] = file
             elif marker.exists():
                 failed.append((video, marker.read_text(encoding="utf-8", errors="replace")))
             else:
                 absent.append(video)
+
         if absent:
-            others = len(list((self.folder / "latents").glob("*.safetensors"))) - len(set(found.values()))
+            others = len(list((self.folder / "latents").glob("*.safetensors"))) - len(set(entries.values()))
             what = f"{len(absent)} videos are not in the cache for this model, size and rate; the first is {absent[0]}"
             what += f" ({others} entries are of other videos, models, sizes or rates)" if others else ""
             raise PrflError(what, where=str(self.folder), fix="run `prfl cache` with the same config")
-        return found, failed
+        return entries, failed
 
     def latents(self, file: Path) -> Tensor:
-        """(c, t, h, w), float32.  Raises PrflError when the entry is damaged."""
+        """Read a video's latents, (c, t, h, w) float32.  Raises PrflError when the entry is damaged."""
         return read_entry(file, self.videos)[0]["latents"].float()
 
     def condition(self, prompt: str) -> Condition:
-        """One prompt's condition, length 1.  Raises PrflError when it was never cached, or is damaged."""
+        """Read one prompt's condition, length 1.  Raises PrflError when it was never cached, or is damaged."""
         file = self.prompt_file(prompt)
         if not file.exists():
             fix = "run `prfl cache` with the same config"
@@ -153,7 +143,7 @@ class LatentCache:
         return Condition.from_tensors(copies)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
-        """Those of the prompts whose condition is not here, once each; damaged ones are put aside and count as missing.
+        """List, once each, the prompts whose condition is not here; damaged ones are put aside and count as missing.
 
         All processes look together.
         """
@@ -162,7 +152,7 @@ class LatentCache:
         return [prompt for prompt, file in files.items() if file in absent]
 
     def missing_latents(self, files: Iterable[Path]) -> set[Path]:
-        """The same for entries of videos."""
+        """Do the same for entries of videos."""
         return self._absent(dict.fromkeys(files))
 
     def keep(self, prompt: str, condition: Condition) -> None:
@@ -182,7 +172,10 @@ class LatentCache:
         write_entry(file, {"latents": latents}, made_from, notes)
 
     def _absent(self, entries: Mapping[Path, str | None]) -> set[Path]:
-        """Entries that are not here; damaged ones are put aside, and said.  Values: the prompt, or None for videos."""
+        """Find the entries that are not here; damaged ones are put aside, with a warning.
+
+        entries: by file, the prompt, or None for a video.
+        """
         absent, damaged, unhashed = [], {}, 0
         for file in processes.share(list(entries)):
             prompt = entries[file]
@@ -194,16 +187,25 @@ class LatentCache:
                 unhashed += not hashed
             except PrflError as error:
                 damaged[file] = error.what
-        everything = processes.gather((absent, damaged, unhashed))  # all have looked before one writes
-        aside = {file: what for _, theirs, _ in everything for file, what in theirs.items()}
+
+        # All processes have looked before one of them renames a file.
+        all_absent: set[Path] = set()
+        all_damaged: dict[Path, str] = {}
+        all_unhashed = 0
+        for rank_absent, rank_damaged, rank_unhashed in processes.gather((absent, damaged, unhashed)):
+            all_absent.update(rank_absent)
+            all_damaged.update(rank_damaged)
+            all_unhashed += rank_unhashed
         if processes.is_main():
-            for file in aside:
+            for file in all_damaged:
                 put_aside(file)
         processes.wait()
-        _say(self.folder, aside, sum(count for *_, count in everything))
-        return {file for theirs, _, _ in everything for file in theirs} | aside.keys()
+
+        _report(self.folder, all_damaged, all_unhashed)
+        return all_absent | all_damaged.keys()
 
     def _latents_fault(self, tensors: Mapping[str, Tensor]) -> str:
+        """Say what is wrong with the tensors of a video's entry, or ""."""
         if set(tensors) != {"latents"}:
             return f"it holds {_names(tensors)}, not latents"
         latents = tensors["latents"]
@@ -212,6 +214,7 @@ class LatentCache:
         return ""
 
     def _condition_fault(self, tensors: Mapping[str, Tensor]) -> str:
+        """Say what is wrong with the tensors of a prompt's entry, or ""."""
         if set(tensors) != {"prompt_embeds", "lengths"}:
             return f"it holds {_names(tensors)}, not prompt_embeds, lengths"
         embeds, lengths = tensors["prompt_embeds"], tensors["lengths"]
@@ -228,11 +231,12 @@ def _names(tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(sorted(tensors)) or "nothing"
 
 
-def _say(folder: Path, aside: Mapping[Path, str], unhashed: int) -> None:
-    if aside:
-        shown = "; ".join(f"{file.parent.name}/{file.name} {what}" for file, what in list(aside.items())[:3])
-        more = f"; and {len(aside) - 3} more" if len(aside) > 3 else ""
-        what = f"{len(aside)} entries do not hold, are now called *.damaged and are encoded again"
+def _report(folder: Path, damaged: Mapping[Path, str], unhashed: int) -> None:
+    """Warn of damaged entries, and say how many are of before there was a hash."""
+    if damaged:
+        shown = "; ".join(f"{file.parent.name}/{file.name} {fault}" for file, fault in list(damaged.items())[:3])
+        more = f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        what = f"{len(damaged)} entries do not hold, are now called *.damaged and are encoded again"
         warn(f"{folder}: {what}: {shown}{more}")
     if unhashed:
         console.print(
@@ -241,119 +245,3 @@ def _say(folder: Path, aside: Mapping[Path, str], unhashed: int) -> None:
             markup=False,
             soft_wrap=True,
         )
-
-
-def build_cache(
-    backbone: Backbone,
-    manifest: str | Path,
-    folder: str | Path,
-    size: VideoSize,
-    *,
-    window: Window = "start",
-    batch_size: int = 8,
-    skip_unreadable: bool = False,
-    follow_links: bool = False,
-    progress: bool = True,
-) -> CacheReport:
-    """Encodes the videos and prompts of a manifest, and the empty prompt; what is there already is left alone.
-
-    Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
-    PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
-    """
-    rows = read_manifest(manifest, follow_links=follow_links)
-    cache = LatentCache.of(backbone, folder, size, window)
-    failed: list[tuple[Path, str]] = []
-    same_content: dict[Path, list[Path]] = {}  # entry -> the videos with that content
-    made_from: dict[Path, str] = {}
-    videos = manifest_videos(rows)
-    progress = progress and processes.is_main()
-    for video in videos:
-        try:
-            file, facts = cache.latents_entry(video)
-        except OSError as error:
-            failed.append((video, str(error.strerror)))
-            continue
-        same_content.setdefault(file, []).append(video)
-        made_from[file] = facts
-    check_contents(rows, {video: file for file, some in same_content.items() for video in some}, str(manifest))
-    splits: dict[str, list[str]] = {}
-    for row in rows:
-        splits.setdefault(row.split or "no split", []).append(row.prompt)
-    check_prompts(splits, str(manifest), backbone)
-    missing = cache.missing_latents(same_content)
-    todo = {file: some for file, some in same_content.items() if file in missing}
-    entries = [(file, made_from[file], some[0]) for file, some in todo.items()]
-    together = batch_size * processes.count()
-    with _progress("videos", len(entries), progress) as advance:
-        for start in range(0, len(entries), together):
-            some = entries[start : start + together]
-            failed += sum(processes.gather(_encode_videos(backbone, cache, processes.share(some))), [])
-            advance(len(some))
-    prompts = cache.missing(["", *(row.prompt for row in rows)])
-    mine = processes.share(prompts)
-    with _progress("prompts", len(mine), progress) as advance:
-        for prompt in mine:  # one by one, so that no prompt's bits depend on its neighbours
-            cache.keep(prompt, backbone.condition([prompt]))
-            advance(1)
-    processes.wait()
-    same = {some[0]: some for some in todo.values()}
-    failed = [(video, reason) for first, reason in failed for video in same.get(first, [first])]
-    encoded = sum(file.exists() for file in todo)
-    report = CacheReport(encoded, len(videos) - len(failed) - encoded, tuple(failed), len(prompts))
-    if failed and not skip_unreadable:
-        fix = "mend or remove these files, or leave them out with skip_unreadable; the others are cached"
-        raise PrflError(str(report), where=str(manifest), fix=fix)
-    return report
-
-
-def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path]:
-    """Every video of a manifest once, in order."""
-    both = ([row.video] if isinstance(row, LabelledVideo) else [row.a, row.b] for row in rows)
-    return list(dict.fromkeys(video for videos in both for video in videos))
-
-
-def _encode_videos(
-    backbone: Backbone, cache: LatentCache, entries: Sequence[tuple[Path, str, Path]]
-) -> list[tuple[Path, str]]:
-    """One batch of (file in the cache, what it is made from, video); returns the unreadable videos with the reasons."""
-    from prfl.data.video import read_video
-
-    failed = []
-    clips: dict[Path, Tensor] = {}
-    sources = {file: (made_from, video) for file, made_from, video in entries}
-    for file, (_, video) in sources.items():
-        try:
-            clips[file] = read_video(video, cache.size, window=cache.window)
-        except PrflError as error:
-            failed.append((video, error.what))
-            with replacing(file.with_suffix(".unreadable")) as temporary:
-                temporary.write_text(error.what, encoding="utf-8")
-    if clips:
-        with torch.no_grad():
-            latents = backbone.encode(torch.stack(list(clips.values())).to(backbone.device)).cpu()
-        for file, tensor in zip(clips, latents, strict=True):
-            cache.keep_latents(file, *sources[file], tensor)
-            file.with_suffix(".unreadable").unlink(missing_ok=True)
-    return failed
-
-
-@contextmanager
-def _progress(what: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; elsewhere a line at every tenth."""
-    if not shown or total == 0:
-        yield lambda count: None
-    elif sys.stdout.isatty():
-        columns = (TextColumn(f"caching {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda count: bar.advance(task, count)
-    else:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            before, done = done, done + count
-            if done * 10 // total > before * 10 // total:
-                print(f"caching {what}: {done} of {total}", flush=True)
-
-        yield advance

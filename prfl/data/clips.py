@@ -36,9 +36,12 @@ ALIKE = 0.01
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """frames, height, width, fps: of every clip.  crops: clips from each stretch of a video: the whole picture, then
+    """What clips are cut and written.
+
+    frames, height, width, fps: of every clip.  crops: clips from each stretch of a video: the whole picture, then
     drawn parts of it, at least half as high.  held_out: share of the stretches, the last ones, for validation.
-    formats: of the files; clips take turns, and both sides of a pair share one, or the codec would tell them apart."""
+    formats: of the files; clips take turns, and both sides of a pair share one, or the codec would tell them apart.
+    """
 
     frames: int
     height: int
@@ -52,25 +55,31 @@ class ClipSettings:
 
 
 def degrade(clip: Clip, kind: Kind, generator: torch.Generator) -> Clip:
-    """The clip with one fault, of a strength and place that the generator draws; pixels stay in [-1, 1]."""
+    """Spoil a clip by one fault, of a strength and place that the generator draws; pixels stay in [-1, 1]."""
     strength = float(torch.rand((), generator=generator))
     frames, (height, width) = clip.shape[1], clip.shape[2:]
+
     if kind == "blur":  # through a picture of a half to a quarter of the height
         small = max(1, round(height / (2 + 2 * strength))), max(1, round(width / (2 + 2 * strength)))
         pictures = F.interpolate(clip.transpose(0, 1), small, mode="bilinear", antialias=True)
         return F.interpolate(pictures, (height, width), mode="bilinear").transpose(0, 1)
+
     if kind == "noise":
         noise = torch.randn(clip.shape, generator=generator)
         return (clip + (0.15 + 0.25 * strength) * noise).clamp(-1, 1)
+
     if kind == "contrast":
         return clip.mean() + (0.5 - 0.3 * strength) * (clip - clip.mean())
+
     if kind == "jitter":  # every frame moved by up to a sixteenth to an eighth of the short side, edges repeated
         reach = max(1, round(min(height, width) * (1 + strength) / 16))
         moves = torch.randint(0, 2 * reach + 1, (frames, 2), generator=generator).tolist()
         wide = F.pad(clip, (reach, reach, reach, reach), mode="replicate")
         return torch.stack([wide[:, f, y : y + height, x : x + width] for f, (y, x) in enumerate(moves)], dim=1)
+
     if kind == "shuffle":
         return clip[:, torch.randperm(frames, generator=generator)]
+
     stop = round(strength * (frames - 1) / 2)  # freeze: nothing moves after a picture of the first half
     return clip[:, torch.arange(frames).clamp(max=stop)]
 
@@ -95,19 +104,23 @@ def write_clips(
     pairs_file, clips_file = folder / "pairs.jsonl", folder / "clips.jsonl"
     if pairs_file.exists() and clips_file.exists():
         return pairs_file, clips_file
+
+    sources = find_videos(videos, follow_links=follow_links, skip_unreadable=skip_unreadable)
+    for reason, paths in sources.left_out.items():
+        print(f"left out: {listed(reason, paths)}")
+
     pairs: list[PreferencePair] = []
     clips: list[LabelledVideo] = []
     alike = dict.fromkeys(settings.kinds, 0)
-    sources = find_videos(videos, follow_links=follow_links, skip_unreadable=skip_unreadable)
-    for reason, some in sources.left_out.items():
-        print(f"left out: {listed(reason, some)}")
     for number, split, clip in progress(_cut(sources.videos, "validation" in prompts, settings, skip_unreadable)):
         suffix = settings.formats[number % len(settings.formats)]
-        known = prompts[split]
-        prompt = known[number % len(known)]
+        split_prompts = prompts[split]
+        prompt = split_prompts[number % len(split_prompts)]
         good = folder / "videos" / f"{number:05d}.{suffix}"
         write_video(good, clip, settings.fps)
         clips.append(LabelledVideo(good, prompt, {}, split))
+
+        # Against each degradation that shows; a draw says which side the good clip is on.
         for kind in settings.kinds:
             spoilt = degrade(clip, kind, rng.generator(settings.seed, f"degrade/{kind}", 0, number))
             if float((spoilt - clip).abs().mean()) < ALIKE:
@@ -119,6 +132,7 @@ def write_clips(
                 pairs.append(PreferencePair(prompt, good, bad, {DIMENSION[kind]: "a"}, split))
             else:
                 pairs.append(PreferencePair(prompt, bad, good, {DIMENSION[kind]: "b"}, split))
+
     if not pairs:
         what = "every clip looks the same with its degradations; does anything move or show in these videos?"
         raise PrflError(what, where=str(videos), fix="give other videos, or other data.generator.kinds")
@@ -132,25 +146,30 @@ def write_clips(
 def _cut(
     videos: Sequence[Path], hold_out: bool, settings: ClipSettings, skip_unreadable: bool
 ) -> Iterator[tuple[int, str, Clip]]:
-    """(number, split, clip).  Stretches do not overlap and validation's are the last, so nothing is in both splits."""
-    found: dict[Path, Stretches] = {}
+    """Cut (number, split, clip).
+
+    Stretches do not overlap and validation's are the last, so nothing is in both splits.
+    """
+    stretches_of: dict[Path, Stretches] = {}
     for video in videos:
-        with _leaving_out(skip_unreadable):
-            found[video] = find_stretches(video, frames=settings.frames, fps=settings.fps)
-        if video in found and (damage := found[video].damage):
-            with _leaving_out(skip_unreadable):
+        with _skipping_unreadable(skip_unreadable):
+            stretches_of[video] = find_stretches(video, frames=settings.frames, fps=settings.fps)
+        if video in stretches_of and (damage := stretches_of[video].damage):
+            with _skipping_unreadable(skip_unreadable):
                 raise damage
-    _say_left_out(found, settings)
-    total = sum(len(stretches.numbers) for stretches in found.values())
+    _report_left_out(stretches_of, settings)
+
+    total = sum(len(stretches.numbers) for stretches in stretches_of.values())
     train = total - max(1, round(settings.held_out * total)) if hold_out else total
     if train < 1:
         what = f"{total} clips of {settings.frames} frames at {settings.fps:g} fps fit into the videos ({len(videos)})"
         raise PrflError(what, where="data.generator.videos", fix="give more or longer videos, or fewer data.frames")
+
     larger = 1 if settings.crops == 1 else 2  # parts of half the height are as sharp as the whole
     height, width = larger * settings.height, larger * settings.width
     first = 0
-    for video, (numbers, *_) in found.items():
-        with _leaving_out(skip_unreadable):
+    for video, (numbers, *_) in stretches_of.items():
+        with _skipping_unreadable(skip_unreadable):
             cut = cut_video(video, numbers, VideoSize(settings.frames, height, width, settings.fps))
             for stretch, whole in enumerate(cut, start=first):
                 for crop in range(settings.crops):
@@ -159,9 +178,10 @@ def _cut(
         first += len(numbers)
 
 
-def _say_left_out(found: Mapping[Path, Stretches], settings: ClipSettings) -> None:
-    short = [video for video, (numbers, still, _) in found.items() if not numbers and not still]
-    still = {video: stretches.still for video, stretches in found.items() if stretches.still}
+def _report_left_out(stretches_of: Mapping[Path, Stretches], settings: ClipSettings) -> None:
+    """Print the videos that are too short, and the stretches that stand still."""
+    short = [video for video, (numbers, still, _) in stretches_of.items() if not numbers and not still]
+    still = {video: stretches.still for video, stretches in stretches_of.items() if stretches.still}
     if short:
         print(f"left out: {listed(f'shorter than {settings.frames} frames at {settings.fps:g} fps', short)}")
     if still:
@@ -170,18 +190,18 @@ def _say_left_out(found: Mapping[Path, Stretches], settings: ClipSettings) -> No
 
 
 @contextmanager
-def _leaving_out(unreadable: bool) -> Iterator[None]:
-    """An unreadable video is reported and left out from where it is damaged, or ends everything."""
+def _skipping_unreadable(skip: bool) -> Iterator[None]:
+    """Report an unreadable video, and leave it out from where it is damaged; without ``skip`` it ends everything."""
     try:
         yield
     except PrflError as error:
-        if not unreadable:
+        if not skip:
             raise
         print(f"left out: {error}")
 
 
 def _part(whole: Clip, stretch: int, crop: int, settings: ClipSettings) -> Float[Tensor, "3 f H W"]:
-    """Crop 0 is the whole picture; the others are parts of its shape, at least half as high, somewhere in it."""
+    """Crop a clip: crop 0 is the whole picture, the others parts of its shape, at least half as high."""
     size = settings.height, settings.width
     if crop > 0:
         scale, y, x = torch.rand(3, generator=rng.generator(settings.seed, "crop", stretch, crop)).tolist()

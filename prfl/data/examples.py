@@ -14,8 +14,8 @@ from torch import Tensor
 from prfl.backbone.condition import Condition
 from prfl.data.dataset import LatentDataset, PairDataset, preference_between
 from prfl.utils.errors import PrflError
-from prfl.utils.files import did_you_mean
 from prfl.utils.order import shuffled
+from prfl.utils.text import did_you_mean
 
 Loss = Literal["bce", "bradley_terry", "rao_kupper", "thurstone"]
 """What the examples are for: ``bce`` reads labels of videos, the others which of two videos is better."""

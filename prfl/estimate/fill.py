@@ -53,29 +53,33 @@ class Filled:
 
     def __str__(self) -> str:
         more, of_reward = self.attention - self.whole, self.reward_attention - self.reward_whole
-        kept = f"of {self.blocks} blocks {max(0, self.whole)} are kept whole and the attention of {max(0, more)} more"
+        policy = f"of {self.blocks} blocks {max(0, self.whole)} are kept whole and the attention of {max(0, more)} more"
         reward = f"of the reward's {self.reward_blocks}, {self.reward_whole} and {max(0, of_reward)}"
-        return f"{kept}; {reward}; {gib(self.peak)} predicted, {gib(self.room)} there"
+        return f"{policy}; {reward}; {gib(self.peak)} predicted, {gib(self.room)} there"
 
 
 def _modes(count: int, attention: int, whole: int) -> tuple[Checkpointing, ...]:
-    """Of each block.  The late ones keep the most, since the backward pass frees them first; but the very last comes
-    last, since the network's head, which keeps float32 copies, is computed again with it."""
-    kept: list[Checkpointing] = ["full"] * count
-    for number, block in enumerate([*range(count - 2, -1, -1), count - 1][:count]):
-        kept[block] = "none" if number < whole else "attention" if number < attention else "full"
-    return tuple(kept)
+    """Return the checkpointing of each block.
+
+    The late ones keep the most, since the backward pass frees them first; but the very last comes last, since the
+    network's head, which keeps float32 copies, is computed again with it.
+    """
+    modes: list[Checkpointing] = ["full"] * count
+    order = [*range(count - 2, -1, -1), count - 1][:count]
+    for number, block in enumerate(order):
+        modes[block] = "none" if number < whole else "attention" if number < attention else "full"
+    return tuple(modes)
 
 
 def room(config: Config) -> int | None:
-    """Bytes that a run may take of this machine's card; None where the card is elsewhere."""
+    """Return the bytes that a run may take of this machine's card; None where the card is elsewhere."""
     if device_kind(config) != "cuda" or not torch.cuda.is_available():
         return None
     return int(SHARE * torch.cuda.get_device_properties(0).total_memory)
 
 
 def fill_card(config: Config, model: Backbone) -> str:
-    """Have ``model`` keep what this machine's card has room for; what was chosen, in words.
+    """Have ``model`` keep what this machine's card has room for; returns what was chosen, in words.
 
     Processes with cards of different sizes choose differently, and compute the same numbers.
     """
@@ -88,7 +92,10 @@ def fill_card(config: Config, model: Backbone) -> str:
 
 
 def fill(config: Config, available: int) -> Filled:
-    """What fits into ``available`` bytes; a kind is raised only where there is room for all of the one before it."""
+    """Choose what fits into ``available`` bytes.
+
+    A kind is raised only where there is room for all of the one before it.
+    """
     chosen = _counted(config, Filled(room=available))
     for name, count in _larger(chosen):
         if not count:
@@ -97,6 +104,7 @@ def fill(config: Config, available: int) -> Filled:
         if all_of_them.peak <= available:
             chosen = all_of_them
             continue
+
         # About a straight line in the number of blocks; the peak of what is chosen is counted.
         fitting = int(count * (available - chosen.peak) / (all_of_them.peak - chosen.peak))
         for number in range(fitting, 0, -1):
@@ -108,7 +116,7 @@ def fill(config: Config, available: int) -> Filled:
 
 
 def _larger(filled: Filled) -> Iterator[tuple[str, int]]:
-    """The kinds in the order in which they are raised, and how many blocks each has at most."""
+    """Yield the kinds in the order in which they are raised, and how many blocks each has at most."""
     yield "attention", filled.blocks
     yield "reward_attention", filled.reward_blocks
     yield "whole", filled.blocks
@@ -116,14 +124,14 @@ def _larger(filled: Filled) -> Iterator[tuple[str, int]]:
 
 
 def _blocks_read(config: Config) -> int:
-    """How many blocks a latent reward runs."""
+    """Return how many blocks a latent reward runs."""
     reward, _ = reward_on_meta(config, build_architecture(config))
     heads = reward.members if isinstance(reward, RewardEnsemble) else [reward]
     return max((max(head.blocks) + 1 for head in heads if isinstance(head, LatentReward)), default=0)
 
 
 def _counted(config: Config, filled: Filled) -> Filled:
-    """The same with the number of blocks and the predicted peak of the training."""
+    """Return the same with the number of blocks and the predicted peak of the training."""
     model = build_architecture(config)
     filled = replace(filled, blocks=model.num_blocks, reward_blocks=_blocks_read(config))
     filled.put_into(model)

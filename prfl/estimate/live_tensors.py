@@ -64,11 +64,11 @@ class _Packed:
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     """Context manager.  ``live`` and ``peak``: bytes of the distinct storages that autograd keeps for its backward
-    passes, now and at most, of the graphs that are built inside it.  known: tensors that are not counted."""
+    passes, now and at most, of the graphs that are built inside it.  ignored: tensors that are not counted."""
 
-    def __init__(self, known: Sequence[Tensor] = ()) -> None:
+    def __init__(self, ignored: Sequence[Tensor] = ()) -> None:
         self.live = self.peak = 0
-        self._known = {_key(tensor) for tensor in known}
+        self._ignored = {_key(tensor) for tensor in ignored}
         self._owners: Counter[int] = Counter()
         super().__init__(self._pack, lambda packed: packed.tensor)
 
@@ -78,7 +78,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
     def _pack(self, tensor: Tensor) -> _Packed:
         key, packed = _key(tensor), _Packed(tensor)
-        size = 0 if key in self._known else tensor.untyped_storage().nbytes()
+        size = 0 if key in self._ignored else tensor.untyped_storage().nbytes()
         self._owners[key] += 1
         if self._owners[key] == 1:
             self.live += size

@@ -66,19 +66,23 @@ class Memory:
 
 
 def predict_memory(config: Config, model: Backbone) -> Memory:
-    """model: ``build.architecture(config)``; it gets gradients, so use it for nothing else."""
+    """Predict the memory of a run by running its phases on ``meta``.
+
+    model: ``build_architecture(config)``; it gets gradients, so use it for nothing else.
+    """
     model.offload = offloads(config)
     reward, assumed = reward_on_meta(config, model)
     trained = trained_parameters(config, model, reward)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
+
     shapes = Shapes(model, config)
     fixed = list(fixed_parts(config, model, reward, trained, shapes))
     fixed += without_autocast(model)
+
+    gradient_bytes = sum_bytes([p.grad for p in trained if p.grad is not None])
     with fused_on_meta(device_kind(config)):
-        phases = list(
-            all_phases(config, model, reward, shapes, sum_bytes([p.grad for p in trained if p.grad is not None]))
-        )
+        phases = list(all_phases(config, model, reward, shapes, gradient_bytes))
         host = host_bytes(config, model, shapes) if model.offload else 0
     if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cuda":
         waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
@@ -87,8 +91,10 @@ def predict_memory(config: Config, model: Backbone) -> Memory:
 
 
 def without_autocast(model: Backbone) -> Iterator[Part]:
-    """``meta`` knows no autocast: weights that are wider than what is computed in are made that narrow, and the copies
-    that autocast makes of them (one of each, until a call ends) are a part of their own."""
+    """Cast weights that are wider than what is computed in, since ``meta`` knows no autocast.
+
+    The copies that autocast makes of them, one of each until a call ends, are yielded as a part of their own.
+    """
     for network in {model.transformer, *model.copies.values()}:
         if network.patch_embedding.weight.dtype != model.dtype:
             yield Part(
@@ -98,12 +104,15 @@ def without_autocast(model: Backbone) -> Iterator[Part]:
 
 
 def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
-    """Host memory of one network call's checkpointed blocks and of the rollout's latents."""
+    """Return the host memory of one network call's checkpointed blocks and of the rollout's latents, in bytes."""
     part = config.training.batch // config.training.accumulation
+
+    # What is not saved on the device with offload is on the host.
     with_store = network_call(config, model, shapes, part, gradient=True).saved
     model.offload = False
     without = network_call(config, model, shapes, part, gradient=True).saved
     model.offload = True
+
     tokens = math.prod(shapes.latent[1:]) // math.prod(model.patch_size)
     hidden = part * tokens * model.width * model.dtype.itemsize  # of which the blocks keep one or two
     rolled = 0
@@ -122,13 +131,16 @@ def trained_parameters(config: Config, model: Backbone, reward: Reward | None) -
 def fixed_parts(
     config: Config, model: Backbone, reward: Reward | None, trained: list[nn.Parameter], shapes: Shapes
 ) -> Iterator[Part]:
-    own = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
+    """Yield what is alive all the time: weights, gradients, the optimizer's state, latents."""
+    base = [p for n, p in model.transformer.named_parameters() if ".lora_" not in n]
     name = "frozen base, which reward and distance read" if model.copies else "transformer weights"
-    yield Part(name, sum_bytes([*own, *model.transformer.buffers()]))
+    yield Part(name, sum_bytes([*base, *model.transformer.buffers()]))
     if model.copies:
         yield Part("trained copy of all weights, in float32", sum(map(module_bytes, model.copies.values())))
     if not parks_vae(config):
         yield Part("VAE weights", module_bytes(model.vae))
+
+    # What is trained.
     size = sum_bytes(trained)
     if config.backbone.train == "lora":
         yield Part("trained weights" if config.trains_reward else "adapter weights", size)
@@ -138,6 +150,8 @@ def fixed_parts(
         yield Part("EMA of the weights", size)
     if reward is not None and config.follows_reward:
         yield Part("reward weights", sum_bytes(reward_tensors(reward)))
+
+    # Latents of a part of the batch.
     part = config.training.batch // config.training.accumulation
     count = 4  # clean, noise and noisy, and what is predicted
     if config.follows_reward:
@@ -146,6 +160,8 @@ def fixed_parts(
     yield Part("latents and prompt embeddings", latents + sum_bytes([shapes.condition(part).prompt_embeds]))
     if config.follows_reward and (earlier := earlier_outputs(build_schedule(config, model))):
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
+
+    # A rollout that several steps use.
     if config.rollout.gradients_per_rollout > 1:
         waiting, here = stored_rollout(config, model)
         of_all = sum_bytes([shapes.latents(config.training.batch)])

@@ -13,16 +13,18 @@ from prfl.data.manifest import read_manifest
 from prfl.factory.reward import reward_path
 
 
-def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
-    """One line each: the yaml path, what is not there, and how to get it.  Prompt files and manifests are read.
+def missing_inputs(config: Config, filled: Collection[Path] = ()) -> list[str]:
+    """List what is missing, a line each: the yaml path, what is not there, and how to get it.
 
-    made: run folders that earlier stages will have filled by then.
+    Prompt files and manifests are read.
+
+    filled: run folders that earlier stages will have filled by then.
     """
-    lines = [f"{key}: {name} is not in the hub's cache here; the run downloads it"
-             for key, name in downloads(config).items()]  # fmt: skip
+    downloaded = downloads(config).items()
+    lines = [f"{key}: {name} is not in the hub's cache here; the run downloads it" for key, name in downloaded]
     for kind, missing in MISSING.items():
         for source in config.files():
-            if source.kind == kind and (what := missing(source, made)):
+            if source.kind == kind and (what := missing(source, filled)):
                 lines.append(f"{source.key}: {what}")
     if config.data.manifest is not None and config.data.manifest.is_file():
         read_manifest(config.data.manifest, follow_links=config.data.follow_links)
@@ -30,7 +32,7 @@ def missing_inputs(config: Config, made: Collection[Path] = ()) -> list[str]:
 
 
 def downloads(config: Config) -> dict[str, str]:
-    """Yaml key -> hub id of what has to be downloaded: it is in no folder and not in the hub's cache here."""
+    """Return yaml key -> hub id of what has to be downloaded: it is in no folder and not in the hub's cache here."""
     models = [source for source in config.files() if source.kind == "model" and is_hub_id(source.place)]
     return {source.key: source.place for source in models if not _in_cache(source)}
 
@@ -40,27 +42,27 @@ def _in_cache(source: Source) -> bool:
     return any(isinstance(path, str) for path in cached)
 
 
-def _no_file(source: Source, made: Collection[Path]) -> str:
+def _no_file(source: Source, filled: Collection[Path]) -> str:
     return "" if Path(source.place).is_file() else f"there is no file {source.place}; {source.remedy}"
 
 
-def _no_reward(source: Source, made: Collection[Path]) -> str:
-    """A saved reward.  An id of the hub is not looked for here."""
+def _no_reward(source: Source, filled: Collection[Path]) -> str:
+    """Say that a saved reward is missing.  An id of the hub is not looked for here."""
     path = source.place
-    if Path(reward_path(path)).is_dir() or any(Path(path).is_relative_to(run) for run in made):
+    if Path(reward_path(path)).is_dir() or any(Path(path).is_relative_to(run) for run in filled):
         return ""
     if is_hub_id(path) and not path.startswith("runs/") and not Path(path).parent.is_dir():
         return ""
     return f"there is no folder {path}; train it first, or name a saved reward (a folder or a hub id)"
 
 
-def _no_run(source: Source, made: Collection[Path]) -> str:
+def _no_run(source: Source, filled: Collection[Path]) -> str:
     run = Path(source.place)
-    there = run in made or (run / "config.yaml").is_file()
-    return "" if there else f"there is no finished run in {run}; train it first"
+    finished = run in filled or (run / "config.yaml").is_file()
+    return "" if finished else f"there is no finished run in {run}; train it first"
 
 
-def _no_videos(source: Source, made: Collection[Path]) -> str:
+def _no_videos(source: Source, filled: Collection[Path]) -> str:
     there = Path(source.place).exists()
     return "" if there else f"there is nothing at {source.place}; name a video, or a folder of videos"
 

@@ -1,4 +1,4 @@
-"""How often a run evaluates the network, counted from the plans that its objective will choose."""
+"""NFE: how often a run evaluates the network, counted from the plans that its objective will choose."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLING = "forwards for evaluation samples"
 
 
 @dataclass(frozen=True)
-class Work:
+class NfeCount:
     """One kind of network evaluation, in evaluations of one sample.  per_step: mean over the optimizer steps."""
 
     name: str
@@ -38,8 +38,11 @@ class Work:
     total: int
 
 
-def count_work(config: Config, model: Backbone) -> list[Work]:
-    """Everything that the whole run evaluates.  model may be on ``meta``; it gives the shift and checkpointing."""
+def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
+    """Count the network evaluations of the whole run.
+
+    model: gives the shift and the checkpointing; it may be on ``meta``.
+    """
     training = config.training
     counts: Counter[str] = Counter()
     if objective := config.reward_gradient:
@@ -52,18 +55,26 @@ def count_work(config: Config, model: Backbone) -> list[Work]:
         counts[GRADIENT] = training.steps
     if model.checkpointing != "none" and counts[GRADIENT]:
         counts[RECOMPUTED] = counts[GRADIENT]
-    works = [Work(name, n * training.batch / training.steps, n * training.batch) for name, n in counts.items() if n]
+
+    # Counted for one sample of each step; a batch has several.
+    all_counts = []
+    for name, count in counts.items():
+        if count:
+            total = count * training.batch
+            all_counts.append(NfeCount(name, total / training.steps, total))
+
     samples = evaluation_samples(config)
     if samples:
         calls = samples * (config.evaluation.steps or config.rollout.steps)
         calls *= 2 if config.evaluation.guidance_scale != 1 else 1
-        works.append(Work(SAMPLING, calls / training.steps, calls))
-    return works
+        all_counts.append(NfeCount(SAMPLING, calls / training.steps, calls))
+    return all_counts
 
 
 def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Backbone) -> Counter[str]:
-    """Of one sample of each step, summed over the steps: the plans are functions of (seed, step).
+    """Count the evaluations of one sample of each step, summed over the steps: plans are functions of (seed, step).
 
+    What a step differentiates is a function of (seed, step), so it is known before the run.
     A rollout that serves several steps is taken to serve them all: no step's drift is above the limit.  A cheaper
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
@@ -94,7 +105,7 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
 
 
 def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Counter[str]:
-    """calls, cheap: evaluations without gradient, exact and cheaper ones."""
+    """Count the evaluations of a step by kind.  calls, cheap: those without gradient, exact and cheaper ones."""
     guidance = config.rollout.guidance
     guided = guidance.scale != 1
     recomputed = len(step_plan.plan.recomputed)
@@ -107,7 +118,7 @@ def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Cou
 
 
 def evaluation_samples(config: Config) -> int:
-    """Videos that the run draws to be looked at: base and policy on the test prompts at the end, rounds before."""
+    """Count the videos that the run draws: rounds on the validation prompts, base and policy on the test prompts."""
     evaluation, steps = config.evaluation, config.training.steps
     if config.trains_reward:
         return 0
@@ -116,10 +127,11 @@ def evaluation_samples(config: Config) -> int:
     drawn = rounds * samples_of_round(evaluation, len(prompts.get("validation", [])))
     if evaluation.final_samples:
         count = len(prompts["test"][: evaluation.final_samples])
-        both = 2 if config.backbone.train == "lora" else 1
-        drawn += both * count * (evaluation.final_samples // count)
+        models = 2 if config.backbone.train == "lora" else 1
+        drawn += models * count * (evaluation.final_samples // count)
     return drawn
 
 
 def samples_of_round(evaluation: EvaluationConfig, validation: int) -> int:
+    """Count the videos of a round.  validation: the number of validation prompts."""
     return min(evaluation.prompts_per_round, validation) * evaluation.samples_per_prompt

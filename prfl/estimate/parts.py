@@ -1,4 +1,4 @@
-"""A part of the forecast, and the tensors of a run's own shapes that it is measured with."""
+"""A part of the estimate, and the tensors of a run's own shapes that it is measured with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prfl.backbone.wan.model import TEXT_TOKENS
 from prfl.config.schema import Config
 from prfl.factory.backbone import device_kind
 from prfl.factory.prompts import load_prompts
-from prfl.utils.errors import located
+from prfl.utils.errors import error_location
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Part:
 
 
 def offloads(config: Config) -> bool:
-    """Whether anything leaves the device: on a CPU, host memory is the same memory."""
+    """Return whether anything leaves the device: on a CPU, host memory is the same memory."""
     return config.backbone.offload and device_kind(config) == "cuda"
 
 
 def parks_vae(config: Config) -> bool:
-    """Whether the VAE is off the device but for the cache and the evaluation: a pixel reward decodes in every step."""
+    """Return whether the VAE leaves the device between cache and evaluation: a pixel reward decodes in every step."""
     return device_kind(config) == "cuda" and not (config.reward and config.reward.decodes)
 
 
 def pinned(size: int) -> int:
-    """torch takes pinned memory in powers of two."""
+    """Return the pinned memory for so many bytes: torch takes it in powers of two."""
     return 1 << (size - 1).bit_length()
 
 
@@ -56,7 +56,7 @@ class Shapes:
     def __init__(self, model: Backbone, config: Config) -> None:
         self.model = model
         self.clip = config.data.frames, config.data.height, config.data.width
-        with located("data"):
+        with error_location("data"):
             self.latent = model.latent_shape(*self.clip)
         self.tokens = text_tokens(config)
 
@@ -72,7 +72,7 @@ class Shapes:
 
 
 def text_tokens(config: Config) -> int:
-    """The longest prompt in tokens, or more: no tokenizer makes more tokens of a text than it has bytes, and an end."""
-    known = load_prompts(config.data.prompts).values()
-    longest = max(len(prompt.encode()) + 1 for some in known for prompt in some)
+    """Return the longest prompt in tokens, or more: a text has no more tokens than bytes, and an end."""
+    splits = load_prompts(config.data.prompts).values()
+    longest = max(len(prompt.encode()) + 1 for prompts in splits for prompt in prompts)
     return min(longest, TEXT_TOKENS)

@@ -32,12 +32,17 @@ from prfl.rollout.trajectory import Network
 
 
 def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: Shapes, trained: int) -> Iterator[Part]:
+    """Yield the phases of a run in their order.  trained: bytes of the trained parameters' gradients."""
     training = config.training
     part = training.batch // training.accumulation
     vae = module_bytes(model.vae) if parks_vae(config) else 0
+
+    # Before the training.
     yield encoding_prompts(config, model)
     if config.data.has_clips:
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
+
+    # A step.
     if preference := config.preference:
         assert reward is not None
         scored = part * preference.samples_compared
@@ -52,6 +57,8 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
             yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
     yield Part("optimizer step (one more copy of what is trained)", trained)
+
+    # The evaluation.
     if evaluation_samples(config):
         batch = _evaluation_batch(config)
         if batch > part:
@@ -67,7 +74,10 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
 
 
 def encoding_prompts(config: Config, model: Backbone) -> Part:
-    """The text encoder.  ``remember`` has the rest of the model wait on the host; filling a cache does not."""
+    """Return the phase of the text encoder.
+
+    ``encode_prompts`` has the rest of the model wait on the host; filling a cache does not.
+    """
     here = module_bytes(model.text_encoder)
     if device_kind(config) == "cpu" or config.data.has_clips:
         here += sum(map(module_bytes, (model.transformer, *model.copies.values(), model.vae)))
@@ -75,7 +85,7 @@ def encoding_prompts(config: Config, model: Backbone) -> Part:
 
 
 def measure(name: str, run: Callable[[], Tensor], weights: int) -> Part:
-    """A phase without gradients.  weights: bytes that are on the device for this phase alone."""
+    """Measure a phase without gradients.  weights: bytes that are on the device for this phase alone."""
     with LiveBytes() as counted, torch.no_grad():
         run()
     return Part(name, counted.peak + weights)
@@ -90,13 +100,13 @@ def _decode(model: Backbone, shapes: Shapes, batch: int) -> Tensor:
 
 
 def _evaluation_batch(config: Config) -> int:
-    own = config.evaluation
-    most = max(own.prompts_per_round * own.samples_per_prompt if own.every else 0, own.final_samples)
-    return min(own.batch, most)
+    evaluation = config.evaluation
+    of_round = evaluation.prompts_per_round * evaluation.samples_per_prompt if evaluation.every else 0
+    return min(evaluation.batch, max(of_round, evaluation.final_samples))
 
 
 def guided(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Network:
-    """The network as training calls it."""
+    """Return the network as training calls it."""
     guidance, follows_reward = config.rollout.guidance, config.follows_reward
     return guided_network(
         model.velocity,
@@ -108,7 +118,7 @@ def guided(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Netwo
 
 
 def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
-    """One network call as training makes it: guided, under the adapter, with or without its backward pass.
+    """Measure one network call as training makes it: guided, under the adapter, with or without its backward pass.
 
     Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
     """
@@ -132,8 +142,10 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
 
 
 def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Part:
-    """A network call of the rollout: an exact one, or a cheaper one with what its step cache holds between two calls,
-    whichever takes more.  The cache is taken to skip nothing."""
+    """Measure a network call of the rollout: the larger of an exact one and a cheaper one.
+
+    A cheaper one has what its step cache holds between two calls; the cache is taken to skip nothing.
+    """
     exact, how = network_call(config, model, shapes, batch, gradient=False), build_cheaper(config)
     if how == EXACT:
         return exact
@@ -152,7 +164,7 @@ def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) ->
 
 
 def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
-    """``run`` with three and with four checkpoints of blocks, continued to all: memory is a straight line in them.
+    """Call ``run`` with three and with four checkpoints of blocks, and continue the straight line to all of them.
 
     (From three on: with offload, the last block and two more are alive at once.)  Blocks that are not alike, as where
     an adapter is on some of them, are run one and all.
@@ -170,7 +182,7 @@ def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
 
 
 def _blocks_alike(model: Backbone) -> bool:
-    """Whether the policy's adapter is on all blocks or on none, and all keep the same for the backward pass."""
+    """Return whether the policy's adapter is on all blocks or none, and all keep the same for the backward pass."""
     if len(set(model.block_modes or ())) > 1:
         return False
     name = f".lora_A.{POLICY}."
@@ -201,9 +213,11 @@ def fewer_blocks(model: Backbone, count: int) -> Iterator[None]:
 def reward_phases(
     config: Config, model: Backbone, reward: Reward, shapes: Shapes, batch: int, held: int
 ) -> Iterator[Part]:
-    """Forward and backward of the reward.  held: bytes of a network call's graph that stay alive beside it."""
+    """Yield the reward's forward and backward.  held: bytes of a network call's graph that stay alive beside it."""
     trains = config.trains_reward
     latents, condition = shapes.latents(batch), shapes.condition(batch)
+
+    # A latent reward, trained or followed.
     if isinstance(reward, LatentReward | RewardEnsemble):
         leaf = latents.requires_grad_(not trains)
         trained = trains and isinstance(reward, LatentReward)
@@ -214,6 +228,8 @@ def reward_phases(
             backward(scores, leaf, trains)
         yield Part("reward: forward and backward", held + counted.peak, saved)
         return
+
+    # A pixel reward that is trained: the decoder only makes its input.
     if preference := config.preference:
         yield measure("decoder: forward", partial(_decode, model, shapes, batch), 0)
         pixels = shapes.pixels(batch)[:, :, : preference.frames]
@@ -224,6 +240,8 @@ def reward_phases(
             backward(scores, leaf, trains)
         yield Part("reward: forward and backward", counted.peak, saved)
         return
+
+    # A pixel reward that is followed: the decoder's graph is kept for the gradient.
     leaf = latents.requires_grad_()
     scorer = build_scorer(config, model, reward)
     assert isinstance(scorer, PixelScorer)
@@ -240,7 +258,7 @@ def reward_phases(
 
 
 def no_seeds(batch: int) -> Tensor:
-    """Of dropout masks, on ``meta``, where none is drawn."""
+    """Return seeds of dropout masks, on ``meta``, where none is drawn."""
     return torch.zeros(batch, dtype=torch.int64, device="meta")
 
 
@@ -253,6 +271,6 @@ def backward(scores: dict[str, Tensor], leaf: Tensor, trains: bool) -> None:
 
 
 def costliest_frames(count: int, frames: str | int) -> list[int]:
-    """The draw of latent frames that keeps the most: everything between the first and the last drawn stays."""
+    """Return the draw of latent frames that keeps the most: what lies between the first and the last drawn stays."""
     number = count if frames == "all" else 1 if frames == "one" else min(int(frames), count)
     return [*range(number - 1), count - 1]

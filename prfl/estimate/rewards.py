@@ -18,13 +18,12 @@ from prfl.reward.pixel import PixelNetwork, PixelReward
 
 
 def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]:
-    """The reward, and in words what had to be assumed of one that is not trained yet."""
+    """Build the reward on ``meta``; returns, too, in words what had to be assumed of one that is not trained yet."""
     if config.reward is None:
         return None, ""
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "for .* copying from a non-meta parameter"
-        )  # of a trained one: only sizes count
+        # Weights of a trained reward are not copied to meta, of which torch warns: only their sizes count.
+        warnings.filterwarnings("ignore", "for .* copying from a non-meta parameter")
         if config.trains_reward:
             return build_new_reward(config, model), ""
         if config.reward.public:
@@ -43,13 +42,17 @@ def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]
 
 
 def reads_of_a_score(config: Config) -> int:
-    """Forward passes of the reward for one score with its gradient: of an ensemble whose members have adapters, two for
-    each adapter and, together, for those that have none (``RewardEnsemble``).  A reward that is not trained yet, or not
-    in a folder, counts as one without."""
+    """Count the forward passes of the reward for one score with its gradient.
+
+    Of an ensemble whose members have adapters: two for each adapter and, together, two for those that have none
+    (``RewardEnsemble``).  A reward that is not trained yet, or not in a folder, counts as one without.
+    """
     objective, reward = config.reward_gradient, config.reward
     if reward is None or reward.decodes:  # ``PixelScorer``: frames that are scored by themselves, again
         alone = objective is not None and objective.scores_frames_alone
         return 2 if alone and not (reward and reward.public) else 1
-    places = [Path(reward_path(path)) for path in reward.paths]
-    passes = {i if place.is_dir() and read_config(place).get("adapter") else None for i, place in enumerate(places)}
+    passes: set[int | None] = set()  # the member's number where it has an adapter; None stands for all the others
+    for number, folder in enumerate(Path(reward_path(path)) for path in reward.paths):
+        has_adapter = folder.is_dir() and read_config(folder).get("adapter")
+        passes.add(number if has_adapter else None)
     return 2 * len(passes) if len(passes) > 1 else 1

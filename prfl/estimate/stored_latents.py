@@ -12,24 +12,25 @@ from prfl.rollout.solvers import SolverSchedule
 
 
 def all_plans(config: Config, model: Backbone) -> list[StepPlan]:
-    """What the steps of the run differentiate: some methods draw how much that is."""
+    """Return what each step of the run differentiates: some methods draw how much that is."""
     method = build_method(config, build_schedule(config, model))
     return [method.plan(step) for step in range(config.training.steps)]
 
 
 def leads_on(plan: Plan) -> bool:
+    """Return whether the gradient goes on from one trained step to an earlier one."""
     useful = plan.useful_nodes
     return any(plan.passes(k, useful) for k in plan.evaluations)
 
 
 def most_kept(config: Config, model: Backbone) -> int:
-    """The nodes whose latents outlive a step's rollout, at most."""
+    """Count the nodes whose latents outlive a step's rollout, at most."""
     schedule = build_schedule(config, model)
     return max(len(requirements([step_plan], schedule).latents) for step_plan in all_plans(config, model))
 
 
 def most_latents(config: Config, model: Backbone, offload: bool) -> int:
-    """Latents that are alive together: the start, what the rollout keeps, what is scored, and a seed for each.
+    """Count the latents that are alive together: the start, those that the rollout keeps, the scored ones, their seeds.
 
     With offload three of the rollout's are on the device: the one in use, the next, and its end, which never leaves.
     """
@@ -42,8 +43,10 @@ def most_latents(config: Config, model: Backbone, offload: bool) -> int:
 
 
 def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
-    """What a rollout for several steps keeps of a sample, at most: latents that wait in host memory; its outputs and
-    its end, which stay where they are made."""
+    """Count what a rollout for several steps keeps of a sample, at most.
+
+    Latents that wait in host memory; and its outputs and its end, which stay where they are made.
+    """
     schedule, steps = build_schedule(config, model), config.rollout.gradients_per_rollout
     plans = all_plans(config, model)
     waiting, outputs = [], []
@@ -55,5 +58,5 @@ def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
 
 
 def earlier_outputs(chain: SolverSchedule) -> int:
-    """How many network outputs a rollout holds at most beside the one that it has just made."""
+    """Count the network outputs that a rollout holds at most beside the one that it has just made."""
     return max(map(len, chain.b)) - 1

@@ -1,4 +1,4 @@
-"""What was found out, as rich tables."""
+"""The estimates as rich tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.estimate.memory import Memory
-from prfl.estimate.nfe import Work
+from prfl.estimate.nfe import NfeCount
 from prfl.factory.backbone import device_kind
 
 GIB = 2**30
@@ -20,7 +20,7 @@ def gib(size: int) -> str:
 
 
 def size_table(config: Config, model: Backbone, trainable: int) -> Table:
-    """The run in numbers: tokens, parameters, steps."""
+    """Tabulate the run in numbers: tokens, parameters, steps."""
     data, training = config.data, config.training
     channels, *grid = model.latent_shape(data.frames, data.height, data.width)
     tokens = 1
@@ -38,17 +38,21 @@ def size_table(config: Config, model: Backbone, trainable: int) -> Table:
     return table
 
 
-def work_table(works: Sequence[Work]) -> Table:
+def nfe_table(counts: Sequence[NfeCount]) -> Table:
+    """Tabulate the network evaluations by kind."""
     table = Table("network evaluations, of one sample each", title_justify="left")
     table.add_column("per step, mean", justify="right")
     table.add_column("in all", justify="right")
-    for work in works:
-        table.add_row(work.name, f"{work.per_step:,.1f}", f"{work.total:,}")
+    for count in counts:
+        table.add_row(count.name, f"{count.per_step:,.1f}", f"{count.total:,}")
     return table
 
 
 def memory_table(config: Config, memory: Memory) -> Table:
-    """Parts that are alive all the time add up; of the phases, which come one after another, the largest counts."""
+    """Tabulate the predicted memory by part.
+
+    Parts that are alive all the time add up; of the phases, which come one after another, the largest counts.
+    """
     table = Table(f"predicted memory ({device_kind(config)})", title_justify="left")
     table.add_column("bytes", justify="right")
     table.add_column("of it saved for backward", justify="right")

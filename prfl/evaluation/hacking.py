@@ -20,7 +20,7 @@ WATCHED = {"held_out/total": 0.0, "judge/all": 0.0, "motion": 0.1, "diversity": 
 
 
 @dataclass(frozen=True)
-class Fall:
+class HackingAlarm:
     """``measure`` has changed by ``change`` since the round of ``since``, and the trained reward by ``rise``."""
 
     measure: str
@@ -54,7 +54,7 @@ def _same_samples(one: Outcome, other: Outcome) -> bool:
     return drawn_alike and (one.prompts, one.indices) == (other.prompts, other.indices)
 
 
-def falls(history: Sequence[tuple[int, Outcome]]) -> list[Fall]:
+def falls(history: Sequence[tuple[int, Outcome]]) -> list[HackingAlarm]:
     """Measures that are clearly below their own best round, while the trained reward is clearly above what it was in
     that round: 95 % intervals over prompts."""
     *earlier, (_, last) = history
@@ -70,5 +70,5 @@ def falls(history: Sequence[tuple[int, Outcome]]) -> list[Fall]:
         change = compare(last, best)
         before = means[since][measure]
         if change[TRAINED].low > 0 and change[measure].high < -tolerated * abs(before):
-            found.append(Fall(measure, since, before, change[measure], change[TRAINED]))
+            found.append(HackingAlarm(measure, since, before, change[measure], change[TRAINED]))
     return found

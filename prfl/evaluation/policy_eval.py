@@ -23,7 +23,7 @@ from prfl.objective.distance import squared_difference
 from prfl.rollout.flow import add_noise
 from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, sample, start_noise
 from prfl.utils import processes
-from prfl.utils.files import mark_written, replacing, whole_json
+from prfl.utils.files import atomic_write, mark_written, whole_json
 
 DISTANCE_SIGMAS = (0.9, 0.6, 0.3)
 
@@ -197,7 +197,7 @@ def write_results(
     mark_written(folder)
     for outcome in outcomes:
         for number, video in enumerate(outcome.pixels):
-            with replacing(folder / "videos" / f"{outcome.name}-{number:03d}.mp4") as temporary:
+            with atomic_write(folder / "videos" / f"{outcome.name}-{number:03d}.mp4") as temporary:
                 temporary.write_bytes(browser_mp4(video, fps))
     results: dict[str, Any] = {
         "outcomes": {
@@ -220,7 +220,7 @@ def write_results(
     if made_by:
         results["policy"] = dict(made_by)
     path = folder / "results.json"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return path
 

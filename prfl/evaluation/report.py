@@ -17,7 +17,7 @@ from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import OVERALL, Level, Row, measured, read_rows
 from prfl.evaluation.run_files import RunFiles
 from prfl.evaluation.style import STYLE
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 from prfl.utils.text import html_text
 
 # Curves that a person asks for first; the rest follow, folded away.
@@ -73,7 +73,7 @@ def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTE
         f"<footer>{html_text(footer)}</footer>"
         "</main></body></html>\n"
     )
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

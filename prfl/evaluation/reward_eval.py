@@ -27,7 +27,7 @@ from prfl.reward.scores import Scores, total
 from prfl.rollout.flow import add_noise, clean_prediction
 from prfl.rollout.sampling import Progress
 from prfl.utils import processes, rng
-from prfl.utils.files import replacing, whole_json
+from prfl.utils.files import atomic_write, whole_json
 
 Scorer = Callable[[Float[Tensor, "b c t h w"], Float[Tensor, " b"], Condition], Scores]
 """(latents at sigma, sigma, condition) -> raw logits by dimension; ``LatentReward.logits`` is one."""
@@ -308,7 +308,7 @@ def accuracy_by_bin(
 
 def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
     """Write JSON: ``facts`` (split, domain, command, ...) and the rows."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(
             json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
         )

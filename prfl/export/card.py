@@ -24,8 +24,11 @@ from prfl.utils.files import whole_json
 def policy_card(
     config: Config, run: Path, name: str, contents: Sequence[str], repo: str, made_by: Mapping[str, Any]
 ) -> ModelCard:
-    """contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
-    made_by: what made the policy (``build.provenance``)."""
+    """Make the card of a policy.
+
+    contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
+    made_by: what made the policy (``prfl.factory.provenance``).
+    """
     hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
     tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if lora in contents else [])]
@@ -50,7 +53,7 @@ def policy_card(
 
 
 def files_text(contents: Sequence[str]) -> str:
-    """What was written, and what a hash of it is worth to a reader."""
+    """Say what was written, and what a hash of it is worth to a reader."""
     listed = ", ".join(f"`{name}`" for name in contents)
     limits = "; ".join(NOT_PROTECTED[name] for name in ("weights", "downloads"))
     return (
@@ -83,7 +86,7 @@ pipeline = WanPipeline.from_pretrained("{base}", transformer=transformer)
 
 
 def figures(run: Path, made_by: Mapping[str, Any]) -> str:
-    """The table of samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
+    """Tabulate samples/final/results.json: base beside policy, from the same noise, on held-out prompts."""
     path = run / "samples" / "final" / "results.json"
     results = whole_json(path, "outcomes")
     if results is None:
@@ -115,17 +118,17 @@ def figures(run: Path, made_by: Mapping[str, Any]) -> str:
 
 
 def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
-    own, adapter = config.training, config.backbone.adapter
-    step, end = made_by.get("step", own.steps), made_by.get("end", own.steps)
+    """List what a reader needs to judge the run.  No paths: they say more about the machine than about the model."""
+    training, adapter = config.training, config.backbone.adapter
+    step, end = made_by.get("step", training.steps), made_by.get("end", training.steps)
     rollout = config.rollout
     extra = ", ".join(f"{key} {getattr(rollout, key):g}" for key in rollout.solver_facts.keys)
     solver = f"{rollout.solver} ({extra})" if extra else rollout.solver
     rows = [
         ("objective", config.objective.name),
         ("steps", str(step) if step == end else f"{step}, the best round of {end}"),
-        ("batch", str(own.batch)),
-        ("learning rate", f"{own.learning_rate:g}, {own.schedule}, {own.warmup} steps of warm-up"),
+        ("batch", str(training.batch)),
+        ("learning rate", f"{training.learning_rate:g}, {training.schedule}, {training.warmup} steps of warm-up"),
         ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),
         ("chain", f"{solver}, {rollout.steps} steps"),
         ("seed", str(config.seed)),
@@ -141,7 +144,7 @@ def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]
 
 
 def reward_text(config: Config) -> str:
-    """What the reward is, and how well it ranks by noise level, as its own card says."""
+    """Describe the reward, and how well it ranks by noise level, as its card says."""
     reward = config.reward
     assert reward is not None
     if reward.public:
@@ -159,9 +162,9 @@ def reward_text(config: Config) -> str:
 
 
 def measured_text(path: Path, weights: str) -> str:
-    """A reward_eval.json as a table: accuracy with intervals by sigma bin, and AUC where there are labels.
+    """Format a reward_eval.json as tables: accuracy with intervals by sigma bin, and AUC where there are labels.
 
-    weights: ``build.reward_hash`` of the reward; rows of others, which ``prfl eval --head`` measured, are left out.
+    weights: ``reward_hash`` of the reward; rows of others, which ``prfl eval --head`` measured, are left out.
     """
     if not path.is_file():
         return ""
@@ -171,9 +174,9 @@ def measured_text(path: Path, weights: str) -> str:
     scorers = list(dict.fromkeys(row.scorer for row in bins))
     text = "## With intervals"
     for scorer in scorers:
-        some = [_measured(row) for row in bins if row.scorer == scorer]
+        rows_of_scorer = [_measured(row) for row in bins if row.scorer == scorer]
         head = ("dimension", "sigma", "pairwise accuracy", "AUC", "pairs")
-        text += (f"\n\n### {scorer}" if len(scorers) > 1 else "") + "\n\n" + table(head, some)
+        text += (f"\n\n### {scorer}" if len(scorers) > 1 else "") + "\n\n" + table(head, rows_of_scorer)
     return text + "\n\n95 % intervals over prompts." if bins else ""
 
 

@@ -32,7 +32,7 @@ class Exported(ModelHubMixin, library_name="prfl"):
 
 
 def _link(source: str, target: str) -> None:
-    """Merged weights are many gigabytes; a copy is made only where the upload's folder is on another disk."""
+    """Link a file, or copy it where the upload's folder is on another disk: merged weights are many gigabytes."""
     try:
         os.link(source, target)
     except OSError:
@@ -40,8 +40,9 @@ def _link(source: str, target: str) -> None:
 
 
 def push(folder: Path, written: Sequence[Path], repo: str, *, private: bool = False) -> str:
-    """Make the repository ``owner/name`` where there is none and upload what was written to the folder, and nothing
-    else that lies there; returns the commit's address.
+    """Upload what was written to the folder, and nothing else that lies there; returns the commit's address.
+
+    The repository ``owner/name`` is made where there is none.
 
     Raises PrflError when the hub refuses, cannot be reached, or the name is none.
     """

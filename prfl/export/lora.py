@@ -22,7 +22,7 @@ from torch import Tensor
 from prfl.factory import provenance
 from prfl.factory.provenance import Stamp
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 PREFIX = "diffusion_model."
 IN_BLOCK = {
@@ -48,7 +48,7 @@ OUTSIDE = {
 
 
 def original_name(layer: str) -> str:
-    """``blocks.0.attn1.to_q`` (diffusers) to ``blocks.0.self_attn.q`` (Wan, ComfyUI).  Raises PrflError."""
+    """Translate ``blocks.0.attn1.to_q`` (diffusers) to ``blocks.0.self_attn.q`` (Wan, ComfyUI).  Raises PrflError."""
     block = re.fullmatch(r"(blocks\.\d+)\.(.+)", layer)
     name = IN_BLOCK.get(block[2]) if block else OUTSIDE.get(layer)
     if name is None:
@@ -63,7 +63,7 @@ def original_name(layer: str) -> str:
 def shared_file_tensors(
     state: Mapping[str, Tensor], alpha: int | float, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """The tensors of the file from an adapter's state, keyed ``blocks.0.attn1.to_q.lora_A.weight``.
+    """Make the tensors of the file from an adapter's state, keyed ``blocks.0.attn1.to_q.lora_A.weight``.
 
     In float32 and with alpha / rank a power of two, diffusers computes the trained adapter bit for bit; it multiplies A
     by that factor when it loads, which rounds otherwise.  Raises PrflError for a layer that one of the two cannot name.
@@ -97,7 +97,7 @@ def write_shared_file(
     dtype: torch.dtype = torch.float32,
     made_by: Stamp | None = None,
 ) -> None:
-    """Atomic.  made_by: what made the policy (``build.provenance``), which stays with it.
+    """Write the file, atomically.  made_by: what made the policy (``prfl.factory.provenance``), which stays with it.
 
     The metadata follow modelspec (github.com/Stability-AI/ModelSpec), which model browsers show.
     """
@@ -112,5 +112,5 @@ def write_shared_file(
     tensors = shared_file_tensors(state, alpha, dtype)
     if made_by:
         metadata |= provenance.metadata({**made_by, "weights": provenance.tensors_hash(tensors)})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)

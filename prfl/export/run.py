@@ -20,7 +20,7 @@ from prfl.factory.provenance import Stamp, check_config
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, find_reward, read_config
 from prfl.reward.model_card import reward_card
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing, replacing_folder, restore_folders
+from prfl.utils.files import atomic_folder, atomic_write, restore_folders
 from prfl.utils.lock import NAME as LOCK
 from prfl.utils.lock import folder_lock
 from prfl.utils.text import visible
@@ -58,7 +58,7 @@ def export_run(
             stamp = _checked(config)
             written = _write_policy(config, out, name, dtype, merged, stamp)
             readme = str(card.policy_card(config, run, name, [path.name for path in written], repo, stamp))
-        with replacing(out / "README.md") as temporary:
+        with atomic_write(out / "README.md") as temporary:
             temporary.write_text(readme, encoding="utf-8")
         written.append(out / "README.md")
         if others := sorted(path.name for path in out.iterdir() if path not in written and path.name != LOCK):
@@ -69,7 +69,7 @@ def export_run(
 
 
 def run_config(run: Path) -> Config:
-    """The resolved config of a run folder, which may have been moved since.  Raises PrflError for another folder."""
+    """Load the resolved config of a run folder, which may have been moved.  Raises PrflError for other folders."""
     path = run / "config.yaml"
     if not path.is_file():
         raise PrflError("there is no config.yaml in it", where=str(run), fix="give the folder of a run")
@@ -77,7 +77,7 @@ def run_config(run: Path) -> Config:
 
 
 def _checked(config: Config) -> Stamp:
-    """What made the run's policy; empty where an older prfl wrote it.
+    """Return what made the run's policy; empty where an older prfl wrote it.
 
     Raises PrflError where the config in the folder is not the one that it was trained with: the card tells of it.
     """
@@ -88,11 +88,11 @@ def _checked(config: Config) -> Stamp:
 
 
 def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool, stamp: Stamp) -> list[Path]:
-    """The file and the folder that it wrote, whichever of them."""
+    """Write the LoRA file, the whole transformer, or both; returns what was written."""
     trained, folder = trained_weights(config), out / "transformer"
     if config.backbone.train == "full":
         files = [file for file in sorted(trained.iterdir()) if file.name != provenance.BESIDE]
-        with replacing_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary:
             for file in files:
                 if file.suffix == ".safetensors":
                     read_policy(file)
@@ -100,10 +100,10 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
             provenance.without_place(temporary / "config.json")
             provenance.write_beside(temporary, stamp, [temporary / file.name for file in files])
         return [folder]
-    own = config.backbone.adapter
-    assert own is not None, "the config's rules ask for an adapter"
+    adapter = config.backbone.adapter
+    assert adapter is not None, "the config's rules ask for an adapter"
     file, state = out / f"{name}.safetensors", read_policy(trained)
-    write_shared_file(file, state, rank=own.rank, alpha=own.alpha, dtype=getattr(torch, dtype), made_by=stamp)
+    write_shared_file(file, state, rank=adapter.rank, alpha=adapter.alpha, dtype=getattr(torch, dtype), made_by=stamp)
     if not merged:
         return [file]
     write_merged(config, folder, stamp)
@@ -111,20 +111,23 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
 
 
 def write_merged(config: Config, folder: Path, made_by: Stamp | None = None) -> None:
-    """The base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
+    """Write the base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
     model = build_backbone(config)
     load_policy(config, model)
     adapters.set_active(model.transformer, POLICY)
     model.transformer.fuse_lora(adapter_names=[POLICY], safe_fusing=True)
     model.transformer.unload_lora()
-    with replacing_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         model.transformer.save_pretrained(temporary)
         provenance.without_place(temporary / "config.json")
         provenance.write_beside(temporary, made_by or {}, sorted(temporary.iterdir()))
 
 
 def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:
-    """The reward's files; returns the text of its card, and them.  Raises PrflError for weights that are not whole."""
+    """Copy the reward's files; returns the text of its card, and the copies.
+
+    Raises PrflError for weights that are not whole.
+    """
     source = run / "reward"
     saved = read_config(source)
     tensors = find_reward(source).all_weights()
@@ -133,7 +136,7 @@ def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:
         provenance.check_last(source, stamp, run)
         names.append(provenance.BESIDE)
     for name in names:
-        with replacing(out / name) as temporary:
+        with atomic_write(out / name) as temporary:
             shutil.copyfile(source / name, temporary)
     measured = card.measured_text(run / "reward_eval.json", provenance.tensors_hash(tensors))
     return f"{reward_card(saved, repo)}\n{measured}\n", [out / name for name in names]

@@ -14,7 +14,7 @@ from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyA
 from prfl.toy import clips as shapes
 from prfl.toy.recipe import RECIPES, untrained_folder
 from prfl.utils import processes
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl_kernels import Choice, choose_backend
 
 POLICY = "policy"  # the name of the adapter that is aligned
@@ -76,7 +76,7 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     model.checkpointing, model.offload = "full" if own.checkpointing == "auto" else own.checkpointing, own.offload
     if own.adapter:
         lora = own.adapter
-        with located("backbone.adapter.targets"):
+        with error_location("backbone.adapter.targets"):
             model.add_adapter(
                 POLICY,
                 rank=lora.rank,

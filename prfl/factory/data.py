@@ -10,14 +10,15 @@ from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.config.sections.data import DataConfig
 from prfl.data import leaks
-from prfl.data.cache import LatentCache, build_cache, manifest_videos
+from prfl.data.cache import LatentCache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
-from prfl.data.manifest import read_manifest
+from prfl.data.encoding import build_cache
+from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video_size import VideoSize
 from prfl.factory.clips import build_manifest
 from prfl.factory.prompts import load_prompts
 from prfl.utils import processes
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.text import visible
 
 Dataset = LatentDataset | PairDataset
@@ -39,7 +40,7 @@ def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
 def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
     own = config.data
-    with located("data"):
+    with error_location("data"):
         report = build_cache(
             model,
             path,
@@ -63,8 +64,8 @@ def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progres
     """``model.remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
     own, wanted = config.data, list(dict.fromkeys(["", *some]))
-    with located("data"):
-        stored = LatentCache.of(model, own.cache, video_size(own))
+    with error_location("data"):
+        stored = LatentCache.for_backbone(model, own.cache, video_size(own))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
     with model.transformer_on_host() if mine else nullcontext():

@@ -52,7 +52,7 @@ from prfl.reward.scorer import LatentScorer, PixelScorer
 from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.order import PROMPTS, met
 
 
@@ -83,7 +83,7 @@ METHODS: dict[type[Section], Callable[..., Method]] = {
 def build_preference(config: Config, model: Backbone, reward: TrainableReward, clips: Dataset) -> Objective:
     settings = config.preference
     assert settings is not None
-    with located(clips_key(config)):
+    with error_location(clips_key(config)):
         if isinstance(reward, LatentReward):
             return Preference(
                 reward,
@@ -163,7 +163,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
     """A reward-gradient objective: (method, reward), whatever the two are.  clips: for chains that start from data."""
     objective, scores, guidance = config.reward_gradient, config.reward, config.rollout.guidance
     assert objective is not None and scores is not None
-    with located("data"):
+    with error_location("data"):
         latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
     starts = clips if objective.starts_from_data else None
     if isinstance(starts, PairDataset):

@@ -18,7 +18,7 @@ from prfl.factory import provenance
 from prfl.factory.backbone import POLICY, build_backbone, policy_adapter_name
 from prfl.factory.provenance import Moment
 from prfl.utils.errors import PrflError
-from prfl.utils.files import read_tensors, replacing, replacing_folder
+from prfl.utils.files import atomic_folder, atomic_write, read_tensors
 from prfl.utils.hashing import remembered_hash
 
 AGAIN = "run `prfl train` on this config again"
@@ -32,13 +32,13 @@ def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | 
     """
     stamp = provenance.stamp_of(config, model, moment)
     if config.backbone.train == "full":
-        with replacing_folder(folder / "transformer") as written, model.adapter(policy_adapter_name(config)):
+        with atomic_folder(folder / "transformer") as written, model.adapter(policy_adapter_name(config)):
             model.transformer.save_pretrained(written)
             provenance.without_place(written / "config.json")
             provenance.write_beside(written, stamp, sorted(written.iterdir()))
         return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.adapter_state(POLICY).items()}
-    with replacing(folder / "policy.safetensors") as temporary:
+    with atomic_write(folder / "policy.safetensors") as temporary:
         own = {**stamp, "weights": provenance.tensors_hash(tensors)}
         save_file(tensors, temporary, metadata=provenance.metadata(own))
 

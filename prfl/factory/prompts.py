@@ -8,7 +8,7 @@ from prfl.config.sections.data import PromptsConfig
 from prfl.data import leaks
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.toy import renderer
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 
 
 def load_prompts(config: PromptsConfig) -> dict[str, list[str]]:
@@ -24,7 +24,7 @@ def load_prompts(config: PromptsConfig) -> dict[str, list[str]]:
         if source == "shapes":
             splits[name] = renderer.split_prompts()[name]
             continue
-        with located(f"data.prompts.{name}"):
+        with error_location(f"data.prompts.{name}"):
             splits |= split_prompts(read_prompts(source), [other for other in named if named[other] == source])
     owner: dict[str, str] = {}
     for name, prompts in splits.items():

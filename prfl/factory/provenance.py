@@ -30,7 +30,7 @@ from prfl.config.schema import Config
 from prfl.training.checkpoint import list_checkpoints, read_facts
 from prfl.utils.console import console
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 from prfl.utils.hashing import remembered_hash
 
 KEY, BESIDE = "prfl", "prfl.json"
@@ -81,7 +81,7 @@ def metadata(stamp: Stamp) -> dict[str, str]:
 def write_beside(folder: Path, stamp: Stamp, written: Sequence[Path]) -> None:
     """prfl.json in a folder of weights.  written: its other files."""
     files = {file.name: remembered_hash(file) for file in written}
-    with replacing(folder / BESIDE) as temporary:
+    with atomic_write(folder / BESIDE) as temporary:
         temporary.write_text(json.dumps({**stamp, "files": files}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -89,7 +89,7 @@ def without_place(config: Path) -> None:
     """Take out of a diffusers config where the base lay: a folder of this machine is nobody's business."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("_name_or_path", None)
-    with replacing(config) as temporary:
+    with atomic_write(config) as temporary:
         temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -26,7 +26,7 @@ from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.public import PublicReward
 from prfl.reward.scores import total
 from prfl.toy import clips as shapes
-from prfl.utils.errors import PrflError, located
+from prfl.utils.errors import PrflError, error_location
 
 TrainableReward = LatentReward | PixelReward
 Reward = TrainableReward | RewardEnsemble | PublicReward
@@ -61,7 +61,7 @@ def new_latent_reward(config: Config, model: Backbone) -> LatentReward:
     adapter, lora = None, head.adapter
     if lora is not None:
         adapter = RewardAdapter(lora.rank, lora.alpha, tuple(lora.targets), dropout=lora.dropout, seed=config.seed)
-    with located("reward.head.adapter.targets"):
+    with error_location("reward.head.adapter.targets"):
         return LatentReward(network, model, head.blocks, adapter=adapter)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, 
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
 from prfl.utils.files import mark_written
+from prfl.utils.hashing import json_hash
 from prfl.utils.lock import folder_lock
 
 MANIFEST, PAGE = "manifest.jsonl", "label.html"
@@ -35,7 +35,7 @@ def draw(
     prompts: int | None = None,
     dimensions: Sequence[str] | None = None,
 ) -> Path:
-    """What the config's policy, or the base where the config trains a reward, makes of prompts; returns the page.
+    """Draw videos of prompts with the config's policy, or the base where the config trains a reward; returns the page.
 
     prompts: how many training prompts; None is ``evaluation.prompts_per_round``.  Validation prompts come too, a
     quarter as many: a reward must be measured on labels that it was not trained on.  dimensions: what a person is
@@ -57,13 +57,24 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
         load_policy(config, model)
         adapter, weights = policy_adapter_name(config), weights_hash(config)
     check_prompts(config, model)
-    known = load_prompts(config.data.prompts)
-    some = {"train": known["train"][:count], "validation": known.get("validation", [])[: max(1, count // 4)]}
+
+    # What is drawn, how, and what is asked of it.
+    splits = load_prompts(config.data.prompts)
+    held_out = splits.get("validation", [])[: max(1, count // 4)]
+    prompts = {"train": splits["train"][:count], "validation": held_out}
     asked = dimensions or (config.reward.head_dimensions if config.reward else []) or ["overall"]
     settings = sampling_settings(config)
     folder = config.run / "samples" / f"label-{_key(model, weights, settings, config.data.fps)}"
+
     rows = draw_candidates(
-        model, folder, some, per_prompt, settings, adapter=adapter, fps=config.data.fps, progress=progress("sampling")
+        model,
+        folder,
+        prompts,
+        per_prompt,
+        settings,
+        adapter=adapter,
+        fps=config.data.fps,
+        progress=progress("sampling"),
     )
     write_manifest(folder / MANIFEST, rows)
     page = write_page(folder / PAGE, rows, asked, video_size(config.data), progress("writing the page"))
@@ -74,9 +85,9 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
 
 
 def _key(model: Backbone, weights: str, settings: SamplingSettings, fps: float) -> str:
-    """Everything that decides what a video shows: so labels cannot end up on the videos of another policy."""
+    """Hash everything that decides what a video shows: so labels cannot end up on the videos of another policy."""
     decides = [model.describe(), weights, {**asdict(settings), "batch": None}, fps]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+    return json_hash(decides)[:8]
 
 
 def draw_candidates(
@@ -90,17 +101,19 @@ def draw_candidates(
     fps: float,
     progress: Progress = iter,
 ) -> list[LabelledVideo]:
-    """``per_prompt`` videos of each prompt (by split) in folder/videos, as rows without labels.
+    """Draw ``per_prompt`` videos of each prompt (by split) into folder/videos; returns rows without labels.
 
     Files that are there are not drawn again: a stopped run goes on, and more prompts or more videos a prompt join the
     old ones.
     """
-    groups = [
-        (split, prompt, [folder / "videos" / f"{file_stem(prompt)}-{index}.mp4" for index in range(per_prompt)])
-        for split, some in prompts.items()
-        for prompt in some
-    ]
+    groups: list[tuple[str, str, list[Path]]] = []
+    for split, prompts_of_split in prompts.items():
+        for prompt in prompts_of_split:
+            stem = folder / "videos" / file_stem(prompt)
+            groups.append((split, prompt, [stem.with_name(f"{stem.name}-{index}.mp4") for index in range(per_prompt)]))
     mark_written(folder)
+
+    # The prompts whose videos are not all there, several in a batch.
     todo = [(prompt, files) for _, prompt, files in groups if not all(file.is_file() for file in files)]
     together = max(1, settings.batch // per_prompt)
     for start in progress(range(0, len(todo), together)):
@@ -113,6 +126,6 @@ def draw_candidates(
 
 
 def file_stem(prompt: str) -> str:
-    """A name that a person recognises and that no other prompt has."""
+    """Return a name that a person recognises and that no other prompt has."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
     return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}"

@@ -21,7 +21,7 @@ from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.style import STYLE
 from prfl.rollout.sampling import Progress
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 from prfl.utils.text import html_text
 
 HERE = Path(__file__).parent
@@ -54,16 +54,16 @@ def write_page(
         "CONTENT": json.dumps(content).replace("<", "\\u003c"),  # no prompt can end the script
         "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8"),
     }
-    places = re.compile(r"\{\{([A-Z]+)\}\}")
-    assert sorted(places.findall(page)) == sorted(parts), "page.html has a place for each part"
-    page = places.sub(lambda found: parts[found[1]], page)  # in one pass: no part is a template itself
-    with replacing(path) as temporary:
+    slots = re.compile(r"\{\{([A-Z]+)\}\}")
+    assert sorted(slots.findall(page)) == sorted(parts), "page.html has a slot for each part"
+    page = slots.sub(lambda slot: parts[slot[1]], page)  # in one pass: no part is a template itself
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
 def page_pairs(folder: Path, rows: Sequence[LabelledVideo]) -> list[dict[str, str]]:
-    """Every two videos of a prompt, as rows of a pair manifest that lack only the preference.
+    """Pair every two videos of a prompt, as rows of a pair manifest that lack only the preference.
 
     Which of the two is ``a`` (on the left), and the order of a prompt's pairs, are a hash of the names: no side and no
     sample comes first more often, and the same videos always give the same pairs.
@@ -73,14 +73,14 @@ def page_pairs(folder: Path, rows: Sequence[LabelledVideo]) -> list[dict[str, st
         members.setdefault(row.prompt, []).append(row)
     pairs = []
     for prompt, videos in members.items():
-        found = []
-        for one, other in combinations(videos, 2):
-            names = [_name(folder, one.video), _name(folder, other.video)]
+        of_prompt = []
+        for first, second in combinations(videos, 2):
+            names = [_name(folder, first.video), _name(folder, second.video)]
             digest = hashlib.sha256(" ".join(sorted(names)).encode()).digest()
             a, b = sorted(names, reverse=bool(digest[0] & 1))
-            split = {} if one.split is None else {"split": one.split}
-            found.append((digest, {"prompt": prompt, "a": a, "b": b, **split}))
-        pairs += [pair for _, pair in sorted(found, key=lambda each: each[0])]
+            split = {} if first.split is None else {"split": first.split}
+            of_prompt.append((digest, {"prompt": prompt, "a": a, "b": b, **split}))
+        pairs += [pair for _, pair in sorted(of_prompt, key=lambda digest_and_pair: digest_and_pair[0])]
     return pairs
 
 

@@ -33,28 +33,31 @@ def import_csv(path: Path, out: Path, scale: tuple[float, float] = (0.0, 1.0)) -
     if not 0 < scale[1] - scale[0] < math.inf:
         raise PrflError(f"{scale[0]:g} to {scale[1]:g} is no scale", where="--scale", fix="worst:best, as 1:5")
     faults = Faults()
-    found = csv_rows(path, scale, faults)
-    empty = [where for where, fields in found if not (fields.get("label") or fields.get("preference"))]
-    kept = [(where, fields) for where, fields in found if fields.get("preference") != {}]
-    if not kept and not faults.errors:
-        what = f"nobody answered any of its {len(found)} pairs" if found else "holds a header and no rows"
+    lines = csv_rows(path, scale, faults)
+    empty = [where for where, fields in lines if not (fields.get("label") or fields.get("preference"))]
+    answered = [(where, fields) for where, fields in lines if fields.get("preference") != {}]
+    if not answered and not faults.errors:
+        what = f"nobody answered any of its {len(lines)} pairs" if lines else "holds a header and no rows"
         raise PrflError(what, where=str(path), fix="write one line for each video or pair, with an answer")
-    rows = parse_rows(kept, path, faults)
+    rows = parse_rows(answered, path, faults)
     write_manifest(out, rows)
-    return f"{out}: {summary(rows)}{unanswered(empty, left_out=len(kept) < len(found))}"
+    return f"{out}: {summary(rows)}{unanswered(empty, left_out=len(answered) < len(lines))}"
 
 
-def unanswered(places: Sequence[str], left_out: bool) -> str:
-    """The rows without an answer, for the end of the summary."""
-    if not places:
+def unanswered(rows: Sequence[str], left_out: bool) -> str:
+    """Name the rows without an answer, for the end of the summary.  rows: each as FILE:LINE."""
+    if not rows:
         return ""
-    shown = ", ".join(place.rpartition(":")[2] for place in places[:10]) + (", ..." if len(places) > 10 else "")
+    shown = ", ".join(row.rpartition(":")[2] for row in rows[:10]) + (", ..." if len(rows) > 10 else "")
     what = "pairs that nobody answered are left out" if left_out else "videos have no label"
-    return f"\n  {len(places)} {what}: line {shown}"
+    return f"\n  {len(rows)} {what}: line {shown}"
 
 
 def csv_rows(path: Path, scale: tuple[float, float], faults: Faults) -> list[tuple[str, dict[str, Any]]]:
-    """(``file:line``, a manifest row) of every sound line below the header.  Raises PrflError for the header alone."""
+    """Read (``file:line``, a manifest row) of every sound line below the header.
+
+    Raises PrflError for a header that is wrong; what is wrong with a row goes to ``faults``.
+    """
     lines = csv.reader(io.StringIO(text_of(path), newline=""), dialect=_dialect(text_of(path)), strict=True)
     rows: list[tuple[str, dict[str, Any]]] = []
     begins = 1  # the line where the row begins; a cell may have several
@@ -78,7 +81,7 @@ def csv_rows(path: Path, scale: tuple[float, float], faults: Faults) -> list[tup
 
 
 def check_header(header: Sequence[str], where: str) -> bool:
-    """Whether the rows are pairs.  Raises PrflError for a header that is neither kind, or has no dimension."""
+    """Return whether the rows are pairs.  Raises PrflError for a header that is neither kind, or has no dimension."""
     pairs = not {"a", "b"}.isdisjoint(header)
     needed = PAIR if pairs else VIDEO
     missing = [name for name in needed if name not in header]
@@ -97,14 +100,14 @@ def check_header(header: Sequence[str], where: str) -> bool:
 
 
 def _row(cells: dict[str, str], pairs: bool, scale: tuple[float, float], where: str) -> dict[str, Any]:
-    """A row as it would stand in a JSONL manifest; what is wrong with its values, ``parse_rows`` says."""
+    """Make a row as it would stand in a JSONL manifest; what is wrong with its values, ``parse_rows`` says."""
     fields: dict[str, Any] = {name: cells.pop(name) for name in (PAIR if pairs else VIDEO)}
     if split := cells.pop("split", ""):
         fields["split"] = split
-    given = {name: text for name, text in cells.items() if text}
+    answers = {name: text for name, text in cells.items() if text}
     if pairs:
-        return {**fields, "preference": {name: text.lower() for name, text in given.items()}}
-    return {**fields, "label": {name: _rating(name, text, scale, where) for name, text in given.items()}}
+        return {**fields, "preference": {name: text.lower() for name, text in answers.items()}}
+    return {**fields, "label": {name: _rating(name, text, scale, where) for name, text in answers.items()}}
 
 
 def _rating(name: str, text: str, scale: tuple[float, float], where: str) -> float:
@@ -124,14 +127,14 @@ def _dialect(text: str) -> type[csv.Dialect]:
     """Spreadsheets of some countries write semicolons, others tabs."""
     header = text.partition("\n")[0]
 
-    class Found(csv.excel):
+    class Detected(csv.excel):
         delimiter = max(",;\t", key=header.count)
 
-    return Found
+    return Detected
 
 
 def summary(rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> str:
-    """Counts by dimension: an import that went wrong shows here."""
+    """Count the answers by dimension: an import that went wrong shows here."""
     counts: dict[str, Counter[str]] = {}
     for row in rows:
         if isinstance(row, PreferencePair):
@@ -141,8 +144,7 @@ def summary(rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> str:
             for name, value in row.label.items():
                 counts.setdefault(name, Counter())[f"{value:g}"] += 1
     kind = "pairs" if isinstance(rows[0], PreferencePair) else "videos"
-    each = [
-        f"{name}: " + ", ".join(f"{value} x {count}" for value, count in sorted(found.items()))
-        for name, found in counts.items()
-    ]
-    return f"{len(rows)} {kind} of {len({row.prompt for row in rows})} prompts\n  " + "\n  ".join(each)
+    lines = [f"{len(rows)} {kind} of {len({row.prompt for row in rows})} prompts"]
+    for name, answers in counts.items():
+        lines.append(f"{name}: " + ", ".join(f"{value} x {count}" for value, count in sorted(answers.items())))
+    return "\n  ".join(lines)

@@ -27,7 +27,7 @@ class Validation:
         evaluation = stage.config.evaluation
         self.stage, self.rewards, self.best = stage, rewards, best
         self.prompts = load_prompts(stage.config.data.prompts)["validation"][: evaluation.prompts_per_round]
-        self.alarms: list[hacking.Fall] = []
+        self.alarms: list[hacking.HackingAlarm] = []
 
     def __call__(self, step: int) -> dict[str, float]:
         config, samples = self.stage.config, self.stage.folder.samples

@@ -1,4 +1,4 @@
-"""Whether this machine can run configs, or anything."""
+"""``prfl doctor``: whether this machine can run configs, or anything."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from prfl.utils.errors import PrflError
 
 def doctor(stages: Sequence[Stage]) -> None:
     """Check this machine, and whether each of ``stages`` could run on it; PrflError with the reasons if not."""
-    show("this machine", found := check_machine())
-    problems = [f"{check.name}: {check.problem}" for check in found if check.problem]
+    checks = check_machine()
+    show("this machine", checks)
+    problems = [f"{check.name}: {check.problem}" for check in checks if check.problem]
     for number, stage in enumerate(stages):
-        show(str(stage.path), found := check_config(stage.config, runs_of(stages[:number])))
-        problems += [f"{stage.path}: {check.name}: {check.problem}" for check in found if check.problem]
-    if problems:
-        raise PrflError(
-            "a run could not work here\n  " + "\n  ".join(problems), where="prfl doctor", fix=""
-        )  # each says it
+        checks = check_config(stage.config, runs_of(stages[:number]))
+        show(str(stage.path), checks)
+        problems += [f"{stage.path}: {check.name}: {check.problem}" for check in checks if check.problem]
+    if problems:  # each says its remedy
+        raise PrflError("a run could not work here\n  " + "\n  ".join(problems), where="prfl doctor", fix="")
 
 
 def show(title: str, checks: Sequence[Check]) -> None:
     table = Table(title, "", "", title_justify="left")
     for check in checks:
         mark = Text("no", "red") if check.problem else Text("ok", "green") if check.working else Text("-")
-        text = f"{check.found}; {check.problem}" if check.problem else check.found
+        text = f"{check.state}; {check.problem}" if check.problem else check.state
         table.add_row(check.name, mark, text)
     console.print(table)

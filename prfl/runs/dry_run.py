@@ -1,4 +1,4 @@
-"""What a stage of training would be: its sizes, network evaluations, predicted memory, and what it lacks."""
+"""``prfl train --dry-run``: a stage's sizes, network evaluations and predicted memory, and what it lacks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from prfl.config import Stage
 from prfl.estimate import tables
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.missing_inputs import missing_inputs
-from prfl.estimate.nfe import count_work
+from prfl.estimate.nfe import count_nfe
 from prfl.factory.backbone import build_architecture
 from prfl.utils.console import console
 
 
 def dry_run(stage: Stage, earlier: Sequence[Stage] = ()) -> None:
-    """Sizes, network evaluations and predicted memory of a stage, and what it lacks after the ``earlier`` ones."""
+    """Print a stage's sizes, network evaluations and predicted memory, and what it lacks after the ``earlier`` ones."""
     config = stage.config
     model = build_architecture(config)
-    work, memory = count_work(config, model), predict_memory(config, model)
+    counts, memory = count_nfe(config, model), predict_memory(config, model)
     console.print(f"\n{stage.path}", style="bold", markup=False)
     console.print(tables.size_table(config, model, memory.trainable))
-    console.print(tables.work_table(work))
+    console.print(tables.nfe_table(counts))
     console.print(tables.memory_table(config, memory))
     if memory.assumed:
         console.print(f"assumed: {memory.assumed}", markup=False)

@@ -15,7 +15,7 @@ from prfl.config.schema import Config
 from prfl.factory.provenance import read_stamp
 from prfl.utils.console import console
 from prfl.utils.errors import PrflError
-from prfl.utils.files import writing
+from prfl.utils.files import disk_errors
 
 WEIGHTS = ("policy.safetensors", "transformer", "reward")
 # What is made of the final weights; pages for people to label (samples/label-*) are not: their labels are work.
@@ -30,6 +30,8 @@ def set_aside(config: Config, step: int, anew: bool) -> Path | None:
     left at its end.  Raises PrflError where the folder cannot be written to.
     """
     run = config.run
+
+    # Which results there are.
     weights = [run / name for name in WEIGHTS if (run / name).exists()]
     if not weights and not (anew and _of_another_config(config)):
         return None
@@ -37,8 +39,9 @@ def set_aside(config: Config, step: int, anew: bool) -> Path | None:
     results = [path for name in names for path in sorted(run.glob(name))]
     if not results:
         return None
+
     folder = _folder(run, weights, step)
-    with writing(folder):
+    with disk_errors(folder):
         for path in results:
             target = folder / path.relative_to(run)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +53,7 @@ def set_aside(config: Config, step: int, anew: bool) -> Path | None:
 
 
 def _of_another_config(config: Config) -> bool:
+    """Return whether the run folder's config is not this one."""
     path = config.run / "config.yaml"
     if not path.is_file():
         return False
@@ -60,6 +64,7 @@ def _of_another_config(config: Config) -> bool:
 
 
 def _folder(run: Path, weights: list[Path], step: int) -> Path:
+    """Name a new folder after the step at which the weights were made, and the identity of their run."""
     stamp = None
     try:
         stamp = read_stamp(weights[0]) if weights else None

@@ -18,7 +18,7 @@ from prfl.factory.reward import load_followed_reward, load_reward
 from prfl.factory.rollout import chain_shift
 from prfl.rollout.flow import chain_sigmas
 from prfl.runs.outcomes import compare_base, show_report
-from prfl.runs.train_reward import measure_reward, say_incomparable, show_measured
+from prfl.runs.train_reward import measure_reward, show_measured, warn_of_incomparable
 from prfl.training.run_folder import RunFolder
 from prfl.utils.console import progress, warn
 from prfl.utils.errors import PrflError
@@ -50,10 +50,13 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
     model = build_backbone(config)
     if heads is None and manifest is None and not config.trains_reward:
         return evaluate_policy(config, model)
+    folders = heads or {"head": config.run / "reward"}
     rewards = {
         name: load_reward(folder, model, adapter_name=f"reward-{number}")
-        for number, (name, folder) in enumerate((heads or {"head": config.run / "reward"}).items())
+        for number, (name, folder) in enumerate(folders.items())
     }
+
+    # The clips: those of the config, and the held-out ones, which may be another manifest's.
     train = None  # its samples say how far apart two scores are still a tie
     if manifest is None or config.data.has_clips:
         path = fill_cache(config, model, progress("generated clips"))
@@ -69,16 +72,18 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
     if train is not None and manifest is not None:
         warn_of_trained(held, train, manifest)
+
+    # The measures, at the noise levels of the rollout among others.
     results = config.run / "reward_eval.json" if manifest is None else reward_eval.results_of(config.run, manifest)
     at = reward_eval.levels(chain_sigmas(config.rollout.steps, chain_shift(config, model)).tolist())
-    say_incomparable(rewards, held)
+    warn_of_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
     show_measured(measured, results)
     show_report(config.run)
 
 
 def warn_of_trained(held: Dataset, train: Dataset, manifest: Path) -> None:
-    """All rows of another manifest are held out, so they say; the reward may have been trained on some."""
+    """Warn of rows of another manifest, all of them held out, that the reward was trained on."""
     videos = len(held.entries & train.entries)
     trained = {plain(prompt) for prompt in train.prompts}
     prompts = [prompt for prompt in dict.fromkeys(held.prompts) if plain(prompt) in trained]
@@ -88,7 +93,7 @@ def warn_of_trained(held: Dataset, train: Dataset, manifest: Path) -> None:
 
 
 def evaluate_policy(config: Config, model: Backbone) -> None:
-    """Base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
+    """Draw base and policy on the test prompts again: samples/final and the report, as at the end of the training."""
     load_policy(config, model)
     if not config.evaluation.final_samples:
         fix = "say how many samples: evaluation.final_samples=64"

@@ -1,4 +1,4 @@
-"""What this machine has, and whether a config could run on it."""
+"""The checks of ``prfl doctor``: what this machine has, and whether a config could run on it."""
 
 from __future__ import annotations
 
@@ -41,19 +41,20 @@ HUB_SECONDS = 4
 
 @dataclass(frozen=True)
 class Check:
-    """found: what there is.  problem: why a run could not work with it; empty where it could.
+    """A line of the doctor's table.
 
+    state: what there is.  problem: why a run could not work with it; empty where it could.
     working: False for what is not there, or does not work, and may not be needed.
     """
 
     name: str
-    found: str
+    state: str
     problem: str = ""
     working: bool = True
 
 
 def check_machine() -> list[Check]:
-    """Everything that does not depend on a config."""
+    """Check everything that does not depend on a config."""
     return [
         Check("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
         *map(package, PACKAGES),
@@ -68,10 +69,11 @@ def check_machine() -> list[Check]:
     ]
 
 
-def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
-    """Whether a run of this config could work here.  made: run folders that earlier stages will have filled.
+def check_config(config: Config, filled: Collection[Path] = ()) -> list[Check]:
+    """Check whether a run of this config could work here.  filled: run folders that earlier stages will have filled.
 
-    Raises PrflError where no architecture is to be had."""
+    Raises PrflError where no architecture is to be had.
+    """
     kind, dtype = device_kind(config), getattr(torch, config.backbone.dtype)
     if kind == "cuda" and not torch.cuda.is_available():
         device = Check("backbone.device", "cuda", "there is no usable GPU here; take auto or cpu")
@@ -83,7 +85,7 @@ def check_config(config: Config, made: Collection[Path] = ()) -> list[Check]:
         device,
         attention(runs_on, dtype, model.transformer.config.attention_head_dim),
         *choices(config, model),
-        *inputs(config, made),
+        *inputs(config, filled),
         disk(config, model),
         memory(config, model, available(runs_on) if not device.problem else None),
     ]
@@ -101,7 +103,7 @@ def package(name: str) -> Check:
 
 
 def attentions() -> Iterator[Check]:
-    """Which attentions run here, each tried; it is nothing to worry about that most do not."""
+    """Try every attention and say whether it runs here; it is nothing to worry about that most do not."""
     kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     for name in NAMES:
         reason = why_not(name, torch.device(kind), dtype, head_size=128)
@@ -121,12 +123,12 @@ def driver() -> str:
     if shutil.which("nvidia-smi") is None:
         return "unknown (no nvidia-smi)"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=20, check=False)
-    return found.stdout.splitlines()[0] if found.returncode == 0 and found.stdout else "unknown"
+    answer = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=20, check=False)
+    return answer.stdout.splitlines()[0] if answer.returncode == 0 and answer.stdout else "unknown"
 
 
 def available(kind: str) -> int:
-    """Bytes of free memory, within the control group's limit."""
+    """Return the bytes of free memory, within the control group's limit."""
     if kind == "cuda":
         return torch.cuda.mem_get_info()[0]
     free = psutil.virtual_memory().available
@@ -172,7 +174,7 @@ def attention_operation(names: list[str]) -> str:
 
 
 def choices(config: Config | None = None, model: Backbone | None = None) -> list[Check]:
-    """What runs each operation and the attention: of this config and its architecture, or by itself on this machine."""
+    """Say what runs each operation and the attention: by this config and its architecture, or on this machine."""
     kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
         if config is None or model is None:
@@ -188,7 +190,7 @@ def choices(config: Config | None = None, model: Backbone | None = None) -> list
 
 @cache
 def hub() -> str:
-    """Why the hub cannot be reached; empty when it can."""
+    """Say why the hub cannot be reached; empty when it can."""
     if constants.HF_HUB_OFFLINE:
         return "offline, by HF_HUB_OFFLINE"
     try:
@@ -216,15 +218,15 @@ def video() -> Check:
 # ------------------------------------------------------------------------------------------------- a config
 
 
-def inputs(config: Config, made: Collection[Path]) -> Iterator[Check]:
-    """Prompt files, the manifest, the reward and the model: here, to be had, or missing."""
+def inputs(config: Config, filled: Collection[Path]) -> Iterator[Check]:
+    """Check prompt files, the manifest, the reward and the model: here, to be downloaded, or missing."""
     yield read("data.prompts", lambda: f"{sum(map(len, load_prompts(config.data.prompts).values()))} prompts")
     absent = downloads(config)
     reason = hub() if absent else ""
     for key, name in absent.items():
         problem = f"it is not here, and {reason}; give a folder that it was downloaded to" if reason else ""
         yield Check(key, f"{name}, to be downloaded", problem)
-    for line in missing_inputs(config, made):
+    for line in missing_inputs(config, filled):
         name, _, rest = line.partition(": ")
         if name not in absent:
             yield Check(name, "missing", rest)
@@ -238,8 +240,9 @@ def read(name: str, reader: Callable[[], str]) -> Check:
 
 
 def disk(config: Config, model: Backbone) -> Check:
-    """Room for the checkpoints, and for the download where there is one."""
-    place = next(folder for folder in (config.run.absolute(), *config.run.absolute().parents) if folder.exists())
+    """Check the room for the checkpoints, and for the download where there is one."""
+    run = config.run.absolute()
+    existing = next(folder for folder in (run, *run.parents) if folder.exists())
     networks = (model.transformer, *model.copies.values())
     trained = [p for network in networks for p in network.parameters() if p.requires_grad]
     size = sum(p.numel() * p.element_size() for p in trained)
@@ -247,12 +250,13 @@ def disk(config: Config, model: Backbone) -> Check:
     needed = size * copies * (config.training.keep + 1)  # a new one is written before the oldest goes
     if "backbone.model" in downloads(config):
         needed += sum(map(module_bytes, (model.transformer, model.vae, model.text_encoder)))
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(existing).free
     problem = f"checkpoints and downloads need {gib(needed)}" if needed > free else ""
-    return Check("disk", f"{gib(free)} free at {place}; about {gib(needed)} will be written", problem)
+    return Check("disk", f"{gib(free)} free at {existing}; about {gib(needed)} will be written", problem)
 
 
 def memory(config: Config, model: Backbone, free: int | None) -> Check:
+    """Compare the predicted peak with what is free, in bytes; None where that is not known."""
     predicted = predict_memory(config, model)
     text = f"{gib(predicted.peak)} predicted at the peak, in '{predicted.largest.name}'"
     if free is None:

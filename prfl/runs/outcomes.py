@@ -1,4 +1,4 @@
-"""What a policy's samples come to, beside its base's: by round, at the end of a run, and on request."""
+"""A policy's samples drawn and measured, beside its base's: by round, at the end of a run, and on request."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from prfl.utils.console import console, progress
 
 
 def prompts_of(config: Config) -> list[str]:
-    """What a policy's training encodes beside its clips' prompts: what its chains start with, and what is watched."""
-    known, own = load_prompts(config.data.prompts), config.evaluation
-    watched = known.get("validation", [])[: own.prompts_per_round] if own.every else []
-    compared = known.get("test", [])[: own.final_samples]
-    return [*(drawn_prompts(config) if config.reward else []), *watched, *compared]
+    """List the prompts that a policy's training encodes beside its clips': of its rollouts, its rounds and its end."""
+    prompts, evaluation = load_prompts(config.data.prompts), config.evaluation
+    of_rollouts = drawn_prompts(config) if config.reward else []
+    of_rounds = prompts.get("validation", [])[: evaluation.prompts_per_round] if evaluation.every else []
+    of_the_end = prompts.get("test", [])[: evaluation.final_samples]
+    return [*of_rollouts, *of_rounds, *of_the_end]
 
 
 def outcome_of(
     config: Config,
     model: Backbone,
     rewards: Mapping[str, reward_eval.Scorer],
-    some: list[str],
+    prompts: list[str],
     per_prompt: int,
     name: Literal["base", "policy"],
     **options: Any,
 ) -> policy_eval.Outcome:
+    """Draw ``per_prompt`` videos of each prompt and measure them.  options: of ``policy_eval.measure``."""
     outcome = policy_eval.measure(
         model,
-        some,
+        prompts,
         per_prompt,
         sampling_settings(config),
         name=name,
@@ -53,7 +55,7 @@ def outcome_of(
 
 
 def compare_base(config: Config, model: Backbone, rewards: Mapping[str, reward_eval.Scorer], run: RunFolder) -> None:
-    """Base and policy from the same noise on the test prompts: results.json, videos, a table.
+    """Draw base and policy from the same noise on the test prompts: results.json, videos, a table.
 
     After full fine-tuning in place the base is gone, and the policy stands alone.
     """
@@ -71,6 +73,7 @@ def compare_base(config: Config, model: Backbone, rewards: Mapping[str, reward_e
 
 
 def show_report(run: Path) -> None:
+    """Write the report of a run on the main process, and print where it is."""
     if processes.is_main():
         console.print(f"report: {write_report(run)}", markup=False)
     processes.wait()

@@ -15,12 +15,12 @@ from prfl.factory.prompts import load_prompts
 from prfl.runs.outcomes import outcome_of
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 from prfl.utils.lock import folder_lock
 
 
 def sample(config: Config, *, compare_base: bool = False) -> None:
-    """Videos of the trained policy on the validation prompts, or on the training prompts where there are none.
+    """Draw the trained policy's videos of the validation prompts, or of the training prompts where there are none.
 
     Writes samples/sampled below the run: one mp4 a video, all of them in grid.mp4, and index.html with everything.
     """
@@ -37,21 +37,24 @@ def sample(config: Config, *, compare_base: bool = False) -> None:
 def sample_in_run(config: Config, compare_base: bool) -> None:
     model = build_backbone(config)
     load_policy(config, model)
-    known = load_prompts(config.data.prompts)
-    some = (known.get("validation") or known["train"])[: config.evaluation.prompts_per_round]
-    encode_prompts(config, model, some, progress("encoding the prompts"))
+    splits = load_prompts(config.data.prompts)
+    prompts = (splits.get("validation") or splits["train"])[: config.evaluation.prompts_per_round]
+    encode_prompts(config, model, prompts, progress("encoding the prompts"))
+
     names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
     per_prompt = config.evaluation.samples_per_prompt
-    outcomes = [
-        outcome_of(
-            config, model, {}, some, per_prompt, name, keep_videos=len(some), progress=progress(f"sampling: {name}")
+    outcomes = []
+    for name in names:
+        bar = progress(f"sampling: {name}")
+        outcomes.append(
+            outcome_of(config, model, {}, prompts, per_prompt, name, keep_videos=len(prompts), progress=bar)
         )
-        for name in names
-    ]
+
+    # The videos, all of them in one grid, and a page.
     folder = config.run / "samples" / "sampled"
     path = policy_eval.write_results(folder, outcomes, config.data.fps, moment_of(config))
     groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
-    with replacing(path.with_name("grid.mp4")) as temporary:
+    with atomic_write(path.with_name("grid.mp4")) as temporary:
         temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))
     console.print(tables.policy_table(outcomes))
     page = write_samples_page(path, f"Samples of {config.run.resolve().name}")

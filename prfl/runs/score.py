@@ -1,4 +1,4 @@
-"""``prfl score``: what a saved reward says of videos or latents, at chosen noise levels, as CSV or JSON."""
+"""``prfl score``: a saved reward's scores of videos or latents, at chosen noise levels, as CSV or JSON."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ from prfl.backbone import Backbone, Condition, load_backbone
 from prfl.config import load_config
 from prfl.config.section import is_hub_id
 from prfl.config.sections.backbone import BackboneConfig
-from prfl.data.cache import manifest_videos
 from prfl.data.leaks import token_ids, token_warnings
-from prfl.data.manifest import read_manifest
+from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES, read_video
 from prfl.data.video_size import VideoSize
 from prfl.factory.backbone import build_backbone, choose_device
-from prfl.factory.evaluation import build_latents_scorer
-from prfl.factory.reward import load_reward
+from prfl.factory.evaluation import LatentsScorer, build_latents_scorer
+from prfl.factory.reward import TrainableReward, load_reward
 from prfl.reward.checkpoint import RewardCard, read_config
 from prfl.rollout.flow import add_noise
 from prfl.utils import rng
 from prfl.utils.console import PlainConsole
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import printable, replacing
+from prfl.utils.files import atomic_write, printable
 
 LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")
@@ -87,41 +86,23 @@ def score_files(
     A file that cannot be read does not stop the others; PrflError names all of them at the end.  Scores are written as
     they come: whatever ends the command leaves a whole table of the files before.
     """
-    if out is not None and out.suffix not in (".csv", ".json"):
-        raise PrflError(f"'{out.suffix}' is not a format of scores", where=f"--out {out}", fix="use .csv or .json")
-    for sigma in sigmas:
-        if not 0 <= sigma <= 1:
-            raise PrflError(f"{sigma:g} is no noise level", where="--sigmas", fix="0 is clean, 1 is noise: 0,0.5,0.9")
-    if noise_draws < 1:
-        raise PrflError("there is no mean over no draws", where="--draws", fix="1 or more")
-    for name, value in (clip or {}).items():
-        if value is not None and not 0 < value < math.inf:
-            fix = f"{'a number above 0' if name == 'fps' else '1 or more'}; without --{name}, as the reward was trained"
-            raise PrflError(f"no clip has {name} {value:g}", where=f"--{name}", fix=fix)
+    check_options(out, sigmas, noise_draws, clip or {})
     items = read_items(inputs, prompt, follow_links)
-    saved = read_config(head)
-    backbone = find_backbone(head, saved, model, dtype, device)
+
+    # The reward, on the model that it reads.
+    backbone = find_backbone(head, read_config(head), model, dtype, device)
     reward = load_reward(head, backbone)
-    scorer = build_latents_scorer(reward, backbone)
     if reward.space == "pixel" and any(sigmas):
         messages.print("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
+    scorer = Scorer(backbone, reward, build_latents_scorer(reward, backbone), noise_draws, seed)
     shape = clip_of(reward.card, clip or {}) if any(item.file.suffix != LATENTS for item in items) else {}
+
+    # The prompts, once each.
     prompts = list(dict.fromkeys(item.prompt for item in items))
     for text in token_warnings(prompts, "the prompts", backbone, token_ids(backbone, prompts)):
         messages.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
     conditions = {text: backbone.condition([text]) for text in prompts}
     backbone.drop_text_encoder()
-
-    def at(latents: Float[Tensor, "b c t h w"], sigma: float, condition: Condition) -> dict[str, Tensor]:
-        level = torch.full((len(latents),), sigma, device=backbone.device)
-        total: dict[str, Tensor] = {}
-        count = noise_draws if sigma > 0 else 1
-        for draw in range(count):  # the same noise for every file of one size, so that their scores compare
-            noise = rng.normal(latents.shape[1:], seed, "score", draw, [0]).to(latents)
-            noisy = add_noise(latents, noise, level) if sigma > 0 else latents
-            given = reward.normalisation.apply(scorer(noisy, level, condition[[0] * len(latents)]))
-            total = {name: total.get(name, 0) + values.float().cpu() / count for name, values in given.items()}
-        return total
 
     failed: list[str] = []
     facts = {"reward": head, "model": backbone.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
@@ -132,13 +113,8 @@ def score_files(
             except PrflError as error:
                 failed.append(str(error))
                 continue
-            rows = []
-            for sigma in sigmas:
-                scores = at(latents, sigma, conditions[item.prompt])
-                for number in range(len(latents)):
-                    one = {name: round(float(values[number]), 6) for name, values in scores.items()}
-                    rows.append(Scored(printable(item.file), number, item.prompt, sigma, one))
-            table.add(rows)
+            table.add(scorer.rows(item, latents, conditions[item.prompt], sigmas))
+
     if failed:
         more = "\n".join(failed[1:])
         raise PrflError(
@@ -148,8 +124,59 @@ def score_files(
         )
 
 
+def check_options(out: Path | None, sigmas: Sequence[float], noise_draws: int, clip: Mapping[str, Any]) -> None:
+    """Raise PrflError for an option that no score can be computed with."""
+    if out is not None and out.suffix not in (".csv", ".json"):
+        raise PrflError(f"'{out.suffix}' is not a format of scores", where=f"--out {out}", fix="use .csv or .json")
+    for sigma in sigmas:
+        if not 0 <= sigma <= 1:
+            raise PrflError(f"{sigma:g} is no noise level", where="--sigmas", fix="0 is clean, 1 is noise: 0,0.5,0.9")
+    if noise_draws < 1:
+        raise PrflError("there is no mean over no draws", where="--draws", fix="1 or more")
+    for name, value in clip.items():
+        if value is not None and not 0 < value < math.inf:
+            fix = f"{'a number above 0' if name == 'fps' else '1 or more'}; without --{name}, as the reward was trained"
+            raise PrflError(f"no clip has {name} {value:g}", where=f"--{name}", fix=fix)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Normalised scores of latents at chosen noise levels.  logits: of noisy latents, by the reward."""
+
+    backbone: Backbone
+    reward: TrainableReward
+    logits: LatentsScorer
+    noise_draws: int
+    seed: int
+
+    def at(self, latents: Float[Tensor, "b c t h w"], sigma: float, condition: Condition) -> dict[str, Tensor]:
+        """Score latents at one noise level: by dimension, the mean over the noise draws for each sample."""
+        level = torch.full((len(latents),), sigma, device=self.backbone.device)
+        means: dict[str, Tensor] = {}
+        count = self.noise_draws if sigma > 0 else 1
+        for draw in range(count):  # the same noise for every file of one size, so that their scores compare
+            noise = rng.normal(latents.shape[1:], self.seed, "score", draw, [0]).to(latents)
+            noisy = add_noise(latents, noise, level) if sigma > 0 else latents
+            scores = self.reward.normalisation.apply(self.logits(noisy, level, condition[[0] * len(latents)]))
+            for name, values in scores.items():
+                means[name] = means.get(name, 0) + values.float().cpu() / count
+        return means
+
+    def rows(
+        self, item: Item, latents: Float[Tensor, "b c t h w"], condition: Condition, sigmas: Sequence[float]
+    ) -> list[Scored]:
+        """Score a file at every noise level, one row for each of its samples."""
+        rows = []
+        for sigma in sigmas:
+            scores = self.at(latents, sigma, condition)
+            for number in range(len(latents)):
+                rounded = {name: round(float(values[number]), 6) for name, values in scores.items()}
+                rows.append(Scored(printable(item.file), number, item.prompt, sigma, rounded))
+        return rows
+
+
 def read_items(inputs: Sequence[str], prompt: str | None, follow_links: bool) -> list[Item]:
-    """Every file once.  Raises PrflError for an input that is absent, of no known kind, or has no prompt."""
+    """List every file once.  Raises PrflError for an input that is absent, of no known kind, or has no prompt."""
     items: list[Item] = []
     faults = Faults()
     for name in inputs:
@@ -165,8 +192,8 @@ def _items_of(name: str, prompt: str | None, follow_links: bool) -> list[Item]:
         rows = read_manifest(path, follow_links=follow_links)
         return [Item(_shown(file), row.prompt) for row in rows for file in manifest_videos([row])]
     if path.suffix.lower() not in (*SUFFIXES, LATENTS):
-        known = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
-        raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {known}")
+        kinds = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
+        raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {kinds}")
     if not path.is_file():
         fix = "give the path of a video, a latents file or a manifest"
         raise PrflError("there is no such file", where=name, fix=fix)
@@ -177,48 +204,59 @@ def _items_of(name: str, prompt: str | None, follow_links: bool) -> list[Item]:
 
 
 def _shown(file: Path) -> Path:
-    """Relative to here where it lies below: shorter, and no secret of the machine."""
+    """Return the path relative to here where it lies below: shorter, and no secret of the machine."""
     return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 
 
 def find_backbone(
     head: str, saved: Mapping[str, Any], model: str | None, dtype: str | None, device: Literal["auto", "cpu", "cuda"]
 ) -> Backbone:
-    """``model``, or the one of the run that the reward lies in, or the hub model that the reward names."""
+    """Load ``model``, or the one of the run that the reward lies in, or the hub model that the reward names.
+
+    saved: the reward's config.  Raises PrflError where none of them is to be had.
+    """
     run = Path(head).resolve().parent / "config.yaml"
     named = saved.get("backbone", {})
     if model is None and run.is_file():
         config = load_config(run)
         changes: dict[str, Any] = {"adapter": None, "device": device, "compile": False}
-        own = config.backbone.model_copy(update=changes | ({"dtype": dtype} if dtype else {}))
-        return build_backbone(config.model_copy(update={"backbone": own}))
+        backbone = config.backbone.model_copy(update=changes | ({"dtype": dtype} if dtype else {}))
+        return build_backbone(config.model_copy(update={"backbone": backbone}))
     if model is None and not is_hub_id(named.get("model_id")):
-        known = f"it was trained on {named['model_id']}" if named else "its card names none"
-        raise PrflError(f"no video model is given, and {known}", where=head, fix="--model FOLDER or --model owner/name")
-    place, revision = (named["model_id"], named.get("revision")) if model is None else (model, None)
-    where = choose_device(BackboneConfig(model=place, device=device))
-    return load_backbone(place, getattr(torch, dtype or "float32"), where, revision)
+        trained_on = f"it was trained on {named['model_id']}" if named else "its card names none"
+        raise PrflError(
+            f"no video model is given, and {trained_on}", where=head, fix="--model FOLDER or --model owner/name"
+        )
+    source, revision = (named["model_id"], named.get("revision")) if model is None else (model, None)
+    chosen_device = choose_device(BackboneConfig(model=source, device=device))
+    return load_backbone(source, getattr(torch, dtype or "float32"), chosen_device, revision)
 
 
-def clip_of(card: RewardCard, given: Mapping[str, Any]) -> dict[str, Any]:
-    """How videos are read: as the reward was trained, or as given; a word of warning outside of its range."""
+def clip_of(card: RewardCard, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how videos are read: as asked, or as the reward was trained; warns outside of its range.
+
+    Raises PrflError where neither says it.
+    """
     clip: dict[str, Any] = {}
     for name in CLIP:
-        known = getattr(card, name)
-        if known is None and given.get(name) is None:
+        span = getattr(card, name)  # the least and the most that the reward was trained with
+        if span is None and asked.get(name) is None:
             what = f"the reward's card does not say at which {name} it was trained"
             raise PrflError(what, where="prfl score", fix=f"give --{name}")
-        value = given.get(name)
-        clip[name] = known[1] if value is None else value
-        if known is not None and not known[0] <= clip[name] <= known[1]:
-            trained = f"{known[0]:g} to {known[1]:g}" if known[0] != known[1] else f"{known[0]:g}"
+        value = asked.get(name)
+        clip[name] = span[1] if value is None else value
+        if span is not None and not span[0] <= clip[name] <= span[1]:
+            trained = f"{span[0]:g} to {span[1]:g}" if span[0] != span[1] else f"{span[0]:g}"
             messages.print(f"the reward was trained with {name} {trained}, and scores {clip[name]:g}", style="yellow")
     return clip
 
 
 @torch.no_grad()
 def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Float[Tensor, "b c t h w"]:
-    """A video, encoded, or a file of latents, on the backbone's device.  Raises PrflError naming the file."""
+    """Read a file of latents, or a video, which is encoded, onto the backbone's device.
+
+    Raises PrflError naming the file.
+    """
     if file.suffix != LATENTS:
         pixels = read_video(file, VideoSize(**clip))[None]
         latents = backbone.encode(pixels.to(backbone.device)).float()
@@ -240,8 +278,10 @@ def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Flo
 
 
 def load_latents(file: Path) -> Float[Tensor, "b c t h w"]:
-    """The tensor ``latents`` of a safetensors file, or the only one: (c, t, h, w) as in the cache, or with a batch in
-    front; normalised as the backbone's ``encode`` gives them."""
+    """Load the tensor ``latents`` of a safetensors file, or the only one.
+
+    It is (c, t, h, w) as in the cache, or with a batch in front; normalised as the backbone's ``encode`` gives them.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
@@ -290,7 +330,7 @@ class ScoreTable:
             text = json.dumps({**self.facts, "rows": listed}, indent=1, ensure_ascii=False) + "\n"
         else:
             text = csv_text(self.rows, header=True)
-        with replacing(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_text(text, encoding="utf-8")
         self.written, self.at = len(self.rows), time.monotonic()
 

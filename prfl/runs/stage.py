@@ -33,7 +33,7 @@ from prfl.utils.lock import folder_lock
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     load_prompts(config.data.prompts)
-    with processes.peers(), out_of_memory(config):
+    with processes.peer_errors(), out_of_memory(config):
         train_stage(config, resume)
 
 
@@ -70,12 +70,16 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
 
 
 def prepared_model(config: Config) -> Backbone:
-    """The model of a config, checked, with what was chosen for it said on the console."""
+    """Build the model of a config and check it; prints what was chosen for it."""
     model = build_backbone(config)
+
+    # Which kernels and which attention run.
     chosen = {**choose_kernels(config), "attention": attention_choice(config, model)}
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
+
+    # Whether the prompts and the adapter are as they should be.
     check_prompts(config, model)
     if config.backbone.adapter:
         check_starts_as_base(model, POLICY)
@@ -87,7 +91,7 @@ def prepared_model(config: Config) -> Backbone:
 
 
 def watched(config: Config, model: Backbone) -> Watched:
-    """What the trainer looks at beside the parameters it trains: all weights, and the policy's output by its base's."""
+    """Return what the trainer checks beside the parameters it trains: all weights, and the policy against its base."""
     parts = {"transformer": model.transformer, "vae": model.vae}
     weights = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
     adapter = None if config.trains_reward else policy_adapter_name(config)

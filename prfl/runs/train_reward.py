@@ -1,7 +1,8 @@
-"""A stage that trains a reward, and the measuring of rewards side by side."""
+"""A stage that trains a reward; and rewards measured side by side."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from prfl.factory.objective import build_preference
 from prfl.factory.provenance import Moment, run_hash
 from prfl.factory.reward import Reward, build_new_reward, reward_hash, save_reward_stamp
 from prfl.reward import LatentReward, RewardCard, RewardEnsemble
-from prfl.reward.judged import doubts
+from prfl.reward.ranking_accuracy import doubts
 from prfl.runs.stage_run import StageRun
 from prfl.training.loop import Callbacks, Hook, TrainResult
 from prfl.utils import processes
 from prfl.utils.console import console, progress, warn
 from prfl.utils.errors import PrflError
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 
 def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
@@ -36,10 +37,10 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
         layers, blocks = reach(model.transformer, reward.adapter.name)
         console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
     objective = build_preference(config, model, reward, stage.clips)
-    say_incomparable({"reward": reward}, validation)
+    warn_of_incomparable({"reward": reward}, validation)
 
     def watch(step: int) -> dict[str, float]:
-        """Pairwise accuracy within a prompt at three noise levels, on few samples: is it learning, or overfitting?"""
+        """Measure pairwise accuracy within a prompt at three noise levels: is it learning, or overfitting?"""
         few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, 0.9)]
         assert validation is not None
         scorers = {"reward": build_latents_scorer(reward, model)}
@@ -52,11 +53,8 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
         if validation is not None:
             # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
             # A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
-            bins = [
-                level
-                for level in reward_eval.levels()
-                if level.kind == "bin" and (reward.noise_aware or level.high <= 0.5)
-            ]
+            highest = math.inf if reward.noise_aware else 0.5
+            bins = [level for level in reward_eval.levels() if level.kind == "bin" and level.high <= highest]
             path = run.path / "reward_eval.json"
             rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
             reward.card = card(
@@ -83,7 +81,7 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
     return stage.fit(objective, Callbacks(hooks, finish=finish))
 
 
-def say_incomparable(rewards: Mapping[str, Reward], held: Dataset | None) -> None:
+def warn_of_incomparable(rewards: Mapping[str, Reward], held: Dataset | None) -> None:
     """Warn of the dimensions that will have no accuracy on the held-out rows, with the reason."""
     if held is None:
         warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
@@ -104,7 +102,7 @@ def measure_reward(
     noise_draws: int = 3,
     **facts: str,
 ) -> list[reward_eval.Row]:
-    """Several rewards side by side at some noise levels; the rows go to ``path``.
+    """Measure several rewards side by side at some noise levels; the rows go to ``path``.
 
     train: calibrates the margin under which two scores count as a tie; a few hundred of its samples are enough.
     """
@@ -123,29 +121,32 @@ def measure_reward(
 
 
 def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
-    """Plots beside ``path``, where the rows are, and tables on the console."""
+    """Draw plots beside ``path``, where the rows are, and print tables."""
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if processes.is_main() and rows:
         for name, measure in reward_eval.measured(rows).items():
-            with replacing(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
+            with atomic_write(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
                 temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
     for dimension in dimensions:
         for measure in reward_eval.measured([row for row in rows if row.dimension == dimension]).values():
             console.print(tables.reward_table(rows, dimension, measure))
 
 
-def warn_of_doubts(reward: Reward, counted: Iterable[str], place: str) -> None:
-    """Say which of the dimensions that count a trained reward does not rank better than chance, or nobody measured."""
+def warn_of_doubts(reward: Reward, counted: Iterable[str], where: str) -> None:
+    """Warn of the dimensions that count and that a reward does not rank better than chance, or nobody measured.
+
+    where: the path or the yaml key that names the reward.
+    """
     members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
     for number, member in enumerate(members):
-        name = f"{place} (member {number})" if len(members) > 1 else place
+        name = f"{where} (member {number})" if len(members) > 1 else where
         for doubt in doubts(member.card, counted) if member.card else []:
             warn(f"{name}: {doubt}")
 
 
 @torch.no_grad()
 def clean_logits(reward: Reward, model: Backbone, data: Dataset) -> dict[str, torch.Tensor]:
-    """Logits at sigma 0 of a dataset: what normalises the scores."""
+    """Compute the logits of a dataset at sigma 0, which normalise the scores."""
     held = reward_eval.held_out(data)
     score = build_latents_scorer(reward, model)
     parts = []
@@ -156,6 +157,7 @@ def clean_logits(reward: Reward, model: Backbone, data: Dataset) -> dict[str, to
 
 
 def card(config: Config, **measured: Any) -> RewardCard:
+    """Make the card of a reward: the videos that it was trained on, and what was measured of it."""
     data = config.data
     return RewardCard(
         frames=(data.frames, data.frames),

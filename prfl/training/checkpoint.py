@@ -11,7 +11,6 @@ and the state of every random generator are functions of (identity, step), so th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -31,7 +30,8 @@ from prfl.objective import Stateful
 from prfl.training.ema import Ema
 from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
-from prfl.utils.files import content_hash, read_tensors, remove_folder, replacing_folder, restore_folders
+from prfl.utils.files import atomic_folder, read_tensors, remove_folder, restore_folders
+from prfl.utils.hashing import content_hash, json_hash
 
 FORMAT = 1
 VERSION = "version of this identity"  # a key of the identity; older checkpoints have none
@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int) -> Path:
     Raises PrflError when the disk is full; the checkpoints before are whole.
     """
     final = folder / step_name(state.step)
-    with replacing_folder(final) as temporary:
+    with atomic_folder(final) as temporary:
         for name, tensors in checkpoint_tensors(state).items():
             save_file(detached_copies(tensors), temporary / f"{name}.safetensors")
         files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
@@ -108,7 +108,7 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return json_hash(identity)[:16]
 
 
 def step_name(step: int) -> str:

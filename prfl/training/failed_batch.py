@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from prfl.objective import Objective
 from prfl.training.checkpoint import detached_copies
-from prfl.utils.files import replacing
+from prfl.utils.files import atomic_write
 
 
 def dump_batch(
@@ -29,11 +29,11 @@ def dump_batch(
         tensors[f"parameter/{key}"] = parameter
         if parameter.grad is not None:
             tensors[f"gradient/{key}"] = parameter.grad
-    with replacing(folder / f"{name}.safetensors") as temporary:
+    with atomic_write(folder / f"{name}.safetensors") as temporary:
         save_file(detached_copies(tensors), temporary)
 
     shown = {key: repr(value) for key, value in numbers.items()}  # JSON has no NaN
     facts = {"step": step, "indices": list(indices), "numbers": shown} | facts
-    with replacing(folder / f"{name}.json") as temporary:
+    with atomic_write(folder / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prfl.utils.files import records, replacing, restore_folders
+from prfl.utils.files import atomic_write, records, restore_folders
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
@@ -41,7 +41,7 @@ class RunFolder:
         if self.resolved_config:
             texts["config.yaml"] = self.resolved_config
         for name, text in texts.items():
-            with replacing(self.path / name) as temporary:
+            with atomic_write(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
     @property
@@ -78,6 +78,6 @@ def drop_metrics_after(path: Path, step: int) -> int:
     before, damaged = records(path)
     if before or damaged:
         remaining = [r for r in before if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in remaining), encoding="utf-8")
     return damaged

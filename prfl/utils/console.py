@@ -15,9 +15,9 @@ from prfl.utils.text import visible
 
 
 class PlainConsole(Console):
-    """A console on which text is text, in lines, in tables and in their titles: names and prompts are users' own.
+    """A console that shows text as it is, in lines, in tables and in their titles: users wrote the names and prompts.
 
-    No markup (``[/10]``), no emoji codes (``:bar:``), no control characters.  Styles are given by argument.
+    No markup (``[/10]``), no emoji codes (``:bar:``), no control characters.  Styles are arguments.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -30,23 +30,23 @@ if not console.is_terminal:
 
 
 def warn(text: str) -> None:
-    """What goes on all the same, in one line."""
+    """Warn, in one line, of what does not stop the work."""
     console.print(f"warning: {text}", style="bold yellow", markup=False, soft_wrap=True)
 
 
-def progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """A bar on a terminal; off it one line when the work begins."""
+def progress(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """Return what shows the progress through items: a bar on a terminal, else one line when the work begins."""
 
     def shown(items: Iterable[Any]) -> Iterable[Any]:
         if console.is_terminal:
-            return track(items, description=what, console=console, transient=True)
-        console.print(what)
+            return track(items, description=description, console=console, transient=True)
+        console.print(description)
         return items
 
     return shown
 
 
 def disable_progress_bars() -> None:
-    """Those of the libraries, while they load a model."""
+    """Switch off the bars that the libraries show while they load a model."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prfl.utils.text import visible
 
-SHOWN = 20  # of the faults of a file: who mends these sees what the others are
+SHOWN = 20  # of the faults of a file: these show what the others are
 
 
 class PrflError(ValueError):
@@ -31,8 +31,8 @@ class GuardError(PrflError):
 
 
 @contextmanager
-def located(where: str) -> Iterator[None]:
-    """Gives a PrflError from inside a place, where it has none: the code that raises it does not know the yaml path."""
+def error_location(where: str) -> Iterator[None]:
+    """Add ``where`` to a PrflError from inside that has none: the code that raises it does not know the yaml path."""
     try:
         yield
     except PrflError as error:
@@ -42,24 +42,26 @@ def located(where: str) -> Iterator[None]:
 
 
 class Faults:
-    """Gathers what is wrong with the rows of a file, or other inputs, so that all of it can be said at once."""
+    """Gathers what is wrong with the rows of a file, or other inputs, so that one error can name all of it."""
 
     def __init__(self) -> None:
         self.errors: list[PrflError] = []
 
     @contextmanager
     def collected(self) -> Iterator[None]:
+        """Keep a PrflError from inside, and go on behind the block."""
         try:
             yield
         except PrflError as error:
             self.errors.append(error)
 
     def raise_all(self, where: str | Path, kind: str = "rows") -> None:
-        """The one fault as it is; several as a list, with the remedy of each."""
+        """Raise the only fault as it is, and several as one error that lists them with the remedy of each."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
-            listed = [f"  {error.where}: {error.what} ({error.fix})" for error in self.errors[:SHOWN]]
-            more = [f"  and {len(self.errors) - SHOWN} more"] if len(self.errors) > SHOWN else []
-            what = "\n".join([f"{len(self.errors)} {kind} are wrong", *listed, *more])
-            raise PrflError(what, where=str(where), fix=f"mend these {kind}, or leave them out")
+            lines = [f"{len(self.errors)} {kind} are wrong"]
+            lines += [f"  {error.where}: {error.what} ({error.fix})" for error in self.errors[:SHOWN]]
+            if len(self.errors) > SHOWN:
+                lines.append(f"  and {len(self.errors) - SHOWN} more")
+            raise PrflError("\n".join(lines), where=str(where), fix=f"mend these {kind}, or leave them out")

@@ -1,17 +1,15 @@
-"""Small habits with files: write whole or not at all, hash contents, read lines of JSON with their numbers."""
+"""Files: write whole or not at all, read lines of JSON with their numbers."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from prfl.utils.errors import Faults, PrflError
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns what the disk refuses (it is full, read-only, no folder) into a PrflError that names ``path``."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses (it is full, read-only, no folder) into a PrflError that names ``path``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -56,31 +54,31 @@ REMEDIES = {
 
 
 def _remedy(error: Exception, path: Path) -> str:
-    """What to do about what the disk says; safetensors gives the number in words."""
+    """Choose the remedy for an error of the disk; safetensors gives its number in words."""
     number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"os error (\d+)", str(error))):
-        number = int(found[1])
+    if number is None and (match := re.search(r"os error (\d+)", str(error))):
+        number = int(match[1])
     if number == errno.ENOSPC:
         return f"free some space or choose another folder{_free(path)}"
     return REMEDIES.get(number or 0, "see what the disk says of it, or choose another folder")
 
 
 def _free(path: Path) -> str:
-    place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
-    return "" if place is None else f" ({shutil.disk_usage(place).free / 2**30:.1f} GiB are free there)"
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+    return "" if folder is None else f" ({shutil.disk_usage(folder).free / 2**30:.1f} GiB are free there)"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of ``path`` to write to; it takes path's name at the end, or vanishes on any error.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary neighbour of ``path`` to write to; it takes path's name at the end, or vanishes on any error.
 
-    So a reader sees the old file, the new one or none, never a half, and nor does who looks after the machine has lost
-    its power: the content is forced to the disk first.  The name keeps its suffix.
+    So a reader sees the old file, the new one or none, never a half.  That holds after a loss of power too: the content
+    is forced to the disk first.  The name keeps its suffix.
     Raises PrflError when the folder cannot be made or the disk is full.
     """
     temporary = _neighbour(path, "tmp")
     try:
-        with writing(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _flush(temporary)
@@ -91,15 +89,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """``replacing`` for a folder: an empty neighbour to fill, which is forced to the disk before it takes path's name.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty neighbour of the folder to fill; it is forced to the disk before it takes path's name.
 
     A folder cannot take the place of another in one step: the old one is moved aside first.  Killed between the two,
     a run leaves it as ``.old-TOKEN-NAME``, and ``restore_folders`` gives it its name back.
     """
     temporary, old = _neighbour(path, "tmp"), _neighbour(path, "old")
     try:
-        with writing(path):
+        with disk_errors(path):
             temporary.mkdir(parents=True)
             yield temporary
             for written in (*temporary.rglob("*"), temporary):
@@ -114,8 +112,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def restore_folders(parent: Path) -> None:
-    """Clean up after ``replacing`` and ``replacing_folder`` were killed: what is half written goes, folders moved aside
-    come back.  For a folder into which no other process writes."""
+    """Clean up after ``atomic_write`` and ``atomic_folder`` were killed: remove what is half written, and give folders
+    that were moved aside their names back.  For a folder into which no other process writes."""
     for half in parent.glob(".tmp-*"):
         _remove(half)
     for old in parent.glob(".old-*"):
@@ -150,7 +148,7 @@ def _remove(path: Path) -> None:
 
 
 def _neighbour(path: Path, kind: str) -> Path:
-    """A hidden name that no other process takes: two containers may both have a process 1."""
+    """Make a hidden name that no other process takes: two containers may both have a process 1."""
     return path.with_name(f".{kind}-{secrets.token_hex(4)}-{path.name}")
 
 
@@ -177,17 +175,17 @@ _TAGS = {
 
 
 def mark_written(folder: Path, tag: str = OUTPUT_TAG) -> None:
-    """Say that prfl wrote what lies in a folder, so that it does not take it for a user's own videos.
+    """Mark a folder as written by prfl, so that it is not taken for a folder of the user's videos.
 
     CACHE_TAG where it can be made again, which backups look for too; else OUTPUT_TAG.
     """
     if not (folder / tag).exists():
-        with replacing(folder / tag) as temporary:
+        with atomic_write(folder / tag) as temporary:
             temporary.write_text(_TAGS[tag], encoding="utf-8")
 
 
 def written_by_prfl(folder: Path) -> bool:
-    """Whether ``mark_written`` marked it.  Other programs have caches too, and videos in them."""
+    """Tell whether ``mark_written`` marked it.  Other programs have caches too, and videos in them."""
     if (folder / OUTPUT_TAG).is_file():
         return True
     try:
@@ -197,7 +195,7 @@ def written_by_prfl(folder: Path) -> bool:
 
 
 def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.  Raises PrflError when it is absent, truncated or lies."""
+    """Read the tensors of a safetensors file, on the CPU.  Raises PrflError when it is absent, truncated or lies."""
     try:
         with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}
@@ -207,23 +205,17 @@ def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
         raise PrflError(f"is damaged: {error}", where=str(path), fix=fix) from error
 
 
-def content_hash(path: Path) -> str:
-    """sha256 of a file's bytes.  Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; json itself would silently keep the last of two equal keys."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Make a JSON object; json itself would silently keep the last of two equal keys."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         repeated = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
         raise ValueError(f"the key '{repeated}' stands twice")
-    return found
+    return fields
 
 
 def text_of(path: Path) -> str:
-    """The whole of a UTF-8 file.  Raises PrflError that names the line where it is not."""
+    """Read a whole UTF-8 file.  Raises PrflError that names the line where it is not."""
     try:
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with this mark
     except OSError as error:
@@ -238,18 +230,18 @@ def text_of(path: Path) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A file's name as text that can be written anywhere: bytes that are not UTF-8 as ``\\xe9``."""
+    """Write a file's name as text that is valid everywhere: bytes that are not UTF-8 as ``\\xe9``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def numbered_lines(path: Path) -> list[tuple[str, str]]:
-    """(``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
+    """Read (``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
     lines = enumerate(text_of(path).split("\n"), start=1)
     return [(f"{path}:{number}", text.strip()) for number, text in lines if text.strip()]
 
 
 def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(``file:line``, object) of every line of a JSONL file.  Raises PrflError."""
+    """Read (``file:line``, object) of every line of a JSONL file.  Raises PrflError."""
     rows, faults = [], Faults()
     for where, text in numbered_lines(path):
         with faults.collected():
@@ -269,12 +261,12 @@ def _json_row(where: str, text: str) -> dict[str, Any]:
 
 
 def records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a metrics.jsonl, and how many of its lines a crash has damaged: half written, or NUL bytes.
+    """Read the records of a metrics.jsonl; count the lines that a crash has damaged: half written, or NUL bytes.
 
     Raises OSError; a file that is not there has none.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    found, damaged = [], 0
+    complete, damaged = [], 0
     for line in filter(bytes.strip, lines):
         try:
             record = json.loads(line)
@@ -283,34 +275,30 @@ def records(path: Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, TypeError, KeyError, RecursionError):
             damaged += 1
         else:
-            found.append(record)
-    return found, damaged
+            complete.append(record)
+    return complete, damaged
 
 
 def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:
-    """The object in a JSON file of a run that has these keys; None where there is no such file, and with a warning
-    where a crash has damaged it: what is measured is measured again, and a run must not end for what is not."""
+    """Read the object with these keys from a JSON file of a run.
+
+    Returns None where there is no such file, and with a warning where a crash has damaged it: a measurement can be made
+    again, and a run must not end for the rest.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in keys if key not in found]
-        if not isinstance(found, dict) or missing:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in keys if key not in content]
+        if not isinstance(content, dict) or missing:
             raise ValueError(f"no object with {', '.join(keys)}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         _left_out(path, str(error))
         return None
-    return found
+    return content
 
 
 @cache
 def _left_out(path: Path, reason: str) -> None:
     """Warn of a file once."""
     warn(f"{path} is damaged ({reason}) and is left out")
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The end of a remedy: the nearest known word, and all of them."""
-    near = get_close_matches(word, known, n=1)
-    guess = f"did you mean '{near[0]}'? " if near else ""
-    return f"{guess}known: {', '.join(known)}"

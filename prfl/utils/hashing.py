@@ -1,37 +1,56 @@
-"""Hashes of files that are remembered from start to start: a terabyte of videos is read once, and not at every start.
+"""Hashes of values and of files.
+
+Those of files are remembered from start to start: a terabyte of videos is read once, and not at every start.
 
 The memory is one SQLite file in the user's cache folder, or the one that PRFL_HASHES names (``off``: none).  A hash is
-trusted while the file's size, times and inode stay, and is not kept of a file that changed in the seconds before it was
+trusted while the file's size, times and inode stay.  It is not kept of a file that changed in the seconds before it was
 read: a second change within the clock's grain would go unnoticed.  Nothing depends on the memory: where it cannot be
 read or written, files are hashed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sqlite3
 import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-
-from prfl.utils.files import content_hash
+from typing import Any
 
 SETTLED = 2.0  # seconds since a file's last change, from which on its times tell of the next one
 SMALL = 2**16  # bytes up to which a file is read as fast as it is looked up
 
 
+def json_hash(value: Any, *, sort_keys: bool = True) -> str:
+    """Hash a value as JSON writes it: 64 hexadecimal digits of sha256.
+
+    sort_keys: whether the order of a mapping's keys makes no difference.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=sort_keys).encode()).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """Hash a file's bytes: 64 hexadecimal digits of sha256.  Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def remembered_hash(path: Path) -> str:
-    """``content_hash`` of a file, without reading it where it is as it was when it was last hashed.  Raises OSError."""
+    """Hash a file as ``content_hash``, without reading it if it is unchanged since the last time.  Raises OSError."""
     facts = _facts(path)
-    memory = _place()
+    memory = _memory_file()
     if memory is None or path.stat().st_size <= SMALL:
         return content_hash(path)
+
     file = str(path.resolve())
     with suppress(OSError, sqlite3.Error):
         row = _opened(memory, os.getpid()).execute("SELECT facts, hash FROM hashes WHERE file = ?", (file,)).fetchone()
         if row and row[0] == facts:
             return str(row[1])
+
     digest = content_hash(path)
     changed = path.stat()
     if _facts(path) == facts and time.time() - max(changed.st_mtime, changed.st_ctime) > SETTLED:
@@ -40,12 +59,12 @@ def remembered_hash(path: Path) -> str:
 
 
 def _facts(path: Path) -> str:
-    """ctime too: it also tells of a change after which the time of modification was put back."""
+    """Describe the file as it is.  ctime tells of a change after which the time of modification was put back."""
     now = path.stat()
     return f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino} {now.st_dev}"
 
 
-def _place() -> Path | None:
+def _memory_file() -> Path | None:
     named = os.environ.get("PRFL_HASHES")
     if named == "off":
         return None
@@ -57,7 +76,7 @@ def _place() -> Path | None:
 
 @lru_cache(maxsize=1)
 def _opened(memory: Path, process: int) -> sqlite3.Connection:
-    """process: a connection must not be carried over a fork."""
+    """Open the memory once a process: a connection must not be carried over a fork."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(memory, timeout=1, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = OFF")  # what a crash damages is made anew

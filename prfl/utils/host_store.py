@@ -17,7 +17,10 @@ LEAVING = 2  # tensors whose copies to the host may still run while the forward 
 
 
 def streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream] | None:
-    """(computing, copying) of a GPU.  One stream copies both ways: a copy back is queued behind the copy there."""
+    """Return a GPU's streams (computing, copying); None for a CPU.
+
+    One stream copies both ways: a copy back is queued behind the copy there.
+    """
     return (torch.cuda.current_stream(device), _copying(device)) if device.type == "cuda" else None
 
 
@@ -43,7 +46,7 @@ class Parked:
         return size.numel() * dtype.itemsize
 
     def __del__(self) -> None:
-        """What was sent for and never taken (a backward pass that failed): its memory is not to be handed on yet."""
+        """Wait for what was sent for and never taken (a failed backward pass): its memory may not be handed on yet."""
         if self.coming is not None and self.coming[1] is not None:
             streams(self.device)[0].wait_event(self.coming[1])  # type: ignore[index]
 
@@ -66,7 +69,7 @@ class HostStore:
 
     @property
     def bytes(self) -> int:
-        """Host memory that it takes."""
+        """The host memory that it takes."""
         return sum(parked.bytes for group in self.groups for parked in group)
 
     def new_group(self) -> None:
@@ -74,20 +77,24 @@ class HostStore:
 
     @torch.no_grad()
     def put(self, tensor: Tensor) -> Parked:
-        """Into the newest group.  The tensor's own memory is free once nobody else refers to it.
+        """Copy a tensor into the newest group.  Its device memory is free once nobody else refers to it.
 
         The layout is kept (attention gives its output transposed); no expanded tensors.
         """
         tensor = tensor.detach()
-        layout, pair = (tensor.size(), tensor.stride(), tensor.dtype), streams(tensor.device)
+        layout = tensor.size(), tensor.stride(), tensor.dtype
         parked = Parked(len(self.groups) - 1, layout, tensor.device)
         self.groups[-1].append(parked)
         if tensor.is_meta:
             return parked
+
+        pair = streams(tensor.device)
         parked.host = torch.empty_strided(*layout[:2], dtype=tensor.dtype, device="cpu", pin_memory=pair is not None)
         if pair is None:
             parked.host.copy_(tensor)
             return parked
+
+        # On a GPU the copy waits for what computes the tensor, and the computation goes on.
         computing, copying = pair
         copying.wait_stream(computing)
         with torch.cuda.stream(copying):
@@ -104,12 +111,13 @@ class HostStore:
 
     @torch.no_grad()
     def take(self, parked: Parked) -> Tensor:
-        """The tensor on its device again, and the group before it sent for."""
+        """Return the tensor on its device again, and send for the group before it."""
         self.settle()
         _send_for(parked)
         for other in self.groups[parked.group - 1] if parked.group else []:
             if not other.taken:
                 _send_for(other)
+
         assert parked.coming is not None
         (tensor, complete), parked.coming, parked.taken = parked.coming, None, True
         if complete is not None:
@@ -118,10 +126,13 @@ class HostStore:
 
 
 def _send_for(parked: Parked) -> None:
+    """Start the copy of a tensor back to its device, once."""
     if parked.coming is not None:
         return
+
     size, stride, dtype = parked.layout
-    tensor, complete = torch.empty_strided(size, stride, dtype=dtype, device=parked.device), None
+    tensor = torch.empty_strided(size, stride, dtype=dtype, device=parked.device)
+    complete = None
     pair = streams(parked.device)
     if pair is not None:
         computing, copying = pair

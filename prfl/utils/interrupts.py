@@ -15,18 +15,23 @@ PATIENCE = 5.0  # seconds in which a repeated signal is the same wish: launchers
 
 
 def ending_signals() -> list[signal.Signals]:
-    """Those of this machine, but for one that is ignored from the start (``nohup``, a shell's ``&``) or is handled by
-    what Python knows nothing of.  None outside the main thread: Python lets no other thread handle signals."""
+    """List the ending signals of this machine that may be handled.
+
+    Not among them is one that is ignored from the start (``nohup``, a shell's ``&``) or handled outside of Python.
+    Outside the main thread there are none: Python lets no other thread handle signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         return []
-    known = [signal.Signals[name] for name in NAMES if hasattr(signal, name)]
-    return [number for number in known if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    available = [signal.Signals[name] for name in NAMES if hasattr(signal, name)]
+    return [number for number in available if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Each of them is a KeyboardInterrupt, so that half-written files are cleaned up; repeated meanwhile it is nothing.
-    A run that trains has its own way (training/signals.py)."""
+    """Turn each of them into a KeyboardInterrupt, so that half-written files are cleaned up.
+
+    A signal that is repeated within ``PATIENCE`` is ignored.  Training handles signals itself (training/signals.py).
+    """
     last = -math.inf
 
     def interrupt(*_: object) -> None:

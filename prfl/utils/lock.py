@@ -24,7 +24,7 @@ import psutil
 from prfl.utils import processes
 from prfl.utils.console import warn
 from prfl.utils.errors import GuardError, PrflError
-from prfl.utils.files import writing
+from prfl.utils.files import disk_errors
 
 try:
     import fcntl
@@ -49,7 +49,7 @@ class Holder:
         return f"process {self.process} on {self.host} ({self.command}; since {self.since})"
 
     def is_gone(self) -> bool:
-        """Whether this machine says that the process has ended; of another machine's nothing is known here."""
+        """Tell whether the process has ended; False for another machine's, of which nothing is known here."""
         if self.host != socket.gethostname():
             return False
         try:  # a later process may have the same number
@@ -65,11 +65,15 @@ class FolderLock:
         self.path, self.holder, self.handle = path, holder, handle
 
     def check(self) -> None:
-        """Raises GuardError when another process has taken the folder; a file that somebody deleted is written anew."""
+        """Check that the folder is still this process's; a lock file that somebody deleted is written anew.
+
+        Raises GuardError when another process has taken the folder.
+        """
         if self.handle is None:
             return
+
         try:
-            there = _read(self.path)
+            holder = _read(self.path)
         except FileNotFoundError:
             os.close(self.handle)
             self.handle = None
@@ -80,16 +84,18 @@ class FolderLock:
             return
         except OSError:  # a file that cannot be read just now is no reason to end a run
             return
-        if there and there.token != self.holder.token:
-            what = f"{there} has taken the folder, so this process ({self.holder.process}) ends and saves nothing more"
+
+        if holder and holder.token != self.holder.token:
+            what = f"{holder} has taken the folder, so this process ({self.holder.process}) ends and saves nothing more"
             raise GuardError(what, where=str(self.path.parent), fix="let one process write into a run folder")
 
     def release(self) -> None:
+        """Let go of the folder, and remove the lock file."""
         if self.handle is None:
             return
         with suppress(OSError):  # removed while it is held, so that no other process locks a file without a name
-            there = _read(self.path)
-            if there and there.token == self.holder.token:
+            holder = _read(self.path)
+            if holder and holder.token == self.holder.token:
                 self.path.unlink()
         os.close(self.handle)
         self.handle = None
@@ -100,37 +106,40 @@ HELD: dict[Path, FolderLock] = {}  # by this process
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[FolderLock]:
-    """Hold a folder, which is made where it is missing and, still empty at the end, removed again.
+    """Hold a folder; it is made where it is missing and, if it is still empty at the end, removed again.
 
     A process that holds it may ask again.  Of several processes of one run the main one holds it for all.
     Raises PrflError, on all of them, that names the process which holds the folder.
     """
-    place = folder.resolve()
-    if place in HELD and HELD[place].holder.process == os.getpid():
-        yield HELD[place]
+    folder = folder.resolve()
+    if folder in HELD and HELD[folder].holder.process == os.getpid():
+        yield HELD[folder]
         return
-    made = [parent for parent in (place, *place.parents) if not parent.exists()]
-    lock = FolderLock(place / NAME, _self(), None)
+
+    # The main process takes the lock, and all of them hear whether it got it.
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    lock = FolderLock(folder / NAME, _self(), None)
     refusal: tuple[str, str, str] | None = None
     if processes.is_main():
         try:
-            with writing(lock.path):
-                place.mkdir(parents=True, exist_ok=True)
+            with disk_errors(lock.path):
+                folder.mkdir(parents=True, exist_ok=True)
                 lock.handle = _acquire(lock.path, lock.holder)
         except PrflError as error:
             refusal = (error.what, error.where, error.fix)
     if refusal := processes.gather(refusal)[0]:
         what, where, fix = refusal
         raise PrflError(what, where=where, fix=fix)
-    HELD[place] = lock
+
+    HELD[folder] = lock
     try:
         yield lock
     finally:
-        del HELD[place]
+        del HELD[folder]
         lock.release()
-        for folder in made if processes.is_main() else ():
+        for parent in missing if processes.is_main() else ():
             with suppress(OSError):  # it is not empty
-                folder.rmdir()
+                parent.rmdir()
 
 
 def _self() -> Holder:
@@ -141,26 +150,28 @@ def _self() -> Holder:
 
 
 def _acquire(path: Path, holder: Holder) -> int:
-    """The open lock file, with ``holder`` in it.  Raises PrflError when another process holds it."""
+    """Open the lock file, lock it, and write ``holder`` into it.  Raises PrflError when another process holds it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             locked = _flock(handle)
             if locked is False:
                 raise _held(path)
-            there = _read(path)
-            if locked is None and there and not there.is_gone():
+            former = _read(path)
+            if locked is None and former and not former.is_gone():
                 raise _held(path, f"; if that process has ended, delete {path}")
+
             if not os.path.samestat(os.fstat(handle), os.stat(path)):  # the holder has just ended, and removed it
                 os.close(handle)
                 continue
-            if there:
-                warn(f"{path} was left by {there}, which has ended: taken over")
+
+            if former:
+                warn(f"{path} was left by {former}, which has ended: taken over")
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps(asdict(holder)).encode())
             if locked is None:  # of two that came at once, the one that wrote last has it
                 time.sleep(0.5)
-                if (there := _read(path)) and there.token != holder.token:
+                if (latest := _read(path)) and latest.token != holder.token:
                     raise _held(path)
         except FileNotFoundError:
             os.close(handle)
@@ -172,7 +183,7 @@ def _acquire(path: Path, holder: Holder) -> int:
 
 
 def _flock(handle: int) -> bool | None:
-    """Whether this process now has the lock; None where the file system has none."""
+    """Try to lock the file; returns whether this process has the lock, None where the file system has none."""
     if fcntl is None:
         return None
     try:
@@ -185,19 +196,20 @@ def _flock(handle: int) -> bool | None:
 
 
 def _held(path: Path, more: str = "") -> PrflError:
+    """Make the error that names the holder."""
     for _ in range(20):  # the other may be about to write its name
-        if there := _read(path):
+        if holder := _read(path):
             break
         time.sleep(0.05)
     return PrflError(
-        f"{there or 'another process'} writes into this folder",
+        f"{holder or 'another process'} writes into this folder",
         where=str(path.parent),
         fix=f"wait until it ends, stop it, or use another folder (run=FOLDER){more}",
     )
 
 
 def _read(path: Path) -> Holder | None:
-    """None where the file says nothing that makes sense.  Raises OSError."""
+    """Read the holder; None where the file holds nothing that makes sense.  Raises OSError."""
     try:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

@@ -25,12 +25,16 @@ ENGINES = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER"
 def check_environment() -> None:
     """Raise PrflError for what a launcher left in the environment: accelerate would follow it, or wait for others."""
     unset = "unset it, or start prfl with torchrun or a plain multi-GPU `accelerate launch`"
+
+    # What asks accelerate for an engine or a device.
     for name in (f"ACCELERATE_USE_{engine}" for engine in ENGINES):
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t"):
             raise PrflError(f"asks accelerate for {name[15:]}, which prfl does not use", where=name, fix=unset)
     if device := os.environ.get("ACCELERATE_TORCH_DEVICE"):
         what = f"asks accelerate for the device {device}, and a config says it by backbone.device"
         raise PrflError(what, where="ACCELERATE_TORCH_DEVICE", fix="unset it (CUDA_VISIBLE_DEVICES chooses a GPU)")
+
+    # What torchrun sets: all of it, or nothing.
     for name in TORCHRUN[:3]:
         if name in os.environ and not os.environ[name].isdecimal():
             raise PrflError(f"is {os.environ[name]!r}, not a number", where=name, fix=unset)
@@ -42,42 +46,43 @@ def check_environment() -> None:
 
 
 def rank() -> int:
-    """This process's number; the main one is 0."""
+    """Return this process's number; the main one is 0."""
     return dist.get_rank() if _grouped() else 0
 
 
 def count() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if _grouped() else 1
 
 
 def is_main() -> bool:
-    """The one that writes files and speaks to the console."""
+    """Tell whether this process writes the files and speaks to the console."""
     return rank() == 0
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """This process's part: contiguous and in order, so that the parts of all of them, joined, are the whole."""
+    """Take this process's part: contiguous and in order, so that the parts of all processes, joined, are the whole."""
     return items[len(items) * rank() // count() : len(items) * (rank() + 1) // count()]
 
 
 def gather(value: Item) -> list[Item]:
-    """Every process's value, by rank, on every process."""
+    """Collect every process's value, by rank, on every process."""
     if count() == 1:
         return [value]
-    found: list[Any] = [None] * count()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * count()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def wait() -> None:
-    """Until every process has come here."""
+    """Wait until every process has come here."""
     if count() > 1:
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through the block alone; the others follow and find what it has made."""
+    """Let the main process go through the block alone; the others follow and find what it has made."""
     if not is_main():
         wait()
     yield
@@ -86,8 +91,8 @@ def main_first() -> Iterator[None]:
 
 
 @contextmanager
-def peers() -> Iterator[None]:
-    """Turns the loss of another process (it died, failed, or did not answer in time) into a PrflError."""
+def peer_errors() -> Iterator[None]:
+    """Turn the loss of another process (it died, failed, or did not answer in time) into a PrflError."""
     try:
         yield
     except RuntimeError as error:

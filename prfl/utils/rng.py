@@ -15,23 +15,23 @@ from torch import Tensor
 
 
 def hashed(seed: int, purpose: str, step: int, index: int = 0) -> int:
-    """63 bits of a hash of the arguments."""
+    """Return 63 bits of a hash of the arguments."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(seed: int, purpose: str, step: int, index: int = 0) -> torch.Generator:
-    """A CPU generator whose state is a hash of its arguments."""
+    """Make a CPU generator whose state is a hash of its arguments."""
     return torch.Generator().manual_seed(hashed(seed, purpose, step, index))
 
 
 def seeds(seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
-    """(len(indices),) int64: for what draws by itself, elsewhere, such as dropout."""
+    """Return seeds, (len(indices),) int64, for what draws by itself, such as dropout."""
     return torch.tensor([hashed(seed, purpose, step, i) for i in indices])
 
 
 def normal(shape: Sequence[int], seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
-    """Standard normal (len(indices), *shape), float32: one independent draw per global sample index."""
+    """Draw standard normal (len(indices), *shape), float32: one independent draw per global sample index."""
     return torch.stack([torch.randn(*shape, generator=generator(seed, purpose, step, i)) for i in indices])
 
 
@@ -52,16 +52,16 @@ class ChainNoises:
 
 
 def uniform(seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
-    """Uniform in [0, 1), (len(indices),), float64."""
+    """Draw uniform in [0, 1), (len(indices),), float64."""
     draws = [torch.rand((), generator=generator(seed, purpose, step, i), dtype=torch.float64) for i in indices]
     return torch.stack(draws)
 
 
 def integer(high: int, seed: int, purpose: str, step: int, index: int = 0) -> int:
-    """One whole number in [0, high)."""
+    """Draw one whole number in [0, high)."""
     return int(torch.randint(high, (), generator=generator(seed, purpose, step, index)))
 
 
 def permutation(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
-    """An order of range(length), another one each epoch."""
+    """Draw an order of range(length), another one each epoch."""
     return torch.randperm(length, generator=generator(seed, purpose, epoch)).tolist()

@@ -11,7 +11,7 @@ from typing import Any
 
 class LossyStream:
     """A standard stream whose reader may go away (``| head``, a closed terminal), or whose disk may be full: what it
-    cannot write is lost, and that is said once on the standard error."""
+    cannot write is lost, with one warning on the standard error."""
 
     def __init__(self, stream: Any, name: str) -> None:
         self.stream, self.name = stream, name
@@ -45,21 +45,21 @@ class LossyStream:
             self.broken = False
 
     def end(self) -> None:
-        """What could not be written must not end the interpreter with an error either."""
+        """Flush; what could not be written must not end the interpreter with an error either."""
         self.flush()
         if self.broken:
             silence(self.stream)
 
 
 def silence(stream: Any) -> None:
-    """What is still in the stream's buffer goes nowhere, so that the interpreter's last flush does not fail."""
+    """Discard what is still in the stream's buffer, so that the interpreter's last flush does not fail."""
     with suppress(OSError, ValueError), open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 @contextmanager
 def lossy_output() -> Iterator[None]:
-    """Inside, no failure of the standard output or error ends the work.  It may be entered twice."""
+    """Go on, inside, when the standard output or error fails.  It may be entered twice."""
     if isinstance(sys.stdout, LossyStream) or sys.stdout is None or sys.stderr is None:
         yield
         return

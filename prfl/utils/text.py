@@ -1,25 +1,43 @@
-"""Text that a user wrote, made fit to be shown: nothing in it can steer a terminal or reorder what stands beside it."""
+"""Text that a user wrote: made fit to be shown, and compared with the words that there are.
+
+Nothing in a shown text can steer a terminal or reorder what stands beside it.
+"""
 
 from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 # Control characters but for the line's end and the tab; marks that turn the direction of writing; halves of surrogates.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    r"""The text with what cannot be seen written as Python writes it: an escape is ``\x1b``."""
-    return UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+    r"""Write what cannot be seen as Python writes it: an escape is ``\x1b``."""
+    return UNSEEN.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def html_text(text: object) -> str:
-    """Text for a page: visible, and no part of it is markup."""
+    """Make text for a page: visible, and no part of it is markup."""
     return html.escape(visible(str(text)))
 
 
 def markdown_cell(text: str) -> str:
-    """Text for a cell of a markdown table: on one line, and neither a column nor a tag of its own."""
+    """Make text for a cell of a markdown table: on one line, without a column or a tag in it."""
     line = " ".join(visible(text).split())
     return line.replace("|", "\\|").replace("<", "&lt;")
+
+
+def closest(word: object, choices: Sequence[str]) -> str | None:
+    """Find the choice that is spelt nearly as ``word`` is; None where no choice is."""
+    matches = get_close_matches(str(word), choices, n=1)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Write the end of a remedy: the closest choice, and all of them."""
+    match = closest(word, choices)
+    guess = f"did you mean '{match}'? " if match else ""
+    return f"{guess}known: {', '.join(choices)}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.harness.measure import Found
+from bench.harness.measure import Measurement
 from bench.harness.problem import Case, Problem, Work
 from bench.harness.results import figures
 
@@ -41,7 +41,7 @@ def results(tmp_path: Path) -> Callable[..., Path]:
 
     def write(name: str, saved: Any = None, peak: Any = None, more: Any = None, **seconds: list[float]) -> Path:
         found = {
-            provider: Found(
+            provider: Measurement(
                 some, (saved or {}).get(provider, 1024), {"y": 1e-7}, "float64",
                 {"peak": (peak or {}).get(provider, 2**20)}, **(more or {}).get(provider, {}),
             )

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import kernel_cases
 from bench.cases.kernel_cases import CEILING, COMPILED, LIGER, OURS, OURS_COMPILED, cases
-from bench.harness.measure import Found, first_runs, measure, outputs, saved_bytes
+from bench.harness.measure import Measurement, first_runs, measure, outputs, saved_bytes
 from bench.harness.problem import Case, Unavailable, build, prepare
 
 TINY = cases("tiny")
@@ -35,13 +35,13 @@ def test_all_providers_compute_the_same(case: Case) -> None:
     works, found = first_runs(problem, quick(case))
     assert list(works) == list(quick(case)), found
     for name, each in found.items():
-        assert isinstance(each, Found)
+        assert isinstance(each, Measurement)
         assert bool(each.errors) == (name != CEILING) and all(error < 0.03 for error in each.errors.values())
     assert (problem.flops > 0) != (problem.moved > 0)
     if case.settings["mode"] != "forward" and case.operation not in ("attention", "gradient_step"):  # both save no less
         assert saved_bytes(works[OURS]) < 0.6 * saved_bytes(works["eager"])
     ours = found[OURS]
-    assert isinstance(ours, Found)
+    assert isinstance(ours, Measurement)
     gradients = [name for name in ours.errors if name.startswith("d ")]
     assert bool(gradients) == (case.settings["mode"] != "forward")
 
@@ -54,7 +54,7 @@ def test_a_planted_mistake_is_seen(operation: str, monkeypatch: pytest.MonkeyPat
     case = next(case for case in TINY if case.operation == operation and case.settings["mode"] == "both")
     _, found = measure(replace(case, memory=False), (OURS, CEILING), 0.0, 1)
     assert isinstance(found[OURS], AssertionError) and "did not compute what eager did" in str(found[OURS])
-    assert isinstance(found[CEILING], Found)
+    assert isinstance(found[CEILING], Measurement)
 
 
 def test_without_a_gpu_ours_is_called_what_it_is() -> None:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.harness import facts
 from bench.harness import measure as measuring
-from bench.harness.measure import Found, interleaved, measure, memory_alone, quantiles, saved_bytes
+from bench.harness.measure import Measurement, interleaved, measure, memory_alone, quantiles, saved_bytes
 from bench.harness.problem import MODES, Case, Needs, Problem, Unavailable, Work, build, differentiated
 from bench.harness.results import time_ratio, time_ratio_apart
 from tests.benchmark.conftest import CASE, adding
@@ -43,7 +43,7 @@ def test_figures_of_every_provider() -> None:
     problem, found = measure(BRIEF, BRIEF.providers, 0.0, 3)
     assert problem.reference == "plain" and list(found) == ["plain", "other", "ceiling"]
     for each in found.values():
-        assert isinstance(each, Found) and len(each.seconds) == 3
+        assert isinstance(each, Measurement) and len(each.seconds) == 3
     assert found["other"].against == "float64" and 0 <= found["other"].errors["y"] < 1e-6
     assert found["ceiling"].errors == {}
 
@@ -52,7 +52,7 @@ def test_a_provider_that_computes_something_else_fails_alone() -> None:
     _, found = measure(BRIEF, ("other", "wrong"), 0.0, 2)
     assert isinstance(found["wrong"], AssertionError)
     assert "wrong did not compute what plain did: y" in str(found["wrong"])
-    assert isinstance(found["other"], Found)
+    assert isinstance(found["other"], Measurement)
 
 
 def test_without_float64_the_reference_is_the_measure() -> None:
@@ -60,7 +60,7 @@ def test_without_float64_the_reference_is_the_measure() -> None:
         return replace(adding(width), exact=None, tolerance=1e-3)
 
     _, found = measure(replace(BRIEF, build=without), ("other", "wrong"), 0.0, 2)
-    assert isinstance(found["other"], Found) and found["other"].against == "plain"
+    assert isinstance(found["other"], Measurement) and found["other"].against == "plain"
     assert isinstance(found["wrong"], AssertionError)
 
 
@@ -93,7 +93,7 @@ def test_one_that_has_no_room_takes_no_other_with_it(after: int) -> None:
     assert isinstance(found["failing"], Unavailable) and "out of memory: CUDA out of memory." in str(found["failing"])
     for name in ("plain", "other"):
         own = found[name]
-        assert isinstance(own, Found) and len(own.seconds) == 3 and own.saved_bytes is not None
+        assert isinstance(own, Measurement) and len(own.seconds) == 3 and own.saved_bytes is not None
 
 
 def test_what_was_timed_stays_where_the_rest_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_what_was_timed_stays_where_the_rest_fails(monkeypatch: pytest.MonkeyPat
     case = replace(CASE, build=failing(7, RuntimeError("no more")))
     _, found = measure(case, ("failing", "other"), 0.0, 3)
     failed, other, plain = (found[name] for name in ("failing", "other", "plain"))
-    assert isinstance(failed, Found) and isinstance(other, Found) and isinstance(plain, Found)
+    assert isinstance(failed, Measurement) and isinstance(other, Measurement) and isinstance(plain, Measurement)
     assert len(failed.seconds) == 3 and failed.lacks == {"saved bytes": "no more"} and failed.memory == {"peak": 1}
     assert len(other.seconds) == 3 and other.lacks == {"memory": "its process ended with -9"} and not other.memory
     assert plain.lacks == {} and plain.memory
@@ -119,7 +119,7 @@ def test_float64_that_has_no_room_leaves_the_reference_to_compare_with() -> None
         raise NO_ROOM
 
     _, found = measure(replace(BRIEF, build=lambda width: replace(adding(width), exact=exact)), ("other",), 0.0, 2)
-    assert isinstance(found["other"], Found) and found["other"].against == "plain"
+    assert isinstance(found["other"], Measurement) and found["other"].against == "plain"
 
 
 class Stage:
@@ -173,7 +173,7 @@ def test_two_providers_outputs_are_not_held_at_once() -> None:
 
     works = {name: lambda: Work(run) for name in "abc"}
     ready, found = measuring.first_runs(Problem(works, "a", torch.float32), "abc")
-    assert list(ready) == ["a", "b", "c"] and all(isinstance(each, Found) for each in found.values())
+    assert list(ready) == ["a", "b", "c"] and all(isinstance(each, Measurement) for each in found.values())
     assert len(alive) == 3  # and each has run once
 
 

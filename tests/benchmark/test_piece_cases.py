@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.cases.piece_cases import ALL, CHECKPOINTED, FOUR, LATENT, OFFLOAD, ONE, PLAIN, cases
-from bench.harness.measure import Found, first_runs, measure, outputs, saved_bytes
+from bench.harness.measure import Measurement, first_runs, measure, outputs, saved_bytes
 from bench.harness.problem import Case, Unavailable, build, prepare
 from prfl.backbone.wan import vae as vae_codec
 
@@ -26,7 +26,7 @@ def test_all_providers_compute_the_same(case: Case) -> None:
     here = [name for name in case.providers if OFFLOAD not in name or torch.cuda.is_available()]
     works, found = first_runs(problem, here)
     assert set(case.providers) <= problem.works.keys() and list(works) == here, found
-    compared = {name: each.errors for name, each in found.items() if isinstance(each, Found) and each.errors}
+    compared = {name: each.errors for name, each in found.items() if isinstance(each, Measurement) and each.errors}
     assert list(compared) == ([LATENT] if case.operation == "score" else here)
     assert all(max(errors.values()) < 1e-4 for errors in compared.values())
 
@@ -57,7 +57,7 @@ def test_a_planted_mistake_in_the_checkpointed_decoder_is_seen(monkeypatch: pyte
     case = named("decode-tiny-all-backward")
     _, found = measure(replace(case, memory=False), (CHECKPOINTED, PLAIN), 0.0, 1)
     assert isinstance(found[PLAIN], AssertionError) and "d latents" in str(found[PLAIN])
-    assert isinstance(found[CHECKPOINTED], Found)
+    assert isinstance(found[CHECKPOINTED], Measurement)
 
 
 def test_offload_wants_a_gpu() -> None:

@@ -16,7 +16,7 @@ from bench.__main__ import main
 from bench.cases import scale
 from bench.cases.scale_cases import LATENT, VALUES, cases, overrides
 from bench.harness import readme, report, scale_report
-from bench.harness.measure import Found, saved_bytes
+from bench.harness.measure import Measurement, saved_bytes
 from bench.harness.problem import Case, Problem, build, prepare
 from bench.harness.results import Row, figures, read
 from bench.harness.worlds import config
@@ -28,7 +28,7 @@ PLAIN = Problem({}, "prfl", torch.float32)
 def row(value: Any, milliseconds: Sequence[float], mebibytes: float, axis: str = "batch") -> Row:
     case = Case("scale", lambda: PLAIN, {"world": "tiny", "axis": axis, "value": value}, ("prfl",))
     size = int(mebibytes * 2**20)
-    found = Found([each / 1000 for each in milliseconds], size, {"y": 0.0}, "prfl", {"peak": 2 * size})
+    found = Measurement([each / 1000 for each in milliseconds], size, {"y": 0.0}, "prfl", {"peak": 2 * size})
     return Row(f"x[{case.name}-prfl]", figures(case, "prfl", PLAIN, found, found), Path())
 
 

@@ -15,7 +15,7 @@ from bench.cases import step_problem
 from bench.cases.rival_cases import KERNELS, OURS, RIVAL
 from bench.cases.step_cases import LATENT, PLAIN, cases
 from bench.harness import worlds
-from bench.harness.measure import Found, first_runs, measure, outputs, timed
+from bench.harness.measure import Measurement, first_runs, measure, outputs, timed
 from bench.harness.problem import Case, Problem, Unavailable, Work, prepare
 from bench.harness.problem import build as build_case
 from bench.harness.report import EVALUATIONS, GRADIENTS, HEAD, cells
@@ -38,7 +38,7 @@ def test_the_rival_computes_what_we_do(operation: str) -> None:
     problem = build_case(small(operation))
     works, found = first_runs(problem, (RIVAL, OURS))
     ours = found[OURS]
-    assert isinstance(ours, Found), ours
+    assert isinstance(ours, Measurement), ours
     assert ours.errors.keys() == {"loss", "d A", "d B"}
     assert all(error < 1e-4 for error in ours.errors.values())  # float32, three network calls and a decoder
     assert problem.names[KERNELS] == "ours, kernels"
@@ -78,7 +78,7 @@ def test_the_same_step_has_the_same_rollout_whatever_the_reward() -> None:
     case = small("same_step")
     problem, found = measure(case, case.providers, 0.0, 1)
     for name, each in found.items():
-        assert isinstance(each, Found), each
+        assert isinstance(each, Measurement), each
         assert all(error == 0 for error in each.errors.values()) and each.errors.keys() == {"sampled_step", "latents 5"}
         assert set(each.parts) == {"rollout", "reward", "decode", "backward", "optimizer"}
         assert (each.parts["decode"] > 0) == (name != LATENT) and min(each.parts.values()) >= 0
@@ -86,7 +86,7 @@ def test_the_same_step_has_the_same_rollout_whatever_the_reward() -> None:
         row = Row(name, figures(case, name, problem, each, found[LATENT]), worlds.REPOSITORY)  # type: ignore[arg-type]
         line = dict(zip(HEAD, cells(row), strict=True))
         assert line["steps/s"] != "-" and line["rollout ms"] != "-" and (line["decode ms"] == "-") == (name == LATENT)
-    kept = [each.saved_bytes for each in found.values() if isinstance(each, Found) and each.saved_bytes]
+    kept = [each.saved_bytes for each in found.values() if isinstance(each, Measurement) and each.saved_bytes]
     assert list(found)[1:] == ["pixel_1", "pixel_4", "pixel_all", PLAIN]
     assert kept[1] < kept[2] <= kept[3] < 0.3 * kept[4]  # more frames, and all that a decoder makes of them
 
@@ -131,7 +131,7 @@ def test_other_noise_is_no_same_step(planted: Callable[[Tensor], Tensor], monkey
     _, found = measure(small("same_step"), ("pixel_1",), 0.0, 1)
     wrong = found["pixel_1"]
     assert isinstance(wrong, AssertionError) and "did not compute what latent did: latents" in str(wrong)
-    assert isinstance(found[LATENT], Found)
+    assert isinstance(found[LATENT], Measurement)
 
 
 def test_evaluations_are_those_that_were_made() -> None:
@@ -194,7 +194,7 @@ def checked() -> Problem:
 def test_a_provider_whose_check_fails_is_not_timed() -> None:
     _, found = measure(Case("checked", checked, {}, ("good", "bad"), memory=False), ("good", "bad"), 0.0, 1)
     assert isinstance(found["bad"], AssertionError) and "gradient is zero" in str(found["bad"])
-    assert isinstance(found["good"], Found) and found["good"].seconds
+    assert isinstance(found["good"], Measurement) and found["good"].seconds
 
 
 def test_seconds_are_those_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:

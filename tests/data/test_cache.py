@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from prfl.data import cache as cache_module
 from prfl.data import decoding
-from prfl.data.cache import LatentCache, build_cache
+from prfl.data.cache import LatentCache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
+from prfl.data.encoding import build_cache
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.video import read_video, write_video
 from prfl.data.video_size import VideoSize
@@ -275,7 +276,7 @@ def test_lines_off_a_terminal(tiny_backbone, manifest, capsys):
 
 def test_entries_say_what_they_are(tiny_backbone, manifest):
     build(tiny_backbone, manifest)
-    cache = LatentCache.of(tiny_backbone, manifest.parent.parent / "cache", VideoSize(**CLIP))
+    cache = LatentCache.for_backbone(tiny_backbone, manifest.parent.parent / "cache", VideoSize(**CLIP))
     with safe_open(cache.latents_file(manifest.parent / "0.mp4"), framework="pt") as entry:
         assert entry.metadata()["video"] == "0.mp4" and '"fps": 8.0' in entry.metadata()["clip"]
     with safe_open(cache.prompt_file("a red circle"), framework="pt") as entry:

@@ -14,7 +14,7 @@ from prfl.backbone.eight_bits import Float8Linear
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
-from prfl.estimate.nfe import count_work
+from prfl.estimate.nfe import count_nfe
 from prfl.factory.backbone import build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_rollouts
 from prfl.factory.rollout import build_cheaper, build_schedule
@@ -54,7 +54,7 @@ evaluation: {{every: 0}}
 
 
 def counted(config: Config, model: Backbone) -> dict[str, int]:
-    return {work.name: work.total for work in count_work(config, model)}
+    return {work.name: work.total for work in count_nfe(config, model)}
 
 
 METHODS = [

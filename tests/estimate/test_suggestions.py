@@ -14,7 +14,7 @@ import yaml
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
-from prfl.estimate.suggestions import Knob, is_out_of_memory, knobs, out_of_memory, with_keys
+from prfl.estimate.suggestions import Suggestion, is_out_of_memory, out_of_memory, suggest, with_keys
 from prfl.factory.backbone import build_architecture
 from prfl.runs import stage
 from prfl.utils.errors import PrflError
@@ -63,29 +63,31 @@ def peak(config: Config) -> int:
     ]),
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )  # fmt: skip
-def test_each_knob_saves_what_it_says(
+def test_each_suggestion_saves_what_it_says(
     make: Callable[..., Config], overrides: list[str], some: list[str], absent: str
 ) -> None:
-    found = knobs(make(*overrides))
-    assert [knob.saves for knob in found] == sorted((knob.saves for knob in found), reverse=True)
+    found = suggest(make(*overrides))
+    assert [suggestion.saves for suggestion in found] == sorted(
+        (suggestion.saves for suggestion in found), reverse=True
+    )
     before = peak(make(*overrides))
-    named = [knob for knob in found if any(expected in knob.overrides for expected in some)]
-    for knob in dict.fromkeys([found[0], found[-1], *named]):  # as it would be typed
-        assert before - peak(make(*overrides, *shlex.split(knob.overrides))) == knob.saves > 0, knob
-    for knob in found:
-        resumes = knob.overrides.split("=")[0] in ("backbone.checkpointing", "backbone.offload", "reward.batch")
-        assert ("a new run" in knob.note) != resumes, knob
+    named = [suggestion for suggestion in found if any(expected in suggestion.overrides for expected in some)]
+    for suggestion in dict.fromkeys([found[0], found[-1], *named]):  # as it would be typed
+        assert before - peak(make(*overrides, *shlex.split(suggestion.overrides))) == suggestion.saves > 0, suggestion
+    for suggestion in found:
+        resumes = suggestion.overrides.split("=")[0] in ("backbone.checkpointing", "backbone.offload", "reward.batch")
+        assert ("a new run" in suggestion.note) != resumes, suggestion
     for expected in some:
-        assert any(expected in knob.overrides for knob in found), expected
-    assert not any(absent in knob.overrides for knob in found)
+        assert any(expected in suggestion.overrides for suggestion in found), expected
+    assert not any(absent in suggestion.overrides for suggestion in found)
 
 
-def test_what_the_reward_refuses_is_no_knob(make: Callable[..., Config]) -> None:
+def test_what_the_reward_refuses_is_not_suggested(make: Callable[..., Config]) -> None:
     """The one inside the package was trained on 17 frames; and nothing is said of weights that are not there."""
     own = ["backbone.model=shapes", "reward.path=shapes", "training.accumulation=4"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        found = [knob.overrides for knob in knobs(make(*own))]
+        found = [suggestion.overrides for suggestion in suggest(make(*own))]
     assert "backbone.checkpointing=full" in found and not any("frames" in overrides for overrides in found)
 
 
@@ -110,8 +112,8 @@ def test_a_run_that_runs_out_of_memory_says_what_to_turn(
     def train_stage(config: Config, resume: str) -> None:
         raise error
 
-    some = [Knob("a.b=1", 3 << 30), Knob("c=2", 5 << 20, "worse")]
-    monkeypatch.setattr("prfl.estimate.suggestions.knobs", lambda config: some)
+    some = [Suggestion("a.b=1", 3 << 30), Suggestion("c=2", 5 << 20, "worse")]
+    monkeypatch.setattr("prfl.estimate.suggestions.suggest", lambda config: some)
     monkeypatch.setattr(stage, "train_stage", train_stage)
     config = make()
     with pytest.raises(PrflError, match="memory ran out") as raised:

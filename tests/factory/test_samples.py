@@ -140,7 +140,7 @@ def test_policies_that_cannot_draw(
     absent = load_config("reward.yaml", ["data.generator.policies=[runs/absent]"])
     (line,) = missing_inputs(absent)
     assert line.startswith("data.generator.policies: there is no finished run in runs/absent")
-    assert not missing_inputs(absent, made=[Path("runs/absent")])
+    assert not missing_inputs(absent, filled=[Path("runs/absent")])
     model = build_backbone(config)
     draws(monkeypatch)
     with pytest.raises(PrflError, match="there is no config.yaml in it"):

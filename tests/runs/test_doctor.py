@@ -28,9 +28,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_attention_that_ran_is_named() -> None:
-    assert machine.attention("cpu", torch.float32).found == "flash_attention_for_cpu"
+    assert machine.attention("cpu", torch.float32).state == "flash_attention_for_cpu"
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        assert machine.attention("cpu", torch.bfloat16).found.startswith("plain softmax, not fused")
+        assert machine.attention("cpu", torch.bfloat16).state.startswith("plain softmax, not fused")
 
 
 def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,19 +38,19 @@ def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(variable, raising=False)
     here = machine.choices()
     assert [check.name for check in here] == [*(f"kernel {name}" for name in SWAPPED), "attention chosen"]
-    assert not here[0].problem and here[-1].found.startswith("sdpa (automatic")
+    assert not here[0].problem and here[-1].state.startswith("sdpa (automatic")
     asked = load_config(TINY, ["backbone.kernels={lora_linear: triton}", "backbone.device=cpu"])
     model = build_architecture(load_config(TINY, []))
     (refused,) = machine.choices(asked, model)
     assert "cannot run lora_linear: it needs a GPU, and this runs on cpu" in refused.problem
     asked = load_config(TINY, ["backbone.attention=flash", "backbone.device=cpu"])
-    assert machine.choices(asked, model)[-1].found == "flash (chosen explicitly)"
+    assert machine.choices(asked, model)[-1].state == "flash (chosen explicitly)"
     monkeypatch.setenv("PRFL_KERNELS", "cuda")
     assert "none of auto, torch, triton" in machine.choices()[0].problem
 
 
 def test_packages() -> None:
-    assert machine.package("torch").found == torch.__version__
+    assert machine.package("torch").state == torch.__version__
     assert machine.package("no-such-package").problem == "pip install no-such-package"
 
 
@@ -102,7 +102,7 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_what_is_not_protected_is_said_here_and_in_the_readme() -> None:
-    told = {check.name: check.found for check in machine.check_machine()}
+    told = {check.name: check.state for check in machine.check_machine()}
     readme = " ".join((REPOSITORY / "README.md").read_text().split())
     assert len(NOT_PROTECTED) > 5 and told["protected"] == PROTECTED
     for name, text in NOT_PROTECTED.items():

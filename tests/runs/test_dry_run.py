@@ -9,7 +9,7 @@ import pytest
 from prfl import cli
 from prfl.config import load_stages
 from prfl.estimate.missing_inputs import missing_inputs
-from prfl.estimate.nfe import count_work
+from prfl.estimate.nfe import count_nfe
 from prfl.factory.backbone import build_architecture
 from prfl.factory.reward import reward_path
 
@@ -59,7 +59,7 @@ def test_the_work_and_the_inputs_of_all_are_known(file: Path) -> None:
     (stage,) = load_stages(f"configs/{file.parent.name}/{file.name}")
     lacking = missing_inputs(stage.config)
     assert any(WITHOUT.get(file.stem, "reward.path: there is no folder") in line for line in lacking)
-    assert all(work.total > 0 for work in count_work(stage.config, build_architecture(stage.config)))
+    assert all(work.total > 0 for work in count_nfe(stage.config, build_architecture(stage.config)))
 
 
 def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -72,7 +72,7 @@ def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_later_stage_may_read_what_an_earlier_one_makes() -> None:
     reward, prfl = load_stages("configs/tiny.yaml")
     there = Path(reward_path(prfl.config.reward.path or "")).is_dir()  # type: ignore[union-attr]
-    assert not missing_inputs(prfl.config, made=[reward.config.run])
+    assert not missing_inputs(prfl.config, filled=[reward.config.run])
     assert there or "reward.path" in missing_inputs(prfl.config)[0]
 
 

@@ -13,7 +13,7 @@ from prfl import cli
 from prfl.config import load_config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.missing_inputs import missing_inputs
-from prfl.estimate.nfe import REWARD, count_work
+from prfl.estimate.nfe import REWARD, count_nfe
 from prfl.evaluation.policy_eval import write_results
 from prfl.export.card import reward_text
 from prfl.factory.backbone import build_architecture, build_backbone
@@ -60,7 +60,7 @@ def test_several_rewards_steer_as_one(project: Path, capsys: pytest.CaptureFixtu
     assert "reward/total" in rounds[0] and not missing_inputs(config)
 
     one = load_config("prfl.yaml", ["reward.path=runs/one/reward", *ALONE])
-    reads = [{w.name: w.total for w in count_work(c, build_architecture(c))}[REWARD] for c in (one, config)]
+    reads = [{w.name: w.total for w in count_nfe(c, build_architecture(c))}[REWARD] for c in (one, config)]
     assert reads[1] == 4 * reads[0], "one reads once; two of which one has an adapter, twice each"
     memory = [predict_memory(c, build_architecture(c)) for c in (one, config)]
     weights = [{part.name: part.bytes for part in m.fixed}["reward weights"] for m in memory]

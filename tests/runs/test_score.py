@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from prfl import cli
 from prfl.backbone import Backbone
-from prfl.data.cache import build_cache
+from prfl.data.encoding import build_cache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import read_video, write_video
 from prfl.data.video_size import VideoSize

@@ -196,9 +196,9 @@ def test_metrics_of_parts_are_those_of_the_whole():
 
 def test_other_errors_are_not_taken_for_a_lost_process(monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(RuntimeError, match="shape"), processes.peers():
+    with pytest.raises(RuntimeError, match="shape"), processes.peer_errors():
         raise RuntimeError("shape mismatch")
-    with pytest.raises(PrflError, match="lost another one: .*closed by peer"), processes.peers():
+    with pytest.raises(PrflError, match="lost another one: .*closed by peer"), processes.peer_errors():
         raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
 
 

@@ -342,10 +342,11 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(files.os, "fsync", lambda handle: (done.append("flush"), fsync(handle))[1])
     monkeypatch.setattr(files.os, "replace", lambda *names: (done.append("rename"), replace(*names))[1])
-    with files.replacing(tmp_path / "results.json") as temporary:
+    with files.atomic_write(tmp_path / "results.json") as temporary:
         temporary.write_text("{}")
     assert done == ["flush", "rename"]
     monkeypatch.undo()
-    with pytest.raises(PrflError, match="cannot be written"), files.replacing(tmp_path / "results.json") as temporary:
+    refused = pytest.raises(PrflError, match="cannot be written")
+    with refused, files.atomic_write(tmp_path / "results.json") as temporary:
         temporary.mkdir()
     assert (tmp_path / "results.json").read_text() == "{}"

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from prfl.utils import hashing
-from prfl.utils.files import content_hash
-from prfl.utils.hashing import SMALL, remembered_hash
+from prfl.utils.hashing import SMALL, content_hash, remembered_hash
 
 SIZE = SMALL + 1
 

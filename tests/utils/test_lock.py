@@ -14,7 +14,7 @@ import pytest
 
 from prfl.utils import lock as locks
 from prfl.utils.errors import GuardError, PrflError
-from prfl.utils.files import replacing, replacing_folder
+from prfl.utils.files import atomic_folder, atomic_write
 from prfl.utils.lock import NAME, Holder, folder_lock
 
 fcntl = pytest.importorskip("fcntl")
@@ -109,9 +109,9 @@ def test_every_process_of_a_run_is_refused_alike(tmp_path, monkeypatch):
 
 def test_temporary_names_do_not_depend_on_the_process_number(tmp_path):
     """Two containers that share a folder may both have a process 1."""
-    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as other:
+    with atomic_write(tmp_path / "a") as one, atomic_write(tmp_path / "a") as other:
         assert one != other
         one.touch()
         other.touch()
-    with replacing_folder(tmp_path / "b") as one, replacing_folder(tmp_path / "b") as other:
+    with atomic_folder(tmp_path / "b") as one, atomic_folder(tmp_path / "b") as other:
         assert one != other

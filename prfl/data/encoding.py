@@ -1,0 +1,164 @@
+"""Fill the latent cache: encode the videos and prompts of a manifest.
+
+Videos and prompts that are in the cache are left alone.  All processes of a run share the work.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from prfl.backbone import Backbone
+from prfl.data.cache import LatentCache
+from prfl.data.formats import Window
+from prfl.data.leaks import check_contents, check_prompts
+from prfl.data.manifest import manifest_videos, read_manifest
+from prfl.data.video_size import VideoSize
+from prfl.utils import processes
+from prfl.utils.errors import PrflError
+from prfl.utils.files import atomic_write
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """Videos encoded now, found again, and unreadable (with the reason); prompts embedded now."""
+
+    encoded: int
+    reused: int
+    failed: tuple[tuple[Path, str], ...]
+    prompts: int
+
+    def __str__(self) -> str:
+        head = f"{self.encoded} videos encoded, {self.reused} found in the cache, {len(self.failed)} unreadable"
+        return "\n".join([head, *(f"  {path}: {reason}" for path, reason in self.failed)])
+
+
+def build_cache(
+    backbone: Backbone,
+    manifest: str | Path,
+    folder: str | Path,
+    size: VideoSize,
+    *,
+    window: Window = "start",
+    batch_size: int = 8,
+    skip_unreadable: bool = False,
+    follow_links: bool = False,
+    progress: bool = True,
+) -> CacheReport:
+    """Encode the videos and prompts of a manifest, and the empty prompt; what is there already is left alone.
+
+    Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
+    PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
+    """
+    rows = read_manifest(manifest, follow_links=follow_links)
+    cache = LatentCache.for_backbone(backbone, folder, size, window)
+    progress = progress and processes.is_main()
+
+    # Videos by the entry that they belong to: equal content has one entry.
+    failed: list[tuple[Path, str]] = []
+    same_content: dict[Path, list[Path]] = {}
+    made_from: dict[Path, str] = {}
+    videos = manifest_videos(rows)
+    for video in videos:
+        try:
+            file, facts = cache.latents_entry(video)
+        except OSError as error:
+            failed.append((video, str(error.strerror)))
+            continue
+        same_content.setdefault(file, []).append(video)
+        made_from[file] = facts
+
+    # Nothing may be in two splits.
+    entry_of = {video: file for file, copies in same_content.items() for video in copies}
+    check_contents(rows, entry_of, str(manifest))
+    splits: dict[str, list[str]] = {}
+    for row in rows:
+        splits.setdefault(row.split or "no split", []).append(row.prompt)
+    check_prompts(splits, str(manifest), backbone)
+
+    # Encode one video of each missing entry; all processes together take one batch each.
+    missing = cache.missing_latents(same_content)
+    todo = {file: copies for file, copies in same_content.items() if file in missing}
+    entries = [(file, made_from[file], copies[0]) for file, copies in todo.items()]
+    together = batch_size * processes.count()
+    unreadable: list[tuple[Path, str]] = []
+    with _progress("videos", len(entries), progress) as advance:
+        for start in range(0, len(entries), together):
+            batch = entries[start : start + together]
+            for failures in processes.gather(_encode_videos(backbone, cache, processes.share(batch))):
+                unreadable += failures
+            advance(len(batch))
+    copies_of = {copies[0]: copies for copies in todo.values()}
+    for video, reason in unreadable:
+        failed += [(copy, reason) for copy in copies_of[video]]
+
+    # Embed the missing prompts.
+    prompts = cache.missing(["", *(row.prompt for row in rows)])
+    mine = processes.share(prompts)
+    with _progress("prompts", len(mine), progress) as advance:
+        for prompt in mine:  # one by one, so that no prompt's bits depend on its neighbours
+            cache.keep(prompt, backbone.condition([prompt]))
+            advance(1)
+    processes.wait()
+
+    encoded = sum(file.exists() for file in todo)
+    report = CacheReport(encoded, len(videos) - len(failed) - encoded, tuple(failed), len(prompts))
+    if failed and not skip_unreadable:
+        fix = "mend or remove these files, or leave them out with skip_unreadable; the others are cached"
+        raise PrflError(str(report), where=str(manifest), fix=fix)
+    return report
+
+
+def _encode_videos(
+    backbone: Backbone, cache: LatentCache, entries: Sequence[tuple[Path, str, Path]]
+) -> list[tuple[Path, str]]:
+    """Encode a batch of (file in the cache, what it is made from, video); returns unreadable videos with reasons."""
+    from prfl.data.video import read_video
+
+    failed = []
+    clips: dict[Path, Tensor] = {}
+    sources = {file: (made_from, video) for file, made_from, video in entries}
+    for file, (_, video) in sources.items():
+        try:
+            clips[file] = read_video(video, cache.size, window=cache.window)
+        except PrflError as error:
+            failed.append((video, error.what))
+            with atomic_write(file.with_suffix(".unreadable")) as temporary:
+                temporary.write_text(error.what, encoding="utf-8")
+
+    if clips:
+        with torch.no_grad():
+            latents = backbone.encode(torch.stack(list(clips.values())).to(backbone.device)).cpu()
+        for file, tensor in zip(clips, latents, strict=True):
+            cache.keep_latents(file, *sources[file], tensor)
+            file.with_suffix(".unreadable").unlink(missing_ok=True)
+    return failed
+
+
+@contextmanager
+def _progress(kind: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show the progress: a bar on a terminal, elsewhere a line at every tenth."""
+    if not shown or total == 0:
+        yield lambda count: None
+    elif sys.stdout.isatty():
+        columns = (TextColumn(f"caching {kind}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as bar:
+            task = bar.add_task(kind, total=total)
+            yield lambda count: bar.advance(task, count)
+    else:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            before, done = done, done + count
+            if done * 10 // total > before * 10 // total:
+                print(f"caching {kind}: {done} of {total}", flush=True)
+
+        yield advance
