@@ -39,33 +39,33 @@ def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
 
 def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
-    own = config.data
+    data = config.data
     with error_location("data"):
         report = build_cache(
             model,
             path,
-            own.cache,
-            video_size(own),
-            skip_unreadable=own.skip_unreadable,
-            follow_links=own.follow_links,
-            batch_size=own.encode_batch,
+            data.cache,
+            video_size(data),
+            skip_unreadable=data.skip_unreadable,
+            follow_links=data.follow_links,
+            batch_size=data.encode_batch,
         )
     if processes.is_main():
         from prfl.data.decoding import BY_SIZE, read_anew
 
         print(visible(str(report)), flush=True)
-        videos = manifest_videos(read_manifest(path, follow_links=own.follow_links))
+        videos = manifest_videos(read_manifest(path, follow_links=data.follow_links))
         guessed = sum(BY_SIZE in read_anew(video) for video in videos if video.is_file())
         if guessed:
             print(f"{guessed} videos have 720 lines or more and no colour tags: they are read as BT.709, as players do")
 
 
-def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progress: Callable) -> int:
+def encode_prompts(config: Config, model: Backbone, prompts: Iterable[str], progress: Callable) -> int:
     """``model.remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
-    own, wanted = config.data, list(dict.fromkeys(["", *some]))
+    data, wanted = config.data, list(dict.fromkeys(["", *prompts]))
     with error_location("data"):
-        stored = LatentCache.for_backbone(model, own.cache, video_size(own))
+        stored = LatentCache.for_backbone(model, data.cache, video_size(data))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
     with model.transformer_on_host() if mine else nullcontext():
@@ -87,12 +87,15 @@ def build_dataset(config: Config, model: Backbone, path: Path, split: str) -> Da
     if split != "train" and not any(row.split == split for row in rows):
         return None
     if split == "train":
-        held = {p: name for name, some in load_prompts(config.data.prompts).items() if name != "train" for p in some}
+        held: dict[str, str] = {}  # prompt: its split
+        for name, prompts in load_prompts(config.data.prompts).items():
+            if name != "train":
+                held |= dict.fromkeys(prompts, name)
         trained = [row.prompt for row in rows if row.split in (None, "train")]
-        found = [prompt for prompt in trained if prompt in held]
-        if found:
+        wrong = [prompt for prompt in trained if prompt in held]
+        if wrong:
             raise PrflError(
-                f"{len(found)} rows for training have a prompt of data.prompts.{held[found[0]]}, as {found[0][:80]!r}",
+                f"{len(wrong)} rows for training have a prompt of data.prompts.{held[wrong[0]]}, as {wrong[0][:80]!r}",
                 where=str(path),
                 fix="give these rows that split, or take their prompts out of the held-out prompts",
             )

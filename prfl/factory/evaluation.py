@@ -28,17 +28,17 @@ def build_judge(config: EvaluationConfig) -> Judge | None:
 
 def sampling_settings(config: Config) -> SamplingSettings:
     """How videos are drawn for evaluation."""
-    own = config.evaluation
+    evaluation = config.evaluation
     return SamplingSettings(
         frames=config.data.frames,
         height=config.data.height,
         width=config.data.width,
-        steps=own.steps or config.rollout.steps,
+        steps=evaluation.steps or config.rollout.steps,
         shift=config.rollout.shift,
         solver=config.rollout.sampling_solver,
-        guidance_scale=own.guidance_scale,
-        batch=own.batch,
-        seed=own.seed,
+        guidance_scale=evaluation.guidance_scale,
+        batch=evaluation.batch,
+        seed=evaluation.seed,
     )
 
 
