@@ -20,6 +20,7 @@ from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import manifest_videos, read_manifest
+from prfl.data.video_size import VideoSize
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
@@ -43,11 +44,8 @@ def build_cache(
     backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
+    size: VideoSize,
     *,
-    frames: int,
-    height: int,
-    width: int,
-    fps: int | float,
     window: Window = "start",
     batch_size: int = 8,
     skip_unreadable: bool = False,
@@ -60,9 +58,7 @@ def build_cache(
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
     """
     rows = read_manifest(manifest, follow_links=follow_links)
-    cache = LatentCache.for_backbone(
-        backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window
-    )
+    cache = LatentCache.for_backbone(backbone, folder, size, window)
     progress = progress and processes.is_main()
 
     # Videos by the entry that they belong to: equal content has one entry.
@@ -131,7 +127,7 @@ def _encode_videos(
     sources = {file: (made_from, video) for file, made_from, video in entries}
     for file, (_, video) in sources.items():
         try:
-            clips[file] = read_video(video, **cache.clip)
+            clips[file] = read_video(video, cache.size, window=cache.window)
         except PrflError as error:
             failed.append((video, error.what))
             with atomic_write(file.with_suffix(".unreadable")) as temporary:

@@ -26,6 +26,7 @@ from prfl.config.sections.backbone import BackboneConfig
 from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES, read_video
+from prfl.data.video_size import VideoSize
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import LatentsScorer, build_latents_scorer
 from prfl.factory.reward import TrainableReward, load_reward
@@ -257,7 +258,7 @@ def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Flo
     Raises PrflError naming the file.
     """
     if file.suffix != LATENTS:
-        pixels = read_video(file, **clip)[None]
+        pixels = read_video(file, VideoSize(**clip))[None]
         latents = backbone.encode(pixels.to(backbone.device)).float()
     else:
         latents = load_latents(file).to(backbone.device)

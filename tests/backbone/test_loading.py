@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from prfl.backbone import Condition, load_backbone
 from prfl.data.cache import LatentCache
+from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
 
 
@@ -83,10 +84,10 @@ def test_another_text_encoder_has_another_identity(folder: Path, monkeypatch: py
     save_file(tensors, weights, metadata={"format": "pt"})
     after = load_backbone(folder)
     assert before.text_identity != after.text_identity and before.describe() == after.describe()
-    caches = [LatentCache.for_backbone(some, folder, frames=5, height=16, width=16, fps=8) for some in (before, after)]
+    caches = [LatentCache.for_backbone(some, folder, VideoSize(5, 16, 16, 8)) for some in (before, after)]
     assert caches[0].prompt_file("a") != caches[1].prompt_file("a"), "embeddings of the old one would be found"
     monkeypatch.setattr("prfl.data.cache.TEXT_TOKENS", 64)
-    shorter = LatentCache.for_backbone(after, folder, frames=5, height=16, width=16, fps=8)
+    shorter = LatentCache.for_backbone(after, folder, VideoSize(5, 16, 16, 8))
     assert shorter.prompt_file("a") != caches[1].prompt_file("a"), "nor of prompts that were cut elsewhere"
 
 
