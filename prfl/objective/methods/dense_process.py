@@ -49,7 +49,7 @@ class DenseProcess:
         return self.handoff == "next" and steps_in(self.schedule, self.steps_range)[0] + 1 < self.schedule.steps
 
     def drawn(self, step: int) -> list[int]:
-        """One step of each part, ascending."""
+        """Return one step of each part, ascending."""
         steps = steps_in(self.schedule, self.steps_range)
         if self.starts_from_data(step):
             steps = behind_noise(steps)
