@@ -1,1 +1,1 @@
-"""The chain: its convention, solvers, guidance, plans of where gradient flows, and the walk back along them."""
+"""The chain: its convention, solvers, guidance, plans of where gradient flows, what they need of a rollout, and the adjoint."""
