@@ -43,7 +43,7 @@ class Build:
     matrices: tuple[tuple[int, int, int], ...] = ()
 
     def instruction(self, capability: int) -> str:
-        """Which one multiplies matrices on a GPU of this capability, as ``machine_code.Products`` names it."""
+        """Name the instruction that multiplies matrices on a GPU of this capability, as ``machine_code.Products``."""
         if not self.matrices:
             return ""
         large = all(rows >= WARPGROUP_ROWS for rows, _, _ in self.matrices)
@@ -51,6 +51,8 @@ class Build:
 
 
 class Resources(NamedTuple):
+    """What a compiled kernel takes of a GPU."""
+
     registers: int  # of a thread
     spilled: int  # bytes of a thread's stack
     shared: int  # bytes of a block
@@ -59,23 +61,26 @@ class Resources(NamedTuple):
 
 
 def compile_ahead(build: Build, capability: int) -> Resources:
-    """What the kernel takes on a GPU of this capability (80 is 8.0)."""
+    """Compile a kernel for a GPU of this capability (80 is 8.0), and read what it takes."""
     compiled = _compiled(build, capability)
-    found = products(compiled.asm["ptx"], build.num_warps)
-    kind = "+".join(dict.fromkeys(each.kind for each in found))
+    registers, spilled = _usage(compiled.asm["cubin"])
+
+    loops = products(compiled.asm["ptx"], build.num_warps)
+    kind = "+".join(dict.fromkeys(loop.kind for loop in loops))
     needed = sum(rows * columns * depth for rows, columns, depth in build.matrices)
-    work = max((each.multiplies for each in found), default=0) / needed if needed else None
-    return Resources(*_usage(compiled.asm["cubin"]), compiled.metadata.shared, kind, work)
+    work = max((loop.multiplies for loop in loops), default=0) / needed if needed else None
+    return Resources(registers, spilled, compiled.metadata.shared, kind, work)
 
 
 def count_instructions(build: Build, capability: int) -> Instructions:
-    """What a warp does beside its matrix products, from the disassembled machine code."""
+    """Count what a warp does beside its matrix products, in the disassembled machine code."""
     compiled = _compiled(build, capability)
-    found = products(compiled.asm["ptx"], build.num_warps)
-    return instructions(_tool("nvdisasm", compiled.asm["cubin"], "-c"), found[0].instructions if found else 0)
+    loops = products(compiled.asm["ptx"], build.num_warps)
+    return instructions(_tool("nvdisasm", compiled.asm["cubin"], "-c"), loops[0].instructions if loops else 0)
 
 
 def _compiled(build: Build, capability: int) -> Any:
+    """Compile a kernel, to its ``asm`` (PTX, cubin) and ``metadata``.  Raises ValueError for wrong arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -84,6 +89,7 @@ def _compiled(build: Build, capability: int) -> Any:
     wrong = (build.signature.keys() | build.constants.keys()) ^ set(names)
     if wrong:
         raise ValueError(f"{build.name}: arguments {sorted(wrong)} are missing or unknown; the kernel has {names}")
+
     source = ASTSource(
         fn=build.kernel,
         signature={name: build.signature.get(name, "constexpr") for name in names},
@@ -95,16 +101,16 @@ def _compiled(build: Build, capability: int) -> Any:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a thread."""
+    """Read the registers and the stack bytes of a thread."""
     text = _tool("cuobjdump", cubin, "--dump-resource-usage")
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
-    if found is None:
+    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if match is None:
         raise RuntimeError(f"cuobjdump says nothing of registers: {text}")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _tool(name: str, cubin: bytes, option: str) -> str:
-    """What a tool of NVIDIA's says, of those that Triton brings."""
+    """Run one of NVIDIA's tools that Triton brings, on a cubin.  Returns what it prints."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name

@@ -120,36 +120,40 @@ def _norm_backward(
     shift: Tensor | None,
     d_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx, dy (with gate), and the gradients of gate (with y), scale (with d_scale) and shift (where it is given)."""
+    """Compute dx, dy (with gate), and the gradients of gate (with y), scale (with d_scale) and shift (unless None)."""
     wanted = (gate if y is not None else None, scale if d_scale else None, shift)
     if runs_triton(x):
         from prfl_kernels.gated_residual_norm_triton import backward
 
-        own = [_per_token(each, x) for each in wanted]
-        dx, dy, sums = backward(d_total, d_normed, x, (mean, rstd), y, gate, scale, own)
+        per_token = [_per_token(modulation, x) for modulation in wanted]
+        dx, dy, sums = backward(d_total, d_normed, x, (mean, rstd), y, gate, scale, per_token)
     else:
         wide = _wide(x)
         outer, normed = d_normed.to(wide), (x.to(wide) - mean[..., None]) * rstd[..., None]
         inner = outer * (1 + scale.to(wide))
+
+        # The norm's own backward, then the gradient of the sum itself.
         gradient = inner - inner.mean(-1, keepdim=True) - normed * (inner * normed).mean(-1, keepdim=True)
         gradient = gradient * rstd[..., None]
         if d_total is not None:
             gradient = gradient + d_total.to(wide)
+
         dx, dy, d_gate = _gated(gradient, y, gate, x)
         sums = [d_gate, outer * normed if d_scale else None, None if shift is None else outer.clone()]
+
     d_gate, d_scale_, d_shift = (_reduced(part, each, x) for part, each in zip(sums, wanted, strict=True))
     return dx, x.new_empty(0) if dy is None else dy, d_gate, d_scale_, d_shift
 
 
 @torch.library.custom_op("prfl::gated_residual_backward", mutates_args=())
 def _sum_backward(d_total: Tensor, y: Tensor | None, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """dy, and the gradient of gate (with y)."""
+    """Compute dy, and the gradient of gate (with y)."""
     wanted = None if y is None else gate
     if runs_triton(d_total):
         from prfl_kernels.gated_residual_norm_triton import backward
 
-        own = [_per_token(wanted, d_total), None, None]
-        _, dy, (d_gate, _, _) = backward(d_total, None, None, None, y, gate, None, own)
+        per_token = [_per_token(wanted, d_total), None, None]
+        _, dy, (d_gate, _, _) = backward(d_total, None, None, None, y, gate, None, per_token)
     else:
         _, dy, d_gate = _gated(d_total.to(_wide(d_total)), y, gate, d_total)
     return dy, _reduced(d_gate, wanted, d_total)
@@ -158,17 +162,19 @@ def _sum_backward(d_total: Tensor, y: Tensor | None, gate: Tensor) -> tuple[Tens
 def _gated(
     gradient: Tensor, y: Tensor | None, gate: Tensor | None, like: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dx and dy in like's dtype and the product whose sum is the gate's gradient, from the sum's gradient."""
+    """From the sum's gradient, compute dx and dy in like's dtype, and the product whose sum is the gate's gradient."""
     wide = gradient.dtype
     dy = None if gate is None else (gate.to(wide) * gradient).to(like.dtype).contiguous()
     return gradient.to(like.dtype).contiguous(), dy, None if y is None else gradient * y.to(wide)
 
 
 def _per_token(modulation: Tensor | None, x: Tensor) -> bool | None:
+    """Tell whether every token has its own modulation; None where no gradient of it is wanted."""
     return None if modulation is None else modulation.ndim == 3 and modulation.shape[1] == x.shape[1]
 
 
 def _reduced(part: Tensor | None, wanted: Tensor | None, x: Tensor) -> Tensor:
+    """Sum a gradient to the shape of what it is the gradient of; an empty tensor where none is wanted."""
     if part is None or wanted is None:
         return x.new_empty(0)
     return part.sum_to_size(wanted.shape).to(wanted.dtype).contiguous()

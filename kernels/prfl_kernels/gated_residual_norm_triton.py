@@ -130,7 +130,10 @@ def backward_kernel(
 def forward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, modulation: tuple[Tensor, Tensor] | None, eps: float
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """total (None without y), normed, mean and rstd (None without modulation = scale, shift)."""
+    """Launch the forward pass: total (None without y), normed, mean and rstd (None without modulation).
+
+    modulation: scale and shift.
+    """
     (batch, tokens, width), wide = x.shape, torch.promote_types(x.dtype, torch.float32)
     x, y, gate, scale, shift = (_rows(each, x.shape) for each in (x, y, gate, *(modulation or (None, None))))
     total = None if y is None else x.new_empty(x.shape)
@@ -138,6 +141,7 @@ def forward(
     if modulation is not None:
         normed = x.new_empty(x.shape)
         mean, rstd = (x.new_empty(batch, tokens, dtype=wide) for _ in range(2))
+
     with torch.cuda.device_of(x):
         forward_kernel[(tokens, batch)](
             x, y, gate, scale, shift, total, normed, mean, rstd, tokens,
@@ -156,7 +160,7 @@ def backward(
     scale: Tensor | None,
     per_token: Sequence[bool | None],
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
-    """dx (None without d_normed), dy (None without gate), and the gradients of gate, scale and shift.
+    """Launch the backward pass: dx (None without d_normed), dy (None without gate), gradients of gate, scale, shift.
 
     per_token: for gate, scale and shift: whether every token has its own, or None where no gradient is wanted.  They
     come as (B, T, D), or summed over tokens as (B, 1, D), in float32 (float64 for float64).
@@ -164,23 +168,29 @@ def backward(
     like = d_total if d_normed is None else d_normed
     assert like is not None
     (batch, tokens, width), wide = like.shape, torch.promote_types(like.dtype, torch.float32)
+
+    # Where a gradient is summed over tokens, a program takes so many rows that about PROGRAMS partial sums are left.
     summing = False in per_token
     rows = triton.next_power_of_2(triton.cdiv(batch * tokens, PROGRAMS)) if summing else ROWS
     programs = triton.cdiv(tokens, rows)
-    inputs = [_rows(each, like.shape) for each in (d_total, d_normed, x, y, gate, scale)]
+
+    inputs = [_rows(tensor, like.shape) for tensor in (d_total, d_normed, x, y, gate, scale)]
     d_total, d_normed, x, y, gate, scale = inputs
+    mean, rstd = statistics or (None, None)
+
     dx = None if d_normed is None else like.new_empty(like.shape)
     dy = None if gate is None else like.new_empty(like.shape)
-    parts = [
-        None if own is None else like.new_empty(batch, tokens if own else programs, width, dtype=wide)
-        for own in per_token
-    ]
-    mean, rstd = statistics or (None, None)
+    parts: list[Tensor | None] = []
+    for each_token in per_token:
+        count = tokens if each_token else programs
+        parts.append(None if each_token is None else like.new_empty(batch, count, width, dtype=wide))
+
     with torch.cuda.device_of(like):
         backward_kernel[(programs, batch)](
             d_total, d_normed, x, mean, rstd, y, gate, scale, dx, dy, *parts, tokens, *_strides(*inputs),
             width, _block(width), rows, _accumulate(wide), *map(bool, per_token), num_warps=_warps(width, summing),
         )  # fmt: skip
+
     for i, part in enumerate(parts):
         if part is not None and not per_token[i]:
             parts[i] = part.sum(1, keepdim=True)
@@ -188,14 +198,18 @@ def backward(
 
 
 def _rows(tensor: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """Seen as (B, T, D), without a copy unless its last dimension is not contiguous."""
+    """View a tensor as (B, T, D), without a copy unless its last dimension is not contiguous."""
     if tensor is None:
         return None
     return (tensor if tensor.stride(-1) == 1 else tensor.contiguous()).expand(shape)
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
-    return [stride for each in tensors for stride in ((0, 0) if each is None else each.stride()[:2])]
+    """List the strides of batch and token of every tensor; zeros for one that is None."""
+    strides: list[int] = []
+    for tensor in tensors:
+        strides += (0, 0) if tensor is None else tensor.stride()[:2]
+    return strides
 
 
 def _block(width: int) -> int:
@@ -212,17 +226,16 @@ def _accumulate(wide: torch.dtype) -> tl.dtype:
 
 
 def builds() -> list[Build]:
-    """bfloat16 with float32 modulation, for both widths: without and with gradients of it."""
-    return [
-        build
-        for width in dict.fromkeys(shape.width for shape in SHAPES)
-        for build in (
+    """List the builds: bfloat16 with float32 modulation, for both widths, without and with gradients of it."""
+    every = []
+    for width in dict.fromkeys(shape.width for shape in SHAPES):
+        every += [
             _forward_build(width),
             _backward_build("backward", width, gradients=False),
             _backward_build("backward, modulation shared", width, gradients=True, rows=32),
             _backward_build("backward, modulation per token", width, gradients=True, per_token=True),
-        )
-    ]
+        ]
+    return every
 
 
 def _forward_build(width: int) -> Build:

@@ -26,19 +26,22 @@ class Products(NamedTuple):
 
 
 def products(ptx: str, warps: int) -> list[Products]:
-    """Of every innermost loop that has any, in the order of the code."""
+    """List the matrix products of every innermost loop that has any, in the order of the code."""
     lines = ptx.splitlines()
     constants = dict(CONSTANT.findall(ptx))
-    found = []
+    loops = []
     for loop in _loops(lines, PTX_LABEL, PTX_BRANCH):
-        each = [one for line in loop if (one := _product(line, warps, constants)) is not None]
-        if each:
-            kinds = "+".join(dict.fromkeys(kind for kind, _ in each))
-            found.append(Products(kinds, len(each), sum(multiplies for _, multiplies in each)))
-    return found
+        by_line = [_product(line, warps, constants) for line in loop]
+        matrix_products = [product for product in by_line if product is not None]
+        if matrix_products:
+            kinds = "+".join(dict.fromkeys(kind for kind, _ in matrix_products))
+            multiplies = sum(count for _, count in matrix_products)
+            loops.append(Products(kinds, len(matrix_products), multiplies))
+    return loops
 
 
 def _product(line: str, warps: int, constants: dict[str, str]) -> tuple[str, int] | None:
+    """Read a line of PTX: kind and multiply-adds of the whole program, or None where it is no matrix product."""
     if match := MMA.search(line):
         m, n, k = (int(size) for size in match.groups()[1:])
         if match[1] == "mma":
@@ -58,28 +61,32 @@ class Instructions(NamedTuple):
 
 
 def instructions(sass: str, matrix: int) -> Instructions:
-    """matrix: how many of one warp's matrix products are in a pass; the assembler may have joined several passes."""
+    """Count a warp's instructions in disassembled machine code.
+
+    matrix: how many of one warp's matrix products are in a pass; the assembler may have joined several passes.
+    """
     lines = sass.splitlines()
     narrow = sum("LDG." in line and ".128" not in line for line in lines)
     for loop in _loops(lines, SASS_LABEL, SASS_BRANCH):
-        every = [match[1] for line in loop if (match := SASS_INSTRUCTION.search(line))]
-        own = sum(SASS_MATRIX.search(one) is not None for one in every)
-        if own:
-            return Instructions((len(every) - own) * matrix // own, narrow)
+        codes = [match[1] for line in loop if (match := SASS_INSTRUCTION.search(line))]
+        products_there = sum(SASS_MATRIX.search(code) is not None for code in codes)
+        if products_there:
+            return Instructions((len(codes) - products_there) * matrix // products_there, narrow)
     return Instructions(sum(SASS_INSTRUCTION.search(line) is not None for line in lines), narrow)
 
 
 def _loops(lines: list[str], label: re.Pattern[str], branch: re.Pattern[str]) -> list[list[str]]:
-    """The lines of every innermost loop: from a label to the last branch back to it."""
-    starts = {match[1]: at for at, line in enumerate(lines) if (match := label.match(line))}
-    ends: dict[int, int] = {}
-    for at, line in enumerate(lines):
+    """Cut out the lines of every innermost loop: from a label to the last branch back to it."""
+    starts = {match[1]: number for number, line in enumerate(lines) if (match := label.match(line))}
+    ends: dict[int, int] = {}  # by start
+    for number, line in enumerate(lines):
         match = branch.search(line)
-        if match and starts.get(match[1], at) < at:
-            ends[starts[match[1]]] = at
-    inner = [
-        (start, end)
-        for start, end in ends.items()
-        if not any(start < other and ends[other] <= end for other in ends if other != start)
-    ]
-    return [lines[start : end + 1] for start, end in sorted(inner)]
+        if match and starts.get(match[1], number) < number:
+            ends[starts[match[1]]] = number
+
+    innermost = []
+    for start, end in sorted(ends.items()):
+        holds_another = any(start < other and ends[other] <= end for other in ends)
+        if not holds_another:
+            innermost.append(lines[start : end + 1])
+    return innermost

@@ -1,4 +1,4 @@
-"""Which operations' compiled kernels have passed their tests on this machine: a stamp that the tests leave.
+"""Records which operations' compiled kernels have passed their tests on this machine: a stamp that the tests leave.
 
 In $XDG_CACHE_HOME/prfl_kernels/passed.json (~/.cache by default), by GPU, driver, torch, triton and the sources' hash:
 after any of them changes the tests have to pass again.
@@ -17,13 +17,15 @@ import torch
 
 
 def stamp_file() -> Path:
+    """Return the stamp's path, whether it is there or not."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prfl_kernels/passed.json"
 
 
 def machine(device: torch.device | str = "cuda") -> str:
-    """What the compiled kernels depend on; empty without a GPU."""
+    """Name all that the compiled kernels depend on; empty without a GPU."""
     if torch.device(device).type != "cuda" or not torch.cuda.is_available():
         return ""
+
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -31,6 +33,7 @@ def machine(device: torch.device | str = "cuda") -> str:
         triton = version("triton")
     except PackageNotFoundError:
         triton = "none"
+
     name = torch.cuda.get_device_name(device)
     return f"{name}, driver {_driver()}, torch {torch.__version__}, triton {triton}, sources {digest.hexdigest()[:12]}"
 
@@ -43,25 +46,29 @@ def _driver() -> str:
 
 
 def passed(device: torch.device | str = "cuda") -> frozenset[str]:
-    """The operations whose tests have passed here; none where there is no GPU or no stamp."""
+    """Return the operations whose tests have passed here; none where there is no GPU or no stamp."""
     key = machine(device)
-    return frozenset(operation for operation, held in _read().get(key, {}).items() if held) if key else frozenset()
+    if not key:
+        return frozenset()
+    return frozenset(operation for operation, held in _read().get(key, {}).items() if held)
 
 
 def record(results: Mapping[str, bool], device: torch.device | str = "cuda") -> Path:
-    """Keep whether each operation's tests passed, beside what is known of others and of other machines."""
-    path, known = stamp_file(), _read()
-    known[machine(device)] = known.get(machine(device), {}) | dict(results)
+    """Write whether each operation's tests passed, beside the results of others and of other machines."""
+    path, stamps = stamp_file(), _read()
+    stamps[machine(device)] = stamps.get(machine(device), {}) | dict(results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+
+    partial = path.with_suffix(f".{os.getpid()}")  # replaced at once: another process may read meanwhile
+    partial.write_text(json.dumps(stamps, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
     return path
 
 
 def _read() -> dict[str, dict[str, bool]]:
+    """Read the stamps by machine; none where the file is absent or damaged."""
     try:
-        found = json.loads(stamp_file().read_text(encoding="utf-8"))
+        stamps = json.loads(stamp_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return stamps if isinstance(stamps, dict) else {}

@@ -31,6 +31,11 @@ a config
   by nobody is an error that names it.  Every key is described in the file that `prfl schema` writes, which makes an
   editor complete and check keys; --dry-run prints a config with all its defaults.
 
+extends
+  `extends: prfl.yaml` in a config takes over the sections of another one in the same folder, but for its run folder.
+  What the config gives itself goes before it, key by key; a section that names another kind (objective.name,
+  reward.space) is replaced as a whole, and so are lists.
+
 key=value
   Changes one key of the config; the value is YAML:
       training.steps=10   backbone.adapter.rank=8   evaluation.every=0   reward.weights='{{motion: 1.0, quality: 0.5}}'

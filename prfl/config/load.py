@@ -5,6 +5,7 @@ Paths in a config are those of the current directory, as on the command line, an
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
 
+from prfl.config.extends import Tree, read_tree
 from prfl.config.messages import all_keys, faults
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config
@@ -32,40 +34,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     overrides: ``training.steps=10``; the value is YAML.  Raises PrflError with the yaml path.
     """
-    path = Path(path)
-    tree = read_mapping(path)
-    if "stages" in tree:
+    tree = read_tree(Path(path))
+    if "stages" in tree.keys:
         raise PrflError("it has several stages", where=str(path), fix="name the file of one stage")
-    return config_from(tree, path, overrides, stage_runs=None)
+    return config_from(tree, overrides, stage_runs=None)
 
 
-def config_from(
-    tree: dict[str, Any], path: Path, overrides: Sequence[str], stage_runs: Mapping[str, Path] | None
-) -> Config:
+def config_from(tree: Tree, overrides: Sequence[str], stage_runs: Mapping[str, Path] | None) -> Config:
     """stage_runs: run folders of the earlier stages; None where the config stands alone."""
-    overridden = [set_key(tree, override) for override in overrides]
-    tree = resolve(tree, path, stage_runs, "")
-    config = validate(Config, tree, path, overridden)
-    report(path, list(conflicts(config)), overridden)
+    keys = copy.deepcopy(tree.keys)
+    overridden = [set_key(keys, override) for override in overrides]
+    config = validate(Config, resolve(keys, tree, stage_runs, ""), tree, overridden)
+    report(tree, list(conflicts(config)), overridden)
     return config
 
 
-def validate(section: type[AnySection], tree: Any, path: Path, overridden: Sequence[str] = ()) -> AnySection:
+def validate(section: type[AnySection], keys: Any, tree: Tree, overridden: Sequence[str] = ()) -> AnySection:
+    """The section that the keys stand for.  tree: the files that they are from."""
     try:
         # Through JSON, pydantic's strict mode still reads a list as a tuple and text as a path, and nothing else.
-        return section.model_validate_json(json.dumps(tree), strict=True)
+        return section.model_validate_json(json.dumps(keys), strict=True)
     except ValidationError as error:
-        report(path, faults(section, error.errors()), overridden)
+        report(tree, faults(section, error.errors()), overridden)
         raise
 
 
-def report(path: Path, found: Sequence[Fault], overridden: Sequence[str]) -> None:
+def report(tree: Tree, found: Sequence[Fault], overridden: Sequence[str]) -> None:
     """Raise one PrflError that lists every fault, each with the file, or the command line, that it comes from."""
 
     def where(key: str) -> str:
         inside = key.replace("[", ".[") + "."
-        given = any(inside.startswith(f"{other}.") or f"{other}.".startswith(inside) for other in overridden)
-        return f"command line: {key}" if given else f"{path}: {key}"
+        by_override = any(inside.startswith(f"{other}.") or f"{other}.".startswith(inside) for other in overridden)
+        return f"command line: {key}" if by_override else tree.where(key)
 
     if found:
         more = [f"\n{where(key)}: {what}" for key, what in found[1:]]
@@ -92,29 +92,30 @@ def set_key(tree: dict[str, Any], override: str) -> str:
     return key
 
 
-def resolve(value: Any, path: Path, stage_runs: Mapping[str, Path] | None, key: str) -> Any:
-    """Replace every ``${stages.NAME.run}`` in the texts of a tree."""
+def resolve(value: Any, tree: Tree, stage_runs: Mapping[str, Path] | None, key: str) -> Any:
+    """Replace every ``${stages.NAME.run}`` in the texts below a key; the empty key is the whole config."""
     if isinstance(value, dict):
-        return {k: resolve(v, path, stage_runs, f"{key}.{k}".removeprefix(".")) for k, v in value.items()}
+        return {name: resolve(v, tree, stage_runs, f"{key}.{name}".removeprefix(".")) for name, v in value.items()}
     if isinstance(value, list):
-        return [resolve(v, path, stage_runs, f"{key}[{i}]") for i, v in enumerate(value)]
+        return [resolve(item, tree, stage_runs, f"{key}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, str):
-        return REFERENCE.sub(lambda found: str(stage_run(found, path, stage_runs, key)), value)
+        return REFERENCE.sub(lambda reference: str(stage_run(reference[0], tree, stage_runs, key)), value)
     return value
 
 
-def stage_run(found: re.Match[str], path: Path, stage_runs: Mapping[str, Path] | None, key: str) -> Path:
-    where = f"{path}: {key}"
-    form = re.fullmatch(r"\$\{stages\.([^./]+)\.run\}", found[0])
+def stage_run(reference: str, tree: Tree, stage_runs: Mapping[str, Path] | None, key: str) -> Path:
+    """The run folder that a reference at a key names.  Raises PrflError where there is none."""
+    where = tree.where(key)
+    form = re.fullmatch(r"\$\{stages\.([^./]+)\.run\}", reference)
     if form is None:
-        raise PrflError(f"cannot resolve {found[0]}", where=where, fix="the one form is ${stages.NAME.run}")
+        raise PrflError(f"cannot resolve {reference}", where=where, fix="the one form is ${stages.NAME.run}")
     name = form[1]
     if stage_runs is not None:
         if name not in stage_runs:
-            known = ", ".join(stage_runs) or "none; this is the first"
-            raise PrflError(f"no earlier stage is called '{name}'", where=where, fix=f"earlier stages: {known}")
+            earlier = ", ".join(stage_runs) or "none; this is the first"
+            raise PrflError(f"no earlier stage is called '{name}'", where=where, fix=f"earlier stages: {earlier}")
         return stage_runs[name]
-    beside = path.with_name(f"{name}.yaml")
+    beside = tree.path.with_name(f"{name}.yaml")
     if not beside.is_file():
         raise PrflError(f"no earlier stage '{name}', and no {beside}", where=where, fix=f"give {key} a folder")
     run = read_mapping(beside).get("run")

@@ -87,6 +87,16 @@ class StagesConfig(Section):
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a config file: one stage, or a list of stages."""
+    """JSON schema of a config file: one stage, what one changes of another (extends), or a list of stages."""
     schema = TypeAdapter(Config | StagesConfig).json_schema()
+    keys = schema["$defs"]["Config"]["properties"]
+    sections = {name: {"description": key["description"]} for name, key in keys.items()}  # any part of their keys
+    extends = {"description": "The config beside this one whose keys this one changes.", "type": "string"}
+    schema["$defs"]["ExtendingConfig"] = {
+        "type": "object",
+        "properties": {"extends": extends, **sections},
+        "required": ["extends", "version", "run"],
+        "additionalProperties": False,
+    }
+    schema["anyOf"].insert(1, {"$ref": "#/$defs/ExtendingConfig"})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A config of prfl", **schema}

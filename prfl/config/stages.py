@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prfl.config.extends import read_tree
 from prfl.config.load import config_from, validate
 from prfl.config.schema import Config, StagesConfig
-from prfl.config.strict_yaml import read_mapping
 from prfl.utils.errors import PrflError
 from prfl.utils.text import closest
 
@@ -31,22 +31,22 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
     Raises PrflError.
     """
     path = Path(path)
-    tree = read_mapping(path)
-    if "stages" not in tree:
-        return [Stage(path.stem, path, config_from(tree, path, overrides, stage_runs=None))]
-    files = [path.parent / file for file in validate(StagesConfig, tree, path).stages]
+    tree = read_tree(path)
+    if "stages" not in tree.keys:
+        return [Stage(path.stem, path, config_from(tree, overrides, stage_runs=None))]
+    files = [path.parent / file for file in validate(StagesConfig, tree.keys, tree).stages]
     names = [file.stem for file in files]
     for name in names:
         if names.count(name) > 1:
             raise PrflError(f"two stages are called '{name}'", where=f"{path}: stages", fix="rename one of the files")
-    own = share_out(overrides, names)
+    of_stage = share_out(overrides, names)
     stages: list[Stage] = []
     for name, file in zip(names, files, strict=True):
-        tree = read_mapping(file)
-        if "stages" in tree:
+        tree = read_tree(file)
+        if "stages" in tree.keys:
             raise PrflError("a stage cannot have stages", where=f"{path}: stages: {file}", fix="list its stages here")
         runs = {stage.name: stage.config.run for stage in stages}
-        config = config_from(tree, file, own[name], runs)
+        config = config_from(tree, of_stage[name], runs)
         if config.run in runs.values():
             raise PrflError(
                 f"an earlier stage has the run folder {config.run} too",
@@ -58,13 +58,13 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
 
 
 def share_out(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Each stage's own overrides, without the stage's name in front."""
-    own: dict[str, list[str]] = {name: [] for name in names}
+    """The overrides of each stage, without the stage's name in front."""
+    of_stage: dict[str, list[str]] = {name: [] for name in names}
     for override in overrides:
         name, _, rest = override.partition(".")
-        if name not in own or "=" not in rest:
+        if name not in of_stage or "=" not in rest:
             close = closest(name, names) or names[-1]
             fix = f"{close}.{override if name not in names else 'training.steps=10'}"
             raise PrflError("names no stage", where=f"command line: {override}", fix=f"put a stage in front: {fix}")
-        own[name].append(rest)
-    return own
+        of_stage[name].append(rest)
+    return of_stage

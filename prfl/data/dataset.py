@@ -34,7 +34,7 @@ class LatentBatch:
 
 @dataclass(kw_only=True)
 class _Loaded:
-    """What both data sets hold: each video's latents once, each prompt's condition once, on the CPU.
+    """The common part of both data sets: each video's latents once, each prompt's condition once, on the CPU.
 
     fingerprint: hash of the rows, and of the contents of their videos.  entries: the names of these in the cache.
     """
@@ -57,6 +57,7 @@ class _Loaded:
         return self.conditions[""].to(device=self.device)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
+        """Take the conditions of prompts as one batch, on the device."""
         return Condition.cat([self.conditions[prompt] for prompt in prompts]).to(device=self.device)
 
 
@@ -72,6 +73,7 @@ class LatentDataset(_Loaded):
     labels: dict[str, Tensor]
 
     def get(self, indices: Sequence[int]) -> LatentBatch:
+        """Take the rows of these numbers as a batch."""
         chosen = list(indices)
         prompts = [self.prompts[index] for index in chosen]
         labels = {name: values[chosen].to(self.device) for name, values in self.labels.items()}
@@ -101,7 +103,7 @@ def load_dataset(
     skip_unreadable: bool = False,
     follow_links: bool = False,
 ) -> LatentDataset | PairDataset:
-    """The rows of a manifest (of one split) with their cached latents and conditions, all in memory.
+    """Load the rows of a manifest (of one split) with their cached latents and conditions, all into memory.
 
     Raises PrflError when the split is empty, when something is not in the cache for exactly this model, size and rate,
     and, unless ``skip_unreadable``, for videos that the cache found unreadable; else their rows are left out and the
@@ -114,39 +116,47 @@ def load_dataset(
     cache = LatentCache.for_backbone(
         backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window
     )
-    found, skipped = cache.find(manifest_videos(rows))
+    entry_of, skipped = cache.find(manifest_videos(rows))
     if skipped and not skip_unreadable:
         listed = "".join(f"\n  {path}: {reason}" for path, reason in skipped)
         fix = "mend or remove these files, or leave them out with skip_unreadable"
         raise PrflError(f"{len(skipped)} videos are unreadable{listed}", where=str(manifest), fix=fix)
-    videos = [row for row in rows if isinstance(row, LabelledVideo) and row.video in found]
-    pairs = [row for row in rows if isinstance(row, PreferencePair) and row.a in found and row.b in found]
+
+    # The rows whose videos are in the cache; a manifest has rows of one kind.
+    videos = [row for row in rows if isinstance(row, LabelledVideo) and row.video in entry_of]
+    pairs = [row for row in rows if isinstance(row, PreferencePair) and row.a in entry_of and row.b in entry_of]
     kept = videos or pairs
     if not kept:
         raise PrflError("no readable video is left", where=str(manifest), fix="see the reasons that `prfl cache` lists")
+
+    # Each video's latents once, each prompt's condition once.
     prompts = [row.prompt for row in kept]
     conditions = {prompt: cache.condition(prompt) for prompt in ["", *prompts]}
-    place = {video: index for index, video in enumerate(manifest_videos(kept))}
-    latents = torch.stack([cache.latents(found[video]) for video in place])
+    latents_row = {video: row for row, video in enumerate(manifest_videos(kept))}
+    entries = {video: entry_of[video] for video in latents_row}
+    latents = torch.stack([cache.latents(entry) for entry in entries.values()])
     common: dict[str, Any] = {
         "conditions": conditions,
         "prompts": prompts,
         "device": backbone.device,
         "skipped": skipped,
-        "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video in place}),
-        "former_fingerprint": _fingerprint(kept, {video: found[video].name for video in place}),
-        "entries": frozenset(found[video].name for video in place),
+        "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video in entries}),
+        "former_fingerprint": _fingerprint(kept, {video: entry.name for video, entry in entries.items()}),
+        "entries": frozenset(entry.name for entry in entries.values()),
     }
+
     if videos:
-        video = torch.tensor([place[row.video] for row in videos])
+        video = torch.tensor([latents_row[row.video] for row in videos])
         return LatentDataset(latents=latents, video=video, labels=_columns([row.label for row in videos]), **common)
-    a, b = torch.tensor([place[row.a] for row in pairs]), torch.tensor([place[row.b] for row in pairs])
+
+    a = torch.tensor([latents_row[row.a] for row in pairs])
+    b = torch.tensor([latents_row[row.b] for row in pairs])
     preference = _columns([{name: _PREFERRED[side] for name, side in row.preference.items()} for row in pairs])
     return PairDataset(latents=latents, a=a, b=b, preference=preference, **common)
 
 
 def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Path, str]) -> str:
-    """names: what each video is called, which changes with its content."""
+    """Hash the rows.  names: by video, a name that changes with its content."""
     facts: list[Any] = []
     for row in rows:
         if isinstance(row, LabelledVideo):
@@ -157,12 +167,12 @@ def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Pat
 
 
 def preference_between(a: Tensor, b: Tensor) -> Tensor:
-    """1 where a is larger, 0 where b is, 0.5 where they are equal, nan where either is missing (sign(nan) is 0)."""
+    """Return 1 where a is larger, 0 where b is, 0.5 where they are equal, nan where either is missing."""
     difference = a - b
-    return torch.where(difference.isnan(), difference, difference.sign() / 2 + 0.5)
+    return torch.where(difference.isnan(), difference, difference.sign() / 2 + 0.5)  # sign(nan) is 0
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:
-    """One (n,) float32 tensor a name, nan where a row lacks it."""
+    """Make one (n,) float32 tensor a name, nan where a row lacks it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: torch.tensor([row.get(name, math.nan) for row in rows]) for name in names}

@@ -59,13 +59,13 @@ class Shown(Generic[T]):
 
 
 def high_definition(height: int) -> bool:
-    """Whether players take a video without colour tags for BT.709, and not for BT.601; ours are written so too."""
+    """Tell whether players take a video without colour tags for BT.709, not BT.601; ours are written so too."""
     return height >= 720
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raises PrflError for a suffix that is not read, and in place of whatever PyAV raises about a strange file."""
+    """Raise PrflError for a suffix that is not read, and in place of whatever PyAV raises about a strange file."""
     if path.suffix.lower() not in SUFFIXES:
         what = f"'{path.suffix}' is no video suffix that prfl reads"
         raise PrflError(what, where=str(path), fix=f"one of {', '.join(SUFFIXES)}")
@@ -81,12 +81,12 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def opened(path: Path) -> av.container.InputContainer:
-    """A title that is not UTF-8 says nothing about the pictures."""
+    """Open a file.  A title that is not UTF-8 says nothing about the pictures."""
     return av.open(str(path.absolute()), options=_SAFE, metadata_errors="replace")
 
 
 def video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
-    """The stream that players show: the first default one, or the first; no covers and thumbnails."""
+    """Choose the stream that players show: the first default one, or the first; no covers and thumbnails."""
     streams = [stream for stream in container.streams.video if not stream.disposition & _COVERS]
     if not streams:
         raise PrflError("holds no video stream", where=str(path), fix="give a video file, not a sound or a still")
@@ -103,7 +103,7 @@ def video_stream(container: av.container.InputContainer, path: Path) -> VideoStr
 
 
 def aspect(stream: VideoStream, path: Path) -> float:
-    """A pixel's width / height.  A header may lie: pictures are resized by it, to any size."""
+    """Read a pixel's width / height.  A header may lie: pictures are resized by it, to any size."""
     value = float(stream.sample_aspect_ratio or 1)
     if not 1 / _MAX_ASPECT <= value <= _MAX_ASPECT:
         what = f"claims that its pixels are {value:.4g} times as wide as high"
@@ -112,7 +112,7 @@ def aspect(stream: VideoStream, path: Path) -> float:
 
 
 def decoded(container: av.container.InputContainer, stream: VideoStream, path: Path) -> Iterator[Shown[VideoFrame]]:
-    """Every picture that is shown, in order; what an edit list cuts off is not among them."""
+    """Decode every picture that is shown, in order; what an edit list cuts off is not among them."""
     start = None
     for frame in container.decode(stream):
         if frame.is_corrupt:
@@ -121,19 +121,21 @@ def decoded(container: av.container.InputContainer, stream: VideoStream, path: P
         _check_colours(frame, path)
         if frame.time is None:
             raise PrflError("has a picture without a time", where=str(path), fix=AGAIN)
+
         start = frame.time if start is None else start
         duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
         yield Shown(frame.time - start, duration, frame)
 
 
 def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, path: Path) -> Float[Tensor, "3 h w"]:
-    """In [-1, 1], in the colours and the way up that players show; scaled to cover height x width and cut to it.
+    """Turn a frame into pixels in [-1, 1], in the colours and the way up that players show.
 
-    aspect: a stored pixel's width / height.
+    They are scaled until they cover height x width, and cut to it.  aspect: a stored pixel's width / height.
     """
     if _guessed(frame):
         frame.colorspace = BT709
     levels = frame.to_ndarray(format="rgb24")
+
     transposed, from_right, from_below = orientation(frame, path)
     if transposed:
         levels, aspect = levels.transpose(1, 0, 2), 1 / aspect
@@ -143,7 +145,7 @@ def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, pa
 
 
 def orientation(frame: VideoFrame, path: Path) -> tuple[bool, bool, bool]:
-    """(transposed, then mirrored left to right, then upside down): what the display matrix asks for.
+    """Read what the display matrix asks for: (transposed, then mirrored left to right, then upside down).
 
     Telephones write such matrices; their selfies are mirrored.  Raises PrflError for a turn that is no right angle.
     """
@@ -156,15 +158,15 @@ def orientation(frame: VideoFrame, path: Path) -> tuple[bool, bool, bool]:
 
 
 def picture_hash(path: Path) -> str:
-    """Hash of a video's bytes, and for the few videos that once were read otherwise of how they are read now.
+    """Hash a video's bytes and, for the few videos that once were read otherwise, how they are read now.
 
-    It is the key of whatever is kept of the pictures.  Raises OSError when the bytes cannot be read.
+    The hash is the key of whatever is kept of the pictures.  Raises OSError when the bytes cannot be read.
     """
     return "+".join([remembered_hash(path), *read_anew(path)])
 
 
 def read_anew(path: Path) -> tuple[str, ...]:
-    """Why a video is read otherwise than by earlier versions; () for nearly all, and for what is no video."""
+    """List why a video is read otherwise than by earlier versions; () for nearly all, and for what is no video."""
     now = path.stat()
     return _read_anew(path, now.st_size, now.st_mtime_ns)
 
@@ -193,7 +195,7 @@ _MIRRORED = {(False, True, False), (False, False, True), (True, False, False), (
 
 
 def _guessed(frame: VideoFrame) -> bool:
-    """Whether the frame is taken for BT.709 because of its size alone."""
+    """Tell whether the frame is taken for BT.709 because of its size alone."""
     coded_as_rgb = frame.format.is_rgb or frame.format.has_palette
     return frame.colorspace == UNSPECIFIED and not coded_as_rgb and high_definition(frame.height)
 
@@ -227,7 +229,7 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
 
 
 def _fit(picture: Float[Tensor, "3 h w"], height: int, width: int, aspect: float) -> Float[Tensor, "3 H W"]:
-    """Scaled until it covers height x width, then cut around the middle.  ``aspect``: a source pixel's width/height."""
+    """Scale until it covers height x width, then cut around the middle.  ``aspect``: a source pixel's width/height."""
     _, from_height, from_width = picture.shape
     scale = max(height / from_height, width / (from_width * aspect))
     size = max(height, round(from_height * scale)), max(width, round(from_width * aspect * scale))

@@ -30,7 +30,7 @@ _read_before: dict[Path, tuple[int, int]] = {}  # size and time of entries whose
 
 @dataclass(frozen=True)
 class Form:
-    """What all entries of one kind have in common.
+    """The common part of all entries of one kind.
 
     of: what tells one of them from another (``video``, ``prompt``).  facts: everything else that their content depends
     on.  fault: what is wrong with an entry's tensors, or "".
@@ -40,16 +40,18 @@ class Form:
     facts: Mapping[str, Any]
     fault: Callable[[Mapping[str, Tensor]], str]
 
-    def made_from(self, own: str) -> str:
-        """own: the hash of the video, or the prompt."""
-        return json.dumps([own, *self.facts.values()], sort_keys=True)
+    def made_from(self, source: str) -> str:
+        """Write all that an entry's content depends on as JSON.  source: the hash of the video, or the prompt."""
+        return json.dumps([source, *self.facts.values()], sort_keys=True)
 
 
 def entry_name(made_from: str) -> str:
+    """Name an entry by the hash of what it is made from."""
     return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
 def write_entry(file: Path, tensors: Mapping[str, Tensor], made_from: str, notes: Mapping[str, str]) -> None:
+    """Write an entry with its metadata.  notes: what is of use to people alone."""
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**notes, "made_from": made_from, "content": content_of(on_host)}
     data = save(on_host, metadata=facts)
@@ -58,8 +60,10 @@ def write_entry(file: Path, tensors: Mapping[str, Tensor], made_from: str, notes
 
 
 def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[str, Tensor], bool]:
-    """(tensors, whether it carries a hash of them).  Raises PrflError for an entry that is not what its name says, is
-    damaged, or has values that are not finite."""
+    """Read (tensors, whether the entry carries a hash of them).
+
+    Raises PrflError for an entry that is not what its name says, is damaged, or has values that are not finite.
+    """
     fix = "run `prfl cache` with the same config: it puts the entry aside and encodes anew"
     try:
         with safe_open(file, framework="pt") as opened:
@@ -70,6 +74,8 @@ def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[
         raise PrflError("there is no such entry", where=str(file), fix=fix) from error
     except Exception as error:  # safetensors and torch have a dozen kinds for what a file can be
         raise PrflError(f"is damaged: {str(error) or type(error).__name__}", where=str(file), fix=fix) from error
+
+    # Its content is checked once a process: later reads are of the same file.
     fault = _other_maker(file, notes, form, prompt) or form.fault(tensors)
     stamp = status.st_size, status.st_mtime_ns
     if not fault and _read_before.get(file.absolute()) != stamp:
@@ -78,6 +84,7 @@ def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[
             fault = f"its {infinite[0]} are not finite"
         elif "content" in notes and notes["content"] != content_of(tensors):
             fault = "its content is not what was written"
+
     if fault:
         raise PrflError(f"is damaged: {fault}", where=str(file), fix=fix)
     _read_before[file.absolute()] = stamp
@@ -85,7 +92,7 @@ def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[
 
 
 def put_aside(file: Path) -> None:
-    """Give an entry another name, under which nobody looks for it; another run may have done so before."""
+    """Give an entry a name under which nobody looks for it; another run may have done so before."""
     aside = file.with_suffix(".damaged")
     with disk_errors(file), suppress(FileNotFoundError):
         if file.is_dir() or aside.is_dir():  # whatever a folder of that name is, one cannot take the other's place
@@ -95,6 +102,7 @@ def put_aside(file: Path) -> None:
 
 
 def content_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash names, types, shapes and bytes of tensors on the CPU."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
@@ -103,11 +111,12 @@ def content_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _other_maker(file: Path, notes: Mapping[str, str], form: Form, prompt: str | None) -> str:
-    """What an entry's own metadata says against it, or ""."""
+    """Say what an entry's metadata tells against it, or ""."""
     if "made_from" not in notes:
         return _older(notes, form, prompt)
     if entry_name(notes["made_from"]) == file.stem:
         return ""
+
     try:
         _, *facts = json.loads(notes["made_from"])
     except (ValueError, TypeError):
@@ -119,7 +128,7 @@ def _other_maker(file: Path, notes: Mapping[str, str], form: Form, prompt: str |
 
 
 def _older(notes: Mapping[str, str], form: Form, prompt: str | None) -> str:
-    """The same for an entry of before there was a hash."""
+    """Do the same for an entry of before there was a hash."""
     if "clip" in form.facts:
         if notes.get("clip") == json.dumps(form.facts["clip"]):
             return ""

@@ -25,27 +25,29 @@ Tokens = dict[str, tuple[int, ...]]
 
 
 def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> None:
-    """``check_apart``; also warns of prompts of one split that are one to the text encoder, and ``token_warnings``."""
+    """Do ``check_apart``; warn of prompts of one split that the text encoder cannot tell apart, and of their tokens."""
     tokens = check_apart(splits, where, backbone)
     if tokens:
-        for split, some in splits.items():
-            warn_of_repeats(split, some, where, tokens)
+        for split, prompts in splits.items():
+            warn_of_repeats(split, prompts, where, tokens)
         for text in token_warnings(list(tokens), where, backbone, tokens):
             warn(text)
 
 
 def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> Tokens:
-    """The tokens of all prompts; {} where there is no tokenizer, which is said.
+    """Return the tokens of all prompts; {} where there is no tokenizer, with a warning.
 
     Raises PrflError for prompts of two splits that are one to the text encoder; warns of them where that is for want of
     words that it knows, and of those that differ only in how they are written.
     """
-    prompts = list(dict.fromkeys(prompt for some in splits.values() for prompt in some))
+    prompts = list(dict.fromkeys(prompt for split in splits.values() for prompt in split))
     try:
         tokens = token_ids(backbone, prompts)
     except PrflError as error:  # with a filled cache nobody else needs it
         warn(f"{where}: the prompts are compared as texts only: {error.what}")
         tokens = {}
+
+    # Token for token the same: refused, unless only the tokenizer cannot tell the words.
     same = shared(splits, lambda prompt: tokens[prompt]) if tokens else []
     unknown = set(strange(backbone, tokens))
     exact = [pair for pair in same if pair[0] not in unknown or plain(pair[0]) == plain(pair[2])]
@@ -57,6 +59,7 @@ def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: Backb
             f"{where}: {len(same)} prompts are, token for token, in another split too: {_examples(same)} "
             f"({ONE_TO_MODEL}); what is trained on is held out too"
         )
+
     if alike := shared(splits, plain):
         warn(
             f"{where}: {len(alike)} prompts differ from one of another split only in case, spaces, Unicode form or a "
@@ -66,37 +69,43 @@ def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: Backb
 
 
 def token_ids(backbone: Backbone, prompts: Sequence[str]) -> Tokens:
-    """Raises PrflError where the tokenizer cannot be loaded."""
+    """Tokenize prompts as the text encoder does.  Raises PrflError where the tokenizer cannot be loaded."""
     if not prompts:
         return {}
     cleaned = [prompt_clean(prompt) for prompt in prompts]
     ids = backbone.tokenizer(cleaned, truncation=True, max_length=TEXT_TOKENS).input_ids
-    return {prompt: tuple(one) for prompt, one in zip(prompts, ids, strict=True)}
+    return {prompt: tuple(tokens) for prompt, tokens in zip(prompts, ids, strict=True)}
 
 
 def strange(backbone: Backbone, tokens: Tokens) -> list[str]:
-    """The prompts with words that the tokenizer does not know."""
+    """List the prompts with words that the tokenizer does not know."""
     unknown = backbone.tokenizer.unk_token_id if tokens else None
     return [] if unknown is None else [prompt for prompt, ids in tokens.items() if unknown in ids]
 
 
-def warn_of_repeats(split: str, some: Sequence[str], where: str, tokens: Tokens) -> None:
+def warn_of_repeats(split: str, prompts: Sequence[str], where: str, tokens: Tokens) -> None:
+    """Warn of the prompts of one split that are one to the text encoder."""
     first: dict[tuple[int, ...], str] = {}
-    unlike = dict.fromkeys(some)
-    repeated = [(p, first[tokens[p]]) for p in unlike if first.setdefault(tokens[p], p) != p]
+    repeated = []
+    texts = dict.fromkeys(prompts)
+    for prompt in texts:
+        earlier = first.setdefault(tokens[prompt], prompt)
+        if earlier != prompt:
+            repeated.append((prompt, earlier))
     if repeated:
         warn(
-            f"{where}: {len(repeated)} of {len(unlike)} prompts of {split} are, token for token, another one of it: "
+            f"{where}: {len(repeated)} of {len(texts)} prompts of {split} are, token for token, another one of it: "
             f"{' is '.join(map(_short, repeated[0]))} ({ONE_TO_MODEL})"
         )
 
 
 def token_warnings(prompts: Sequence[str], where: str, backbone: Backbone, tokens: Tokens) -> list[str]:
-    """What to say of prompts that are cut, and of those with words that the tokenizer does not know."""
+    """Write warnings of prompts that are cut, and of those with words that the tokenizer does not know."""
     unknown = strange(backbone, tokens)
     full = [prompt for prompt in prompts if len(tokens[prompt]) == TEXT_TOKENS]
     whole = backbone.tokenizer([prompt_clean(prompt) for prompt in full], verbose=False).input_ids if full else []
     lengths = {prompt: len(ids) for prompt, ids in zip(full, whole, strict=True) if len(ids) > TEXT_TOKENS}
+
     texts = []
     if unknown:
         texts.append(
@@ -113,11 +122,11 @@ def token_warnings(prompts: Sequence[str], where: str, backbone: Backbone, token
 
 
 def shared(splits: Mapping[str, Sequence[str]], key: Callable[[str], Hashable]) -> list[tuple[str, str, str, str]]:
-    """(prompt, its split, prompt, its split) for every prompt whose key one of an earlier split has."""
+    """List (prompt, its split, prompt, its split) for every prompt whose key one of an earlier split has."""
     owner: dict[Hashable, tuple[str, str]] = {}
     pairs = []
-    for split, some in splits.items():
-        for prompt in dict.fromkeys(some):
+    for split, prompts in splits.items():
+        for prompt in dict.fromkeys(prompts):
             other, owning = owner.setdefault(key(prompt), (prompt, split))
             if owning != split:
                 pairs.append((prompt, split, other, owning))
@@ -127,15 +136,16 @@ def shared(splits: Mapping[str, Sequence[str]], key: Callable[[str], Hashable]) 
 def check_contents(
     rows: Sequence[LabelledVideo | PreferencePair], content: Mapping[Path, Path | str], where: str
 ) -> None:
-    """Raises PrflError for a video in two splits or on both sides of a pair, under whatever names.
+    """Raise PrflError for a video in two splits or on both sides of a pair, under whatever names.
 
-    content: something by video that is equal where their bytes are; videos without it are left out.
+    content: by video, something that is equal where their bytes are; videos without it are left out.
     """
     sides = [row for row in rows if isinstance(row, PreferencePair) and row.a in content]
     same = [row for row in sides if content[row.a] == content.get(row.b)]
     if same:
         what = f"{len(same)} pairs have the same video on both sides: {same[0].a.name} and {same[0].b.name}"
         raise PrflError(f"{what} of {_short(same[0].prompt)}", where=where, fix="leave these pairs out")
+
     owner: dict[Path | str, tuple[str | None, Path]] = {}
     crossing: dict[Path, str] = {}
     for row in rows:
@@ -144,6 +154,7 @@ def check_contents(
                 split, first = owner.setdefault(content[video], (row.split, video))
                 if split != row.split:
                     crossing[video] = f"{video.name} ({row.split}) is {first.name} ({split})"
+
     if crossing:
         what = f"{len(crossing)} videos are in two splits: {'; '.join(list(crossing.values())[:3])}"
         raise PrflError(what, where=where, fix="give all rows of a video one split, or leave some out")

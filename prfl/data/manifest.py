@@ -70,24 +70,26 @@ class _PairRow(_Row):
 
 
 def read_manifest(path: str | Path, *, follow_links: bool = False) -> list[LabelledVideo] | list[PreferencePair]:
-    """All rows of one kind, paths resolved.  Raises PrflError that names file and line of every fault."""
+    """Read the rows, all of one kind, paths resolved.  Raises PrflError that names file and line of every fault."""
     return parse_rows(json_rows(Path(path)), Path(path), follow_links=follow_links)
 
 
 def parse_rows(
     rows: Sequence[tuple[str, dict[str, Any]]], path: Path, faults: Faults | None = None, *, follow_links: bool = False
 ) -> list[LabelledVideo] | list[PreferencePair]:
-    """(``file:line``, fields) of a manifest, or of another file that says the same, as rows.  Raises PrflError.
+    """Turn (``file:line``, fields) of a manifest, or of another file that says the same, into rows.
 
     path: the file; the videos' paths are relative to its folder and must stay inside it.  follow_links: links may lead
     out of it.  faults: of rows that could not even be read, to be raised with those found here.
+    Raises PrflError with every fault.
     """
     faults = faults or Faults()
     if not rows and not faults.errors:
         raise PrflError("holds no rows", where=str(path), fix="write one JSON object on each line")
+
     pairs = bool(rows) and _is_pair(rows[0][1])
-    read: list[Any] = []
-    seen: dict[Any, str] = {}
+    checked_rows: list[Any] = []
+    first_line: dict[tuple[Path, str], str] = {}
     splits: dict[str, tuple[str | None, str]] = {}
     for where, fields in rows:
         with faults.collected():
@@ -95,16 +97,17 @@ def parse_rows(
                 kinds = ("a video", "a pair") if pairs else ("a pair", "a video")
                 fix = "keep videos and pairs in two manifests"
                 raise PrflError(f"is {kinds[0]}, but the first row is {kinds[1]}", where=where, fix=fix)
+
             row = _pair(fields, path, where, follow_links) if pairs else _video(fields, path, where, follow_links)
             _check_split(row, splits, where)
             if isinstance(row, LabelledVideo):
-                first = seen.setdefault((row.video, row.prompt), where)
+                first = first_line.setdefault((row.video, row.prompt), where)
                 if first != where:
                     fix = "keep one of the two rows"
                     raise PrflError(f"the same video and prompt stand already at {first}", where=where, fix=fix)
-            read.append(row)
+            checked_rows.append(row)
     faults.raise_all(path)
-    return read
+    return checked_rows
 
 
 def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path]:
@@ -116,7 +119,7 @@ def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path
 
 
 def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePair]) -> None:
-    """Atomic.  Paths are written relative to the manifest's folder.  Raises PrflError for a path outside it."""
+    """Write a manifest, atomically, with paths relative to its folder.  Raises PrflError for a path outside it."""
     path = Path(path)
     lines = []
     for row in rows:
@@ -134,7 +137,7 @@ def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePa
 
 
 def checked(model: type[BaseModel], fields: dict[str, Any], where: str) -> Any:
-    """``model(**fields)``, or a PrflError for the first fault, with the key and its value."""
+    """Return ``model(**fields)``.  Raises PrflError for the first fault, with the key and its value."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -145,8 +148,8 @@ def checked(model: type[BaseModel], fields: dict[str, Any], where: str) -> Any:
             raise PrflError(f"unknown key '{key}'", where=where, fix=fix) from error
         if fault["type"] == "missing":
             raise PrflError(f"the key '{key}' is missing", where=where, fix=f"add '{key}' to this row") from error
-        found = str(fault["input"])[:80]
-        raise PrflError(f"'{key}': {fault['msg']}; found {found!r}", where=where, fix="mend this row") from error
+        value = str(fault["input"])[:80]
+        raise PrflError(f"'{key}': {fault['msg']}; found {value!r}", where=where, fix="mend this row") from error
 
 
 def _is_pair(fields: dict[str, Any]) -> bool:
@@ -167,16 +170,17 @@ def _pair(fields: dict[str, Any], manifest: Path, where: str, follow_links: bool
 
 
 def _inside(name: str, manifest: Path, where: str, follow_links: bool) -> Path:
-    """The file that a row names, resolved, but for a link that leads out: where that leads may have no suffix."""
+    """Find the file that a row names, resolved, but for a link that leads out: its target may have no suffix."""
     folder = manifest.parent.resolve()
     try:
         link = Path(os.path.normpath(folder / name))
-        found = (folder / name).resolve()
-        exists = found.is_file()
+        target = (folder / name).resolve()
+        exists = target.is_file()
     except (OSError, ValueError) as error:  # a name too long, a null byte
         raise PrflError(f"{name[:80]!r} cannot be a file name: {error}", where=where, fix="mend the path") from error
-    leaves = not found.is_relative_to(folder)
-    if leaves and not (link.is_relative_to(folder) and link.resolve() == found):
+
+    leaves = not target.is_relative_to(folder)
+    if leaves and not (link.is_relative_to(folder) and link.resolve() == target):
         fix = "move the file, or put the manifest into a folder above it"
         raise PrflError(f"{name!r} leaves the manifest's folder", where=where, fix=fix)
     if leaves and not follow_links:
@@ -184,7 +188,7 @@ def _inside(name: str, manifest: Path, where: str, follow_links: bool) -> Path:
         raise PrflError(f"{name!r} leaves the manifest's folder by a link", where=where, fix=fix)
     if not exists:
         raise PrflError(f"no such file: {name}", where=where, fix=f"paths are relative to {manifest.parent}")
-    return link if leaves else found
+    return link if leaves else target
 
 
 def _relative(file: Path, manifest: Path) -> str:

@@ -24,24 +24,25 @@ class _PromptRow(BaseModel):
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """One prompt a line from a .txt file (blank lines are skipped), or ``{"prompt": ...}`` a line from a .jsonl file.
+    """Read one prompt a line from a .txt file (blank lines are skipped), ``{"prompt": ...}`` a line from a .jsonl file.
 
     Raises PrflError with file and line of every empty or repeated prompt, and for a file without any.
     """
     path, faults = Path(path), Faults()
     if path.suffix == ".txt":
-        found = numbered_lines(path)
+        numbered = numbered_lines(path)
     elif path.suffix == ".jsonl":
-        found = []
+        numbered = []
         for where, fields in json_rows(path):
             with faults.collected():
-                found.append((where, checked(_PromptRow, fields, where).prompt))
+                numbered.append((where, checked(_PromptRow, fields, where).prompt))
     else:
         raise PrflError("is neither .txt nor .jsonl", where=str(path), fix="one prompt a line in a .txt file")
-    if not found and not faults.errors:
+    if not numbered and not faults.errors:
         raise PrflError("holds no prompts", where=str(path), fix="write one prompt on each line")
+
     first: dict[str, str] = {}
-    for where, prompt in found:
+    for where, prompt in numbered:
         with faults.collected():
             if first.setdefault(prompt, where) != where:
                 fix = "remove one; a prompt counts once"
@@ -51,29 +52,36 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) -> dict[str, list[str]]:
-    """One list's prompts for each of ``names``, in proportion to ``SHARES``, each in the order given.
+    """Split one list's prompts among ``names``, in proportion to ``SHARES``; the order of the list stays.
 
     A prompt's place depends on a hash of its text, not on its line: reordering the list changes nothing.  Prompts that
     differ only in how they are written (``plain``) stay together.
     Raises PrflError where a set would be empty.
     """
     order = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    texts = list(dict.fromkeys(plain(prompt) for prompt in order))
+
+    # Each set takes a contiguous part of the hashed order.
     shares = [SHARES[name] for name in names]
-    unlike = list(dict.fromkeys(plain(prompt) for prompt in order))
-    bounds = [round(len(unlike) * sum(shares[:end]) / sum(shares)) for end in range(len(names) + 1)]
-    parts = zip(names, pairwise(bounds), strict=True)
-    home = {text: name for name, (start, end) in parts for text in unlike[start:end]}
-    chosen = {name: [prompt for prompt in prompts if home[plain(prompt)] == name] for name in names}
-    for name, some in chosen.items():
-        if not some:
+    bounds = [round(len(texts) * sum(shares[:end]) / sum(shares)) for end in range(len(names) + 1)]
+    set_of: dict[str, str] = {}
+    for name, (start, end) in zip(names, pairwise(bounds), strict=True):
+        set_of |= dict.fromkeys(texts[start:end], name)
+
+    sets: dict[str, list[str]] = {name: [] for name in names}
+    for prompt in prompts:
+        sets[set_of[plain(prompt)]].append(prompt)
+    for name, chosen in sets.items():
+        if not chosen:
             fix = "more prompts, or a file for each set"
             raise PrflError(f"{len(prompts)} prompts, split among {', '.join(names)}, leave {name} empty", fix=fix)
-    return chosen
+    return sets
 
 
 @lru_cache(maxsize=2**17)  # a list is split at several places of a start
 def plain(prompt: str) -> str:
-    """A prompt without its case, its spaces, its Unicode form, signs that nobody sees, and a full stop at its end."""
+    """Strip a prompt of its case, spaces, Unicode form, invisible signs and the full stop at its end."""
     text = unicodedata.normalize("NFKC", prompt).casefold()
-    seen = "".join(" " if sign.isspace() else sign for sign in text if unicodedata.category(sign) != "Cf")
-    return " ".join(seen.split()).rstrip(" .。")
+    visible = [sign for sign in text if unicodedata.category(sign) != "Cf"]
+    spaced = "".join(" " if sign.isspace() else sign for sign in visible)
+    return " ".join(spaced.split()).rstrip(" .。")

@@ -26,50 +26,55 @@ class Sources:
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, path: Path) -> None:
+        """Note a file or folder that is left out."""
         self.left_out.setdefault(reason, []).append(path)
 
 
-def find_videos(place: Path, *, follow_links: bool = False, skip_unreadable: bool = False) -> Sources:
-    """The file, or every video below the folder, hidden ones left out.
+def find_videos(path: Path, *, follow_links: bool = False, skip_unreadable: bool = False) -> Sources:
+    """Find the file, or every video below the folder; hidden ones are left out.
 
     Links that lead out of the folder are followed where the user says so.  Else they are refused, or left out with
-    ``skip_unreadable``.  Raises PrflError for them, for a place that prfl wrote, and where there is no video.
+    ``skip_unreadable``.  Raises PrflError for them, for a folder that prfl wrote, and where there is no video.
     """
-    inside = next((folder for folder in [place, *place.absolute().parents] if written_by_prfl(folder)), None)
+    inside = next((folder for folder in [path, *path.absolute().parents] if written_by_prfl(folder)), None)
     if inside is not None:
         what = f"lies in {inside}, which prfl wrote: its clips would be cut from its own clips"
-        raise PrflError(what, where=str(place), fix="name the folder of your own videos, or copy these out of there")
-    if place.is_file():
-        return Sources([place])
-    sources = _walk(place, follow_links)
+        raise PrflError(what, where=str(path), fix="name the folder of your own videos, or copy these out of there")
+    if path.is_file():
+        return Sources([path])
+
+    sources = _walk(path, follow_links)
     outside = sources.left_out.get(OUTSIDE, [])
     if outside and not skip_unreadable:
-        raise PrflError(f"holds {listed(OUTSIDE, outside)}", where=str(place), fix=f"{FOLLOW}, or take them away")
+        raise PrflError(f"holds {listed(OUTSIDE, outside)}", where=str(path), fix=f"{FOLLOW}, or take them away")
     if not sources.videos:
-        what = "holds no videos" if place.is_dir() else "no such file or folder"
-        what += "".join(f"; {listed(reason, some)}" for reason, some in sources.left_out.items())
-        raise PrflError(what, where=str(place), fix=f"give a folder of videos ({', '.join(SUFFIXES)}), or one video")
+        what = "holds no videos" if path.is_dir() else "no such file or folder"
+        what += "".join(f"; {listed(reason, paths)}" for reason, paths in sources.left_out.items())
+        raise PrflError(what, where=str(path), fix=f"give a folder of videos ({', '.join(SUFFIXES)}), or one video")
     return sources
 
 
 def listed(reason: str, paths: Sequence[Path]) -> str:
-    """``3 hidden files (a, b, c)``: a count, the reason and the first names."""
+    """Write ``3 hidden files (a, b, c)``: a count, the reason and the first names."""
     names = ", ".join(visible(path.name) for path in paths[:5])
     more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
     return f"{len(paths)} {reason} ({names}{more})"
 
 
-def _walk(place: Path, follow_links: bool) -> Sources:
+def _walk(root: Path, follow_links: bool) -> Sources:
+    """Go through a folder and all below it."""
     sources = Sources()
     walked: set[Path] = set()  # linked folders may lead in a circle
-    top = place.resolve()
+    top = root.resolve()
 
     def closed(error: OSError) -> None:
         sources.leave_out("folders that cannot be opened", Path(error.filename))
 
-    for name, folders, files in os.walk(place, onerror=closed, followlinks=True):
+    for name, folders, files in os.walk(root, onerror=closed, followlinks=True):
         folder = Path(name)
         walked.add(folder.resolve())
+
+        # What is removed from ``folders`` is not walked.
         for path in sorted(folder / below for below in folders):
             reason = _no_folder(path, top, walked, follow_links)
             if reason:
@@ -77,6 +82,7 @@ def _walk(place: Path, follow_links: bool) -> Sources:
                 sources.leave_out(reason, path)
             elif path.suffix.lower() in SUFFIXES:
                 sources.leave_out("folders with a video's suffix, of which the files in them are read", path)
+
         for path in sorted(folder / below for below in files):
             reason = _no_video(path, top, follow_links)
             if reason:
@@ -89,7 +95,7 @@ def _walk(place: Path, follow_links: bool) -> Sources:
 
 
 def _no_folder(path: Path, top: Path, walked: Collection[Path], follow_links: bool) -> str:
-    """Why what lies in it is left out, or ""."""
+    """Say why what lies in the folder is left out, or ""."""
     if path.name.startswith("."):
         return "hidden folders"
     target = path.resolve()
@@ -103,6 +109,7 @@ def _no_folder(path: Path, top: Path, walked: Collection[Path], follow_links: bo
 
 
 def _no_video(path: Path, top: Path, follow_links: bool) -> str:
+    """Say why the file is left out, or ""."""
     if path.name.startswith("."):
         return "hidden files"
     if path.suffix.lower() not in SUFFIXES:
@@ -118,7 +125,7 @@ def _no_video(path: Path, top: Path, follow_links: bool) -> str:
 
 
 def _leave_out_copies(sources: Sources) -> None:
-    """The same bytes under another name would be trained on twice, or be trained on and held out."""
+    """Leave out the same bytes under another name: they would be trained on twice, or trained on and held out."""
     sizes = Counter(path.stat().st_size for path in sources.videos)
     first: dict[str, Path] = {}
     for path in [path for path in sources.videos if sizes[path.stat().st_size] > 1]:

@@ -49,7 +49,7 @@ _CODEC = {
 
 
 class Stretches(NamedTuple):
-    """What of a video makes clips: its stretches of so many frames, one behind the other from the start, by number.
+    """The parts of a video that make clips: stretches of so many frames from the start on, by number.
 
     still: how many are none, because more than half of a clip's pictures would be repeats.  damage: why the video
     does not decode to its end.
@@ -63,7 +63,7 @@ class Stretches(NamedTuple):
 def read_video(
     path: str | Path, *, frames: int, height: int, width: int, fps: int | float, window: Window = "start"
 ) -> Float[Tensor, "3 f h w"]:
-    """``frames`` pictures, 1/fps seconds apart, from the start or around the middle; short side resized, centre cut.
+    """Read ``frames`` pictures, 1/fps seconds apart, from the start or around the middle; resized, and cut to the size.
 
     At each instant the nearest picture of the file is taken; one that stands still for longer than two of these steps
     is held until the next one comes.  Raises PrflError with the reason when the file is no video that we read, is
@@ -76,8 +76,10 @@ def read_video(
             with opened(path) as container:
                 last = max((shown.time for shown in decoded(container, video_stream(container, path), path)), default=0)
             first = max(0.0, (last - (frames - 1) / fps) / 2)
+
         targets = (first + index / fps for index in range(frames))
         pictures = list(_pictures_at(path, targets, height, width, fps))
+
         if not pictures:
             raise PrflError("holds no pictures", where=str(path), fix=AGAIN)
         if len(pictures) < frames:
@@ -91,11 +93,13 @@ def read_video(
 
 
 def find_stretches(path: str | Path, *, frames: int, fps: int | float) -> Stretches:
-    """What ``cut_video`` can cut; the whole video is decoded for it, since its header may say anything.
+    """Find what ``cut_video`` can cut; the whole video is decoded for it, since its header may say anything.
 
     Raises PrflError as ``read_video`` does, but for damage behind the first pictures, which it returns.
     """
     path = Path(path)
+
+    # When each picture is shown.
     times: list[Shown[int]] = []
     damage = None
     try:
@@ -107,21 +111,26 @@ def find_stretches(path: str | Path, *, frames: int, fps: int | float) -> Stretc
             raise
         damage = error
         times.pop()  # the last one has no successor that says up to when it is the nearest
+
     numbers = list(dict.fromkeys(round(shown.time * fps) // frames for shown in times))
+
+    # Which stretches are complete, and which of these move.
     chosen = _nearest(times, _targets(numbers, frames, fps), fps)
-    complete, found = 0, []
+    complete = 0
+    moving = []
     for number in numbers:
         pictures = list(islice(chosen, frames))
         if len(pictures) == frames:
             complete = number + 1
-            found += [number] if _moves(pictures) else []
-    return Stretches(found, complete - len(found), damage)
+            if _moves(pictures):
+                moving.append(number)
+    return Stretches(moving, complete - len(moving), damage)
 
 
 def cut_video(
     path: str | Path, numbers: Sequence[int], *, frames: int, height: int, width: int, fps: int | float
 ) -> Iterator[Float[Tensor, "3 f h w"]]:
-    """The clips of these stretches (``find_stretches``), in order; 1/fps seconds between two clips too.
+    """Cut the clips of these stretches (``find_stretches``), in order; 1/fps seconds between two clips too.
 
     The video is decoded once.  Each clip is as ``read_video`` gives it.  Raises PrflError as that does.
     """
@@ -133,7 +142,7 @@ def cut_video(
 
 
 def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | float) -> None:
-    """Pixels in [-1, 1] (clamped) to a file; atomic; makes the folder.
+    """Write pixels in [-1, 1] (clamped) to a file, atomically; makes its folder.
 
     .mp4: h264 4:4:4, nearly lossless, for data and caches.  .webm: vp9 4:2:0, plays in every browser.  .gif: one
     palette a clip.  Colours are tagged (``tag_colours``).  Raises PrflError for another suffix.
@@ -144,16 +153,19 @@ def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | f
     levels = (pixels.detach().float().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
     pictures = levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # (f, h, w, 3)
     rate = Fraction(fps).limit_denominator(1000)
+
     with atomic_write(path) as temporary, av.open(str(temporary), "w", format=SUFFIXES[path.suffix]) as container:
         if path.suffix == ".gif":
             _write_gif(container, pictures, rate)
             return
+
         codec, pixel_format, options = _CODEC[path.suffix]
         stream = container.add_stream(codec, rate=rate, options=options)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = pictures.shape[2], pictures.shape[1], pixel_format
         stream.time_base = 1 / rate
         tag_colours(stream)
+
         for index, picture in enumerate(pictures):
             frame = in_colours_of(stream, picture)
             frame.pts, frame.time_base = index, 1 / rate
@@ -162,7 +174,7 @@ def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | f
 
 
 def tag_colours(stream: VideoStream) -> None:
-    """Say how its colours are to be shown, so that people see what a reward sees.
+    """Tag a stream with how its colours are to be shown, so that people see what a reward sees.
 
     The matrix is the one that players take for its size where they find no tag: BT.709 from 720 lines on, below them
     BT.601, as all of our small videos always were.  Primaries and transfer are BT.709's for both.
@@ -174,7 +186,7 @@ def tag_colours(stream: VideoStream) -> None:
 
 
 def in_colours_of(stream: VideoStream, picture: np.ndarray) -> VideoFrame:
-    """(h, w, 3) uint8 RGB as a frame of the stream's pixel format, converted as its tags say."""
+    """Convert (h, w, 3) uint8 RGB to a frame of the stream's pixel format, as its tags say."""
     matrix = Colorspace.ITU709 if stream.colorspace == BT709 else Colorspace.ITU601
     frame = VideoFrame.from_ndarray(picture, format="rgb24")
     # On one thread: on several, the slices' borders would differ with the number of cores.
@@ -184,24 +196,27 @@ def in_colours_of(stream: VideoStream, picture: np.ndarray) -> VideoFrame:
 def _pictures_at(
     path: Path, targets: Iterable[float], height: int, width: int, fps: int | float
 ) -> Iterator[Float[Tensor, "3 h w"]]:
-    """The fitted picture of each instant, as long as there are any; the same tensor again where it is repeated."""
+    """Give the fitted picture of each instant, as long as there are any; a repeated one as the same tensor."""
     with opened(path) as container:
         stream = video_stream(container, path)
-        wide = aspect(stream, path)
+        pixel_aspect = aspect(stream, path)
         last = None
         for frame in _nearest(decoded(container, stream, path), targets, fps):
             if frame is not last:
-                fitted = fitted_picture(frame, wide, height, width, path)
+                fitted = fitted_picture(frame, pixel_aspect, height, width, path)
                 last = frame
             yield fitted
 
 
 def _targets(numbers: Iterable[int], frames: int, fps: int | float) -> Iterator[float]:
-    return (index / fps for number in numbers for index in range(number * frames, (number + 1) * frames))
+    """Give the instants of these stretches' frames, in seconds."""
+    for number in numbers:
+        for index in range(number * frames, (number + 1) * frames):
+            yield index / fps
 
 
 def _moves(pictures: Sequence[object]) -> bool:
-    """Whether at least half of the pictures are different ones of the file."""
+    """Tell whether at least half of the pictures are different ones of the file."""
     return 2 * len({id(picture) for picture in pictures}) >= len(pictures)
 
 
@@ -209,7 +224,7 @@ T = TypeVar("T")
 
 
 def _nearest(decoded: Iterable[Shown[T]], targets: Iterable[float], fps: int | float) -> Iterator[T]:
-    """For each target, in order, the picture nearest in time; ends, early, where the last picture is over.
+    """Choose, for each target in order, the picture nearest in time; ends early where the last picture is over.
 
     A picture that stands for longer than two steps of 1/fps is a still: players hold it until its successor comes, and
     so it is taken up to half a step before that.  Decoding stops behind the last target.
@@ -218,18 +233,24 @@ def _nearest(decoded: Iterable[Shown[T]], targets: Iterable[float], fps: int | f
     target = next(waiting, None)
     previous: Shown[T] | None = None
     interval = 0.0
+
     for shown in decoded:
         interval = shown.time - previous.time if previous is not None else 0.0
         while target is not None and shown.time >= target:
             ahead = shown.time - target
-            held = previous is not None and (
-                target - previous.time < ahead if interval <= 2 / fps else ahead > 0.5 / fps
-            )
-            yield previous.frame if held and previous is not None else shown.frame
+            if previous is None:
+                take_previous = False
+            elif interval <= 2 / fps:
+                take_previous = target - previous.time < ahead
+            else:  # a still
+                take_previous = ahead > 0.5 / fps
+            yield previous.frame if take_previous and previous is not None else shown.frame
             target = next(waiting, None)
         if target is None:
             return
         previous = shown
+
+    # Behind the last picture, which lasts as long as the file says.
     if previous is None:
         return
     over = previous.time + max(interval / 2, previous.duration - interval / 2)
@@ -239,8 +260,10 @@ def _nearest(decoded: Iterable[Shown[T]], targets: Iterable[float], fps: int | f
 
 
 def _write_gif(container: av.container.OutputContainer, pictures: np.ndarray, rate: Fraction) -> None:
-    """One palette for the whole clip: the encoder's own 256 colours are too coarse."""
+    """Write a gif with one palette for the whole clip: the encoder's own 256 colours are too coarse."""
     height, width = pictures.shape[1:3]
+
+    # source -> split -> (palettegen, paletteuse) -> sink
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate)
     both, palette = graph.add("split"), graph.add("palettegen", "reserve_transparent=0")
@@ -251,15 +274,19 @@ def _write_gif(container: av.container.OutputContainer, pictures: np.ndarray, ra
     palette.link_to(use, 0, 1)
     use.link_to(sink)
     graph.configure()
+
     stream = container.add_stream("gif", rate=rate)
     assert isinstance(stream, VideoStream)
     stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
     stream.time_base = Fraction(1, 100)  # a gif counts hundredths of a second
+
+    # The palette is known only when all pictures are in.
     for index, picture in enumerate(pictures):
         frame = VideoFrame.from_ndarray(picture, format="rgb24")
         frame.pts, frame.time_base = index, 1 / rate
         source.push(frame)
     source.push(None)
+
     for index in range(len(pictures)):
         coloured = graph.pull()
         assert isinstance(coloured, VideoFrame)

@@ -21,8 +21,8 @@ from prfl.backbone import Backbone, Condition
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.evaluation import metrics
 from prfl.evaluation.metrics import Interval, Pairs, Reliability
-from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.pixel import PixelReward
+from prfl.reward.public import PublicReward
 from prfl.reward.scores import Scores, total
 from prfl.rollout.flow import add_noise, clean_prediction
 from prfl.rollout.sampling import Progress
@@ -127,7 +127,7 @@ def incomparable(dimensions: Iterable[str], data: HeldOut) -> dict[str, str]:
     return reasons
 
 
-def pixel_scorer(backbone: Backbone, reward: PixelReward | AestheticReward) -> Scorer:
+def pixel_scorer(backbone: Backbone, reward: PixelReward | PublicReward) -> Scorer:
     """The fair pixel baseline: the base network's clean prediction, decoded, then scored."""
     return lambda latents, sigma, condition: reward.logits(
         decoded_prediction(backbone, latents, sigma, condition), condition

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,22 +17,32 @@ from prfl.factory import provenance
 from prfl.factory.by_name import build_by_name
 from prfl.factory.data import clip_size
 from prfl.reward import pixel
-from prfl.reward.aesthetic import AestheticReward
+from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.reward.public import PublicReward
 from prfl.reward.scores import total
 from prfl.toy import clips as shapes
 from prfl.utils.errors import PrflError, error_location
 
 TrainableReward = LatentReward | PixelReward
-Reward = TrainableReward | RewardEnsemble | AestheticReward
+Reward = TrainableReward | RewardEnsemble | PublicReward
 
 
-PUBLIC_REWARDS: dict[type[PublicRewardConfig], type[AestheticReward]] = {AestheticConfig: AestheticReward}
-"""The class of every reward that others trained: ``load`` takes its section's keys, ``untrained`` is to be counted."""
+class PublicKind(NamedTuple):
+    """load: takes the keys of the section by name, and ``device``.  untrained: one of its sizes, to be counted."""
+
+    load: Callable[..., PublicReward]
+    untrained: Callable[[], PublicReward]
+
+
+PUBLIC_REWARDS: dict[type[PublicRewardConfig], PublicKind] = {
+    AestheticConfig: PublicKind(load_aesthetic, AestheticReward.untrained),
+}
+"""Of every section that names a reward which others trained."""
 
 
 def build_new_reward(config: Config, model: Backbone) -> TrainableReward:

@@ -1,7 +1,7 @@
-"""LAION's aesthetic score as a pixel reward: CLIP ViT-L/14, then a small MLP; what VADER's authors raise.
+"""LAION's aesthetic score as a pixel reward: CLIP ViT-L/14, then a small MLP; the score that VADER's authors raise.
 
 A frame's score is MLP(f / |f|), f its CLIP image embedding: about 1 to 10, most pictures 4 to 7.  A video's is the mean
-over the frames that are given.  It reads neither the prompt nor motion.
+over its frames.  It reads neither the prompt nor motion.
 Source: LAION's improved-aesthetic-predictor, as VADER (arXiv 2407.08737) differentiates it.
 """
 
@@ -42,7 +42,7 @@ VIT_L_14 = {  # what decides the size of openai/clip-vit-large-patch14's image s
 
 
 class AestheticMlp(nn.Module):
-    """Embeddings (n, width) to scores (n,): five linear layers, nothing between them; dropout is off outside training.
+    """Maps embeddings (n, width) to scores (n,): five linear layers, nothing between them but dropout in training.
 
     The names of the parameters are those of the published weights: layers.0, 2, 4, 6 and 7.
     """
@@ -59,7 +59,7 @@ class AestheticMlp(nn.Module):
 
 
 def clip_pixels(pixels: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 s s"]:
-    """Pixels, about [-1, 1], as CLIP wants them: clamped, resized to a square (bilinear, antialiased), normalised.
+    """Prepare pixels, about [-1, 1], for CLIP: clamp, resize to a square (bilinear, antialiased), normalise.
 
     The clamp is in the value only: the gradient passes straight through, or saturated pixels would never get one.
     """
@@ -83,6 +83,8 @@ class AestheticReward:
     differentiable = True
     dimensions = (DIMENSION,)
     normalisation = Normalisation.none((DIMENSION,))  # the score has its own scale, about 1 to 10
+    frames_at_once = FRAMES_AT_ONCE
+    card = None
 
     def __init__(self, clip: CLIPModel, mlp: AestheticMlp) -> None:
         width = mlp.layers[0].in_features
@@ -98,23 +100,20 @@ class AestheticReward:
         self.size: int = clip.config.vision_config.image_size
 
     def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
-        """condition, times: not read; they are there because every pixel reward is called so."""
-        frames = pixels.transpose(1, 2).flatten(0, 1)
+        """Score videos.  condition, times: not read; they are there because every pixel reward is called so."""
+        frames = pixels.transpose(1, 2).flatten(0, 1)  # (b * f, 3, h, w)
         differentiated = torch.is_grad_enabled() and frames.requires_grad
-        parts = [
-            checkpoint(self.score_frames, some, use_reentrant=False, preserve_rng_state=False)
-            if differentiated
-            else self.score_frames(some)
-            for some in frames.split(FRAMES_AT_ONCE)
-        ]
-        return {DIMENSION: torch.cat(parts).unflatten(0, (len(pixels), -1)).mean(1)}
+
+        scores = []
+        for chunk in frames.split(self.frames_at_once):
+            if differentiated:
+                scores.append(checkpoint(self.score_frames, chunk, use_reentrant=False, preserve_rng_state=False))
+            else:
+                scores.append(self.score_frames(chunk))
+
+        return {DIMENSION: torch.cat(scores).unflatten(0, (len(pixels), -1)).mean(1)}
 
     logits = __call__  # the score is used as it is; there is nothing to normalise
-
-    @classmethod
-    def load(cls, device: torch.device | str, clip: str, mlp: str | Path, revision: str | None) -> AestheticReward:
-        """``load_aesthetic`` with the keys of its config section."""
-        return load_aesthetic(clip, mlp, revision, device)
 
     @classmethod
     def untrained(cls) -> AestheticReward:
@@ -126,6 +125,7 @@ class AestheticReward:
             yield from network.parameters()
 
     def score_frames(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+        """Score single frames, pixels about [-1, 1]."""
         frames = clip_pixels(frames.to(self.projection.weight.dtype), self.size)
         embeddings = self.projection(self.vision(pixel_values=frames).pooler_output)
         return self.mlp(F.normalize(embeddings, dim=1))
@@ -134,7 +134,7 @@ class AestheticReward:
 def load_aesthetic(
     clip: str | Path, mlp: str | Path, revision: str | None = None, device: torch.device | str = "cpu"
 ) -> AestheticReward:
-    """The CLIP from a folder or hub id (safetensors only), the MLP from a .pth or .safetensors file; float32.
+    """Load the CLIP from a folder or hub id (safetensors only), the MLP from a .pth or .safetensors file; float32.
 
     Raises PrflError when one of them cannot be read, is something else, or the two do not fit.
     """
@@ -145,9 +145,10 @@ def load_aesthetic(
 
 
 def read_mlp(path: str | Path) -> AestheticMlp:
-    """The MLP in a file.  A .pth is a pickle: only its tensors are read, and no code in it is run."""
+    """Read the MLP in a file.  A .pth is a pickle: only its tensors are read, and no code in it is run."""
     path, where = Path(path), str(path)
     fix = "give the published sac+logos+ava1-l14-linearMSE.pth, or its tensors as safetensors"
+
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
@@ -160,17 +161,21 @@ def read_mlp(path: str | Path) -> AestheticMlp:
             raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise PrflError(f"cannot be read as the aesthetic MLP: {reason}", where=where, fix=fix) from error
+
+    # The width of the embeddings, from the first layer: checked before anything of that size is allocated.
     first = tensors.get("layers.0.weight") if isinstance(tensors, Mapping) else None
     if not isinstance(first, Tensor) or first.ndim != 2:
         raise PrflError("holds no aesthetic MLP: it has no matrix 'layers.0.weight'", where=where, fix=fix)
     if first.shape[1] > WIDEST:  # a stored view may claim any shape, whatever the size of its file
         raise PrflError(f"is an aesthetic MLP for embeddings of width {first.shape[1]}", where=where, fix=fix)
+
     mlp = AestheticMlp(first.shape[1])
     try:
         mlp.load_state_dict(dict(tensors))
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise PrflError(f"holds no aesthetic MLP: {reason}", where=where, fix=fix) from error
+
     broken = [name for name, values in mlp.named_parameters() if not values.isfinite().all()]
     if broken:
         raise PrflError(f"{', '.join(broken)} is not finite", where=where, fix="download the file again")
@@ -178,6 +183,7 @@ def read_mlp(path: str | Path) -> AestheticMlp:
 
 
 def _read_clip(name: str, revision: str | None) -> CLIPModel:
+    """Load a whole CLIP with finite weights.  Raises PrflError where there is none."""
     fix = "give the folder or hub id of a CLIP in transformers' format with safetensors: openai/clip-vit-large-patch14"
     try:
         clip, report = CLIPModel.from_pretrained(
@@ -186,8 +192,9 @@ def _read_clip(name: str, revision: str | None) -> CLIPModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise PrflError(f"cannot load the CLIP of the aesthetic score: {reason}", where=name, fix=fix) from error
+
     if report["missing_keys"]:  # transformers leaves these at random values
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise PrflError(f"is no CLIP, or not all of one: it has no {some}, ...", where=name, fix=fix)
+        keys = ", ".join(sorted(report["missing_keys"])[:3])
+        raise PrflError(f"is no CLIP, or not all of one: it has no {keys}, ...", where=name, fix=fix)
     check_finite(dict(clip.named_parameters()), name, "download it again")
     return clip

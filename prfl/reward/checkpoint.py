@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.backbone.weights import check_finite
-from prfl.reward.stored import AGAIN, StoredLatent, StoredPixel, config_hash, validated
-from prfl.reward.stored import RewardCard as RewardCard
+from prfl.reward.checkpoint_schema import AGAIN, StoredLatent, StoredPixel, config_hash, validated
+from prfl.reward.checkpoint_schema import RewardCard as RewardCard
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write, read_tensors
 from prfl.utils.hashing import content_hash, json_hash
@@ -36,40 +36,43 @@ Content = TypeVar("Content", StoredLatent, StoredPixel)
 
 
 def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
-    """Weights first, then the config that carries their hash: a crash between the two is noticed when loading."""
+    """Write the weights, then the config that carries their hash: a crash between the two is noticed when loading."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": f"prfl-{kind}", "version": VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     whole = {**header, "config_sha256": config_hash({**header, **config}), **config}
-    for name, content in ((WEIGHTS, weights), (CONFIG, (json.dumps(whole, indent=2) + "\n").encode())):
-        with atomic_write(Path(folder) / name) as path:
-            path.write_bytes(content)
+
+    with atomic_write(Path(folder) / WEIGHTS) as path:
+        path.write_bytes(weights)
+    with atomic_write(Path(folder) / CONFIG) as path:
+        path.write_bytes((json.dumps(whole, indent=2) + "\n").encode())
 
 
 def kind_of(folder_or_hub: str | Path) -> str:
-    """``latent-reward`` or ``pixel-reward``: what a saved reward is.  Raises PrflError where there is none."""
-    return str(_read_json(_local(folder_or_hub, None)).get("format", "")).removeprefix("prfl-")
+    """Tell which kind a saved reward is: ``latent-reward`` or ``pixel-reward``.  Raises PrflError where none is."""
+    config = _read_json(_local(folder_or_hub, None))
+    return str(config.get("format", "")).removeprefix("prfl-")
 
 
 def read_config(folder_or_hub: str | Path) -> dict[str, Any]:
-    """The config.json of a saved reward of either kind.  Raises PrflError where there is none that makes sense."""
+    """Read the config.json of a saved reward of either kind.  Raises PrflError where there is none that makes sense."""
     return find_reward(folder_or_hub).config.model_dump(mode="json")
 
 
 def find_reward(folder_or_hub: str | Path) -> SavedReward[StoredPixel] | SavedReward[StoredLatent]:
-    """A saved reward of either kind.  Raises PrflError where there is none that makes sense."""
+    """Find a saved reward of either kind.  Raises PrflError where there is none that makes sense."""
     if kind_of(folder_or_hub) == StoredPixel.kind:
         return SavedReward.find(folder_or_hub, StoredPixel)
     return SavedReward.find(folder_or_hub, StoredLatent)
 
 
 def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
-    """What makes a saved reward this one: the hash of its weights, its normalisation, and how its network is built."""
+    """Identify a saved reward: the hash of its weights, its normalisation, and the hash of its network's settings."""
     config = read_config(folder_or_hub)
-    built = [config.get(name) for name in ("format", "blocks", "head", "adapter", "network")]
+    settings = [config.get(name) for name in ("format", "blocks", "head", "adapter", "network")]
     return {
         "weights": str(config.get("weights_sha256"))[:16],
         "normalisation": config.get("normalisation"),
-        "settings": json_hash(built, sort_keys=False)[:16],
+        "settings": json_hash(settings, sort_keys=False)[:16],
     }
 
 
@@ -77,7 +80,7 @@ def saved_reward(folder_or_hub: str | Path) -> dict[str, Any]:
 class SavedReward(Generic[Content]):
     """A saved reward whose config makes sense; its weights are not read yet.
 
-    edited: whether the config says other things than when it was saved.
+    edited: whether the config was changed since it was saved.
     """
 
     folder: Path
@@ -86,34 +89,37 @@ class SavedReward(Generic[Content]):
 
     @staticmethod
     def find(folder_or_hub: str | Path, kind: type[Content], revision: str | None = None) -> SavedReward[Content]:
-        """Raises PrflError when it is absent, of another kind, or its config is malformed."""
+        """Read and check the config.  Raises PrflError when it is absent, of another kind, or malformed."""
         folder = _local(folder_or_hub, revision)
         config, where = _read_json(folder), str(folder / CONFIG)
+
         if (config.get("format"), config.get("version")) != (f"prfl-{kind.kind}", VERSION):
             what = f"it is {_short(config.get('format'))} version {_short(config.get('version'))}, not prfl-{kind.kind}"
             fix = "give a folder that this version's save_pretrained wrote"
             raise PrflError(f"{what} version {VERSION}", where=where, fix=fix)
+
         content = validated(kind, json.dumps(config), where)
-        return SavedReward(folder, content, content.config_sha256 not in (None, config_hash(config)))
+        edited = content.config_sha256 not in (None, config_hash(config))
+        return SavedReward(folder, content, edited)
 
     def weights(self, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """The tensors, which have to be of these names and shapes: those that the config describes.
+        """Read the tensors, which must have these names and shapes: those that the config describes.
 
         Nothing but the file's header is read before that is known, so what is allocated is no larger than the file.
         Raises PrflError for a file that is absent, damaged, not the config's, or described by an edited config.
         """
         path = self._file()
         try:
-            with safe_open(path, framework="pt") as opened:
-                self._check_header(shapes, {name: opened.get_slice(name) for name in opened.keys()})
-                tensors = {name: opened.get_tensor(name) for name in shapes}
+            with safe_open(path, framework="pt") as file:
+                self._check_header(shapes, {name: file.get_slice(name) for name in file.keys()})
+                tensors = {name: file.get_tensor(name) for name in shapes}
         except SafetensorError as error:
             raise PrflError(f"is damaged: {error}", where=str(path), fix=AGAIN) from error
         check_finite(tensors, str(path), NOT_FINITE)
         return tensors
 
     def all_weights(self) -> dict[str, Tensor]:
-        """Whatever the file holds.  Raises PrflError where it is absent, damaged, not the config's, or not finite."""
+        """Read all that the file holds, finite.  Raises PrflError where it is absent, damaged or not the config's."""
         path = self._file()
         tensors = read_tensors(path, AGAIN)
         check_finite(tensors, str(path), NOT_FINITE)
@@ -128,28 +134,35 @@ class SavedReward(Generic[Content]):
             raise PrflError(what, where=str(self.folder), fix=AGAIN)
         return path
 
-    def _check_header(self, shapes: Mapping[str, Shape], there: Mapping[str, Any]) -> None:
-        for name in sorted(shapes.keys() | there.keys()):
+    def _check_header(self, shapes: Mapping[str, Shape], header: Mapping[str, Any]) -> None:
+        """Raise PrflError unless the file holds float tensors of just these shapes, and the config is as saved.
+
+        header: safetensors' slices, by name; none of their data is read.
+        """
+        for name in sorted(shapes.keys() | header.keys()):
             described = shapes.get(name)
-            stored = tuple(there[name].get_shape()) if name in there else None
-            if stored != described or there[name].get_dtype() not in FLOATS:
-                kind = there[name].get_dtype() if name in there else ""
+            stored = tuple(header[name].get_shape()) if name in header else None
+            if stored != described or header[name].get_dtype() not in FLOATS:
+                dtype = header[name].get_dtype() if name in header else ""
                 raise PrflError(
                     f"the config and the weights do not describe one reward: {name} is {described or 'absent'} by the "
-                    f"config, and {stored or 'absent'} {kind} in the file".rstrip(),
+                    f"config, and {stored or 'absent'} {dtype} in the file".rstrip(),
                     where=str(self.folder),
                     fix=AGAIN,
                 )
+
         if self.edited:
             what = "was edited since the reward was saved: its hash is another one"
             raise PrflError(what, where=str(self.folder / CONFIG), fix=AGAIN)
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:
+    """List the shapes of a module's parameters and buffers, by name."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
+    """Parse the config.json in ``folder``.  Raises PrflError unless it is a JSON object of a plausible size."""
     path = folder / CONFIG
     if not path.is_file():
         raise PrflError(f"no {CONFIG} in it", where=str(folder), fix="give a saved reward")
@@ -165,6 +178,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 
 def _local(folder_or_hub: str | Path, revision: str | None) -> Path:
+    """Return the folder of a saved reward; one of the hub is downloaded first.  Raises PrflError where none is."""
     folder = Path(folder_or_hub)
     if folder.is_dir():
         return folder
@@ -181,21 +195,22 @@ def _local(folder_or_hub: str | Path, revision: str | None) -> Path:
         ) from error
 
 
-def check_fit(trained_on: Mapping[str, object], given: Mapping[str, object], where: str) -> None:
+def check_fit(trained_on: Mapping[str, object], backbone: Mapping[str, object], where: str) -> None:
     """Raise PrflError listing every entry of the backbone's description that differs, provenance apart.
 
     A model on ``meta`` has no weights to compare; the rest of its description still must fit.
     """
-    given = json.loads(json.dumps(given))  # tuples become lists, as they did in the file
-    names = [name for name in {**trained_on, **given} if name not in PROVENANCE]
-    wrong = [
-        f"{name}: {_short(trained_on.get(name))} there, {_short(given.get(name))} here"
-        for name in names
-        if trained_on.get(name) != given.get(name) and given.get(name) != NO_WEIGHTS
-    ]
-    if wrong:
+    backbone = json.loads(json.dumps(backbone))  # tuples become lists, as they did in the file
+
+    differences = []
+    for name in {**trained_on, **backbone}:
+        saved, loaded = trained_on.get(name), backbone.get(name)
+        if name not in PROVENANCE and loaded not in (saved, NO_WEIGHTS):
+            differences.append(f"{name}: {_short(saved)} there, {_short(loaded)} here")
+
+    if differences:
         raise PrflError(
-            f"the reward does not fit this backbone ({given.get('model_id')}): " + "; ".join(wrong),
+            f"the reward does not fit this backbone ({backbone.get('model_id')}): " + "; ".join(differences),
             where=where,
             fix=f"load {trained_on.get('model_id')} (revision {trained_on.get('revision')}), or train a reward here",
         )
@@ -206,14 +221,16 @@ def check_clip(card: RewardCard, clip: Mapping[str, int | float], reward: str) -
 
     clip: frames, fps, height and width; a reward sees speed by fps, and size by tokens.
     """
-    for name, given in clip.items():
-        known = getattr(card, name)
-        if known is not None and not known[0] <= given <= known[1]:
-            trained = f"{known[0]:g}" if known[0] == known[1] else f"{known[0]:g} to {known[1]:g}"
-            what = f"{given:g}, but the reward at {reward} was trained on videos with {trained}"
-            raise PrflError(
-                what, where=f"data.{name}", fix=f"data.{name}: {known[0]:g}, or train a reward for {given:g}"
-            )
+    for name, value in clip.items():
+        trained = getattr(card, name)
+        if trained is None:
+            continue
+        low, high = trained
+        if not low <= value <= high:
+            span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            what = f"{value:g}, but the reward at {reward} was trained on videos with {span}"
+            fix = f"data.{name}: {low:g}, or train a reward for {value:g}"
+            raise PrflError(what, where=f"data.{name}", fix=fix)
 
 
 def _short(value: object, limit: int = 60) -> str:

@@ -1,8 +1,8 @@
 """Several latent rewards as one: their mean, less a multiple of how far they disagree.
 
-A policy that is pushed beyond what its reward has seen finds what one head likes by mistake; other heads do not share
-the mistake, so there they disagree.  After the uncertainty-weighted ensembles of Coste et al. 2023 (arXiv 2310.02743),
-who subtract the variance; the deviation subtracted here has the scores' own unit.
+A policy that is pushed beyond its reward's training data finds videos that a single head likes by mistake; other heads
+do not share the mistake, so there they disagree.  After the uncertainty-weighted ensembles of Coste et al. 2023 (arXiv
+2310.02743), who subtract the variance; the deviation subtracted here has the scores' own unit.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class RewardEnsemble:
 
     def __init__(self, members: Sequence[LatentReward], uncertainty_weight: float = 0.0) -> None:
         first = members[0]
+
         for number, member in enumerate(members[1:], start=2):
             if set(member.dimensions) != set(first.dimensions):
                 raise PrflError(
@@ -58,72 +59,79 @@ class RewardEnsemble:
         if UNCERTAINTY in first.dimensions:
             fix = "train the rewards with another name for it"
             raise PrflError(f"a dimension cannot be called '{UNCERTAINTY}' here", where="reward.path", fix=fix)
+
         self.members = [member.freeze() for member in members]
         self.backbone = first.backbone
         self.uncertainty_weight = uncertainty_weight
-        passes: dict[str | None, list[LatentReward]] = {}
+
+        # One forward pass for all members without an adapter, and one for each that has its own.
+        by_adapter: dict[str | None, list[LatentReward]] = {}
         for member in self.members:
-            passes.setdefault(member.adapter.name if member.adapter else None, []).append(member)
-        assert all(len(some) == 1 for name, some in passes.items() if name), "each adapter has its own name"
-        self.passes = list(passes.values())
+            by_adapter.setdefault(member.adapter.name if member.adapter else None, []).append(member)
+        shared = [name for name, group in by_adapter.items() if name and len(group) > 1]
+        assert not shared, "each adapter has its own name"
+        self.passes = list(by_adapter.values())
 
     @property
     def dimensions(self) -> tuple[str, ...]:
         return self.members[0].dimensions
 
     def selected(self) -> AbstractContextManager:
-        """What is active outside the passes; around a backward pass it matters where there is only one of them."""
+        """Select the first pass's adapter: around a backward pass it matters where there is only one pass."""
         return self.passes[0][0].selected()
 
     def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
-        """Of the members' normalised scores.  sigma: (b,) or (), in [0, 1]."""
+        """Combine the members' normalised scores.  sigma: (b,) or (), in [0, 1]."""
+        in_pass_order = [member for members in self.passes for member in members]
         logits = self.member_logits(latents, sigma, condition)
-        return self.combine([m.normalisation.apply(some) for m, some in zip(self._ordered, logits, strict=True)])
+        return self.combine([m.normalisation.apply(raw) for m, raw in zip(in_pass_order, logits, strict=True)])
 
     def logits(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
-        """Of the members' raw logits."""
+        """Combine the members' raw logits."""
         return self.combine(self.member_logits(latents, sigma, condition))
 
-    @property
-    def _ordered(self) -> list[LatentReward]:
-        """The members in the order of their passes."""
-        return [member for some in self.passes for member in some]
-
     def member_logits(self, latents: Tensor, sigma: Tensor, condition: Condition) -> list[Scores]:
-        """Each member's logits, in the order of the passes."""
+        """Run the passes.  Returns each member's logits, in the order of the passes."""
         sigma = sigma.to(latents.device, torch.float32).expand(len(latents))
-        found: list[Scores] = []
+
+        scores: list[Scores] = []
         for members in self.passes:
 
             def read(x: Tensor, members: list[LatentReward] = members) -> Tensor:
                 return self._read(members, x, sigma, condition)
 
-            alone = len(self.passes) == 1
-            scores = read(latents) if alone else _RunAgain.apply(latents, read, members[0].selected)
-            found += [dict(zip(self.dimensions, some.unbind(1), strict=True)) for some in scores]
-        return found
+            if len(self.passes) == 1:
+                logits = read(latents)
+            else:
+                logits = _RunAgain.apply(latents, read, members[0].selected)
+            # (members, b, dimensions): one dictionary a member
+            scores += [dict(zip(self.dimensions, member_logits.unbind(1), strict=True)) for member_logits in logits]
+        return scores
 
     def _read(self, members: list[LatentReward], latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """(members, b, dimensions) logits of members that read the same hidden states."""
+        """Run one pass for members that read the same hidden states.  Returns logits (members, b, dimensions)."""
         blocks = sorted({block for member in members for block in member.blocks})
         with members[0].selected():
             states = dict(zip(blocks, self.backbone.features(latents, sigma, condition, blocks), strict=True))
-        columns = [[member.dimensions.index(name) for name in self.dimensions] for member in members]
-        heads = [member.head([states[block] for block in member.blocks], sigma) for member in members]
-        return torch.stack([logits[:, order] for logits, order in zip(heads, columns, strict=True)])
+
+        logits = []
+        for member in members:
+            order = [member.dimensions.index(name) for name in self.dimensions]  # the members' may differ
+            logits.append(member.head([states[block] for block in member.blocks], sigma)[:, order])
+        return torch.stack(logits)
 
     def combine(self, members: Sequence[Scores]) -> Scores:
-        """The pessimistic mean of the members' scores, and ``uncertainty``."""
+        """Return the pessimistic mean of the members' scores, and ``uncertainty``; each (b,)."""
         combined, deviations = Scores(), []
         for name in self.dimensions:
-            scores = torch.stack([some[name] for some in members])
+            scores = torch.stack([member[name] for member in members])  # (members, b)
             deviations.append(scores.std(0, correction=0))  # where all agree torch gives it the gradient 0
             combined[name] = scores.mean(0) - self.uncertainty_weight * deviations[-1]
         return combined | {UNCERTAINTY: torch.stack(deviations).mean(0).detach()}
 
 
 class _RunAgain(torch.autograd.Function):
-    """A pass without a graph, which the backward pass runs again under the adapter that it had, and frees at once.
+    """Runs a pass without a graph; the backward pass runs it again under the adapter that it had, and frees it at once.
 
     torch's own checkpoint would leave this graph's backward to whichever adapter is active by then.
     """

@@ -23,10 +23,10 @@ from prfl.backbone import Backbone
 from prfl.backbone.adapters import lora_shapes
 from prfl.backbone.condition import Condition
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
+from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
 from prfl.reward.model_card import reward_card
 from prfl.reward.scores import Normalisation, Scores
-from prfl.reward.stored import StoredLatent
 from prfl.utils.errors import PrflError, error_location
 from prfl.utils.files import atomic_write
 
@@ -77,6 +77,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
                 where="reward.head.blocks",
                 fix="name one or more of them",
             )
+
         self.head = head.to(backbone.device)
         self.backbone = backbone
         self.blocks = tuple(blocks)
@@ -84,6 +85,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         self.trains = True  # until frozen
         self.normalisation = normalisation or Normalisation.none(head.dimensions)
         self.card = card or RewardCard()
+
         if adapter is not None:
             backbone.add_adapter(
                 adapter.name,
@@ -100,63 +102,67 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         return self.head.dimensions
 
     def selected(self) -> AbstractContextManager:
-        """The context in which the reward's own adapter (or the bare base) is active; see the class docstring."""
+        """Select the reward's own adapter, or the bare base, while the context lasts; see the class docstring."""
         return self.backbone.adapter(None if self.adapter is None else self.adapter.name)
 
     def dropping(self, seeds: Tensor) -> AbstractContextManager:
-        """The dropout of its own adapter, by a seed for each sample: while it is trained."""
+        """Switch on its adapter's dropout while the context lasts (in training).  seeds: one for each sample."""
         return self.backbone.dropping(None if self.adapter is None else self.adapter.name, seeds)
 
     def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
-        """Logits normalised by the stored mean and deviation.  sigma: (b,) or (), in [0, 1]."""
+        """Score latents: logits normalised by the stored mean and deviation.  sigma: (b,) or (), in [0, 1]."""
         return self.normalisation.apply(self.logits(latents, sigma, condition))
 
     def logits(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
-        """Raw logits: sigmoid gives the probability of a good label when trained with cross-entropy."""
+        """Compute raw logits; sigmoid gives the probability of a good label when trained with cross-entropy."""
         sigma = sigma.to(latents.device, torch.float32).expand(len(latents))
         # A frozen backbone under latents that need no gradient needs no graph: head training is then a forward pass.
         graph = torch.is_grad_enabled() and (latents.requires_grad or (self.adapter is not None and self.trains))
         with self.selected(), torch.set_grad_enabled(graph):
             features = self.backbone.features(latents, sigma, condition, list(self.blocks))
-        return dict(zip(self.dimensions, self.head(features, sigma).unbind(1), strict=True))
+        logits = self.head(features, sigma)  # (b, dimensions)
+        return dict(zip(self.dimensions, logits.unbind(1), strict=True))
 
     def calibrate(self, logits: Scores) -> None:
         """Set the stored mean and deviation from validation logits, at the sigmas where the reward will be used."""
         self.normalisation = Normalisation.of(logits)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What reward training updates: the head and its own adapter, by name."""
-        named = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
+        """List what reward training updates: the parameters of the head and of its adapter, by name."""
+        parameters = {f"head.{name}": parameter for name, parameter in self.head.named_parameters()}
         if self.adapter is not None:
-            own = self.backbone.adapter_parameters(self.adapter.name)
-            named |= {f"adapter.{name}": parameter for name, parameter in own.items()}
-        return named
+            adapter = self.backbone.adapter_parameters(self.adapter.name)
+            parameters |= {f"adapter.{name}": parameter for name, parameter in adapter.items()}
+        return parameters
 
     def freeze(self) -> LatentReward:
-        """For scoring a policy: no gradient is kept for the head or its adapter; latents still receive theirs."""
+        """Keep no gradient for the head or its adapter, as scoring a policy needs; latents still receive theirs."""
         self.trains = False
         for parameter in self.parameters().values():
             parameter.requires_grad_(False)
         return self
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors of the head and of its adapter; never of the backbone."""
+        """Collect the tensors of the head and of its adapter; never of the backbone."""
         tensors = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
         if self.adapter is not None:
-            own = self.backbone.adapter_state(self.adapter.name)
-            tensors |= {f"adapter.{name}": tensor for name, tensor in own.items()}
+            adapter = self.backbone.adapter_state(self.adapter.name)
+            tensors |= {f"adapter.{name}": tensor for name, tensor in adapter.items()}
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        part: dict[str, dict[str, Tensor]] = {"head": {}, "adapter": {}}
+        """Load what ``state`` returned."""
+        parts: dict[str, dict[str, Tensor]] = {"head": {}, "adapter": {}}
         for name, tensor in tensors.items():
-            owner, _, rest = name.partition(".")
-            part[owner][rest] = tensor
-        self.head.load_state_dict(part["head"])
+            part, _, parameter = name.partition(".")
+            parts[part][parameter] = tensor
+
+        self.head.load_state_dict(parts["head"])
         if self.adapter is not None:
-            self.backbone.load_adapter_state(self.adapter.name, part["adapter"])
+            self.backbone.load_adapter_state(self.adapter.name, parts["adapter"])
 
     def saved_config(self) -> dict[str, Any]:
+        """Return the content of config.json but for its header: format, version and hashes."""
         return {
             "backbone": self.backbone.describe(),
             "blocks": list(self.blocks),
@@ -175,7 +181,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
             self.generate_model_card(**(model_card_kwargs or {})).save(path)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Base model, blocks, training range and accuracy by sigma bin."""
+        """Write the card: base model, blocks, training range and accuracy by sigma bin."""
         return reward_card({"format": f"prfl-{KIND}", **self.saved_config()}, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
@@ -194,6 +200,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         saved = SavedReward.find(folder_or_hub, StoredLatent, revision)
         config, where = saved.config, str(folder_or_hub)
         check_fit(config.backbone, backbone.describe(), where)
+
         adapter = None if config.adapter is None else RewardAdapter(**config.adapter.model_dump())
         with error_location(where):
             tensors = saved.weights(described_shapes(config, backbone))
@@ -206,12 +213,13 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
 
 
 def described_shapes(config: StoredLatent, backbone: Backbone) -> dict[str, Shape]:
-    """Names and shapes of the tensors of a reward with this config, found without making any of them."""
+    """List the names and shapes of the tensors of a reward with this config, without allocating any of them."""
     with torch.device("meta"):
         head = RewardHead(**config.head.model_dump())
     shapes = {f"head.{name}": shape for name, shape in shapes_of(head).items()}
     if config.adapter is None:
         return shapes
+
     blocks = list(range(max(config.blocks) + 1))
-    own = lora_shapes(backbone.transformer, config.adapter.rank, config.adapter.targets, blocks)
-    return shapes | {f"adapter.{name}": shape for name, shape in own.items()}
+    adapter = lora_shapes(backbone.transformer, config.adapter.rank, config.adapter.targets, blocks)
+    return shapes | {f"adapter.{name}": shape for name, shape in adapter.items()}

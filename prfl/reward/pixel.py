@@ -1,6 +1,6 @@
-"""A small reward on decoded pixels: what VADER-like methods differentiate, and the baseline for the latent reward.
+"""A small reward on decoded pixels: VADER-like methods differentiate it, and it is the latent reward's baseline.
 
-It is given clean videos only, so it is not noise-aware: at sigma > 0 it may be used on a decoded clean prediction.
+It is trained on clean videos only, so it is not noise-aware: at sigma > 0 it may be used on a decoded clean prediction.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
 from prfl.reward.checkpoint import RewardCard, SavedReward, shapes_of, write_reward
+from prfl.reward.checkpoint_schema import StoredPixel
 from prfl.reward.head import distinct
 from prfl.reward.scores import Normalisation, Scores
-from prfl.reward.stored import StoredPixel
 from prfl.utils.errors import PrflError
 
 KIND = StoredPixel.kind
@@ -26,7 +26,7 @@ TIME_FREQUENCIES = 4
 
 
 class PixelNetwork(nn.Module):
-    """Pixels (b, 3, f, H, W) and prompt embeddings to logits (b, dimensions); about 0.2 M parameters.
+    """Maps pixels (b, 3, f, H, W) and prompt embeddings to logits (b, dimensions); about 0.2 M parameters.
 
     Frames are resized to ``size`` x ``size``; each goes through strided 2-D convolutions that also see the pixels'
     coordinates, then the difference to the frame before, a mark of its time in the clip, and two 1-D convolutions
@@ -44,12 +44,16 @@ class PixelNetwork(nn.Module):
         )
         self.text_width = text_width
         self.size = size
+
+        # Each frame: colours and coordinates in, a map of features out, and where in it to look.
         layers: list[nn.Module] = []
         widths = [5, hidden, 2 * hidden, inner]
         for source, target in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Conv2d(source, target, 3, stride=2, padding=1), nn.GroupNorm(4, target), nn.SiLU()]
         self.frame = nn.Sequential(*layers)
         self.look = nn.Conv2d(inner, 1, 1)
+
+        # Over the frames, and together with the prompt.
         self.join = nn.Linear(4 * inner + 2 * TIME_FREQUENCIES, inner)
         self.mix = nn.ModuleList([nn.Conv1d(inner, inner, 3, padding=1) for _ in range(2)])
         self.text = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, 2 * inner))
@@ -60,34 +64,42 @@ class PixelNetwork(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "b 3 f h w"], text: Float[Tensor, "b d"], times: Float[Tensor, " f"]
     ) -> Float[Tensor, "b k"]:
+        """Compute logits.  text: mean prompt embeddings.  times: of the frames in the clip, from 0 to 1."""
         frames = self._frames(pixels)
-        # The first frame has none before it; its difference is zero.
+
+        # What changed since the frame before.  The first has none before it; its difference is zero.
         step = torch.diff(frames, dim=1, prepend=frames[:, :1])
+
+        # When in the clip each frame is.
         angles = times[:, None] * torch.pi * 2.0 ** torch.arange(TIME_FREQUENCIES, device=times.device)
         marks = torch.cat([angles.sin(), angles.cos()], dim=1).to(frames).expand(len(frames), -1, -1)
+
         joined = self.join(torch.cat([frames, step, marks], dim=2)).transpose(1, 2)  # (b, inner, f)
         for convolution in self.mix:
             joined = joined + convolution(F.silu(joined))
-        video = torch.cat([joined.mean(2), joined.amax(2)], dim=1)
+
+        video = torch.cat([joined.mean(2), joined.amax(2)], dim=1)  # (b, 2 * inner)
         words = self.text(text.to(frames))
         return self.mlp(torch.cat([video, words, video * words], dim=1))
 
     def _frames(self, pixels: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b f c"]:
-        """One vector a frame: what the network looks at, and the mean of everything."""
+        """Encode each frame on its own: the features where the network looks, and the mean of all of them."""
         batch, count = pixels.shape[0], pixels.shape[2]
-        flat = pixels.to(self.look.weight.dtype).transpose(1, 2).flatten(0, 1)
+        flat = pixels.to(self.look.weight.dtype).transpose(1, 2).flatten(0, 1)  # (b * f, 3, h, w)
         if flat.shape[2:] != (self.size, self.size):
             flat = F.interpolate(flat, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+
         line = torch.linspace(-1, 1, self.size).to(flat)
-        place = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(flat), -1, -1, -1)
-        maps = self.frame(torch.cat([flat, place], dim=1))
-        weight = self.look(maps).flatten(2).softmax(2)
-        seen = (maps.flatten(2) * weight).sum(2)
-        return torch.cat([seen, maps.mean((2, 3))], dim=1).unflatten(0, (batch, count))
+        coordinates = torch.stack(torch.meshgrid(line, line, indexing="ij")).expand(len(flat), -1, -1, -1)
+        maps = self.frame(torch.cat([flat, coordinates], dim=1))  # (b * f, c / 2, h / 8, w / 8)
+
+        attention = self.look(maps).flatten(2).softmax(2)
+        attended = (maps.flatten(2) * attention).sum(2)
+        return torch.cat([attended, maps.mean((2, 3))], dim=1).unflatten(0, (batch, count))
 
 
 def pooled_prompt(condition: Condition) -> Float[Tensor, "b d"]:
-    """Mean prompt embedding over the real tokens (padding is zero)."""
+    """Average the prompt embeddings over the real tokens (padding is zero)."""
     embeds = condition.prompt_embeds.float()
     return embeds.sum(1) / condition.lengths.to(embeds)[:, None].clamp(min=1)
 
@@ -102,6 +114,7 @@ class PixelReward:
     space = "pixel"
     noise_aware = False
     differentiable = True
+    frames_at_once = None
 
     def __init__(
         self, network: PixelNetwork, normalisation: Normalisation | None = None, card: RewardCard | None = None
@@ -118,13 +131,14 @@ class PixelReward:
         return self.normalisation.apply(self.logits(pixels, condition, times))
 
     def logits(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
-        """Raw logits.  Raises PrflError for prompt embeddings of another text encoder's width."""
+        """Compute raw logits.  Raises PrflError for prompt embeddings of another text encoder's width."""
         if condition.prompt_embeds.shape[2] != self.network.text_width:
             raise PrflError(
                 f"the pixel reward reads prompt embeddings of width {self.network.text_width}, "
                 f"got {condition.prompt_embeds.shape[2]}",
                 fix="use the text encoder that it was trained with, or train a pixel reward for this one",
             )
+
         if times is None:
             times = torch.linspace(0, 1, pixels.shape[2], device=pixels.device)
         logits = self.network(pixels, pooled_prompt(condition), times.to(pixels.device, torch.float32))
@@ -138,7 +152,7 @@ class PixelReward:
         return dict(self.network.named_parameters())
 
     def freeze(self) -> PixelReward:
-        """For scoring a policy: no gradient is kept for the network; pixels still receive theirs."""
+        """Keep no gradient for the network, as scoring a policy needs; pixels still receive theirs."""
         self.network.requires_grad_(False)
         return self
 
@@ -167,6 +181,7 @@ class PixelReward:
         with torch.device("meta"):
             shapes = shapes_of(PixelNetwork(**settings))
         tensors = saved.weights(shapes)
+
         reward = PixelReward(PixelNetwork(**settings).to(device), saved.config.normalisation, saved.config.card)
         reward.load_state(tensors)
         return reward.freeze()

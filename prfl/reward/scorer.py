@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
-from prfl.reward.aesthetic import AestheticReward
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.frames import Frames, decode_frames, draw_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelReward
+from prfl.reward.public import PublicReward
 from prfl.reward.scores import Scores, Shape
 
 
@@ -82,7 +82,7 @@ class PixelScorer:
     and its dimensions, like a latent head's, are the last layer of one trunk, whose activations each of them needs.
     """
 
-    reward: PixelReward | AestheticReward
+    reward: PixelReward | PublicReward
     backbone: Backbone
     seed: int
     frames: Frames = "all"
@@ -110,8 +110,7 @@ class PixelScorer:
         read: Callable[..., Scores] = self.reward if self.aggregate == "sum" else self.reward.logits
         if self.temporal_decay is None:
             return read(pixels, condition, times)
-        # AestheticReward does this by itself, for a few frames at a time.
-        if len(chosen) > 1 and not isinstance(self.reward, AestheticReward):
+        if len(chosen) > 1 and self.reward.frames_at_once is None:  # else it does this by itself
             read = partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
         lengths = [1 if t == 0 else self.backbone.temporal_factor for t in chosen]
         weights = [math.exp(-self.temporal_decay * abs(t - (count - 1) / 2)) / len(chosen) for t in chosen]

@@ -18,8 +18,8 @@ from prfl.factory.evaluation import build_latents_scorer
 from prfl.factory.objective import build_preference
 from prfl.factory.provenance import Moment, run_hash
 from prfl.factory.reward import Reward, build_new_reward, reward_hash, save_reward_stamp
-from prfl.reward import AestheticReward, LatentReward, RewardCard, RewardEnsemble
-from prfl.reward.judged import doubts
+from prfl.reward import LatentReward, RewardCard, RewardEnsemble
+from prfl.reward.ranking_accuracy import doubts
 from prfl.runs.stage_run import StageRun
 from prfl.training.loop import Callbacks, Hook, TrainResult
 from prfl.utils import processes
@@ -140,9 +140,8 @@ def warn_of_doubts(reward: Reward, counted: Iterable[str], where: str) -> None:
     members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
     for number, member in enumerate(members):
         name = f"{where} (member {number})" if len(members) > 1 else where
-        if not isinstance(member, AestheticReward):  # which has no card
-            for doubt in doubts(member.card, counted):
-                warn(f"{name}: {doubt}")
+        for doubt in doubts(member.card, counted) if member.card else []:
+            warn(f"{name}: {doubt}")
 
 
 @torch.no_grad()

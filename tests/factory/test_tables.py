@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prfl.objective.scorer import PixelScorer
 
 from prfl.config.section import Section, kinds
 from prfl.config.sections.data import GeneratorBase
@@ -18,6 +17,7 @@ from prfl.config.sections.rollout import SOLVERS as FACTS
 from prfl.factory.clips import GENERATORS
 from prfl.factory.objective import METHODS
 from prfl.factory.reward import NEW_REWARDS, PUBLIC_REWARDS
+from prfl.reward.scorer import PixelScorer
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import SOLVERS
 

@@ -60,9 +60,9 @@ def test_the_reward_inside_the_package_reads_captions(backbone: Backbone):
     clean = backbone.encode(renderer.render(scenes))
     noise, sigma = rng.normal(clean.shape[1:], 0, "test", 0, range(96)), torch.full((96,), 0.5)
     noisy, generator = add_noise(clean, noise, sigma), random.Random(0)
-    right = reward(noisy, sigma, backbone.condition([scene.said.caption for scene in scenes]))
+    right = reward(noisy, sigma, backbone.condition([scene.captioned.caption for scene in scenes]))
     above = []
     for name in renderer.ATTRIBUTES:
-        captions = [renderer.swap_attribute(scene.said, name, generator).caption for scene in scenes]
+        captions = [renderer.swap_attribute(scene.captioned, name, generator).caption for scene in scenes]
         above.append(right[name] > reward(noisy, sigma, backbone.condition(captions))[name])
     assert torch.stack(above).float().mean() > 0.9

@@ -100,7 +100,7 @@ def everything(rank: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     facts: dict = {"encoded": {}, "sampled": {}}
     counts: Counter = Counter()
-    encode, sample, steering = Backbone.encode, policy_eval.sample, train_policy.build_reward_gradient
+    encode, sample, build = Backbone.encode, policy_eval.sample, train_policy.build_reward_gradient
 
     def counted_encode(self, pixels):
         counts["encoded"] += len(pixels)
@@ -126,7 +126,7 @@ def everything(rank: int) -> None:
     assert not train("prfl", "mixed-one-two", *UNWATCHED)
 
     def other_weights(*given):
-        objective = steering(*given)
+        objective = build(*given)
         for parameter in objective.parameters().values():
             parameter.data += rank
         return objective
@@ -135,7 +135,7 @@ def everything(rank: int) -> None:
     facts["other weights"] = train("prfl", "other-weights", *UNWATCHED)
 
     def killed(*given):
-        objective = steering(*given)
+        objective = build(*given)
         accumulate = objective.accumulate
 
         def once(step, indices):

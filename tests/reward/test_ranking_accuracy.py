@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from prfl.reward import RewardCard
-from prfl.reward.judged import doubts, levels_at_chance
+from prfl.reward.ranking_accuracy import doubts, levels_at_chance
 from prfl.toy import clips as shapes
 
 

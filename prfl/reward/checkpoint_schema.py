@@ -1,7 +1,7 @@
-"""What the config.json of a saved reward may say: a strict model for each kind, and the hash that tells an edited one.
+"""Schema of the config.json of a saved reward: a strict model for each kind, and the hash that tells an edited one.
 
-Sizes are bounded here, and compared with the header of the weights (``files.SavedReward``), before anything of that
-size is allocated: a config is a few lines of a stranger's.
+Sizes are bounded here, and compared with the header of the weights (``checkpoint.SavedReward``), before anything of
+that size is allocated: a config is a few lines that a stranger wrote.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Names = Annotated[list[Name], Field(min_length=1, max_length=1000)]
 # What may be edited by hand: where the model came from, and what a label means to a person.
 UNHASHED = (("config_sha256",), ("backbone", "model_id"), ("backbone", "revision"), ("card", "labels"))
-
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -54,6 +53,8 @@ class RewardCard:
 
 
 class Stored(BaseModel):
+    """A strict model: no unknown keys, no conversion between types, only finite numbers."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -113,15 +114,17 @@ class StoredReward(Stored):
 
     @model_validator(mode="after")
     def check_names(self) -> StoredReward:
-        known = set(self.dimensions())
-        if len(known) < len(self.dimensions()):
+        names = set(self.dimensions())
+        if len(names) < len(self.dimensions()):
             raise ValueError("a dimension is named twice")
-        if not known == set(self.normalisation.mean) == set(self.normalisation.std):
+        if not names == set(self.normalisation.mean) == set(self.normalisation.std):
             raise ValueError(f"the normalisation is of other dimensions than {', '.join(self.dimensions())}")
         return self
 
 
 class StoredLatent(StoredReward):
+    """The config of a ``LatentReward``."""
+
     kind: ClassVar[str] = "latent-reward"
 
     backbone: dict[str, Any]  # compared with the backbone that the reward is loaded for
@@ -144,6 +147,8 @@ class StoredLatent(StoredReward):
 
 
 class StoredPixel(StoredReward):
+    """The config of a ``PixelReward``."""
+
     kind: ClassVar[str] = "pixel-reward"
 
     network: StoredNetwork
@@ -157,23 +162,26 @@ WORDS = {"missing": "missing", "extra_forbidden": "unknown key", "unexpected_key
 
 
 def validated(kind: type[Content], text: str, where: str) -> Content:
-    """The content of a config.json.  Raises PrflError that names the first wrong value and counts the others."""
+    """Parse the text of a config.json.  Raises PrflError that names the first wrong value and counts the others."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)
-    first = wrong[0]
-    place = ".".join(map(str, first["loc"]))[:100]
-    own = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "value_error" else f", got {shown(first)}"
-    what = WORDS.get(first["type"]) or own.removeprefix("Input ") + got
-    more = f" (and {len(wrong) - 1} more of its values are wrong)" if len(wrong) > 1 else ""
-    raise PrflError(what + more, where=f"{where}: {place}" if place else where, fix=AGAIN)
+        problems = error.errors(include_url=False)
+
+    first = problems[0]
+    key = ".".join(map(str, first["loc"]))[:100]
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if first["type"] != "value_error":
+        message += f", got {shown(first)}"
+    what = WORDS.get(first["type"]) or message
+
+    more = f" (and {len(problems) - 1} more of its values are wrong)" if len(problems) > 1 else ""
+    raise PrflError(what + more, where=f"{where}: {key}" if key else where, fix=AGAIN)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 of all that a config.json says, ``UNHASHED`` apart."""
-    hashed = json.loads(json.dumps(config))
+    """Return the sha256 of all that a config.json says, ``UNHASHED`` apart."""
+    hashed = json.loads(json.dumps(config))  # a deep copy: keys are removed from it
     for *sections, key in UNHASHED:
         part = hashed
         for section in sections:
