@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
+from prfl.rollout.plan import StepPlan, order
+from prfl.rollout.trajectory import Trajectory
 
-State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
+State = tuple[Float[Tensor, "b c t h w"], Float[Tensor, ""]]
+"""Latents, and their sigma."""
+
+
+def trained_states(trajectory: Trajectory, step_plan: StepPlan) -> Iterator[State]:
+    """Yield the states that a step trains at, one at a time: they may wait in host memory."""
+    for k in sorted(step_plan.plan.trains, key=order):
+        x = trajectory.at(k)
+        yield x, trajectory.sigma(k, x)
 
 
 def squared_difference(backbone: Backbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:

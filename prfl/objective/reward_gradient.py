@@ -22,7 +22,7 @@ from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.condition import Condition
 from prfl.data.dataset import LatentDataset
-from prfl.objective.distance import accumulate_distance, velocity_distance
+from prfl.objective.distance import accumulate_distance, trained_states, velocity_distance
 from prfl.objective.loss import RewardLoss, loss_gradient, seed_gradients
 from prfl.objective.methods.base import Method
 from prfl.objective.methods.leapalign import leap_similarity
@@ -257,13 +257,9 @@ class RewardGradient:
         self, step: int, trajectory: Trajectory, step_plan: StepPlan, condition: Condition
     ) -> dict[str, float]:
         """Return the mean (v_policy - v_base)^2 at the trained states, and add its gradient where it has a weight."""
-        trained = sorted(step_plan.plan.trains, key=order)
-        latents = ((k, trajectory.at(k)) for k in trained)  # one at a time: they may wait in host memory
-        states = ((x, trajectory.sigma(k, x)) for k, x in latents)
+        states, count = trained_states(trajectory, step_plan), len(step_plan.plan.trains)
         if self.distance_weight:
-            value = accumulate_distance(
-                self.backbone, self.adapter, states, len(trained), condition, self.distance_weight
-            )
+            value = accumulate_distance(self.backbone, self.adapter, states, count, condition, self.distance_weight)
         elif self.distance_every and step % self.distance_every == 0:
             value = velocity_distance(self.backbone, self.adapter, states, condition)
         else:

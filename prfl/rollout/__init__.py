@@ -1,1 +1,1 @@
-"""The chain: its convention, solvers, guidance, plans of where gradient flows, what they need of a rollout, and the adjoint."""
+"""The chain: convention, solvers, guidance, plans of where gradient flows, what they ask of a rollout, the adjoint."""
