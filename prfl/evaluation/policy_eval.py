@@ -77,16 +77,19 @@ def measure(
 
 def joined(parts: Sequence[Outcome], keep_videos: int) -> Outcome:
     """Join several outcomes, of the same generator and measures on other prompts, to one."""
-    return Outcome(
-        parts[0].name,
-        parts[0].settings,
-        [prompt for part in parts for prompt in part.prompts],
-        [index for part in parts for index in part.indices],
-        {key: torch.cat([part.scores[key] for part in parts]) for key in parts[0].scores},
-        {prompt: value for part in parts for prompt, value in part.spread.items()},
-        torch.cat([part.pixels for part in parts])[:keep_videos],
-        max(part.seconds for part in parts),
-    )
+    first = parts[0]
+    prompts: list[str] = []
+    indices: list[int] = []
+    spread: dict[str, float] = {}
+    for part in parts:
+        prompts += part.prompts
+        indices += part.indices
+        spread |= part.spread
+
+    scores = {key: torch.cat([part.scores[key] for part in parts]) for key in first.scores}
+    pixels = torch.cat([part.pixels for part in parts])[:keep_videos]
+    seconds = max(part.seconds for part in parts)
+    return Outcome(first.name, first.settings, prompts, indices, scores, spread, pixels, seconds)
 
 
 def _measure(
