@@ -1,4 +1,4 @@
-"""Which files of a folder are a user's videos: none that prfl wrote, none outside, none left out in silence."""
+"""Finds a user's videos in a folder: none that prfl wrote, none outside of it, and none is left out in silence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well scorers rank noisy latents: several of them side by side, by noise level, on held-out labels.
+"""Measures how well scorers rank noisy latents: several of them side by side, by noise level, on held-out labels.
 
 The measure that matters is pairwise accuracy *within a prompt*.  At sigma = 1 the latents are pure noise: what a
 scorer reaches there is the floor, and an AUC above one half there is knowledge of the prompt, not of the video.
