@@ -132,7 +132,7 @@ def _leave_out_copies(sources: Sources) -> None:
         try:
             if first.setdefault(content_hash(path), path) != path:
                 sources.leave_out("copies of others", path)
-        except OSError:  # is said where the video is read
+        except OSError:  # reported where the video is read
             continue
     copies = set(sources.left_out.get("copies of others", []))
     sources.videos = [path for path in sources.videos if path not in copies]

@@ -1,4 +1,4 @@
-"""A value's hash stays that of saved ones; a file is read once while it stays as it is, and no changed one is trusted."""
+"""A value's hash stays that of saved ones.  An unchanged file is read once, and no changed one is trusted."""
 
 from __future__ import annotations
 
