@@ -39,11 +39,11 @@ def used(build: Build, capability: int) -> dict[str, Any]:
 
 def table() -> dict[str, dict[str, dict[str, Any]]]:
     """By kernel and capability."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    kernels: dict[str, dict[str, dict[str, Any]]] = {}
     for capability in CAPABILITIES:
         for build in every_build(capability):
-            found.setdefault(build.name, {})[f"sm_{capability}"] = used(build, capability)
-    return found
+            kernels.setdefault(build.name, {})[f"sm_{capability}"] = used(build, capability)
+    return kernels
 
 
 def main() -> None:

@@ -78,8 +78,8 @@ def left_alone(wheel: str) -> bool:
 def state(piece: Piece, out: Path) -> str:
     """ "there", "left", or why it cannot run here."""
     here = device()
-    found = stamp(piece, out, piece.file)
-    if found and not (found.get("no room") and here.gib > LARGER * found["gib"]):
+    result = stamp(piece, out, piece.file)
+    if result and not (result.get("no room") and here.gib > LARGER * result["gib"]):
         return "there"
     for reason in map(obstacle, ("torch", *piece.needs)):
         if reason:
@@ -96,9 +96,9 @@ def stamp(piece: Piece, out: Path, name: str) -> dict | None:
     """What a file says of a piece with the sources as they are now."""
     for folder in dict.fromkeys((out, RESULTS)):
         if (file := folder / name).exists():
-            found = json.loads(file.read_text(encoding="utf-8"))["piece"]
-            if found["sources"] == sources(piece.of):
-                return found
+            stamped = json.loads(file.read_text(encoding="utf-8"))["piece"]
+            if stamped["sources"] == sources(piece.of):
+                return stamped
     return None
 
 
@@ -159,25 +159,25 @@ def run(piece: Piece, out: Path, end: float) -> str:
             partial.unlink(missing_ok=True)
             failure(piece, out, "it did not end in time", late=time.monotonic() - start)
             return "left"
-    said = log.read_text(encoding="utf-8").strip().splitlines() or [""]
-    skipped = [line for line in said if line.startswith("SKIPPED")]
+    lines = log.read_text(encoding="utf-8").strip().splitlines() or [""]
+    skipped = [line for line in lines if line.startswith("SKIPPED")]
     written = partial.exists() and partial.stat().st_size > 0
     text = partial.read_text(encoding="utf-8").replace(str(partial), target.name) if written else ""
     result = json.loads(text) if text else {} if piece.result else facts("random")
     empty = not text or result.get("benchmarks") == []  # that of a script has no such list
     if (piece.result and empty) or (not piece.result and process.returncode):
         partial.unlink(missing_ok=True)
-        reason = (skipped or said[-1:])[0]
+        reason = (skipped or lines[-1:])[0]
         failure(piece, out, reason)
         return f"FAILED, see {log}: {reason}"
     for each in result.get("benchmarks", ()):
         each["stats"].pop("data", None)  # the rounds are in extra_info
-    own = {
-        "sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": said[-1],
+    stamp_of = {
+        "sources": sources(piece.of), "seconds": round(time.monotonic() - start), "last line": lines[-1],
         "exit": process.returncode, "gib": device().gib,
         "no room": any(words in line for line in skipped for words in NO_ROOM),
     }  # fmt: skip
-    partial.write_text(json.dumps({**result, "piece": own}, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps({**result, "piece": stamp_of}, indent=1) + "\n", encoding="utf-8")
     partial.replace(target)
     (out / piece.failure).unlink(missing_ok=True)
     if not process.returncode:
@@ -187,8 +187,8 @@ def run(piece: Piece, out: Path, end: float) -> str:
 
 def failure(piece: Piece, out: Path, reason: str, late: float = 0.0) -> None:
     """A stamp of what gave no result.  late: seconds that were too few."""
-    own = {"sources": sources(piece.of), "device": device().name, "reason": reason, "late": round(late, 1)}
-    (out / piece.failure).write_text(json.dumps({"piece": own}, indent=1) + "\n", encoding="utf-8")
+    facts_of = {"sources": sources(piece.of), "device": device().name, "reason": reason, "late": round(late, 1)}
+    (out / piece.failure).write_text(json.dumps({"piece": facts_of}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

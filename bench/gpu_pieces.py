@@ -163,12 +163,12 @@ def of_kernels(world: str, shape: Shape) -> Iterator[Piece]:
     for operation in ("qk_norm_rope", "gated_residual_norm", "attention"):
         yield measuring(world, [operation, f"tokens{shape.tokens}"], 150)
     for rank in RANKS:
-        own = f"tokens{shape.tokens}", f"rank{rank}"
-        yield measuring(world, ["lora_linear", *own], 150)
-        yield measuring(world, ["wan_block", *own], 300 if long else 200, needs=TRANSFORMER)
+        size = f"tokens{shape.tokens}", f"rank{rank}"
+        yield measuring(world, ["lora_linear", *size], 150)
+        yield measuring(world, ["wan_block", *size], 300 if long else 200, needs=TRANSFORMER)
         modes = {"": 190.0} if world == "wan-1.3b" else {"forward": 100, "backward": 205, "both": 320}
         for mode, seconds in ({"forward": 205.0} if long else modes).items():
-            words = ["gradient_step", *own, *([mode] if mode else [])]
+            words = ["gradient_step", *size, *([mode] if mode else [])]
             yield measuring(world, words, seconds, needs=TRANSFORMER)
 
 

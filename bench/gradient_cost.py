@@ -104,7 +104,7 @@ def cheaper_table(name: str, seconds: Seconds) -> dict[str, dict[str, float]]:
     calls = {way: None if way == "exact" else cheaper_forward(name, how, share) for way, how in CHEAPER.items()}
     return {
         way: {"seconds of a cheaper call": call or seconds.forward}
-        | {plan: cost(folder, *own, seconds, call) for plan, own in PLANS.items()}
+        | {plan: cost(folder, *shares, seconds, call) for plan, shares in PLANS.items()}
         for way, call in calls.items()
     }
 

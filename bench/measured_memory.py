@@ -32,14 +32,14 @@ STEPS = 2
 def config_of(name: str) -> Config:
     file, overrides, _ = CASES[name]
     chain = () if Path(file).stem == "full_chain" else ("rollout.steps=4",)
-    one = "training.batch=1", "training.accumulation=1", "evaluation.every=0", "evaluation.final_samples=0"
-    return load_config(file, ["backbone.device=cuda", *one, *chain, worlds.PROMPTS, *overrides])
+    single = "training.batch=1", "training.accumulation=1", "evaluation.every=0", "evaluation.final_samples=0"
+    return load_config(file, ["backbone.device=cuda", *single, *chain, worlds.PROMPTS, *overrides])
 
 
-def train(own: Config, world: str) -> dict[str, int]:
+def train(config: Config, world: str) -> dict[str, int]:
     """The steps, as a run takes them; bytes at the peak of them and of each phase, counted from behind the loading."""
-    model = worlds.backbone(own)
-    objective = build_reward_gradient(own, model, worlds.reward(world, own, model), None)
+    model = worlds.backbone(config)
+    objective = build_reward_gradient(config, model, worlds.reward(world, config, model), None)
     model.park_vae()
     trained = objective.parameters()
     optimizer = adamw(list(trained.values()))
@@ -53,9 +53,9 @@ def train(own: Config, world: str) -> dict[str, int]:
 
 
 def measured(name: str) -> dict:
-    own = config_of(name)
-    predicted = predicted_peaks(own)
-    peaks = train(own, "wan-1.3b" if CASES[name][0].startswith(SMALL) else "wan-14b")
+    config = config_of(name)
+    predicted = predicted_peaks(config)
+    peaks = train(config, "wan-1.3b" if CASES[name][0].startswith(SMALL) else "wan-14b")
     phases = {
         phase: {"predicted GB": size / 1e9, "measured GB": peaks[phase] / 1e9, "error": size / peaks[phase] - 1}
         for phase, size in predicted.items()
@@ -71,12 +71,12 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "what an allocator's peak is on a GPU is measured on one: none is here\n")
-    found = measured(options.case)
-    studies.write(options.out, {**found, "weights": "random"})
-    for name, each in {found["case"]: found, **found["phases"]}.items():
+    result = measured(options.case)
+    studies.write(options.out, {**result, "weights": "random"})
+    for name, each in {result["case"]: result, **result["phases"]}.items():
         print(f"{name}: predicted {each['predicted GB']:.1f} GB, measured {each['measured GB']:.1f} GB")
-    if abs(found["error"]) > TOLERANCE:
-        parser.exit(1, f"the prediction is {found['error']:+.1%} off\n")
+    if abs(result["error"]) > TOLERANCE:
+        parser.exit(1, f"the prediction is {result['error']:+.1%} off\n")
 
 
 if __name__ == "__main__":

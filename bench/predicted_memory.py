@@ -71,7 +71,7 @@ BLOCKS = {  # name: the operations of prfl_kernels in it
 def block_bytes(model: str, device: str) -> dict[str, float]:
     """Bytes that autograd keeps of one block of a 480p video, over those of its hidden states (one bf16 tensor of
     tokens x width): a further block's, so that what all blocks share is not in it."""
-    found = {}
+    hidden_states = {}
     for name, operations in BLOCKS.items():
         backbone = load_architecture(model, torch.bfloat16)
         network = backbone.transformer
@@ -86,13 +86,13 @@ def block_bytes(model: str, device: str) -> dict[str, float]:
             with torch.device("meta"):
                 backbone.add_adapter("policy", rank=RANK, alpha=RANK, targets=list(TARGETS))
             backbone.use_kernels(operations)
-        own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+        weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
         latents = torch.empty(1, *backbone.latent_shape(81, 480, 832), device="meta", dtype=torch.bfloat16)
         condition = Condition(
             torch.empty(1, TEXT_TOKENS, backbone.text_width, device="meta", dtype=torch.bfloat16),
             torch.ones(1, dtype=torch.int64),
         )
-        kept = []
+        saved = []
         for blocks in (1, 2):
             storages: dict[int, torch.Tensor] = {}
 
@@ -103,10 +103,10 @@ def block_bytes(model: str, device: str) -> dict[str, float]:
             with fused_on_meta(device), backbone.adapter("policy"), fewer_blocks(backbone, blocks):
                 with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                     backbone.features(latents.requires_grad_(), torch.tensor(0.5), condition, [blocks - 1])
-            kept.append(sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in own))
+            saved.append(sum(t.untyped_storage().nbytes() for key, t in storages.items() if key not in weights))
         tokens = latents[0, 0].numel() // 4
-        found[name] = (kept[1] - kept[0]) / (tokens * backbone.width * 2)
-    return found
+        hidden_states[name] = (saved[1] - saved[0]) / (tokens * backbone.width * 2)
+    return hidden_states
 
 
 def main() -> None:
@@ -120,8 +120,8 @@ def main() -> None:
     how = "counted and predicted on meta tensors at real shapes; nothing was timed, and no GPU was used"
     result = {"how": how, "saved hidden states of a block": blocks, "cases": cases}
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
-    for where, found in blocks.items():
-        for name, states in found.items():
+    for where, by_kind in blocks.items():
+        for name, states in by_kind.items():
             print(f"{where:12} {name:46} {states:6.2f} hidden states")
     for name, case in cases.items():
         target = f"   target {case['target GB']} GB" if case["target GB"] else ""

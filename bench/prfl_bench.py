@@ -45,15 +45,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
-    known = early_config.known_args_namespace
-    if not known.benchmark:
+    options = early_config.known_args_namespace
+    if not options.benchmark:
         return
     # What is timed runs as users run it: without the tests' checks of types and shapes.
     args[:] = [arg for arg in args if not arg.startswith("--jaxtyping-packages=")]
-    if not known.file_or_dir:
+    if not options.file_or_dir:
         folder = str(early_config.rootpath / FOLDER)
         args.append(folder)
-        known.file_or_dir.append(folder)
+        options.file_or_dir.append(folder)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,9 +82,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Generator[None, Any, Any]:
-    found = yield
+    collected = yield
     if parent.config.getoption("benchmark") or not file_path.match(f"{FOLDER}/{PATTERN}"):
-        return found
+        return collected
     parent.config.stash[left_out] = True  # a file that was named on the command line would run
     return []
 
@@ -98,10 +98,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    found = session.config.stash.get(session_key, None)
-    if found is not None:
+    benchmarks = session.config.stash.get(session_key, None)
+    if benchmarks is not None:
         items = (item for item in session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec"))
-        found.select(item.callspec.params["measured"] for item in items if "measured" in item.callspec.params)
+        benchmarks.select(item.callspec.params["measured"] for item in items if "measured" in item.callspec.params)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -119,18 +119,18 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
 
     session = request.config.stash[session_key]
     try:
-        found = session.measured(*request.param)
+        result = session.measured(*request.param)
     except Unavailable as reason:
         pytest.skip(str(reason))
-    request.node.add_marker(pytest.mark.benchmark(timer=found.timer, group=found.group))
-    yield found
+    request.node.add_marker(pytest.mark.benchmark(timer=result.timer, group=result.group))
+    yield result
     session.done(*request.param)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash.get(left_out, False):
         terminalreporter.write_line(HINT, yellow=True)
-    found = config.stash.get(session_key, None)
-    if found is not None and found.rows:
+    benchmarks = config.stash.get(session_key, None)
+    if benchmarks is not None and benchmarks.rows:
         terminalreporter.section("measured")
-        found.show(terminalreporter.write_line, terminalreporter._tw.fullwidth)
+        benchmarks.show(terminalreporter.write_line, terminalreporter._tw.fullwidth)

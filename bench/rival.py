@@ -24,8 +24,8 @@ def add_lora(transformer: WanTransformer3DModel, rank: int, alpha: float, target
 
 def velocity(transformer: WanTransformer3DModel, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
     timestep = (1000 * sigma).expand(len(latents))
-    found = transformer(latents.to(transformer.dtype), timestep, text.to(transformer.dtype), return_dict=False)[0]
-    return found.to(latents.dtype)
+    prediction = transformer(latents.to(transformer.dtype), timestep, text.to(transformer.dtype), return_dict=False)[0]
+    return prediction.to(latents.dtype)
 
 
 def chain(
@@ -40,18 +40,18 @@ def chain(
 
 def features(model: WanTransformer3DModel, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
     """Hidden states after the model's last block."""
-    seen: list[Tensor] = []
-    hook = model.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    states: list[Tensor] = []
+    hook = model.blocks[-1].register_forward_hook(lambda module, inputs, output: states.append(output))
     velocity(model, latents, sigma, text)
     hook.remove()
-    return seen[0]
+    return states[0]
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """diffusers' own decoding less its clamp, which takes the gradient off every saturated pixel."""
     shape = 1, -1, 1, 1, 1
     mean, std = (
-        torch.tensor(each).view(shape).to(latents) for each in (vae.config.latents_mean, vae.config.latents_std)
+        torch.tensor(values).view(shape).to(latents) for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     hidden = vae.post_quant_conv((latents * std + mean).to(vae.dtype))
     vae.clear_cache()

@@ -83,7 +83,7 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
     chosen = f"backbone.kernels={'triton' if kernels else 'torch'}"
     config = load_config(config_file, ["backbone.device=cuda", chosen, *size])
     model = build_architecture(config)
-    shapes, some = Shapes(model, config), []
+    shapes, measured = Shapes(model, config), []
     for parameter in model.adapter_parameters(POLICY).values():
         parameter.grad = torch.zeros_like(parameter)
     total, group = model.num_blocks, model.blocks_a_checkpoint
@@ -93,22 +93,22 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
                 output = model.velocity(shapes.latents(1), torch.tensor(0.5), shapes.condition(1))
                 if gradient:
                     output.backward(torch.zeros_like(output))
-        some.append(work.found)
-    two, three = some
-    found: dict[str, dict[str, float]] = {}
+        measured.append(work.found)
+    two, three = measured
+    work_of: dict[str, dict[str, float]] = {}
     for kind, unit in sorted(three):
         further = (total - 3 * group) // group
         amount = three[kind, unit] + further * (three[kind, unit] - two[kind, unit])
-        found.setdefault(kind, {})[unit] = amount
-    for kind, amounts in found.items():
-        found[kind]["ms at the roofline"] = 1e3 * max(amounts["GFLOP"] / GFLOPS[kind], amounts["GB"] / GBS)
-    return found
+        work_of.setdefault(kind, {})[unit] = amount
+    for kind, amounts in work_of.items():
+        work_of[kind]["ms at the roofline"] = 1e3 * max(amounts["GFLOP"] / GFLOPS[kind], amounts["GB"] / GBS)
+    return work_of
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/step.json"))
-    found = {
+    calls = {
         f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}": counted(
             *case, kernels=kernels, gradient=gradient
         )
@@ -117,10 +117,10 @@ def main() -> None:
         for kernels in (False, True)
     }
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
-    result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": found}
+    result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
     print("| call | work | TFLOP | GB | launches | ms at the roofline |\n| --- | --- | --- | --- | --- | --- |")
-    for call, kinds in found.items():
+    for call, kinds in calls.items():
         for kind, amounts in kinds.items():
             cells = f"{amounts['GFLOP'] / 1e3:.1f}", f"{amounts['GB']:.0f}", f"{amounts['launches']:.0f}"
             print(f"| {call} | {kind} | {' | '.join(cells)} | {amounts['ms at the roofline']:.0f} |")

@@ -65,11 +65,13 @@ def added(path: Path, result: dict, runs: str) -> dict:
     if len(rows.keys() & new.keys()) < 2:
         raise SystemExit(f"{path}: run one of its rows again, beside the base: that shows that the two fit together")
     for name in rows.keys() & new.keys():
-        there, here = (each[name]["right per seed"] for each in (rows, new))
-        if any(abs(a - b) > SAME for a, b in zip(there, here, strict=True)):
-            raise SystemExit(f"{path}: {name} has {there} there and {here} here: these are not the same runs")
+        old_scores, new_scores = (each[name]["right per seed"] for each in (rows, new))
+        if any(abs(a - b) > SAME for a, b in zip(old_scores, new_scores, strict=True)):
+            raise SystemExit(
+                f"{path}: {name} has {old_scores} there and {new_scores} here: these are not the same runs"
+            )
         rows[name]["right, less that of"] = new[name]["right, less that of"] | rows[name]["right, less that of"]
-        rows[name]["right per seed, again"] = here
+        rows[name]["right per seed, again"] = new_scores
     earlier = {key: old[key] for key in facts("") if key in old}
     return {
         **result,
@@ -83,8 +85,8 @@ def write(path: Path, result: dict, add: str = "", weights: str = TRAINED) -> No
     """The result with what a reader needs to weigh it.  add: as ``runs`` of ``added``, to keep what is there."""
     if add:
         result = added(path, result, add)
-    found = facts(weights)
+    machine_facts = facts(weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**found, **result}, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps({**machine_facts, **result}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")

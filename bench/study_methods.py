@@ -182,12 +182,12 @@ def count_saved(name: str, out: Path) -> None:
 
 
 def run(name: str, rate: str, seed: int, steps: int) -> Path:
-    own = [
+    settings = [
         f"training.learning_rate={rate}", f"training.steps={steps}", f"training.warmup={round(WARMUP * steps)}",
         f"evaluation.every={max(1, steps // ROUNDS)}",
     ]  # fmt: skip
     folder = RUNS / f"{spine.slug(name)}-{rate}-{seed}"
-    return studies.train(folder, config_of(name), [*always(name), *own, f"seed={seed}"])
+    return studies.train(folder, config_of(name), [*always(name), *settings, f"seed={seed}"])
 
 
 def curve(folder: Path, price: float, seconds: float) -> list[dict]:
@@ -264,9 +264,9 @@ def repaced(result: dict, paces: dict[str, float]) -> dict:
 def plot(result: dict, path: Path) -> None:
     """The oracle on validation prompts, mean of the seeds, over network evaluations and over seconds: the literature's
     methods on the left, ours on the right, prfl in both; dotted: half the budget."""
-    known, half = result["recipes"], ", half the budget"
-    ours = [name for name in known if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
-    columns = {"methods of the literature": [name for name in known if name in LITERATURE], "ours": ours}
+    recipes, half = result["recipes"], ", half the budget"
+    ours = [name for name in recipes if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
+    columns = {"methods of the literature": [name for name in recipes if name in LITERATURE], "ours": ours}
     figure, axes = plt.subplots(2, 2, figsize=(15, 10), sharey=True, layout="constrained")
     for column, (title, names) in enumerate(columns.items()):
         for row, (over, label) in enumerate(LABELS.items()):
@@ -274,9 +274,9 @@ def plot(result: dict, path: Path) -> None:
             for index, name in enumerate(["prfl", *names]):
                 look = {"color": "black", "linewidth": 2.5} if name == "prfl" else {"color": f"C{(index - 1) % 10}"}
                 dashes = "-" if index <= 10 else "--"
-                _draw(axis, known[name], over, linestyle=dashes, label=name, **look)
-                if name + half in known:
-                    _draw(axis, known[name + half], over, linestyle=":", **look)
+                _draw(axis, recipes[name], over, linestyle=dashes, label=name, **look)
+                if name + half in recipes:
+                    _draw(axis, recipes[name + half], over, linestyle=":", **look)
             axis.set_xlabel(label)
             axis.set_ylabel("everything right, of validation samples")
             axis.grid(alpha=0.3)
@@ -287,8 +287,8 @@ def plot(result: dict, path: Path) -> None:
 
 def _draw(axis: Axes, recipe: dict, over: str, **look: Any) -> None:
     rounds = list(zip(*recipe["curves"], strict=True))
-    x = [some[0][over] for some in rounds]
-    axis.plot(x, [statistics.mean(each["judge/all"] for each in some) for some in rounds], marker=".", **look)
+    x = [points[0][over] for points in rounds]
+    axis.plot(x, [statistics.mean(each["judge/all"] for each in points) for points in rounds], marker=".", **look)
 
 
 def table(result: dict) -> None:
@@ -307,7 +307,7 @@ def table(result: dict) -> None:
             name, f"{ended(result, name, 'judge/all'):.3f}",
             *(f"{equal[seconds]:.3f}" if seconds in equal else "" for seconds in ("30", "55")), f"{right['value']:.3f}",
             f"{more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}]" if more else "",
-            ", ".join(f"{own - other:+.2f}" for own, other in others) if more else "", f"{reward:.2f}",
+            ", ".join(f"{mine - other:+.2f}" for mine, other in others) if more else "", f"{reward:.2f}",
             f"{ended(result, name, 'motion'):.3f}", f"{row['diversity']['value']:.3f}",
             f"{ended(result, name, 'distance'):.3f}", f"{recipe['evaluations per step']:.1f}",
             f"{recipe['seconds per step']:.2f}", f"{recipe['seconds per step'] * recipe['steps']:.0f}",

@@ -162,12 +162,12 @@ def study(heads: list[str], with_ceiling: bool) -> dict:
 
 def shares() -> dict[str, float]:
     """Of the test samples of each domain, how many have everything right."""
-    found = {}
+    by_domain = {}
     for domain in DOMAINS:
         rows = map(json.loads, (RUNS / f"test-{domain}/manifest.jsonl").read_text(encoding="utf-8").splitlines())
         right = [min(row["label"].values()) for row in rows]
-        found[domain] = sum(right) / len(right)
-    return found
+        by_domain[domain] = sum(right) / len(right)
+    return by_domain
 
 
 def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
@@ -176,16 +176,17 @@ def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
     for row in rows:
         level = row["level"]
         grouped.setdefault((row["dimension"], level["kind"], level["low"], level["high"]), []).append(row)
-    return [
-        {
+    lines = []
+    for (dimension, kind, low, high), seeds in grouped.items():
+        accuracies, first = [row["accuracy"]["value"] for row in seeds], seeds[0]
+        lines.append({
             "domain": domain, "reward": reward, "dimension": dimension, "level": kind, "sigma": [low, high],
-            "accuracy": float(torch.tensor([row["accuracy"]["value"] for row in some]).mean()),
-            "per seed": [row["accuracy"]["value"] for row in some],
-            "interval of seed 0": [some[0]["accuracy"]["low"], some[0]["accuracy"]["high"]],
-            "auc": some[0]["auc"]["value"], "calibration error": some[0]["ece"]["value"], "pairs": some[0]["pairs"],
-        }
-        for (dimension, kind, low, high), some in grouped.items()
-    ]  # fmt: skip
+            "accuracy": float(torch.tensor(accuracies).mean()),
+            "per seed": accuracies,
+            "interval of seed 0": [first["accuracy"]["low"], first["accuracy"]["high"]],
+            "auc": first["auc"]["value"], "calibration error": first["ece"]["value"], "pairs": first["pairs"],
+        })  # fmt: skip
+    return lines
 
 
 def table(path: Path) -> None:

@@ -113,11 +113,11 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     trained = (config.run / "policy.safetensors").exists()
     if trained:
         load_policy(config, model)
-    own = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
-    head = load_reward(own if own.exists() else reward_path("shapes"), model, "measure")
+    trained_reward = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
+    head = load_reward(trained_reward if trained_reward.exists() else reward_path("shapes"), model, "measure")
     reward = {"reward": build_latents_scorer(head, model)}
-    some = load_prompts(config.data.prompts)[split]
-    outcome = outcomes.outcome_of(config, model, reward, some, SAMPLES, "policy" if trained else "base")
+    prompts = load_prompts(config.data.prompts)[split]
+    outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
     scores = {key: values.tolist() for key, values in outcome.scores.items()}
     policy_eval.write_results(out.with_suffix(""), [outcome], config.data.fps)
@@ -159,8 +159,8 @@ def measured(folder: Path, split: str, seed: int, guidance: float = 1.0, config:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def mean(found: dict, key: str = "judge/all") -> float:
-    return statistics.mean(found["scores"][key])
+def mean(samples: dict, key: str = "judge/all") -> float:
+    return statistics.mean(samples["scores"][key])
 
 
 def pace(name: str) -> tuple[float, int]:
@@ -215,7 +215,7 @@ def study(seconds: float) -> dict:
             for name in ("base", *METHODS)
             for scale in (1.0, best_scale)
         }
-        found = {key: [each.result() for each in some] for key, some in rows.items()}
+        results = {key: [each.result() for each in jobs] for key, jobs in rows.items()}
         return {
             "seconds": seconds,
             "cost": {
@@ -228,7 +228,7 @@ def study(seconds: float) -> dict:
             ],
             "guidance on validation": guidance,
             "chosen": {name: list(setting) for name, setting in best.items()},
-            "rows": [row(key, found) for key in found],
+            "rows": [row(key, results) for key in results],
         }
 
 
@@ -272,17 +272,17 @@ def tested(
         return [measured(folders[name, seed], "test", seed) for seed in seeds]
 
     all_names = ("base", *names)
-    found = {(name, 1.0): some for name, some in zip(all_names, pool.map(drawn, all_names), strict=True)}
-    return [row(key, found) for key in found]
+    results = {(name, 1.0): by_seed for name, by_seed in zip(all_names, pool.map(drawn, all_names), strict=True)}
+    return [row(key, results) for key in results]
 
 
-def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> dict:
+def row(key: tuple[str, float], results: dict[tuple[str, float], list[dict]]) -> dict:
     """Means over seeds and paired differences (same prompt, same noise); intervals over prompts."""
-    runs = found[key]
+    runs = results[key]
     prompts = [prompt for run in runs for prompt in run["prompts"]]
 
     def column(which: tuple[str, float], score: str) -> torch.Tensor:
-        return torch.tensor([value for run in found[which] for value in run["scores"][score]])
+        return torch.tensor([value for run in results[which] for value in run["scores"][score]])
 
     result: dict = {"generator": key[0], "guidance": key[1], "seeds": len(runs), "samples": len(prompts)}
     result["mean"] = {score: vars(mean_interval(column(key, score), prompts)) for score in runs[0]["scores"]}
@@ -294,7 +294,7 @@ def row(key: tuple[str, float], found: dict[tuple[str, float], list[dict]]) -> d
         f"{other[0]}, guidance {other[1]:g}": vars(
             difference_interval(column(key, "judge/all"), column(other, "judge/all"), prompts)
         )
-        for other in found
+        for other in results
         if other != key
     }
     return result
@@ -308,14 +308,14 @@ def table(path: Path) -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for row in result["rows"]:
-        right, own = row["mean"]["judge/all"], row["right, less that of"].get("base, guidance 1")
+        right, gain = row["mean"]["judge/all"], row["right, less that of"].get("base, guidance 1")
         reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
         cost = result["cost"].get(row["generator"], {})
         cells = [
             row["generator"],
             f"{row['guidance']:g}",
             f"{right['value']:.3f} [{right['low']:.3f}, {right['high']:.3f}]",
-            f"{own['value']:+.3f} [{own['low']:+.3f}, {own['high']:+.3f}]" if own else "",
+            f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else "",
             f"{row['diversity']['value']:.3f}",
             f"{reward:.2f}",
             f"{cost['seconds per step']:.2f}" if cost else "",

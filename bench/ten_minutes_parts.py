@@ -62,23 +62,23 @@ def device(world: str, emit: Emit, clock: Clock) -> None:
 
     from bench.harness.facts import facts
 
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, Any] = {**facts("none"), "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
-    if here == "cuda":
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    machine: dict[str, Any] = {**facts("none"), "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
+    if kind == "cuda":
         properties = torch.cuda.get_device_properties(0)
         query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
         driver = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, encoding="utf-8")
-        found |= {"gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count}
-        found |= {"driver, clocks, power": driver.stdout.strip()}
-    emit(row="device", **found)
-    bytes_copied, side = (COPIED, SIDE) if here == "cuda" else (2**24, 256)
-    dtype = torch.bfloat16 if here == "cuda" else torch.float32
-    source = torch.zeros(bytes_copied, dtype=torch.uint8, device=here)
+        machine |= {"gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count}
+        machine |= {"driver, clocks, power": driver.stdout.strip()}
+    emit(row="device", **machine)
+    bytes_copied, side = (COPIED, SIDE) if kind == "cuda" else (2**24, 256)
+    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+    source = torch.zeros(bytes_copied, dtype=torch.uint8, device=kind)
     target = torch.empty_like(source)
-    seconds = ten_minutes_tiles.best(lambda: target.copy_(source), here)
+    seconds = ten_minutes_tiles.best(lambda: target.copy_(source), kind)
     emit(row="copy", gb_per_s=2 * bytes_copied / seconds / 1e9, seconds=seconds)
-    left, right = (torch.randn(side, side, device=here, dtype=dtype) for _ in range(2))
-    seconds = ten_minutes_tiles.best(lambda: left @ right, here)
+    left, right = (torch.randn(side, side, device=kind, dtype=dtype) for _ in range(2))
+    seconds = ten_minutes_tiles.best(lambda: left @ right, kind)
     emit(row="product", tflops=2 * side**3 / seconds / 1e12, seconds=seconds, dtype=str(dtype))
 
 
@@ -91,12 +91,12 @@ def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
 
     on_gpu = torch.cuda.is_available()
     folder = "tests/kernels/triton" if on_gpu else "tests/kernels/triton/test_qk_norm_rope.py"
-    several = ["-n", str(min(12, os.cpu_count() or 1))] if on_gpu and find_spec("xdist") else []
+    workers = ["-n", str(min(12, os.cpu_count() or 1))] if on_gpu and find_spec("xdist") else []
     with TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"
         command = [sys.executable, "-m", "pytest", folder, *PLAIN, "-rfE", "--maxfail=40", f"--junitxml={report}"]
         done = subprocess.run(
-            [*command, *several], cwd=REPOSITORY, capture_output=True, encoding="utf-8", errors="replace"
+            [*command, *workers], cwd=REPOSITORY, capture_output=True, encoding="utf-8", errors="replace"
         )
         outcomes = outcomes_of(report) if report.exists() else {}
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
@@ -106,9 +106,9 @@ def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
         from prfl_kernels.passed import record
         from tests.kernels.triton.conftest import verdicts
 
-        found = verdicts(outcomes)
-        record(found)
-        emit(row="passed", operations=sorted(name for name, held in found.items() if held))
+        passed = verdicts(outcomes)
+        record(passed)
+        emit(row="passed", operations=sorted(name for name, held in passed.items() if held))
     if done.returncode not in (0, 5):  # 5: nothing to run, as where Triton runs neither compiled nor interpreted
         raise SystemExit(1)
 
@@ -151,11 +151,11 @@ def compare(case: Any, emit: Emit, seconds: float) -> None:
         emit(row=case.name, failed=f"{type(error).__name__}: {error}")
         return
     reference = result[problem.reference]
-    for provider, found in result.items():
-        if isinstance(found, Found) and isinstance(reference, Found):
-            emit(row=f"{case.name}-{provider}", extra_info=figures(case, provider, problem, found, reference))
+    for provider, measured in result.items():
+        if isinstance(measured, Found) and isinstance(reference, Found):
+            emit(row=f"{case.name}-{provider}", extra_info=figures(case, provider, problem, measured, reference))
         else:
-            emit(row=f"{case.name}-{provider}", failed=f"{type(found).__name__}: {found}")
+            emit(row=f"{case.name}-{provider}", failed=f"{type(measured).__name__}: {measured}")
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
@@ -206,23 +206,23 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
     for provider in providers:
         began = time.monotonic()
         try:
-            work, found, wanted = first_run(problem, provider, wanted)
+            work, measured, wanted = first_run(problem, provider, wanted)
             taken = time.monotonic() - began
             with measured_peaks() if here.type == "cuda" else nullcontext(dict[str, int]()) as peaks:
                 for _ in range(rounds):
-                    if found.seconds and clock.left() < taken:
+                    if measured.seconds and clock.left() < taken:
                         break
-                    found.seconds.append(timed(work, here))
+                    measured.seconds.append(timed(work, here))
         except Exception as error:  # no room, say: the others may have it
             emit(row=f"{case.name}-{provider}", failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
             release()
             continue
         if here.type == "cuda":
-            found.memory = {"total": peaks[PEAK], "reserved": torch.cuda.memory_reserved()}
-        found.parts = medians(work.parts()[-len(found.seconds) :])
-        reference = reference or found
+            measured.memory = {"total": peaks[PEAK], "reserved": torch.cuda.memory_reserved()}
+        measured.parts = medians(work.parts()[-len(measured.seconds) :])
+        reference = reference or measured
         work.forget()
-        info = figures(case, provider, problem, found, reference)
+        info = figures(case, provider, problem, measured, reference)
         info |= {"predicted": predicted(case, provider), "measured": peaks}
         emit(row=f"{case.name}-{provider}", extra_info=info)
         release()
@@ -261,8 +261,10 @@ def sanitizer(world: str, emit: Emit, clock: Clock) -> None:
         done = subprocess.run(
             command, cwd=REPOSITORY, env=environment, capture_output=True, encoding="utf-8", errors="replace"
         )
-        told = [line.strip("= ") for line in done.stdout.splitlines() if re.search(r"SUMMARY|\d (passed|failed)", line)]
-        emit(row=f"sanitizer-{tool}", exit=done.returncode, summary="; ".join(told) or done.stderr[-300:])
+        summary = [
+            line.strip("= ") for line in done.stdout.splitlines() if re.search(r"SUMMARY|\d (passed|failed)", line)
+        ]
+        emit(row=f"sanitizer-{tool}", exit=done.returncode, summary="; ".join(summary) or done.stderr[-300:])
         failures += done.returncode != 0
     if failures:
         raise SystemExit(1)
@@ -300,8 +302,8 @@ def main() -> None:
         line = {"part": name, "at": round(time.monotonic() - began, 2), **row}
         append(Path(bundle), line)
         shown = line.get("extra_info", line)
-        told = shown.get("milliseconds", {}).get("median") if "milliseconds" in shown else line.get("failed", "")
-        print(f"  {row['row']}: {told}", flush=True)
+        figure = shown.get("milliseconds", {}).get("median") if "milliseconds" in shown else line.get("failed", "")
+        print(f"  {row['row']}: {figure}", flush=True)
 
     PARTS[name](world, emit, clock)
 

@@ -77,7 +77,7 @@ def sweep(
         except Exception as error:  # too much shared memory, say
             emit(row=f"tiles-{name}-{value}", failed=f"{type(error).__name__}: {error}"[:300])
             continue
-        rates = {unit: each / seconds for unit, each in amount.items()}
+        rates = {unit: amount_done / seconds for unit, amount_done in amount.items()}
         emit(row=f"tiles-{name}-{value}", seconds=seconds, chosen=value == values[0], **rates)
 
 
@@ -106,8 +106,8 @@ def attention_tiles(shape: Any, sweep: Sweep) -> None:
     for kernel, (products, call) in calls.items():
         name = kernel.fn.__name__.strip("_")
 
-        def using(own: tuple[int, ...], kernel: Any = kernel) -> AbstractContextManager:
-            return patch.dict(source.HALF_TILES, {major: chosen | {kernel: source.Tiles(*own)}})
+        def using(sizes: tuple[int, ...], kernel: Any = kernel) -> AbstractContextManager:
+            return patch.dict(source.HALF_TILES, {major: chosen | {kernel: source.Tiles(*sizes)}})
 
         values = tuple(chosen[kernel]), *TILES[name]
         sweep(name, values, using, call, tflops=products * 2 * shape.tokens**2 * shape.width / 1e12)
@@ -139,10 +139,10 @@ def tokens_a_program(shape: Any, sweep: Sweep) -> None:
     rstd = torch.empty(2, 1, shape.tokens, device=q.device)
     weight = torch.ones(shape.width, device=q.device, dtype=q.dtype)
     cos, sin = torch.ones(2, shape.tokens, shape.width // shape.heads // 2, device=q.device)
-    own = q, k, weight, weight, cos, sin, q_out, k_out, rstd, shape.heads
+    arguments = q, k, weight, weight, cos, sin, q_out, k_out, rstd, shape.heads
     elements = partial(patch.object, norm, "ELEMENTS")
     moved = 2 * x.numel() / 1e9  # of one tensor
-    sweep("qk_norm_rope-elements", ELEMENTS, elements, lambda: norm.forward(*own, 1e-6), gb_per_s=4 * moved)
+    sweep("qk_norm_rope-elements", ELEMENTS, elements, lambda: norm.forward(*arguments, 1e-6), gb_per_s=4 * moved)
 
     def back() -> None:
         norm.backward(q, k, q_out, k_out, rstd, weight, weight, cos, sin, x, grad, shape.heads, True)

@@ -51,19 +51,19 @@ def network(shape: Shape, rank: int, adapters: torch.dtype, weights: torch.dtype
     """One block, its frozen weights rounded to DTYPE and kept in ``weights``, adapters in ``adapters``."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    made = Network(shape).requires_grad_(False)
-    made = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), made)
-    made = made.to(device())
+    model = Network(shape).requires_grad_(False)
+    model = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)), model)
+    model = model.to(device())
     with torch.no_grad():
-        for i, (name, parameter) in enumerate(made.named_parameters()):
+        for i, (name, parameter) in enumerate(model.named_parameters()):
             adapter = ".lora_" in name
             if adapter:
                 scale = parameter.shape[1] ** -0.5 if ".lora_A." in name else 0.1
                 parameter.copy_(random(*parameter.shape, seed=100 + i, scale=scale))
             # The table stays in float32, as diffusers keeps it.
-            kept = torch.float32 if name.endswith("scale_shift_table") else weights
-            parameter.data = parameter.data.to(DTYPE).to(adapters if adapter else kept)
-    return made
+            frozen_dtype = torch.float32 if name.endswith("scale_shift_table") else weights
+            parameter.data = parameter.data.to(DTYPE).to(adapters if adapter else frozen_dtype)
+    return model
 
 
 def gradient_step(world: str, tokens: int, mode: str, rank: int) -> Problem:
@@ -90,28 +90,30 @@ def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) ->
     def work(
         adapters: torch.dtype, which: Sequence[str] | None = None, compiled: bool = False, weights: torch.dtype = DTYPE
     ) -> Work:
-        made = network(shape, rank, adapters, weights)
+        model = network(shape, rank, adapters, weights)
         if which is not None:
-            use_kernels(made, which)
-        block = made.blocks[0]
+            use_kernels(model, which)
+        block = model.blocks[0]
         trained = {name: p for name, p in block.named_parameters() if p.requires_grad}
-        one = torch.compile(block, dynamic=False) if compiled else block
+        forward_block = torch.compile(block, dynamic=False) if compiled else block
 
-        def call(hidden: Tensor, *known: Any) -> Tensor:
+        def call(hidden: Tensor, *conditioning: Any) -> Tensor:
+            if blocks == 1:
+                return forward_block(hidden, *conditioning)
             for _ in range(blocks):
-                hidden = one(hidden, *known) if blocks == 1 else run_block(one, hidden, *known, mode="full")
+                hidden = run_block(forward_block, hidden, *conditioning, mode="full")
             return hidden
 
         hidden = leaves["hidden"] if weights == DTYPE else leaves["hidden"].detach().to(weights).requires_grad_()
-        known = (text.to(weights), time, tables if which is None else pack_tables(*tables))
+        conditioning = (text.to(weights), time, tables if which is None else pack_tables(*tables))
         return differentiated(
-            lambda: {"hidden": call(hidden, *known)}, {"hidden": hidden, **trained},
-            {"hidden": upstream["hidden"].to(weights)}, mode, [*made.parameters(), *tables, time, known[0]],
+            lambda: {"hidden": call(hidden, *conditioning)}, {"hidden": hidden, **trained},
+            {"hidden": upstream["hidden"].to(weights)}, mode, [*model.parameters(), *tables, time, conditioning[0]],
         )  # fmt: skip
 
     def exact() -> Outputs:
-        found = work(torch.float64, weights=torch.float64)
-        result = found.run(found.before())
+        double_work = work(torch.float64, weights=torch.float64)
+        result = double_work.run(double_work.before())
         assert result is not None
         return result
 
@@ -130,9 +132,14 @@ def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) ->
     }  # fmt: skip
     if blocks == 1:
         works[CEILING] = ceiling
-    square, wide, both = shape.width**2, shape.width * shape.hidden, tokens + text.shape[1]
+
+    # Multiply-adds, two operations each.  Of linear layers: q, k, v and out of the video's attention, q and out of the
+    # text's, and the two of the feed-forward network; k and v of the text.
+    square, wide = shape.width**2, shape.width * shape.hidden
     linear = 2.0 * (tokens * (6 * square + 2 * wide) + text.shape[1] * 2 * square)
-    attention = 4.0 * tokens * both * shape.width
+    # Of both attentions: scores and the sum of values, each tokens x keys x width.
+    keys = tokens + text.shape[1]
+    attention = 4.0 * tokens * keys * shape.width
     # Frozen weights: the products' backward is the input's gradient alone; attention's is two and a half times.
     flops = blocks * share(mode, linear + attention, linear + 2.5 * attention)
     affordable = tokens <= 4096  # float64 attention is a matrix of tokens x tokens
@@ -156,10 +163,10 @@ def block_products(shape: Shape, weights: Sequence[Tensor], text: int, mode: str
     leaves = {**{str(key): value for key, value in inputs.items()}, "q": q, "k": k, "v": v, "k2": text_k, "v2": text_v}
 
     def call() -> Outputs:
-        found = {str(i): nn.functional.linear(x, weight) for i, (x, weight) in enumerate(pairs)}
-        found["self"] = nn.functional.scaled_dot_product_attention(q, k, v)
-        found["text"] = nn.functional.scaled_dot_product_attention(q, text_k, text_v)
-        return found
+        outputs = {str(i): nn.functional.linear(x, weight) for i, (x, weight) in enumerate(pairs)}
+        outputs["self"] = nn.functional.scaled_dot_product_attention(q, k, v)
+        outputs["text"] = nn.functional.scaled_dot_product_attention(q, text_k, text_v)
+        return outputs
 
     with torch.no_grad():
         upstream = {name: torch.ones_like(value) for name, value in call().items()}

@@ -49,22 +49,22 @@ from prfl_kernels.qk_norm_rope import pack_tables, qk_norm_rope
 
 def cases(world: str) -> list[Case]:
     ranks = RANKS if world.startswith("wan") else (16,)
-    found = []
+    every = []
     # Each part of a pass is compiled anew, and two cores have five minutes for all of tiny.
     modes = [mode for mode in MODES if (world, mode) != ("tiny", "backward")]
     for shape, mode in product(WORLDS[world], modes):
-        own = {"world": world, "tokens": shape.tokens, "mode": mode}
+        settings = {"world": world, "tokens": shape.tokens, "mode": mode}
         make = partial(_case, world, shape, mode)
         lora = (EAGER, COMPILED, PEFT, PEFT_HALF, OURS, REBUILT, CEILING)
         block = (EAGER, COMPILED, PEFT, OURS, OURS_COMPILED, CEILING)
-        found += [make("lora_linear", lora_linear, {**own, "rank": rank}, lora) for rank in ranks]
-        found.append(make("qk_norm_rope", qk_norm, own, (EAGER, COMPILED, LIGER, OURS, CEILING)))
-        found.append(make("gated_residual_norm", gated_norm, own, (EAGER, COMPILED, LIGER, OURS, CEILING)))
-        found.append(make("attention", self_attention, own, (EAGER, OURS)))
-        found += [make("wan_block", wan_block, {**own, "rank": rank}, block) for rank in ranks]
+        every += [make("lora_linear", lora_linear, {**settings, "rank": rank}, lora) for rank in ranks]
+        every.append(make("qk_norm_rope", qk_norm, settings, (EAGER, COMPILED, LIGER, OURS, CEILING)))
+        every.append(make("gated_residual_norm", gated_norm, settings, (EAGER, COMPILED, LIGER, OURS, CEILING)))
+        every.append(make("attention", self_attention, settings, (EAGER, OURS)))
+        every += [make("wan_block", wan_block, {**settings, "rank": rank}, block) for rank in ranks]
         step = EAGER, PEFT, OURS
-        found += [make("gradient_step", gradient_step, {**own, "rank": rank}, step) for rank in ranks]
-    return found
+        every += [make("gradient_step", gradient_step, {**settings, "rank": rank}, step) for rank in ranks]
+    return every
 
 
 def _case(world: str, shape: Shape, mode: str, name: str, build: Any, settings: dict, providers: tuple) -> Case:
@@ -77,7 +77,7 @@ def _case(world: str, shape: Shape, mode: str, name: str, build: Any, settings: 
 def lora_linear(world: str, tokens: int, mode: str, rank: int) -> Problem:
     """Query, key and value of one input, each with its adapter."""
     shape = shape_of(world, tokens)
-    width, each, scale = shape.width, "qkv", 1.0
+    width, names, scale = shape.width, "qkv", 1.0
     source = random(1, tokens, width, seed=0)
     modulation = [random(1, 1, width, seed=i, scale=0.3, dtype=torch.float32) for i in (1, 2)]
     mean, rstd = source.float().mean(-1), (source.float().var(-1, correction=0) + 1e-6).rsqrt()
@@ -85,33 +85,34 @@ def lora_linear(world: str, tokens: int, mode: str, rank: int) -> Problem:
     weights = [random(width, width, seed=10 + i, scale=width**-0.5) for i in range(3)]
     biases = [random(width, seed=20 + i, scale=0.1) for i in range(3)]
     leaves = {"x": reference.modulated_layer_norm(source, *modulation)}
-    for i, name in enumerate(each):  # float32 masters whose values bfloat16 has, so that all providers have the same
+    for i, name in enumerate(names):  # float32 masters whose values bfloat16 has, so that all providers have the same
         leaves[f"A {name}"] = random(rank, width, seed=30 + i, scale=width**-0.5, dtype=torch.float32)
         leaves[f"B {name}"] = random(width, rank, seed=40 + i, scale=0.1, dtype=torch.float32)
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
-    upstream = {name: random(1, tokens, width, seed=50 + i) for i, name in enumerate(each)}
+    upstream = {name: random(1, tokens, width, seed=50 + i) for i, name in enumerate(names)}
 
     def projections(leaves: Outputs) -> list[Projection]:
         return [
             Projection(weight, bias, leaves[f"A {name}"], leaves[f"B {name}"], scale)
-            for name, weight, bias in zip(each, weights, biases, strict=True)
+            for name, weight, bias in zip(names, weights, biases, strict=True)
         ]
 
     def plain(leaves: Outputs) -> Outputs:
-        x, wide = leaves["x"], [(weight.to(leaves["x"]), bias.to(leaves["x"])) for weight, bias in zip(
-            weights, biases, strict=True)]  # fmt: skip
-        adapters = [(leaves[f"A {name}"], leaves[f"B {name}"]) for name in each]
-        found = [reference.lora_linear(x, *w, *a, scale) for w, a in zip(wide, adapters, strict=True)]
-        return dict(zip(each, found, strict=True))
+        x = leaves["x"]
+        outputs = {}
+        for name, weight, bias in zip(names, weights, biases, strict=True):
+            lora_a, lora_b = leaves[f"A {name}"], leaves[f"B {name}"]
+            outputs[name] = reference.lora_linear(x, weight.to(x), bias.to(x), lora_a, lora_b, scale)
+        return outputs
 
     def ours(source: Normed | None, leaves: Outputs) -> Outputs:
-        return dict(zip(each, lora_linears(leaves["x"], projections(leaves), source=source), strict=True))
+        return dict(zip(names, lora_linears(leaves["x"], projections(leaves), source=source), strict=True))
 
     def peft(dtype: torch.dtype) -> Work:
-        layers, own = peft_layers(weights, biases, leaves, each, rank, scale, dtype)
+        layers, peft_leaves = peft_layers(weights, biases, leaves, names, rank, scale, dtype)
         return differentiated(
-            lambda: {name: layer(leaves["x"]) for name, layer in zip(each, layers, strict=True)},
-            own, upstream, mode, constant,
+            lambda: {name: layer(leaves["x"]) for name, layer in zip(names, layers, strict=True)},
+            peft_leaves, upstream, mode, constant,
         )  # fmt: skip
 
     constant = [*weights, *biases, *(leaf for name, leaf in leaves.items() if name != "x")]
@@ -126,14 +127,17 @@ def lora_linear(world: str, tokens: int, mode: str, rank: int) -> Problem:
             CEILING: lambda: products(leaves["x"], weights, mode),
         },
     )  # fmt: skip
-    # What the input is rebuilt from is kept by the norm before; it is no cost of the layer.
-    kept = problem.works[REBUILT]
-    works = {**problem.works, REBUILT: lambda: (own := kept())._replace(constant=[*own.constant, *normed])}
-    return replace(problem, works=works)
+
+    def rebuilt() -> Work:
+        work = problem.works[REBUILT]()
+        # What the input is rebuilt from is kept by the norm before; it is no cost of the layer.
+        return work._replace(constant=[*work.constant, *normed])
+
+    return replace(problem, works={**problem.works, REBUILT: rebuilt})
 
 
 def peft_layers(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], leaves: Outputs, each: str, rank: int, scale: float,
+    weights: Sequence[Tensor], biases: Sequence[Tensor], leaves: Outputs, names: str, rank: int, scale: float,
     dtype: torch.dtype,
 ) -> tuple[list[nn.Module], dict[str, Tensor]]:  # fmt: skip
     """peft's layers with these values, and leaves of the same names."""
@@ -141,16 +145,16 @@ def peft_layers(
     from peft.tuners.lora.layer import Linear
 
     layers: list[nn.Module] = []
-    own = {"x": leaves["x"]}
-    for name, weight, bias in zip(each, weights, biases, strict=True):
+    peft_leaves = {"x": leaves["x"]}
+    for name, weight, bias in zip(names, weights, biases, strict=True):
         base = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         base.weight, base.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
         layer = Linear(base, "policy", LoraConfig(r=rank, lora_alpha=round(rank * scale)), r=rank, lora_alpha=rank)
-        for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
-            value = leaves[f"{letter} {name}"].detach().to(dtype, copy=True)
-            own[f"{letter} {name}"] = part["policy"].weight = nn.Parameter(value)
+        for factor, part in (("A", layer.lora_A), ("B", layer.lora_B)):
+            value = leaves[f"{factor} {name}"].detach().to(dtype, copy=True)
+            peft_leaves[f"{factor} {name}"] = part["policy"].weight = nn.Parameter(value)
         layers.append(layer)
-    return layers, own
+    return layers, peft_leaves
 
 
 def qk_norm(world: str, tokens: int, mode: str) -> Problem:
@@ -166,17 +170,17 @@ def qk_norm(world: str, tokens: int, mode: str) -> Problem:
         return {name: reference.qk_norm_rope(x, weights[name], cos, sin, shape.heads) for name, x in leaves.items()}
 
     def ours(leaves: Outputs) -> Outputs:
-        found = qk_norm_rope(
+        outputs = qk_norm_rope(
             leaves["q"], leaves["k"], weights["q"], weights["k"], *packed, shape.heads, from_output=True
         )
-        return {name: value for name, value in zip("qk", found, strict=True) if value is not None}
+        return {name: value for name, value in zip("qk", outputs, strict=True) if value is not None}
 
     def liger() -> Call:
         from liger_kernel.transformers.functional import liger_rms_norm
 
         def call(leaves: Outputs) -> Outputs:
-            found = {name: liger_rms_norm(x, weights[name], 1e-6, in_place=False) for name, x in leaves.items()}
-            return {name: reference.rotate(x, cos, sin, shape.heads) for name, x in found.items()}
+            normed = {name: liger_rms_norm(x, weights[name], 1e-6, in_place=False) for name, x in leaves.items()}
+            return {name: reference.rotate(x, cos, sin, shape.heads) for name, x in normed.items()}
 
         return call
 
@@ -197,22 +201,22 @@ def gated_norm(world: str, tokens: int, mode: str) -> Problem:
     modulation = [random(1, 1, shape.width, seed=20 + i, scale=0.3, dtype=torch.float32) for i in range(3)]
 
     def plain(leaves: Outputs) -> Outputs:
-        found = reference.gated_residual_norm(leaves["x"], leaves["y"], *modulation)
-        return {"total": found[0], "normed": found[1]}
+        total, normed = reference.gated_residual_norm(leaves["x"], leaves["y"], *modulation)
+        return {"total": total, "normed": normed}
 
     def ours(leaves: Outputs) -> Outputs:
-        found = gated_residual_norm(leaves["x"], leaves["y"], *modulation)
-        return {"total": found.x, "normed": found.normed}
+        result = gated_residual_norm(leaves["x"], leaves["y"], *modulation)
+        return {"total": result.x, "normed": result.normed}
 
     def liger() -> Call:
         from liger_kernel.transformers.functional import liger_layer_norm
 
         gate, scale, shift = modulation
-        one, zero = torch.ones(shape.width, device=device()), torch.zeros(shape.width, device=device())
+        ones, zeros = torch.ones(shape.width, device=device()), torch.zeros(shape.width, device=device())
 
         def call(leaves: Outputs) -> Outputs:
             total = (leaves["x"].float() + gate * leaves["y"].float()).to(DTYPE)
-            normed = liger_layer_norm(total.float(), one, zero, 1e-6)
+            normed = liger_layer_norm(total.float(), ones, zeros, 1e-6)
             return {"total": total, "normed": (normed * (1 + scale) + shift).to(DTYPE)}
 
         return call
@@ -239,9 +243,8 @@ def self_attention(world: str, tokens: int, mode: str) -> Problem:
     def ours(leaves: Outputs) -> Outputs:
         return {"out": attention(*leaves.values())}
 
-    product = (
-        2.0 * tokens * tokens * shape.width
-    )  # two of them forward; backward five, the weights once more among them
+    # Two products forward; backward five, the weights once more among them.
+    product = 2.0 * tokens * tokens * shape.width
     flops = share(mode, 2 * product, 5 * product)
     problem = operation({OURS: lambda: ours}, plain, leaves, upstream, mode, flops=flops)
     return problem if tokens <= 4096 else replace(problem, exact=None)  # a float64 matrix of tokens x tokens

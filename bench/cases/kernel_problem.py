@@ -72,8 +72,8 @@ def operation(
     def exact() -> Outputs:
         wide = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
         grads = {name: grad.double() for name, grad in upstream.items()}
-        found = differentiated(lambda: plain(wide), wide, grads, mode)
-        result = found.run(found.before())
+        double_work = differentiated(lambda: plain(wide), wide, grads, mode)
+        result = double_work.run(double_work.before())
         assert result is not None
         return {name: value.detach() for name, value in result.items()}
 
@@ -109,8 +109,8 @@ def products(x: Tensor, weights: Sequence[Tensor], mode: str) -> Work:
 def silent(work: Work) -> Work:
     """Timed like any other, and compared with none."""
 
-    def run(given: Any) -> None:
-        work.run(given)
+    def run(prepared: Any) -> None:
+        work.run(prepared)
 
     return work._replace(run=run)
 

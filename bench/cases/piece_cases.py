@@ -42,44 +42,44 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
 def cases(world: str) -> list[Case]:
-    own, needs = {"world": world}, worlds.WORLDS[world].needs
-    decoding = [
-        # The peak of a backward pass is that of both: its forward pass runs before it.
-        Case("decode", decode, {**own, "frames": frames, "mode": mode}, (CHECKPOINTED, PLAIN), needs, mode != "forward")
-        for frames, mode in product(("one", "all"), ("forward", "backward"))
-    ]
-    scoring = Case("score", score, own, (LATENT, *PIXEL), needs)
-    return [scoring, *decoding, Case("gradient_call", gradient_call, own, CALLS, needs)]
+    settings, needs = {"world": world}, worlds.WORLDS[world].needs
+    decoding = []
+    for frames, mode in product(("one", "all"), ("forward", "backward")):
+        memory = mode != "forward"  # the peak of a backward pass is that of both: its forward pass runs before it
+        decode_settings = {**settings, "frames": frames, "mode": mode}
+        decoding.append(Case("decode", decode, decode_settings, (CHECKPOINTED, PLAIN), needs, memory))
+    scoring = Case("score", score, settings, (LATENT, *PIXEL), needs)
+    return [scoring, *decoding, Case("gradient_call", gradient_call, settings, CALLS, needs)]
 
 
-def config(world: str, *overrides: str) -> Config:
-    """Of one video."""
+def piece_config(world: str, *overrides: str) -> Config:
+    """Load the world's config for a batch of one video."""
     return worlds.config(world, ["training.batch=1", f"data.frames={LENGTHS[world]}", *overrides])
 
 
-def inputs(own: Config, model: Backbone) -> tuple[Tensor, Condition]:
+def inputs(config: Config, model: Backbone) -> tuple[Tensor, Condition]:
     """Latents of noise, and prompts."""
-    shape = model.latent_shape(own.data.frames, own.data.height, own.data.width)
-    noise = torch.randn(own.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
-    some = load_prompts(own.data.prompts)["train"][: len(noise)]
-    model.remember(some)
-    return noise, model.condition(some)
+    shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
+    noise = torch.randn(config.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    prompts = load_prompts(config.data.prompts)["train"][: len(noise)]
+    model.remember(prompts)
+    return noise, model.condition(prompts)
 
 
 def weights(model: Backbone) -> list[Tensor]:
     return [parameter for part in (model.transformer, model.vae) for parameter in part.parameters()]
 
 
-def facts(own: Config, latents: Tensor) -> dict[str, Any]:
+def facts(config: Config, latents: Tensor) -> dict[str, Any]:
     """What every problem here says of itself."""
-    size = own.data.frames, own.data.height, own.data.width
-    shapes = {"videos": (own.training.batch, *size), "latents": tuple(latents.shape)}
-    dtype = getattr(torch, own.backbone.dtype)
-    return {"dtype": dtype, "tolerance": TOLERANCE[dtype], "shapes": shapes, "weights": worlds.weights(own)}
+    size = config.data.frames, config.data.height, config.data.width
+    shapes = {"videos": (config.training.batch, *size), "latents": tuple(latents.shape)}
+    dtype = getattr(torch, config.backbone.dtype)
+    return {"dtype": dtype, "tolerance": TOLERANCE[dtype], "shapes": shapes, "weights": worlds.weights(config)}
 
 
 def score(world: str) -> Problem:
-    plain = config(world)
+    plain = piece_config(world)
     model = worlds.backbone(plain)
     latents, condition = inputs(plain, model)
     frames = latents.shape[2]
@@ -91,9 +91,9 @@ def score(world: str) -> Problem:
             step_problem.PIXEL,
             f"objective={{name: vader, frames: {PIXEL.get(provider)}}}",
         )
-        own = plain if provider == LATENT else config(world, *pixel)
-        reward = worlds.reward(world, own, model)
-        objective = build_reward_gradient(own, model, reward, None)
+        config = plain if provider == LATENT else piece_config(world, *pixel)
+        reward = worlds.reward(world, config, model)
+        objective = build_reward_gradient(config, model, reward, None)
         sigma = torch.tensor(0.5 if provider == LATENT else 0.0, device=model.device)
 
         def run(_: Any) -> Outputs | None:
@@ -106,9 +106,9 @@ def score(world: str) -> Problem:
 
 
 def decode(world: str, frames: str, mode: str) -> Problem:
-    own = config(world)
-    model = worlds.backbone(own)
-    latents, _ = inputs(own, model)
+    config = piece_config(world)
+    model = worlds.backbone(config)
+    latents, _ = inputs(config, model)
     latents = latents.requires_grad_()
     length = latents.shape[2]
     chosen = [length // 2] if frames == "one" else list(range(length))
@@ -123,17 +123,17 @@ def decode(world: str, frames: str, mode: str) -> Problem:
         return differentiated(call, {"latents": latents}, {"pixels": upstream}, mode, weights(model))
 
     works = {name: partial(work, name) for name in (CHECKPOINTED, PLAIN)}
-    return Problem(works, CHECKPOINTED, **facts(own, latents))
+    return Problem(works, CHECKPOINTED, **facts(config, latents))
 
 
 def gradient_call(world: str) -> Problem:
-    own = config(world)
-    model = worlds.backbone(own)
-    latents, condition = inputs(own, model)
+    config = piece_config(world)
+    model = worlds.backbone(config)
+    latents, condition = inputs(config, model)
     latents, upstream = latents.requires_grad_(), torch.randn_like(latents)
     sigma = torch.tensor(0.5, device=model.device)
     trained = list(model.adapter_parameters(POLICY).values())
-    chosen = cache(lambda: attention_choice(own, model).backend)
+    chosen = cache(lambda: attention_choice(config, model).backend)
 
     def work(provider: str) -> Work:
         mode, *more = provider.split(", ")
@@ -154,4 +154,4 @@ def gradient_call(world: str) -> Problem:
         return Work(run, arrange, weights(model))
 
     named = {} if torch.cuda.is_available() else {name: f"{name} (torch path)" for name in CALLS if KERNELS in name}
-    return Problem({name: partial(work, name) for name in CALLS}, CALLS[0], names=named, **facts(own, latents))
+    return Problem({name: partial(work, name) for name in CALLS}, CALLS[0], names=named, **facts(config, latents))

@@ -43,10 +43,10 @@ class Given:
     loss: RewardLoss
 
 
-def given(own: Config, model: Backbone, objective: RewardGradient) -> Given:
-    step = first_step(objective, own, 0)
-    _, condition, noise = objective.draw(step, first_indices(own, step))
-    sigmas = chain_sigmas(own.rollout.steps, chain_shift(own, model)).to(noise)
+def given(config: Config, model: Backbone, objective: RewardGradient) -> Given:
+    step = first_step(objective, config, 0)
+    _, condition, noise = objective.draw(step, first_indices(config, step))
+    sigmas = chain_sigmas(config.rollout.steps, chain_shift(config, model)).to(noise)
     text = pad_to(condition.prompt_embeds, TEXT_TOKENS)
     return Given(noise, text, condition, sigmas, model.adapter_state(POLICY), objective.loss)
 
@@ -55,22 +55,22 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
     """PRFL's own step beside the joint graph's."""
     size = f"data.frames={frames}", f"rollout.steps={chain}"
     overrides = *size, f"objective={{name: prfl, steps_range: {middle(chain)}}}"
-    own = worlds.config(world, overrides)
+    config = worlds.config(world, overrides)
 
     def rival() -> Work:
         stage = Stage(world)
-        (model, *_), objective = stage.model(own), stage.objective(own)
-        start, reward = given(own, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
+        (model, *_), objective = stage.model(config), stage.objective(config)
+        start, reward = given(config, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
         assert isinstance(reward, LatentReward) and len(reward.blocks) == 1
         head, dimensions = reward.head, reward.dimensions
-        shown = dict if _logits(own) else reward.normalisation.apply
+        shown = dict if _logits(config) else reward.normalisation.apply
         script, lora = _script(), reward.adapter
-        seen = worlds.transformer(own)
-        seen.blocks = seen.blocks[: reward.blocks[0] + 1]  # a second model, as public code has it
+        reward_model = worlds.transformer(config)
+        reward_model.blocks = reward_model.blocks[: reward.blocks[0] + 1]  # a second model, as public code has it
         if lora:
-            script.add_lora(seen, lora.rank, lora.alpha, lora.targets)
-            put_adapter(seen, model.adapter_state(lora.name))
-        _checkpointed(seen.requires_grad_(False), own)
+            script.add_lora(reward_model, lora.rank, lora.alpha, lora.targets)
+            put_adapter(reward_model, model.adapter_state(lora.name))
+        _checkpointed(reward_model.requires_grad_(False), config)
         del stage, model, objective, reward, _
         release()  # the script holds a model of its own
 
@@ -79,9 +79,9 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
             return start.loss(shown(dict(zip(dimensions, logits.unbind(1), strict=True))))[0].mean()
 
         def step(policy: nn.Module) -> Tensor:
-            return script.prfl_step(policy, seen, loss_of, start.noise, start.sigmas, start.text, chain // 2)
+            return script.prfl_step(policy, reward_model, loss_of, start.noise, start.sigmas, start.text, chain // 2)
 
-        return rival_work(own, start, step, [*seen.parameters(), *head.parameters()])
+        return rival_work(config, start, step, [*reward_model.parameters(), *head.parameters()])
 
     return _rival_problem(world, overrides, rival)
 
@@ -89,19 +89,19 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
 def rival_vader(world: str, frames: int, chain: int) -> Problem:
     """VADER's own step, K = 1, beside the joint graph's; of Wan's videos the first latent frame is decoded, since the
     rival's decoder keeps everything."""
-    seen = "one" if world.startswith("wan") else "all"
+    decoded = "one" if world.startswith("wan") else "all"
     size = f"data.frames={frames}", f"rollout.steps={chain}"
-    overrides = *size, PIXEL, f"objective={{name: vader, last_steps: 1, frames: {seen}}}"
-    own = worlds.config(world, overrides)
+    overrides = *size, PIXEL, f"objective={{name: vader, last_steps: 1, frames: {decoded}}}"
+    config = worlds.config(world, overrides)
 
     def rival() -> Work:
         stage = Stage(world)
-        (model, *_), objective = stage.model(own), stage.objective(own)
-        start, reward = given(own, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
+        (model, *_), objective = stage.model(config), stage.objective(config)
+        start, reward = given(config, model, objective), objective.scorer.reward  # type: ignore[attr-defined]
         assert isinstance(reward, PixelReward)
-        read = reward.logits if _logits(own) else reward
-        shown, times = (1, torch.zeros(1)) if seen == "one" else (start.noise.shape[2], None)
-        script, vae = _script(), worlds.decoder(own)
+        read = reward.logits if _logits(config) else reward
+        shown, times = (1, torch.zeros(1)) if decoded == "one" else (start.noise.shape[2], None)
+        script, vae = _script(), worlds.decoder(config)
         del stage, model, objective, _
         release()
 
@@ -111,17 +111,17 @@ def rival_vader(world: str, frames: int, chain: int) -> Problem:
         def step(policy: nn.Module) -> Tensor:
             return script.vader_step(policy, vae, loss_of, start.noise, start.sigmas, start.text, 1, shown)
 
-        return rival_work(own, start, step, [*vae.parameters(), *reward.network.parameters()])
+        return rival_work(config, start, step, [*vae.parameters(), *reward.network.parameters()])
 
     return _rival_problem(world, overrides, rival)
 
 
-def _logits(own: Config) -> bool:
-    return own.reward is not None and own.reward.aggregate == "logsigmoid"
+def _logits(config: Config) -> bool:
+    return config.reward is not None and config.reward.aggregate == "logsigmoid"
 
 
 def _rival_problem(world: str, overrides: Sequence[str], rival: Callable[[], Work]) -> Problem:
-    own = worlds.config(world, overrides)
+    config = worlds.config(world, overrides)
 
     def ours(*more: str) -> Work:
         return step_work(Stage(world), worlds.config(world, [*overrides, *more]), frame=0, agreeing=True)
@@ -132,17 +132,17 @@ def _rival_problem(world: str, overrides: Sequence[str], rival: Callable[[], Wor
         return ours("backbone.kernels=triton")
 
     works = {RIVAL: rival, OURS: ours, KERNELS: kernels}
-    half = own.backbone.dtype != "float32"
-    return problem(works, RIVAL, own, worlds.weights(own), names=NAMES, tolerance=0.1 if half else 1e-3)
+    half = config.backbone.dtype != "float32"
+    return problem(works, RIVAL, config, worlds.weights(config), names=NAMES, tolerance=0.1 if half else 1e-3)
 
 
-def rival_work(own: Config, start: Given, step: Callable[[nn.Module], Tensor], constant: Sequence[Tensor]) -> Work:
+def rival_work(config: Config, start: Given, step: Callable[[nn.Module], Tensor], constant: Sequence[Tensor]) -> Work:
     """step: takes the policy, leaves its gradients, gives the loss."""
-    policy, lora = worlds.transformer(own), own.backbone.adapter
+    policy, lora = worlds.transformer(config), config.backbone.adapter
     assert lora is not None
     _script().add_lora(policy, lora.rank, lora.alpha, lora.targets)
     put_adapter(policy, start.adapter)
-    _checkpointed(policy, own)
+    _checkpointed(policy, config)
     trained = Trained(own_adapter(policy))
 
     def run(_: Any) -> Outputs:
@@ -160,9 +160,9 @@ def _script() -> Any:
     return import_module("bench.rival")  # beside the benchmarks, in bench/
 
 
-def _checkpointed(network: Any, own: Config) -> None:
+def _checkpointed(network: Any, config: Config) -> None:
     """Where ours is: the same trick on both sides."""
-    if own.backbone.checkpointing != "none":
+    if config.backbone.checkpointing != "none":
         network.enable_gradient_checkpointing()
 
 
@@ -172,7 +172,7 @@ def own_adapter(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def put_adapter(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = own_adapter(network)
-    assert own.keys() == state.keys()
-    for name, parameter in own.items():
+    parameters = own_adapter(network)
+    assert parameters.keys() == state.keys()
+    for name, parameter in parameters.items():
         parameter.data.copy_(state[name])

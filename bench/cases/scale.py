@@ -86,22 +86,22 @@ class Curve:
 
 def curves(rows: Iterable[Row]) -> list[Curve]:
     """The rows of scale, by machine, world, axis and provider; fewer than two values make none."""
-    found: dict[tuple[str, ...], list[Row]] = {}
+    by_key: dict[tuple[str, ...], list[Row]] = {}
     for row in filter(on_axis, rows):
         settings = row.info["settings"]
         key = row.info["machine"], row.info["operation"], settings["world"], settings["axis"], row.provider
-        found.setdefault(key, []).append(row)
-    ordered = (sorted(own, key=lambda row: amount(row.info["settings"]["value"])) for own in found.values())
-    return [Curve(own) for own in ordered if len(own) > 1]
+        by_key.setdefault(key, []).append(row)
+    ordered = (sorted(group, key=lambda row: amount(row.info["settings"]["value"])) for group in by_key.values())
+    return [Curve(group) for group in ordered if len(group) > 1]
 
 
 def by_world(rows: Iterable[Row]) -> list[list[Curve]]:
     """The curves that one figure shows: of one machine and one world."""
-    found: dict[tuple[str, str], list[Curve]] = {}
+    by_machine: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves(rows):
         info = curve.rows[0].info
-        found.setdefault((info["machine"], info["settings"]["world"]), []).append(curve)
-    return list(found.values())
+        by_machine.setdefault((info["machine"], info["settings"]["world"]), []).append(curve)
+    return list(by_machine.values())
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Line:
     costs: list[float]
     first: int = 0
 
-    def at(self, place: float) -> float:
-        return self.start + self.slope * place
+    def at(self, size: float) -> float:
+        return self.start + self.slope * size
 
     @property
     def flat(self) -> bool:
@@ -138,12 +138,12 @@ class Line:
 def fit(curve: Curve, cost: str) -> Line | None:
     """The line through a curve's medians (``COSTS``); None where a row has no such figure."""
     amounts = [amount(value) for value in curve.values]
-    found = [COSTS[cost].of(row) for row in curve.rows]
-    costs = [each for each in found if each is not None]
-    if len(costs) < len(found):
+    values = [COSTS[cost].of(row) for row in curve.rows]
+    costs = [series for series in values if series is not None]
+    if len(costs) < len(values):
         return None
     first = curve.first if len(costs) - curve.first > 1 else 0
-    x, y = (torch.tensor(each[first:], dtype=torch.float64) for each in (amounts, costs))
+    x, y = (torch.tensor(series[first:], dtype=torch.float64) for series in (amounts, costs))
     slope = float(_slopes(x, y[None]))
     start = float(y.mean() - slope * x.mean())
     spread = float((y - y.mean()).square().sum())
@@ -154,8 +154,8 @@ def fit(curve: Curve, cost: str) -> Line | None:
 
 def slope_interval(x: Tensor, rounds: Sequence[Sequence[float]]) -> Interval:
     """Slope of the medians, interval over rounds; those of different values have nothing to do with each other."""
-    sizes = [len(some) for some in rounds]
-    values = [torch.tensor(some, dtype=torch.float64) for some in rounds]
+    sizes = [len(seconds) for seconds in rounds]
+    values = [torch.tensor(seconds, dtype=torch.float64) for seconds in rounds]
 
     def slopes(times: Tensor) -> Tensor:
         parts = times.split(sizes, dim=1)

@@ -47,14 +47,14 @@ def providers(axis: str) -> tuple[str, ...]:
 def overrides(world: str, axis: str, value: Any) -> list[str]:
     """Of the world's config, what both methods share."""
     height, width = value.split("x") if axis == "resolution" else (0, 0)
-    own = {
+    by_axis = {
         "frames": [f"data.frames={value}"],
         "resolution": [f"data.height={height}", f"data.width={width}"],
         "steps": [f"rollout.steps={value}"],
         "gradients": [],
         "batch": [f"training.batch={value}"],
     }
-    return [*FIXED, f"data.frames={FRAMES[world]}", *own[axis]]
+    return [*FIXED, f"data.frames={FRAMES[world]}", *by_axis[axis]]
 
 
 def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
@@ -74,6 +74,6 @@ def scale(world: str, axis: str, value: Any) -> Problem:
         name: worlds.config(world, [*shared, *method(name, axis, value, plain.rollout.steps)])
         for name in providers(axis)
     }
-    works = {name: partial(step_work, stage, own) for name, own in configs.items()}
+    works = {name: partial(step_work, stage, config) for name, config in configs.items()}
     names = {**NAMES, LATENT: LAST_STEPS if axis == "gradients" else NAMES[LATENT]}
     return problem(works, LATENT, plain, f"{worlds.weights(plain)}, pixel reward random", names=names)

@@ -77,21 +77,21 @@ def same_step(world: str, frames: int, chain: int) -> Problem:
 
 def same_config(world: str, frames: int, chain: int, provider: str) -> Config:
     """The config of one of ``same_step``'s providers."""
-    seen = SAME[provider]
-    reward, frames_seen = ((PIXEL,), f", frames: {seen}") if seen else ((), "")
+    decoded = SAME[provider]
+    reward, frames_seen = ((PIXEL,), f", frames: {decoded}") if decoded else ((), "")
     objective = f"objective={{name: prfl, handoff: clean, steps_range: {middle(chain)}{frames_seen}}}"
     return worlds.config(world, (f"data.frames={frames}", f"rollout.steps={chain}", *reward, objective))
 
 
 def step_modes(world: str, frames: int, chain: int) -> Problem:
     """One step of PRFL by what is kept for the backward pass and by whose kernels: what differs is time and memory."""
-    own, stage = mode_config(world, frames, chain, MODES[0]), Stage(world)
-    model = cache(lambda: stage.model(own)[0])
-    backend = cache(lambda: attention_choice(own, model()).backend)
+    config, stage = mode_config(world, frames, chain, MODES[0]), Stage(world)
+    model = cache(lambda: stage.model(config)[0])
+    backend = cache(lambda: attention_choice(config, model()).backend)
 
     def work(mode: str) -> Work:
         checkpointing, *more = mode.split(", ")
-        step = step_work(stage, own, agreeing=True)
+        step = step_work(stage, config, agreeing=True)
 
         def before() -> None:
             model().checkpointing = checkpointing  # type: ignore[assignment]
@@ -102,8 +102,8 @@ def step_modes(world: str, frames: int, chain: int) -> Problem:
 
     named = {} if torch.cuda.is_available() else {mode: f"{mode} (torch path)" for mode in MODES if KERNELS in mode}
     works = {mode: partial(work, mode) for mode in MODES}
-    tolerance = AGREE[getattr(torch, own.backbone.dtype)]
-    return problem(works, MODES[0], own, worlds.weights(own), names=named, tolerance=tolerance)
+    tolerance = AGREE[getattr(torch, config.backbone.dtype)]
+    return problem(works, MODES[0], config, worlds.weights(config), names=named, tolerance=tolerance)
 
 
 def mode_config(world: str, frames: int, chain: int, mode: str) -> Config:
@@ -119,5 +119,5 @@ def methods(world: str, frames: int, chain: int) -> Problem:
     size = f"data.frames={frames}", f"rollout.steps={chain}", f"objective={{name: prfl, steps_range: {middle(chain)}}}"
     configs = {name: worlds.config(world, (*size, *overrides)) for name, overrides in METHODS.items()}
     stage = Stage(world)
-    works = {name: lambda own=own: step_work(stage, own) for name, own in configs.items()}
+    works = {name: lambda config=config: step_work(stage, config) for name, config in configs.items()}
     return problem(works, PRFL, configs[PRFL], f"{worlds.weights(configs[PRFL])}, pixel reward random", names=NAMES)

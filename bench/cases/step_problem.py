@@ -41,10 +41,13 @@ def middle(chain: int) -> str:
     return f"[{(step + 0.25) / chain}, {(step + 0.75) / chain}]"
 
 
-def problem(works: Mapping[str, Callable[[], Work]], reference: str, own: Config, weights: str, **more: Any) -> Problem:
-    data = own.data
-    shapes = {"video": (own.training.batch, data.frames, data.height, data.width), "chain": (own.rollout.steps,)}
-    return Problem(works, reference, getattr(torch, own.backbone.dtype), shapes=shapes, weights=weights, **more)
+def problem(
+    works: Mapping[str, Callable[[], Work]], reference: str, config: Config, weights: str, **more: Any
+) -> Problem:
+    """Describe the video and the chain of a config beside the providers.  more: of ``Problem``."""
+    data = config.data
+    shapes = {"video": (config.training.batch, data.frames, data.height, data.width), "chain": (config.rollout.steps,)}
+    return Problem(works, reference, getattr(torch, config.backbone.dtype), shapes=shapes, weights=weights, **more)
 
 
 @dataclass
@@ -75,17 +78,17 @@ class Trained:
 
     def wrong(self) -> str:
         """What is wrong with the gradients; nothing where they are finite and somewhere not zero."""
-        found = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        if not found or not all(bool(gradient.isfinite().all()) for gradient in found):
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if not gradients or not all(bool(gradient.isfinite().all()) for gradient in gradients):
             return "its gradient is not there, or not finite"
-        return "" if any(bool(gradient.count_nonzero()) for gradient in found) else "its gradient is zero"
+        return "" if any(bool(gradient.count_nonzero()) for gradient in gradients) else "its gradient is zero"
 
     def gradients(self) -> Outputs:
         """All of a kind in one tensor: the adapter's A and its B."""
         kinds = {"d A": ".lora_A", "d B": ".lora_B"}
-        own = {name: p.grad for name, p in sorted(self.parameters.items()) if p.grad is not None}
+        grads = {name: p.grad for name, p in sorted(self.parameters.items()) if p.grad is not None}
         return {
-            kind: torch.cat([g.flatten() for name, g in own.items() if part in name]) for kind, part in kinds.items()
+            kind: torch.cat([g.flatten() for name, g in grads.items() if part in name]) for kind, part in kinds.items()
         }
 
 
@@ -96,14 +99,14 @@ class Decoder:
     def __init__(self, model: Backbone) -> None:
         self.seconds, self.plain = 0.0, False
         self._began, self._model = 0.0, model
-        self._own, self._now = model.decode, Clock(model.device).now
+        self._decode, self._now = model.decode, Clock(model.device).now
         setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
 
     def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
         before, mode = self._now(), self._model.checkpointing
         self._model.checkpointing = "none" if self.plain else mode
         try:
-            pixels = self._own(latents, gradient_from)
+            pixels = self._decode(latents, gradient_from)
         finally:
             self._model.checkpointing = mode
         self.seconds += self._now() - before
@@ -128,19 +131,19 @@ class Stage:
     def __init__(self, world: str) -> None:
         self.world = world
         self._rewards: dict[str, Reward] = {}
-        self._made: tuple[Backbone, Trained, Decoder] | None = None
+        self._shared: tuple[Backbone, Trained, Decoder] | None = None
 
-    def model(self, own: Config) -> tuple[Backbone, Trained, Decoder]:
-        if self._made is None:
-            model = worlds.backbone(own)
-            self._made = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
-        return self._made
+    def model(self, config: Config) -> tuple[Backbone, Trained, Decoder]:
+        if self._shared is None:
+            model = worlds.backbone(config)
+            self._shared = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
+        return self._shared
 
-    def objective(self, own: Config) -> RewardGradient:
-        model, space = self.model(own)[0], getattr(own.reward, "space", "")
+    def objective(self, config: Config) -> RewardGradient:
+        model, space = self.model(config)[0], getattr(config.reward, "space", "")
         if space not in self._rewards:
-            self._rewards[space] = worlds.reward(self.world, own, model)
-        objective = build_reward_gradient(own, model, self._rewards[space], None)
+            self._rewards[space] = worlds.reward(self.world, config, model)
+        objective = build_reward_gradient(config, model, self._rewards[space], None)
         objective.distance_every = 0
         if space == "latent":
             model.park_vae()  # as a run does; where another provider decodes, it comes back to stay
@@ -149,7 +152,7 @@ class Stage:
 
 def step_work(
     stage: Stage,
-    own: Config,
+    config: Config,
     frame: int | None = None,
     alike: bool = False,
     agreeing: bool = False,
@@ -160,9 +163,9 @@ def step_work(
     alike: gives what a step with another reward must have in common with it: the very latents that were scored, and
     which step of the chain was trained; agreeing: its loss and gradients.  plain: the decoder keeps everything.
     """
-    (model, trained, decoding), objective = stage.model(own), stage.objective(own)
-    clock, steps = Clock(model.device), own.rollout.gradients_per_rollout
-    first = first_step(objective, own, objective.latent_shape[1] // 2 if frame is None else frame)
+    (model, trained, decoding), objective = stage.model(config), stage.objective(config)
+    clock, steps = Clock(model.device), config.rollout.gradients_per_rollout
+    first = first_step(objective, config, objective.latent_shape[1] // 2 if frame is None else frame)
     rounds: list[dict[str, float]] = []
     scored = seen_latents(objective) if alike else {}
 
@@ -183,50 +186,50 @@ def step_work(
         outputs: Outputs | None = None
         for step in range(first, first + steps):
             trained.optimizer.zero_grad()
-            metrics = objective.accumulate(step, first_indices(own, step))
+            metrics = objective.accumulate(step, first_indices(config, step))
             if agreeing:
                 outputs = {"loss": torch.tensor(metrics["loss"]), **trained.gradients()}
             started = clock.now()
             apply(trained.optimizer, RATE)
             seconds = {part: metrics[f"seconds/{part}"] for part in ("rollout", "reward", "backward")}
             seconds["optimizer"] = clock.now() - started
-            spent = {part: spent.get(part, 0.0) + each for part, each in seconds.items()}
+            spent = {part: spent.get(part, 0.0) + value for part, value in seconds.items()}
             if alike:
                 outputs = {"sampled_step": torch.tensor(metrics["sampled_step"]), **scored}
         spent |= {"reward": spent["reward"] - decoding.seconds, "decode": decoding.seconds}
-        rounds.append({part: each / steps for part, each in spent.items()})
+        rounds.append({part: value / steps for part, value in spent.items()})
         return outputs
 
     reward = objective.scorer.reward  # type: ignore[attr-defined]
     constant = [*model.transformer.parameters(), *model.vae.parameters(), *reward_tensors(reward)]
-    facts = evaluations(own, model, objective)
+    facts = evaluations(config, model, objective)
     return Work(run, before, constant, steps, trained.wrong, lambda: rounds, facts, forget)
 
 
 def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
     """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
-    own, seen = objective.score, dict[str, Tensor]()
+    score_of, latents_by_node = objective.score, dict[str, Tensor]()
 
-    def score(latents: Mapping[int, Tensor], *given: Any) -> Any:
-        seen.clear()
-        seen.update({f"latents {node}": x.detach() for node, x in latents.items()})
-        return own(latents, *given)
+    def score(latents: Mapping[int, Tensor], *arguments: Any) -> Any:
+        latents_by_node.clear()
+        latents_by_node.update({f"latents {node}": x.detach() for node, x in latents.items()})
+        return score_of(latents, *arguments)
 
     setattr(objective, "score", score)  # noqa: B010  (mypy takes no assignment to a method)
-    return seen
+    return latents_by_node
 
 
-def first_step(objective: RewardGradient, own: Config, frame: int) -> int:
+def first_step(objective: RewardGradient, config: Config, frame: int) -> int:
     """The first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
     frames = objective.latent_shape[1]
-    return next(step for step in count() if draw_frames(frames, "one", own.seed, step) == [frame])
+    return next(step for step in count() if draw_frames(frames, "one", config.seed, step) == [frame])
 
 
-def first_indices(own: Config, step: int) -> list[int]:
-    return list(range(step * own.training.batch, (step + 1) * own.training.batch))
+def first_indices(config: Config, step: int) -> list[int]:
+    return list(range(step * config.training.batch, (step + 1) * config.training.batch))
 
 
-def evaluations(own: Config, model: Backbone, objective: RewardGradient) -> dict[str, float]:
+def evaluations(config: Config, model: Backbone, objective: RewardGradient) -> dict[str, float]:
     """Of a sample, for one optimizer step, and the solver steps that it differentiates.
 
     A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``
@@ -234,10 +237,10 @@ def evaluations(own: Config, model: Backbone, objective: RewardGradient) -> dict
     """
     reward = getattr(objective.scorer, "reward", None)
     share = (max(reward.blocks) + 1) / model.num_blocks if isinstance(reward, LatentReward) else 0.0
-    steps = own.rollout.gradients_per_rollout
-    counted = own.model_copy(update={"training": own.training.model_copy(update={"steps": steps})})
+    steps = config.rollout.gradients_per_rollout
+    counted = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
     price = {**PRICE, forecast.REWARD: 3 * share}
     of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
-    found = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
+    total = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
     gradients = sum(each.per_step for each in of_training if each.name == forecast.GRADIENT)
-    return {EVALUATIONS: found / own.training.batch, GRADIENTS: gradients / own.training.batch}
+    return {EVALUATIONS: total / config.training.batch, GRADIENTS: gradients / config.training.batch}

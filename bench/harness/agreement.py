@@ -16,29 +16,31 @@ def distance(value: Tensor, exact: Tensor) -> float:
 
 
 def too_far(
-    found: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor],
     torchs: Mapping[str, Tensor],
     exact: Mapping[str, Tensor],
     factor: float = FACTOR,
     rounding: float = ROUNDING,
 ) -> list[str]:
-    """A line for every named output where max |found - exact| > factor max |torchs - exact| + rounding eps max |exact|.
+    """A line for every named output where max |output - exact| > limit.
+
+    limit = factor max |torchs - exact| + rounding eps max |exact|.
 
     exact: in float64 from the same (rounded) inputs.  eps: of torchs' dtype.
     """
     wrong = []
     for name, wanted in exact.items():
-        own, other = found[name], torchs[name]
-        if own.shape != wanted.shape or not own.isfinite().all():
-            wrong.append(f"{name}: {tuple(own.shape)} for {tuple(wanted.shape)}, or not finite")
+        value, by_torch = outputs[name], torchs[name]
+        if value.shape != wanted.shape or not value.isfinite().all():
+            wrong.append(f"{name}: {tuple(value.shape)} for {tuple(wanted.shape)}, or not finite")
             continue
-        slack = rounding * torch.finfo(other.dtype).eps * wanted.abs().max().item()
-        error, theirs = distance(own, wanted), distance(other, wanted)
+        slack = rounding * torch.finfo(by_torch.dtype).eps * wanted.abs().max().item()
+        error, theirs = distance(value, wanted), distance(by_torch, wanted)
         if error > (limit := factor * theirs + slack):
             wrong.append(f"{name}: error {error:.3g}, torch's own {theirs:.3g}, limit {limit:.3g}")
     return wrong
 
 
-def relative_errors(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
+def relative_errors(outputs: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
     """Of every output, the largest difference over the largest exact value."""
-    return {name: distance(found[name], wanted) / wanted.abs().max().item() for name, wanted in exact.items()}
+    return {name: distance(outputs[name], wanted) / wanted.abs().max().item() for name, wanted in exact.items()}

@@ -57,45 +57,45 @@ def case_rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, A
 
 def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """The device, its ceilings, the tests, what failed and what each part came to: a line each."""
-    said = []
+    texts = []
     for line in lines:
         if line.get("row") == "device":
             more = [f"{line['gib']:.0f} GiB"] if "gib" in line else []
             more += [f"{name} {line[name]}" for name in ("cuda", "cudnn", "driver, clocks, power") if line.get(name)]
-            said.append(", ".join([line["machine"], *more]))
+            texts.append(", ".join([line["machine"], *more]))
         elif line.get("row") == "copy":
-            said.append(f"a copy moves {line['gb_per_s']:.0f} GB/s, read and written")
+            texts.append(f"a copy moves {line['gb_per_s']:.0f} GB/s, read and written")
         elif line.get("row") == "product":
             dtype = line["dtype"].removeprefix("torch.")
-            said.append(f"a matrix product reaches {line['tflops']:.3g} TFLOPS in {dtype}")
+            texts.append(f"a matrix product reaches {line['tflops']:.3g} TFLOPS in {dtype}")
         elif line.get("row") == "tests":
-            said += [f"kernels' tests: {line['summary']}", *(f"  {failed}" for failed in line["failed"])]
+            texts += [f"kernels' tests: {line['summary']}", *(f"  {failed}" for failed in line["failed"])]
         elif line.get("row") == "passed":
-            said.append(f"kernels whose tests passed here: {', '.join(line['operations']) or 'none'}")
+            texts.append(f"kernels whose tests passed here: {', '.join(line['operations']) or 'none'}")
         elif "summary" in line:
-            said.append(f"{line['row']}: {line['summary']}")
+            texts.append(f"{line['row']}: {line['summary']}")
         elif "chosen" in line:
             rate = f"{line['tflops']:.3g} TFLOPS" if "tflops" in line else f"{line['gb_per_s']:.0f} GB/s"
-            said.append(f"{line['row']}: {rate}{' (in use)' * line['chosen']}")
+            texts.append(f"{line['row']}: {rate}{' (in use)' * line['chosen']}")
         elif "failed" in line:
-            said.append(f"{line['row']}: {line['failed']}")
+            texts.append(f"{line['row']}: {line['failed']}")
         elif "end" in line:
-            said.append(f"part {line['part']}: {line['end']}, {line['seconds']} s")
-    return said + peaks(lines)
+            texts.append(f"part {line['part']}: {line['end']}, {line['seconds']} s")
+    return texts + peaks(lines)
 
 
 def peaks(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """The allocator's peak of each step and of its phases beside what the dry run predicts of the same."""
-    said = []
+    texts = []
     for _, info in case_rows(lines):
-        predicted, found = info.get("predicted", {}), []
+        predicted, phases = info.get("predicted", {}), []
         for phase, measured in info.get("measured", {}).items():
             if phase in predicted:
                 off = f"{predicted[phase] / measured - 1:+.1%}"
-                found.append(f"{phase} {measured / 1e9:.1f} GB, predicted {predicted[phase] / 1e9:.1f} GB ({off})")
-        if found:
-            said.append(f"{info['case']}, {info['provider']}: {'; '.join(found)}")
-    return said
+                phases.append(f"{phase} {measured / 1e9:.1f} GB, predicted {predicted[phase] / 1e9:.1f} GB ({off})")
+        if phases:
+            texts.append(f"{info['case']}, {info['provider']}: {'; '.join(phases)}")
+    return texts
 
 
 def call_seconds(path: Path, world: str, mode: str) -> Seconds:

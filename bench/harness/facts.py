@@ -25,7 +25,7 @@ def facts(weights: str) -> dict[str, Any]:
     return {
         "command": command(sys.argv),
         "machine": machine(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
         "sdpa": sdpa(),
         "commit": commit(),
         "sources": sources(),
@@ -60,11 +60,12 @@ def sdpa() -> dict[str, str]:
     on_gpu = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
     query = torch.zeros(1, 2, 1024, 128, device=device, dtype=dtype)
-    found = {"cudnn": str(torch.backends.cudnn.version())} if on_gpu else {}
+    kernels = {"cudnn": str(torch.backends.cudnn.version())} if on_gpu else {}
     for name, keys, bias in (("video", 1024, None), ("text", 512, query[:, :1, :1, :1].expand(1, 1, 1, 512))):
         key = query[:, :, :keys]
-        found[name] = SDPBackend(torch._fused_sdp_choice(query, key, key, bias)).name.removesuffix("_ATTENTION").lower()
-    return found
+        backend = SDPBackend(torch._fused_sdp_choice(query, key, key, bias))
+        kernels[name] = backend.name.removesuffix("_ATTENTION").lower()
+    return kernels
 
 
 def _version(package: str) -> str | None:

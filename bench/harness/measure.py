@@ -55,7 +55,7 @@ def interleaved(
 
     seconds: for each provider, about; least: rounds, however long they take.
     """
-    found: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[str, list[float]] = {name: [] for name in works}
     failed: dict[str, Exception] = {}
     longest = 0.0
     for name, work in works.items():
@@ -70,13 +70,13 @@ def interleaved(
         for _ in range(rounds):
             for name in [name for name in works if name not in failed]:
                 try:
-                    found[name].append(timed(works[name], device))
+                    times[name].append(timed(works[name], device))
                 except Exception as error:
                     failed[name] = _reason(error)
     finally:
         if enabled:
             gc.enable()
-    return found, failed
+    return times, failed
 
 
 def warmed(work: Work, device: torch.device) -> float:
@@ -90,21 +90,21 @@ def timed(work: Work, device: torch.device) -> float:
 
     On a GPU by its events, behind a write that empties its cache and hides launches.
     """
-    given = work.before()
+    prepared = work.before()
     if device.type != "cuda":
         start = time.perf_counter()
-        result = work.run(given)
+        result = work.run(prepared)
         taken = time.perf_counter() - start
-        del result, given
+        del result, prepared
         return taken / work.repeats
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.empty(FLUSHED, dtype=torch.int8, device=device).zero_()
     begin.record()
-    result = work.run(given)
+    result = work.run(prepared)
     end.record()
     torch.cuda.synchronize()
-    del result, given
+    del result, prepared
     return begin.elapsed_time(end) / 1000 / work.repeats
 
 
@@ -126,44 +126,44 @@ class Expected(NamedTuple):
     exact: dict[str, Tensor]
     against: str
 
-    def judge(self, problem: Problem, name: str, own: Outputs | None, found: Found) -> None:
+    def judge(self, problem: Problem, name: str, outputs: Outputs | None, measured: Found) -> None:
         """Fills in the errors of one that has outputs.  Raises AssertionError where it computed something else."""
-        if own is None:
+        if outputs is None:
             return
-        if own.keys() != self.outputs.keys():
-            raise AssertionError(f"computed {', '.join(own)}; the reference {', '.join(self.outputs)}")
-        found.against, found.errors = self.against, relative_errors(own, self.exact)
+        if outputs.keys() != self.outputs.keys():
+            raise AssertionError(f"computed {', '.join(outputs)}; the reference {', '.join(self.outputs)}")
+        measured.against, measured.errors = self.against, relative_errors(outputs, self.exact)
         if self.against != problem.reference:
-            lines = too_far(own, self.outputs, self.exact, factor=APART)
+            lines = too_far(outputs, self.outputs, self.exact, factor=APART)
         else:
-            lines = [f"{key}: {error:.3g}" for key, error in found.errors.items() if not error <= problem.tolerance]
+            lines = [f"{key}: {error:.3g}" for key, error in measured.errors.items() if not error <= problem.tolerance]
         if lines:
             raise AssertionError(f"{name} did not compute what {problem.reference} did: {'; '.join(lines)}")
 
 
-def expected(problem: Problem, own: Outputs | None) -> Expected | None:
+def expected(problem: Problem, reference_outputs: Outputs | None) -> Expected | None:
     """From the reference's outputs; nothing where it has none: its case's providers are different things."""
-    if own is None:
+    if reference_outputs is None:
         return None
     exact, against = None, problem.reference
     if problem.exact:
         with suppress(torch.cuda.OutOfMemoryError):  # the reference will do, then
             exact, against = problem.exact(), problem.exact_is
-    exact = exact or {name: value.double() for name, value in own.items()}
-    return Expected(own, {name: exact[name] for name in own}, against)
+    exact = exact or {name: value.double() for name, value in reference_outputs.items()}
+    return Expected(reference_outputs, {name: exact[name] for name in reference_outputs}, against)
 
 
 def first_run(problem: Problem, name: str, wanted: Expected | None) -> tuple[Work, Found, Expected | None]:
     work = prepare(problem, name)
-    own = outputs(work)
+    result = outputs(work)
     if wrong := work.check():
         raise AssertionError(f"{name}: {wrong}")
-    found = Found(facts=dict(work.facts))
+    measured = Found(facts=dict(work.facts))
     if name == problem.reference:
-        wanted = expected(problem, own)
+        wanted = expected(problem, result)
     if wanted:
-        wanted.judge(problem, name, own, found)
-    return work, found, wanted
+        wanted.judge(problem, name, result, measured)
+    return work, measured, wanted
 
 
 def first_runs(problem: Problem, providers: Sequence[str]) -> tuple[dict[str, Work], dict[str, Found | Exception]]:
@@ -197,12 +197,12 @@ def measure(
     except Exception as error:
         raise _bare(error) from None
     release()  # the other process has a model of its own: this one's must be gone by then
-    for name, found in result.items():
-        if case.memory and isinstance(found, Found):
+    for name, measured in result.items():
+        if case.memory and isinstance(measured, Found):
             try:
-                found.memory = memory_alone(case, name)
+                measured.memory = memory_alone(case, name)
             except Exception as error:
-                found.lacks["memory"] = str(error)
+                measured.lacks["memory"] = str(error)
     return problem, result
 
 
@@ -216,20 +216,20 @@ def timings(
     _refuse_without(problem, works, result)
     rounds, failed = interleaved(works, seconds, least, device)
     for name, work in list(works.items()):
-        found = result[name]
-        assert isinstance(found, Found)
+        measured = result[name]
+        assert isinstance(measured, Found)
         if len(rounds[name]) < least:
             result[name] = failed[name]
             del works[name]
             continue
         if name in failed:
-            found.lacks["rounds"] = str(failed[name])
-        found.seconds = rounds[name]
-        found.parts = medians(work.parts()[-len(found.seconds) :])
+            measured.lacks["rounds"] = str(failed[name])
+        measured.seconds = rounds[name]
+        measured.parts = medians(work.parts()[-len(measured.seconds) :])
         try:
-            found.saved_bytes = saved_bytes(work)
+            measured.saved_bytes = saved_bytes(work)
         except Exception as error:
-            found.lacks["saved bytes"] = str(_reason(error))
+            measured.lacks["saved bytes"] = str(_reason(error))
     _refuse_without(problem, works, result)
     return replace(problem, works={}, exact=None), result
 
@@ -286,14 +286,14 @@ def memory_alone(case: Case, provider: str) -> dict[str, int]:
     child.start()
     theirs.close()
     try:
-        found = ours.recv()
+        received = ours.recv()
     except EOFError:
         child.join()
-        found = RuntimeError(f"the process that measures {provider}'s memory ended with {child.exitcode}")
+        received = RuntimeError(f"the process that measures {provider}'s memory ended with {child.exitcode}")
     child.join()
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(received, Exception):
+        raise received
+    return received
 
 
 def _memory(case: Case, provider: str, result: Any) -> None:

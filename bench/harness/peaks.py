@@ -31,7 +31,7 @@ def predicted_peaks(config: Config) -> dict[str, int]:
     fixed = sum(part.bytes for part in memory.fixed)
     peaks: dict[str, int] = {}
     for phase in memory.phases:
-        name = next((own for start, own in PHASES.items() if phase.name.startswith(start)), None)
+        name = next((clock_name for start, clock_name in PHASES.items() if phase.name.startswith(start)), None)
         if name is not None:
             peaks[name] = max(peaks.get(name, 0), fixed + phase.bytes)
     if any(reward_gradient.retains_graph(model, step_plan) for step_plan in all_plans(config, model)):

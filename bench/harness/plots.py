@@ -27,17 +27,17 @@ def ratios(rows: Sequence[Row]) -> bytes:
     cases = by_case(rows)
     columns = min(3, len(cases))
     lines = -(-len(cases) // columns)
-    tallest = max(len(some) for some in cases.values())
+    tallest = max(len(case_rows) for case_rows in cases.values())
     figure = Figure(figsize=(3.6 * columns + 1, (0.26 * tallest + 0.7) * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
-    for axes, name, some in zip(grid, titles(cases), cases.values(), strict=False):
-        for place, row in enumerate(reversed(some)):
-            found = row.info["times_reference"]
-            axes.plot([found["low"], found["high"]], [place, place], color=colours[row.provider], linewidth=1.4)
-            axes.plot([found["value"]], [place], "o", color=colours[row.provider], markersize=4)
+    for axes, name, case_rows in zip(grid, titles(cases), cases.values(), strict=False):
+        for height, row in enumerate(reversed(case_rows)):
+            ratio = row.info["times_reference"]
+            axes.plot([ratio["low"], ratio["high"]], [height, height], color=colours[row.provider], linewidth=1.4)
+            axes.plot([ratio["value"]], [height], "o", color=colours[row.provider], markersize=4)
         axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(some)), [row.provider for row in reversed(some)])
+        axes.set_yticks(range(len(case_rows)), [row.provider for row in reversed(case_rows)])
         axes.set_xscale("log")
         left, right = axes.get_xlim()
         left, right = min(left, 0.75), max(right, 1.35)  # a difference of a few percent looks like one
@@ -55,10 +55,10 @@ def ratios(rows: Sequence[Row]) -> bytes:
 
 def titles(cases: Mapping[str, Sequence[Row]]) -> list[str]:
     """Of panels side by side: the settings in which they differ; of one alone all of them."""
-    settings = [some[0].info["settings"] for some in cases.values()]
+    settings = [case_rows[0].info["settings"] for case_rows in cases.values()]
     words = [[f"{value}" if isinstance(value, str) else f"{key} {value}" for key, value in s.items()] for s in settings]
     shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
-    return [fill(", ".join(word for word in own if word not in shared), WIDE) for own in words]
+    return [fill(", ".join(word for word in case_words if word not in shared), WIDE) for case_words in words]
 
 
 def scale(curves: Sequence[Curve]) -> bytes:
@@ -74,17 +74,17 @@ def scale(curves: Sequence[Curve]) -> bytes:
     for column, axis in enumerate(axes_of):
         for row, (key, cost) in enumerate(COSTS.items()):
             panel = grid[row, column]
-            own = {curve.provider: curve for curve in curves if curve.axis == axis}
-            for place, provider in enumerate(own):
-                line, colour = fit(own[provider], key), COLOURS[providers.index(provider) % len(COLOURS)]
+            by_provider = {curve.provider: curve for curve in curves if curve.axis == axis}
+            for index, provider in enumerate(by_provider):
+                line, colour = fit(by_provider[provider], key), COLOURS[providers.index(provider) % len(COLOURS)]
                 if line is not None:
-                    _fitted(panel, own[provider], line, colour)
+                    _fitted(panel, by_provider[provider], line, colour)
                     words = "flat" if line.flat else f"{figures(line.slope)} {cost.unit} a {axis.unit}"
                     words = words if line.straight else "no line"
-                    panel.text(0.03, 0.98 - 0.11 * place, words, color=colour, fontsize=7.5, va="top",
+                    panel.text(0.03, 0.98 - 0.11 * index, words, color=colour, fontsize=7.5, va="top",
                                transform=panel.transAxes)  # fmt: skip
-            panel.set_ylim(0, panel.get_ylim()[1] * (1.15 + 0.14 * len(own)))  # room for the words
-            values = next(iter(own.values())).values
+            panel.set_ylim(0, panel.get_ylim()[1] * (1.15 + 0.14 * len(by_provider)))  # room for the words
+            values = next(iter(by_provider.values())).values
             panel.set_xticks([amount(value) for value in values], [str(value) for value in values])
             panel.margins(x=0.12)
             if column == 0:
@@ -101,13 +101,14 @@ def scale(curves: Sequence[Curve]) -> bytes:
 
 def digest(curves: Sequence[Curve]) -> str:
     """Of all figures that ``scale`` draws, as many digits as a table has."""
-    said = [
-        [curve.axis.label, curve.provider, curve.values, figures(found["low"]), figures(found["high"]), line]
-        for curve in curves
-        for line in [[cell(fit(curve, cost)) for cost in COSTS]]
-        for found in [row.info["milliseconds"] for row in curve.rows]
-    ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    content = []
+    for curve in curves:
+        line = [cell(fit(curve, cost)) for cost in COSTS]
+        for row in curve.rows:
+            times = row.info["milliseconds"]
+            bars = figures(times["low"]), figures(times["high"])
+            content.append([curve.axis.label, curve.provider, curve.values, *bars, line])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def drawn(picture: Path) -> str:
@@ -123,9 +124,9 @@ def drawn(picture: Path) -> str:
 def _fitted(panel: Axes, curve: Curve, line: Line, colour: str) -> None:
     ends = line.amounts[line.first], line.amounts[-1]
     if line.straight:
-        panel.plot(ends, [line.at(place) for place in ends], color=colour, linewidth=1.2, linestyle="--", alpha=0.7)
+        panel.plot(ends, [line.at(x) for x in ends], color=colour, linewidth=1.2, linestyle="--", alpha=0.7)
     panel.plot(line.amounts, line.costs, "o", color=colour, markersize=4)
     if line.interval:
-        for place, row in zip(line.amounts, curve.rows, strict=True):
-            found = row.info["milliseconds"]
-            panel.plot([place, place], [found["low"], found["high"]], color=colour, linewidth=1.2)
+        for x, row in zip(line.amounts, curve.rows, strict=True):
+            milliseconds = row.info["milliseconds"]
+            panel.plot([x, x], [milliseconds["low"], milliseconds["high"]], color=colour, linewidth=1.2)

@@ -133,10 +133,10 @@ def differentiated(
     """
 
     def gradients(outputs: Outputs) -> Outputs:
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             [outputs[name] for name in upstream], list(leaves.values()), list(upstream.values()), allow_unused=False
         )
-        return {f"d {name}": gradient for name, gradient in zip(leaves, found, strict=True)}
+        return {f"d {name}": gradient for name, gradient in zip(leaves, grads, strict=True)}
 
     def both(_: Any) -> Outputs:
         outputs = call()

@@ -46,7 +46,7 @@ def stale(readme: Path) -> list[str]:
 
 def rendered(text: str, readme: Path) -> str:
     """The README's text with every table as its files have it.  Raises PrflError where they cannot be read."""
-    return MARKED.sub(lambda found: found[1] + _written(found["what"], readme) + found[4], text)
+    return MARKED.sub(lambda match: match[1] + _written(match["what"], readme) + match[4], text)
 
 
 def _written(what: str, readme: Path) -> str:
@@ -64,24 +64,24 @@ def old_plots(text: str, readme: Path) -> Iterator[tuple[str, Path]]:
     """The markers whose pictures are not of what their files say, and the pictures."""
     from bench.harness.plots import digest, drawn
 
-    for found in MARKED.finditer(text):
-        picture = plot_of(found["what"], readme)
-        if picture and drawn(picture) != digest(one_world(rows(found["what"], readme))):
-            yield found["what"], picture
+    for match in MARKED.finditer(text):
+        picture = plot_of(match["what"], readme)
+        if picture and drawn(picture) != digest(one_world(rows(match["what"], readme))):
+            yield match["what"], picture
 
 
-def write_plot(some: Sequence[Row], picture: Path) -> Path:
+def write_plot(rows: Sequence[Row], picture: Path) -> Path:
     """Costs against size as a picture.  Raises PrflError where the rows are not of one machine and world."""
     from bench.harness.plots import scale
 
-    found = scale(one_world(some))
+    image = scale(one_world(rows))
     with replacing(picture) as temporary:
-        temporary.write_bytes(found)
+        temporary.write_bytes(image)
     return picture
 
 
-def one_world(some: Sequence[Row]) -> list[Curve]:
-    worlds = by_world(some)
+def one_world(rows: Sequence[Row]) -> list[Curve]:
+    worlds = by_world(rows)
     if len(worlds) != 1:
         what = f"costs against size of {len(worlds)} machines and worlds make {len(worlds)} plots"
         raise PrflError(what, where="python -m bench report --plot", fix="give results of pytest bench/bench_scale.py")
@@ -90,11 +90,11 @@ def one_world(some: Sequence[Row]) -> list[Curve]:
 
 def rows(what: str, readme: Path) -> list[Row]:
     words = what.split()
-    found = read([readme.parent / word for word in words if "=" not in word])
+    matching = read([readme.parent / word for word in words if "=" not in word])
     for word in words:
         if "=" in word and not word.startswith(PLOT):
             key, _, value = word.partition("=")
-            found = [row for row in found if str({**row.info, **row.info["settings"]}.get(key)) == value]
-    if not found:
+            matching = [row for row in matching if str({**row.info, **row.info["settings"]}.get(key)) == value]
+    if not matching:
         raise PrflError(f"no rows for '{what}'", where=str(readme), fix="mend the marker, or write the results anew")
-    return found
+    return matching

@@ -37,6 +37,7 @@ def cells(row: Row) -> list[str]:
     info = row.info
     milliseconds, parts, memory = info["milliseconds"], info.get("parts_ms", {}), info["memory"]
     evaluations, gradients = (info.get("facts", {}).get(name) for name in (EVALUATIONS, GRADIENTS))
+    total = memory.get("total") if info["device"] != "cpu" else None  # a CPU's has Python's own memory in it
     return [
         row.provider,
         f"{Interval(**info['times_reference'])}" if row.provider != info["reference"] else "1",
@@ -49,9 +50,7 @@ def cells(row: Row) -> list[str]:
         _or_dash(info["gb_per_s"], _figures),
         _or_dash(info["roofline"], lambda share: f"{100 * share:.0f} %"),
         _or_dash(memory.get("peak"), _mebibytes),
-        _or_dash(
-            memory.get("total") if info["device"] != "cpu" else None, _mebibytes
-        ),  # a CPU's has Python's own in it
+        _or_dash(total, _mebibytes),
         _or_dash(info["saved_bytes"], _mebibytes),
         _or_dash(info["error"], lambda error: f"{error:.1e}"),
         *(_or_dash(parts.get(part) or None, _figures) for part in PARTS),
@@ -70,8 +69,8 @@ def used(rows: Sequence[Row]) -> list[int]:
     """Numbers of the columns in which some row has something to say."""
     lines = [cells(row) for row in rows]
     several = any(row.info.get("facts", {}).get(GRADIENTS, 1) > 1 for row in rows)  # else they are the steps
-    said = [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
-    return [i for i in said if HEAD[i] != PER_GRADIENT or several]
+    filled = [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
+    return [i for i in filled if HEAD[i] != PER_GRADIENT or several]
 
 
 def about(rows: Sequence[Row]) -> list[str]:
@@ -94,7 +93,7 @@ def lacking(rows: Sequence[Row]) -> list[str]:
 
 
 def _facts(info: Mapping[str, Any]) -> list[str]:
-    versions = " ".join(f"{name} {found}" for name, found in info["versions"].items())
+    versions = " ".join(f"{name} {number}" for name, number in info["versions"].items())
     threads = [f"{info['threads']} thread{'s' if info['threads'] > 1 else ''}"] if info["device"] == "cpu" else []
     sdpa = [f"SDPA by {info['sdpa']['video']}"] if info["device"] != "cpu" and "sdpa" in info else []  # older have none
     return [info["machine"], *threads, versions, *sdpa, f"commit {info['commit']}", f"weights: {info['weights']}"]
@@ -110,15 +109,15 @@ def title(row: Row) -> str:
 
 def tables(rows: Sequence[Row], width: int) -> list[Table]:
     """One a case, or as many as its columns need in this width."""
-    made = []
+    result = []
     rows, along = apart(rows)
-    for some in by_case(rows).values():
-        columns = used(some)
-        lines = [[line[i] for i in columns] for line in map(cells, some)]
-        made += folded(title(some[0]), [HEAD[i] for i in columns], lines, width)
+    for case_rows in by_case(rows).values():
+        columns = used(case_rows)
+        lines = [[line[i] for i in columns] for line in map(cells, case_rows)]
+        result += folded(title(case_rows[0]), [HEAD[i] for i in columns], lines, width)
     for name, lines in scale_report.tables(along).items():
-        made += folded(name, scale_report.HEAD, lines, width)
-    return made
+        result += folded(name, scale_report.HEAD, lines, width)
+    return result
 
 
 def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[Table]:
@@ -131,15 +130,15 @@ def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width
         if len(groups[-1]) > 1 and (full or (head[i] in parts and head[i - 1] not in parts)):
             groups.append([0])
         groups[-1].append(i)
-    made = []
+    result = []
     for number, columns in enumerate(groups):
         table = Table(title=name if number == 0 else None, title_justify="left")
         for i in columns:
             table.add_column(head[i], justify="left" if i == 0 else "right", overflow="fold")
         for line in lines:
             table.add_row(*(line[i] for i in columns))
-        made.append(table)
-    return made
+        result.append(table)
+    return result
 
 
 def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -162,15 +161,15 @@ def terminal(rows: Sequence[Row], width: int = 220) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """One table of all rows, as a README has it; the case is the first column.  Those of scale have their own."""
     compared, along = apart(rows)
-    made = []
+    texts = []
     if compared:
         columns = used(compared)
         body = [[row.case, *(line[i] for i in columns)] for row in compared for line in [cells(row)]]
-        made.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
+        texts.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
     if groups := scale_report.tables(along):
         body = [[line[0], name, *line[1:]] for name, lines in groups.items() for line in lines]
-        made.append(f"{_markdown([scale_report.HEAD[0], 'against', *scale_report.HEAD[1:]], body)}")
-    return "\n".join([*made, *notes(rows)]) + "\n"
+        texts.append(f"{_markdown([scale_report.HEAD[0], 'against', *scale_report.HEAD[1:]], body)}")
+    return "\n".join([*texts, *notes(rows)]) + "\n"
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -184,18 +183,24 @@ def write_page(rows: Sequence[Row], path: Path) -> Path:
 
     facts = "".join(f"<p class=quiet>{escape(line)}</p>" for line in notes(rows))
     parts = [f"<header><h1>Benchmarks</h1>{facts}</header>"]
-    operations: dict[str, list[Row]] = {}
-    compared, along = apart(rows)
+
+    # A section for each operation: a plot, and a table for each case.
+    compared, along_axes = apart(rows)
+    by_operation: dict[str, list[Row]] = {}
     for row in compared:
-        operations.setdefault(row.info["operation"], []).append(row)
-    for operation, own in sorted(operations.items(), key=lambda item: (*FIRST, item[0]).index(item[0])):
-        plot = image(ratios(own), f"how many times as fast as {own[0].info['reference']}")
-        body = "".join(_table(some) for some in by_case(own).values())
+        by_operation.setdefault(row.info["operation"], []).append(row)
+    for operation in sorted(by_operation, key=lambda name: (*FIRST, name).index(name)):
+        operation_rows = by_operation[operation]
+        plot = image(ratios(operation_rows), f"how many times as fast as {operation_rows[0].info['reference']}")
+        body = "".join(_table(case_rows) for case_rows in by_case(operation_rows).values())
         parts.append(f"<section><h2>{escape(operation)}</h2>{plot}{body}</section>")
-    if groups := scale_report.tables(along):
-        plots = "".join(image(scale(some), "cost against size") for some in by_world(along))
-        body = "".join(f"<h3>{escape(name)}</h3>{_lines(scale_report.HEAD, own)}" for name, own in groups.items())
+
+    # One more for the costs along an axis.
+    if groups := scale_report.tables(along_axes):
+        plots = "".join(image(scale(curves), "cost against size") for curves in by_world(along_axes))
+        body = "".join(f"<h3>{escape(name)}</h3>{_lines(scale_report.HEAD, lines)}" for name, lines in groups.items())
         parts.append(f"<section><h2>cost against size</h2>{plots}{body}</section>")
+
     note = "Written by prfl. Intervals are 95 % percentile bootstraps over rounds."
     return write_page(path, "Benchmarks", parts, note)
 
@@ -220,15 +225,15 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
 
     Slower or faster where the interval of the ratio leaves out 1; peaks by more than a hundredth; saved bytes exactly.
     """
-    known = {row.name: row for row in before}
+    earlier = {row.name: row for row in before}
     table = Table(title="after against before", title_justify="left")
     for name in ("benchmark", "time, after / before", "", "peak MiB", "saved bytes"):
         table.add_column(name, justify="left" if name in ("benchmark", "") else "right", overflow="fold")
     for row in after:
-        if row.name not in known:
+        if row.name not in earlier:
             table.add_row(f"{row.case}, {row.provider}", "", "new", "", "")
             continue
-        old = known.pop(row.name)
+        old = earlier.pop(row.name)
         ratio = time_ratio_apart(row.rounds, old.rounds)
         verdict = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else ""
         peaks = [each.info["memory"].get("peak") for each in (old, row)]
@@ -242,6 +247,6 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
             DASH if None in peaks else " -> ".join(_mebibytes(each) for each in peaks),
             f"{saved[0]}" if saved[0] == saved[1] else f"{saved[0]} -> {saved[1]}",
         )
-    for name in known:
-        table.add_row(f"{known[name].case}, {known[name].provider}", "", "gone", "", "")
+    for name in earlier:
+        table.add_row(f"{earlier[name].case}, {earlier[name].provider}", "", "gone", "", "")
     return table

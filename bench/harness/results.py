@@ -41,9 +41,9 @@ class Row:
         return [each / 1000 for each in self.info["rounds_ms"]]
 
 
-def figures(case: Case, provider: str, problem: Problem, found: Found, reference: Found) -> dict[str, Any]:
+def figures(case: Case, provider: str, problem: Problem, measured: Found, reference: Found) -> dict[str, Any]:
     """The extra_info of a benchmark: plain values, with what a reader needs to weigh them."""
-    median, low, high = quantiles(found.seconds)
+    median, low, high = quantiles(measured.seconds)
     device = device_name()
     return {
         "case": case.name,
@@ -52,19 +52,19 @@ def figures(case: Case, provider: str, problem: Problem, found: Found, reference
         "provider": problem.names.get(provider, provider),
         "reference": problem.names.get(problem.reference, problem.reference),
         "milliseconds": {"median": median * 1e3, "low": low * 1e3, "high": high * 1e3},
-        "times_reference": vars(time_ratio(reference.seconds, found.seconds)),
-        "rounds_ms": [float(f"{each * 1e3:.6g}") for each in found.seconds],
-        "parts_ms": {part: seconds * 1e3 for part, seconds in found.parts.items()},
-        "facts": found.facts,
-        "lacks": found.lacks,
+        "times_reference": vars(time_ratio(reference.seconds, measured.seconds)),
+        "rounds_ms": [float(f"{each * 1e3:.6g}") for each in measured.seconds],
+        "parts_ms": {part: seconds * 1e3 for part, seconds in measured.parts.items()},
+        "facts": measured.facts,
+        "lacks": measured.lacks,
         "tflops": problem.flops / median / 1e12 if problem.flops else None,
         "gb_per_s": problem.moved / median / 1e9 if problem.moved else None,
         "roofline": roofline(median, problem.flops, problem.moved, problem.dtype, device) if device else None,
-        "memory": found.memory,
-        "saved_bytes": found.saved_bytes,
-        "error": max(found.errors.values(), default=None),
-        "errors": found.errors,
-        "error_against": found.against,
+        "memory": measured.memory,
+        "saved_bytes": measured.saved_bytes,
+        "error": max(measured.errors.values(), default=None),
+        "errors": measured.errors,
+        "error_against": measured.against,
         "device": device or "cpu",
         "threads": torch.get_num_threads(),
         "dtype": str(problem.dtype).removeprefix("torch."),
@@ -74,24 +74,27 @@ def figures(case: Case, provider: str, problem: Problem, found: Found, reference
 
 
 def read(files: Iterable[Path]) -> list[Row]:
-    """The rows of files of pytest-benchmark and of bundles (.jsonl), in their order; of one benchmark in several files
-    the last one's.
+    """Read the rows of files of pytest-benchmark and of bundles (.jsonl), in their order.
 
+    Of one benchmark in several files the last one's counts.
     Raises PrflError for a file that is not there or not one of these.
     """
     rows: dict[tuple[str, str], Row] = {}
     for file in files:
         if file.suffix == ".jsonl":
-            measured = [Row(name, info, file) for name, info in bundle.case_rows(bundle.read_lines(file))]
-            rows.update({(row.info["device"], row.name): row for row in measured})
+            for name, info in bundle.case_rows(bundle.read_lines(file)):
+                rows[info["device"], name] = Row(name, info, file)
             continue
+
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
+            benchmarks = json.loads(file.read_text(encoding="utf-8"))["benchmarks"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             fix = "give a file that pytest --benchmark --benchmark-json=FILE wrote"
             raise PrflError(f"no results of pytest-benchmark: {error}", where=str(file), fix=fix) from error
-        own = [Row(each["fullname"], each["extra_info"], file) for each in found if "case" in each["extra_info"]]
-        rows.update({(row.info["device"], row.name): row for row in own})
+        for benchmark in benchmarks:
+            info = benchmark["extra_info"]
+            if "case" in info:
+                rows[info["device"], benchmark["fullname"]] = Row(benchmark["fullname"], info, file)
     return list(rows.values())
 
 

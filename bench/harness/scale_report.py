@@ -18,13 +18,13 @@ NOTE = (
 
 def tables(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
     """What a step is measured against, and one line for each provider, under ``HEAD``."""
-    found: dict[str, list[list[str]]] = {}
+    by_title: dict[str, list[list[str]]] = {}
     for curve in curves(rows):
         rounds = sorted({len(row.rounds) for row in curve.rows})
         spread = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"{rounds[0]}"
         line = [curve.provider, *(cell(fit(curve, cost)) for cost in COSTS), spread]
-        found.setdefault(title(curve), []).append(line)
-    return found
+        by_title.setdefault(title(curve), []).append(line)
+    return by_title
 
 
 def title(curve: Curve) -> str:

@@ -89,21 +89,21 @@ class Session:
                 self._measured[name] = measure(self._cases[name], self._wanted[name], *self._limits)
             except Exception as reason:
                 self._measured[name] = reason
-        known = self._measured[name]
-        if isinstance(known, Unavailable):
-            raise known
-        if isinstance(known, Exception):
-            return Measured([], {}, name, known)
-        problem, results = known
-        found, reference = results[provider], results[problem.reference]
-        if isinstance(found, Unavailable):
-            raise found
-        if isinstance(found, Exception):
-            return Measured([], {}, name, found)
+        outcome = self._measured[name]
+        if isinstance(outcome, Unavailable):
+            raise outcome
+        if isinstance(outcome, Exception):
+            return Measured([], {}, name, outcome)
+        problem, results = outcome
+        figures_of, reference = results[provider], results[problem.reference]
+        if isinstance(figures_of, Unavailable):
+            raise figures_of
+        if isinstance(figures_of, Exception):
+            return Measured([], {}, name, figures_of)
         assert isinstance(reference, Found)
-        info = figures(self._cases[name], provider, problem, found, reference)
+        info = figures(self._cases[name], provider, problem, figures_of, reference)
         self.rows.append(Row(f"{name}-{provider}", info, Path()))
-        return Measured(found.seconds, info, name)
+        return Measured(figures_of.seconds, info, name)
 
     def done(self, name: str, provider: str) -> None:
         """The case's inputs may go when its last provider was asked for."""

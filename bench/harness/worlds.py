@@ -84,74 +84,75 @@ def config(world: str, overrides: Sequence[str] = ()) -> Config:
 
     A pixel reward: ``reward={space: pixel, path: new}``, and an objective that may read one.
     """
-    file, *own = WORLDS[world].policy
+    file, *policy = WORLDS[world].policy
     if world.startswith("wan") and (folder := os.environ.get(MODEL)):
-        own.append(f"backbone.model={json.dumps(folder)}")
-    return load_config(REPOSITORY / file, [*own, *overrides])
+        policy.append(f"backbone.model={json.dumps(folder)}")
+    return load_config(REPOSITORY / file, [*policy, *overrides])
 
 
-def backbone(own: Config) -> Backbone:
+def backbone(config: Config) -> Backbone:
     """The frozen model of a ``config``, and on it the policy's adapter, stirred as if it had been trained a little."""
-    model = build_backbone(own) if has_weights(own) else _random(own)
-    generator = torch.Generator().manual_seed(own.seed)
+    model = build_backbone(config) if has_weights(config) else _random(config)
+    generator = torch.Generator().manual_seed(config.seed)
     for parameter in model.adapter_parameters(POLICY).values():
         drawn = torch.randn(parameter.shape, generator=generator) * 0.02
         parameter.data += drawn.to(parameter)
     return model
 
 
-def reward(world: str, own: Config, model: Backbone) -> Reward:
+def reward(world: str, config: Config, model: Backbone) -> Reward:
     """The latent or pixel reward that the config asks for, frozen: the trained one where it is named, or a new one."""
-    assert own.reward is not None
-    if own.reward.path == TRAINED:
-        return load_followed_reward(own, model)
-    latent = isinstance(own.reward, LatentRewardConfig)
+    assert config.reward is not None
+    if config.reward.path == TRAINED:
+        return load_followed_reward(config, model)
+    latent = isinstance(config.reward, LatentRewardConfig)
     file, *overrides = WORLDS[world].latent if latent else WORLDS[world].pixel
     return build_new_reward(load_config(REPOSITORY / file, overrides), model).freeze()
 
 
-def weights(own: Config) -> str:
+def weights(config: Config) -> str:
     """What is random, for the results."""
-    assert own.reward is not None
-    kind = "random" if own.reward.path != TRAINED else "trained"
-    model = "trained" if has_weights(own) else "random"
-    return model if model == kind else f"{model}, of the {own.reward.space} reward {kind}"
+    assert config.reward is not None
+    kind = "random" if config.reward.path != TRAINED else "trained"
+    model = "trained" if has_weights(config) else "random"
+    return model if model == kind else f"{model}, of the {config.reward.space} reward {kind}"
 
 
-def has_weights(own: Config) -> bool:
-    return own.backbone.model == TRAINED or MODEL in os.environ and own.backbone.model == os.environ[MODEL]
+def has_weights(config: Config) -> bool:
+    return config.backbone.model == TRAINED or MODEL in os.environ and config.backbone.model == os.environ[MODEL]
 
 
 # ------------------------------------------------------------------------------------------------------ random weights
 
 
-def _random(own: Config) -> Backbone:
+def _random(config: Config) -> Backbone:
     """The architecture of ``backbone.model`` with random weights, made in their own dtype on their own device."""
-    source = _source(own)
-    network, vae = transformer(own), decoder(own)
+    source = _source(config)
+    network, vae = transformer(config), decoder(config)
     if source.device.type == "cpu":
         vae_codec.channels_last(vae)
     text = partial(random_text, network.config.text_dim, source.device)
-    return prepare_backbone(own, assemble(source, flow_schedule(source), network, vae, text))
+    return prepare_backbone(config, assemble(source, flow_schedule(source), network, vae, text))
 
 
-def _source(own: Config) -> Source:
-    return Source(architecture_place(str(model_source(own))), None, choose_device(own.backbone))
+def _source(config: Config) -> Source:
+    return Source(architecture_place(str(model_source(config))), None, choose_device(config.backbone))
 
 
-def transformer(own: Config) -> WanTransformer3DModel:
+def transformer(config: Config) -> WanTransformer3DModel:
     """The same weights as a ``backbone`` has, in diffusers' own model: no adapter, no kernels."""
-    return _part(own, WanTransformer3DModel, "transformer", getattr(torch, own.backbone.dtype))
+    return _part(config, WanTransformer3DModel, "transformer", getattr(torch, config.backbone.dtype))
 
 
-def decoder(own: Config) -> AutoencoderKLWan:
+def decoder(config: Config) -> AutoencoderKLWan:
     """Likewise, of the VAE."""
-    return _part(own, AutoencoderKLWan, "vae", vae_dtype(getattr(torch, own.backbone.dtype))).requires_grad_(False)
+    dtype = vae_dtype(getattr(torch, config.backbone.dtype))
+    return _part(config, AutoencoderKLWan, "vae", dtype).requires_grad_(False)
 
 
-def _part(own: Config, kind: Any, folder: str, dtype: torch.dtype) -> Any:
-    source = _source(own)
-    if has_weights(own):
+def _part(config: Config, kind: Any, folder: str, dtype: torch.dtype) -> Any:
+    source = _source(config)
+    if has_weights(config):
         return source.load(kind, folder, dtype)
     torch.manual_seed(0)
     with source.device, _default(dtype):  # 14 billion weights in float32 first would take 56 GB
@@ -176,7 +177,7 @@ def random_text(width: int, device: torch.device) -> tuple[Any, UMT5EncoderModel
 
 
 def byte_tokens(prompts: Sequence[str], max_length: int, **_: Any) -> BatchEncoding:
-    found = [torch.tensor([*prompt.encode(), 0][:max_length]) for prompt in prompts]
-    lengths = torch.tensor([len(each) for each in found])
-    ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+    tokens = [torch.tensor([*prompt.encode(), 0][:max_length]) for prompt in prompts]
+    lengths = torch.tensor([len(each) for each in tokens])
+    ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
     return BatchEncoding({"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()})
