@@ -104,7 +104,7 @@ class RewardHead(nn.Module):
         )
 
     def forward(self, features: list[Float[Tensor, "b n d"]], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Compute logits.  features: one tensor per block, any float dtype; computed in the head's.  sigma in [0, 1]."""
+        """Compute logits.  features: one tensor per block, any float dtype; computed in the head's.  sigma: (b,)."""
         assert len(features) == len(self.norms), f"built for {len(self.norms)} blocks, got {len(features)}"
 
         # The norms' weights and biases and all that follows up to the pooling is linear in the normalised tokens:
