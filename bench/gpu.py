@@ -48,11 +48,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where new results go; default: bench/results/gpu")
     parser.add_argument("--list", action="store_true", help="say what is there and what is left, and run nothing")
     options = parser.parse_args()
+
     end = time.monotonic() + options.budget
     if options.wheels:
         install(options.wheels)
+
     chosen = [piece for piece in pieces() if fnmatch.fnmatch(piece.name, options.only)]
     states = {piece.name: state(piece, options.out) for piece in chosen}
+
     if not options.list:
         options.out.mkdir(parents=True, exist_ok=True)
         for piece in chosen:
@@ -145,6 +148,7 @@ def run(piece: Piece, out: Path, end: float) -> str:
     target, partial = out / piece.file, out / f".partial-{piece.file}"
     command = [sys.executable, *piece.command, *([f"{piece.result}={partial}"] if piece.result else [])]
     print(f"[{time.strftime('%H:%M:%S')}] {piece.name}", flush=True)
+
     start = time.monotonic()
     log = out / f"{piece.name}.log"
     with open(log, "w", encoding="utf-8") as console:
@@ -159,17 +163,20 @@ def run(piece: Piece, out: Path, end: float) -> str:
             partial.unlink(missing_ok=True)
             failure(piece, out, "it did not end in time", late=time.monotonic() - start)
             return "left"
+
     lines = log.read_text(encoding="utf-8").strip().splitlines() or [""]
     skipped = [line for line in lines if line.startswith("SKIPPED")]
     written = partial.exists() and partial.stat().st_size > 0
     text = partial.read_text(encoding="utf-8").replace(str(partial), target.name) if written else ""
     result = json.loads(text) if text else {} if piece.result else facts("random")
     empty = not text or result.get("benchmarks") == []  # that of a script has no such list
+
     if (piece.result and empty) or (not piece.result and process.returncode):
         partial.unlink(missing_ok=True)
         reason = (skipped or lines[-1:])[0]
         failure(piece, out, reason)
         return f"FAILED, see {log}: {reason}"
+
     for each in result.get("benchmarks", ()):
         each["stats"].pop("data", None)  # the rounds are in extra_info
     stamp_of = {
@@ -177,6 +184,7 @@ def run(piece: Piece, out: Path, end: float) -> str:
         "exit": process.returncode, "gib": device().gib,
         "no room": any(words in line for line in skipped for words in NO_ROOM),
     }  # fmt: skip
+
     partial.write_text(json.dumps({**result, "piece": stamp_of}, indent=1) + "\n", encoding="utf-8")
     partial.replace(target)
     (out / piece.failure).unlink(missing_ok=True)

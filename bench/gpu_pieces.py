@@ -129,6 +129,7 @@ def all_pieces() -> Iterator[Piece]:
         here = str(path.relative_to(REPOSITORY))
         test = (*PLAIN, "--confcutdir", "tests/kernels", here)
         yield Piece(f"tests-{path.stem.removeprefix('test_')}", test, KERNELS, BARE, 120, result="")
+
     parts = "bench/ten_minutes.py", "bench/ten_minutes_parts.py", "bench/ten_minutes_tiles.py"
     yield Piece(
         "ten-minutes",
@@ -139,13 +140,16 @@ def all_pieces() -> Iterator[Piece]:
         result="",
         gib=70,
     )
+
     for world, shapes in zip(WORLDS, (SHAPES[:1], SHAPES[1:]), strict=True):
         for shape in shapes:
             yield from of_kernels(world, shape)
+
     for number, world in enumerate(WORLDS):
         yield from of_steps(number, world)
         yield from of_pieces(number, world)
         yield from of_scale(number, world)
+
     peaks = json.loads((REPOSITORY / "bench/results/memory.json").read_text(encoding="utf-8"))["cases"]
     for name in PREDICTED:
         script = "bench/measured_memory.py"

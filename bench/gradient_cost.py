@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, metavar="BUNDLE", help="take an evaluation's seconds from there")
     parser.add_argument("--out", type=Path, default=RESULTS / "gradient_cost.json")
     options = parser.parse_args()
+
     tables = {}
     for model, (folder, world) in MODELS.items():
         for kernels in (False, True):
@@ -144,11 +145,13 @@ def main() -> None:
                 for gradients in SHARED
             }
             tables[f"{model}, {mode}"] = {"seconds of a call": seconds._asdict(), "GPU-seconds of a gradient": plans}
+
     how = f"calls measured: {options.measured}" if options.measured else "calculated from bench/results/step.json"
     result: dict[str, Any] = {"how": f"evaluations counted from the plans of prfl.yaml; {how}", "tables": tables}
     if not options.measured:
         result["cheaper rollouts"] = {name: cheaper_table(name, calculated(name, kernels=True)) for name in MODELS}
     studies.write(options.out, result, weights=studies.COUNTED)
+
     for name, table in tables.items():
         print(table_of(name, table["GPU-seconds of a gradient"]))
     for name, rows in result.get("cheaper rollouts", {}).items():

@@ -119,6 +119,7 @@ def main() -> None:
     }
     how = "counted and predicted on meta tensors at real shapes; nothing was timed, and no GPU was used"
     result = {"how": how, "saved hidden states of a block": blocks, "cases": cases}
+
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
     for where, by_kind in blocks.items():
         for name, states in by_kind.items():

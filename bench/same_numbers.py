@@ -138,14 +138,17 @@ def main() -> None:
     parser.add_argument("new", type=Path)
     parser.add_argument("--work", type=Path, default=Path("/tmp/same-numbers"))
     options = parser.parse_args()
+
     old_tree, new_tree, work = options.old.resolve(), options.new.resolve(), options.work.resolve()
     old, new = work / "old", work / "new"
     for folder in (new, work / "new-resumed"):
         shutil.rmtree(folder, ignore_errors=True)
+
     run_all(old_tree, old, old)
     resume(old_tree, old, work / "old-resumed")
     run_all(new_tree, new, old)
     resume(new_tree, old, work / "new-resumed")
+
     wrong = differences(old, new) + differences(work / "old-resumed", work / "new-resumed")
     if scores(old_tree, old) != scores(new_tree, old):
         wrong.append("prfl score says something else")

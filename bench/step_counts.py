@@ -61,6 +61,7 @@ class Work(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
         if func.is_view or not tensors or name in ("detach", "empty", "empty_like", "new_empty"):
             return result
+
         kind, flops = REST, 0
         if name in PRODUCTS:
             factors = [leaf for leaf in args if isinstance(leaf, Tensor)][-2:]
@@ -72,6 +73,7 @@ class Work(TorchDispatchMode):
             tokens = -2 if name.startswith("_scaled") else 1
             product = 2 * query.numel() * key.shape[tokens]
             kind, flops = FORWARD if name in FORWARDS else BACKWARD, ATTENTION[name] * product
+
         self.found[kind, "GFLOP"] += flops / 1e9
         self.found[kind, "GB"] += sum(leaf.numel() * leaf.itemsize for leaf in tensors) / 1e9
         self.found[kind, "launches"] += 1
@@ -86,6 +88,7 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
     shapes, measured = Shapes(model, config), []
     for parameter in model.adapter_parameters(POLICY).values():
         parameter.grad = torch.zeros_like(parameter)
+
     total, group = model.num_blocks, model.blocks_a_checkpoint
     for blocks in (2 * group, 3 * group):  # and continued in a straight line to all of them
         with fused_on_meta("cuda"), fewer_blocks(model, blocks), torch.set_grad_enabled(gradient), Work() as work:
@@ -94,6 +97,7 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
                 if gradient:
                     output.backward(torch.zeros_like(output))
         measured.append(work.found)
+
     two, three = measured
     work_of: dict[str, dict[str, float]] = {}
     for kind, unit in sorted(three):
@@ -118,6 +122,7 @@ def main() -> None:
     }
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
     result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}
+
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
     print("| call | work | TFLOP | GB | launches | ms at the roofline |\n| --- | --- | --- | --- | --- | --- |")
     for call, kinds in calls.items():

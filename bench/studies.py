@@ -61,6 +61,7 @@ def added(path: Path, result: dict, runs: str) -> dict:
     for key in result.keys() - {runs, "rows"}:
         if old[key] != result[key]:
             raise SystemExit(f"{path}: {key} is {old[key]} there and {result[key]} here: not the same study")
+
     rows, new = ({row["generator"]: row for row in each["rows"]} for each in (old, result))
     if len(rows.keys() & new.keys()) < 2:
         raise SystemExit(f"{path}: run one of its rows again, beside the base: that shows that the two fit together")
@@ -72,6 +73,7 @@ def added(path: Path, result: dict, runs: str) -> dict:
             )
         rows[name]["right, less that of"] = new[name]["right, less that of"] | rows[name]["right, less that of"]
         rows[name]["right per seed, again"] = new_scores
+
     earlier = {key: old[key] for key in facts("") if key in old}
     return {
         **result,

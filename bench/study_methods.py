@@ -267,6 +267,7 @@ def plot(result: dict, path: Path) -> None:
     recipes, half = result["recipes"], ", half the budget"
     ours = [name for name in recipes if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
     columns = {"methods of the literature": [name for name in recipes if name in LITERATURE], "ours": ours}
+
     figure, axes = plt.subplots(2, 2, figsize=(15, 10), sharey=True, layout="constrained")
     for column, (title, names) in enumerate(columns.items()):
         for row, (over, label) in enumerate(LABELS.items()):
@@ -282,6 +283,7 @@ def plot(result: dict, path: Path) -> None:
             axis.grid(alpha=0.3)
         axes[0][column].set_title(title)
         axes[0][column].legend(fontsize="small", loc="lower right")
+
     figure.savefig(path, dpi=80)
 
 
@@ -297,12 +299,14 @@ def table(result: dict) -> None:
     header = ["recipe", "validation", "at 30 s", "at 55 s", "all right", "less prfl's", "by seed", "trained reward",
               "motion", "diversity", "distance", "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
     print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+
     for name in sorted(rows, key=lambda name: -ended(result, name, "judge/all")):
         row, recipe, right = rows[name], result["recipes"][name], rows[name]["mean"]["judge/all"]
         equal = at_equal(recipe["curves"])["seconds"]
         more = row["right, less that of"].get("prfl, guidance 1")
         others = zip(row["right per seed"], again(rows["prfl"]), strict=False)
         reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
+
         cells = [
             name, f"{ended(result, name, 'judge/all'):.3f}",
             *(f"{equal[seconds]:.3f}" if seconds in equal else "" for seconds in ("30", "55")), f"{right['value']:.3f}",
@@ -336,6 +340,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--saved", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+
     if options.saved:
         count_saved(options.saved[0], Path(options.saved[1]))
     elif options.table:

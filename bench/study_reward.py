@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--draw", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+
     if options.draw:
         draw(options.draw)
     elif options.table:

@@ -307,10 +307,12 @@ def table(path: Path) -> None:
         "| generator | guidance | everything right | less the base's | diversity | trained reward | s/step | peak MiB |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+
     for row in result["rows"]:
         right, gain = row["mean"]["judge/all"], row["right, less that of"].get("base, guidance 1")
         reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
         cost = result["cost"].get(row["generator"], {})
+
         cells = [
             row["generator"],
             f"{row['guidance']:g}",
@@ -333,6 +335,7 @@ def main() -> None:
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+
     if options.measure:
         config, split, seed, guidance, out = options.measure
         measure(Path(config), split, int(seed), float(guidance), Path(out))

@@ -253,8 +253,10 @@ def sanitizer(world: str, emit: Emit, clock: Clock) -> None:
     if program is None:
         emit(row="sanitizer", failed="compute-sanitizer is not on this machine")
         return
+
     # Without torch's cache every tensor has its own allocation, so that what lies beside one is seen.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
     failures = 0
     for tool in ("memcheck", "racecheck"):
         command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", *SANITIZED, *PLAIN]

@@ -52,9 +52,11 @@ def cases(world: str) -> list[Case]:
     every = []
     # Each part of a pass is compiled anew, and two cores have five minutes for all of tiny.
     modes = [mode for mode in MODES if (world, mode) != ("tiny", "backward")]
+
     for shape, mode in product(WORLDS[world], modes):
         settings = {"world": world, "tokens": shape.tokens, "mode": mode}
         make = partial(_case, world, shape, mode)
+
         lora = (EAGER, COMPILED, PEFT, PEFT_HALF, OURS, REBUILT, CEILING)
         block = (EAGER, COMPILED, PEFT, OURS, OURS_COMPILED, CEILING)
         every += [make("lora_linear", lora_linear, {**settings, "rank": rank}, lora) for rank in ranks]

@@ -189,6 +189,7 @@ def step_work(
             metrics = objective.accumulate(step, first_indices(config, step))
             if agreeing:
                 outputs = {"loss": torch.tensor(metrics["loss"]), **trained.gradients()}
+
             started = clock.now()
             apply(trained.optimizer, RATE)
             seconds = {part: metrics[f"seconds/{part}"] for part in ("rollout", "reward", "backward")}
@@ -196,6 +197,7 @@ def step_work(
             spent = {part: spent.get(part, 0.0) + value for part, value in seconds.items()}
             if alike:
                 outputs = {"sampled_step": torch.tensor(metrics["sampled_step"]), **scored}
+
         spent |= {"reward": spent["reward"] - decoding.seconds, "decode": decoding.seconds}
         rounds.append({part: value / steps for part, value in spent.items()})
         return outputs

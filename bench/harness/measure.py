@@ -57,6 +57,8 @@ def interleaved(
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     failed: dict[str, Exception] = {}
+
+    # Warm up, which also says how many rounds there is time for.
     longest = 0.0
     for name, work in works.items():
         try:
@@ -64,6 +66,8 @@ def interleaved(
         except Exception as error:
             failed[name] = _reason(error)
     rounds = max(least, min(ROUNDS, int(seconds / max(longest, 1e-6))))
+
+    # Take turns, without a collection in between.
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -97,6 +101,7 @@ def timed(work: Work, device: torch.device) -> float:
         taken = time.perf_counter() - start
         del result, prepared
         return taken / work.repeats
+
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.empty(FLUSHED, dtype=torch.int8, device=device).zero_()
@@ -214,7 +219,9 @@ def timings(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     works, result = first_runs(problem, providers)
     _refuse_without(problem, works, result)
+
     rounds, failed = interleaved(works, seconds, least, device)
+
     for name, work in list(works.items()):
         measured = result[name]
         assert isinstance(measured, Found)
@@ -281,6 +288,7 @@ def memory_alone(case: Case, provider: str) -> dict[str, int]:
     if not torch.cuda.is_available():  # an import that asks for GPUs would spoil the server for its children
         preload.append("prfl.factory")  # seconds for each child; left out in silence where a package is missing
     context.set_forkserver_preload(preload)
+
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_memory, args=(case, provider, theirs))
     child.start()
@@ -291,6 +299,7 @@ def memory_alone(case: Case, provider: str) -> dict[str, int]:
         child.join()
         received = RuntimeError(f"the process that measures {provider}'s memory ended with {child.exitcode}")
     child.join()
+
     if isinstance(received, Exception):
         raise received
     return received
@@ -324,6 +333,7 @@ def memory(case: Case, provider: str) -> dict[str, int]:
     work = prepare(build(case), provider)
     outputs(work)  # libraries' workspaces and compiled kernels are there from the first run
     release()
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         outputs(work)
@@ -333,6 +343,7 @@ def memory(case: Case, provider: str) -> dict[str, int]:
         release()
         baseline = torch.cuda.memory_allocated()
         return {"baseline": baseline, "peak": total - baseline, "total": total, "reserved": reserved}
+
     trim()  # what imports have left in the heap is not the run's
     restart_peak()
     outputs(work)

@@ -30,7 +30,9 @@ def ratios(rows: Sequence[Row]) -> bytes:
     tallest = max(len(case_rows) for case_rows in cases.values())
     figure = Figure(figsize=(3.6 * columns + 1, (0.26 * tallest + 0.7) * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
+
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
+
     for axes, name, case_rows in zip(grid, titles(cases), cases.values(), strict=False):
         for height, row in enumerate(reversed(case_rows)):
             ratio = row.info["times_reference"]
@@ -38,6 +40,7 @@ def ratios(rows: Sequence[Row]) -> bytes:
             axes.plot([ratio["value"]], [height], "o", color=colours[row.provider], markersize=4)
         axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(case_rows)), [row.provider for row in reversed(case_rows)])
+
         axes.set_xscale("log")
         left, right = axes.get_xlim()
         left, right = min(left, 0.75), max(right, 1.35)  # a difference of a few percent looks like one
@@ -48,6 +51,7 @@ def ratios(rows: Sequence[Row]) -> bytes:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         style(axes, name)
+
     for axes in grid[len(cases) :]:
         axes.set_visible(False)
     return png(figure)

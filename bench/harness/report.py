@@ -124,12 +124,14 @@ def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width
     """Tables of this width, each with the first column, so that none is cropped; a step's parts stay together."""
     widths = [3 + max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     parts = {f"{part} ms" for part in PARTS} if 1 + sum(widths) > width else set()
+
     groups: list[list[int]] = [[0]]
     for i in range(1, len(head)):
         full = 1 + widths[i] + sum(widths[j] for j in groups[-1]) > width
         if len(groups[-1]) > 1 and (full or (head[i] in parts and head[i - 1] not in parts)):
             groups.append([0])
         groups[-1].append(i)
+
     result = []
     for number, columns in enumerate(groups):
         table = Table(title=name if number == 0 else None, title_justify="left")
@@ -229,11 +231,13 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
     table = Table(title="after against before", title_justify="left")
     for name in ("benchmark", "time, after / before", "", "peak MiB", "saved bytes"):
         table.add_column(name, justify="left" if name in ("benchmark", "") else "right", overflow="fold")
+
     for row in after:
         if row.name not in earlier:
             table.add_row(f"{row.case}, {row.provider}", "", "new", "", "")
             continue
         old = earlier.pop(row.name)
+
         ratio = time_ratio_apart(row.rounds, old.rounds)
         verdict = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else ""
         peaks = [each.info["memory"].get("peak") for each in (old, row)]
@@ -247,6 +251,7 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
             DASH if None in peaks else " -> ".join(_mebibytes(each) for each in peaks),
             f"{saved[0]}" if saved[0] == saved[1] else f"{saved[0]} -> {saved[1]}",
         )
+
     for name in earlier:
         table.add_row(f"{earlier[name].case}, {earlier[name].provider}", "", "gone", "", "")
     return table

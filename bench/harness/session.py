@@ -89,17 +89,20 @@ class Session:
                 self._measured[name] = measure(self._cases[name], self._wanted[name], *self._limits)
             except Exception as reason:
                 self._measured[name] = reason
+
         outcome = self._measured[name]
         if isinstance(outcome, Unavailable):
             raise outcome
         if isinstance(outcome, Exception):
             return Measured([], {}, name, outcome)
+
         problem, results = outcome
         figures_of, reference = results[provider], results[problem.reference]
         if isinstance(figures_of, Unavailable):
             raise figures_of
         if isinstance(figures_of, Exception):
             return Measured([], {}, name, figures_of)
+
         assert isinstance(reference, Found)
         info = figures(self._cases[name], provider, problem, figures_of, reference)
         self.rows.append(Row(f"{name}-{provider}", info, Path()))
