@@ -64,7 +64,7 @@ def calculated(model: str, kernels: bool) -> Seconds:
 
 
 def cheaper_forward(name: str, how: tuple[str, ...], cached: float) -> float:
-    """Seconds of a rollout's call with kernels.  cached: the share of these calls that the cache skips."""
+    """Compute the seconds of a rollout's call with kernels.  cached: the share of these calls that the cache skips."""
     work = json.loads((RESULTS / "step.json").read_text(encoding="utf-8"))["calls"][f"{name}, rollout, kernels"]
     seconds = {kind: amounts["ms at the roofline"] / 1e3 for kind, amounts in work.items()}
     config = load_config(f"{MODELS[name][0]}/prfl.yaml", [*SIZE, "backbone.device=cuda"])
@@ -74,14 +74,15 @@ def cheaper_forward(name: str, how: tuple[str, ...], cached: float) -> float:
         seconds["rounding"] = QUANTISED * rounded_numbers(config, model) / 1e9 / GBS
     if INT8 in how:
         seconds[FORWARD] /= FASTER_ATTENTION
+
     whole = sum(seconds.values())
-    return (
-        whole if CACHE not in how else whole * (1 - cached + cached / model.num_blocks)
-    )  # the first block always runs
+    if CACHE in how:
+        return whole * (1 - cached + cached / model.num_blocks)  # the first block always runs
+    return whole
 
 
 def rounded_numbers(config: Config, model: Backbone) -> int:
-    """Weights and inputs of the blocks' linear layers in one call on a video."""
+    """Count weights and inputs of the blocks' linear layers in one call on a video."""
     tokens = math.prod(Shapes(model, config).latent[1:]) // math.prod(model.patch_size)
     count = 0
     for name, layer in model.transformer.blocks.named_modules():
@@ -92,30 +93,32 @@ def rounded_numbers(config: Config, model: Backbone) -> int:
 
 
 def cached_share() -> float:
-    """Of the cheaper evaluations, what the cache skipped in the study of the shapes world."""
+    """Read which share of the cheaper evaluations the cache skipped in the study of the shapes world."""
     shares = json.loads((RESULTS / "rollout.json").read_text(encoding="utf-8"))["share of the rollouts' evaluations"]
     of_all = shares["whole rollouts: cache 0.15"]
     return statistics.mean(of_all["cached"]) / of_all["cheaper"]
 
 
 def cheaper_table(name: str, seconds: Seconds) -> dict[str, dict[str, float]]:
-    """GPU-seconds of a gradient by plan, for each way of ``CHEAPER``."""
+    """Compute the GPU-seconds of a gradient by plan, for each way of ``CHEAPER``."""
     share, folder = cached_share(), MODELS[name][0]
-    calls = {way: None if way == "exact" else cheaper_forward(name, how, share) for way, how in CHEAPER.items()}
-    return {
-        way: {"seconds of a cheaper call": call or seconds.forward}
-        | {plan: cost(folder, *shares, seconds, call) for plan, shares in PLANS.items()}
-        for way, call in calls.items()
-    }
+    rows = {}
+    for way, how in CHEAPER.items():
+        call = None if way == "exact" else cheaper_forward(name, how, share)
+        rows[way] = {"seconds of a cheaper call": call or seconds.forward}
+        for plan, (stride, gradients) in PLANS.items():
+            rows[way][plan] = cost(folder, stride, gradients, seconds, call)
+    return rows
 
 
 def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: float | None = None) -> float:
-    """GPU-seconds of a gradient in a run of the folder's prfl.yaml with this rollout.  cheaper: of a call of it."""
+    """Compute the GPU-seconds of a gradient in a run of the folder's prfl.yaml.  cheaper: seconds of a cheaper call."""
     plan = [f"rollout.stride={stride}", f"rollout.gradients_per_rollout={gradients}"]
     plan += [] if cheaper is None else ["rollout.cheaper.products=float8"]  # whichever: they are counted apart
     config = load_config(f"{folder}/prfl.yaml", [*SIZE, *plan, "backbone.device=cuda"])
     model = build_architecture(config)
-    counts = {each.name: each.total for each in forecast.count_work(config, model)}
+    counts = {work.name: work.total for work in forecast.count_work(config, model)}
+
     price = {
         forecast.ROLLOUT: seconds.forward,
         forecast.CHEAPER: cheaper or 0.0,

@@ -45,10 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/low_precision_rollout.json"))
     options = parser.parse_args()
+
     config = load_config("configs/tiny/prfl.yaml", ["evaluation.steps=20", "evaluation.judge=shapes"])
     model = build_backbone(config)
     head = spine.REWARDS / "adapter-0/reward"
     reward = {"reward": build_latents_scorer(load_reward(head, model, "rollout"), model)}
+
     prompts, rows, scores = load_prompts(config.data.prompts)["validation"], {}, {}
     for name, rounding in ROUNDINGS.items():
         if rounding:
@@ -56,8 +58,10 @@ def main() -> None:
         how = Cheaper(attention="int8") if rounding else EXACT
         with torch.no_grad(), model.cheaper(how).at(0):
             outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "base")
+
         total = torch.stack([outcome.scores[f"reward/{each}"] for each in studies.DIMENSIONS]).mean(0)
         scores[name] = {"everything right": outcome.scores["judge/all"], "trained reward": total}
+
         rows[name] = {
             key: {
                 "mean": vars(mean_interval(value, outcome.prompts)),
@@ -67,6 +71,7 @@ def main() -> None:
             for key, value in scores[name].items()
         }
         print(name, {key: round(row["mean"]["value"], 4) for key, row in rows[name].items()}, flush=True)
+
     studies.write(options.out, {"samples": len(prompts) * SAMPLES, "rows": rows})
 
 

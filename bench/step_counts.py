@@ -67,9 +67,8 @@ class Work(TorchDispatchMode):
             factors = [leaf for leaf in args if isinstance(leaf, Tensor)][-2:]
             kind, flops = PRODUCT, 2 * factors[0].numel() * factors[1].shape[-1]
         elif name in ATTENTION:
-            query, key = (
-                args[:2] if name in FORWARDS else args[1:3]
-            )  # a backward pass begins with the output's gradient
+            first = 0 if name in FORWARDS else 1  # a backward pass begins with the output's gradient
+            query, key = args[first : first + 2]
             tokens = -2 if name.startswith("_scaled") else 1
             product = 2 * query.numel() * key.shape[tokens]
             kind, flops = FORWARD if name in FORWARDS else BACKWARD, ATTENTION[name] * product
@@ -112,14 +111,13 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/step.json"))
-    calls = {
-        f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}": counted(
-            *case, kernels=kernels, gradient=gradient
-        )
-        for name, case in CASES.items()
-        for gradient in (False, True)
-        for kernels in (False, True)
-    }
+
+    calls = {}
+    for name, case in CASES.items():
+        for gradient, call in ((False, "rollout"), (True, "gradient")):
+            for kernels, kind in ((False, "torch"), (True, "kernels")):
+                calls[f"{name}, {call}, {kind}"] = counted(*case, kernels=kernels, gradient=gradient)
+
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
     result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}
 

@@ -106,7 +106,7 @@ def slug(text: str) -> str:
 
 
 def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path) -> None:
-    """Samples of a run's policy, or of the base where it has none, scored by the oracle and the latent reward."""
+    """Sample a run's policy, or the base where it has none, and score that by the oracle and the latent reward."""
     overrides = [f"run={out.parent}", f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}"]
     config = load_config(config_file, [*overrides, "evaluation.judge=shapes", "evaluation.steps=20"])
     model = build_backbone(config)
@@ -125,7 +125,7 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
 
 
 def memory(config_file: str, overrides: list[str], out: Path) -> None:
-    """Bytes above the loaded baseline at the peak of a training step on the CPU, regulariser's step and all."""
+    """Measure the bytes above the loaded baseline at the peak of a training step on the CPU, regulariser and all."""
     config = load_config(config_file, overrides)
     objectives = objectives_of(config)
     restart_peak()
@@ -136,7 +136,7 @@ def memory(config_file: str, overrides: list[str], out: Path) -> None:
 
 
 def objectives_of(config: Config) -> list[Objective]:
-    """What a training step accumulates: the run's objective, and its regulariser's if there is one."""
+    """Build what a training step accumulates: the run's objective, and its regulariser's if there is one."""
     model = build_backbone(config)
     clips = build_dataset(config, model, fill_cache(config, model, lambda items: items), "train")
     if isinstance(config.objective, SftConfig):
@@ -151,7 +151,7 @@ def objectives_of(config: Config) -> list[Objective]:
 
 
 def measured(folder: Path, split: str, seed: int, guidance: float = 1.0, config: str | None = None) -> dict:
-    """What ``measure`` found, in its own process and only once."""
+    """Run ``measure`` in its own process and only once.  Returns what it wrote."""
     out = folder / f"{split}-{seed}-{guidance:g}.json"
     if not out.exists():
         script = [__file__, "--measure", config or str(folder / "config.yaml"), split, str(seed), str(guidance)]
@@ -164,7 +164,7 @@ def mean(samples: dict, key: str = "judge/all") -> float:
 
 
 def pace(name: str) -> tuple[float, int]:
-    """Median seconds per step after the first three, and peak bytes above the loaded baseline."""
+    """Measure the median seconds per step after the first three, and the peak bytes above the loaded baseline."""
     method = METHODS[name]
     overrides = [*method.always, *QUIET, "training.steps=15", "training.log_every=1"]
     folder = studies.train(RUNS / f"pace-{slug(name)}", method.config, overrides)
@@ -190,12 +190,14 @@ def study(seconds: float) -> dict:
             return measured(base_folder(), "validation", 0, scale, METHODS["sft"].config)
 
         scales = {scale: pool.submit(guided, scale) for scale in (1.0, *GUIDANCE)}
-        guidance = {scale: mean(each.result()) for scale, each in scales.items()}
+        guidance = {scale: mean(job.result()) for scale, job in scales.items()}
         best_scale = max(GUIDANCE, key=lambda scale: guidance[scale])
-        swept = {
-            (name, setting): pool.submit(sweep, name, setting) for name, m in METHODS.items() for setting in m.settings
-        }
-        validation = {key: mean(each.result()) for key, each in swept.items()}
+
+        swept = {}
+        for name, method in METHODS.items():
+            for setting in method.settings:
+                swept[name, setting] = pool.submit(sweep, name, setting)
+        validation = {key: mean(job.result()) for key, job in swept.items()}
         best = {name: best_setting(name, validation) for name in METHODS}
 
         def final(name: str, seed: int) -> Path:
@@ -208,14 +210,15 @@ def study(seconds: float) -> dict:
             return measured(final(name, seed), "test", seed, scale)
 
         finals = [pool.submit(final, name, seed) for name in METHODS for seed in studies.SEEDS]
-        for each in finals:  # the training comes first: two threads must not train one run twice
-            each.result()
-        rows = {
-            (name, scale): [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
-            for name in ("base", *METHODS)
-            for scale in (1.0, best_scale)
-        }
-        results = {key: [each.result() for each in jobs] for key, jobs in rows.items()}
+        for job in finals:  # the training comes first: two threads must not train one run twice
+            job.result()
+
+        jobs = {}
+        for name in ("base", *METHODS):
+            for scale in (1.0, best_scale):
+                jobs[name, scale] = [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
+        results = {key: [job.result() for job in of_seeds] for key, of_seeds in jobs.items()}
+
         return {
             "seconds": seconds,
             "cost": {
@@ -233,12 +236,12 @@ def study(seconds: float) -> dict:
 
 
 def best_setting(name: str, validation: Mapping[tuple[str, tuple[str, ...]], float]) -> tuple[str, ...]:
-    """A method's setting with the highest mean on validation prompts."""
+    """Choose a method's setting with the highest mean on validation prompts."""
     return max(METHODS[name].settings, key=lambda setting: validation[name, setting])
 
 
 def hacking(steps: int) -> dict:
-    """PRFL at a high rate for a long time: what oracle and trained reward do, with no regulariser and with each."""
+    """Train PRFL at a high rate for a long time, with no regulariser and with each.  Returns the curves."""
     watch = [f"evaluation.every={steps // 5}", "evaluation.prompts_per_round=24", "evaluation.samples_per_prompt=4"]
 
     def hack(name: str) -> list[dict]:
@@ -263,7 +266,7 @@ def tested(
     names: Sequence[str],
     seeds: Sequence[int] = studies.SEEDS,
 ) -> list[dict]:
-    """The rows of the base and of finished runs, by (name, seed), on test prompts without guidance."""
+    """Draw the base and finished runs, by (name, seed), on test prompts without guidance.  Returns their rows."""
 
     def drawn(name: str) -> list[dict]:
         if name == "base":
@@ -277,7 +280,7 @@ def tested(
 
 
 def row(key: tuple[str, float], results: dict[tuple[str, float], list[dict]]) -> dict:
-    """Means over seeds and paired differences (same prompt, same noise); intervals over prompts."""
+    """Summarise a generator: means over seeds and paired differences (same noise); intervals over prompts."""
     runs = results[key]
     prompts = [prompt for run in runs for prompt in run["prompts"]]
 
@@ -301,7 +304,7 @@ def row(key: tuple[str, float], results: dict[tuple[str, float], list[dict]]) ->
 
 
 def table(path: Path) -> None:
-    """The rows of a results file as README shows them."""
+    """Print the rows of a results file as README shows them."""
     result = json.loads(path.read_text(encoding="utf-8"))
     print(
         "| generator | guidance | everything right | less the base's | diversity | trained reward | s/step | peak MiB |"

@@ -127,14 +127,17 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=[name for name, *_ in PARTS], help="this part; repeatable")
     options = parser.parse_args()
     end = time.monotonic() + options.budget - RESERVE
+
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     bundle = options.out / BUNDLE
+
     key = identity(options.world)
     done = ended(bundle, key)
     wanted = [part for part in PARTS if part[0] not in done and part[0] in (options.only or [part[0]])]
     for name in [name for name, *_ in PARTS if name in done]:
         print(f"{name}: is there already", flush=True)
+
     failures = run(wanted, options, bundle, key, end)
     print(f"{len(wanted) - failures} of {len(wanted)} parts done; {bundle}", flush=True)
     return 1 if failures else 0
@@ -157,6 +160,7 @@ def run(
             if number + 1 < len(wanted):  # its imports run beside this part's measurements, on other cores
                 following = Child(wanted[number + 1][0], options)
             outcome = child.run(min(most, left))
+
         seconds = round(time.monotonic() - began, 1)
         append(bundle, {"part": name, "end": outcome, "seconds": seconds, "key": key})
         print(f"{name}: {outcome}, {seconds} s", flush=True)

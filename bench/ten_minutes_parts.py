@@ -71,12 +71,14 @@ def device(world: str, emit: Emit, clock: Clock) -> None:
         machine |= {"gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count}
         machine |= {"driver, clocks, power": driver.stdout.strip()}
     emit(row="device", **machine)
+
     bytes_copied, side = (COPIED, SIDE) if kind == "cuda" else (2**24, 256)
     dtype = torch.bfloat16 if kind == "cuda" else torch.float32
     source = torch.zeros(bytes_copied, dtype=torch.uint8, device=kind)
     target = torch.empty_like(source)
     seconds = ten_minutes_tiles.best(lambda: target.copy_(source), kind)
     emit(row="copy", gb_per_s=2 * bytes_copied / seconds / 1e9, seconds=seconds)
+
     left, right = (torch.randn(side, side, device=kind, dtype=dtype) for _ in range(2))
     seconds = ten_minutes_tiles.best(lambda: left @ right, kind)
     emit(row="product", tflops=2 * side**3 / seconds / 1e12, seconds=seconds, dtype=str(dtype))
@@ -99,9 +101,11 @@ def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
             [*command, *workers], cwd=REPOSITORY, capture_output=True, encoding="utf-8", errors="replace"
         )
         outcomes = outcomes_of(report) if report.exists() else {}
+
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""]
     failed = [re.sub(r"\s+", " ", line)[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
     emit(row="tests", exit=done.returncode, summary=lines[-1], failed=failed[:40])
+
     if on_gpu and done.returncode == 0:
         from prfl_kernels.passed import record
         from tests.kernels.triton.conftest import verdicts
@@ -217,6 +221,7 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
             emit(row=f"{case.name}-{provider}", failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
             release()
             continue
+
         if here.type == "cuda":
             measured.memory = {"total": peaks[PEAK], "reserved": torch.cuda.memory_reserved()}
         measured.parts = medians(work.parts()[-len(measured.seconds) :])

@@ -101,6 +101,7 @@ def attention_tiles(shape: Any, sweep: Sweep) -> None:
             4, lambda: source.key_gradient(grad, query, key, value, None, lse, delta, d_key, d_value, scale),
         ),
     }  # fmt: skip
+
     major = torch.cuda.get_device_capability()[0]
     chosen = source.HALF_TILES.get(major, source.HALF_TILES[8])
     for kernel, (products, call) in calls.items():
@@ -148,6 +149,7 @@ def tokens_a_program(shape: Any, sweep: Sweep) -> None:
         norm.backward(q, k, q_out, k_out, rstd, weight, weight, cos, sin, x, grad, shape.heads, True)
 
     sweep("qk_norm_rope-backward-elements", ELEMENTS, elements, back, gb_per_s=6 * moved)
+
     gate, scale, shift = (random(1, 1, shape.width, seed=seed).float() for seed in (4, 5, 6))
     total, _, mean, inverse = gated.forward(q, k, gate, (scale, shift), 1e-6)
     assert mean is not None and inverse is not None

@@ -36,7 +36,7 @@ PRICE = {forecast.GRADIENT: 3.0, forecast.DISTANCE: 0.0}  # a forward is 1; the 
 
 
 def middle(chain: int) -> str:
-    """Only the chain's middle step is drawn: its rollout is as long as the mean one."""
+    """Write the steps_range that draws only the chain's middle step: its rollout is as long as the mean one."""
     step = chain // 2
     return f"[{(step + 0.25) / chain}, {(step + 0.75) / chain}]"
 
@@ -77,24 +77,27 @@ class Trained:
         self.optimizer.state.clear()
 
     def wrong(self) -> str:
-        """What is wrong with the gradients; nothing where they are finite and somewhere not zero."""
+        """Say what is wrong with the gradients; nothing where they are finite and somewhere not zero."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         if not gradients or not all(bool(gradient.isfinite().all()) for gradient in gradients):
             return "its gradient is not there, or not finite"
         return "" if any(bool(gradient.count_nonzero()) for gradient in gradients) else "its gradient is zero"
 
     def gradients(self) -> Outputs:
-        """All of a kind in one tensor: the adapter's A and its B."""
-        kinds = {"d A": ".lora_A", "d B": ".lora_B"}
+        """Return all gradients of a kind in one tensor: of the adapter's A and of its B."""
         grads = {name: p.grad for name, p in sorted(self.parameters.items()) if p.grad is not None}
-        return {
-            kind: torch.cat([g.flatten() for name, g in grads.items() if part in name]) for kind, part in kinds.items()
-        }
+        outputs = {}
+        for kind, part in (("d A", ".lora_A"), ("d B", ".lora_B")):
+            outputs[kind] = torch.cat([grad.flatten() for name, grad in grads.items() if part in name])
+        return outputs
 
 
 class Decoder:
-    """``model.decode``, and the seconds in it and in its backward pass, from when the pixels' gradient is there to the
-    latents'.  plain: without our checkpoints between the latent frames, whatever the blocks have."""
+    """Wraps ``model.decode`` and counts the seconds in it and in its backward pass.
+
+    The backward pass lasts from when the pixels' gradient is there to when the latents' is.  plain: without our
+    checkpoints between the latent frames, whatever the blocks have.
+    """
 
     def __init__(self, model: Backbone) -> None:
         self.seconds, self.plain = 0.0, False
@@ -158,8 +161,9 @@ def step_work(
     agreeing: bool = False,
     plain: bool = False,
 ) -> Work:
-    """frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
+    """Prepare a provider whose run is an optimizer step, or all the steps that a rollout serves.
 
+    frame: the one latent frame that is decoded, where one is; None is the clip's middle one, whose cost is the mean.
     alike: gives what a step with another reward must have in common with it: the very latents that were scored, and
     which step of the chain was trained; agreeing: its loss and gradients.  plain: the decoder keeps everything.
     """
@@ -209,7 +213,10 @@ def step_work(
 
 
 def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
-    """What the objective hands to its reward, by node, once it does: the tensors themselves, which are there anyway."""
+    """Watch what the objective hands to its reward.  Returns a dictionary by node that each step fills anew.
+
+    It holds the tensors themselves, which are alive anyway.
+    """
     score_of, latents_by_node = objective.score, dict[str, Tensor]()
 
     def score(latents: Mapping[int, Tensor], *arguments: Any) -> Any:
@@ -222,7 +229,7 @@ def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
 
 
 def first_step(objective: RewardGradient, config: Config, frame: int) -> int:
-    """The first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
+    """Find the first optimizer step in which the one latent frame that is decoded, if one is, is this one."""
     frames = objective.latent_shape[1]
     return next(step for step in count() if draw_frames(frames, "one", config.seed, step) == [frame])
 
@@ -232,7 +239,7 @@ def first_indices(config: Config, step: int) -> list[int]:
 
 
 def evaluations(config: Config, model: Backbone, objective: RewardGradient) -> dict[str, float]:
-    """Of a sample, for one optimizer step, and the solver steps that it differentiates.
+    """Count a sample's network evaluations (NFE) for one optimizer step, and the solver steps that it differentiates.
 
     A forward pass is 1, with its backward 3, a reward's by its share of blocks.  Counted as ``prfl train --dry-run``
     does, of the steps that a run has.
@@ -242,7 +249,8 @@ def evaluations(config: Config, model: Backbone, objective: RewardGradient) -> d
     steps = config.rollout.gradients_per_rollout
     counted = config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
     price = {**PRICE, forecast.REWARD: 3 * share}
-    of_training = [each for each in forecast.count_work(counted, model) if each.name != forecast.SAMPLING]
-    total = sum(each.per_step * price.get(each.name, 1.0) for each in of_training)
-    gradients = sum(each.per_step for each in of_training if each.name == forecast.GRADIENT)
+
+    of_training = [work for work in forecast.count_work(counted, model) if work.name != forecast.SAMPLING]
+    total = sum(work.per_step * price.get(work.name, 1.0) for work in of_training)
+    gradients = sum(work.per_step for work in of_training if work.name == forecast.GRADIENT)
     return {EVALUATIONS: total / config.training.batch, GRADIENTS: gradients / config.training.batch}

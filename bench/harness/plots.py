@@ -23,7 +23,7 @@ DIGEST = "prfl-digest"  # in a picture's own text: of the figures in it
 
 
 def ratios(rows: Sequence[Row]) -> bytes:
-    """How many times as fast as the reference, with intervals: a panel a case, a line a provider."""
+    """Plot how many times as fast as the reference, with intervals: a panel a case, a line a provider."""
     cases = by_case(rows)
     columns = min(3, len(cases))
     lines = -(-len(cases) // columns)
@@ -58,15 +58,17 @@ def ratios(rows: Sequence[Row]) -> bytes:
 
 
 def titles(cases: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Of panels side by side: the settings in which they differ; of one alone all of them."""
-    settings = [case_rows[0].info["settings"] for case_rows in cases.values()]
-    words = [[f"{value}" if isinstance(value, str) else f"{key} {value}" for key, value in s.items()] for s in settings]
+    """Title panels side by side by the settings in which they differ; one alone by all of them."""
+    words = []
+    for case_rows in cases.values():
+        settings = case_rows[0].info["settings"].items()
+        words.append([value if isinstance(value, str) else f"{key} {value}" for key, value in settings])
     shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
     return [fill(", ".join(word for word in case_words if word not in shared), WIDE) for case_words in words]
 
 
 def scale(curves: Sequence[Curve]) -> bytes:
-    """Costs against size: a row of panels a cost, a column an axis, a colour a provider; each with its fitted line.
+    """Plot costs against size: a row of panels a cost, a column an axis, a colour a provider; each with fitted line.
 
     From zero up, so that what is flat looks flat.  Bars are what a fifth of the rounds lies below and above.
     """
@@ -75,10 +77,11 @@ def scale(curves: Sequence[Curve]) -> bytes:
     columns = max(3, len(axes_of))  # a single panel would be as wide as the page
     figure = Figure(figsize=(2.45 * columns, 2.15 * len(COSTS) + 0.3), layout="constrained")
     grid = figure.subplots(len(COSTS), columns, squeeze=False)
+
     for column, axis in enumerate(axes_of):
+        by_provider = {curve.provider: curve for curve in curves if curve.axis == axis}
         for row, (key, cost) in enumerate(COSTS.items()):
             panel = grid[row, column]
-            by_provider = {curve.provider: curve for curve in curves if curve.axis == axis}
             for index, provider in enumerate(by_provider):
                 line, colour = fit(by_provider[provider], key), COLOURS[providers.index(provider) % len(COLOURS)]
                 if line is not None:
@@ -87,6 +90,7 @@ def scale(curves: Sequence[Curve]) -> bytes:
                     words = words if line.straight else "no line"
                     panel.text(0.03, 0.98 - 0.11 * index, words, color=colour, fontsize=7.5, va="top",
                                transform=panel.transAxes)  # fmt: skip
+
             panel.set_ylim(0, panel.get_ylim()[1] * (1.15 + 0.14 * len(by_provider)))  # room for the words
             values = next(iter(by_provider.values())).values
             panel.set_xticks([amount(value) for value in values], [str(value) for value in values])
@@ -94,6 +98,7 @@ def scale(curves: Sequence[Curve]) -> bytes:
             if column == 0:
                 panel.set_ylabel(f"{cost.label}, {cost.unit}")
             style(panel, axis.label if row == 0 else "")
+
     for panel in grid[:, len(axes_of) :].flatten():
         panel.set_visible(False)
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="o", markersize=4) for i in range(len(providers))]
@@ -104,7 +109,7 @@ def scale(curves: Sequence[Curve]) -> bytes:
 
 
 def digest(curves: Sequence[Curve]) -> str:
-    """Of all figures that ``scale`` draws, as many digits as a table has."""
+    """Hash all figures that ``scale`` draws, with as many digits as a table has."""
     content = []
     for curve in curves:
         line = [cell(fit(curve, cost)) for cost in COSTS]
@@ -116,7 +121,7 @@ def digest(curves: Sequence[Curve]) -> str:
 
 
 def drawn(picture: Path) -> str:
-    """The digest that a picture has in itself; empty where there is none, or no picture."""
+    """Read the digest that a picture has in itself; empty where there is none, or no picture."""
     from PIL import Image
 
     if not picture.exists():
