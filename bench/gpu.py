@@ -73,13 +73,13 @@ def install(folder: Path) -> None:
 
 
 def left_alone(wheel: str) -> bool:
-    """Whether it is of what torch is built with; torchmetrics, say, is not."""
+    """Tell whether a wheel is of what torch is built with; torchmetrics, say, is not."""
     package = wheel.lower().split("-")[0]
     return package in LEFT_ALONE or package.split("_")[0] in FAMILIES
 
 
 def state(piece: Piece, out: Path) -> str:
-    """ "there", "left", or why it cannot run here."""
+    """Say "there", "left", or why it cannot run here."""
     here = device()
     result = stamp(piece, out, piece.file)
     if result and not (result.get("no room") and here.gib > LARGER * result["gib"]):
@@ -96,7 +96,7 @@ def state(piece: Piece, out: Path) -> str:
 
 
 def stamp(piece: Piece, out: Path, name: str) -> dict | None:
-    """What a file says of a piece with the sources as they are now."""
+    """Read what a file says of a piece with the sources as they are now."""
     for folder in dict.fromkeys((out, RESULTS)):
         if (file := folder / name).exists():
             stamped = json.loads(file.read_text(encoding="utf-8"))["piece"]
@@ -106,7 +106,7 @@ def stamp(piece: Piece, out: Path, name: str) -> dict | None:
 
 
 def lasting(piece: Piece, out: Path) -> float:
-    """Seconds to plan with: more than what it was stopped after on this device."""
+    """Return the seconds to plan with: more than what it was stopped after on this device."""
     failed = stamp(piece, out, piece.failure)
     late = failed["late"] if failed and failed["device"] == device().name else 0.0
     return max(piece.seconds, AGAIN * late)
@@ -119,7 +119,7 @@ class Device(NamedTuple):
 
 @cache
 def device() -> Device:
-    """The GPU that is here, asked for in a process of its own; no name and no memory without one."""
+    """Describe the GPU that is here, asked for in a process of its own; no name and no memory without one."""
     code = (
         "import json, torch; own = torch.cuda.get_device_properties(0); "
         "print(json.dumps([own.name, own.total_memory / 2**30]))"
@@ -130,7 +130,7 @@ def device() -> Device:
 
 @cache
 def obstacle(module: str) -> str:
-    """Why it does not import, in a process of its own; nothing where it does."""
+    """Say why a module does not import, in a process of its own; nothing where it does."""
     code = (
         "import torch; assert torch.cuda.is_available(), 'no GPU is here'" if module == "torch" else f"import {module}"
     )
@@ -144,7 +144,7 @@ def environment() -> dict[str, str]:
 
 
 def run(piece: Piece, out: Path, end: float) -> str:
-    """Runs it until ``end`` at most and stamps its result, or why there is none; what came of it."""
+    """Run a piece until ``end`` at most and stamp its result, or why there is none.  Returns what came of it."""
     target, partial = out / piece.file, out / f".partial-{piece.file}"
     command = [sys.executable, *piece.command, *([f"{piece.result}={partial}"] if piece.result else [])]
     print(f"[{time.strftime('%H:%M:%S')}] {piece.name}", flush=True)
@@ -194,7 +194,7 @@ def run(piece: Piece, out: Path, end: float) -> str:
 
 
 def failure(piece: Piece, out: Path, reason: str, late: float = 0.0) -> None:
-    """A stamp of what gave no result.  late: seconds that were too few."""
+    """Stamp what gave no result.  late: seconds that were too few."""
     facts_of = {"sources": sources(piece.of), "device": device().name, "reason": reason, "late": round(late, 1)}
     (out / piece.failure).write_text(json.dumps({"piece": facts_of}, indent=1) + "\n", encoding="utf-8")
 

@@ -116,7 +116,7 @@ class Piece:
 
 
 def pieces() -> list[Piece]:
-    """All of them, the tests first and then what one wants to know most: the lease may end before the list."""
+    """List all of them, the tests first and then what one wants to know most: the lease may end before the list."""
 
     def rank(piece: Piece) -> int:
         return next((i for i, pattern in enumerate(FIRST) if fnmatch(piece.name, pattern)), len(FIRST))
@@ -162,7 +162,7 @@ def all_pieces() -> Iterator[Piece]:
 
 
 def of_kernels(world: str, shape: Shape) -> Iterator[Piece]:
-    """The operations, a block, and a gradient step of all blocks, whose modes are apart where a run takes seconds."""
+    """List operations, a block, and a gradient step of all blocks, its modes apart where a run takes seconds."""
     long = shape.tokens > 40000
     for operation in ("qk_norm_rope", "gated_residual_norm", "attention"):
         yield measuring(world, [operation, f"tokens{shape.tokens}"], 150)
@@ -177,7 +177,7 @@ def of_kernels(world: str, shape: Shape) -> Iterator[Piece]:
 
 
 def of_steps(number: int, world: str) -> Iterator[Piece]:
-    """Each provider beside its case's reference."""
+    """List each provider beside its case's reference."""
     for case, runs in RUN.items():
         reference, *others = runs
         for provider in others:
@@ -188,7 +188,7 @@ def of_steps(number: int, world: str) -> Iterator[Piece]:
 
 
 def of_pieces(number: int, world: str) -> Iterator[Piece]:
-    """The pieces of a step by themselves."""
+    """List the pieces of a step by themselves."""
     file, of = "bench/bench_pieces.py", (*STEPS, "bench/cases/piece_cases.py")
     for words, (seconds, gib) in PIECES.items():
         yield measuring(world, words.split(), seconds[number], "", file, of, STEP_NEEDS, gib[number])
@@ -201,7 +201,7 @@ def of_pieces(number: int, world: str) -> Iterator[Piece]:
 
 
 def of_scale(number: int, world: str) -> Iterator[Piece]:
-    """Cost against size; where the decoder grows, PRFL's step and VADER's apart: a card may have room for one alone."""
+    """List cost against size; where the decoder grows, PRFL's step and VADER's apart: a card may hold only one."""
     file, of = "bench/bench_scale.py", (*STEPS, "bench/cases/scale_cases.py")
     for axis, (values, seconds) in SCALE.items():
         for value in values:
@@ -218,7 +218,7 @@ def of_scale(number: int, world: str) -> Iterator[Piece]:
 
 
 def lasting(number: int, runs: Sequence[float]) -> float:
-    """Seconds of a piece with providers whose runs take so long."""
+    """Estimate the seconds of a piece with providers whose runs take so long."""
     return round(START + sum(CHILD[number] + (RUNS + MORE * (run < LONG)) * run for run in runs))
 
 
@@ -226,7 +226,7 @@ def measuring(
     world: str, words: Sequence[str], seconds: float, name: str = "", file: str = "bench/bench_kernels.py",
     of: tuple[str, ...] = CASES, needs: tuple[str, ...] = BENCHMARKS, gib: float = 0.0,
 ) -> Piece:  # fmt: skip
-    """words: pytest's -k, all of which must be there."""
+    """Make a piece of a benchmark file.  words: pytest's -k, all of which must be there."""
     plugin = ("-p", "prfl_bench", "--benchmark", "--benchmark-world", world)
     limits = ("--benchmark-max-time", "3", "--benchmark-min-rounds=2", "-rs")
     options = tuple(option for option in PLAIN if option != "-x")

@@ -69,8 +69,11 @@ BLOCKS = {  # name: the operations of prfl_kernels in it
 
 
 def block_bytes(model: str, device: str) -> dict[str, float]:
-    """Bytes that autograd keeps of one block of a 480p video, over those of its hidden states (one bf16 tensor of
-    tokens x width): a further block's, so that what all blocks share is not in it."""
+    """Count the bytes that autograd keeps of one block of a 480p video, by provider.
+
+    In units of the hidden states, one bf16 tensor of tokens x width.  Of a further block, so that what all blocks share
+    is not in it.
+    """
     hidden_states = {}
     for name, operations in BLOCKS.items():
         backbone = load_architecture(model, torch.bfloat16)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def add_lora(transformer: WanTransformer3DModel, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Freezes the transformer and puts an adapter on it, in float32."""
+    """Freeze the transformer and put an adapter on it, in float32."""
     transformer.requires_grad_(False)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)))
     cast_training_params(transformer, dtype=torch.float32)
@@ -31,7 +31,7 @@ def velocity(transformer: WanTransformer3DModel, latents: Tensor, sigma: Tensor,
 def chain(
     transformer: WanTransformer3DModel, latents: Tensor, sigmas: Tensor, text: Tensor, last: int, trained: int
 ) -> Tensor:
-    """Euler steps from noise up to node ``last``, the last ``trained`` of them recorded by autograd."""
+    """Take Euler steps from noise up to node ``last``, the last ``trained`` of them recorded by autograd."""
     for i in range(last):
         with torch.set_grad_enabled(i >= last - trained):
             latents = latents + (sigmas[i + 1] - sigmas[i]) * velocity(transformer, latents, sigmas[i], text)
@@ -39,7 +39,7 @@ def chain(
 
 
 def features(model: WanTransformer3DModel, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-    """Hidden states after the model's last block."""
+    """Return the hidden states after the model's last block."""
     states: list[Tensor] = []
     hook = model.blocks[-1].register_forward_hook(lambda module, inputs, output: states.append(output))
     velocity(model, latents, sigma, text)
@@ -48,7 +48,7 @@ def features(model: WanTransformer3DModel, latents: Tensor, sigma: Tensor, text:
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """diffusers' own decoding less its clamp, which takes the gradient off every saturated pixel."""
+    """Decode as diffusers does, less its clamp, which takes the gradient off every saturated pixel."""
     shape = 1, -1, 1, 1, 1
     mean, std = (
         torch.tensor(values).view(shape).to(latents) for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -67,7 +67,7 @@ def prfl_step(
     policy: WanTransformer3DModel, reward: WanTransformer3DModel, loss_of: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor, sigmas: Tensor, text: Tensor, step: int,
 ) -> Tensor:  # fmt: skip
-    """Gradients of ``loss_of(features, sigma)`` at the latents behind one step of the chain; gives the loss.
+    """Compute gradients of ``loss_of(features, sigma)`` at the latents behind one step of the chain; gives the loss.
 
     reward: a second model, of as many blocks as it reads.  sigmas: of the chain, noise first.
     """
@@ -81,7 +81,7 @@ def vader_step(
     policy: WanTransformer3DModel, vae: AutoencoderKLWan, loss_of: Callable[[Tensor], Tensor],
     noise: Tensor, sigmas: Tensor, text: Tensor, last_steps: int, frames: int,
 ) -> Tensor:  # fmt: skip
-    """Gradients of ``loss_of(pixels)`` of the first latent frames of the finished video; gives the loss."""
+    """Compute gradients of ``loss_of(pixels)`` of the first latent frames of the finished video; gives the loss."""
     latents = chain(policy, noise, sigmas, text, len(sigmas) - 1, trained=last_steps)
     loss = loss_of(decode(vae, latents[:, :, :frames]))
     loss.backward()

@@ -28,7 +28,7 @@ def pool() -> ThreadPoolExecutor:
 
 
 def run(command: list[str], console: Path) -> None:
-    """One python process on one thread; its output goes to ``console``.  Raises CalledProcessError."""
+    """Run one python process on one thread; its output goes to ``console``.  Raises CalledProcessError."""
     console.parent.mkdir(parents=True, exist_ok=True)
     with open(console, "a", encoding="utf-8") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -37,20 +37,20 @@ def run(command: list[str], console: Path) -> None:
 
 
 def train(folder: Path, config: str, overrides: list[str]) -> Path:
-    """``prfl train``, unless it has finished before; the run's folder."""
+    """Run ``prfl train``, unless it has finished before.  Returns the run's folder."""
     if not (folder / "report.html").exists():
         run(["-m", "prfl.cli", "train", config, f"run={folder}", *overrides], folder / "console.txt")
     return folder
 
 
 def records(folder: Path, key: str) -> list[dict]:
-    """The lines of a run's metrics that have ``key``."""
+    """Read the lines of a run's metrics that have ``key``."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if key in record]
 
 
 def added(path: Path, result: dict, runs: str) -> dict:
-    """``result`` and what ``path`` has of other runs, so that a study goes on where the earlier ones' folders are gone.
+    """Join ``result`` and what ``path`` has of other runs: a study goes on where the earlier ones' folders are gone.
 
     runs: the key that both have what they say of each run under; ``rows`` are by generator.  A row that both have must
     be the same, seed by seed, up to what another processor's last bits change: the new rows' paired differences are
@@ -84,7 +84,7 @@ def added(path: Path, result: dict, runs: str) -> dict:
 
 
 def write(path: Path, result: dict, add: str = "", weights: str = TRAINED) -> None:
-    """The result with what a reader needs to weigh it.  add: as ``runs`` of ``added``, to keep what is there."""
+    """Write the result with what a reader needs to weigh it.  add: as ``runs`` of ``added``, to keep what is there."""
     if add:
         result = added(path, result, add)
     machine_facts = facts(weights)

@@ -56,7 +56,7 @@ def run(guard: str, seed: int, steps: int) -> Path:
 
 
 def label(policy: Path, out: Path) -> None:
-    """A manifest of the first reward's labels and, for a third as many clips of a run's policy, theirs."""
+    """Write a manifest of the first reward's labels and, for a third as many clips of a run's policy, theirs."""
     manifests = []
     for overrides in (study_reward.LABELS[:3], [
         "data.generator.per_prompt=24", "data.generator.held_out_per_prompt=8", "data.generator.other_captions=1",
@@ -68,7 +68,7 @@ def label(policy: Path, out: Path) -> None:
 
 
 def refreshed(policy: Path) -> Path:
-    """A reward as study_reward's "adapter", of those labels."""
+    """Train a reward as study_reward's "adapter", of those labels."""
     out = RUNS / "labels.txt"
     if not out.exists():
         studies.run([__file__, "--label", str(policy), str(out)], RUNS / "label.txt")

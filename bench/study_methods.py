@@ -128,13 +128,13 @@ def config_of(name: str) -> str:
 
 
 def evaluations(name: str, first: int = 0, steps: int = 200) -> float:
-    """Of one sample in a mean one of these steps, the regulariser's among them: forwards 1, with a backward 3."""
+    """Count a sample's evaluations in a mean one of these steps, regulariser and all: forwards 1, with a backward 3."""
     return (_evaluations(name, first + steps) - (_evaluations(name, first) if first else 0.0)) / steps
 
 
 @cache
 def _evaluations(name: str, steps: int) -> float:
-    """Of one sample in a run of so many steps."""
+    """Count the evaluations of one sample in a run of so many steps."""
     config = load_config(config_of(name), [*always(name), "evaluation.every=0", f"training.steps={steps}"])
     model = build_backbone(config)
     if config.reward is not None and config.reward.space == "latent":
@@ -149,7 +149,7 @@ def _evaluations(name: str, steps: int) -> float:
 
 
 def pace(name: str) -> float:
-    """Seconds of a mean step, the measured distance of some of them apart; the budget changes nothing of it."""
+    """Measure the seconds of a mean step, without the measured distance of some of them; the budget changes nothing."""
     name = name.removesuffix(", half the budget")
     overrides = [*always(name), "evaluation.every=0", f"training.steps={PACE.stop - 1}", "training.warmup=0"]
     folder = studies.train(RUNS / f"pace-{spine.slug(name)}", config_of(name), overrides)
@@ -159,14 +159,14 @@ def pace(name: str) -> float:
 
 
 def rollouts(name: str, folder: Path, steps: int) -> dict[str, int]:
-    """Of a run that reuses them: how many it made, and how many it would have if no drift had passed the limit."""
+    """Count the rollouts of a run that reuses them: those made, and those planned if no drift passes the limit."""
     ages = [record["rollout_age"] for record in studies.records(folder, "rollout_age")]
     gradients = load_config(config_of(name), always(name)).rollout.gradients_per_rollout
     return {"made": ages.count(0.0), "planned": -(-steps // gradients)} if ages else {}
 
 
 def saved(name: str) -> int:
-    """Bytes that autograd keeps at the peak of a step, the regulariser's among them; in a process of its own."""
+    """Count the bytes that autograd keeps at the peak of a step, regulariser and all; in a process of its own."""
     out = RUNS / f"saved-{spine.slug(name)}.json"
     if not out.exists():
         studies.run([__file__, "--saved", name, str(out)], RUNS / "saved.txt")
@@ -191,7 +191,7 @@ def run(name: str, rate: str, seed: int, steps: int) -> Path:
 
 
 def curve(folder: Path, price: float, seconds: float) -> list[dict]:
-    """Rounds on validation prompts, over network evaluations of a sample and over seconds."""
+    """List the rounds on validation prompts, over network evaluations of a sample and over seconds."""
     return [
         {
             "evaluations": record["step"] * price, "seconds": record["step"] * seconds, "step": record["step"],
@@ -202,7 +202,7 @@ def curve(folder: Path, price: float, seconds: float) -> list[dict]:
 
 
 def at_equal(curves: list[list[dict]]) -> dict[str, dict[str, float]]:
-    """The oracle on validation prompts, mean of the seeds, where the curves reach so many evaluations or seconds."""
+    """Read the oracle on validation prompts, mean of the seeds, where curves reach so many evaluations or seconds."""
     return {
         over: {
             str(value): statistics.mean(read(curve, over, value) for curve in curves)
@@ -214,12 +214,12 @@ def at_equal(curves: list[list[dict]]) -> dict[str, dict[str, float]]:
 
 
 def read(curve: list[dict], over: str, value: float) -> float:
-    """Between two rounds along a straight line."""
+    """Interpolate between two rounds along a straight line."""
     return float(np.interp(value, [point[over] for point in curve], [point["judge/all"] for point in curve]))
 
 
 def best_rate(name: str, last: Mapping[tuple[str, str], float]) -> str:
-    """The learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
+    """Choose the learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
     return max(RATES, key=lambda rate: last[name, rate])
 
 
@@ -252,7 +252,7 @@ def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
 
 
 def repaced(result: dict, paces: dict[str, float]) -> dict:
-    """The result with other seconds per step, and the curves' seconds by them."""
+    """Change the result to other seconds per step, and the curves' seconds by them."""
     for name in paces.keys() & result["recipes"].keys():
         recipe = result["recipes"][name]
         recipe["seconds per step"] = paces[name]
@@ -262,7 +262,7 @@ def repaced(result: dict, paces: dict[str, float]) -> dict:
 
 
 def plot(result: dict, path: Path) -> None:
-    """The oracle on validation prompts, mean of the seeds, over network evaluations and over seconds: the literature's
+    """Plot the oracle on validation prompts, mean of the seeds, over evaluations and over seconds: the literature's
     methods on the left, ours on the right, prfl in both; dotted: half the budget."""
     recipes, half = result["recipes"], ", half the budget"
     ours = [name for name in recipes if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
@@ -294,7 +294,7 @@ def _draw(axis: Axes, recipe: dict, over: str, **look: Any) -> None:
 
 
 def table(result: dict) -> None:
-    """README's table, the best on validation prompts first."""
+    """Print README's table, the best on validation prompts first."""
     rows = {row["generator"]: row for row in result["rows"] if row["generator"] != "base"}
     header = ["recipe", "validation", "at 30 s", "at 55 s", "all right", "less prfl's", "by seed", "trained reward",
               "motion", "diversity", "distance", "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
@@ -321,7 +321,7 @@ def table(result: dict) -> None:
 
 
 def ended(result: dict, name: str, key: str) -> float:
-    """A measure on validation prompts at the end of the runs, mean of the seeds."""
+    """Average a measure on validation prompts at the end of the runs, mean of the seeds."""
     return statistics.mean(curve[-1][key] for curve in result["recipes"][name]["curves"])
 
 

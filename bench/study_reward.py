@@ -71,7 +71,7 @@ def ceiling() -> Path:
 
 
 def second_model() -> Path:
-    """The second generator as one pipeline folder: its transformer comes from its training run."""
+    """Write the second generator as one pipeline folder: its transformer comes from its training run."""
     folder = RUNS / "second-model"
     if not folder.exists():
         untrained_folder = recipe.untrained_folder(
@@ -83,7 +83,7 @@ def second_model() -> Path:
 
 
 def draw(domain: str) -> None:
-    """Labelled videos of the test prompts, drawn by the base or by the second model."""
+    """Draw labelled videos of the test prompts, by the base or by the second model."""
     folder = None if domain == "base" else second_model()
     config = load_config(CONFIG, [] if folder is None else [f"backbone.model={folder}"])
     model = build_backbone(config)
@@ -97,7 +97,7 @@ def draw(domain: str) -> None:
 
 
 def measure(domain: str, heads: list[str], out: Path) -> None:
-    """The named rewards at every noise level on the domain's videos."""
+    """Evaluate the named rewards at every noise level on the domain's videos."""
     config = load_config(CONFIG)
     model = build_backbone(config)
     path = RUNS / f"test-{domain}/manifest.jsonl"
@@ -161,7 +161,7 @@ def study(heads: list[str], with_ceiling: bool) -> dict:
 
 
 def shares() -> dict[str, float]:
-    """Of the test samples of each domain, how many have everything right."""
+    """Compute the share of each domain's test samples that have everything right."""
     by_domain = {}
     for domain in DOMAINS:
         rows = map(json.loads, (RUNS / f"test-{domain}/manifest.jsonl").read_text(encoding="utf-8").splitlines())
@@ -171,7 +171,7 @@ def shares() -> dict[str, float]:
 
 
 def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
-    """Per dimension and level: the mean over seeds, each seed, and the interval over prompts of the first seed."""
+    """Summarise per dimension and level: mean over seeds, each seed, and the first seed's interval over prompts."""
     grouped: dict[tuple[str, str, float, float], list[dict]] = {}
     for row in rows:
         level = row["level"]
@@ -190,7 +190,7 @@ def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
 
 
 def table(path: Path) -> None:
-    """README's table of a results file: everything right together, by noise level, the mean over seeds."""
+    """Print README's table of a results file: everything right together, by noise level, the mean over seeds."""
     shown = {"0 to 0.2": (0, 0.2), "0.4 to 0.5": (0.4, 0.5), "0.7 to 0.8": (0.7, 0.8), "0.8 to 0.85": (0.8, 0.85),
              "0.9 to 0.925": (0.9, 0.925), "0.925 to 0.95": (0.925, 0.95), "1 (floor)": (1, 1)}  # fmt: skip
     rows = [

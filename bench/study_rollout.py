@@ -47,7 +47,7 @@ def run(name: str, seed: int) -> Path:
 
 
 def cheaper_share(name: str) -> float:
-    """Of the rollouts' evaluations: those that are not exact, by the plans of the run."""
+    """Compute the share of the rollouts' evaluations that are not exact, by the plans of the run."""
     config = load_config(CONFIG, [*ROWS[name], *spine.QUIET])
     counts = {each.name: each.total for each in nfe.count_work(config, build_architecture(config))}
     cheaper = counts.get(nfe.CHEAPER, 0)
@@ -55,7 +55,7 @@ def cheaper_share(name: str) -> float:
 
 
 def cached_share(folder: Path) -> float:
-    """Of the rollouts' evaluations: those that the cache skipped, a mean over the rollouts."""
+    """Compute the share of the rollouts' evaluations that the cache skipped, a mean over the rollouts."""
     return statistics.mean([record["rollout/cached"] for record in studies.records(folder, "rollout/cached")] or [0.0])
 
 

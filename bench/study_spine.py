@@ -55,7 +55,7 @@ class Method:
 
 
 def settings(*values: tuple[float, str]) -> tuple[tuple[str, ...], ...]:
-    """(learning rate, the regulariser's override) of each."""
+    """Turn (learning rate, the regulariser's override) of each into overrides."""
     return tuple((f"training.learning_rate={rate}", regulariser) for rate, regulariser in values)
 
 

@@ -58,7 +58,7 @@ class Child:
         )  # fmt: skip
 
     def run(self, seconds: float) -> str:
-        """Let it begin, and wait; what became of it: "done", or why not."""
+        """Let it begin, and wait.  Returns what became of it: "done", or why not."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{seconds}\n")
@@ -87,7 +87,7 @@ def environment() -> dict[str, str]:
 
 
 def append(bundle: Path, line: dict[str, Any]) -> None:
-    """One JSON line more, on the disk before this returns."""
+    """Append one JSON line; it is on the disk before this returns."""
     with bundle.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -95,7 +95,7 @@ def append(bundle: Path, line: dict[str, Any]) -> None:
 
 
 def ended(bundle: Path, key: list[str]) -> set[str]:
-    """The parts that were done with these sources on this device in this world."""
+    """List the parts that were done with these sources on this device in this world."""
     lines = bundle.read_text(encoding="utf-8").splitlines() if bundle.exists() else []
     done = set()
     for text in lines:
@@ -109,8 +109,10 @@ def ended(bundle: Path, key: list[str]) -> set[str]:
 
 
 def identity(world: str) -> list[str]:
-    """What a result belongs to: a hash of the sources, the device, the world.  In a process of its own: this one must
-    not hold a GPU."""
+    """Identify what a result belongs to: a hash of the sources, the device, the world.
+
+    In a process of its own: this one must not hold a GPU.
+    """
     code = "from bench.harness.facts import device_name, sources; print(sources()); print(device_name() or 'cpu')"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment(), cwd=REPOSITORY)
@@ -146,7 +148,7 @@ def main() -> int:
 def run(
     wanted: list[tuple[str, int, int]], options: argparse.Namespace, bundle: Path, key: list[str], end: float
 ) -> int:
-    """Each part in turn; how many are not done."""
+    """Run each part in turn.  Returns how many are not done."""
     failures = 0
     following: Child | None = None
     for number, (name, least, most) in enumerate(wanted):

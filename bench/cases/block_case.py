@@ -48,7 +48,7 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
 
 def network(shape: Shape, rank: int, adapters: torch.dtype, weights: torch.dtype = DTYPE) -> Network:
-    """One block, its frozen weights rounded to DTYPE and kept in ``weights``, adapters in ``adapters``."""
+    """Build one block: frozen weights rounded to DTYPE and kept in ``weights``, adapters in ``adapters``."""
     from peft import LoraConfig, inject_adapter_in_model
 
     model = Network(shape).requires_grad_(False)
@@ -67,7 +67,7 @@ def network(shape: Shape, rank: int, adapters: torch.dtype, weights: torch.dtype
 
 
 def gradient_step(world: str, tokens: int, mode: str, rank: int) -> Problem:
-    """All blocks of the transformer, each checkpointed as prfl does it: what a gradient step is but for its two ends.
+    """Run all blocks of the transformer, each checkpointed as prfl does it: a gradient step without its two ends.
 
     The blocks are one block again and again: as much work and as many activations, one block's weights.
     """
@@ -75,7 +75,7 @@ def gradient_step(world: str, tokens: int, mode: str, rank: int) -> Problem:
 
 
 def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) -> Problem:
-    """One block of the transformer with adapters on every linear layer; kernels swapped in or not."""
+    """Run one block of the transformer with adapters on every linear layer; kernels swapped in or not."""
     from prfl.backbone.checkpointing import run_block
     from prfl.backbone.wan.kernels import use_kernels
     from prfl_kernels.qk_norm_rope import pack_tables
@@ -118,7 +118,7 @@ def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) ->
         return result
 
     def ceiling() -> Work:
-        """The layers' products and both attentions, by themselves."""
+        """Run the layers' products and both attentions, by themselves."""
         block = network(shape, rank, DTYPE).blocks[0]
         linears = {name: layer.weight for name, layer in block.named_modules() if isinstance(layer, nn.Linear)}
         weights = [weight for name, weight in linears.items() if name.endswith("base_layer")]

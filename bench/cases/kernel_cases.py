@@ -77,7 +77,7 @@ def _case(world: str, shape: Shape, mode: str, name: str, build: Any, settings: 
 
 
 def lora_linear(world: str, tokens: int, mode: str, rank: int) -> Problem:
-    """Query, key and value of one input, each with its adapter."""
+    """Compare query, key and value of one input, each with its adapter."""
     shape = shape_of(world, tokens)
     width, names, scale = shape.width, "qkv", 1.0
     source = random(1, tokens, width, seed=0)
@@ -142,7 +142,7 @@ def peft_layers(
     weights: Sequence[Tensor], biases: Sequence[Tensor], leaves: Outputs, names: str, rank: int, scale: float,
     dtype: torch.dtype,
 ) -> tuple[list[nn.Module], dict[str, Tensor]]:  # fmt: skip
-    """peft's layers with these values, and leaves of the same names."""
+    """Build peft's layers with these values, and leaves of the same names."""
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
 
@@ -195,7 +195,7 @@ def qk_norm(world: str, tokens: int, mode: str) -> Problem:
 
 
 def gated_norm(world: str, tokens: int, mode: str) -> Problem:
-    """The join in the middle of a block: gated sum, LayerNorm, modulation, all of one time embedding."""
+    """Compare the join in the middle of a block: gated sum, LayerNorm, modulation, all of one time embedding."""
     shape = shape_of(world, tokens)
     size = (1, tokens, shape.width)
     leaves = {name: random(*size, seed=i).requires_grad_() for i, name in enumerate("xy")}
@@ -232,7 +232,7 @@ def gated_norm(world: str, tokens: int, mode: str) -> Problem:
 
 
 def self_attention(world: str, tokens: int, mode: str) -> Problem:
-    """Ours beside what torch picks by itself, in the layout that diffusers hands over."""
+    """Compare ours with what torch picks by itself, in the layout that diffusers hands over."""
     shape = shape_of(world, tokens)
     size = (1, tokens, shape.heads, shape.width // shape.heads)
     leaves = {name: random(*size, seed=i).requires_grad_() for i, name in enumerate("qkv")}

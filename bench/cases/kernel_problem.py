@@ -34,14 +34,14 @@ def shape_of(world: str, tokens: int) -> Shape:
 
 
 def random(*shape: int, seed: int, scale: float = 1.0, dtype: torch.dtype = DTYPE) -> Tensor:
-    """Normal numbers, drawn where they are used, and rounded to DTYPE whatever ``dtype`` is."""
+    """Draw normal numbers, where they are used, and rounded to DTYPE whatever ``dtype`` is."""
     where = device()
     drawn = torch.randn(*shape, generator=torch.Generator(where).manual_seed(seed), device=where)
     return drawn.mul_(scale).to(DTYPE).to(dtype)
 
 
 def names() -> dict[str, str]:
-    """Without a GPU our operations run as torch, and the results say so."""
+    """Rename our providers where there is no GPU: their operations run as torch, and the results say so."""
     if torch.cuda.is_available() or interpreting():
         return {}
     return {name: name.replace("ours", "ours (torch path)") for name in (OURS, REBUILT, OURS_COMPILED)}
@@ -59,7 +59,7 @@ def operation(
     constant: Sequence[Tensor] = (),
     **more: Any,
 ) -> Problem:
-    """A problem whose providers are functions of the same leaves.
+    """Build a problem whose providers are functions of the same leaves.
 
     calls: what makes each provider's function, when it is wanted.  plain: the formula in torch, which is the provider
     "eager", compiled "torch.compile", and in float64 the exact result.
@@ -85,7 +85,7 @@ def operation(
 
 
 def copy(moved: float) -> Work:
-    """The ceiling of what memory bounds: a plain copy of as many bytes, read and written."""
+    """Prepare the ceiling of what memory bounds: a plain copy of as many bytes, read and written."""
     source = torch.empty(int(moved / 2), dtype=torch.int8, device=device())
     target = torch.empty_like(source)
 
@@ -96,7 +96,7 @@ def copy(moved: float) -> Work:
 
 
 def products(x: Tensor, weights: Sequence[Tensor], mode: str) -> Work:
-    """The ceiling of what products bound: those of frozen layers alone."""
+    """Prepare the ceiling of what products bound: those of frozen layers alone."""
     x = x.detach().requires_grad_()
     upstream = {str(i): random(*x.shape[:-1], len(weight), seed=50 + i) for i, weight in enumerate(weights)}
 
@@ -107,7 +107,7 @@ def products(x: Tensor, weights: Sequence[Tensor], mode: str) -> Work:
 
 
 def silent(work: Work) -> Work:
-    """Timed like any other, and compared with none."""
+    """Drop a provider's outputs: it is timed like any other, and compared with none."""
 
     def run(prepared: Any) -> None:
         work.run(prepared)
@@ -120,7 +120,7 @@ def share(mode: str, forward: float, backward: float) -> float:
 
 
 def rotary(tokens: int, channels: int) -> tuple[Tensor, Tensor]:
-    """cos and sin (1, T, 1, C), each value twice, of Wan's form; angles of a line of tokens do for a benchmark."""
+    """Compute cos and sin (1, T, 1, C) of Wan's form, each value twice; a line of tokens will do for a benchmark."""
     angles = torch.outer(torch.arange(tokens), 10000.0 ** (-torch.arange(0, channels, 2) / channels))
     table = angles.repeat_interleave(2, 1)[None, :, None].to(device(), torch.float32)
     return table.cos(), table.sin()

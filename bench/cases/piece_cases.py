@@ -58,7 +58,7 @@ def piece_config(world: str, *overrides: str) -> Config:
 
 
 def inputs(config: Config, model: Backbone) -> tuple[Tensor, Condition]:
-    """Latents of noise, and prompts."""
+    """Draw latents of noise, and encode prompts."""
     shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
     noise = torch.randn(config.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     prompts = load_prompts(config.data.prompts)["train"][: len(noise)]
@@ -71,7 +71,7 @@ def weights(model: Backbone) -> list[Tensor]:
 
 
 def facts(config: Config, latents: Tensor) -> dict[str, Any]:
-    """What every problem here says of itself."""
+    """Describe the inputs, as every problem here does."""
     size = config.data.frames, config.data.height, config.data.width
     shapes = {"videos": (config.training.batch, *size), "latents": tuple(latents.shape)}
     dtype = getattr(torch, config.backbone.dtype)

@@ -52,7 +52,7 @@ def given(config: Config, model: Backbone, objective: RewardGradient) -> Given:
 
 
 def rival_prfl(world: str, frames: int, chain: int) -> Problem:
-    """PRFL's own step beside the joint graph's."""
+    """Compare PRFL's own step with the joint graph's."""
     size = f"data.frames={frames}", f"rollout.steps={chain}"
     overrides = *size, f"objective={{name: prfl, steps_range: {middle(chain)}}}"
     config = worlds.config(world, overrides)
@@ -87,7 +87,7 @@ def rival_prfl(world: str, frames: int, chain: int) -> Problem:
 
 
 def rival_vader(world: str, frames: int, chain: int) -> Problem:
-    """VADER's own step, K = 1, beside the joint graph's; of Wan's videos the first latent frame is decoded, since the
+    """Compare VADER's own step, K = 1, with the joint graph's; of Wan's videos one latent frame is decoded, since the
     rival's decoder keeps everything."""
     decoded = "one" if world.startswith("wan") else "all"
     size = f"data.frames={frames}", f"rollout.steps={chain}"
@@ -137,7 +137,7 @@ def _rival_problem(world: str, overrides: Sequence[str], rival: Callable[[], Wor
 
 
 def rival_work(config: Config, start: Given, step: Callable[[nn.Module], Tensor], constant: Sequence[Tensor]) -> Work:
-    """step: takes the policy, leaves its gradients, gives the loss."""
+    """Prepare the rival's optimizer step.  step: takes the policy, leaves its gradients, gives the loss."""
     policy, lora = worlds.transformer(config), config.backbone.adapter
     assert lora is not None
     _script().add_lora(policy, lora.rank, lora.alpha, lora.targets)
@@ -161,13 +161,13 @@ def _script() -> Any:
 
 
 def _checkpointed(network: Any, config: Config) -> None:
-    """Where ours is: the same trick on both sides."""
+    """Switch gradient checkpointing on where ours is: the same trick on both sides."""
     if config.backbone.checkpointing != "none":
         network.enable_gradient_checkpointing()
 
 
 def own_adapter(network: nn.Module) -> dict[str, nn.Parameter]:
-    """peft's parameters by the names that ours have: without the adapter's own."""
+    """List peft's parameters by the names that ours have: without the adapter's own."""
     return {name.replace(".default.", "."): p for name, p in network.named_parameters() if ".lora_" in name}
 
 

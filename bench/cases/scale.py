@@ -51,7 +51,7 @@ def _mebibytes(size: int | None) -> float | None:
 
 
 def amount(value: Any) -> float:
-    """Where a value stands on its axis: a number itself, a frame's HEIGHTxWIDTH in thousands of pixels."""
+    """Return where a value stands on its axis: a number itself, a frame's HEIGHTxWIDTH in thousands of pixels."""
     return math.prod(map(int, value.split("x"))) / 1000 if isinstance(value, str) else float(value)
 
 
@@ -85,7 +85,7 @@ class Curve:
 
 
 def curves(rows: Iterable[Row]) -> list[Curve]:
-    """The rows of scale, by machine, world, axis and provider; fewer than two values make none."""
+    """Group the rows of scale by machine, world, axis and provider; fewer than two values make no curve."""
     by_key: dict[tuple[str, ...], list[Row]] = {}
     for row in filter(on_axis, rows):
         settings = row.info["settings"]
@@ -96,7 +96,7 @@ def curves(rows: Iterable[Row]) -> list[Curve]:
 
 
 def by_world(rows: Iterable[Row]) -> list[list[Curve]]:
-    """The curves that one figure shows: of one machine and one world."""
+    """Group the curves by figure: of one machine and one world."""
     by_machine: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves(rows):
         info = curve.rows[0].info
@@ -136,7 +136,7 @@ class Line:
 
 
 def fit(curve: Curve, cost: str) -> Line | None:
-    """The line through a curve's medians (``COSTS``); None where a row has no such figure."""
+    """Fit a line through a curve's medians (``COSTS``); None where a row has no such figure."""
     amounts = [amount(value) for value in curve.values]
     values = [COSTS[cost].of(row) for row in curve.rows]
     costs = [series for series in values if series is not None]
@@ -153,7 +153,7 @@ def fit(curve: Curve, cost: str) -> Line | None:
 
 
 def slope_interval(x: Tensor, rounds: Sequence[Sequence[float]]) -> Interval:
-    """Slope of the medians, interval over rounds; those of different values have nothing to do with each other."""
+    """Compute the slope of the medians, interval over rounds; rounds of different values are independent."""
     sizes = [len(seconds) for seconds in rounds]
     values = [torch.tensor(seconds, dtype=torch.float64) for seconds in rounds]
 
@@ -165,6 +165,6 @@ def slope_interval(x: Tensor, rounds: Sequence[Sequence[float]]) -> Interval:
 
 
 def _slopes(x: Tensor, y: Tensor) -> Tensor:
-    """Of least squares.  x: (values,); y: (r, values)."""
+    """Compute the slopes of least squares.  x: (values,); y: (r, values)."""
     away = x - x.mean()
     return (y * away).sum(1) / away.square().sum()

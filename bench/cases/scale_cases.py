@@ -40,12 +40,12 @@ def cases(world: str) -> list[Case]:
 
 
 def providers(axis: str) -> tuple[str, ...]:
-    """VADER's step where it is the decoder that grows."""
+    """Name the providers: VADER's step takes part where it is the decoder that grows."""
     return (LATENT, PIXEL) if axis in ("frames", "resolution") else (LATENT,)
 
 
 def overrides(world: str, axis: str, value: Any) -> list[str]:
-    """Of the world's config, what both methods share."""
+    """List the overrides of the world's config that both methods share."""
     height, width = value.split("x") if axis == "resolution" else (0, 0)
     by_axis = {
         "frames": [f"data.frames={value}"],
@@ -58,7 +58,7 @@ def overrides(world: str, axis: str, value: Any) -> list[str]:
 
 
 def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
-    """Overrides of a method."""
+    """List the overrides of a method."""
     if provider == PIXEL:
         return [step_problem.PIXEL, "objective={name: vader}"]
     if axis == "gradients":
@@ -67,7 +67,7 @@ def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
 
 
 def scale(world: str, axis: str, value: Any) -> Problem:
-    """Two methods compute two things: their gradients are checked, not compared."""
+    """Run two methods.  They compute two things: their gradients are checked, not compared."""
     shared = overrides(world, axis, value)
     plain, stage = worlds.config(world, shared), Stage(world)
     configs = {

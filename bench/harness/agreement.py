@@ -22,7 +22,7 @@ def too_far(
     factor: float = FACTOR,
     rounding: float = ROUNDING,
 ) -> list[str]:
-    """A line for every named output where max |output - exact| > limit.
+    """Write a line for every named output where max |output - exact| > limit.
 
     limit = factor max |torchs - exact| + rounding eps max |exact|.
 
@@ -42,5 +42,5 @@ def too_far(
 
 
 def relative_errors(outputs: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> dict[str, float]:
-    """Of every output, the largest difference over the largest exact value."""
+    """Compute, of every output, the largest difference over the largest exact value."""
     return {name: distance(outputs[name], wanted) / wanted.abs().max().item() for name, wanted in exact.items()}

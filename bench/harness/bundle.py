@@ -25,7 +25,7 @@ class Seconds(NamedTuple):
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a bundle; half a line at the end, of a machine that was taken away, is dropped.
+    """Read the lines of a bundle; half a line at the end, of a machine that was taken away, is dropped.
 
     Of a part that ran twice the last lines are the ones that count: earlier ones of the same row are left out.
     Raises PrflError for a file that is not there or no bundle.
@@ -52,12 +52,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def case_rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Name and extra_info of each provider that was measured."""
+    """List name and extra_info of each provider that was measured."""
     return [(f"{line['part']}::{line['row']}", line["extra_info"]) for line in lines if "extra_info" in line]
 
 
 def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The device, its ceilings, the tests, what failed and what each part came to: a line each."""
+    """Write a line each on the device, its ceilings, the tests, what failed and how each part ended."""
     texts = []
     for line in lines:
         if line.get("row") == "device":
@@ -86,7 +86,7 @@ def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def peaks(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The allocator's peak of each step and of its phases beside what the dry run predicts of the same."""
+    """Write the allocator's peak of each step and of its phases beside what the dry run predicts of the same."""
     texts = []
     for _, info in case_rows(lines):
         predicted, phases = info.get("predicted", {}), []
@@ -100,7 +100,7 @@ def peaks(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def call_seconds(path: Path, world: str, mode: str) -> Seconds:
-    """Seconds of a forward and of a gradient call, from the parts of a step that was measured.
+    """Compute the seconds of a forward and of a gradient call, from the parts of a step that was measured.
 
     The step differentiates the chain's middle step, whose edge keeps its graph: it rolls out ``chain // 2`` steps and
     that edge without recomputing it, and ``backward`` holds the blocks again and their backward pass.

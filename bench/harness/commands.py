@@ -20,7 +20,7 @@ def report(
     as_markdown: bool = False,
     readme: Path | None = None,
 ) -> None:
-    """Tables of the files' rows; page: write one, too.  readme: its marked tables are written from their files.
+    """Print tables of the files' rows.  page: write one, too.  readme: write its marked tables from their files.
 
     plot: write the costs against size as a picture.  Raises PrflError where they are not of one machine and world.
     """

@@ -21,7 +21,7 @@ MEASURED = ("kernels", "prfl", "bench")  # the sources that a result depends on
 
 
 def facts(weights: str) -> dict[str, Any]:
-    """Facts beside a result, as JSON.  weights: which weights, and whether they are random."""
+    """Collect the facts beside a result, as JSON.  weights: which weights, and whether they are random."""
     return {
         "command": command(sys.argv),
         "machine": machine(),
@@ -34,7 +34,7 @@ def facts(weights: str) -> dict[str, Any]:
 
 
 def command(words: Sequence[str]) -> str:
-    """A command line without the folders of this machine.  words: as sys.argv."""
+    """Write a command line without the folders of this machine.  words: as sys.argv."""
     first = Path(words[0])
     if first.name == "__main__.py":
         program = f"python -m {first.parent.name}"
@@ -50,12 +50,12 @@ def machine() -> str:
 
 
 def device_name() -> str:
-    """Of the GPU that is used; empty without one."""
+    """Return the name of the GPU that is used; empty without one."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def sdpa() -> dict[str, str]:
-    """Which of its kernels torch's attention takes here, for a video's tokens and, with a bias, for a text's; and
+    """Tell which of its kernels torch's attention takes here, for a video's tokens and, with a bias, a text's; and
     cuDNN's version, by which it decides on Hopper: between cuDNN and FlashAttention 2 lies a factor of two."""
     on_gpu = torch.cuda.is_available()
     device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str:
-    """Short hash of the working tree's commit, with "+" where a source was changed since.
+    """Return the short hash of the working tree's commit, with "+" where a source was changed since.
 
     Without git, as where only the files were copied to, the variable PRFL_COMMIT, or "unknown".
     """
@@ -96,7 +96,7 @@ def _git(*arguments: str) -> str:
 
 
 def sources(parts: Sequence[str] = MEASURED) -> str:
-    """A hash of Python files of the repository, and of those below folders: what a result was measured of."""
+    """Hash Python files of the repository, and those below folders: what a result was measured of."""
     digest = hashlib.sha256()
     roots = (REPOSITORY / part for part in parts)
     for path in sorted(path for root in roots for path in ([root] if root.is_file() else root.rglob("*.py"))):
@@ -128,7 +128,7 @@ PEAKS = {  # the first whose name is in the device's counts
 
 
 def roofline(seconds: float, flops: float, moved: float, dtype: torch.dtype, device: str) -> float | None:
-    """Share of the roofline: the least time that the device's peaks allow over the measured one.
+    """Compute the share of the roofline: the least time that the device's peaks allow over the measured one.
 
     flops, moved: operations and bytes that the work cannot do without.  device: its name.
     None for a device that is not in ``PEAKS``, and for a type whose peak is not there.

@@ -50,9 +50,10 @@ class Found:
 def interleaved(
     works: Mapping[str, Work], seconds: float, least: int, device: torch.device
 ) -> tuple[dict[str, list[float]], dict[str, Exception]]:
-    """Seconds of every round of every provider, in rounds that all of them take part in; and what became of those that
-    failed in one and take no part from there on.
+    """Time providers in rounds that all of them take part in.
 
+    Returns the seconds of every round of every provider, and the errors of those that failed in one; they take no part
+    from there on.
     seconds: for each provider, about; least: rounds, however long they take.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
@@ -84,13 +85,13 @@ def interleaved(
 
 
 def warmed(work: Work, device: torch.device) -> float:
-    """Seconds of a whole run, warmed up."""
+    """Warm up.  Returns the seconds of a whole run."""
     first = timed(work, device) * work.repeats
     return first if first > LONG else min(timed(work, device) for _ in range(WARMUPS - 1)) * work.repeats
 
 
 def timed(work: Work, device: torch.device) -> float:
-    """Seconds of one run, over its ``repeats``.
+    """Time one run.  Returns seconds, over its ``repeats``.
 
     On a GPU by its events, behind a write that empties its cache and hides launches.
     """
@@ -118,7 +119,7 @@ def outputs(work: Work) -> Outputs | None:
 
 
 def saved_bytes(work: Work) -> int:
-    """Most that autograd keeps during one run, ``work.constant`` not counted."""
+    """Count the most bytes that autograd keeps during one run, ``work.constant`` not counted."""
     with SavedBytes(work.constant) as saved:
         outputs(work)
     return saved.peak
@@ -132,7 +133,7 @@ class Expected(NamedTuple):
     against: str
 
     def judge(self, problem: Problem, name: str, outputs: Outputs | None, measured: Found) -> None:
-        """Fills in the errors of one that has outputs.  Raises AssertionError where it computed something else."""
+        """Fill in the errors where there are outputs.  Raises AssertionError where it computed something else."""
         if outputs is None:
             return
         if outputs.keys() != self.outputs.keys():
@@ -147,7 +148,7 @@ class Expected(NamedTuple):
 
 
 def expected(problem: Problem, reference_outputs: Outputs | None) -> Expected | None:
-    """From the reference's outputs; nothing where it has none: its case's providers are different things."""
+    """Compute what is expected from the reference's outputs; None where it has none: nothing is compared then."""
     if reference_outputs is None:
         return None
     exact, against = None, problem.reference
@@ -172,7 +173,7 @@ def first_run(problem: Problem, name: str, wanted: Expected | None) -> tuple[Wor
 
 
 def first_runs(problem: Problem, providers: Sequence[str]) -> tuple[dict[str, Work], dict[str, Found | Exception]]:
-    """The providers that can run and computed what the reference did, each run once; and what is known of all.
+    """Run each provider once.  Returns those that computed what the reference did, and what is measured of all.
 
     Outputs are compared as they come: those of two providers are never held at once, beside the reference's.
     """
@@ -192,7 +193,7 @@ def first_runs(problem: Problem, providers: Sequence[str]) -> tuple[dict[str, Wo
 def measure(
     case: Case, providers: Sequence[str], seconds: float, least: int
 ) -> tuple[Problem, dict[str, Found | Exception]]:
-    """Every provider's figures, or why it has none: Unavailable, AssertionError (it computed something else), others.
+    """Measure every provider, or say why not: Unavailable, AssertionError (it computed something else), others.
 
     The reference takes part whether it is asked for or not.  The problem comes without its works.
     Raises Unavailable where the case itself cannot run.
@@ -214,7 +215,7 @@ def measure(
 def timings(
     case: Case, providers: Sequence[str], seconds: float, least: int
 ) -> tuple[Problem, dict[str, Found | Exception]]:
-    """``measure`` but for the memory.  Nothing of what the case has built is left behind."""
+    """Measure all but the memory.  Nothing of what the case has built is left behind."""
     problem = build(case)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     works, result = first_runs(problem, providers)
@@ -242,7 +243,7 @@ def timings(
 
 
 def _refuse_without(problem: Problem, works: Mapping[str, Work], result: Mapping[str, Found | Exception]) -> None:
-    """Raises where the reference is not among the works: nothing can be compared."""
+    """Raise where the reference is not among the works: nothing can be compared."""
     if problem.reference not in works:
         reason = result[problem.reference]
         kind = Unavailable if isinstance(reason, Unavailable) else AssertionError
@@ -254,7 +255,7 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _reason(error: Exception) -> Exception:
-    """To be kept: of a program's error the traceback is a note, and a GPU that had no room has it again."""
+    """Make an error one to keep: its traceback becomes a note, and a GPU that had no room has it again."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         reason: Exception = Unavailable(f"out of memory: {str(error).splitlines()[0]}")
     else:
@@ -267,7 +268,7 @@ def _reason(error: Exception) -> Exception:
 
 
 def _bare(error: Exception) -> Exception:
-    """Without the frames that it came through: they hold models."""
+    """Take from an error the frames that it came through: they hold models."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
@@ -282,7 +283,7 @@ def release() -> None:
 
 
 def memory_alone(case: Case, provider: str) -> dict[str, int]:
-    """``memory`` in a fresh process, so that no earlier case's peak or cache is in it."""
+    """Run ``memory`` in a fresh process, so that no earlier case's peak or cache is in it."""
     context = multiprocessing.get_context("forkserver")  # it imports torch once; a child shares nothing else
     preload = ["torch", "bench.harness.measure"]
     if not torch.cuda.is_available():  # an import that asks for GPUs would spoil the server for its children
@@ -314,7 +315,7 @@ def _memory(case: Case, provider: str, result: Any) -> None:
 
 
 def _give_back_what_is_freed() -> None:
-    """Tensors that are freed leave this process at once, so that a peak is the work's own.
+    """Let freed tensors leave this process at once, so that a peak is the work's own.
 
     glibc maps large blocks, but from ever larger sizes on, the more of them a program has freed: what is freed then
     stays in the heap, in holes that the next tensor fits in or not.  A fixed threshold keeps it from that.
@@ -324,7 +325,7 @@ def _give_back_what_is_freed() -> None:
 
 
 def memory(case: Case, provider: str) -> dict[str, int]:
-    """Bytes: ``baseline`` of inputs and weights, ``peak`` of a run above it, and both together.
+    """Measure bytes: ``baseline`` of inputs and weights, ``peak`` of a run above it, and both together.
 
     The run is not the first, so that an optimizer's averages are there, as in training; they and the gradients are in
     the peak, not in the baseline, which is read after it, when the work has forgotten them.  On a GPU by torch's
@@ -356,18 +357,18 @@ def memory(case: Case, provider: str) -> dict[str, int]:
 
 
 def trim() -> None:
-    """Freed memory that glibc keeps goes back to the system."""
+    """Give freed memory that glibc keeps back to the system."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def restart_peak() -> None:
-    """From here on VmHWM starts anew."""
+    """Start VmHWM anew from here."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def status(name: str) -> int:
-    """Bytes of this process, from /proc/self/status: VmRSS is what it has, VmHWM what it had at most."""
+    """Read bytes of this process from /proc/self/status: VmRSS is what it has, VmHWM what it had at most."""
     line = next(
         line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(name)
     )
@@ -375,7 +376,7 @@ def status(name: str) -> int:
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median, and the values that a fifth lies below and above."""
+    """Return the median, and the values that a fifth lies below and above."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     fifths = statistics.quantiles(values, n=5, method="inclusive")

@@ -66,7 +66,7 @@ class Needs:
     packages: tuple[str, ...] = ()
 
     def missing(self) -> str:
-        """A sentence, or nothing."""
+        """Say what is missing, in a sentence; empty where nothing is."""
         if self.gpu and not torch.cuda.is_available():
             return f"needs a GPU with {self.gib:g} GiB"
         if self.gib and torch.cuda.is_available():
@@ -102,7 +102,7 @@ def _short(key: str, value: Any) -> str:
 
 
 def build(case: Case) -> Problem:
-    """Raises Unavailable where something that it needs is missing."""
+    """Build the problem of a case.  Raises Unavailable where something that it needs is missing."""
     if reason := case.needs.missing():
         raise Unavailable(f"{case.operation} {reason}")
     with packages():
@@ -116,7 +116,7 @@ def prepare(problem: Problem, provider: str) -> Work:
 
 @contextmanager
 def packages() -> Iterator[None]:
-    """A package that is not installed makes a thing unavailable, and is named."""
+    """Turn a missing package into Unavailable, which names it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -126,7 +126,7 @@ def packages() -> Iterator[None]:
 def differentiated(
     call: Callable[[], Outputs], leaves: Outputs, upstream: Outputs, mode: str, constant: Sequence[Tensor] = ()
 ) -> Work:
-    """The forward pass of ``call`` with autograd recording, its backward pass, or both.
+    """Prepare the forward pass of ``call`` with autograd recording, its backward pass, or both.
 
     leaves: what gradients are taken of; they must require one.  upstream: the gradient of each output of ``call``.
     Outputs: those of the forward pass by their names, the gradients as "d NAME".

@@ -27,7 +27,7 @@ ALT = "time, peak and saved memory against frames, resolution, solver steps, gra
 
 
 def update(readme: Path) -> bool:
-    """Writes the tables and plots anew; whether anything changed."""
+    """Write the tables and plots anew.  Returns whether anything changed."""
     text = readme.read_text(encoding="utf-8")
     fresh = rendered(text, readme)
     if fresh != text:
@@ -37,7 +37,7 @@ def update(readme: Path) -> bool:
 
 
 def stale(readme: Path) -> list[str]:
-    """The markers whose tables are not what their files say."""
+    """List the markers whose tables are not what their files say."""
     text = readme.read_text(encoding="utf-8")
     pairs = zip(MARKED.finditer(text), MARKED.finditer(rendered(text, readme)), strict=True)
     changed = [old["what"] for old, fresh in pairs if old["table"] != fresh["table"]]
@@ -45,7 +45,7 @@ def stale(readme: Path) -> list[str]:
 
 
 def rendered(text: str, readme: Path) -> str:
-    """The README's text with every table as its files have it.  Raises PrflError where they cannot be read."""
+    """Render the README's text with every table as its files have it.  Raises PrflError where they cannot be read."""
     return MARKED.sub(lambda match: match[1] + _written(match["what"], readme) + match[4], text)
 
 
@@ -56,12 +56,12 @@ def _written(what: str, readme: Path) -> str:
 
 
 def plot_of(what: str, readme: Path) -> Path | None:
-    """Where the marker's picture is, if it is one."""
+    """Return where the marker's picture is, if it is one."""
     return next((readme.parent / word.removeprefix(PLOT) for word in what.split() if word.startswith(PLOT)), None)
 
 
 def old_plots(text: str, readme: Path) -> Iterator[tuple[str, Path]]:
-    """The markers whose pictures are not of what their files say, and the pictures."""
+    """List the markers whose pictures are not of what their files say, and the pictures."""
     from bench.harness.plots import digest, drawn
 
     for match in MARKED.finditer(text):
@@ -71,7 +71,7 @@ def old_plots(text: str, readme: Path) -> Iterator[tuple[str, Path]]:
 
 
 def write_plot(rows: Sequence[Row], picture: Path) -> Path:
-    """Costs against size as a picture.  Raises PrflError where the rows are not of one machine and world."""
+    """Write costs against size as a picture.  Raises PrflError where the rows are not of one machine and world."""
     from bench.harness.plots import scale
 
     image = scale(one_world(rows))

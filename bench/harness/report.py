@@ -33,7 +33,7 @@ FIRST = ("same_step", "methods", "rival_prfl", "rival_vader")  # on a page: what
 
 
 def cells(row: Row) -> list[str]:
-    """One line of a table: text under ``HEAD``."""
+    """Write one line of a table: text under ``HEAD``."""
     info = row.info
     milliseconds, parts, memory = info["milliseconds"], info.get("parts_ms", {}), info["memory"]
     evaluations, gradients = (info.get("facts", {}).get(name) for name in (EVALUATIONS, GRADIENTS))
@@ -66,7 +66,7 @@ def _mebibytes(size: int) -> str:
 
 
 def used(rows: Sequence[Row]) -> list[int]:
-    """Numbers of the columns in which some row has something to say."""
+    """List the numbers of the columns in which some row has something to say."""
     lines = [cells(row) for row in rows]
     several = any(row.info.get("facts", {}).get(GRADIENTS, 1) > 1 for row in rows)  # else they are the steps
     filled = [i for i in range(len(HEAD)) if any(line[i] != DASH for line in lines)]
@@ -74,17 +74,17 @@ def used(rows: Sequence[Row]) -> list[int]:
 
 
 def about(rows: Sequence[Row]) -> list[str]:
-    """What the rows were measured on and of, one line for each difference."""
+    """Write what the rows were measured on and of, one line for each difference."""
     return list(dict.fromkeys(", ".join(_facts(row.info)) for row in rows))
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What stands below the tables."""
+    """Write what stands below the tables."""
     return [*([scale_report.NOTE] if curves(rows) else []), *lacking(rows), *about(rows)]
 
 
 def lacking(rows: Sequence[Row]) -> list[str]:
-    """What could not be measured, and why."""
+    """Write what could not be measured, and why."""
     return [
         f"{row.case}, {row.provider}: no {what}: {reason}"
         for row in rows
@@ -108,7 +108,7 @@ def title(row: Row) -> str:
 
 
 def tables(rows: Sequence[Row], width: int) -> list[Table]:
-    """One a case, or as many as its columns need in this width."""
+    """Make a table a case, or as many as its columns need in this width."""
     result = []
     rows, along = apart(rows)
     for case_rows in by_case(rows).values():
@@ -121,7 +121,7 @@ def tables(rows: Sequence[Row], width: int) -> list[Table]:
 
 
 def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[Table]:
-    """Tables of this width, each with the first column, so that none is cropped; a step's parts stay together."""
+    """Make tables of this width, each with the first column, so that none is cropped; a step's parts stay together."""
     widths = [3 + max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     parts = {f"{part} ms" for part in PARTS} if 1 + sum(widths) > width else set()
 
@@ -144,13 +144,13 @@ def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width
 
 
 def apart(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Those that are compared case by case, and those of a curve."""
+    """Split rows into those that are compared case by case, and those of a curve."""
     along = [row for curve in curves(rows) for row in curve.rows]
     return [row for row in rows if row not in along], along
 
 
 def terminal(rows: Sequence[Row], width: int = 220) -> str:
-    """The tables as text, and what they were measured on."""
+    """Write the tables as text, and what they were measured on."""
     target = io.StringIO()
     console = Console(file=target, width=width)
     for table in tables(rows, width):
@@ -161,7 +161,7 @@ def terminal(rows: Sequence[Row], width: int = 220) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table of all rows, as a README has it; the case is the first column.  Those of scale have their own."""
+    """Write one table of all rows, as a README has it; the case is the first column.  Rows of scale have their own."""
     compared, along = apart(rows)
     texts = []
     if compared:
@@ -179,7 +179,7 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def write_page(rows: Sequence[Row], path: Path) -> Path:
-    """A self-contained page: facts, a plot of the headline, a table for each case."""
+    """Write a self-contained page: facts, a plot of the headline, a table for each case."""
     from bench.harness.plots import ratios, scale
     from prfl.evaluation.report import image, write_page
 
@@ -223,7 +223,7 @@ def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
-    """What changed from one set of results to another, one line for each benchmark that both have.
+    """Compare two sets of results, one line for each benchmark that both have.
 
     Slower or faster where the interval of the ratio leaves out 1; peaks by more than a hundredth; saved bytes exactly.
     """

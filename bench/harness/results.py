@@ -42,7 +42,7 @@ class Row:
 
 
 def figures(case: Case, provider: str, problem: Problem, measured: Found, reference: Found) -> dict[str, Any]:
-    """The extra_info of a benchmark: plain values, with what a reader needs to weigh them."""
+    """Collect the extra_info of a benchmark: plain values, with what a reader needs to weigh them."""
     median, low, high = quantiles(measured.seconds)
     device = device_name()
     return {
@@ -109,7 +109,7 @@ def by_case(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def time_ratio(slow: Sequence[float], fast: Sequence[float]) -> Interval:
-    """Median of slow over median of fast: how many times as fast; interval over rounds.
+    """Compute the median of slow over the median of fast: how many times as fast; interval over rounds.
 
     Rounds of one run are drawn as pairs, for a round's providers were timed side by side; unequally many (two runs)
     are drawn apart.
@@ -121,7 +121,7 @@ def time_ratio(slow: Sequence[float], fast: Sequence[float]) -> Interval:
 
 
 def time_ratio_apart(slow: Sequence[float], fast: Sequence[float]) -> Interval:
-    """``time_ratio`` of two runs, whose rounds have nothing to do with each other."""
+    """Compute ``time_ratio`` of two runs, whose rounds have nothing to do with each other."""
     numerator, denominator = (torch.tensor(each, dtype=torch.float64) for each in (slow, fast))
     both, split = len(slow) + len(fast), len(slow)
 
@@ -132,7 +132,7 @@ def time_ratio_apart(slow: Sequence[float], fast: Sequence[float]) -> Interval:
 
 
 def medians(times: Tensor, values: Tensor) -> Tensor:
-    """Of values drawn so many times each; times: (resamples, values).  nan where none was drawn."""
+    """Compute the median of values drawn so many times each.  times: (resamples, values).  nan where none was drawn."""
     ordered, order = values.sort()
     passed = times[:, order].cumsum(1)
     half = passed[:, -1:] / 2

@@ -17,7 +17,7 @@ NOTE = (
 
 
 def tables(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
-    """What a step is measured against, and one line for each provider, under ``HEAD``."""
+    """Write a table for each axis, by title: one line for each provider, under ``HEAD``."""
     by_title: dict[str, list[list[str]]] = {}
     for curve in curves(rows):
         rounds = sorted({len(row.rounds) for row in curve.rows})
@@ -35,7 +35,7 @@ def title(curve: Curve) -> str:
 
 
 def cell(line: Line | None) -> str:
-    """41 to 120: +6.7 [6.1, 7.2], 98 %"""
+    """Write a line's figures: 41 to 120: +6.7 [6.1, 7.2], 98 %."""
     if line is None:
         return "-"
     ends = f"{figures(line.costs[line.first])} to {figures(line.costs[-1])}"
@@ -50,5 +50,5 @@ def cell(line: Line | None) -> str:
 
 
 def figures(value: float) -> str:
-    """Three significant figures, without an exponent."""
+    """Write three significant figures, without an exponent."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 1e-4 else "0"

@@ -43,7 +43,7 @@ class Measured:
         self.timer = Recorded(self.seconds)
 
     def into(self, benchmark: Any) -> None:
-        """Rounds and figures to the ``benchmark`` fixture.
+        """Hand rounds and figures to the ``benchmark`` fixture.
 
         Raises the provider's own failure, and RuntimeError where ``benchmark`` was set up before ``measured``, and so
         has another timer.
@@ -68,7 +68,7 @@ class Session:
         self.rows: list[Row] = []
 
     def add(self, find: Callable[[str], Iterable[Case]]) -> list[tuple[str, str]]:
-        """The (case, provider) names of the cases that ``find`` has for this world."""
+        """Add the cases, and return the (case, provider) names of those that ``find`` has for this world."""
         named = []
         for case in find(self.world):
             self._cases[case.name] = case
@@ -80,7 +80,7 @@ class Session:
             self._wanted.setdefault(case, []).append(provider)
 
     def measured(self, name: str, provider: str) -> Measured:
-        """Measures all selected providers of the case, the first time.  Raises Unavailable.
+        """Measure all selected providers of the case, the first time.  Raises Unavailable.
 
         A case that fails as a whole is not tried again for its next provider.
         """
@@ -109,13 +109,13 @@ class Session:
         return Measured(figures_of.seconds, info, name)
 
     def done(self, name: str, provider: str) -> None:
-        """The case's inputs may go when its last provider was asked for."""
+        """Let the case's inputs go when its last provider was asked for."""
         self._wanted[name].remove(provider)
         if not self._wanted[name]:
             del self._measured[name]
 
     def show(self, write: Callable[[str], None], width: int) -> None:
-        """The figures as tables, line by line."""
+        """Write the figures as tables, line by line."""
         from bench.harness.report import terminal
 
         for line in terminal(self.rows, max(width, 100)).splitlines():

@@ -80,7 +80,7 @@ WORLDS = {
 
 
 def config(world: str, overrides: Sequence[str] = ()) -> Config:
-    """PRFL in this world, as its users' config has it but for clips, rounds and reuse, and ``overrides`` of that.
+    """Load PRFL in this world, as its users' config has it but for clips, rounds and reuse, with ``overrides``.
 
     A pixel reward: ``reward={space: pixel, path: new}``, and an objective that may read one.
     """
@@ -91,7 +91,7 @@ def config(world: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def backbone(config: Config) -> Backbone:
-    """The frozen model of a ``config``, and on it the policy's adapter, stirred as if it had been trained a little."""
+    """Build the frozen model of a ``config``, and on it the policy's adapter, with a little noise on its weights."""
     model = build_backbone(config) if has_weights(config) else _random(config)
     generator = torch.Generator().manual_seed(config.seed)
     for parameter in model.adapter_parameters(POLICY).values():
@@ -101,7 +101,7 @@ def backbone(config: Config) -> Backbone:
 
 
 def reward(world: str, config: Config, model: Backbone) -> Reward:
-    """The latent or pixel reward that the config asks for, frozen: the trained one where it is named, or a new one."""
+    """Load the latent or pixel reward that the config asks for, frozen: trained where that is named, or else new."""
     assert config.reward is not None
     if config.reward.path == TRAINED:
         return load_followed_reward(config, model)
@@ -111,7 +111,7 @@ def reward(world: str, config: Config, model: Backbone) -> Reward:
 
 
 def weights(config: Config) -> str:
-    """What is random, for the results."""
+    """Say what is random, for the results."""
     assert config.reward is not None
     kind = "random" if config.reward.path != TRAINED else "trained"
     model = "trained" if has_weights(config) else "random"
@@ -126,7 +126,7 @@ def has_weights(config: Config) -> bool:
 
 
 def _random(config: Config) -> Backbone:
-    """The architecture of ``backbone.model`` with random weights, made in their own dtype on their own device."""
+    """Build the architecture of ``backbone.model`` with random weights, made in their own dtype on their own device."""
     source = _source(config)
     network, vae = transformer(config), decoder(config)
     if source.device.type == "cpu":
@@ -140,12 +140,12 @@ def _source(config: Config) -> Source:
 
 
 def transformer(config: Config) -> WanTransformer3DModel:
-    """The same weights as a ``backbone`` has, in diffusers' own model: no adapter, no kernels."""
+    """Load the same weights as a ``backbone`` has, in diffusers' own model: no adapter, no kernels."""
     return _part(config, WanTransformer3DModel, "transformer", getattr(torch, config.backbone.dtype))
 
 
 def decoder(config: Config) -> AutoencoderKLWan:
-    """Likewise, of the VAE."""
+    """Load the VAE likewise."""
     dtype = vae_dtype(getattr(torch, config.backbone.dtype))
     return _part(config, AutoencoderKLWan, "vae", dtype).requires_grad_(False)
 
@@ -170,7 +170,7 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
 
 
 def random_text(width: int, device: torch.device) -> tuple[Any, UMT5EncoderModel]:
-    """A tokenizer of bytes, and one random layer of the encoder's own kind: embeddings have their real shape."""
+    """Build a tokenizer of bytes, and one random layer of the encoder's own kind: embeddings have their real shape."""
     torch.manual_seed(1)
     layers = UMT5Config(vocab_size=256, d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
     return byte_tokens, UMT5EncoderModel(layers).to(device).requires_grad_(False).eval()
