@@ -62,11 +62,12 @@ def added(path: Path, result: dict, runs: str) -> dict:
         if old[key] != result[key]:
             raise SystemExit(f"{path}: {key} is {old[key]} there and {result[key]} here: not the same study")
 
-    rows, new = ({row["generator"]: row for row in each["rows"]} for each in (old, result))
+    rows = {row["generator"]: row for row in old["rows"]}
+    new = {row["generator"]: row for row in result["rows"]}
     if len(rows.keys() & new.keys()) < 2:
         raise SystemExit(f"{path}: run one of its rows again, beside the base: that shows that the two fit together")
     for name in rows.keys() & new.keys():
-        old_scores, new_scores = (each[name]["right per seed"] for each in (rows, new))
+        old_scores, new_scores = rows[name]["right per seed"], new[name]["right per seed"]
         if any(abs(a - b) > SAME for a, b in zip(old_scores, new_scores, strict=True)):
             raise SystemExit(
                 f"{path}: {name} has {old_scores} there and {new_scores} here: these are not the same runs"

@@ -79,8 +79,12 @@ def refreshed(policy: Path) -> Path:
 
 
 def curve(folder: Path) -> list[dict]:
+    """List the rounds on validation prompts."""
     keys = ("step", "judge/all", "reward/total", "held_out/total", "motion", "diversity", "distance")
-    return [{key: record[key] for key in keys if key in record} for record in studies.records(folder, "judge/all")]
+    points = []
+    for record in studies.records(folder, "judge/all"):
+        points.append({key: record[key] for key in keys if key in record})
+    return points
 
 
 def study(guards: list[str], steps: int) -> dict:
@@ -97,17 +101,14 @@ def study(guards: list[str], steps: int) -> dict:
             return first.result() if (guard, seed) == ("plain", 0) else run(guard, seed, steps)
 
         runs = {(guard, seed): pool.submit(train_guard, guard, seed) for guard in order for seed in studies.SEEDS}
-        folders = {key: each.result() for key, each in runs.items()}
+        folders = {key: job.result() for key, job in runs.items()}
         rows = spine.tested(pool, folders, order)
-    return {
-        "steps": steps,
-        "always": always(steps),
-        "guards": {
-            guard: {"overrides": GUARDS[guard], "curves": [curve(folders[guard, seed]) for seed in studies.SEEDS]}
-            for guard in order
-        },
-        "rows": rows,
-    }
+
+    by_guard = {}
+    for guard in order:
+        curves = [curve(folders[guard, seed]) for seed in studies.SEEDS]
+        by_guard[guard] = {"overrides": GUARDS[guard], "curves": curves}
+    return {"steps": steps, "always": always(steps), "guards": by_guard, "rows": rows}
 
 
 def main() -> None:

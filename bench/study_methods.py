@@ -145,7 +145,7 @@ def _evaluations(name: str, steps: int) -> float:
     else:
         share = 0.0  # a pixel reward runs no part of the network
     price = {nfe.GRADIENT: 3.0, nfe.REWARD: 3 * share}
-    return sum(each.total * price.get(each.name, 1.0) for each in nfe.count_work(config, model)) / BATCH
+    return sum(work.total * price.get(work.name, 1.0) for work in nfe.count_work(config, model)) / BATCH
 
 
 def pace(name: str) -> float:
@@ -192,25 +192,22 @@ def run(name: str, rate: str, seed: int, steps: int) -> Path:
 
 def curve(folder: Path, price: float, seconds: float) -> list[dict]:
     """List the rounds on validation prompts, over network evaluations of a sample and over seconds."""
-    return [
-        {
-            "evaluations": record["step"] * price, "seconds": record["step"] * seconds, "step": record["step"],
-            **{key: record[key] for key in ("judge/all", "reward/total", "motion", "diversity", "distance")},
-        }
-        for record in studies.records(folder, "judge/all")
-    ]  # fmt: skip
+    keys = ("step", "judge/all", "reward/total", "motion", "diversity", "distance")
+    points = []
+    for record in studies.records(folder, "judge/all"):
+        cost = {"evaluations": record["step"] * price, "seconds": record["step"] * seconds}
+        points.append(cost | {key: record[key] for key in keys})
+    return points
 
 
 def at_equal(curves: list[list[dict]]) -> dict[str, dict[str, float]]:
     """Read the oracle on validation prompts, mean of the seeds, where curves reach so many evaluations or seconds."""
-    return {
-        over: {
-            str(value): statistics.mean(read(curve, over, value) for curve in curves)
-            for value in values
-            if all(curve[-1][over] >= 0.99 * value for curve in curves)
-        }
-        for over, values in EQUAL.items()
-    }
+    result: dict[str, dict[str, float]] = {}
+    for over, values in EQUAL.items():
+        shortest = min(curve[-1][over] for curve in curves)
+        reached = [value for value in values if shortest >= 0.99 * value]
+        result[over] = {str(value): statistics.mean(read(curve, over, value) for curve in curves) for value in reached}
+    return result
 
 
 def read(curve: list[dict], over: str, value: float) -> float:
@@ -227,28 +224,29 @@ def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
     prices = {name: evaluations(name) for name in names}
     steps = {name: max(ROUNDS, round(RECIPES[name].share * budget / price)) for name, price in prices.items()}
     paces = {name: pace(name) for name in names}  # one after another: alone
+
     with studies.pool() as pool:
-        kept = dict(zip(names, pool.map(saved, names), strict=True))
+        saved_bytes = dict(zip(names, pool.map(saved, names), strict=True))
+
+        # Each learning rate with seed 0; then the better one with all seeds.
         swept = {(n, rate): pool.submit(run, n, rate, 0, steps[n]) for n in names for rate in RATES}
-        last = {key: studies.records(each.result(), "judge/all")[-1]["judge/all"] for key, each in swept.items()}
+        last = {key: studies.records(job.result(), "judge/all")[-1]["judge/all"] for key, job in swept.items()}
         best = {name: best_rate(name, last) for name in names}
-        runs = {(n, s): pool.submit(run, n, best[n], s, steps[n]) for n in names for s in seeds}
-        folders = {key: each.result() for key, each in runs.items()}
+        jobs = {(n, seed): pool.submit(run, n, best[n], seed, steps[n]) for n in names for seed in seeds}
+        folders = {key: job.result() for key, job in jobs.items()}
         rows = spine.tested(pool, folders, names, seeds)
-    return {
-        "budget": f"{budget:g} network evaluations of a sample: forward 1, with backward 3, SFT's step among them",
-        "recipes": {
-            n: {
-                "config": config_of(n), "overrides": always(n), "rate": best[n], "steps": steps[n],
-                "evaluations per step": prices[n], "seconds per step": paces[n], "saved bytes": kept[n],
-                "swept": {rate: last[n, rate] for rate in RATES},
-                "rollouts": [rollouts(n, folders[n, seed], steps[n]) for seed in seeds],
-                "curves": [curve(folders[n, seed], prices[n], paces[n]) for seed in seeds],
-            }
-            for n in names
-        },
-        "rows": rows,
-    }  # fmt: skip
+
+    recipes = {}
+    for n in names:
+        recipes[n] = {
+            "config": config_of(n), "overrides": always(n), "rate": best[n], "steps": steps[n],
+            "evaluations per step": prices[n], "seconds per step": paces[n], "saved bytes": saved_bytes[n],
+            "swept": {rate: last[n, rate] for rate in RATES},
+            "rollouts": [rollouts(n, folders[n, seed], steps[n]) for seed in seeds],
+            "curves": [curve(folders[n, seed], prices[n], paces[n]) for seed in seeds],
+        }  # fmt: skip
+    budget_text = f"{budget:g} network evaluations of a sample: forward 1, with backward 3, SFT's step among them"
+    return {"budget": budget_text, "recipes": recipes, "rows": rows}
 
 
 def repaced(result: dict, paces: dict[str, float]) -> dict:

@@ -49,7 +49,7 @@ def run(name: str, seed: int) -> Path:
 def cheaper_share(name: str) -> float:
     """Compute the share of the rollouts' evaluations that are not exact, by the plans of the run."""
     config = load_config(CONFIG, [*ROWS[name], *spine.QUIET])
-    counts = {each.name: each.total for each in nfe.count_work(config, build_architecture(config))}
+    counts = {work.name: work.total for work in nfe.count_work(config, build_architecture(config))}
     cheaper = counts.get(nfe.CHEAPER, 0)
     return cheaper / (cheaper + counts[nfe.ROLLOUT])
 
@@ -64,10 +64,11 @@ def study(seeds: Sequence[int]) -> dict:
     with studies.pool() as pool:
         folders = dict(zip(keys, pool.map(lambda key: run(*key), keys), strict=True))
         rows = spine.tested(pool, folders, list(ROWS), seeds)
-    shares = {
-        name: {"cheaper": cheaper_share(name), "cached": [cached_share(folders[name, seed]) for seed in seeds]}
-        for name in ROWS
-    }
+
+    shares = {}
+    for name in ROWS:
+        cached = [cached_share(folders[name, seed]) for seed in seeds]
+        shares[name] = {"cheaper": cheaper_share(name), "cached": cached}
     return {"config": CONFIG, "overrides": ROWS, "share of the rollouts' evaluations": shares, "rows": rows}
 
 

@@ -85,11 +85,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def lacking(rows: Sequence[Row]) -> list[str]:
     """Write what could not be measured, and why."""
-    return [
-        f"{row.case}, {row.provider}: no {what}: {reason}"
-        for row in rows
-        for what, reason in row.info.get("lacks", {}).items()
-    ]
+    lines = []
+    for row in rows:
+        for what, reason in row.info.get("lacks", {}).items():
+            lines.append(f"{row.case}, {row.provider}: no {what}: {reason}")
+    return lines
 
 
 def _facts(info: Mapping[str, Any]) -> list[str]:
@@ -240,8 +240,8 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
 
         ratio = time_ratio_apart(row.rounds, old.rounds)
         verdict = "slower" if ratio.low > 1 else "faster" if ratio.high < 1 else ""
-        peaks = [each.info["memory"].get("peak") for each in (old, row)]
-        saved = [each.info["saved_bytes"] for each in (old, row)]
+        peaks = [result.info["memory"].get("peak") for result in (old, row)]
+        saved = [result.info["saved_bytes"] for result in (old, row)]
         larger = None not in peaks and peaks[1] > 1.01 * peaks[0]
         verdicts = [verdict, "larger peak" * larger, "saves more" * (saved[1] > saved[0])]
         table.add_row(
