@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench", description=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = top.add_subparsers(required=True, metavar="ACTION")
+
     action = add_command(actions, "report", "show results as tables and as a page", EXAMPLES)
     action.set_defaults(command=report)
     action.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of pytest-benchmark (--benchmark-json)")
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     action.add_argument("--plot", type=Path, metavar="FILE.png", help="write the plot of costs against size")
     action.add_argument("--markdown", action="store_true", help="print the table of a README instead")
     action.add_argument("--update", type=Path, metavar="README", help="write the tables of a README from their files")
+
     action = add_command(actions, "compare", "show what changed between two results", EXAMPLES)
     action.set_defaults(command=compare)
     action.add_argument("before", type=Path, metavar="A")

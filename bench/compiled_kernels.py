@@ -38,7 +38,7 @@ def used(build: Build, capability: int) -> dict[str, Any]:
 
 
 def table() -> dict[str, dict[str, dict[str, Any]]]:
-    """By kernel and capability."""
+    """Tabulate what every kernel takes, by its name and the capability."""
     by_kernel: dict[str, dict[str, dict[str, Any]]] = {}
     for capability in CAPABILITIES:
         for build in every_build(capability):

@@ -51,6 +51,7 @@ def main() -> None:
     end = time.monotonic() + options.budget
     if options.wheels:
         install(options.wheels)
+
     chosen = [piece for piece in pieces() if fnmatch.fnmatch(piece.name, options.only)]
     states = {piece.name: state(piece, options.out) for piece in chosen}
     if not options.list:
@@ -58,6 +59,7 @@ def main() -> None:
         for piece in chosen:
             if states[piece.name] == "left" and lasting(piece, options.out) <= end - time.monotonic():
                 states[piece.name] = run(piece, options.out, end)
+
     for piece in chosen:
         late = f", and wants {lasting(piece, options.out):.0f} s" if lasting(piece, options.out) > piece.seconds else ""
         print(f"{piece.name:50} {states[piece.name]}{late}")
@@ -145,6 +147,8 @@ def run(piece: Piece, out: Path, end: float) -> str:
     target, partial = out / piece.file, out / f".partial-{piece.file}"
     command = [sys.executable, *piece.command, *([f"{piece.result}={partial}"] if piece.result else [])]
     print(f"[{time.strftime('%H:%M:%S')}] {piece.name}", flush=True)
+
+    # In a session of its own, so that a piece that takes too long ends with all its processes.
     start = time.monotonic()
     log = out / f"{piece.name}.log"
     with open(log, "w", encoding="utf-8") as console:
@@ -159,17 +163,22 @@ def run(piece: Piece, out: Path, end: float) -> str:
             partial.unlink(missing_ok=True)
             failure(piece, out, "it did not end in time", late=time.monotonic() - start)
             return "left"
+
+    # What it wrote, and what it said.
     lines = log.read_text(encoding="utf-8").strip().splitlines() or [""]
     skipped = [line for line in lines if line.startswith("SKIPPED")]
     written = partial.exists() and partial.stat().st_size > 0
     text = partial.read_text(encoding="utf-8").replace(str(partial), target.name) if written else ""
     result = json.loads(text) if text else {} if piece.result else facts("random")
+
     empty = not text or result.get("benchmarks") == []  # that of a script has no such list
     if (piece.result and empty) or (not piece.result and process.returncode):
         partial.unlink(missing_ok=True)
         reason = (skipped or lines[-1:])[0]
         failure(piece, out, reason)
         return f"FAILED, see {log}: {reason}"
+
+    # The result, with the facts of this piece.
     for each in result.get("benchmarks", ()):
         each["stats"].pop("data", None)  # the rounds are in extra_info
     piece_facts = {

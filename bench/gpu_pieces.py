@@ -111,12 +111,12 @@ class Piece:
 
     @property
     def failure(self) -> str:
-        """Where it says that it gave no result."""
+        """Return the name of the file that says why there is no result."""
         return f"{self.name}.failed"
 
 
 def pieces() -> list[Piece]:
-    """All of them, the tests first and then what one wants to know most: the lease may end before the list."""
+    """Sort all pieces, the tests first and then what one wants to know most: the lease may end before the list."""
 
     def rank(piece: Piece) -> int:
         return next((i for i, pattern in enumerate(FIRST) if fnmatch(piece.name, pattern)), len(FIRST))
@@ -129,6 +129,7 @@ def all_pieces() -> Iterator[Piece]:
         here = str(path.relative_to(REPOSITORY))
         test = (*PLAIN, "--confcutdir", "tests/kernels", here)
         yield Piece(f"tests-{path.stem.removeprefix('test_')}", test, KERNELS, BARE, 120, result="")
+
     parts = "bench/ten_minutes.py", "bench/ten_minutes_parts.py", "bench/ten_minutes_tiles.py"
     yield Piece(
         "ten-minutes",
@@ -139,6 +140,7 @@ def all_pieces() -> Iterator[Piece]:
         result="",
         gib=70,
     )
+
     for world, shapes in zip(WORLDS, (SHAPES[:1], SHAPES[1:]), strict=True):
         for shape in shapes:
             yield from of_kernels(world, shape)
@@ -146,6 +148,7 @@ def all_pieces() -> Iterator[Piece]:
         yield from of_steps(number, world)
         yield from of_pieces(number, world)
         yield from of_scale(number, world)
+
     peaks = json.loads((REPOSITORY / "bench/results/memory.json").read_text(encoding="utf-8"))["cases"]
     for name in PREDICTED:
         script = "bench/measured_memory.py"
@@ -158,7 +161,7 @@ def all_pieces() -> Iterator[Piece]:
 
 
 def of_kernels(world: str, shape: Shape) -> Iterator[Piece]:
-    """The operations, a block, and a gradient step of all blocks, whose modes are apart where a run takes seconds."""
+    """Yield the operations, a block, and a gradient step of all blocks, its modes apart where a run takes seconds."""
     long = shape.tokens > 40000
     for operation in ("qk_norm_rope", "gated_residual_norm", "attention"):
         yield measuring(world, [operation, f"tokens{shape.tokens}"], 150)
@@ -173,7 +176,7 @@ def of_kernels(world: str, shape: Shape) -> Iterator[Piece]:
 
 
 def of_steps(number: int, world: str) -> Iterator[Piece]:
-    """Each provider beside its case's reference."""
+    """Yield each provider beside its case's reference."""
     for case, runs in RUN.items():
         reference, *others = runs
         for provider in others:
@@ -184,7 +187,7 @@ def of_steps(number: int, world: str) -> Iterator[Piece]:
 
 
 def of_pieces(number: int, world: str) -> Iterator[Piece]:
-    """The pieces of a step by themselves."""
+    """Yield the pieces of a step by themselves."""
     file, of = "bench/bench_pieces.py", (*STEPS, "bench/cases/piece_cases.py")
     for words, (seconds, gib) in PIECES.items():
         yield measuring(world, words.split(), seconds[number], "", file, of, STEP_NEEDS, gib[number])
@@ -214,7 +217,7 @@ def of_scale(number: int, world: str) -> Iterator[Piece]:
 
 
 def lasting(number: int, runs: Sequence[float]) -> float:
-    """Seconds of a piece with providers whose runs take so long."""
+    """Return the seconds of a piece with providers whose runs take so long."""
     return round(START + sum(CHILD[number] + (RUNS + MORE * (run < LONG)) * run for run in runs))
 
 
@@ -222,7 +225,7 @@ def measuring(
     world: str, words: Sequence[str], seconds: float, name: str = "", file: str = "bench/bench_kernels.py",
     of: tuple[str, ...] = CASES, needs: tuple[str, ...] = BENCHMARKS, gib: float = 0.0,
 ) -> Piece:  # fmt: skip
-    """words: pytest's -k, all of which must be there."""
+    """Make a piece of a benchmark.  words: pytest's -k, all of which must be there."""
     plugin = ("-p", "prfl_bench", "--benchmark", "--benchmark-world", world)
     limits = ("--benchmark-max-time", "3", "--benchmark-min-rounds=2", "-rs")
     options = tuple(option for option in PLAIN if option != "-x")

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import statistics
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ CHEAPER = {  # a row of bench/results/rollout.json says what share the cache ski
     "cache 0.15": (CACHE,),
     "float8, int8, cache 0.15": (FLOAT8, INT8, CACHE),
 }
-PLANS = {"the paper's": (1, 1), "stride 2": (2, 1), "stride 2, 4 gradients": (2, 4), "stride 4, 8 gradients": (4, 8)}
+WHOLE = "whole rollouts"
+PLANS = {WHOLE: (1, 1), "stride 2": (2, 1), "stride 2, 4 gradients": (2, 4), "stride 4, 8 gradients": (4, 8)}
 
 
 def calculated(model: str, kernels: bool) -> Seconds:
@@ -63,21 +65,28 @@ def calculated(model: str, kernels: bool) -> Seconds:
     return Seconds(*totals)
 
 
+def config_of(folder: str, *plan: str) -> Config:
+    return load_config(f"{folder}/prfl.yaml", [*SIZE, *plan, "backbone.device=cuda"])
+
+
+@cache
+def architecture(folder: str) -> Backbone:
+    """The model, of which no plan changes anything."""
+    return build_architecture(config_of(folder))
+
+
 def cheaper_forward(name: str, how: tuple[str, ...], cached: float) -> float:
     """Calculate the seconds of a rollout's call with kernels.  cached: the share of calls that the cache skips."""
     work = json.loads((RESULTS / "step.json").read_text(encoding="utf-8"))["calls"][f"{name}, rollout, kernels"]
     seconds = {kind: amounts["ms at the roofline"] / 1e3 for kind, amounts in work.items()}
-    config = load_config(f"{MODELS[name][0]}/prfl.yaml", [*SIZE, "backbone.device=cuda"])
-    model = build_architecture(config)
+    folder = MODELS[name][0]
     if FLOAT8 in how:
         seconds[PRODUCT] /= FASTER_PRODUCTS
-        seconds["rounding"] = QUANTISED * rounded_numbers(config, model) / 1e9 / GBS
+        seconds["rounding"] = QUANTISED * rounded_numbers(config_of(folder), architecture(folder)) / 1e9 / GBS
     if INT8 in how:
         seconds[FORWARD] /= FASTER_ATTENTION
-    whole = sum(seconds.values())
-    if CACHE not in how:
-        return whole
-    return whole * (1 - cached + cached / model.num_blocks)  # the first block always runs
+    skipped = cached * (1 - 1 / architecture(folder).num_blocks) if CACHE in how else 0.0  # the first block always runs
+    return (1 - skipped) * sum(seconds.values())
 
 
 def rounded_numbers(config: Config, model: Backbone) -> int:
@@ -94,19 +103,20 @@ def rounded_numbers(config: Config, model: Backbone) -> int:
 def cached_share() -> float:
     """Return the share of the cheaper evaluations that the cache skipped in the study of the shapes world."""
     shares = json.loads((RESULTS / "rollout.json").read_text(encoding="utf-8"))["share of the rollouts' evaluations"]
-    of_all = shares["whole rollouts: cache 0.15"]
+    of_all = shares["cache 0.15"]
     return statistics.mean(of_all["cached"]) / of_all["cheaper"]
 
 
 def cheaper_table(name: str, seconds: Seconds) -> dict[str, dict[str, float]]:
-    """Tabulate the GPU-seconds of a gradient by plan, for each way of ``CHEAPER``."""
+    """Tabulate GPU-seconds of a gradient by plan, for each way of ``CHEAPER``; a cache's for the plan of its share."""
     share, folder = cached_share(), MODELS[name][0]
-    calls = {way: None if way == "exact" else cheaper_forward(name, how, share) for way, how in CHEAPER.items()}
-    return {
-        way: {"seconds of a cheaper call": call or seconds.forward}
-        | {plan: cost(folder, *rollout, seconds, call) for plan, rollout in PLANS.items()}
-        for way, call in calls.items()
-    }
+    table = {}
+    for way, how in CHEAPER.items():
+        call = None if way == "exact" else cheaper_forward(name, how, share)
+        plans = {WHOLE: PLANS[WHOLE]} if CACHE in how else PLANS
+        costs = {plan: cost(folder, *rollout, seconds, call) for plan, rollout in plans.items()}
+        table[way] = {"seconds of a cheaper call": call or seconds.forward, **costs}
+    return table
 
 
 def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: float | None = None) -> float:
@@ -116,9 +126,8 @@ def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: fl
     """
     plan = [f"rollout.stride={stride}", f"rollout.gradients_per_rollout={gradients}"]
     plan += [] if cheaper is None else ["rollout.cheaper.products=float8"]  # whichever: they are counted apart
-    config = load_config(f"{folder}/prfl.yaml", [*SIZE, *plan, "backbone.device=cuda"])
-    model = build_architecture(config)
-    counts = {each.name: each.total for each in forecast.count_nfe(config, model)}
+    config = config_of(folder, *plan)
+    counts = {each.name: each.total for each in forecast.count_nfe(config, architecture(folder))}
     price = {
         forecast.ROLLOUT: seconds.forward,
         forecast.CHEAPER: cheaper or 0.0,
@@ -147,18 +156,21 @@ def main() -> None:
                 for gradients in SHARED
             }
             tables[f"{model}, {mode}"] = {"seconds of a call": seconds._asdict(), "GPU-seconds of a gradient": plans}
+
     how = f"calls measured: {options.measured}" if options.measured else "calculated from bench/results/step.json"
     result: dict[str, Any] = {"how": f"evaluations counted from the plans of prfl.yaml; {how}", "tables": tables}
     if not options.measured:
         result["cheaper rollouts"] = {name: cheaper_table(name, calculated(name, kernels=True)) for name in MODELS}
     studies.write(options.out, result, weights=studies.COUNTED)
+
     for name, table in tables.items():
         print(table_of(name, table["GPU-seconds of a gradient"]))
     for name, rows in result.get("cheaper rollouts", {}).items():
         heads = list(rows["exact"])
         print(f"| {name}, rollout | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}")
         for way, cells in rows.items():
-            print(f"| {way} | {cells[heads[0]]:.2f} | {' | '.join(f'{cells[head]:.1f}' for head in heads[1:])} |")
+            seconds_of = [f"{cells[head]:.1f}" if head in cells else "" for head in heads[1:]]
+            print(f"| {way} | {cells[heads[0]]:.2f} | {' | '.join(seconds_of)} |")
 
 
 def table_of(name: str, plans: dict[str, float]) -> str:

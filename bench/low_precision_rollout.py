@@ -49,6 +49,7 @@ def main() -> None:
     model = build_backbone(config)
     head = spine.REWARDS / "adapter-0/reward"
     reward = {"reward": build_latents_scorer(load_reward(head, model, "rollout"), model)}
+
     prompts, rows, scores = load_prompts(config.data.prompts)["validation"], {}, {}
     for name, rounding in ROUNDINGS.items():
         if rounding:

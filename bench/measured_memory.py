@@ -37,7 +37,7 @@ def config_of(name: str) -> Config:
 
 
 def train(config: Config, world: str) -> dict[str, int]:
-    """The steps, as a run takes them; bytes at the peak of them and of each phase, counted from behind the loading."""
+    """Take the steps as a run does; returns the bytes at their peak and at that of each phase, after the loading."""
     model = worlds.backbone(config)
     objective = build_reward_gradient(config, model, worlds.reward(world, config, model), None)
     model.park_vae()

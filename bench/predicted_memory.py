@@ -122,6 +122,7 @@ def main() -> None:
     how = "counted and predicted on meta tensors at real shapes; nothing was timed, and no GPU was used"
     result = {"how": how, "saved hidden states of a block": blocks, "cases": cases}
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
+
     for model_and_device, by_mode in blocks.items():
         for name, states in by_mode.items():
             print(f"{model_and_device:12} {name:46} {states:6.2f} hidden states")

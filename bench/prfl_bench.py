@@ -74,7 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Of ``-n auto``: the whole suite on all cores, but named files, and what is timed, in this process alone."""
+    """Run the whole suite on all cores with ``-n auto``, but named files, and what is timed, in this process alone."""
     if config.getoption("benchmark") or config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -111,7 +111,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
-    """One provider of one case.  All of its providers that were selected are measured when the first is asked for.
+    """Measure one provider of one case; the first time, all of the case's providers that were selected.
 
     Before ``benchmark`` in a test's arguments: pytest-benchmark reads this one's recorded times as its timer.
     """

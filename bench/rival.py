@@ -48,7 +48,7 @@ def features(model: WanTransformer3DModel, latents: Tensor, sigma: Tensor, text:
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """diffusers' own decoding less its clamp, which takes the gradient off every saturated pixel."""
+    """Decode as diffusers does, without its clamp, which takes the gradient off every saturated pixel."""
     shape = 1, -1, 1, 1, 1
     mean, std = (
         torch.tensor(each).view(shape).to(latents) for each in (vae.config.latents_mean, vae.config.latents_std)

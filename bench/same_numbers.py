@@ -61,7 +61,7 @@ RESUMED = ("sft", "prfl", "reward")
 
 
 def command(tree: Path, folder: Path, *arguments: str) -> str:
-    """One ``prfl`` command of a checkout, in a folder; its standard output.  Raises CalledProcessError."""
+    """Run a ``prfl`` command of a checkout, in a folder; returns its standard output.  Raises CalledProcessError."""
     paths = os.pathsep.join(str(path) for path in (tree, tree / "kernels"))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -79,7 +79,7 @@ def train(tree: Path, folder: Path, run: str, old: Path, *more: str) -> None:
 
 
 def run_all(tree: Path, folder: Path, old: Path) -> None:
-    """Every run of a checkout that is not there yet."""
+    """Run every run of a checkout that is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, prompts in PROMPTS.items():
         (folder / f"{split}.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
@@ -90,7 +90,7 @@ def run_all(tree: Path, folder: Path, old: Path) -> None:
 
 
 def resume(tree: Path, old: Path, folder: Path) -> None:
-    """The old checkout's runs and their cache, copied and trained for three steps more."""
+    """Copy the old checkout's runs and their cache, and train them for three steps more."""
     if not (folder / "resumed").exists():
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(old, folder)
@@ -101,7 +101,7 @@ def resume(tree: Path, old: Path, folder: Path) -> None:
 
 
 def scores(tree: Path, old: Path) -> str:
-    """What a checkout's ``prfl score`` says of generated clips, by both rewards that the old one saved."""
+    """Score generated clips with a checkout's ``prfl score``, by both rewards that the old one saved."""
     clips = sorted(str(path) for path in old.glob("cache/**/*.mp4"))[:4]
     heads = [str(old / "runs" / run / "reward") for run in ("reward", "pixel_reward")]
     return "".join(
@@ -115,7 +115,7 @@ def metrics(file: Path) -> list[dict]:
 
 
 def differences(old: Path, new: Path) -> list[str]:
-    """The files under ``runs`` that are not equal, or are in one folder only."""
+    """List the files under ``runs`` that are not equal, or are in one folder only."""
     files = {path.relative_to(folder) for folder in (old, new) for path in (folder / "runs").rglob("*")}
     wrong = []
     for file in sorted(path for path in files if path.suffix == ".safetensors" or path.name == "metrics.jsonl"):
@@ -139,13 +139,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/same-numbers"))
     options = parser.parse_args()
     old_tree, new_tree, work = options.old.resolve(), options.new.resolve(), options.work.resolve()
+
     old, new = work / "old", work / "new"
     for folder in (new, work / "new-resumed"):
         shutil.rmtree(folder, ignore_errors=True)
+
     run_all(old_tree, old, old)
     resume(old_tree, old, work / "old-resumed")
     run_all(new_tree, new, old)
     resume(new_tree, old, work / "new-resumed")
+
     wrong = differences(old, new) + differences(work / "old-resumed", work / "new-resumed")
     if scores(old_tree, old) != scores(new_tree, old):
         wrong.append("prfl score says something else")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
     shapes, counts = Shapes(model, config), []
     for parameter in model.adapter_parameters(POLICY).values():
         parameter.grad = torch.zeros_like(parameter)
+
+    # Two sizes, continued in a straight line to all of the blocks.
     total, group = model.num_blocks, model.blocks_a_checkpoint
     for blocks in (2 * group, 3 * group):  # and continued in a straight line to all of them
         with fused_on_meta("cuda"), fewer_blocks(model, blocks), torch.set_grad_enabled(gradient), Work() as work:
@@ -94,6 +97,7 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
                 if gradient:
                     output.backward(torch.zeros_like(output))
         counts.append(work.amounts)
+
     two, three = counts
     amounts_of: dict[str, dict[str, float]] = {}
     for kind, unit in sorted(three):
@@ -108,14 +112,11 @@ def counted(config_file: str, height: int, width: int, kernels: bool, gradient: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/step.json"))
-    calls = {
-        f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}": counted(
-            *case, kernels=kernels, gradient=gradient
-        )
-        for name, case in CASES.items()
-        for gradient in (False, True)
-        for kernels in (False, True)
-    }
+    calls = {}
+    for (name, case), gradient, kernels in product(CASES.items(), (False, True), (False, True)):
+        call = f"{name}, {'gradient' if gradient else 'rollout'}, {'kernels' if kernels else 'torch'}"
+        calls[call] = counted(*case, kernels=kernels, gradient=gradient)
+
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
     result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}
     studies.write(parser.parse_args().out, result, weights=studies.COUNTED)

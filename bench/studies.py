@@ -61,6 +61,8 @@ def added(path: Path, result: dict, runs: str) -> dict:
     for key in result.keys() - {runs, "rows"}:
         if old[key] != result[key]:
             raise SystemExit(f"{path}: {key} is {old[key]} there and {result[key]} here: not the same study")
+
+    # What both have must be the same, and there must be something.
     rows, new = ({row["generator"]: row for row in each["rows"]} for each in (old, result))
     if len(rows.keys() & new.keys()) < 2:
         raise SystemExit(f"{path}: run one of its rows again, beside the base: that shows that the two fit together")
@@ -70,6 +72,7 @@ def added(path: Path, result: dict, runs: str) -> dict:
             raise SystemExit(f"{path}: {name} has {there} there and {here} here: these are not the same runs")
         rows[name]["right, less that of"] = new[name]["right, less that of"] | rows[name]["right, less that of"]
         rows[name]["right per seed, again"] = here
+
     earlier = {key: old[key] for key in facts("") if key in old}
     return {
         **result,

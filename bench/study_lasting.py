@@ -56,7 +56,7 @@ def run(guard: str, seed: int, steps: int) -> Path:
 
 
 def label(policy: Path, out: Path) -> None:
-    """A manifest of the first reward's labels and, for a third as many clips of a run's policy, theirs."""
+    """Write a manifest of the first reward's labels and, for a third as many clips of a run's policy, theirs."""
     manifests = []
     for overrides in (study_reward.LABELS[:3], [
         "data.generator.per_prompt=24", "data.generator.held_out_per_prompt=8", "data.generator.other_captions=1",
@@ -68,7 +68,7 @@ def label(policy: Path, out: Path) -> None:
 
 
 def refreshed(policy: Path) -> Path:
-    """A reward as study_reward's "adapter", of those labels."""
+    """Train a reward as study_reward's "adapter", of those labels; returns its folder."""
     out = RUNS / "labels.txt"
     if not out.exists():
         studies.run([__file__, "--label", str(policy), str(out)], RUNS / "label.txt")
@@ -90,13 +90,13 @@ def study(guards: list[str], steps: int) -> dict:
         late = ("a refreshed head",)  # last: the pool's two workers must not wait for it before it is trained
         order = [*(guard for guard in guards if guard not in late), *(guard for guard in late if guard in guards)]
 
-        def one(guard: str, seed: int) -> Path:
+        def trained(guard: str, seed: int) -> Path:
             if guard in late:
                 assert reward is not None
                 reward.result()
             return first.result() if (guard, seed) == ("plain", 0) else run(guard, seed, steps)
 
-        runs = {(guard, seed): pool.submit(one, guard, seed) for guard in order for seed in studies.SEEDS}
+        runs = {(guard, seed): pool.submit(trained, guard, seed) for guard in order for seed in studies.SEEDS}
         folders = {key: each.result() for key, each in runs.items()}
         rows = spine.tested(pool, folders, order)
     return {

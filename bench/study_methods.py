@@ -223,7 +223,7 @@ def read(curve: list[dict], over: str, value: float) -> float:
 
 
 def best_rate(name: str, last: Mapping[tuple[str, str], float]) -> str:
-    """The learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
+    """Return the learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
     return max(RATES, key=lambda rate: last[name, rate])
 
 
@@ -231,6 +231,8 @@ def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
     prices = {name: evaluations(name) for name in names}
     steps = {name: max(ROUNDS, round(RECIPES[name].share * budget / price)) for name, price in prices.items()}
     paces = {name: pace(name) for name in names}  # one after another: alone
+
+    # The rates with seed 0, then the better one with all seeds.
     with studies.pool() as pool:
         kept = dict(zip(names, pool.map(saved, names), strict=True))
         swept = {(n, rate): pool.submit(run, n, rate, 0, steps[n]) for n in names for rate in RATES}
@@ -273,6 +275,7 @@ def plot(result: dict, path: Path) -> None:
     recipes, half = result["recipes"], ", half the budget"
     ours = [name for name in recipes if name not in ("prfl", *LITERATURE) and not name.endswith(half)]
     columns = {"methods of the literature": [name for name in recipes if name in LITERATURE], "ours": ours}
+
     figure, axes = plt.subplots(2, 2, figsize=(15, 10), sharey=True, layout="constrained")
     for column, (title, names) in enumerate(columns.items()):
         for row, (over, label) in enumerate(LABELS.items()):
@@ -303,6 +306,7 @@ def table(result: dict) -> None:
     header = ["recipe", "validation", "at 30 s", "at 55 s", "all right", "less prfl's", "by seed", "trained reward",
               "motion", "diversity", "distance", "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
     print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+
     for name in sorted(rows, key=lambda name: -ended(result, name, "judge/all")):
         row, recipe, right = rows[name], result["recipes"][name], rows[name]["mean"]["judge/all"]
         equal = at_equal(recipe["curves"])["seconds"]
@@ -342,6 +346,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/methods.json"))
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--saved", nargs=2, help=argparse.SUPPRESS)
+
     options = parser.parse_args()
     if options.saved:
         count_saved(options.saved[0], Path(options.saved[1]))

@@ -71,7 +71,7 @@ def ceiling() -> Path:
 
 
 def second_model() -> Path:
-    """The second generator as one pipeline folder: its transformer comes from its training run."""
+    """Put the second generator into one pipeline folder: its transformer comes from its training run."""
     folder = RUNS / "second-model"
     if not folder.exists():
         untrained_folder = recipe.untrained_folder(
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--draw", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+
     options = parser.parse_args()
     if options.draw:
         draw(options.draw)

@@ -1,12 +1,12 @@
-"""What cheaper rollouts cost in quality: the winning recipe of the shapes world, three seeds each.
+"""What cheaper rollouts cost in quality: the winning recipe of the shapes world with whole rollouts, a run a seed.
 
-    python bench/study_rollout.py [--out bench/results/rollout.json] [--seeds 0 1 2]
+    python bench/study_rollout.py [--out bench/results/rollout.json] [--seeds 0 1 2] [--ways NAME ...]
 
 ``configs/tiny/best.yaml`` (the reward inside the package, 1,000 network evaluations of a sample) with the options of
-``rollout.cheaper``: with a whole rollout for each gradient, where all evaluations but one or two are cheaper, and as it
-is, where eight gradients share a coarse rollout and most of its steps are trained, and so exact.  Rounding is simulated
-on a CPU, so nothing is faster.  Samples of the test prompts come from the same noise as the base's and each other's,
-and the oracle says how many are right.  Runs that are there are not run again.
+``rollout.cheaper``, and a whole rollout for each gradient, where all evaluations but one or two are cheaper: as it is,
+eight gradients share a coarse rollout, and all but a sixth of what is evaluated is trained or scored, and so exact.
+Rounding is simulated on a CPU, so nothing is faster.  Samples of the test prompts come from the same noise as the
+base's and each other's, and the oracle says how many are right.  Runs that are there are not run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ CONFIG = "configs/tiny/best.yaml"
 RUNS = Path("runs/study-rollout")
 # As bench/study_methods.py has it, of as many evaluations: a tenth of the steps is warm-up.
 WHOLE = ["rollout.stride=1", "rollout.gradients_per_rollout=1", "training.steps=55", "training.warmup=6"]
-PLANS = {"whole rollouts": WHOLE, "best.yaml": []}
 FLOAT8, INT8 = "rollout.cheaper.products=float8", "rollout.cheaper.attention=int8"
 WAYS = {
     "exact": [],
@@ -36,39 +35,43 @@ WAYS = {
     "float8 and int8": [FLOAT8, INT8],
     "cache 0.075": ["rollout.cheaper.cache=0.075"],
     "cache 0.15": ["rollout.cheaper.cache=0.15"],
-    "float8, int8, cache 0.15": [FLOAT8, INT8, "rollout.cheaper.cache=0.15"],
 }
-TRIED = {"whole rollouts": list(WAYS), "best.yaml": ["exact", "float8, int8, cache 0.15"]}
-ROWS = {f"{plan}: {way}": [*PLANS[plan], *WAYS[way]] for plan, ways in TRIED.items() for way in ways}
 
 
 def run(name: str, seed: int) -> Path:
-    return studies.train(RUNS / f"{spine.slug(name)}-{seed}", CONFIG, [*ROWS[name], f"seed={seed}", *spine.QUIET])
+    return studies.train(
+        RUNS / f"{spine.slug(name)}-{seed}", CONFIG, [*WHOLE, *WAYS[name], f"seed={seed}", *spine.QUIET]
+    )
 
 
 def cheaper_share(name: str) -> float:
     """Of the rollouts' evaluations: those that are not exact, by the plans of the run."""
-    config = load_config(CONFIG, [*ROWS[name], *spine.QUIET])
+    config = load_config(CONFIG, [*WHOLE, *WAYS[name], *spine.QUIET])
     counts = {each.name: each.total for each in nfe.count_nfe(config, build_architecture(config))}
     cheaper = counts.get(nfe.CHEAPER, 0)
     return cheaper / (cheaper + counts[nfe.ROLLOUT])
 
 
 def cached_share(folder: Path) -> float:
-    """Of the rollouts' evaluations: those that the cache skipped, a mean over the rollouts."""
+    """Return the share of the rollouts' evaluations that the cache skipped, a mean over the rollouts."""
     return statistics.mean([record["rollout/cached"] for record in studies.records(folder, "rollout/cached")] or [0.0])
 
 
-def study(seeds: Sequence[int]) -> dict:
-    keys = [(name, seed) for seed in seeds for name in ROWS]
+def study(ways: Sequence[str], seeds: Sequence[int]) -> dict:
+    keys = [(name, seed) for seed in seeds for name in ways]
     with studies.pool() as pool:
         folders = dict(zip(keys, pool.map(lambda key: run(*key), keys), strict=True))
-        rows = spine.tested(pool, folders, list(ROWS), seeds)
+        rows = spine.tested(pool, folders, ways, seeds)
     shares = {
         name: {"cheaper": cheaper_share(name), "cached": [cached_share(folders[name, seed]) for seed in seeds]}
-        for name in ROWS
+        for name in ways
     }
-    return {"config": CONFIG, "overrides": ROWS, "share of the rollouts' evaluations": shares, "rows": rows}
+    return {
+        "config": CONFIG,
+        "overrides": {name: [*WHOLE, *way] for name, way in WAYS.items() if name in ways},
+        "share of the rollouts' evaluations": shares,
+        "rows": rows,
+    }
 
 
 def table(result: dict) -> None:
@@ -76,8 +79,8 @@ def table(result: dict) -> None:
     for row in result["rows"]:
         name, right = row["generator"], f"{row['mean']['judge/all']['value']:.3f}"
         seeds = ", ".join(f"{value:.3f}" for value in row["right per seed"])
-        share = result["share of the rollouts' evaluations"].get(name, {"cheaper": 0.0, "cached": [0.0]})
-        other = row["right, less that of"].get(f"{name.partition(':')[0]}: exact, guidance 1")
+        share = result["share of the rollouts' evaluations"].get(name, {"cheaper": 0, "cached": [0]})
+        other = row["right, less that of"].get("exact, guidance 1")
         less = f"{other['value']:+.3f} [{other['low']:+.3f}, {other['high']:+.3f}]" if other else ""
         shares = f"{share['cheaper']:.0%} | {statistics.mean(share['cached']):.0%}"
         print(f"| {name} | {shares} | {right} | {less} | {seeds} |")
@@ -87,12 +90,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/rollout.json"))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(studies.SEEDS))
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=list(WAYS))
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a results file")
     options = parser.parse_args()
     if options.table:
         table(json.loads(options.table.read_text(encoding="utf-8")))
         return
-    result = study(options.seeds)
+    result = study(options.ways, options.seeds)
     studies.write(options.out, result)
     table(result)
 

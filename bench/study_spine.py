@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ class Method:
 
 
 def settings(*values: tuple[float, str]) -> tuple[tuple[str, ...], ...]:
-    """(learning rate, the regulariser's override) of each."""
+    """Return the overrides of each setting: a learning rate, and the regulariser's override."""
     return tuple((f"training.learning_rate={rate}", regulariser) for rate, regulariser in values)
 
 
@@ -211,11 +212,9 @@ def study(seconds: float) -> dict:
         finals = [pool.submit(final, name, seed) for name in METHODS for seed in studies.SEEDS]
         for each in finals:  # the training comes first: two threads must not train one run twice
             each.result()
-        rows = {
-            (name, scale): [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
-            for name in ("base", *METHODS)
-            for scale in (1.0, best_scale)
-        }
+        rows = {}
+        for name, scale in product(("base", *METHODS), (1.0, best_scale)):
+            rows[name, scale] = [pool.submit(generator, name, scale, seed) for seed in studies.SEEDS]
         runs_of = {key: [each.result() for each in futures] for key, futures in rows.items()}
         return {
             "seconds": seconds,
@@ -234,7 +233,7 @@ def study(seconds: float) -> dict:
 
 
 def best_setting(name: str, validation: Mapping[tuple[str, tuple[str, ...]], float]) -> tuple[str, ...]:
-    """A method's setting with the highest mean on validation prompts."""
+    """Return a method's setting with the highest mean on validation prompts."""
     return max(METHODS[name].settings, key=lambda setting: validation[name, setting])
 
 
@@ -333,6 +332,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
+
     options = parser.parse_args()
     if options.measure:
         config, split, seed, guidance, out = options.measure

@@ -87,7 +87,7 @@ def environment() -> dict[str, str]:
 
 
 def append(bundle: Path, line: dict[str, Any]) -> None:
-    """One JSON line more, on the disk before this returns."""
+    """Append a JSON line, which is on the disk before this returns."""
     with bundle.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
@@ -95,7 +95,7 @@ def append(bundle: Path, line: dict[str, Any]) -> None:
 
 
 def ended(bundle: Path, key: list[str]) -> set[str]:
-    """The parts that were done with these sources on this device in this world."""
+    """Return the parts that were done with these sources on this device in this world."""
     lines = bundle.read_text(encoding="utf-8").splitlines() if bundle.exists() else []
     done = set()
     for text in lines:
@@ -109,8 +109,10 @@ def ended(bundle: Path, key: list[str]) -> set[str]:
 
 
 def identity(world: str) -> list[str]:
-    """What a result belongs to: a hash of the sources, the device, the world.  In a process of its own: this one must
-    not hold a GPU."""
+    """Return what a result belongs to: a hash of the sources, the device, the world.
+
+    It is found out in a process of its own: this one must not hold a GPU.
+    """
     code = "from bench.harness.facts import device_name, sources; print(sources()); print(device_name() or 'cpu')"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment(), cwd=REPOSITORY)
@@ -126,10 +128,12 @@ def main() -> int:
     parser.add_argument("--world", choices=("wan", "tiny"), default="wan", help="tiny rehearses; default: wan")
     parser.add_argument("--only", action="append", choices=[name for name, *_ in PARTS], help="this part; repeatable")
     options = parser.parse_args()
+
     end = time.monotonic() + options.budget - RESERVE
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     bundle = options.out / BUNDLE
+
     key = identity(options.world)
     done = ended(bundle, key)
     wanted = [part for part in PARTS if part[0] not in done and part[0] in (options.only or [part[0]])]
@@ -143,7 +147,7 @@ def main() -> int:
 def run(
     wanted: list[tuple[str, int, int]], options: argparse.Namespace, bundle: Path, key: list[str], end: float
 ) -> int:
-    """Each part in turn; how many are not done."""
+    """Run each part in turn; returns how many are not done."""
     failures = 0
     following: Child | None = None
     for number, (name, least, most) in enumerate(wanted):

@@ -57,7 +57,7 @@ class Clock:
 
 
 def device(world: str, emit: Emit, clock: Clock) -> None:
-    """What the machine is, and the ceilings that it reaches: a copy and a matrix product."""
+    """Describe the machine, and measure the ceilings that it reaches: a copy and a matrix product."""
     import torch
 
     from bench.harness.facts import facts
@@ -87,7 +87,7 @@ def device(world: str, emit: Emit, clock: Clock) -> None:
 
 
 def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
-    """The Triton kernels' tests, compiled, on several processes where pytest-xdist is there.
+    """Run the Triton kernels' tests, compiled, on several processes where pytest-xdist is there.
 
     Operations whose files passed as a whole are kept as such on this machine, and ``kernels: auto`` takes them then.
     """
@@ -118,7 +118,7 @@ def kernel_tests(world: str, emit: Emit, clock: Clock) -> None:
 
 
 def outcomes_of(report: Path) -> dict[str, set[str]]:
-    """{file: outcomes} of a JUnit report."""
+    """Read {file: outcomes} of a JUnit report."""
     outcomes: dict[str, set[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -131,7 +131,7 @@ def outcomes_of(report: Path) -> dict[str, set[str]]:
 
 
 def kernels(world: str, emit: Emit, clock: Clock) -> None:
-    """Each operation forward and backward beside eager torch, torch.compile, SDPA's backends, a copy or a product."""
+    """Compare each operation, forward and backward, with eager torch, torch.compile, SDPA, a copy or a product."""
     from bench.cases.kernel_cases import cases
 
     for name in dict.fromkeys(WORLDS[world]):
@@ -145,7 +145,7 @@ def kernels(world: str, emit: Emit, clock: Clock) -> None:
 
 
 def compare(case: Any, emit: Emit, seconds: float) -> None:
-    """All providers of a case, interleaved; a provider that cannot run gives its reason."""
+    """Measure all providers of a case, interleaved; a provider that cannot run gives its reason."""
     from bench.harness.measure import Measurement, timings
     from bench.harness.results import figures
 
@@ -166,7 +166,7 @@ def compare(case: Any, emit: Emit, seconds: float) -> None:
 
 
 def small_step(world: str, emit: Emit, clock: Clock) -> None:
-    """A PRFL step of the small model: latent, latent with kernels, and the same step by a pixel reward on one frame."""
+    """Measure a PRFL step of the small model: latent, latent with kernels, and by a pixel reward on one frame."""
     from bench.cases import step_cases
 
     name = WORLDS[world][0]
@@ -176,7 +176,7 @@ def small_step(world: str, emit: Emit, clock: Clock) -> None:
 
 
 def large_step(world: str, emit: Emit, clock: Clock) -> None:
-    """A PRFL step of the large model in three modes: the seconds of a forward and of a gradient."""
+    """Measure a PRFL step of the large model in three modes: the seconds of a forward and of a gradient."""
     from bench.cases import step_cases
 
     case = next(case for case in step_cases.cases(WORLDS[world][1]) if case.operation == "step_modes")
@@ -184,7 +184,7 @@ def large_step(world: str, emit: Emit, clock: Clock) -> None:
 
 
 def pixel_all(world: str, emit: Emit, clock: Clock) -> None:
-    """The small model's step by a pixel reward on all frames: it needs a card of 141 GB."""
+    """Measure the small model's step by a pixel reward on all frames: it needs a card of 141 GB."""
     from bench.cases import step_cases
 
     case = next(case for case in step_cases.cases(WORLDS[world][0]) if case.operation == "same_step")
@@ -192,7 +192,7 @@ def pixel_all(world: str, emit: Emit, clock: Clock) -> None:
 
 
 def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, rounds: int = 1) -> None:
-    """Each provider: one run to warm up, whose result is checked, then ``rounds`` timed ones with the allocator's peak.
+    """Run each provider once to warm up, its result checked, then ``rounds`` times, timed, with the allocator's peak.
 
     In this process, one after another: a process of its own for each peak would take longer than the measurement.
     """
@@ -233,7 +233,7 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
 
 
 def predicted(case: Any, provider: str) -> dict[str, int]:
-    """Bytes that ``prfl train --dry-run`` counts for the same config: at a step's peak and at its phases'."""
+    """Predict bytes as ``prfl train --dry-run`` does for the same config: at a step's peak and at its phases'."""
     from bench.cases import step_cases
     from bench.harness.peaks import predicted_peaks
 
@@ -246,13 +246,15 @@ def predicted(case: Any, provider: str) -> dict[str, int]:
 
 
 def tiles(world: str, emit: Emit, clock: Clock) -> None:
-    """The kernels at the small model's shape with other tiles beside the chosen ones."""
+    """Measure the kernels at the small model's shape with other tiles beside the chosen ones."""
     ten_minutes_tiles.tiles(WORLDS[world][0], emit, clock)
 
 
 def sanitizer(world: str, emit: Emit, clock: Clock) -> None:
-    """Every kernel on few tokens under compute-sanitizer, where the machine has it (kernels/README.md has the command):
-    what reads or writes beside its tensors, and which threads race for shared memory."""
+    """Run every kernel on few tokens under compute-sanitizer, where the machine has it (command: kernels/README.md).
+
+    It finds what reads or writes beside its tensors, and which threads race for shared memory.
+    """
     program = which("compute-sanitizer")
     if program is None:
         emit(row="sanitizer", failed="compute-sanitizer is not on this machine")

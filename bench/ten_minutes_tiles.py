@@ -26,7 +26,7 @@ Sweep = Callable[..., None]
 
 
 def best(call: Callable[[], Any], device: str, runs: int = 10) -> float:
-    """The median of a few runs, in seconds."""
+    """Return the median of a few runs, in seconds."""
     import torch
 
     from bench.harness.measure import quantiles, timed
@@ -42,7 +42,7 @@ def best(call: Callable[[], Any], device: str, runs: int = 10) -> float:
 
 
 def tiles(world: str, emit: Callable[..., None], clock: Any) -> None:
-    """The small model's shapes (world: of bench.cases.kernel_problem), one kernel after another."""
+    """Sweep over the small model's shapes (world: of bench.cases.kernel_problem), one kernel after another."""
     import torch
 
     if not torch.cuda.is_available():
@@ -63,8 +63,9 @@ def sweep(
     call: Callable[[], Any],
     **amount: float,
 ) -> None:
-    """A row for each of the values, of which the first is in use.  using(value): a context in which that one is.
+    """Measure a row for each of the values, of which the first is in use.
 
+    using(value): a context in which that value is in use.
     amount: what a call does, in the unit that its rate is told in: ``tflops=...`` or ``gb_per_s=...``.
     """
     for value in dict.fromkeys(values):

@@ -116,7 +116,7 @@ def wan_block(world: str, tokens: int, mode: str, rank: int, blocks: int = 1) ->
         return result
 
     def ceiling() -> Work:
-        """The layers' products and both attentions, by themselves."""
+        """Make a work of the layers' products and both attentions, by themselves."""
         block = network(shape, rank, DTYPE).blocks[0]
         linears = {name: layer.weight for name, layer in block.named_modules() if isinstance(layer, nn.Linear)}
         weights = [weight for name, weight in linears.items() if name.endswith("base_layer")]

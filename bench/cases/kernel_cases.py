@@ -140,7 +140,7 @@ def peft_layers(
     weights: Sequence[Tensor], biases: Sequence[Tensor], leaves: Outputs, each: str, rank: int, scale: float,
     dtype: torch.dtype,
 ) -> tuple[list[nn.Module], dict[str, Tensor]]:  # fmt: skip
-    """peft's layers with these values, and leaves of the same names."""
+    """Make peft's layers with these values, and leaves of the same names."""
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
 
@@ -193,7 +193,7 @@ def qk_norm(world: str, tokens: int, mode: str) -> Problem:
 
 
 def gated_norm(world: str, tokens: int, mode: str) -> Problem:
-    """The join in the middle of a block: gated sum, LayerNorm, modulation, all of one time embedding."""
+    """Join two branches in the middle of a block: gated sum, LayerNorm, modulation, all of one time embedding."""
     shape = shape_of(world, tokens)
     size = (1, tokens, shape.width)
     leaves = {name: random(*size, seed=i).requires_grad_() for i, name in enumerate("xy")}

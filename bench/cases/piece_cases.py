@@ -72,7 +72,7 @@ def weights(model: Backbone) -> list[Tensor]:
 
 
 def facts(config: Config, latents: Tensor) -> dict[str, Any]:
-    """What every problem here says of itself."""
+    """Return what every problem here says of itself."""
     size = config.data.frames, config.data.height, config.data.width
     shapes = {"videos": (config.training.batch, *size), "latents": tuple(latents.shape)}
     dtype = getattr(torch, config.backbone.dtype)

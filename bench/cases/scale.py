@@ -75,7 +75,7 @@ class Curve:
 
     @property
     def first(self) -> int:
-        """The row that a line starts from: what is of another form is no point of it."""
+        """Return the row that a line starts from: what is of another form is no point of it."""
         settings = self.rows[0].info["settings"]
         return int((settings["axis"], settings["value"]) == HELD)
 

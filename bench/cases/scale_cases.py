@@ -32,11 +32,12 @@ VALUES: Mapping[str, Mapping[str, Sequence[int | str]]] = {
 
 def cases(world: str) -> list[Case]:
     needs = worlds.WORLDS[world].needs
-    return [
-        Case("scale", scale, {"world": world, "axis": axis, "value": value}, providers(axis), needs)
-        for axis, values in VALUES[world].items()
-        for value in values
-    ]
+    all_cases = []
+    for axis, values in VALUES[world].items():
+        for value in values:
+            settings = {"world": world, "axis": axis, "value": value}
+            all_cases.append(Case("scale", scale, settings, providers(axis), needs))
+    return all_cases
 
 
 def providers(axis: str) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def providers(axis: str) -> tuple[str, ...]:
 
 
 def overrides(world: str, axis: str, value: Any) -> list[str]:
-    """Of the world's config, what both methods share."""
+    """Return the overrides of the world's config that both methods share."""
     height, width = value.split("x") if axis == "resolution" else (0, 0)
     by_axis = {
         "frames": [f"data.frames={value}"],
@@ -67,7 +68,7 @@ def method(provider: str, axis: str, value: Any, steps: int) -> list[str]:
 
 
 def scale(world: str, axis: str, value: Any) -> Problem:
-    """Two methods compute two things: their gradients are checked, not compared."""
+    """Measure two methods, which compute two things: their gradients are checked, not compared."""
     shared = overrides(world, axis, value)
     plain, stage = worlds.config(world, shared), Stage(world)
     configs = {

@@ -58,9 +58,11 @@ def cases(world: str) -> list[Case]:
 
 
 def same_step(world: str, frames: int, chain: int) -> Problem:
-    """One step of PRFL that hands its clean prediction over: the same rollout, step, prompts and noise; only the reward
-    differs.  The pixel reward, too, is differentiated by itself, through a decoder that is chunked and checkpointed, so
-    it decodes twice; where it fits there is one that keeps everything, too."""
+    """Compare rewards in one step of PRFL that hands its clean prediction over: all but the reward is the same.
+
+    The same rollout, step, prompts and noise.  The pixel reward, too, is differentiated by itself, through a decoder
+    that is chunked and checkpointed, so it decodes twice; where it fits there is one that keeps everything, too.
+    """
     stage = Stage(world)
 
     def work(name: str) -> Work:
@@ -76,7 +78,7 @@ def same_step(world: str, frames: int, chain: int) -> Problem:
 
 
 def same_config(world: str, frames: int, chain: int, provider: str) -> Config:
-    """The config of one of ``same_step``'s providers."""
+    """Return the config of one of ``same_step``'s providers."""
     frames_read = SAME[provider]
     reward, frames_seen = ((PIXEL,), f", frames: {frames_read}") if frames_read else ((), "")
     objective = f"objective={{name: prfl, handoff: clean, steps_range: {middle(chain)}{frames_seen}}}"
@@ -84,7 +86,7 @@ def same_config(world: str, frames: int, chain: int, provider: str) -> Config:
 
 
 def step_modes(world: str, frames: int, chain: int) -> Problem:
-    """One step of PRFL by what is kept for the backward pass and by whose kernels: what differs is time and memory."""
+    """Compare one step of PRFL by what is kept for the backward pass and by whose kernels: in time and memory."""
     config, stage = mode_config(world, frames, chain, MODES[0]), Stage(world)
     model = cache(lambda: stage.model(config)[0])
     backend = cache(lambda: attention_choice(config, model()).backend)
@@ -107,7 +109,7 @@ def step_modes(world: str, frames: int, chain: int) -> Problem:
 
 
 def mode_config(world: str, frames: int, chain: int, mode: str) -> Config:
-    """The config that has one of ``step_modes``'s providers from the start."""
+    """Return the config that has one of ``step_modes``'s providers from the start."""
     checkpointing, *more = mode.split(", ")
     backbone = f"backbone.checkpointing={checkpointing}", f"backbone.kernels={'triton' if KERNELS in more else 'torch'}"
     objective = f"objective={{name: prfl, steps_range: {middle(chain)}}}"
@@ -115,7 +117,7 @@ def mode_config(world: str, frames: int, chain: int, mode: str) -> Config:
 
 
 def methods(world: str, frames: int, chain: int) -> Problem:
-    """Each as it is.  They compute different things: their gradients are checked, not compared."""
+    """Measure each method as it is.  They compute different things: gradients are checked, not compared."""
     size = f"data.frames={frames}", f"rollout.steps={chain}", f"objective={{name: prfl, steps_range: {middle(chain)}}}"
     configs = {name: worlds.config(world, (*size, *overrides)) for name, overrides in METHODS.items()}
     stage = Stage(world)

@@ -101,14 +101,14 @@ class Decoder:
     def __init__(self, model: Backbone) -> None:
         self.seconds, self.plain = 0.0, False
         self._began, self._model = 0.0, model
-        self._own, self._now = model.decode, Clock(model.device).now
+        self._plain_decode, self._now = model.decode, Clock(model.device).now
         setattr(model, "decode", self.decode)  # noqa: B010  (mypy takes no assignment to a method)
 
     def decode(self, latents: Tensor, gradient_from: int = 0) -> Tensor:
         before, mode = self._now(), self._model.checkpointing
         self._model.checkpointing = "none" if self.plain else mode
         try:
-            pixels = self._own(latents, gradient_from)
+            pixels = self._plain_decode(latents, gradient_from)
         finally:
             self._model.checkpointing = mode
         self.seconds += self._now() - before
@@ -133,13 +133,13 @@ class Stage:
     def __init__(self, world: str) -> None:
         self.world = world
         self._rewards: dict[str, Reward] = {}
-        self._made: tuple[Backbone, Trained, Decoder] | None = None
+        self._built: tuple[Backbone, Trained, Decoder] | None = None
 
     def model(self, config: Config) -> tuple[Backbone, Trained, Decoder]:
-        if self._made is None:
+        if self._built is None:
             model = worlds.backbone(config)
-            self._made = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
-        return self._made
+            self._built = model, Trained(model.adapter_parameters(POLICY)), Decoder(model)
+        return self._built
 
     def objective(self, config: Config) -> RewardGradient:
         model, space = self.model(config)[0], getattr(config.reward, "space", "")

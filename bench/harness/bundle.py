@@ -35,6 +35,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         fix = "give a file that bench/ten_minutes.py wrote"
         raise PrflError(f"cannot be read: {error.strerror}", where=str(path), fix=fix) from error
+
     lines: dict[tuple[str, str], dict[str, Any]] = {}
     for number, text in enumerate(filter(None, texts), start=1):
         try:

@@ -32,10 +32,12 @@ def report(
             console.print(table)
         for line in notes(rows):
             console.print(line, markup=False, soft_wrap=True)
+
     for file in files:
         if file.suffix == ".jsonl":
             for line in bundle.notes(bundle.read_lines(file)):
                 console.print(line, markup=False, soft_wrap=True)
+
     if page and rows:
         console.print(f"page: {write_page(rows, page)}", markup=False, soft_wrap=True)
     if plot:

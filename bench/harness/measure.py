@@ -101,6 +101,7 @@ def timed(work: Work, device: torch.device) -> float:
         taken = time.perf_counter() - start
         del result, prepared
         return taken / work.repeats
+
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.empty(FLUSHED, dtype=torch.int8, device=device).zero_()
@@ -292,6 +293,7 @@ def memory_alone(case: Case, provider: str) -> dict[str, int]:
     if not torch.cuda.is_available():  # an import that asks for GPUs would spoil the server for its children
         preload.append("prfl.factory")  # seconds for each child; left out in silence where a package is missing
     context.set_forkserver_preload(preload)
+
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_memory, args=(case, provider, theirs))
     child.start()
@@ -335,6 +337,7 @@ def memory(case: Case, provider: str) -> dict[str, int]:
     work = prepare(build(case), provider)
     outputs(work)  # libraries' workspaces and compiled kernels are there from the first run
     release()
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         outputs(work)
@@ -344,6 +347,7 @@ def memory(case: Case, provider: str) -> dict[str, int]:
         release()
         baseline = torch.cuda.memory_allocated()
         return {"baseline": baseline, "peak": total - baseline, "total": total, "reserved": reserved}
+
     trim()  # what imports have left in the heap is not the run's
     restart_peak()
     outputs(work)

@@ -21,7 +21,7 @@ PHASES = {  # how a phase of the forecast begins: what it is called by the clock
 
 
 def predicted_peaks(config: Config) -> dict[str, int]:
-    """Bytes at the peak of a step of a reward gradient, and at that of each of its phases; on a GPU, whatever is here.
+    """Predict the bytes at the peak of a reward-gradient step, and of each of its phases; on a GPU, whatever is here.
 
     The step alone: neither the text encoder before it nor an evaluation after it, which may take more.  Where the last
     edge is held, its graph is made at the end of the rollout: that is counted in whole beside what a call takes.
@@ -42,9 +42,11 @@ def predicted_peaks(config: Config) -> dict[str, int]:
 
 @contextmanager
 def measured_peaks() -> Iterator[dict[str, int]]:
-    """Bytes at the peak of torch's allocator on a GPU: of all that runs within, and of each phase that the clock of a
-    step of a reward gradient times, such as ``rollout``.  Complete when the context ends; the allocator's own peak
-    starts anew with each phase."""
+    """Measure the bytes at the peak of torch's allocator on a GPU: of all that runs within, and of each phase.
+
+    A phase is what the clock of a reward-gradient step times, such as ``rollout``.  Complete when the context ends; the
+    allocator's own peak starts anew with each phase.
+    """
     peaks: dict[str, int] = {}
 
     def read(*names: str) -> None:

@@ -72,6 +72,7 @@ def scale(curves: Sequence[Curve]) -> bytes:
     columns = max(3, len(axes_of))  # a single panel would be as wide as the page
     figure = Figure(figsize=(2.45 * columns, 2.15 * len(COSTS) + 0.3), layout="constrained")
     grid = figure.subplots(len(COSTS), columns, squeeze=False)
+
     for column, axis in enumerate(axes_of):
         for row, (key, cost) in enumerate(COSTS.items()):
             panel = grid[row, column]
@@ -91,6 +92,7 @@ def scale(curves: Sequence[Curve]) -> bytes:
             if column == 0:
                 panel.set_ylabel(f"{cost.label}, {cost.unit}")
             style(panel, axis.label if row == 0 else "")
+
     for panel in grid[:, len(axes_of) :].flatten():
         panel.set_visible(False)
     handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="o", markersize=4) for i in range(len(providers))]

@@ -127,12 +127,15 @@ def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width
     """
     widths = [3 + max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
     parts = {f"{part} ms" for part in PARTS} if 1 + sum(widths) > width else set()
+
+    # Columns by table: each begins with the first column and takes as many more as fit.
     groups: list[list[int]] = [[0]]
     for i in range(1, len(head)):
         full = 1 + widths[i] + sum(widths[j] for j in groups[-1]) > width
         if len(groups[-1]) > 1 and (full or (head[i] in parts and head[i - 1] not in parts)):
             groups.append([0])
         groups[-1].append(i)
+
     folds = []
     for number, columns in enumerate(groups):
         table = Table(title=name if number == 0 else None, title_justify="left")
@@ -167,7 +170,10 @@ def markdown(rows: Sequence[Row]) -> str:
     texts = []
     if compared:
         columns = used(compared)
-        body = [[row.case, *(line[i] for i in columns)] for row in compared for line in [cells(row)]]
+        body = []
+        for row in compared:
+            line = cells(row)
+            body.append([row.case, *(line[i] for i in columns)])
         texts.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
     if groups := scale_report.tables(of_curves):
         body = [[line[0], name, *line[1:]] for name, lines in groups.items() for line in lines]
@@ -226,6 +232,7 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
     table = Table(title="after against before", title_justify="left")
     for name in ("benchmark", "time, after / before", "", "peak MiB", "saved bytes"):
         table.add_column(name, justify="left" if name in ("benchmark", "") else "right", overflow="fold")
+
     for row in after:
         if row.name not in old_rows:
             table.add_row(f"{row.case}, {row.provider}", "", "new", "", "")
@@ -244,6 +251,7 @@ def comparison(before: Sequence[Row], after: Sequence[Row]) -> Table:
             DASH if None in peaks else " -> ".join(_mebibytes(each) for each in peaks),
             f"{saved[0]}" if saved[0] == saved[1] else f"{saved[0]} -> {saved[1]}",
         )
+
     for name in old_rows:
         table.add_row(f"{old_rows[name].case}, {old_rows[name].provider}", "", "gone", "", "")
     return table

@@ -37,7 +37,7 @@ class Row:
 
     @property
     def rounds(self) -> list[float]:
-        """Seconds."""
+        """Return the seconds of each round."""
         return [each / 1000 for each in self.info["rounds_ms"]]
 
 

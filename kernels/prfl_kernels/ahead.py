@@ -80,7 +80,7 @@ def count_instructions(build: Build, capability: int) -> Instructions:
 
 
 def _compiled(build: Build, capability: int) -> Any:
-    """Compile a kernel to an object with ``asm`` (PTX, cubin) and ``metadata``.  ValueError for wrong arguments."""
+    """Compile a kernel, to its ``asm`` (PTX, cubin) and ``metadata``.  Raises ValueError for wrong arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

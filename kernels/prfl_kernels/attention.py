@@ -18,7 +18,7 @@ from prfl_kernels.dispatch import refuse_forward_mode, runs_triton
 def attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """softmax(scale q k^T + bias) v, per head (``reference.attention``); arXiv 2205.14135, 2307.08691.
+    """Compute softmax(scale q k^T + bias) v, per head (``reference.attention``); arXiv 2205.14135, 2307.08691.
 
     query: (B, T, H, C).  key, value: (B, S, H, C), of query's dtype.  Strides are taken as they are; only channels that
     are not side by side are copied.  bias: (B, S) in float32, added to the logits of every head and query: zero, log m
@@ -30,9 +30,9 @@ def attention(
     """
     _check(query, key, value, bias)
     refuse_forward_mode("attention", query, key, value, bias)
-    needed = any(each.requires_grad for each in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return torch.ops.prfl.attention(query, key, value, bias, scale, torch.is_grad_enabled() and needed)[0]
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    return torch.ops.prfl.attention(query, key, value, bias, scale, save)[0]
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> None:
@@ -51,7 +51,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> No
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, save: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the log-sum-exp of the logits (B, H, T), which is empty where it is not to be saved."""
+    """Compute the output, and the log-sum-exp of the logits (B, H, T), which is empty where it is not to be saved."""
     out, lse = _outputs(query, save)
     if runs_triton(query):
         from prfl_kernels import attention_triton
@@ -59,11 +59,13 @@ def _forward(
         query, key, value = _rows(query, key, value)
         attention_triton.forward(query, key, value, _plain(bias), out, lse if save else None, scale)
         return out, lse
+
     logits = _logits(query, key, bias, scale)
-    total = logits.logsumexp(-1)
-    out.copy_(torch.einsum("bhts,bshc->bthc", (logits - total[..., None]).exp(), value.to(logits.dtype)))
+    log_total = logits.logsumexp(-1)
+    weights = (logits - log_total[..., None]).exp()
+    out.copy_(torch.einsum("bhts,bshc->bthc", weights, value.to(logits.dtype)))
     if save:
-        lse.copy_(total)
+        lse.copy_(log_total)
     return out, lse
 
 
@@ -76,7 +78,7 @@ def _(query, key, value, bias, scale, save):  # type: ignore[no-untyped-def]
 def _query_gradient(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """dq, and delta (B, H, T): the sum of out dout over a head's channels, which the keys' gradient needs."""
+    """Compute dq, and delta (B, H, T): the sum of out dout over a head's channels, which the keys' gradient needs."""
     d_query, delta = _empty(query), torch.empty_like(lse)
     if runs_triton(query):
         from prfl_kernels import attention_triton
@@ -84,9 +86,10 @@ def _query_gradient(
         grad, query, key, value = _rows(grad, query, key, value)
         attention_triton.query_gradient(grad, query, key, value, _plain(bias), out, lse, d_query, delta, scale)
         return d_query, delta
+
     wide = lse.dtype
     delta.copy_((out.to(wide) * grad.to(wide)).sum(-1).mT)
-    d_logits = _weights_and_gradient(grad, query, key, value, bias, lse, delta, scale)[1]
+    _, d_logits = _weights_and_gradient(grad, query, key, value, bias, lse, delta, scale)
     d_query.copy_(torch.einsum("bhts,bshc->bthc", d_logits, key.to(wide)) * scale)
     return d_query, delta
 
@@ -101,7 +104,7 @@ def _key_gradient(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
     lse: Tensor, delta: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """dk and dv."""
+    """Compute dk and dv."""
     d_key, d_value = _empty(key), _empty(value)
     if runs_triton(query):
         from prfl_kernels import attention_triton
@@ -109,6 +112,7 @@ def _key_gradient(
         grad, query, key, value = _rows(grad, query, key, value)
         attention_triton.key_gradient(grad, query, key, value, _plain(bias), lse, delta, d_key, d_value, scale)
         return d_key, d_value
+
     weights, d_logits = _weights_and_gradient(grad, query, key, value, bias, lse, delta, scale)
     d_key.copy_(torch.einsum("bhts,bthc->bshc", d_logits, query.to(lse.dtype)) * scale)
     d_value.copy_(torch.einsum("bhts,bthc->bshc", weights, grad.to(lse.dtype)))
@@ -132,10 +136,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _differentiate(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
+
     query, key, value, bias, out, lse = ctx.saved_tensors
     d_query, delta = _query_gradient(grad, query, key, value, bias, out, lse, ctx.scale)
     if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):  # keys and values of a frozen text
         return d_query, None, None, None, None, None
+
     d_key, d_value = _key_gradient(grad, query, key, value, bias, lse, delta, ctx.scale)
     return d_query, d_key, d_value, None, None, None
 
@@ -144,6 +150,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _outputs(query: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    """Allocate the output and the log-sum-exp, the latter empty unless it is to be saved."""
     batch, tokens, heads, _ = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
     return _empty(query), query.new_empty((batch, heads, tokens) if save else (0,), dtype=wide)
@@ -154,7 +161,7 @@ def _empty(x: Tensor) -> Tensor:
 
 
 def _logits(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """(B, H, T, S), in float32 at least."""
+    """Compute the logits (B, H, T, S), in float32 at least."""
     wide = torch.promote_types(query.dtype, torch.float32)
     logits = torch.einsum("bthc,bshc->bhts", query.to(wide), key.to(wide)) * scale
     return logits if bias is None else logits + bias[:, None, None].to(wide)
@@ -164,15 +171,15 @@ def _weights_and_gradient(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
     lse: Tensor, delta: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """softmax's weights and the gradient of its logits, (B, H, T, S)."""
+    """Compute softmax's weights and the gradient of its logits, both (B, H, T, S)."""
     weights = (_logits(query, key, bias, scale) - lse[..., None]).exp()
     d_weights = torch.einsum("bthc,bshc->bhts", grad.to(lse.dtype), value.to(lse.dtype))
     return weights, weights * (d_weights - delta[..., None])
 
 
-def _rows(*each: Tensor) -> list[Tensor]:
-    """With the channels of a head side by side; all else as it lies."""
-    return [x if x.stride(-1) == 1 else x.contiguous() for x in each]
+def _rows(*tensors: Tensor) -> list[Tensor]:
+    """Copy only those tensors whose channels of a head are not side by side; all else stays as it lies."""
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
 def _plain(bias: Tensor | None) -> Tensor | None:

@@ -24,7 +24,7 @@ RANKS = (16, 64, 128)
 
 
 def every_build(capability: int) -> list[Build]:
-    """As they are launched on a GPU of this capability (80 is 8.0).
+    """List every kernel as it is launched on a GPU of this capability (80 is 8.0).
 
     Imports triton, and the operations' sources, which take their shapes from here.
     """

@@ -29,12 +29,12 @@ CAPABILITY = (8, 0)
 
 
 def runs_triton(x: Tensor) -> bool:
-    """Whether a Triton kernel takes this tensor.  Of no elements there is nothing to launch: torch gives its zeros."""
+    """Tell whether a Triton kernel takes this tensor.  One without elements is torch's: there is nothing to launch."""
     return (x.is_cuda or interpreting()) and x.numel() > 0
 
 
 def refuse_forward_mode(operation: str, *tensors: Tensor | None) -> None:
-    """Raises NotImplementedError where one has a forward-mode tangent: an operator would drop it without a word."""
+    """Raise NotImplementedError where one has a forward-mode tangent: an operator would drop it without a word."""
     for tensor in tensors:
         if tensor is not None and unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(f"{operation} has no derivative in forward mode: use prfl_kernels.reference")
@@ -46,7 +46,7 @@ class Choice(NamedTuple):
 
 
 def interpreting() -> bool:
-    """Triton runs its kernels in Python, on the CPU; the variable counts where it stood before triton was imported."""
+    """Tell whether Triton runs its kernels in Python, on the CPU: the variable counts as it was at triton's import."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -56,13 +56,15 @@ def choose_backend(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Choice:
-    """request: "torch", "triton", or "auto" (None is auto), which leaves it to the variable PRFL_KERNELS, then to us.
+    """Choose what runs an operation, and say why.
 
+    request: "torch", "triton", or "auto" (None is auto), which leaves it to the variable PRFL_KERNELS, then to us.
     device, dtype: where the operation will run.
     Raises ValueError for an unknown operation or request, and for "triton" where it cannot run.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"'{operation}' is none of {', '.join(OPERATIONS)}")
+
     source = "chosen explicitly"
     if request in (None, "auto"):
         request, source = os.environ.get(VARIABLE) or "auto", f"chosen by {VARIABLE}"
@@ -70,6 +72,7 @@ def choose_backend(
         raise ValueError(f"{source}: '{request}' is none of {', '.join(REQUESTS)}")
     if request == "torch":
         return Choice("torch", source)
+
     obstacle = _obstacle(operation, torch.device(device), dtype)
     if request == "auto":
         if not obstacle and operation not in AUTOMATIC:
@@ -81,13 +84,14 @@ def choose_backend(
         if obstacle:
             return Choice("torch", f"automatic: {obstacle}")
         return Choice("triton", f"automatic: its compiled tests have passed here; {AUTOMATIC[operation]}")
+
     if obstacle:
         raise ValueError(f"triton, {source}, cannot run {operation}: {obstacle}; choose torch or auto")
     return Choice("triton", source)
 
 
 def _obstacle(operation: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Why the Triton kernel of an operation cannot run here; empty when it can."""
+    """Say why the Triton kernel of an operation cannot run here; empty when it can."""
     if find_spec("triton") is None:
         return "triton is not installed"
     if interpreting():
@@ -95,7 +99,7 @@ def _obstacle(operation: str, device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda":
         return f"it needs a GPU, and this runs on {device.type}"
     if dtype not in DTYPES:
-        return f"it takes {', '.join(str(each).removeprefix('torch.') for each in DTYPES)}, not {dtype}"
+        return f"it takes {', '.join(str(allowed).removeprefix('torch.') for allowed in DTYPES)}, not {dtype}"
     if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < CAPABILITY:  # or: for another machine
         return f"it needs compute capability {'.'.join(map(str, CAPABILITY))}"
     return ""

@@ -57,7 +57,7 @@ def lora_linears(
     dropout: float = 0.0,
     seeds: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """x W^T + bias + scale (drop(x) A^T) B^T for every projection; ``reference.lora_linear`` is one of them.
+    """Compute x W^T + bias + scale (drop(x) A^T) B^T for every projection; ``reference.lora_linear`` is one of them.
 
     x: (B, T, D) or (M, D); one that is not contiguous is copied for the products.  Returns one (..., N) each.
     source: what x was computed from, and which is kept anyway; then x itself is not saved.  It is not checked against
@@ -73,13 +73,19 @@ def lora_linears(
     autocast = _autocast_dtype(x)
     _check(x, projections, source, dropout, seeds, dtype=None if autocast else x.dtype)
     if dropout:  # without it, all that has no gradient to come is torch's own
-        refuse_forward_mode("lora_linears with dropout", x, *(each for p in projections for each in p[2:4]))
+        factors = [factor for projection in projections for factor in (projection.lora_a, projection.lora_b)]
+        refuse_forward_mode("lora_linears with dropout", x, *factors)
+
+    seed = seeds if dropout else None
+    if dropout and seeds is None:
+        seed = torch.randint(2**63 - 1, (), device=x.device)
+
     trained = (any(p.lora_a.requires_grad for p in projections), any(p.lora_b.requires_grad for p in projections))
     parts = tuple(part.detach() for part in source or ())  # no edge, or what they came from would get zeros
-    seed = (torch.randint(2**63 - 1, (), device=x.device) if seeds is None else seeds) if dropout else None
     scales = tuple(p.scale for p in projections)
     weights, biases, lora_as, lora_bs = ([p[i] for p in projections] for i in range(4))
     x = x.to(autocast or x.dtype)
+
     if torch.is_grad_enabled() and (x.requires_grad or any(trained)):
         tensors = (*weights, *biases, *lora_as, *lora_bs)
         return _LoraLinears.apply(
@@ -98,15 +104,18 @@ def _forward(
     lora_as: Sequence[Tensor],
     lora_bs: Sequence[Tensor],
 ) -> tuple[list[Tensor], Tensor]:
-    """The outputs, and s of all projections (M, sum of R)."""
+    """Compute the outputs, and s of all projections (M, sum of R)."""
     with _without_autocast(x):
-        # The base product reads x as it lies: a copy of other strides would give other last bits than the plain layer.
+        # s of all projections at once.
         down, rows = _cast_cat(lora_as, x.dtype), x.contiguous().view(-1, x.shape[-1])
         low = _low_product(rows, down.T) if seed is None else lora_down(rows, down, seed, dropout)
+
         outputs = []
         parts = low.split([len(a) for a in lora_as], 1)
         for scale, weight, bias, lora_b, part in zip(scales, weights, biases, lora_bs, parts, strict=True):
             bias = None if bias is None else bias.to(x.dtype)
+            # The base product reads x as it lies: a copy of other strides would give other last bits than the plain
+            # layer.
             out = torch.nn.functional.linear(x, weight.to(x.dtype), bias).contiguous()
             out.view(-1, len(weight)).addmm_(part, lora_b.to(x.dtype).T, alpha=scale)
             outputs.append(out)
@@ -126,10 +135,12 @@ class _LoraLinears(torch.autograd.Function):
         parts: int,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
+        """Compute the outputs.  tensors: the parts of the source, then all weights, biases, lora_as and lora_bs."""
         count = len(scales)
         source, factors = tensors[:parts], tensors[parts:]
         weights, biases, lora_as, lora_bs = (factors[i * count : (i + 1) * count] for i in range(4))
         outputs, low = _forward(x, seed, dropout, scales, weights, biases, lora_as, lora_bs)
+
         origin = source if parts else (x,)
         kept = origin if trained[0] else ()
         ctx.save_for_backward(*weights, *lora_as, *lora_bs, low if trained[1] else None, seed, *kept)
@@ -143,43 +154,51 @@ class _LoraLinears(torch.autograd.Function):
         count, before = len(ctx.scales), 7 + ctx.parts  # of the arguments, before the weights
         wants = [ctx.needs_input_grad[before + i * count : before + (i + 1) * count] for i in range(4)]
         wants_x, wants_a, wants_b = ctx.needs_input_grad[0], any(wants[2]), any(wants[3])
+
         saved = ctx.saved_tensors  # read once: a checkpoint gives them no second time
         weights, lora_as, lora_bs = (saved[i * count : (i + 1) * count] for i in range(3))
         low, seed, *origin = saved[3 * count :]
-        outs = {i: grad.reshape(-1, grad.shape[-1]) for i, grad in enumerate(grads) if grad is not None}
+
+        # dy of each projection that has one, as rows.
+        d_outs = {i: grad.reshape(-1, grad.shape[-1]) for i, grad in enumerate(grads) if grad is not None}
+        if not d_outs:
+            return (None,) * len(ctx.needs_input_grad)
         grad_x: Any = None
         grad_a: list[Tensor | None] = [None] * count
         grad_b: list[Tensor | None] = [None] * count
-        if not outs:
-            return (None,) * len(ctx.needs_input_grad)
-        (index, first), *rest = outs.items()
+        (index, first), *rest = d_outs.items()
+
         with _without_autocast(first):
-            if wants_x or wants_a:
-                lows = [_low_product(out, lora_bs[i].to(out.dtype)).mul_(ctx.scales[i]) for i, out in outs.items()]
+            if wants_x or wants_a:  # ds = scale dy B
+                lows = [_low_product(d, lora_bs[i].to(d.dtype)).mul_(ctx.scales[i]) for i, d in d_outs.items()]
                 low_grad = torch.cat(lows, 1)
-            if wants_x:
+
+            if wants_x:  # dx = dy W + ds A
                 grad_x = first @ weights[index].to(first.dtype)
-                for i, out in rest:
-                    grad_x.addmm_(out, weights[i].to(out.dtype))
-                down = _cast_cat([lora_as[i] for i in outs], first.dtype)
+                for i, d_out in rest:
+                    grad_x.addmm_(d_out, weights[i].to(d_out.dtype))
+                down = _cast_cat([lora_as[i] for i in d_outs], first.dtype)
                 if seed is None:
                     grad_x.addmm_(low_grad, down)
                 else:
                     lora_up_(grad_x, low_grad, down, seed, ctx.dropout)
                 grad_x = grad_x.view(ctx.shape)
-            if wants_a:
+
+            if wants_a:  # dA = ds^T x, of all projections at once
                 if ctx.parts or seed is not None:
                     norm = origin[1:] if ctx.kind == "Normed" else (None,) * 4
-                    both = lora_grad_a(low_grad, origin[0], *norm, ctx.kind, seed, ctx.dropout)
+                    joined = lora_grad_a(low_grad, origin[0], *norm, ctx.kind, seed, ctx.dropout)
                 else:
-                    both = _wide_product(low_grad.T, origin[0].reshape(-1, ctx.shape[-1]))
-                for i, part in zip(outs, both.split([len(lora_as[i]) for i in outs]), strict=True):
+                    joined = _wide_product(low_grad.T, origin[0].reshape(-1, ctx.shape[-1]))
+                for i, part in zip(d_outs, joined.split([len(lora_as[i]) for i in d_outs]), strict=True):
                     grad_a[i] = part.to(lora_as[i].dtype) if wants[2][i] else None
-            if wants_b:
+
+            if wants_b:  # dB = scale dy^T s
                 parts = low.split([len(a) for a in lora_as], 1)
-                for i, out in outs.items():
+                for i, d_out in d_outs.items():
                     if wants[3][i]:
-                        grad_b[i] = _wide_product(out.T, parts[i]).mul_(ctx.scales[i]).to(lora_bs[i].dtype)
+                        grad_b[i] = _wide_product(d_out.T, parts[i]).mul_(ctx.scales[i]).to(lora_bs[i].dtype)
+
         return (grad_x, *(None,) * (before - 1 + 2 * count), *grad_a, *grad_b)
 
 
@@ -256,10 +275,11 @@ def _(low_grad: Tensor, x: Tensor, *others: Any) -> Tensor:
 
 
 def kept_inputs(seed: Tensor, shape: Sequence[int], dropout: float) -> Tensor:
-    """(M, D), True where dropout keeps the input; seed: one, or (S,) of M / S rows each."""
-    rows, kept = shape[0] // seed.numel(), torch.empty(shape, dtype=torch.bool, device=seed.device)
-    for part, each in zip(kept.split(rows), seed.reshape(-1).tolist(), strict=True):
-        part.bernoulli_(1 - dropout, generator=torch.Generator(seed.device).manual_seed(each))
+    """Draw dropout's mask (M, D), True where the input is kept.  seed: one, or (S,), each of M / S rows."""
+    rows = shape[0] // seed.numel()
+    kept = torch.empty(shape, dtype=torch.bool, device=seed.device)
+    for part, number in zip(kept.split(rows), seed.reshape(-1).tolist(), strict=True):
+        part.bernoulli_(1 - dropout, generator=torch.Generator(seed.device).manual_seed(number))
     return kept
 
 
@@ -291,15 +311,17 @@ dropped.register_autograd(_dropped_backward, setup_context=_keep_seeds)
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """In float32 at least, because it goes to a float32 master; rounded on the way only where torch knows no other."""
+    """Multiply in float32 at least, for a float32 master; rounded on the way only where torch knows no other."""
     if left.dtype in HALF and left.device.type != "cpu":
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).to(torch.promote_types(left.dtype, torch.float32))
 
 
 def _low_product(left: Tensor, right: Tensor) -> Tensor:
-    """Rank wide over a long sum, which cuBLAS splits: its parts are added in float32, and rounded once.  By itself it
-    may add them in half precision, which torch allows it for all products or for none."""
+    """Multiply to a result that is rank wide, over a long sum: cuBLAS splits it, and its parts are added in float32.
+
+    By itself cuBLAS may add them in half precision, which torch allows it for all products or for none.
+    """
     return _wide_product(left, right).to(left.dtype)
 
 
@@ -308,7 +330,7 @@ def _cast_cat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast would have ``F.linear`` compute in, where it is on; it leaves float64 alone."""
+    """Return the dtype that autocast gives ``F.linear``, where it is on; it leaves float64 alone."""
     kind = x.device.type
     if x.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
@@ -316,7 +338,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
-    """The dtypes are settled by now, and a backward may run under another autocast than its forward."""
+    """Switch autocast off: the dtypes are settled, and a backward may run under another autocast than its forward."""
     kind = x.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
@@ -329,7 +351,7 @@ def _check(
     seeds: Tensor | None,
     dtype: torch.dtype | None,
 ) -> None:
-    """dtype: what weights and biases must have; None where they will be cast."""
+    """Raise ValueError where something does not fit.  dtype: of weights and biases; None where they will be cast."""
     if x.dim() not in (2, 3):
         raise ValueError(f"x must be (B, T, D) or (M, D), not {tuple(x.shape)}")
     if not projections:
@@ -338,19 +360,21 @@ def _check(
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
     if seeds is not None and x.shape[:-1].numel() % seeds.numel():
         raise ValueError(f"{x.shape[:-1].numel()} rows cannot be shared out to {seeds.numel()} seeds")
+
     width = x.shape[-1]
-    for place, (weight, bias, lora_a, lora_b, _) in enumerate(projections):
+    for index, (weight, bias, lora_a, lora_b, _) in enumerate(projections):
         rank, out = len(lora_a), len(weight)
-        _fits(f"projection {place}: weight", weight, (out, width))
-        _fits(f"projection {place}: lora_a", lora_a, (rank, width))
-        _fits(f"projection {place}: lora_b", lora_b, (out, rank))
+        _fits(f"projection {index}: weight", weight, (out, width))
+        _fits(f"projection {index}: lora_a", lora_a, (rank, width))
+        _fits(f"projection {index}: lora_b", lora_b, (out, rank))
         if bias is not None:
-            _fits(f"projection {place}: bias", bias, (out,))
+            _fits(f"projection {index}: bias", bias, (out,))
         for name, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None and tensor.requires_grad:
-                raise ValueError(f"projection {place}: {name} requires a gradient and would get none: freeze it")
+                raise ValueError(f"projection {index}: {name} requires a gradient and would get none: freeze it")
             if tensor is not None and dtype not in (None, tensor.dtype):
-                raise ValueError(f"projection {place}: {name} is {tensor.dtype} and x {dtype}, without autocast")
+                raise ValueError(f"projection {index}: {name} is {tensor.dtype} and x {dtype}, without autocast")
+
     if source is not None:
         _fits(f"source: {source._fields[0]}", source[0], tuple(x.shape))
     if isinstance(source, Normed):

@@ -70,8 +70,8 @@ def _grad_a(
         inside = in_tokens[:, None] & in_width[None, :]
         row = batch.to(tl.int64) * tokens + token
         low = tl.load(ds + row[:, None] * rank + ranks[None, :], mask=in_tokens[:, None] & in_rank[None, :], other=0.0)
-        place = batch.to(tl.int64) * x_batch + token.to(tl.int64)[:, None] * x_token + columns[None, :]
-        value = tl.load(x + place, mask=inside, other=0.0)
+        x_offsets = batch.to(tl.int64) * x_batch + token.to(tl.int64)[:, None] * x_token + columns[None, :]
+        value = tl.load(x + x_offsets, mask=inside, other=0.0)
         if KIND == NORMED:
             middle = tl.load(mean + row, mask=in_tokens, other=0.0).to(ACC)[:, None]
             spread = tl.load(rstd + row, mask=in_tokens, other=0.0).to(ACC)[:, None]
@@ -105,11 +105,11 @@ def _down(
     for first in range(0, width, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
         in_width = columns < width
-        place = row.to(tl.int64)[:, None] * x_row + columns[None, :]
-        value = tl.load(x + place, mask=in_rows[:, None] & in_width[None, :], other=0.0)
+        x_offsets = row.to(tl.int64)[:, None] * x_row + columns[None, :]
+        value = tl.load(x + x_offsets, mask=in_rows[:, None] & in_width[None, :], other=0.0)
         value = tl.where(_kept(seed, row, in_rows, seed_rows, first, P, COLUMNS), value, 0.0)
-        a_place = ranks[:, None] * width + columns[None, :]
-        factor = tl.load(lora_a + a_place, mask=in_rank[:, None] & in_width[None, :], other=0.0)
+        a_offsets = ranks[:, None] * width + columns[None, :]
+        factor = tl.load(lora_a + a_offsets, mask=in_rank[:, None] & in_width[None, :], other=0.0)
         total = tl.dot(value.to(factor.dtype), tl.trans(factor), total, input_precision="ieee", out_dtype=ACC)
     out = s + row.to(tl.int64)[:, None] * rank + ranks[None, :]
     tl.store(out, total / (1 - P), mask=in_rows[:, None] & in_rank[None, :])
@@ -128,16 +128,16 @@ def _up(
     for first in range(0, rank, RANKS):
         ranks = first + tl.arange(0, RANKS)
         in_rank = ranks < rank
-        low_place = row.to(tl.int64)[:, None] * rank + ranks[None, :]
-        low = tl.load(ds + low_place, mask=in_rows[:, None] & in_rank[None, :], other=0.0)
-        a_place = ranks[:, None] * width + columns[None, :]
-        factor = tl.load(lora_a + a_place, mask=in_rank[:, None] & in_width[None, :], other=0.0)
+        low_offsets = row.to(tl.int64)[:, None] * rank + ranks[None, :]
+        low = tl.load(ds + low_offsets, mask=in_rows[:, None] & in_rank[None, :], other=0.0)
+        a_offsets = ranks[:, None] * width + columns[None, :]
+        factor = tl.load(lora_a + a_offsets, mask=in_rank[:, None] & in_width[None, :], other=0.0)
         total = tl.dot(low, factor, total, input_precision="ieee", out_dtype=ACC)
     kept = _kept(seed, row, in_rows, seed_rows, first_column, P, COLUMNS)
     total = tl.where(kept, total / (1 - P), 0.0)
-    place = dx + row.to(tl.int64)[:, None] * dx_row + columns[None, :]
+    pointers = dx + row.to(tl.int64)[:, None] * dx_row + columns[None, :]
     inside = in_rows[:, None] & in_width[None, :]
-    tl.store(place, tl.load(place, mask=inside, other=0.0).to(ACC) + total, mask=inside)
+    tl.store(pointers, tl.load(pointers, mask=inside, other=0.0).to(ACC) + total, mask=inside)
 
 
 def grad_a(
@@ -151,28 +151,33 @@ def grad_a(
     seed: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """See ``lora_linear.lora_grad_a``.  x may have any strides but the last, which is made 1 by a copy."""
+    """Launch ``_grad_a``: see ``lora_linear.lora_grad_a``.  A last stride of x that is not 1 is made 1 by a copy."""
     x = x if x.dim() == 3 else x[None]
     x = x if x.stride(-1) == 1 else x.contiguous()
     low_grad = low_grad.contiguous()
     batch, tokens, width = x.shape
     rank = low_grad.shape[1]
     acc = _accumulator(low_grad)
-    unused = low_grad
+
     if scale is not None and shift is not None and mean is not None and rstd is not None:
-        scale, shift = ((each if each.stride(-1) == 1 else each.contiguous()).expand_as(x) for each in (scale, shift))
+        scale, shift = (m if m.stride(-1) == 1 else m.contiguous() for m in (scale, shift))
+        scale, shift = scale.expand_as(x), shift.expand_as(x)
         mean, rstd = mean.contiguous(), rstd.contiguous()
         per_token = tokens > 1 and bool(scale.stride(1) or shift.stride(1))
         strides = (*scale.stride()[:2], *shift.stride()[:2])
     else:
         per_token, strides = False, (0, 0, 0, 0)
+
     block = _block(rank, low_grad.dtype, per_token)
     tiles = triton.cdiv(rank, block), triton.cdiv(width, COLUMNS)
     chunk, chunks = _chunks(batch, tokens, tiles[0] * tiles[1])
     partial = low_grad.new_empty(batch * chunks, rank, width, dtype=acc)
+
+    unused = low_grad  # a pointer that the kernel does not follow
+    optional = [unused if tensor is None else tensor for tensor in (mean, rstd, scale, shift, seed)]
     with torch.cuda.device_of(x):
         _grad_a[(*tiles, batch * chunks)](
-            low_grad, x, *(unused if each is None else each for each in (mean, rstd, scale, shift, seed)), partial,
+            low_grad, x, *optional, partial,
             tokens, width, rank, chunk, chunks, _seed_rows(batch * tokens, seed),
             *x.stride()[:2], *strides,
             KIND=KINDS[kind], PER_TOKEN=per_token, P=dropout, ACC=_TRITON[acc],
@@ -182,10 +187,13 @@ def grad_a(
 
 
 def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
-    """See ``lora_linear.lora_down``.  x may have rows apart; other strides are made 1 by a copy."""
+    """Launch ``_down``: see ``lora_linear.lora_down``.  x may have rows apart; a copy makes other strides 1."""
     (rows, width), rank = x.shape, len(lora_a)
     x = x if x.stride(1) == 1 else x.contiguous()
-    lora_a, s, block = lora_a.contiguous(), x.new_empty(rows, rank), _block(rank, x.dtype)
+    lora_a = lora_a.contiguous()
+    s = x.new_empty(rows, rank)
+    block = _block(rank, x.dtype)
+
     with torch.cuda.device_of(x):
         _down[(triton.cdiv(rank, block), triton.cdiv(rows, ROWS))](
             x, lora_a, seed, s, x.stride(0), rows, width, rank, _seed_rows(rows, seed),
@@ -196,11 +204,13 @@ def down(x: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> Tensor:
 
 
 def up(grad_x: Tensor, low_grad: Tensor, lora_a: Tensor, seed: Tensor, dropout: float) -> None:
-    """See ``lora_linear.lora_up_``."""
+    """Launch ``_up``: see ``lora_linear.lora_up_``."""
     if grad_x.stride(1) != 1:
         raise ValueError("the columns of grad_x must lie side by side: it is written in place")
     (rows, width), rank = grad_x.shape, len(lora_a)
-    low_grad, lora_a, block = low_grad.contiguous(), lora_a.contiguous(), min(_block(rank, grad_x.dtype), 64)
+    low_grad, lora_a = low_grad.contiguous(), lora_a.contiguous()
+    block = min(_block(rank, grad_x.dtype), 64)
+
     with torch.cuda.device_of(grad_x):
         _up[(triton.cdiv(width, COLUMNS), triton.cdiv(rows, ROWS))](
             grad_x, low_grad, lora_a, seed, grad_x.stride(0), rows, width, rank, _seed_rows(rows, seed),
@@ -221,26 +231,31 @@ def _accumulator(tensor: Tensor) -> torch.dtype:
 
 
 def _block(rank: int, dtype: torch.dtype, per_token: bool = False) -> int:
-    """The ranks of a tile: 16 is the least that ``tl.dot`` takes.  Wide types would not fit into shared memory, nor a
-    modulation of every token into the registers of an A100."""
-    most = 32 if dtype.itemsize > 2 else 64 if per_token else RANKS_MOST
+    """Choose the ranks of a tile: 16 is the least that ``tl.dot`` takes.
+
+    Wide types would not fit into shared memory, nor a modulation of every token into the registers of an A100.
+    """
+    if dtype.itemsize > 2:
+        most = 32
+    else:
+        most = 64 if per_token else RANKS_MOST
     return min(max(triton.next_power_of_2(rank), 16), most)
 
 
 def _stages(dtype: torch.dtype, per_token: bool = False) -> int:
-    """Tiles on their way at once, as far as registers and shared memory go (``builds``)."""
+    """Choose how many tiles are on their way at once, as far as registers and shared memory go (``builds``)."""
     if dtype.itemsize > 2:
         return 1
     return 2 if per_token else 3
 
 
 def _down_stages(dtype: torch.dtype, block: int, shared: int) -> int:
-    """Of ``_down``, whose tiles of x and of A are the largest: what a GPU with so many bytes of shared memory holds."""
+    """Choose the stages of ``_down``, whose tiles are the largest, for a GPU with so many bytes of shared memory."""
     return min(_stages(dtype), shared // ((ROWS + block) * COLUMNS * dtype.itemsize))
 
 
 def _shared(x: Tensor) -> int:
-    """Bytes of shared memory that a block may have: 99 KB on small cards, 163 or 227 on large ones."""
+    """Return the bytes of shared memory that a block may have: 99 KB on small cards, 163 or 227 on large ones."""
     if not x.is_cuda:  # interpreted: Hopper's
         return SHARED_LIMIT[90]
     properties: Any = torch.cuda.get_device_properties(x.device)  # torch's types lack it
@@ -248,28 +263,34 @@ def _shared(x: Tensor) -> int:
 
 
 def _chunks(batch: int, tokens: int, tiles: int) -> tuple[int, int]:
-    """Rows of a chunk, a multiple of ROWS, and the number of chunks of a sample: by the shape alone, so that the sums
-    are added in one order whatever the device."""
+    """Choose the rows of a chunk, a multiple of ROWS, and the number of chunks of a sample.
+
+    They follow from the shape alone, so that the sums are added in one order whatever the device.
+    """
     wanted = max(1, PROGRAMS // (tiles * batch))
     chunk = triton.cdiv(triton.cdiv(tokens, wanted), ROWS) * ROWS
     return chunk, triton.cdiv(tokens, chunk)
 
 
 def builds(shared: int) -> list[Build]:
-    """Widths change run-time arguments only, and a group's ranks beyond 128 only the number of tiles.
+    """List the builds.  Widths change run-time arguments only, and ranks beyond 128 only the number of tiles.
 
     shared: bytes of shared memory that a block may have.
     """
-    found = []
+    grad_a_builds = []
     for rank in RANKS:
-        found += [_grad_a_build(rank, "Normed"), _grad_a_build(rank, "Gelu")]
-    found += [_grad_a_build(128, "Normed", per_token=True), _grad_a_build(128, "Normed", dropout=0.05)]
-    found += [_grad_a_build(128, "NoneType", dropout=0.05)]
+        grad_a_builds += [_grad_a_build(rank, "Normed"), _grad_a_build(rank, "Gelu")]
+    grad_a_builds += [
+        _grad_a_build(128, "Normed", per_token=True),
+        _grad_a_build(128, "Normed", dropout=0.05),
+        _grad_a_build(128, "NoneType", dropout=0.05),
+    ]
+
     down = {"x": "*bf16", "lora_a": "*bf16", "seed": "*i64", "s": "*bf16"}
     up = {"dx": "*bf16", "ds": "*bf16", "lora_a": "*bf16", "seed": "*i64"}
     stages = _down_stages(torch.bfloat16, 128, shared)
     return [
-        *found,
+        *grad_a_builds,
         replace(_build("lora_down r128", _down, down, 128, (ROWS, 128, COLUMNS)), num_stages=stages),
         _build("lora_up", _up, up, 64, (ROWS, COLUMNS, 64)),
     ]
@@ -296,10 +317,11 @@ def _build(
 ) -> Build:
     constants = {**switches, "P": dropout, "ACC": tl.float32, "ROWS": ROWS, "COLUMNS": COLUMNS}
     constants["RANKS"] = _block(rank, torch.bfloat16, per_token)
-    numbers = dict.fromkeys(
-        (each for each in kernel.arg_names if each not in constants and each not in pointers), "i32"
-    )
-    aligned = tuple(each for each in (*pointers, *numbers) if each not in ("tokens", "rows", "chunks", "seed_rows"))
+
+    numbers = {name: "i32" for name in kernel.arg_names if name not in constants and name not in pointers}
+    any_number = ("tokens", "rows", "chunks", "seed_rows")  # not always multiples of 16
+    aligned = tuple(name for name in (*pointers, *numbers) if name not in any_number)
+
     stages = _stages(torch.bfloat16, per_token)
     spill = 16 if per_token else 0  # on sm_120 by Triton 3.9 alone
     return Build(name, kernel, {**pointers, **numbers}, constants, WARPS, stages, aligned, spill, (matrix,))

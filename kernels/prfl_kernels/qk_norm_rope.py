@@ -37,7 +37,7 @@ def qk_norm_rope(
     eps: float = 1e-6,
     from_output: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """``reference.qk_norm_rope`` of q and of k in one launch: (q', k'), (B, T, D) contiguous, in the inputs' dtype.
+    """Compute ``reference.qk_norm_rope`` of q and k in one launch: (q', k'), (B, T, D) contiguous, in their dtype.
 
     q, k: (B, T, D), of one shape and dtype; rows may be strided (chunks of one projection), channels that are not side
     by side are copied.  k None: only q is normalised (q and text keys in cross-attention are two calls), k' is None.
@@ -52,8 +52,9 @@ def qk_norm_rope(
     _check(q, k, q_weight, k_weight, cos, sin, heads)
     refuse_forward_mode("qk_norm_rope", q, k, q_weight, k_weight, cos, sin)
     training = torch.is_grad_enabled()
-    if training and any(each is not None and each.requires_grad for each in (q_weight, k_weight, cos, sin)):
+    if training and any(frozen is not None and frozen.requires_grad for frozen in (q_weight, k_weight, cos, sin)):
         raise ValueError("qk_norm_rope is for frozen norms, but a weight or table requires a gradient: use torch there")
+
     if cos is not None and sin is not None and cos.shape[-1] != q.shape[-1] // heads // 2:
         cos, sin = pack_tables(cos, sin)
     save = training and (q.requires_grad or (k is not None and k.requires_grad))
@@ -62,7 +63,7 @@ def qk_norm_rope(
 
 
 def pack_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """One value of each pair, side by side: (1, T, 1, C / 2) of diffusers' (1, T, 1, C), half of which is never read.
+    """Put one value of each pair side by side: (1, T, 1, C / 2) of diffusers' (1, T, 1, C), half of which is not read.
 
     A thread then reads its own in one go.  Called once for all blocks, not by each of them.
     """
@@ -70,12 +71,12 @@ def pack_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """As diffusers has them."""
+    """Repeat every value for its pair, as diffusers has them: (1, T, 1, C)."""
     return cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
 
 
 def output_suffices(*weights: Tensor) -> bool:
-    """Whether the backward may rebuild the normalised input from the output: no weight is small, nor small in its pair.
+    """Tell whether the backward may rebuild the normalised input from the output: no weight is small, or in its pair.
 
     weights: (D,).  Waits for the device: ask once for a frozen weight, not in every call.
     """
@@ -95,12 +96,14 @@ def _check(
         raise ValueError(f"q must be (B, T, D) with D a multiple of {heads} heads, and is {tuple(q.shape)}")
     if (k is None) != (k_weight is None) or (cos is None) != (sin is None):
         raise ValueError("k and k_weight, cos and sin come together or not at all")
+
     tokens, width = q.shape[1:]
     if k is not None and (k.shape != q.shape or k.dtype != q.dtype):
         raise ValueError(f"k is {tuple(k.shape)} {k.dtype}, q {tuple(q.shape)} {q.dtype}: call it for each of them")
     for weight in (q_weight, k_weight):
         if weight is not None and (weight.shape != (width,) or weight.dtype != q_weight.dtype):
             raise ValueError(f"weights must be ({width},) of one dtype; one is {tuple(weight.shape)} {weight.dtype}")
+
     channels = width // heads
     for table in (cos, sin):
         if table is None:
@@ -117,8 +120,10 @@ def _forward(
     q: Tensor, k: Tensor | None, q_weight: Tensor, k_weight: Tensor | None, cos: Tensor | None, sin: Tensor | None,
     heads: int, eps: float, save: bool, from_output: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(q', k', rstd (1 or 2, B, T)), empty where there is no k or nothing to save; from_output is for the backward.
-    cos, sin: packed."""
+    """Compute (q', k', rstd (1 or 2, B, T)), empty where there is no k or nothing to save.
+
+    cos, sin: packed.  from_output: for the backward.
+    """
     q_out, k_out, rstd = _outputs(q, k, save)
     if runs_triton(q):
         from prfl_kernels import qk_norm_rope_triton
@@ -127,6 +132,7 @@ def _forward(
             _rows(q), _rows(k), *_packed(q_weight, k_weight, cos, sin), q_out, k_out, rstd if save else None, heads, eps
         )
         return q_out, k_out, rstd
+
     for i, (x, weight, out) in enumerate(((q, q_weight, q_out), (k, k_weight, k_out))):
         if x is not None and weight is not None:
             whole_cos, whole_sin = (None, None) if cos is None or sin is None else unpack_tables(cos, sin)
@@ -146,7 +152,7 @@ def _backward(
     q_grad: Tensor, k_grad: Tensor | None, q_saved: Tensor, k_saved: Tensor | None, rstd: Tensor,
     q_weight: Tensor, k_weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, heads: int, from_output: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dq, dk), dk empty where there is no k.  saved: the outputs with from_output, else the inputs."""
+    """Compute (dq, dk), dk empty where there is no k.  saved: the outputs with from_output, else the inputs."""
     q_out, k_out, _ = _outputs(q_grad, k_grad, False)
     if runs_triton(q_grad):
         from prfl_kernels import qk_norm_rope_triton
@@ -156,12 +162,13 @@ def _backward(
             *_packed(q_weight, k_weight, cos, sin), q_out, k_out, heads, from_output,
         )  # fmt: skip
         return q_out, k_out
+
     sources = ((q_grad, q_saved, q_weight, q_out), (k_grad, k_saved, k_weight, k_out))
     for i, (grad, saved, weight, out) in enumerate(sources):
         if grad is None or saved is None or weight is None:
             continue
         scale = rstd[i, ..., None]
-        grad, saved, weight = (each.to(rstd.dtype) for each in (grad, saved, weight))
+        grad, saved, weight = (tensor.to(rstd.dtype) for tensor in (grad, saved, weight))
         g = _rotated_back(grad, cos, sin, heads, transpose=True) * weight
         if from_output:  # the rotation keeps products: dy . y is what (R^T dy) . (R^-1 y) is
             mean = (grad * saved).mean(-1, keepdim=True)
@@ -169,6 +176,7 @@ def _backward(
         else:
             xhat = saved * scale
             mean = (g * xhat).mean(-1, keepdim=True)
+
         out.copy_(scale * (g - xhat * mean))
     return q_out, k_out
 
@@ -202,26 +210,26 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def _outputs(q: Tensor, k: Tensor | None, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """q', k' and rstd, not yet written; an operator returns no None, so that what is not needed is of no elements."""
+    """Allocate q', k' and rstd; an operator returns no None, so what is not needed has no elements."""
     rstd = (1 if k is None else 2, *q.shape[:2]) if save else (0,)
     wide = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(q.shape), q.new_empty(0 if k is None else k.shape), q.new_empty(rstd, dtype=wide)
 
 
 def _rows(x: Tensor | None) -> Tensor | None:
-    """With channels side by side; rows may be apart."""
+    """Copy a tensor only where its channels are not side by side; rows may be apart."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def _packed(
     q_weight: Tensor, k_weight: Tensor | None, cos: Tensor | None, sin: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    k_weight, cos, sin = (None if each is None else each.contiguous() for each in (k_weight, cos, sin))
+    k_weight, cos, sin = (None if tensor is None else tensor.contiguous() for tensor in (k_weight, cos, sin))
     return q_weight.contiguous(), k_weight, cos, sin
 
 
 def _rotated_back(x: Tensor, cos: Tensor | None, sin: Tensor | None, heads: int, transpose: bool) -> Tensor:
-    """R^T x, or R^-1 x, which is R^T x / (cos^2 + sin^2): tables rounded to bfloat16 are no exact rotation."""
+    """Compute R^T x, or R^-1 x = R^T x / (cos^2 + sin^2): tables rounded to bfloat16 are no exact rotation."""
     if cos is None or sin is None:
         return x
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)

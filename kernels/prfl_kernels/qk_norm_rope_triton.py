@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from prfl_kernels.ahead import Build
-from prfl_kernels.builds import SHAPES
+from prfl_kernels.builds import SHAPES, Shape
 
 # With 16 elements a thread the layouts of loads, pairs and stores agree; with 32 the rows of 1.3B pass through shared
 # memory, and the backward takes 94 to 128 registers instead of 64 (read from the compiled kernels).
@@ -123,12 +123,12 @@ def _joined(even, odd, ROWS: tl.constexpr, HEADS: tl.constexpr, CHANNELS: tl.con
 
 @triton.jit
 def _tables(cos, sin, token, tokens, CHANNELS: tl.constexpr, CHANNELS_PADDED: tl.constexpr, ACC: tl.constexpr):
-    """Of these tokens, (ROWS, 1, pairs); 1 and 0 in the padding."""
+    """Load cos and sin of these tokens, (ROWS, 1, pairs); 1 and 0 in the padding."""
     pair = tl.arange(0, CHANNELS_PADDED // 2)[None, None, :]
     row = token.to(tl.int64)[:, None, None]
     mask = (row < tokens) & (pair < CHANNELS // 2)
-    place = row * (CHANNELS // 2) + pair
-    return tl.load(cos + place, mask=mask, other=1.0).to(ACC), tl.load(sin + place, mask=mask, other=0.0).to(ACC)
+    offsets = row * (CHANNELS // 2) + pair
+    return tl.load(cos + offsets, mask=mask, other=1.0).to(ACC), tl.load(sin + offsets, mask=mask, other=0.0).to(ACC)
 
 
 class Blocks(NamedTuple):
@@ -139,17 +139,19 @@ class Blocks(NamedTuple):
 
 
 def blocks(heads: int, channels: int) -> Blocks:
-    padded = triton.next_power_of_2(heads), max(triton.next_power_of_2(channels), 2)
-    token = padded[0] * padded[1]
+    """Choose the block of a program for so many heads of so many channels."""
+    padded_heads, padded_channels = triton.next_power_of_2(heads), max(triton.next_power_of_2(channels), 2)
+    token = padded_heads * padded_channels  # elements
     rows = max(ELEMENTS // token, 1)
-    return Blocks(rows, *padded, warps=min(max(rows * token // (32 * THREAD), 1), 16))
+    warps = min(max(rows * token // (32 * THREAD), 1), 16)
+    return Blocks(rows, padded_heads, padded_channels, warps)
 
 
 def forward(
     q: Tensor, k: Tensor | None, q_weight: Tensor, k_weight: Tensor | None, cos: Tensor | None, sin: Tensor | None,
     q_out: Tensor, k_out: Tensor, rstd: Tensor | None, heads: int, eps: float,
 ) -> None:  # fmt: skip
-    """Writes q_out, where there is k also k_out (B, T, D), contiguous, and rstd (1 or 2, B, T) where it is given."""
+    """Launch ``_forward``: writes q_out and, where there is k, k_out (B, T, D), contiguous, and rstd (1 or 2, B, T)."""
     grid, shape, warps = _launch(q, k, heads)
     with torch.cuda.device_of(q):
         _forward[grid](
@@ -164,7 +166,7 @@ def backward(
     k_weight: Tensor | None, cos: Tensor | None, sin: Tensor | None, q_out: Tensor, k_out: Tensor,
     heads: int, from_output: bool,
 ) -> None:  # fmt: skip
-    """Writes the gradients, as forward does the outputs.  saved: the outputs with from_output, else the inputs."""
+    """Launch ``_backward``: writes the gradients.  saved: the outputs with from_output, else the inputs."""
     grid, shape, warps = _launch(q_grad, k_grad, heads)
     with torch.cuda.device_of(q_grad):
         _backward[grid](
@@ -176,6 +178,7 @@ def backward(
 
 
 def _launch(q: Tensor, k: Tensor | None, heads: int) -> tuple[tuple[int, int], dict[str, int], int]:
+    """Choose the grid, the constants of the shape, and the warps."""
     batch, tokens, width = q.shape
     sources = 1 if k is None else 2
     block = blocks(heads, width // heads)
@@ -187,12 +190,12 @@ def _launch(q: Tensor, k: Tensor | None, heads: int) -> tuple[tuple[int, int], d
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
-    """A pointer that the kernel does not follow, where there is none."""
+    """Stand in for a tensor that is None, with a pointer that the kernel does not follow."""
     return other if tensor is None else tensor
 
 
 def _strides(x: Tensor) -> tuple[int, int]:
-    """Of batch and token; a dimension of one may carry any stride, and 1 would be compiled as a constant."""
+    """Return the strides of batch and token; 0 for a dimension of size 1: its own may be 1, compiled as a constant."""
     return (x.stride(0) if x.shape[0] > 1 else 0), (x.stride(1) if x.shape[1] > 1 else 0)
 
 
@@ -201,31 +204,42 @@ def _acc(x: Tensor) -> tl.dtype:
 
 
 def builds() -> list[Build]:
-    """q and k at once and rotated, at both widths; q alone without rotation at the larger."""
-    made = []
+    """List the builds: q and k at once and rotated, at both widths; q alone without rotation at the larger."""
+    every = []
     for shape in {shape.width: shape for shape in SHAPES}.values():
-        channels = shape.width // shape.heads
-        block = blocks(shape.heads, channels)
-        for rotate in (True, False) if shape.width == 5120 else (True,):
-            constants = {
-                "SOURCES": 1 + rotate, "HEADS": shape.heads, "CHANNELS": channels, "ROWS": block.rows,
-                "HEADS_PADDED": block.heads, "CHANNELS_PADDED": block.channels, "ROTATE": rotate, "ACC": tl.float32,
-            }  # fmt: skip
-            name = f"qk_norm{'_rope' * rotate} {shape.width}"
-            ways: dict[str, tuple[Any, dict[str, Any]]] = {
-                "forward": (_forward, {"EPS": 1e-6, "SAVE": True}),
-                "backward from output": (_backward, {"FROM_OUTPUT": True}),
-                "backward from input": (_backward, {"FROM_OUTPUT": False}),
-            }
-            for way, (kernel, more) in ways.items():
-                signature = _signature(kernel.arg_names, constants | more)
-                aligned = tuple(name for name in signature if name != "tokens")
-                made.append(Build(f"{name} {way}", kernel, signature, constants | more, block.warps, aligned=aligned))
-    return made
+        every += _builds(shape, rotate=True)
+        if shape.width == 5120:
+            every += _builds(shape, rotate=False)
+    return every
+
+
+def _builds(shape: Shape, rotate: bool) -> list[Build]:
+    """List the builds of one shape: forward, and backward from the outputs and from the inputs."""
+    channels = shape.width // shape.heads
+    block = blocks(shape.heads, channels)
+    constants = {
+        "SOURCES": 1 + rotate, "HEADS": shape.heads, "CHANNELS": channels, "ROWS": block.rows,
+        "HEADS_PADDED": block.heads, "CHANNELS_PADDED": block.channels, "ROTATE": rotate, "ACC": tl.float32,
+    }  # fmt: skip
+    directions: dict[str, tuple[Any, dict[str, Any]]] = {
+        "forward": (_forward, {"EPS": 1e-6, "SAVE": True}),
+        "backward from output": (_backward, {"FROM_OUTPUT": True}),
+        "backward from input": (_backward, {"FROM_OUTPUT": False}),
+    }
+
+    name = f"qk_norm{'_rope' * rotate} {shape.width}"
+    every = []
+    for direction, (kernel, switches) in directions.items():
+        signature = _signature(kernel.arg_names, constants | switches)
+        aligned = tuple(argument for argument in signature if argument != "tokens")
+        every.append(
+            Build(f"{name} {direction}", kernel, signature, constants | switches, block.warps, aligned=aligned)
+        )
+    return every
 
 
 def _signature(names: list[str], constants: dict[str, Any]) -> dict[str, str]:
-    """bfloat16 tensors, float32 tables and statistics; the rest are sizes."""
+    """Type the run-time arguments: bfloat16 tensors, float32 tables and statistics; the rest are sizes."""
     types = {name: "i32" if name == "tokens" or name.endswith(("_batch", "_row")) else "*bf16" for name in names}
     types |= dict.fromkeys(("cos", "sin", "rstd"), "*fp32")
     return {name: types[name] for name in names if name not in constants}

@@ -10,7 +10,7 @@ A gradient is not concerned: what is differentiated is computed exactly, at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prfl.backbone.attention import INT8
+from prfl.backbone.checkpointing import one_after_another
 from prfl.backbone.dropout import dropouts, dropping
 from prfl.backbone.eight_bits import Float8Linear
 from prfl.backbone.wan.kernels import KernelSelfAttention
@@ -118,6 +119,7 @@ class StepCache:
     ) -> Tensor:
         """The hidden states after the last block.  hidden, text, modulation: of each sample."""
         first, *others = network.get_submodule("blocks").children()
+        rest = one_after_another(others)
         after_first = first(hidden, text, modulation, rotary)
         by_first = after_first - hidden
         branch = self.branches.get(id(condition))
@@ -125,7 +127,7 @@ class StepCache:
         self.evaluations += len(hidden)
         self.skipped += len(hidden) - len(changed)
         if len(changed) == len(hidden):
-            result = _through(others, after_first, text, modulation, rotary)
+            result = rest(after_first, text, modulation, rotary)
             self.branches[id(condition)] = Branch(condition, by_first, result - after_first)
             return result
         assert branch is not None
@@ -133,7 +135,7 @@ class StepCache:
         if changed:
             rows = torch.tensor(changed, device=hidden.device)
             with _dropping_rows(network, rows):
-                computed = _through(others, after_first[rows], text[rows], modulation[rows], rotary)
+                computed = rest(after_first[rows], text[rows], modulation[rows], rotary)
             branch.by_first[rows], branch.by_others[rows] = by_first[rows], computed - after_first[rows]
             result[rows] = computed
         return result
@@ -151,12 +153,6 @@ class StepCache:
 def _size(x: Tensor) -> Tensor:
     """(b,) sums of absolute values, in float32 at least without a copy of x in it."""
     return torch.linalg.vector_norm(x, 1, dim=(1, 2), dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _through(blocks: Sequence[Callable[..., Tensor]], hidden: Tensor, *others: Any) -> Tensor:
-    for block in blocks:
-        hidden = block(hidden, *others)
-    return hidden
 
 
 @contextmanager

@@ -50,6 +50,19 @@ def stretches(modes: Sequence[Checkpointing], group: int) -> Iterator[tuple[int,
         first = last
 
 
+def one_after_another(
+    blocks: Sequence[Callable[..., Tensor]], head: Callable[[Tensor], Tensor] | None = None
+) -> Callable[..., Tensor]:
+    """A function of what the first block is given: the hidden states after the last, or what ``head`` makes of them."""
+
+    def run(hidden: Tensor, *others: Any) -> Tensor:
+        for block in blocks:
+            hidden = block(hidden, *others)
+        return hidden if head is None else head(hidden)
+
+    return run
+
+
 def run_block(
     block: Callable[..., Tensor], hidden: Tensor, *others: Any, mode: Checkpointing, store: HostStore | None = None
 ) -> Tensor:

@@ -36,7 +36,7 @@ ALIKE = 0.01
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What clips are cut and written.
+    """The settings by which clips are cut and written.
 
     frames, height, width, fps: of every clip.  crops: clips from each stretch of a video: the whole picture, then
     drawn parts of it, at least half as high.  held_out: share of the stretches, the last ones, for validation.

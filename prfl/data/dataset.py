@@ -145,10 +145,12 @@ def load_dataset(
         video = torch.tensor([latents_row[row.video] for row in videos])
         return LatentDataset(latents=latents, video=video, labels=_columns([row.label for row in videos]), **common)
 
-    a = torch.tensor([latents_row[row.a] for row in pairs])
-    b = torch.tensor([latents_row[row.b] for row in pairs])
-    preference = _columns([{name: _PREFERRED[side] for name, side in row.preference.items()} for row in pairs])
-    return PairDataset(latents=latents, a=a, b=b, preference=preference, **common)
+    a = torch.tensor([latents_row[pair.a] for pair in pairs])
+    b = torch.tensor([latents_row[pair.b] for pair in pairs])
+    values = []
+    for pair in pairs:
+        values.append({name: _PREFERRED[side] for name, side in pair.preference.items()})
+    return PairDataset(latents=latents, a=a, b=b, preference=_columns(values), **common)
 
 
 def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Path, str]) -> str:

@@ -37,11 +37,13 @@ class HackingAlarm:
 
 
 def rounds(samples: Path, step: int) -> list[tuple[int, Outcome]]:
-    """The policy's rounds up to a step that measured the same samples as the one of that step, oldest first."""
-    read = {number: read_outcome(path, "policy") for number, path in _files(samples) if number <= step}
-    found = {number: outcome for number, outcome in read.items() if outcome is not None}
-    last = found[step]
-    return [(number, found[number]) for number in sorted(found) if _same_samples(found[number], last)]
+    """Read the policy's rounds up to a step that measured the same samples as the round of that step, oldest first."""
+    outcomes: dict[int, Outcome] = {}
+    for number, path in _files(samples):
+        if number <= step and (outcome := read_outcome(path, "policy")) is not None:
+            outcomes[number] = outcome
+    last = outcomes[step]
+    return [(number, outcome) for number, outcome in sorted(outcomes.items()) if _same_samples(outcome, last)]
 
 
 def _files(samples: Path) -> Iterator[tuple[int, Path]]:
@@ -49,26 +51,30 @@ def _files(samples: Path) -> Iterator[tuple[int, Path]]:
         yield int(path.parent.name.removeprefix("step-")), path
 
 
-def _same_samples(one: Outcome, other: Outcome) -> bool:
-    drawn_alike = replace(one.settings, batch=1) == replace(other.settings, batch=1)
-    return drawn_alike and (one.prompts, one.indices) == (other.prompts, other.indices)
+def _same_samples(first: Outcome, second: Outcome) -> bool:
+    drawn_alike = replace(first.settings, batch=1) == replace(second.settings, batch=1)
+    return drawn_alike and (first.prompts, first.indices) == (second.prompts, second.indices)
 
 
-def falls(history: Sequence[tuple[int, Outcome]]) -> list[HackingAlarm]:
-    """Measures that are clearly below their own best round, while the trained reward is clearly above what it was in
-    that round: 95 % intervals over prompts."""
+def find_alarms(history: Sequence[tuple[int, Outcome]]) -> list[HackingAlarm]:
+    """Find the measures that are clearly below their own best round.
+
+    The trained reward must be clearly above what it was in that round.  Clearly: by 95 % intervals over prompts.
+    """
     *earlier, (_, last) = history
     if not earlier or len(set(last.prompts)) < FEWEST_PROMPTS:
         return []
     means = {step: flat(summarise(outcome)) for step, outcome in earlier}
-    found = []
+
+    alarms = []
     for measure, tolerated in WATCHED.items():
-        known = [(step, outcome) for step, outcome in earlier if {measure, TRAINED} <= means[step].keys()]
-        if not known or measure not in flat(summarise(last)):
+        comparable = [(step, outcome) for step, outcome in earlier if {measure, TRAINED} <= means[step].keys()]
+        if not comparable or measure not in flat(summarise(last)):
             continue
-        since, best = max(known, key=lambda item: means[item[0]][measure])
+
+        since, best = max(comparable, key=lambda item: means[item[0]][measure])
         change = compare(last, best)
         before = means[since][measure]
         if change[TRAINED].low > 0 and change[measure].high < -tolerated * abs(before):
-            found.append(HackingAlarm(measure, since, before, change[measure], change[TRAINED]))
-    return found
+            alarms.append(HackingAlarm(measure, since, before, change[measure], change[TRAINED]))
+    return alarms

@@ -1,4 +1,4 @@
-"""What measures decoded videos without ever being differentiated: an oracle, or a metric held out from training."""
+"""Judges measure decoded videos and are never differentiated: an oracle, or a metric held out from training."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class Judge(Protocol):
     """
 
     def __call__(self, pixels: Float[Tensor, "b 3 f h w"], prompts: list[str]) -> dict[str, Float[Tensor, " b"]]:
-        """pixels: decoded videos in [-1, 1]; prompts: one per video."""
+        """Judge videos.  pixels: decoded, in [-1, 1]; prompts: one per video."""
         ...

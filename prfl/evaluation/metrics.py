@@ -1,4 +1,4 @@
-"""What is measured, each with an interval that is honest about prompts.
+"""Measures, each with an interval that is honest about prompts.
 
 Samples of one prompt are alike, so an interval that treats them as independent is too narrow.  Every statistic here
 is a function of how often each *prompt* is drawn; the percentile bootstrap resamples prompts, never samples.
@@ -19,7 +19,7 @@ from prfl.utils.rng import generator
 RESAMPLES = 1000
 
 Statistic = Callable[[Float[Tensor, "r k"]], Float[Tensor, " r"]]
-"""How often each of k prompts is drawn, in each of r resamples -> the statistic of each resample (nan: undefined)."""
+"""(how often each of k prompts is drawn, in each of r resamples) -> each resample's statistic (nan: undefined)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Interval:
 
 
 def bootstrap(statistic: Statistic, prompts: int, resamples: int = RESAMPLES, level: float = 0.95) -> Interval:
-    """The statistic on all prompts, and the percentile interval over resampled prompts.
+    """Compute the statistic on all prompts, and the percentile interval over resampled prompts.
 
     Resamples in which the statistic is undefined (no pair was drawn, say) are left out.
     """
@@ -45,40 +45,41 @@ def bootstrap(statistic: Statistic, prompts: int, resamples: int = RESAMPLES, le
 
 
 def resampled(prompts: int, resamples: int) -> Float[Tensor, "r k"]:
-    """How often each prompt is drawn in each resample."""
+    """Count how often each prompt is drawn in each resample."""
     drawn = torch.randint(prompts, (resamples, prompts), generator=generator(0, "bootstrap", 0))
     ones = torch.ones(resamples, prompts, dtype=torch.float64)
     return torch.zeros(resamples, prompts, dtype=torch.float64).scatter_add_(1, drawn, ones)
 
 
 def tails(level: float = 0.95) -> Float[Tensor, 2]:
+    """Return the two quantiles that enclose a share of ``level``."""
     return torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
 
 
 def group(prompts: Sequence[str]) -> tuple[Int[Tensor, " n"], int]:
-    """Number of each sample's prompt, in order of first appearance, and how many prompts there are."""
+    """Number each sample's prompt, in order of first appearance; returns the count of prompts too."""
     order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     return torch.tensor([order[prompt] for prompt in prompts], dtype=torch.long), len(order)
 
 
 def per_prompt(values: Float[Tensor, " n"], number: Int[Tensor, " n"], prompts: int) -> Float[Tensor, " k"]:
-    """Sum of values over the samples of each prompt, float64."""
+    """Sum the values over the samples of each prompt, float64."""
     return torch.zeros(prompts, dtype=torch.float64).index_add_(0, number, values.double())
 
 
 def mean_interval(values: Float[Tensor, " n"], prompts: Sequence[str], resamples: int = RESAMPLES) -> Interval:
-    """Mean over samples, interval over prompts; nan values are left out."""
+    """Average over samples, with an interval over prompts; nan values are left out."""
     number, count = group(prompts)
-    known = ~values.isnan()
+    valid = ~values.isnan()
     total = per_prompt(values.nan_to_num(), number, count)
-    size = per_prompt(known.double(), number, count)
+    size = per_prompt(valid.double(), number, count)
     return bootstrap(lambda times: (times @ total) / (times @ size), count, resamples)
 
 
 def difference_interval(
     after: Float[Tensor, " n"], before: Float[Tensor, " n"], prompts: Sequence[str], resamples: int = RESAMPLES
 ) -> Interval:
-    """Mean of after - before, paired sample by sample, interval over prompts."""
+    """Average after - before, paired sample by sample, with an interval over prompts."""
     return mean_interval(after - before, prompts, resamples)
 
 
@@ -99,27 +100,29 @@ class Pairs:
         return len(self.first)
 
     def decided(self) -> Pairs:
-        """Without the ties."""
+        """Leave out the ties."""
         keep = self.outcome != 0
         return Pairs(self.first[keep], self.second[keep], self.outcome[keep], self.prompt[keep], self.prompts)
 
 
 def pairs_within(labels: Float[Tensor, " n"], prompts: Sequence[str]) -> Pairs:
-    """Every pair of samples of one prompt whose labels are known, the better one first; no margin filter."""
+    """List every pair of samples of one prompt whose labels are known, the better one first; no margin filter."""
     number, count = group(prompts)
     rows: list[tuple[int, int, int, int]] = []
     for prompt in range(count):
         members = (number == prompt).nonzero().flatten().tolist()
         for i, j in combinations([m for m in members if not labels[m].isnan()], 2):
-            better = labels[i] >= labels[j]
-            rows.append((i, j, int(labels[i] != labels[j]), prompt) if better else (j, i, 1, prompt))
+            if labels[i] >= labels[j]:
+                rows.append((i, j, int(labels[i] != labels[j]), prompt))
+            else:
+                rows.append((j, i, 1, prompt))
     table = torch.tensor(rows, dtype=torch.long).reshape(-1, 4)
     better_row, worse_row, decided, prompt_number = table.unbind(1)
     return Pairs(better_row, worse_row, decided, prompt_number, count)
 
 
 def pairwise_accuracy(scores: Float[Tensor, "*d n"], pairs: Pairs, resamples: int = RESAMPLES) -> Interval:
-    """Share of decided pairs that the scores order rightly; equal scores count one half.
+    """Compute the share of decided pairs that the scores order rightly; equal scores count one half.
 
     scores: leading dimensions (noise draws) are averaged over; a pair is compared within one draw.
     """
@@ -132,7 +135,7 @@ def pairwise_accuracy(scores: Float[Tensor, "*d n"], pairs: Pairs, resamples: in
 def pairwise_accuracy_ties(
     scores: Float[Tensor, "*d n"], pairs: Pairs, threshold: float, resamples: int = RESAMPLES
 ) -> Interval:
-    """Share of all pairs, ties too, that are called rightly.
+    """Compute the share of all pairs, ties too, that are called rightly.
 
     A margin of at most ``threshold`` calls a tie, so equal scores always do; a decided pair is right with more.
     """
@@ -142,27 +145,32 @@ def pairwise_accuracy_ties(
 
 
 def _share(right: Float[Tensor, "*d p"], pairs: Pairs, resamples: int = RESAMPLES) -> Interval:
+    """Average over pairs, with an interval over prompts."""
     share = right.reshape(-1, len(pairs)).mean(0)
     won = per_prompt(share, pairs.prompt, pairs.prompts)
-    made = per_prompt(torch.ones(len(pairs)), pairs.prompt, pairs.prompts)
-    return bootstrap(lambda times: (times @ won) / (times @ made), pairs.prompts, resamples)
+    compared = per_prompt(torch.ones(len(pairs)), pairs.prompt, pairs.prompts)
+    return bootstrap(lambda times: (times @ won) / (times @ compared), pairs.prompts, resamples)
 
 
 def tie_threshold(scores: Float[Tensor, "*d n"], pairs: Pairs) -> float:
-    """The threshold under which ``pairwise_accuracy_ties`` is highest on these (training) samples.
+    """Find the threshold under which ``pairwise_accuracy_ties`` is highest on these (training) samples.
 
     (Deutsch, Foster, Freitag, "Ties Matter", arXiv 2305.14324, call it tie calibration.)
     """
     margin = (scores[..., pairs.first] - scores[..., pairs.second]).reshape(-1, len(pairs))
     tied = (pairs.outcome == 0).expand_as(margin)
+
     # As the threshold passes a pair's margin upward, a tie becomes right and a rightly ordered pair becomes wrong.
     change = torch.where(tied, 1, -(margin > 0).long())
     size, order = margin.abs().flatten().sort()
     gain = torch.cat([torch.zeros(1, dtype=torch.long), change.flatten()[order].cumsum(0)])
+
     # Pass all pairs of one size together: only the last of equal sizes is a threshold that can be had.
     edges = torch.cat([torch.zeros(1, dtype=size.dtype), size])
     reachable = torch.cat([edges[1:] != edges[:-1], torch.ones(1, dtype=torch.bool)])
     best = int(torch.where(reachable, gain, gain.min() - 1).argmax())
+
+    # Behind the largest margin, below the smallest, or in the middle between two.
     if best == len(size):
         return float(size[-1]) * (1 + 1e-6) + 1e-12 if len(size) else 0.0
     return 0.0 if best == 0 else float((size[best - 1].double() + size[best].double()) / 2)
@@ -174,20 +182,21 @@ def tie_threshold(scores: Float[Tensor, "*d n"], pairs: Pairs) -> float:
 def auc(
     scores: Float[Tensor, " n"], labels: Float[Tensor, " n"], prompts: Sequence[str], resamples: int = RESAMPLES
 ) -> Interval:
-    """Area under the ROC curve over *all* samples, whatever their prompt; label > 0.5 is good; equal scores: one half.
+    """Compute the area under the ROC curve over *all* samples, whatever their prompt.
 
-    Across prompts a score may do well by knowing which prompts are hard; compare it with its value at sigma = 1.
+    A label above 0.5 is good; equal scores count one half.  Across prompts a score may do well by knowing which prompts
+    are hard; compare it with its value at sigma = 1.
     """
     number, count = group(prompts)
-    known = ~labels.isnan()
-    value, rank = scores[known].unique(return_inverse=True)
-    good, prompt = labels[known] > 0.5, number[known]
+    labelled = ~labels.isnan()
+    value, rank = scores[labelled].unique(return_inverse=True)
+    good, prompt = labels[labelled] > 0.5, number[labelled]
 
     def statistic(times: Tensor) -> Tensor:
         weight = times[:, prompt]
-        at = torch.zeros(len(times), len(value), dtype=times.dtype)
-        above = at.index_add(1, rank[good], weight[:, good])
-        below = at.index_add(1, rank[~good], weight[:, ~good])
+        zeros = torch.zeros(len(times), len(value), dtype=times.dtype)
+        above = zeros.index_add(1, rank[good], weight[:, good])
+        below = zeros.index_add(1, rank[~good], weight[:, ~good])
         won = (above * (below.cumsum(1) - below / 2)).sum(1)
         return won / (above.sum(1) * below.sum(1))
 
@@ -196,7 +205,7 @@ def auc(
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of the samples whose predicted probability lies in a bin: mean prediction, share of good ones, how many."""
+    """By bin of the predicted probability: the mean prediction, the share of good samples, how many there are."""
 
     predicted: list[float]
     observed: list[float]
@@ -210,7 +219,7 @@ def calibration_error(
     bins: int = 10,
     resamples: int = RESAMPLES,
 ) -> tuple[Interval, Reliability]:
-    """Expected calibration error, less what chance adds to it; and the table that a reliability plot shows.
+    """Compute the expected calibration error, less what chance adds to it, and the table of a reliability plot.
 
     It is |share of good ones - mean probability| over equal-width bins, weighted by size.  Chance makes such a distance
     larger, hardly ever smaller: a perfect score of 400 samples has 0.055.  Resampling adds as much again, in squares,
@@ -220,30 +229,39 @@ def calibration_error(
     in none (tests/evaluation/test_calibration.py).
     """
     number, count = group(prompts)
-    known = ~labels.isnan()
-    chance, good, prompt = probabilities[known].double(), (labels[known] > 0.5).double(), number[known]
-    place = (chance * bins).long().clamp(0, bins - 1)
+    labelled = ~labels.isnan()
+    probability = probabilities[labelled].double()
+    label = (labels[labelled] > 0.5).double()
+    prompt = number[labelled]
+    bin_index = (probability * bins).long().clamp(0, bins - 1)
 
-    def sums(times: Tensor, what: Tensor) -> Tensor:
-        return torch.zeros(len(times), bins, dtype=times.dtype).index_add_(1, place, times[:, prompt] * what)
+    def bin_sums(times: Tensor, values: Tensor) -> Tensor:
+        return torch.zeros(len(times), bins, dtype=times.dtype).index_add_(1, bin_index, times[:, prompt] * values)
 
     def statistic(times: Tensor) -> Tensor:
-        size = sums(times, torch.ones_like(chance)).sum(1)
-        return (sums(times, good) - sums(times, chance)).abs().sum(1) / size
+        size = bin_sums(times, torch.ones_like(probability)).sum(1)
+        return (bin_sums(times, label) - bin_sums(times, probability)).abs().sum(1) / size
 
+    # The table: every sample once.
     once = torch.ones(1, count, dtype=torch.float64)
-    size, seen, said = (sums(once, what)[0] for what in (torch.ones_like(chance), good, chance))
+    size = bin_sums(once, torch.ones_like(probability))[0]
+    observed = bin_sums(once, label)[0]
+    predicted = bin_sums(once, probability)[0]
     filled = size > 0
     table = Reliability(
-        predicted=(said / size)[filled].tolist(),
-        observed=(seen / size)[filled].tolist(),
+        predicted=(predicted / size)[filled].tolist(),
+        observed=(observed / size)[filled].tolist(),
         count=size[filled].long().tolist(),
     )
-    plain, again = statistic(once).square(), statistic(resampled(count, resamples)).square()
-    chance_adds = (again.nanmedian() - plain).clamp(min=0)
-    value = (plain - chance_adds).clamp(min=0).sqrt()
-    lower, upper = torch.nanquantile(again, tails())
-    low, high = ((end - taken).clamp(min=0).sqrt() for end, taken in ((lower, 2 * chance_adds), (upper, chance_adds)))
+
+    # The error and its interval, in squares, less what chance adds.
+    error_squared = statistic(once).square()
+    resampled_squared = statistic(resampled(count, resamples)).square()
+    chance_adds = (resampled_squared.nanmedian() - error_squared).clamp(min=0)
+    value = (error_squared - chance_adds).clamp(min=0).sqrt()
+    lower, upper = torch.nanquantile(resampled_squared, tails())
+    low = (lower - 2 * chance_adds).clamp(min=0).sqrt()
+    high = (upper - chance_adds).clamp(min=0).sqrt()
     return Interval(float(value), float(torch.minimum(low, value)), float(torch.maximum(high, value))), table
 
 
@@ -251,7 +269,7 @@ def calibration_error(
 
 
 def diversity(videos: Float[Tensor, "n c t h w"], prompts: Sequence[str]) -> dict[str, float]:
-    """Of each prompt with two samples or more: mean root-mean-square difference between two of its samples.
+    """Average, for each prompt with two samples or more, the root-mean-square difference between two of them.
 
     videos: decoded pixels or latents, in whose unit the result is.  A collapsed generator has 0.
     """
@@ -266,10 +284,10 @@ def diversity(videos: Float[Tensor, "n c t h w"], prompts: Sequence[str]) -> dic
 
 
 def diversity_interval(spread: dict[str, float], resamples: int = RESAMPLES) -> Interval:
-    """Mean of ``diversity`` over prompts."""
+    """Average ``diversity`` over prompts."""
     return mean_interval(torch.tensor(list(spread.values()), dtype=torch.float64), list(spread), resamples)
 
 
 def motion(latents: Float[Tensor, "n c t h w"]) -> Float[Tensor, " n"]:
-    """Mean absolute difference between neighbouring latent frames: falls when a policy learns to stand still."""
+    """Average the absolute difference between neighbouring latent frames: less when a policy learns to stand still."""
     return latents.diff(dim=2).abs().flatten(1).float().mean(1)

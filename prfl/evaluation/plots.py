@@ -20,22 +20,26 @@ LONGEST = 40  # letters of a name
 
 
 def png(figure: Figure, text: Mapping[str, str] | None = None) -> bytes:
-    """text: what the picture says of itself, by keyword."""
+    """Write a figure as PNG.  text: metadata of the picture, by keyword."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, transparent=True, metadata=text)
     return buffer.getvalue()
 
 
 def plain(name: str) -> str:
-    """A user's name as matplotlib shows it, cut to its room: a dollar sign begins no formula, and a low line at the
-    front hides nothing from the legend."""
+    """Make a user's name fit for matplotlib: not too long, and shown as it is.
+
+    A dollar sign would begin a formula, and an underscore at the front would hide the line from the legend.
+    """
     shown = visible(name)
-    shown = (shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…").replace("$", r"\$")
+    if len(shown) > LONGEST:
+        shown = f"{shown[: LONGEST - 1]}…"
+    shown = shown.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def style(axes: Axes, title: str) -> None:
-    """Grey lines and text, which stand out from white and from black alike."""
+    """Draw lines and text in grey, which stands out from white and from black alike."""
     axes.set_title(plain(title), fontsize=9, color=GREY, loc="left")
     axes.tick_params(colors=GREY, labelsize=7.5, length=0)
     axes.grid(color=GREY, alpha=0.22, linewidth=0.6)
@@ -49,11 +53,12 @@ def style(axes: Axes, title: str) -> None:
 
 
 def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
-    """One panel a name over ``step``: the recorded numbers, pale, and their running mean where there are many."""
+    """Draw one panel a name over ``step``: the recorded numbers, pale, and their running mean where there are many."""
     columns = 2 if len(names) in (2, 4) else min(3, len(names))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(10.5, 2.2 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
+
     for axes, name in zip(grid, names, strict=False):
         points = [(record["step"], record[name]) for record in records if name in record]
         steps, values = np.array(points, dtype=float).T
@@ -61,26 +66,29 @@ def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
         if len(values) < 40:
             axes.plot(steps, values, color=COLOURS[0], linewidth=1.4, marker="o", markersize=2.5)
             continue
+
+        # Many values: pale, with their running mean, and without the range of outliers.
         axes.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
         axes.plot(steps, running_mean(values, len(values) // 20), color=COLOURS[0], linewidth=1.6)
         low, high = np.nanpercentile(values, [0.5, 99.5])
         room = 0.08 * (high - low) or 1e-3
         axes.set_ylim(low - room, high + room)
+
     for axes in grid[len(names) :]:
         axes.set_visible(False)
     return png(figure)
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean over up to ``width`` values each way; the ends average what there is."""
+    """Average over up to ``width`` values each way; the ends average what there is."""
     total = np.concatenate([[0.0], np.nancumsum(values)])
-    place = np.arange(len(values))
-    low, high = np.maximum(place - width, 0), np.minimum(place + width + 1, len(values))
+    index = np.arange(len(values))
+    low, high = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
     return (total[high] - total[low]) / (high - low)
 
 
 def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, shift: float = 5.0) -> bytes:
-    """A measure against sigma, one panel a dimension, one band a scorer; dots are at the sampler's own sigmas.
+    """Draw a measure against sigma, one panel a dimension, one band a scorer; dots are at the sampler's own sigmas.
 
     The sigma axis is spread as a sampler with this shift spreads its steps, so that 0.9 to 1 can be read.
     """
@@ -88,11 +96,12 @@ def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, s
     lines = -(-len(dimensions) // columns)
     figure = Figure(figsize=(3.6 * columns, 2.6 * lines + 0.3), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+
     scorers = list(dict.fromkeys(row.scorer for row in rows))
     for axes, dimension in zip(grid, dimensions, strict=False):
         for colour, scorer in zip(cycle(COLOURS), scorers, strict=False):
-            own = [row for row in rows if (row.scorer, row.dimension) == (scorer, dimension)]
-            _band(axes, own, measure, scorer, colour)
+            band_rows = [row for row in rows if (row.scorer, row.dimension) == (scorer, dimension)]
+            _band(axes, band_rows, measure, scorer, colour)
         if measure.ignorant is not None:
             axes.axhline(measure.ignorant, color=GREY, linewidth=0.8, linestyle=":")
         axes.set_xscale("function", functions=(lambda s: s / (shift - (shift - 1) * s), lambda u: _shifted(u, shift)))
@@ -102,10 +111,12 @@ def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, s
         style(axes, dimension)
     for axes in grid[len(dimensions) :]:
         axes.set_visible(False)
+
     # A scorer may lack the first dimension: take each from the first panel that has it.
-    named = {
-        label: handle for axes in grid[::-1] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    named: dict[str, Any] = {}
+    for axes in grid[::-1]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named[label] = handle
     labels = [label for label in map(plain, scorers) if label in named]
     handles = [named[label] for label in labels]
     figure.legend(
@@ -115,27 +126,30 @@ def by_sigma(rows: Sequence[Row], dimensions: Sequence[str], measure: Measure, s
 
 
 def _band(axes: Axes, rows: Sequence[Row], measure: Measure, name: str, colour: str) -> None:
-    """Bins at their middle and points at their place, joined; the sampler's own sigmas as dots."""
-    found = [(row, value) for row in rows if (value := measure.read(row))]
-    found.sort(key=lambda pair: pair[0].level.low + pair[0].level.high)
-    line = [((row.level.low + row.level.high) / 2, value) for row, value in found if row.level.kind != "sampler"]
+    """Draw bins at their middle and points at their sigma, joined; the sampler's own sigmas as dots."""
+    points = [(row.level, value) for row in rows if (value := measure.read(row))]
+    points.sort(key=lambda point: point[0].low + point[0].high)
+    line = [((level.low + level.high) / 2, value) for level, value in points if level.kind != "sampler"]
     if not line:
         return
+
     middle = [sigma for sigma, _ in line]
     axes.plot(middle, [value.value for _, value in line], color=colour, linewidth=1.6, label=plain(name))
     low, high = [value.low for _, value in line], [value.high for _, value in line]
     axes.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
-    dots = [(row.level.low, value.value) for row, value in found if row.level.kind == "sampler"]
+
+    dots = [(level.low, value.value) for level, value in points if level.kind == "sampler"]
     if dots:
         axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=2.2)
 
 
 def _shifted(u: np.ndarray, shift: float) -> np.ndarray:
+    """Shift evenly spaced sigmas as a sampler does."""
     return shift * u / (1 + (shift - 1) * u)
 
 
 def reliability(rows: Sequence[Row]) -> bytes:
-    """Predicted probability against the share of good samples, one line a row (a scorer at a level)."""
+    """Draw the predicted probability against the share of good samples, one line a row (a scorer at a level)."""
     figure = Figure(figsize=(4.2, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")

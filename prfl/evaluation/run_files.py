@@ -1,4 +1,4 @@
-"""What a page may show of a run folder, which may be a stranger's: files in it, of a size that a page can have."""
+"""The files of a run folder that a page may show: in the folder, which may be a stranger's, and not too large."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ VIDEOS = 512 * MIB  # and of all videos together: a page lies in memory whole
 
 
 def there(path: Path) -> bool:
-    """Also where it is a link to nothing."""
+    """Tell whether there is a file, or a link to nothing."""
     return path.exists() or path.is_symlink()
 
 
 class RunFiles:
-    """Reads files below ``run``; every one that is there and not shown is in ``left_out``, with the reason.
+    """The files below ``run``; each one that is there and not shown is in ``left_out``, with the reason.
 
     A link that leads out of the folder, and a path that does, is not followed: a page that is mailed must not carry
     files of whoever made it.
@@ -32,30 +32,32 @@ class RunFiles:
         self.left_out: list[str] = []
         self.room = VIDEOS
 
-    def place(self, path: Path, most: int = TEXT) -> Path | None:
-        """Where a file really is; None, and a line in ``left_out``, where it may not or cannot be read."""
+    def resolve(self, path: Path, most: int = TEXT) -> Path | None:
+        """Find where a file really is; None, and a line in ``left_out``, where it may not or cannot be read."""
         try:
-            place = path.resolve(strict=True)
-            if reason := self._why_not(place, most):
+            resolved = path.resolve(strict=True)
+            if reason := self._why_not(resolved, most):
                 self.leave_out(path, reason)
                 return None
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in a name
             self.leave_out(path, f"cannot be read ({getattr(error, 'strerror', None) or error})")
             return None
-        return place
+        return resolved
 
-    def _why_not(self, place: Path, most: int) -> str:
-        if not place.is_relative_to(self.run):
+    def _why_not(self, resolved: Path, most: int) -> str:
+        """Say why a file is not shown, or ""."""
+        if not resolved.is_relative_to(self.run):
             return "leads out of the run folder"
-        if not place.is_file():
+        if not resolved.is_file():
             return "is no file"
-        size = place.stat().st_size
+        size = resolved.stat().st_size
         return f"has {size / MIB:.1f} MiB, more than the {most / MIB:.0f} of a page" if size > most else ""
 
     def read(self, path: Path, most: int = TEXT) -> bytes | None:
-        place = self.place(path, most)
+        """Read a file of at most so many bytes; None where it is left out."""
+        resolved = self.resolve(path, most)
         try:
-            return place.read_bytes() if place else None
+            return resolved.read_bytes() if resolved else None
         except OSError as error:
             self.leave_out(path, f"cannot be read ({error.strerror})")
             return None
@@ -65,28 +67,29 @@ class RunFiles:
         return None if content is None else content.decode("utf-8", "replace")
 
     def json(self, path: Path, *keys: str) -> dict[str, Any] | None:
-        """An object that has these keys."""
+        """Read an object that has these keys; None where it is not there or left out."""
         if not there(path) or (text := self.text(path, TABLE)) is None:
             return None
         try:
-            found = json.loads(text)
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             self.leave_out(path, f"is not as prfl writes it ({error})")
             return None
-        if not isinstance(found, dict) or any(key not in found for key in keys):
+        if not isinstance(value, dict) or any(key not in value for key in keys):
             self.leave_out(path, f"is not as prfl writes it (no object with {', '.join(keys)})")
             return None
-        return found
+        return value
 
     def records(self, path: Path) -> list[dict[str, Any]]:
-        """Those of a metrics.jsonl."""
-        place = self.place(path, TABLE)
-        found, damaged = records(place) if place else ([], 0)
+        """Read the records of a metrics.jsonl."""
+        resolved = self.resolve(path, TABLE)
+        complete, damaged = records(resolved) if resolved else ([], 0)
         if damaged:
             self.leave_out(path, f"{damaged} lines of it are damaged")
-        return found
+        return complete
 
     def video(self, path: Path) -> bytes | None:
+        """Read a video, as long as there is room on the page."""
         if path.suffix != ".mp4":
             self.leave_out(path, "is not a video that prfl wrote")
             return None
@@ -98,7 +101,7 @@ class RunFiles:
         self.left_out.append(f"{path}: {reason}")
 
     def section(self, path: Path, make: Callable[[], str]) -> str:
-        """What ``make`` makes of a file, or nothing where that is not as prfl writes it."""
+        """Return what ``make`` makes of a file, or nothing where that is not as prfl writes it."""
         if not there(path):
             return ""
         try:
@@ -108,5 +111,6 @@ class RunFiles:
             return ""
 
     def tell(self) -> None:
+        """Warn of every file that is left out."""
         for line in self.left_out:
             warn(f"the page leaves out {line}")

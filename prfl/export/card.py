@@ -35,6 +35,7 @@ def policy_card(
     data = ModelCardData(
         library_name="diffusers", pipeline_tag="text-to-video", base_model=base if hub else None, tags=tags
     )
+
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
@@ -45,6 +46,7 @@ def policy_card(
         parts.append(USE_LORA.format(base=base, repo=repo, file=lora))
     if "transformer" in contents:
         parts.append(USE_TRANSFORMER.format(base=base, repo=repo))
+
     parts += ["## Figures", figures(run, made_by), "## Training", table(("", ""), settings(config, made_by))]
     if config.follows_reward:
         parts += ["## The reward", reward_text(config)]
@@ -94,6 +96,8 @@ def figures(run: Path, made_by: Mapping[str, Any]) -> str:
     measured = results.get("policy", {})
     if any(made_by.get(key, value) != value for key, value in measured.items()):
         return f"None of these weights: those at hand are of step {measured.get('step')} (`prfl eval` measures them)."
+
+    # A column for the first of them, two for each other: its figures, and the paired difference.
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
     head = ["score", first]
@@ -105,6 +109,7 @@ def figures(run: Path, made_by: Mapping[str, Any]) -> str:
         for name in others:
             cells += [_interval(outcomes[name][part].get(key)) for part in ("summary", "difference")]
         rows.append(cells)
+
     how = outcomes[first]["settings"]
     note = (
         f"{results['samples']} samples of {results['prompts']} test prompts, {how['frames']} frames of "
@@ -134,6 +139,7 @@ def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]
         ("seed", str(config.seed)),
         ("data type", config.backbone.dtype),
     ]
+
     if config.backbone.train == "full":
         return [*rows, ("trained", "all weights")]
     assert adapter is not None

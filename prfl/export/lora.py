@@ -76,6 +76,7 @@ def shared_file_tensors(
             where="backbone.adapter.targets",
             fix="export merged weights (--merged)",
         )
+
     for layer in layers:
         down, up = state[f"{layer}.lora_A.weight"].float(), state[f"{layer}.lora_B.weight"].float()
         key = PREFIX + original_name(layer)

@@ -48,6 +48,7 @@ def export_run(
     out, name = out or run / "export", name or run.resolve().name
     absolute = out.is_absolute() or ".." in out.parts
     repo = push or (out.name if absolute else str(out))  # the card tells no folder of this machine
+
     with folder_lock(run if out.resolve().is_relative_to(run.resolve()) else out):
         restore_folders(out)
         if config.trains_reward:
@@ -100,6 +101,7 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
             provenance.without_place(temporary / "config.json")
             provenance.write_beside(temporary, stamp, [temporary / file.name for file in files])
         return [folder]
+
     adapter = config.backbone.adapter
     assert adapter is not None, "the config's rules ask for an adapter"
     file, state = out / f"{name}.safetensors", read_policy(trained)

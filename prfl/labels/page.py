@@ -46,6 +46,8 @@ def write_page(
     for row in progress(rows):
         data = browser_mp4(read_video(row.video, size), size.fps)
         videos[_name(path.parent, row.video)] = base64.b64encode(data).decode()
+
+    # What the page shows, and the files that it is made of.
     content = {"id": path.parent.name, "dimensions": list(dimensions), "pairs": pairs, "videos": videos}
     page = (HERE / "page.html").read_text(encoding="utf-8")
     parts = {
@@ -54,6 +56,7 @@ def write_page(
         "CONTENT": json.dumps(content).replace("<", "\\u003c"),  # no prompt can end the script
         "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8"),
     }
+
     slots = re.compile(r"\{\{([A-Z]+)\}\}")
     assert sorted(slots.findall(page)) == sorted(parts), "page.html has a slot for each part"
     page = slots.sub(lambda slot: parts[slot[1]], page)  # in one pass: no part is a template itself

@@ -38,7 +38,7 @@ class Validation:
         if processes.is_main():
             made_by = asdict(Moment(step, step, self.stage.run_id))
             policy_eval.write_results(samples / f"step-{step:06d}", [outcome], config.data.fps, made_by)
-            self.alarms = hacking.falls(hacking.rounds(samples, step))
+            self.alarms = hacking.find_alarms(hacking.rounds(samples, step))
             for alarm in self.alarms:
                 warn(f"reward hacking? {alarm}")
         self.alarms = processes.gather(self.alarms)[0]

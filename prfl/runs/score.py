@@ -272,6 +272,7 @@ def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Flo
                     where=str(file),
                     fix="cut the latents to a multiple of the patch",
                 )
+
     if not latents.isfinite().all():
         raise PrflError("its latents are not finite", where=str(file), fix="encode the video again, in float32")
     return latents
@@ -291,6 +292,7 @@ def load_latents(file: Path) -> Float[Tensor, "b c t h w"]:
         raise PrflError(
             f"is not a readable safetensors file: {error}", where=str(file), fix="write it again with safetensors"
         ) from error
+
     if latents is None:
         shown = ", ".join(names[:5]) or "none"
         raise PrflError(f"has no tensor 'latents'; it has {shown}", where=str(file), fix="save them under that name")

@@ -26,17 +26,17 @@ Sampler = Callable[[list[str], list[int]], Float[Tensor, "b 3 f h w"]]
 
 
 def model_folder() -> Path:
-    """The shapes world's base model, an ordinary diffusers pipeline folder inside the package."""
+    """Return the shapes world's base model, an ordinary diffusers pipeline folder inside the package."""
     return Path(__file__).parent / "model"
 
 
 def reward_folder() -> Path:
-    """A latent reward for that model, trained on its own samples as the oracle labels them."""
+    """Return a latent reward for that model, trained on its own samples as the oracle labels them."""
     return Path(__file__).parent / "reward"
 
 
 def mixture(folder: Path, captions: Sequence[str], count: int, seed: int, wrong: float, unsteady: float) -> Path:
-    """Rendered clips with a share of flaws (both 0: curated clips); returns the manifest."""
+    """Render clips with a share of flaws (both 0: curated clips); returns the manifest."""
     manifest = folder / "manifest.jsonl"
     if manifest.exists():
         return manifest
@@ -48,7 +48,7 @@ def mixture(folder: Path, captions: Sequence[str], count: int, seed: int, wrong:
         for offset, (scene, pixels) in enumerate(zip(scenes, renderer.render(scenes), strict=True)):
             path = folder / "videos" / f"{start + offset:05d}.mp4"
             write_video(path, pixels, renderer.FPS)
-            rows.append(LabelledVideo(video=path, prompt=scene.said.caption, label={}, split=None))
+            rows.append(LabelledVideo(video=path, prompt=scene.captioned.caption, label={}, split=None))
     write_manifest(manifest, rows)
     return manifest
 
@@ -62,7 +62,7 @@ def labelled(
     batch: int = 64,
     progress: Callable = iter,
 ) -> Path:
-    """Samples of a generator, with the oracle's verdicts as labels 0 or 1.
+    """Draw samples of a generator, with the oracle's verdicts as labels 0 or 1; returns the manifest.
 
     splits: the captions of each split, which its rows carry.  per_prompt: for each split that is drawn, how many
     samples of each caption.  other_captions: for how many other training captions, each one attribute away from its
@@ -80,6 +80,7 @@ def labelled(
         for index in range(count)
     ]
     near = neighbours(splits.get("train", ()))
+
     rows = []
     for start in progress(range(0, len(jobs), batch)):
         part = jobs[start : start + batch]
@@ -87,6 +88,7 @@ def labelled(
         files = [folder / "videos" / f"{start + offset:05d}.mp4" for offset in range(len(part))]
         for path, video in zip(files, pixels, strict=True):
             write_video(path, video, renderer.FPS)
+
         # Labels are of what the file shows, as people's would be.
         measured = oracle.measure(torch.stack([read_video(path, CLIP) for path in files]))
         for offset, (path, (split, caption, _)) in enumerate(zip(files, part, strict=True)):
@@ -94,33 +96,31 @@ def labelled(
             if split == "train" and other_captions:
                 draw = random.Random(f"other captions {start + offset}")
                 captions += draw.sample(near[caption], min(other_captions, len(near[caption])))
-            rows += [
-                LabelledVideo(video=path, prompt=prompt, label=verdicts(measured, offset, prompt), split=split)
-                for prompt in captions
-            ]
+            for prompt in captions:
+                rows.append(LabelledVideo(path, prompt, verdicts(measured, offset, prompt), split))
     write_manifest(manifest, rows)
     return manifest
 
 
 def neighbours(captions: Sequence[str]) -> dict[str, list[str]]:
-    """For each caption, those of the others that differ from it in one attribute."""
+    """List, for each caption, those of the others that differ from it in one attribute."""
     parsed = {caption: astuple(renderer.Attributes.parse(caption)) for caption in captions}
-    return {
-        caption: [
-            other for other, theirs in parsed.items() if sum(a != b for a, b in zip(own, theirs, strict=True)) == 1
-        ]
-        for caption, own in parsed.items()
-    }
+    near: dict[str, list[str]] = {caption: [] for caption in parsed}
+    for caption, attributes in parsed.items():
+        for other, other_attributes in parsed.items():
+            if sum(a != b for a, b in zip(attributes, other_attributes, strict=True)) == 1:
+                near[caption].append(other)
+    return near
 
 
 def verdicts(measured: dict[str, Tensor], video: int, caption: str) -> dict[str, float]:
-    """The oracle's labels of one measured video for a caption."""
+    """Label one measured video for a caption."""
     judged = oracle.compare({name: values[video : video + 1] for name, values in measured.items()}, [caption])
     return {name: float(judged[name]) for name in oracle.DIMENSIONS}
 
 
 def judge(pixels: Float[Tensor, "b 3 f h w"], prompts: list[str]) -> dict[str, Tensor]:
-    """The oracle as a ``Judge``: float verdicts, with ``all`` of them together; and the size, which is none of them."""
+    """Judge videos, as a ``Judge``: float verdicts, ``all`` of them together, and the size, which is no verdict."""
     measured = oracle.measure(pixels)
     verdicts = {name: value.to(torch.float32) for name, value in oracle.compare(measured, prompts).items()}
     return verdicts | {"measured/size": oracle.size(measured, prompts)}

@@ -16,7 +16,7 @@ AREA_PER_RADIUS_SQUARED = {"circle": torch.pi, "bar": 2.6 * 1.1, "triangle": 5.1
 
 
 def judge(videos: Tensor, captions: list[str]) -> dict[str, Tensor]:
-    """Which of DIMENSIONS each video gets right, and ``all`` of them together.
+    """Tell which of DIMENSIONS each video gets right, and ``all`` of them together.
 
     videos: (batch, 3, frames, 32, 32) in [-1, 1]; captions: one per video.
     Returns bool tensors of shape (batch,).
@@ -25,19 +25,19 @@ def judge(videos: Tensor, captions: list[str]) -> dict[str, Tensor]:
 
 
 def compare(measured: dict[str, Tensor], captions: list[str]) -> dict[str, Tensor]:
-    """``judge`` for videos that are ``measure``d already."""
-    said = [Attributes.parse(caption) for caption in captions]
-    right = {
-        name: torch.tensor([measured[name][i] == ATTRIBUTES[name].index(getattr(a, name)) for i, a in enumerate(said)])
-        for name in ATTRIBUTES
-    }
+    """Judge videos that are ``measure``d already."""
+    captioned = [Attributes.parse(caption) for caption in captions]
+    right = {}
+    for name, values in ATTRIBUTES.items():
+        expected = torch.tensor([values.index(getattr(attributes, name)) for attributes in captioned])
+        right[name] = measured[name] == expected
     right["steadiness"] = measured["steadiness"]
     right["all"] = torch.stack([right[name] for name in DIMENSIONS]).all(0)
     return right
 
 
 def size(measured: dict[str, Tensor], captions: list[str]) -> Tensor:
-    """The area of each video's shape over the mean area that the world draws of the shape in its caption.
+    """Divide the area of each video's shape by the mean area that the world draws of the shape in its caption.
 
     No verdict: a policy may be right in everything and draw everything larger.
     """
@@ -47,7 +47,7 @@ def size(measured: dict[str, Tensor], captions: list[str]) -> Tensor:
 
 
 def measure(videos: Tensor) -> dict[str, Tensor]:
-    """What is seen: index of each attribute (-1: none of them), whether the motion is steady, and the median area."""
+    """Measure videos: index of each attribute (-1: none of them), whether the motion is steady, the median area."""
     pixels = (videos.detach().float().cpu().clamp(-1, 1) + 1) / 2  # (b, 3, t, h, w)
     deviation = pixels - BACKGROUND
     palette = torch.tensor(list(COLOURS.values())) - BACKGROUND  # (k, 3)
@@ -105,7 +105,7 @@ def measure(videos: Tensor) -> dict[str, Tensor]:
 
 
 def _overlap(mask: Tensor, shape: str, x: Tensor, y: Tensor, area: Tensor) -> Tensor:
-    """Mean over frames of soft intersection over union with the template of that shape."""
+    """Average over frames the soft intersection over union with the template of that shape."""
     grid = torch.arange(SIZE) + 0.5
     radius = (area / AREA_PER_RADIUS_SQUARED[shape]).sqrt()[:, :, None, None]
     template = coverage(

@@ -1,5 +1,6 @@
-"""Makes what the shapes world's transformer is trained from: VAE, text encoder and tokenizer, all trained here, and a
-transformer with random weights, as one diffusers pipeline folder.
+"""The parts of the shapes world's model, as one diffusers pipeline folder.
+
+VAE, text encoder and tokenizer are trained here; the transformer has random weights.
 
 ``prfl train configs/tiny/pretrain.yaml`` makes the folder (where it is not there yet) and trains the transformer.
 A second recipe, of another seed and width throughout, gives the generator whose samples are out of domain for a reward.
@@ -26,7 +27,10 @@ from prfl.toy import oracle, renderer
 
 @dataclass(frozen=True)
 class Recipe:
-    """vae_width, vae_channels: of the VAE.  heads: of the transformer, HEAD_DIM wide each."""
+    """The seed and widths of a model.
+
+    vae_width, vae_channels: of the VAE.  heads: of the transformer, HEAD_DIM wide each.
+    """
 
     seed: int
     vae_width: int
@@ -62,12 +66,12 @@ def new_vae(recipe: Recipe) -> AutoencoderKLWan:
 
 
 def cosine(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor: linear warm-up, then a half cosine down to 2 %."""
+    """Return the learning-rate factor: linear warm-up, then a half cosine down to 2 %."""
     return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 def vae_loss(vae: AutoencoderKLWan, pixels: Tensor, noise: float) -> Tensor:
-    """Foreground-weighted squared error around the clamp, and a weak pull of the latents towards unit size.
+    """Compute the foreground-weighted squared error around the clamp, and a weak pull of latents towards unit size.
 
     From the start an L1 term, a sampled posterior or noise on the latents each make it settle on 'all background'
     with a loss that looks fine, so single frames are learned by squared error alone.  Clips add L1, for sharp edges,
@@ -80,32 +84,40 @@ def vae_loss(vae: AutoencoderKLWan, pixels: Tensor, noise: float) -> Tensor:
 
 
 def train_vae(folder: Path, recipe: Recipe) -> None:
-    """Single frames first, then clips: trained on video at once it settles on 'all background'."""
+    """Train the VAE on single frames first, then on clips: trained on video at once it settles on 'all background'."""
     torch.manual_seed(recipe.seed)
     vae = vae_codec.channels_last(new_vae(recipe))
     captions = [a.caption for a in renderer.all_attributes()]
     index, noise = 0, 0.0
+
     for frames, batch, steps, learning_rate, noise_at_end in VAE_PHASES:
         optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step, n=steps: cosine(step, n))
         noise_before = noise
+
         for step in range(steps):
             index += 1
             noise = noise_before + (noise_at_end - noise_before) * (step + 1) / steps
+
+            # A clip of so many frames, from anywhere in each video.
             scenes = renderer.sample_scenes(recipe.seed + 1000, index, batch, captions, unsteady=0.5)
             first = random.Random(index).randrange(renderer.FRAMES - frames + 1)
             pixels = renderer.render(scenes)[:, :, first : first + frames]
             loss = vae_loss(vae, pixels.contiguous(memory_format=torch.channels_last_3d), noise)
+
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+
             if step % 50 == 0 or step == steps - 1:
                 say(f"vae {frames} frames step {step}: loss {loss:.4f}")
             if step % 300 == 299 or step == steps - 1:
                 say(f"vae round trip: {round_trip(vae, 64)}")
                 vae.save_pretrained(folder.with_name("vae-unfinished"))
+
+    # Latents are normalised by what the trained VAE gives.
     raw = torch.cat([encode_raw(vae, recipe.seed + 2000, i, captions) for i in range(16)])
     vae.register_to_config(
         latents_mean=raw.mean((0, 2, 3, 4)).tolist(), latents_std=raw.std((0, 2, 3, 4)).clamp(min=1e-3).tolist()
@@ -115,7 +127,7 @@ def train_vae(folder: Path, recipe: Recipe) -> None:
 
 
 def reconstruction_error(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Squared error, and for clips a little L1 for sharp edges; the foreground counts five times."""
+    """Average the squared error, and for clips a little L1 for sharp edges; the foreground counts five times."""
     difference = decoded - pixels
     weight = 1 + 4 * (pixels.abs().amax(1, keepdim=True) > 0.05).to(pixels.dtype)
     error = difference**2 if pixels.shape[2] == 1 else difference**2 + 0.1 * difference.abs()
@@ -131,13 +143,15 @@ def encode_raw(vae: AutoencoderKLWan, seed: int, index: int, captions: list[str]
 
 @torch.no_grad()
 def round_trip(vae: AutoencoderKLWan, count: int) -> dict[str, float]:
-    """Oracle shares on flawless fresh clips after encoding and decoding."""
+    """Measure the oracle's shares on flawless fresh clips after encoding and decoding."""
     captions = [a.caption for a in renderer.all_attributes()]
-    scenes = [s for i in range(count // 32) for s in renderer.sample_scenes(77, i, 32, captions)]
-    decoded = torch.cat(
-        [vae_codec.decode(vae, vae_codec.encode(vae, renderer.render(scenes[i : i + 32]))) for i in range(0, count, 32)]
-    )
-    return shares(oracle.judge(decoded, [s.said.caption for s in scenes]))
+    scenes: list[renderer.Scene] = []
+    decoded = []
+    for index in range(count // 32):
+        batch = renderer.sample_scenes(77, index, 32, captions)
+        decoded.append(vae_codec.decode(vae, vae_codec.encode(vae, renderer.render(batch))))
+        scenes += batch
+    return shares(oracle.judge(torch.cat(decoded), [scene.captioned.caption for scene in scenes]))
 
 
 def shares(right: dict[str, Tensor]) -> dict[str, float]:
@@ -159,7 +173,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train_text_encoder(folder: Path, tokenizer_folder: Path, recipe: Recipe) -> None:
-    """Two UMT5 layers, taught to tell the four attributes of a caption from its mean embedding."""
+    """Train two UMT5 layers to tell the four attributes of a caption from its mean embedding."""
     torch.manual_seed(recipe.seed)
     tokenizer = new_tokenizer()
     encoder = UMT5EncoderModel(
@@ -168,20 +182,26 @@ def train_text_encoder(folder: Path, tokenizer_folder: Path, recipe: Recipe) -> 
             feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
         )
     )  # fmt: skip
+
+    # (caption, attribute) -> the number of the attribute's value
     every = renderer.all_attributes()
-    tokens = tokenizer([a.caption for a in every], padding=True, return_tensors="pt")
-    names = list(renderer.ATTRIBUTES)
-    classes = torch.tensor([[renderer.ATTRIBUTES[name].index(getattr(a, name)) for name in names] for a in every])
-    heads = torch.nn.ModuleList([torch.nn.Linear(64, len(renderer.ATTRIBUTES[name])) for name in names])
+    tokens = tokenizer([attributes.caption for attributes in every], padding=True, return_tensors="pt")
+    classes = []
+    for attributes in every:
+        classes.append([values.index(getattr(attributes, name)) for name, values in renderer.ATTRIBUTES.items()])
+    targets = torch.tensor(classes)
+
+    heads = torch.nn.ModuleList([torch.nn.Linear(64, len(values)) for values in renderer.ATTRIBUTES.values()])
     optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=2e-3)
     for step in range(200):
         pooled = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state.mean(1)
-        losses = [F.cross_entropy(head(pooled), classes[:, i]) for i, head in enumerate(heads)]
+        losses = [F.cross_entropy(head(pooled), targets[:, i]) for i, head in enumerate(heads)]
         torch.stack(losses).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 49:
             say(f"text step {step}: {[round(loss.item(), 4) for loss in losses]}")
+
     tokenizer.save_pretrained(tokenizer_folder)
     encoder.save_pretrained(folder)
 
@@ -199,7 +219,7 @@ def new_transformer(recipe: Recipe) -> WanTransformer3DModel:
 
 
 def untrained_folder(folder: Path, recipe: Recipe) -> Path:
-    """The pipeline folder; parts that are there already are kept, so a stopped run goes on with the part it was in."""
+    """Make the pipeline folder; parts that are there already are kept, so a stopped run goes on with its part."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "vae").exists():
         train_vae(folder / "vae", recipe)

@@ -43,7 +43,7 @@ FLAWS = ("wobble", "flicker", "jump")
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption says of a clip."""
+    """The four things that a caption says of a clip."""
 
     shape: str
     colour: str
@@ -56,22 +56,23 @@ class Attributes:
 
     @staticmethod
     def parse(caption: str) -> Attributes:
-        """Inverse of :attr:`caption`.  Raises ValueError on any other text."""
+        """Read a caption, the inverse of :attr:`caption`.  Raises ValueError on any other text."""
         words = caption.split()
         if len(words) != 6 or words[0] != "a" or words[3] != "moves":
             raise ValueError(f"not a caption of the shapes world: {caption!r}")
-        found = Attributes(shape=words[2], colour=words[1], direction=words[4], speed=words[5])
+
+        attributes = Attributes(shape=words[2], colour=words[1], direction=words[4], speed=words[5])
         for name, values in ATTRIBUTES.items():
-            if getattr(found, name) not in values:
-                raise ValueError(f"unknown {name} {getattr(found, name)!r} in caption {caption!r}")
-        return found
+            if getattr(attributes, name) not in values:
+                raise ValueError(f"unknown {name} {getattr(attributes, name)!r} in caption {caption!r}")
+        return attributes
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip: what is drawn (``drawn``), what its caption says (``said``), and how it moves frame by frame."""
+    """One clip: what is drawn (``drawn``), what its caption says (``captioned``), and how it moves frame by frame."""
 
-    said: Attributes
+    captioned: Attributes
     drawn: Attributes
     radius: float
     start: tuple[float, float]
@@ -81,20 +82,20 @@ class Scene:
 
 
 def all_attributes() -> list[Attributes]:
-    """Every combination, in a fixed order (144)."""
+    """List every combination, in a fixed order (144)."""
     return [Attributes(*values) for values in itertools.product(*ATTRIBUTES.values())]
 
 
 def split_prompts(seed: int = 0) -> dict[str, list[str]]:
-    """The 144 captions, split once: 88 train, 24 validation, 32 test.  No split shares a caption."""
+    """Split the 144 captions, always alike: 88 train, 24 validation, 32 test.  No split shares a caption."""
     captions = [a.caption for a in all_attributes()]
     random.Random(seed).shuffle(captions)
     return {"train": captions[:88], "validation": captions[88:112], "test": captions[112:]}
 
 
-def make_scene(rng: random.Random, said: Attributes, drawn: Attributes | None = None, flaw: str = "") -> Scene:
-    """Random size, start and speed for given attributes; the whole path stays inside the frame."""
-    drawn = drawn or said
+def make_scene(rng: random.Random, captioned: Attributes, drawn: Attributes | None = None, flaw: str = "") -> Scene:
+    """Draw a size, start and speed for these attributes; the whole path stays inside the frame."""
+    drawn = drawn or captioned
     travel = rng.uniform(*SPEEDS[drawn.speed])
     dx, dy = DIRECTIONS[drawn.direction]
 
@@ -102,15 +103,14 @@ def make_scene(rng: random.Random, said: Attributes, drawn: Attributes | None = 
         low, high = MARGIN, SIZE - MARGIN
         return rng.uniform(low - min(step, 0.0), high - max(step, 0.0))
 
-    return Scene(
-        said, drawn, rng.uniform(*RADIUS), (start(dx * travel), start(dy * travel)), travel, flaw, rng.random()
-    )
+    radius = rng.uniform(*RADIUS)
+    return Scene(captioned, drawn, radius, (start(dx * travel), start(dy * travel)), travel, flaw, rng.random())
 
 
 def sample_scenes(
     seed: int, index: int, count: int, captions: list[str], wrong: float = 0.0, unsteady: float = 0.0
 ) -> list[Scene]:
-    """``count`` scenes with captions drawn from ``captions``: a function of (seed, index) only.
+    """Draw ``count`` scenes with captions from ``captions``: a function of (seed, index) only.
 
     wrong: share of clips that show one attribute other than the caption says.
     unsteady: share of clips that carry one of FLAWS.
@@ -118,21 +118,23 @@ def sample_scenes(
     rng = random.Random(f"{seed}-{index}")
     scenes = []
     for _ in range(count):
-        said = Attributes.parse(rng.choice(captions))
-        drawn = swap_attribute(said, rng.choice(list(ATTRIBUTES)), rng) if rng.random() < wrong else said
+        captioned = Attributes.parse(rng.choice(captions))
+        drawn = captioned
+        if rng.random() < wrong:
+            drawn = swap_attribute(captioned, rng.choice(list(ATTRIBUTES)), rng)
         flaw = rng.choice(FLAWS) if rng.random() < unsteady else ""
-        scenes.append(make_scene(rng, said, drawn, flaw))
+        scenes.append(make_scene(rng, captioned, drawn, flaw))
     return scenes
 
 
 def swap_attribute(attributes: Attributes, name: str, rng: random.Random) -> Attributes:
-    """The same attributes with ``name`` changed to another value."""
+    """Change the attribute ``name`` to another value."""
     others = [value for value in ATTRIBUTES[name] if value != getattr(attributes, name)]
     return replace(attributes, **{name: rng.choice(others)})
 
 
 def coverage(shape: str, offset_x: Tensor, offset_y: Tensor, radius: Tensor) -> Tensor:
-    """Anti-aliased coverage in [0, 1] of pixels at an offset from the shape's centroid (all broadcast)."""
+    """Compute the anti-aliased coverage in [0, 1] of pixels at an offset from the shape's centroid (all broadcast)."""
     if shape == "circle":
         distance = torch.sqrt(offset_x**2 + offset_y**2 + 1e-9) - radius
     elif shape == "bar":  # lying; wide enough that no blur makes a circle of it
@@ -144,11 +146,12 @@ def coverage(shape: str, offset_x: Tensor, offset_y: Tensor, radius: Tensor) -> 
 
 
 def _motion(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per frame: centre x, centre y, radius, contrast against the background."""
+    """Compute for each frame: centre x, centre y, radius, contrast against the background."""
     time = torch.linspace(0, 1, FRAMES)
     dx, dy = DIRECTIONS[scene.drawn.direction]
     x, y = scene.start[0] + dx * scene.travel * time, scene.start[1] + dy * scene.travel * time
     radius, contrast = torch.full((FRAMES,), scene.radius), torch.ones(FRAMES)
+
     if scene.flaw == "wobble":
         radius = radius * (1 + 0.22 * torch.sin(2 * math.pi * (2 * time + scene.phase)))
     elif scene.flaw == "flicker":

@@ -131,6 +131,8 @@ def tidy(folder: Path, resume: str) -> list[Path]:
     damaged: list[Path] = []
     if resume != "auto":
         return damaged
+
+    # Which are damaged, down to the newest whole one.
     for path in reversed(list_checkpoints(folder)):
         try:
             check_whole(path)
@@ -140,6 +142,7 @@ def tidy(folder: Path, resume: str) -> list[Path]:
         break
     else:
         return []
+
     for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
         if aside.exists() or aside.is_symlink():
@@ -322,6 +325,7 @@ def check_identity(
         saved = {key: value for key, value in saved.items() if key not in PLACES}
         now = {key: value for key, value in now.items() if saved.get(key) or not _came_later(key)} | dict(former or {})
     now = {key: value for key, value in now.items() if key in saved or not _is_new(key, value, saved)}
+
     changed = [
         f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(saved.keys() | now.keys())

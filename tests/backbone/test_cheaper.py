@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Set
 
 import pytest
@@ -13,6 +14,9 @@ from prfl.backbone import eight_bits as eight
 from prfl.backbone.cheaper import Cheaper, CheaperCalls
 from prfl.backbone.eight_bits import Float8Linear
 from prfl.backbone.wan.kernels import SWAPPED
+from prfl.config import load_config
+from prfl.factory.backbone import check_cheaper
+from prfl.utils.errors import PrflError
 from tests.backbone.test_kernels import with_adapter
 
 PROMPTS = ["a red circle", "a"]
@@ -216,3 +220,32 @@ def test_a_new_rollout_begins_with_nothing(tiny_backbone: WanBackbone) -> None:
     first, _, _ = chain(backbone, Cheaper(cache=0.02), [0, 1])
     again, _, seen = chain(backbone, Cheaper(cache=0.02), [0, 1])
     assert seen[1][0] == 2 and all(map(torch.equal, first, again))
+
+
+# ------------------------------------------------------------------------------------------------- where it cannot run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.cheaper.products=float8", "rollout.cheaper.products: An A100 has no float8 .*8.9.* exact"),
+        (
+            "rollout.cheaper.attention=int8",
+            "rollout.cheaper.attention: .*.*sageattention .*install sageattention",
+        ),
+    ],
+)
+def test_what_this_gpu_cannot_do_is_refused_with_a_remedy(
+    override: str, message: str, tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An A100")
+    monkeypatch.setitem(sys.modules, "sageattention", None)
+    config = load_config("configs/tiny/best.yaml", ["backbone.device=cuda", override])
+    with pytest.raises(PrflError, match=f"(?s){message}"):
+        check_cheaper(config, tiny_backbone)
+    check_cheaper(load_config("configs/tiny/best.yaml", ["backbone.device=cpu", override]), tiny_backbone)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    if "products" in override:
+        check_cheaper(config, tiny_backbone)

@@ -162,8 +162,8 @@ def test_entries_of_before_there_were_hashes_are_taken_by_what_they_say(counted,
     capsys.readouterr()
     report = build(backbone, manifest)
     assert (report.encoded, report.reused, report.prompts, calls) == (0, 5, 0, [])
-    said = capsys.readouterr().out
-    assert "4 entries are of an earlier version" in said and "3 entries are of an earlier version" in said
+    output = capsys.readouterr().out
+    assert "4 entries are of an earlier version" in output and "3 entries are of an earlier version" in output
     assert torch.equal(load(backbone, manifest).latents, before)
     latents = next(entry for entry in entries if entry.parent.name == "latents")
     other = json.dumps({**CLIP, "fps": 4.0, "window": "start"})

@@ -161,10 +161,10 @@ def test_short_and_still_ones_are_left_out_by_name(tmp_path: Path, capsys: pytes
     times = [index / 8 for index in range(6)] + [2.25 + index / 8 for index in range(10)]
     encode(tmp_path / "in" / "still.mp4", levels, times=times)
     _, clips_file = write_clips(tmp_path / "out", tmp_path / "in", PROMPTS, SETTINGS)
-    said = capsys.readouterr().out
-    assert "left out: 1 hidden files (._long.mp4)" in said
-    assert "left out: 1 shorter than 5 frames at 8 fps (short.mp4)" in said
-    assert "left out: 2 stretches that stand still for more than half, in 1 videos (still.mp4)" in said
+    output = capsys.readouterr().out
+    assert "left out: 1 hidden files (._long.mp4)" in output
+    assert "left out: 1 shorter than 5 frames at 8 fps (short.mp4)" in output
+    assert "left out: 2 stretches that stand still for more than half, in 1 videos (still.mp4)" in output
     rows = read_manifest(clips_file)
     assert len(rows) == 8 + 3 and [row.split for row in rows] == ["train"] * 9 + ["validation"] * 2
 

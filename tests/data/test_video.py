@@ -329,6 +329,6 @@ def test_damage_behind_the_first_stretches_leaves_these(tmp_path):
     at = data.index(b"mdat") + len(data) * 3 // 4
     data[at : at + 6000] = bytes(6000)
     path.write_bytes(bytes(data))
-    found = find_stretches(path, frames=10, fps=8)
-    assert found.damage is not None and 3 < len(found.numbers) < 20
-    assert len(list(cut_video(path, found.numbers, VideoSize(10, 16, 16, 8)))) == len(found.numbers)
+    stretches = find_stretches(path, frames=10, fps=8)
+    assert stretches.damage is not None and 3 < len(stretches.numbers) < 20
+    assert len(list(cut_video(path, stretches.numbers, VideoSize(10, 16, 16, 8)))) == len(stretches.numbers)

@@ -12,7 +12,7 @@ import yaml
 
 from prfl import cli
 from prfl.backbone import load_backbone
-from prfl.evaluation.hacking import falls, rounds
+from prfl.evaluation.hacking import find_alarms, rounds
 from prfl.evaluation.policy_eval import Outcome, read_outcome, write_results
 from prfl.reward import LatentReward, RewardHead
 from prfl.rollout.sampling import SamplingSettings, jobs
@@ -24,9 +24,9 @@ def measured(prompts: int = 6, noise: float = 0.0, **means: float) -> Outcome:
     """A round whose samples differ; ``noise`` is what each sample changes by, for reasons of its own, in this round."""
     names, indices = jobs([f"prompt {n}" for n in range(prompts)], 2)
     draw = torch.Generator().manual_seed(0)
-    own = torch.randn(len(names), generator=draw)
+    offset = torch.randn(len(names), generator=draw)
     change = noise * torch.randn(len(names), generator=draw)
-    scores = {key.replace("__", "/"): mean + own + change for key, mean in means.items()}
+    scores = {key.replace("__", "/"): mean + offset + change for key, mean in means.items()}
     spread = {prompt: 0.3 for prompt in dict.fromkeys(names)}
     return Outcome("policy", SETTINGS, names, indices, scores, spread, torch.zeros(1, 3, 5, 16, 16), 1.0)
 
@@ -36,8 +36,13 @@ def test_only_a_rise_with_a_fall_is_hacking():
     better = measured(reward__total=0.5, held_out__total=0.4, motion=0.95)
     worse = measured(reward__total=0.9, held_out__total=0.1, motion=0.95)
     lost = measured(reward__total=-0.2, held_out__total=-0.4, motion=0.2)
-    assert falls([(0, start)]) == falls([(0, start), (10, better)]) == falls([(0, start), (10, lost)]) == []
-    (fall,) = falls([(0, start), (10, better), (20, worse)])
+    assert (
+        find_alarms([(0, start)])
+        == find_alarms([(0, start), (10, better)])
+        == find_alarms([(0, start), (10, lost)])
+        == []
+    )
+    (fall,) = find_alarms([(0, start), (10, better), (20, worse)])
     assert (fall.measure, fall.since) == ("held_out/total", 10)  # from its best round, though it is above the start
     assert fall.change.value == pytest.approx(-0.3, abs=1e-5) and fall.rise.value == pytest.approx(0.4, abs=1e-5)
     assert "since step 10 the trained reward rose by 0.400" in str(fall)
@@ -46,11 +51,11 @@ def test_only_a_rise_with_a_fall_is_hacking():
 def test_a_fall_within_the_noise_and_a_little_less_motion_are_none():
     start = measured(reward__total=0.0, held_out__total=0.0, motion=1.0)
     noisy = measured(noise=2.0, reward__total=9.0, held_out__total=-0.2, motion=0.95)
-    assert falls([(0, start), (10, noisy)]) == []
+    assert find_alarms([(0, start), (10, noisy)]) == []
     still = measured(reward__total=0.5, held_out__total=0.0, motion=0.5)
-    assert [fall.measure for fall in falls([(0, start), (10, still)])] == ["motion"]
+    assert [fall.measure for fall in find_alarms([(0, start), (10, still)])] == ["motion"]
     few = [replace(outcome, prompts=["one prompt"] * 12) for outcome in (start, still)]
-    assert falls([(0, few[0]), (10, few[1])]) == [], "an interval needs prompts"
+    assert find_alarms([(0, few[0]), (10, few[1])]) == [], "an interval needs prompts"
 
 
 def test_rounds_of_a_folder_are_read_as_far_as_they_measured_the_same(tmp_path):
@@ -71,8 +76,8 @@ def planted_project(pipeline: Path) -> None:
     for name in ("size", "natural"):
         LatentReward(RewardHead(model.width, [name], blocks=1, inner=8, hidden=8), model, [0]).save_pretrained(name)
     prompts = {"train": ["a red circle", "a blue square"], "validation": ["a", "a circle", "red", "a square moves up"]}
-    for split, some in prompts.items():
-        Path(f"{split}.txt").write_text("\n".join(some))
+    for split, captions in prompts.items():
+        Path(f"{split}.txt").write_text("\n".join(captions))
     adapter = {"rank": 4, "alpha": 4, "targets": ["to_q", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]}
     config = {
         "version": 1,

@@ -31,11 +31,11 @@ def test_it_is_small():
 def test_wan_pipeline_loads_and_samples_it():
     pipeline = WanPipeline.from_pretrained(clips.model_folder())
     pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(
+    videos = pipeline(
         "a red circle moves left quickly", height=32, width=32, num_frames=17, num_inference_steps=2,
         guidance_scale=1.0, output_type="pt",
     )  # fmt: skip
-    assert made.frames.shape == (1, 17, 3, 32, 32)
+    assert videos.frames.shape == (1, 17, 3, 32, 32)
 
 
 def test_videos_survive_the_round_trip(backbone: Backbone):
@@ -60,9 +60,9 @@ def test_the_reward_inside_the_package_reads_captions(backbone: Backbone):
     clean = backbone.encode(renderer.render(scenes))
     noise, sigma = rng.normal(clean.shape[1:], 0, "test", 0, range(96)), torch.full((96,), 0.5)
     noisy, generator = add_noise(clean, noise, sigma), random.Random(0)
-    right = reward(noisy, sigma, backbone.condition([scene.said.caption for scene in scenes]))
+    right = reward(noisy, sigma, backbone.condition([scene.captioned.caption for scene in scenes]))
     above = []
     for name in renderer.ATTRIBUTES:
-        captions = [renderer.swap_attribute(scene.said, name, generator).caption for scene in scenes]
+        captions = [renderer.swap_attribute(scene.captioned, name, generator).caption for scene in scenes]
         above.append(right[name] > reward(noisy, sigma, backbone.condition(captions))[name])
     assert torch.stack(above).float().mean() > 0.9

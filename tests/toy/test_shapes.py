@@ -56,22 +56,24 @@ def test_samples_are_labelled_for_their_own_caption_and_for_neighbours(tmp_path)
 
     manifest = clips.labelled(tmp_path, splits, counts, draw, other_captions=3)
     rows = read_manifest(manifest)
-    own = [row for row in rows if all(row.label.values())]
-    assert len(own) == 2 * 88 + 24 and {row.prompt for row in own if row.split == "validation"} == set(
+    matching = [row for row in rows if all(row.label.values())]
+    assert len(matching) == 2 * 88 + 24 and {row.prompt for row in matching if row.split == "validation"} == set(
         splits["validation"]
     )
-    others = [row for row in rows if row not in own]
+    others = [row for row in rows if row not in matching]
     assert len(others) == 3 * 2 * 88 and {row.split for row in others} == {"train"}
-    prompt_of = {row.video: row.prompt for row in own}
+    prompt_of = {row.video: row.prompt for row in matching}
     for row in others:
         assert row.prompt in splits["train"] and sum(1 - value for value in row.label.values()) == 1
-        said, shown = renderer.Attributes.parse(row.prompt), renderer.Attributes.parse(prompt_of[row.video])
-        assert all(row.label[name] == (getattr(said, name) == getattr(shown, name)) for name in renderer.ATTRIBUTES)
+        captioned, shown = renderer.Attributes.parse(row.prompt), renderer.Attributes.parse(prompt_of[row.video])
+        assert all(
+            row.label[name] == (getattr(captioned, name) == getattr(shown, name)) for name in renderer.ATTRIBUTES
+        )
 
 
 def test_oracle_accepts_fresh_renders():
     scenes, videos = fresh(512)
-    verdict = oracle.judge(videos, [s.said.caption for s in scenes])
+    verdict = oracle.judge(videos, [s.captioned.caption for s in scenes])
     assert verdict["all"].float().mean() >= 0.98
 
 
@@ -79,7 +81,7 @@ def test_oracle_accepts_fresh_renders():
 def test_oracle_rejects_a_swapped_attribute(name):
     scenes, videos = fresh(256)
     rng = random.Random(0)
-    captions = [renderer.swap_attribute(s.said, name, rng).caption for s in scenes]
+    captions = [renderer.swap_attribute(s.captioned, name, rng).caption for s in scenes]
     assert oracle.judge(videos, captions)["all"].float().mean() <= 0.02
 
 
@@ -97,14 +99,14 @@ def test_oracle_rejects_what_is_no_shape(video):
 
 def test_flaw_shares_are_what_was_asked_for():
     scenes, _ = fresh(2000, wrong=0.2, unsteady=0.3)
-    assert sum(s.said != s.drawn for s in scenes) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert sum(s.captioned != s.drawn for s in scenes) / 2000 == pytest.approx(0.2, abs=0.03)
     assert sum(bool(s.flaw) for s in scenes) / 2000 == pytest.approx(0.3, abs=0.03)
 
 
 def test_size_is_reported_beside_the_verdict_and_not_in_it():
     """A policy that draws everything 18 % larger is still right in everything: the report shows it."""
     scenes, videos = fresh(200)
-    captions = [scene.said.caption for scene in scenes]
+    captions = [scene.captioned.caption for scene in scenes]
     grown = renderer.render([replace(scene, radius=scene.radius * math.sqrt(1.18)) for scene in scenes])
     as_drawn, swollen = (clips.judge(each, captions) for each in (videos, grown))
     assert float(as_drawn["measured/size"].mean()) == pytest.approx(1, abs=0.03)

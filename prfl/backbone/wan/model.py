@@ -23,7 +23,7 @@ from transformers import UMT5EncoderModel
 
 from prfl.backbone import adapters
 from prfl.backbone.cheaper import Cheaper, CheaperCalls, StepCache
-from prfl.backbone.checkpointing import Checkpointing, run_block, stretches
+from prfl.backbone.checkpointing import Checkpointing, one_after_another, run_block, stretches
 from prfl.backbone.condition import Condition, FoldedTextProcessor, fold_padding, pad_to
 from prfl.backbone.dropout import dropping
 from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
@@ -201,7 +201,7 @@ class WanBackbone:
         store = HostStore() if checkpointed and self.offload else None
         blocks, modes = list(self.transformer.blocks[:count]), self._modes(count, velocity=head is not None)
         for first, last in stretches(modes, self.blocks_a_checkpoint if head else 1):
-            part = _one_after_another(blocks[first:last], head if last == count else None)
+            part = one_after_another(blocks[first:last], head if last == count else None)
             if checkpointed and modes[first] != "none":
                 guarded = adapters.same_adapter_only(self.transformer, part)
                 hidden = run_block(guarded, hidden, *others, mode=modes[first], store=store)
@@ -406,17 +406,6 @@ class WanBackbone:
 
     def load_adapter_state(self, name: str, state: dict[str, Tensor]) -> None:
         adapters.load_state(self._base, name, state)
-
-
-def _one_after_another(
-    blocks: Sequence[Callable[..., Tensor]], head: Callable[[Tensor], Tensor] | None
-) -> Callable[..., Tensor]:
-    def run(hidden: Tensor, *others: Any) -> Tensor:
-        for block in blocks:
-            hidden = block(hidden, *others)
-        return hidden if head is None else head(hidden)
-
-    return run
 
 
 def nearest(size: int, unit: int, smallest: int) -> str:
