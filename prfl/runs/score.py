@@ -326,7 +326,7 @@ class ScoreTable:
             self.write(self.out)
 
     def write(self, out: Path) -> None:
-        """All of it again, so that there is never a half row; seldom enough to cost nothing."""
+        """Write the whole table again, so that there is never a half row; seldom enough to cost nothing."""
         if out.suffix == ".json":
             listed = [vars(row) for row in self.rows]
             text = json.dumps({**self.facts, "rows": listed}, indent=1, ensure_ascii=False) + "\n"
