@@ -109,14 +109,15 @@ def cached_share() -> float:
 
 
 def cheaper_table(name: str, seconds: Seconds) -> dict[str, dict[str, float]]:
-    """GPU-seconds of a gradient by plan, for each way of ``CHEAPER``; a cache's for the plan that its share is of."""
+    """Tabulate GPU-seconds of a gradient by plan, for each way of ``CHEAPER``; a cache's for the plan of its share."""
     share, folder = cached_share(), MODELS[name][0]
-    calls = {way: None if way == "exact" else cheaper_forward(name, how, share) for way, how in CHEAPER.items()}
-    return {
-        way: {"seconds of a cheaper call": call or seconds.forward}
-        | {p: cost(folder, *own, seconds, call) for p, own in PLANS.items() if CACHE not in CHEAPER[way] or p == WHOLE}
-        for way, call in calls.items()
-    }
+    table = {}
+    for way, how in CHEAPER.items():
+        call = None if way == "exact" else cheaper_forward(name, how, share)
+        plans = {WHOLE: PLANS[WHOLE]} if CACHE in how else PLANS
+        costs = {plan: cost(folder, *rollout, seconds, call) for plan, rollout in plans.items()}
+        table[way] = {"seconds of a cheaper call": call or seconds.forward, **costs}
+    return table
 
 
 def cost(folder: str, stride: int, gradients: int, seconds: Seconds, cheaper: float | None = None) -> float:

@@ -68,7 +68,7 @@ def study(ways: Sequence[str], seeds: Sequence[int]) -> dict:
     }
     return {
         "config": CONFIG,
-        "overrides": {name: [*WHOLE, *own] for name, own in WAYS.items() if name in ways},
+        "overrides": {name: [*WHOLE, *way] for name, way in WAYS.items() if name in ways},
         "share of the rollouts' evaluations": shares,
         "rows": rows,
     }

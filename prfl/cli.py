@@ -49,8 +49,8 @@ def run(options: argparse.Namespace) -> int:
         return 2
     except UnicodeEncodeError as error:  # of a file's name
         name, fix = str(error.object)[:200], "export PYTHONUTF8=1, or LC_ALL=C.UTF-8"
-        found = PrflError(f"the locale's encoding, {error.encoding}, cannot write this name", where=name, fix=fix)
-        print(f"prfl: {found}", file=sys.stderr)
+        unwritable = PrflError(f"the locale's encoding, {error.encoding}, cannot write this name", where=name, fix=fix)
+        print(f"prfl: {unwritable}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prfl: interrupted", file=sys.stderr)

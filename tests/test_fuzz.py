@@ -21,6 +21,7 @@ from prfl.config import load_config
 from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.video import read_video, write_video
+from prfl.data.video_size import VideoSize
 from prfl.evaluation.policy_eval import write_results
 from prfl.evaluation.report import write_report
 from prfl.labels.table import import_csv
@@ -206,7 +207,7 @@ def test_videos(folder: Path) -> None:
     def read(dice: random.Random) -> None:
         at = dice.choice((0, len(content) // 2, len(content) - 700))  # the head, the pictures, the index
         (folder / "b.mp4").write_bytes(content[:at] + broken(content[at : at + 600], dice) + content[at + 600 :])
-        read_video(folder / "b.mp4", frames=5, height=16, width=16, fps=8.0)
+        read_video(folder / "b.mp4", VideoSize(5, 16, 16, 8.0))
 
     refused(15, read)
 

@@ -96,12 +96,14 @@ def _check(
         raise ValueError(f"q must be (B, T, D) with D a multiple of {heads} heads, and is {tuple(q.shape)}")
     if (k is None) != (k_weight is None) or (cos is None) != (sin is None):
         raise ValueError("k and k_weight, cos and sin come together or not at all")
+
     tokens, width = q.shape[1:]
     if k is not None and (k.shape != q.shape or k.dtype != q.dtype):
         raise ValueError(f"k is {tuple(k.shape)} {k.dtype}, q {tuple(q.shape)} {q.dtype}: call it for each of them")
     for weight in (q_weight, k_weight):
         if weight is not None and (weight.shape != (width,) or weight.dtype != q_weight.dtype):
             raise ValueError(f"weights must be ({width},) of one dtype; one is {tuple(weight.shape)} {weight.dtype}")
+
     channels = width // heads
     for table in (cos, sin):
         if table is None:

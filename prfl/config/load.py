@@ -59,7 +59,7 @@ def validate(section: type[AnySection], keys: Any, tree: Tree, overridden: Seque
         raise
 
 
-def report(tree: Tree, found: Sequence[Fault], overridden: Sequence[str]) -> None:
+def report(tree: Tree, broken: Sequence[Fault], overridden: Sequence[str]) -> None:
     """Raise one PrflError that lists every fault, each with the file, or the command line, that it comes from."""
 
     def where(key: str) -> str:
@@ -67,9 +67,9 @@ def report(tree: Tree, found: Sequence[Fault], overridden: Sequence[str]) -> Non
         by_override = any(inside.startswith(f"{other}.") or f"{other}.".startswith(inside) for other in overridden)
         return f"command line: {key}" if by_override else tree.where(key)
 
-    if found:
-        more = [f"\n{where(key)}: {what}" for key, what in found[1:]]
-        raise PrflError(found[0][1] + "".join(more), where=where(found[0][0]), fix="")  # each says what it should be
+    if broken:
+        more = [f"\n{where(key)}: {what}" for key, what in broken[1:]]
+        raise PrflError(broken[0][1] + "".join(more), where=where(broken[0][0]), fix="")  # each says what it should be
 
 
 def set_key(tree: dict[str, Any], override: str) -> str:

@@ -50,7 +50,7 @@ def is_hub_id(name: object) -> bool:
 class Source:
     """What a run reads from a place that its config names.
 
-    key: the yaml path that names it.  place: a file, a folder or a hub id.
+    key: the yaml path that names it.  target: a file, a folder or a hub id.
     kind: ``model`` (a diffusers or transformers folder, or a hub id), ``reward`` (a saved reward), ``run`` (a finished
     run), ``manifest``, ``videos``, ``file``.
     revision, weights: of a model on the hub; one of these files tells that it was downloaded.
@@ -58,7 +58,7 @@ class Source:
     """
 
     key: str
-    place: str
+    target: str
     kind: Literal["model", "reward", "run", "manifest", "videos", "file"]
     revision: str | None = None
     weights: tuple[str, ...] = ()

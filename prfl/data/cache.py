@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from prfl.backbone import Ask, Backbone, Condition
 from prfl.backbone.condition import TensorSpec
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.formats import Window
+from prfl.data.video_size import VideoSize
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
@@ -38,12 +39,14 @@ from prfl.utils.files import printable
 class LatentCache:
     """The entries of one model, clip size and rate, in a folder.
 
-    clip: the keyword arguments of ``read_video``.  text: identity of the text encoder, the dtype of its embeddings, and
-    where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  condition: a prompt's tensors.
+    size, window: which part of a video is read, and how large.  text: identity of the text encoder, the dtype of its
+    embeddings, and where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  condition_specs:
+    of a prompt's tensors.
     """
 
     folder: Path
-    clip: dict[str, Any]
+    size: VideoSize
+    window: Window
     model: dict[str, Any]
     vae_dtype: str
     text: tuple[str, str, int]
@@ -52,28 +55,25 @@ class LatentCache:
 
     @classmethod
     def for_backbone(
-        cls,
-        backbone: Backbone,
-        folder: str | Path,
-        *,
-        frames: int,
-        height: int,
-        width: int,
-        fps: int | float,
-        window: Window = "start",
+        cls, backbone: Backbone, folder: str | Path, size: VideoSize, window: Window = "start"
     ) -> LatentCache:
         """Make the cache of a backbone.  Raises PrflError for a size that the model cannot take."""
-        facts, shape = backbone.facts, backbone.latent_shape(frames, height, width)
-        clip = {"frames": frames, "height": height, "width": width, "fps": float(fps), "window": window}
+        facts, shape = backbone.facts, backbone.latent_shape(size.frames, size.height, size.width)
         return cls(
             Path(folder),
-            clip,
+            size,
+            window,
             dict(facts.identity),
             str(facts.vae_dtype),
             (facts.text_identity, str(facts.dtype), facts.text_tokens),
             shape,
             facts.condition,
         )
+
+    @property
+    def clip(self) -> dict[str, Any]:
+        """What of a video an entry is made from, as the entries' names have it."""
+        return {**asdict(self.size), "fps": float(self.size.fps), "window": self.window}
 
     @property
     def videos(self) -> Form:

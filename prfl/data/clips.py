@@ -20,6 +20,7 @@ from torch import Tensor
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.sources import find_videos, listed
 from prfl.data.video import Stretches, cut_video, find_stretches, write_video
+from prfl.data.video_size import VideoSize
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 
@@ -35,7 +36,7 @@ ALIKE = 0.01
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What clips are cut and written.
+    """The settings by which clips are cut and written.
 
     frames, height, width, fps: of every clip.  crops: clips from each stretch of a video: the whole picture, then
     drawn parts of it, at least half as high.  held_out: share of the stretches, the last ones, for validation.
@@ -169,7 +170,7 @@ def _cut(
     first = 0
     for video, (numbers, *_) in stretches_of.items():
         with _skipping_unreadable(skip_unreadable):
-            cut = cut_video(video, numbers, frames=settings.frames, height=height, width=width, fps=settings.fps)
+            cut = cut_video(video, numbers, VideoSize(settings.frames, height, width, settings.fps))
             for stretch, whole in enumerate(cut, start=first):
                 for crop in range(settings.crops):
                     split = "train" if stretch < train else "validation"

@@ -16,6 +16,7 @@ from prfl.backbone import Backbone, Condition
 from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
+from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import json_hash, remembered_hash
 
@@ -93,11 +94,8 @@ def load_dataset(
     backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
+    size: VideoSize,
     *,
-    frames: int,
-    height: int,
-    width: int,
-    fps: int | float,
     window: Window = "start",
     split: str | None = None,
     skip_unreadable: bool = False,
@@ -113,9 +111,7 @@ def load_dataset(
     rows = [row for row in every if split is None or row.split == split]
     if not rows:
         raise PrflError(f"no row has split {split!r}", where=str(manifest), fix='add "split" to its rows')
-    cache = LatentCache.for_backbone(
-        backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window
-    )
+    cache = LatentCache.for_backbone(backbone, folder, size, window)
     entry_of, skipped = cache.find(manifest_videos(rows))
     if skipped and not skip_unreadable:
         listed = "".join(f"\n  {path}: {reason}" for path, reason in skipped)
@@ -149,10 +145,12 @@ def load_dataset(
         video = torch.tensor([latents_row[row.video] for row in videos])
         return LatentDataset(latents=latents, video=video, labels=_columns([row.label for row in videos]), **common)
 
-    a = torch.tensor([latents_row[row.a] for row in pairs])
-    b = torch.tensor([latents_row[row.b] for row in pairs])
-    preference = _columns([{name: _PREFERRED[side] for name, side in row.preference.items()} for row in pairs])
-    return PairDataset(latents=latents, a=a, b=b, preference=preference, **common)
+    a = torch.tensor([latents_row[pair.a] for pair in pairs])
+    b = torch.tensor([latents_row[pair.b] for pair in pairs])
+    values = []
+    for pair in pairs:
+        values.append({name: _PREFERRED[side] for name, side in pair.preference.items()})
+    return PairDataset(latents=latents, a=a, b=b, preference=_columns(values), **common)
 
 
 def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Path, str]) -> str:

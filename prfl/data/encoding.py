@@ -6,7 +6,7 @@ Videos and prompts that are in the cache are left alone.  All processes of a run
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from prfl.backbone import Backbone
 from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
-from prfl.data.manifest import manifest_videos, read_manifest
+from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
+from prfl.data.video_size import VideoSize
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
@@ -43,11 +44,8 @@ def build_cache(
     backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
+    size: VideoSize,
     *,
-    frames: int,
-    height: int,
-    width: int,
-    fps: int | float,
     window: Window = "start",
     batch_size: int = 8,
     skip_unreadable: bool = False,
@@ -60,9 +58,7 @@ def build_cache(
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
     """
     rows = read_manifest(manifest, follow_links=follow_links)
-    cache = LatentCache.for_backbone(
-        backbone, folder, frames=frames, height=height, width=width, fps=fps, window=window
-    )
+    cache = LatentCache.for_backbone(backbone, folder, size, window)
     progress = progress and processes.is_main()
 
     # Videos by the entry that they belong to: equal content has one entry.
@@ -79,37 +75,17 @@ def build_cache(
         same_content.setdefault(file, []).append(video)
         made_from[file] = facts
 
-    # Nothing may be in two splits.
-    entry_of = {video: file for file, copies in same_content.items() for video in copies}
-    check_contents(rows, entry_of, str(manifest))
-    splits: dict[str, list[str]] = {}
-    for row in rows:
-        splits.setdefault(row.split or "no split", []).append(row.prompt)
-    check_prompts(splits, str(manifest), backbone)
+    _check_splits(rows, same_content, str(manifest), backbone)
 
-    # Encode one video of each missing entry; all processes together take one batch each.
+    # One video of each missing entry, and the missing prompts.
     missing = cache.missing_latents(same_content)
     todo = {file: copies for file, copies in same_content.items() if file in missing}
     entries = [(file, made_from[file], copies[0]) for file, copies in todo.items()]
-    together = batch_size * processes.count()
-    unreadable: list[tuple[Path, str]] = []
-    with _progress("videos", len(entries), progress) as advance:
-        for start in range(0, len(entries), together):
-            batch = entries[start : start + together]
-            for failures in processes.gather(_encode_videos(backbone, cache, processes.share(batch))):
-                unreadable += failures
-            advance(len(batch))
     copies_of = {copies[0]: copies for copies in todo.values()}
-    for video, reason in unreadable:
+    for video, reason in _encode_shared(backbone, cache, entries, batch_size, progress):
         failed += [(copy, reason) for copy in copies_of[video]]
-
-    # Embed the missing prompts.
     prompts = cache.missing(["", *(row.prompt for row in rows)])
-    mine = processes.share(prompts)
-    with _progress("prompts", len(mine), progress) as advance:
-        for prompt in mine:  # one by one, so that no prompt's bits depend on its neighbours
-            cache.keep(prompt, backbone.condition([prompt]))
-            advance(1)
+    _embed_shared(backbone, cache, prompts, progress)
     processes.wait()
 
     encoded = sum(file.exists() for file in todo)
@@ -118,6 +94,52 @@ def build_cache(
         fix = "mend or remove these files, or leave them out with skip_unreadable; the others are cached"
         raise PrflError(str(report), where=str(manifest), fix=fix)
     return report
+
+
+def _check_splits(
+    rows: Sequence[LabelledVideo | PreferencePair],
+    same_content: Mapping[Path, Sequence[Path]],
+    where: str,
+    backbone: Backbone,
+) -> None:
+    """Check that no video and no prompt is in two splits.  same_content: the videos by the entry that they share."""
+    entry_of: dict[Path, Path] = {}
+    for file, copies in same_content.items():
+        entry_of |= dict.fromkeys(copies, file)
+    check_contents(rows, entry_of, where)
+
+    prompts: dict[str, list[str]] = {}
+    for row in rows:
+        prompts.setdefault(row.split or "no split", []).append(row.prompt)
+    check_prompts(prompts, where, backbone)
+
+
+def _encode_shared(
+    backbone: Backbone,
+    cache: LatentCache,
+    entries: Sequence[tuple[Path, str, Path]],
+    batch_size: int,
+    progress: bool,
+) -> list[tuple[Path, str]]:
+    """Encode as ``_encode_videos`` does, a batch a process at a time; returns what all of them could not read."""
+    unreadable: list[tuple[Path, str]] = []
+    together = batch_size * processes.count()
+    with _progress("videos", len(entries), progress) as advance:
+        for start in range(0, len(entries), together):
+            batch = entries[start : start + together]
+            for failures in processes.gather(_encode_videos(backbone, cache, processes.share(batch))):
+                unreadable += failures
+            advance(len(batch))
+    return unreadable
+
+
+def _embed_shared(backbone: Backbone, cache: LatentCache, prompts: Sequence[str], progress: bool) -> None:
+    """Embed this process's part of the prompts, one by one: no prompt's bits depend on its neighbours."""
+    part = processes.share(prompts)
+    with _progress("prompts", len(part), progress) as advance:
+        for prompt in part:
+            cache.keep(prompt, backbone.condition([prompt]))
+            advance(1)
 
 
 def _encode_videos(
@@ -131,7 +153,7 @@ def _encode_videos(
     sources = {file: (made_from, video) for file, made_from, video in entries}
     for file, (_, video) in sources.items():
         try:
-            clips[file] = read_video(video, **cache.clip)
+            clips[file] = read_video(video, cache.size, window=cache.window)
         except PrflError as error:
             failed.append((video, error.what))
             with atomic_write(file.with_suffix(".unreadable")) as temporary:

@@ -34,7 +34,7 @@ class Examples:
     prompts: list[str]
 
     @cached_property
-    def known(self) -> dict[str, float]:
+    def labelled(self) -> dict[str, float]:
         """Share of the examples that have a target, by dimension."""
         return {name: float((~values.isnan()).double().mean()) for name, values in self.targets.items()}
 
@@ -43,7 +43,7 @@ class Examples:
 
 
 def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Sequence[str]) -> Examples:
-    """All of the dataset's examples for a loss that have a target in one of ``dimensions``.
+    """Return all of the dataset's examples for a loss that have a target in one of ``dimensions``.
 
     From labelled videos, a pair loss makes every pair within a prompt: pairs whose labels differ in some dimension,
     and for ``rao_kupper``, which has an outcome for ties, the equal ones as well.
@@ -59,6 +59,8 @@ def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Seque
                 fix=did_you_mean(name, list(targets)),
             )
         check_two_kinds(name, targets[name], loss)
+
+    # Those with a target in any dimension; of most pair losses a tie is none.
     stacked = torch.stack([targets[name] for name in dimensions])
     useful = ~stacked.isnan()
     if loss != "bce" and loss != "rao_kupper":
@@ -73,12 +75,12 @@ def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Seque
 
 def check_two_kinds(name: str, target: Tensor, loss: Loss) -> None:
     """Raise PrflError when these targets cannot teach a scorer anything; see ``examples``."""
-    known = target[~target.isnan()]
+    labels = target[~target.isnan()]
     if loss == "bce":
-        enough, kind = bool((known != known[:1]).any()), f"labels are all {float(known[0]):g}" if len(known) else ""
+        enough, kind = bool((labels != labels[:1]).any()), f"labels are all {float(labels[0]):g}" if len(labels) else ""
         fix = "label both good and bad videos"
     else:
-        enough, kind = bool((known != 0.5).any()), f"{len(known)} pairs are all ties" if len(known) else ""
+        enough, kind = bool((labels != 0.5).any()), f"{len(labels)} pairs are all ties" if len(labels) else ""
         fix = "label the videos; a pair loss needs two or more videos of a prompt whose labels differ"
     if not enough:
         what = f"nothing in the data can train '{name}' with the loss {loss}: {kind or 'none of its labels is there'}"
@@ -102,7 +104,7 @@ def _all_examples(
 
 
 def _pairs_within_prompts(prompts: Sequence[str]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """All pairs a < b of rows with the same prompt."""
+    """Return all pairs a < b of rows with the same prompt."""
     members: dict[str, list[int]] = {}
     for row, prompt in enumerate(prompts):
         members.setdefault(prompt, []).append(row)
@@ -126,14 +128,15 @@ class Drawn:
         return len(self.rows) // len(self.prompts)
 
 
-def draw_examples(dataset: LatentDataset | PairDataset, among: Examples, seed: int, indices: Sequence[int]) -> Drawn:
-    chosen = shuffled(indices, len(among), seed, "preference")
-    rows = torch.cat([side[chosen] for side in among.sides])
-    prompts = [among.prompts[example] for example in chosen]
+def draw_examples(dataset: LatentDataset | PairDataset, pool: Examples, seed: int, indices: Sequence[int]) -> Drawn:
+    """Draw the examples of these sample indices: epoch by epoch, all of the pool in a new order."""
+    chosen = shuffled(indices, len(pool), seed, "preference")
+    rows = torch.cat([side[chosen] for side in pool.sides])
+    prompts = [pool.prompts[example] for example in chosen]
     return Drawn(
         rows.tolist(),
         dataset.latents[rows].to(dataset.device, torch.float32),
-        dataset.condition(prompts * len(among.sides)),
-        {name: values[chosen] for name, values in among.targets.items()},
+        dataset.condition(prompts * len(pool.sides)),
+        {name: values[chosen] for name, values in pool.targets.items()},
         prompts,
     )

@@ -1,4 +1,4 @@
-"""What is known of video files without a decoder: PyAV is imported where pictures are read or written, and there alone.
+"""Facts about video files that need no decoder: PyAV is imported only where pictures are read or written.
 
 So a machine that reads no videos, such as one that trains from a cache or runs benchmarks, needs no PyAV.
 """
@@ -11,4 +11,4 @@ SUFFIXES = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm", ".mkv"
 """Readable suffixes; .mp4, .webm and .gif are written."""
 
 Window = Literal["start", "centre"]
-"""Which frames of a longer video a clip is."""
+"""The part of a longer video that is a clip."""

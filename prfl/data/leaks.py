@@ -1,4 +1,4 @@
-"""What must not be in two splits, or on both sides of a pair: told by text, by tokens and by content.
+"""Checks that nothing is in two splits, or on both sides of a pair: by text, by tokens and by content.
 
 A held-out prompt that was trained on under another spelling, or a video under another name, makes held-out figures
 lie.  What is the same is refused; what only looks the same, or only to this model, is counted and warned of.
@@ -16,7 +16,7 @@ from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
 
 Tokens = dict[str, tuple[int, ...]]
-"""What the text encoder gets of each prompt, and no more: at most ``Facts.text_tokens``."""
+"""The tokens that the text encoder gets of each prompt: at most ``Facts.text_tokens``."""
 
 
 def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> None:

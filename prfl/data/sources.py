@@ -1,4 +1,4 @@
-"""Which files of a folder are a user's videos: none that prfl wrote, none outside, none left out in silence."""
+"""Finds a user's videos in a folder: none that prfl wrote, none outside of it, and none is left out in silence."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _leave_out_copies(sources: Sources) -> None:
         try:
             if first.setdefault(content_hash(path), path) != path:
                 sources.leave_out("copies of others", path)
-        except OSError:  # is said where the video is read
+        except OSError:  # reported where the video is read
             continue
     copies = set(sources.left_out.get("copies of others", []))
     sources.videos = [path for path in sources.videos if path not in copies]

@@ -35,6 +35,7 @@ from prfl.data.decoding import (
     video_stream,
 )
 from prfl.data.formats import SUFFIXES, Window
+from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 
@@ -60,16 +61,14 @@ class Stretches(NamedTuple):
     damage: PrflError | None
 
 
-def read_video(
-    path: str | Path, *, frames: int, height: int, width: int, fps: int | float, window: Window = "start"
-) -> Float[Tensor, "3 f h w"]:
+def read_video(path: str | Path, size: VideoSize, *, window: Window = "start") -> Float[Tensor, "3 f h w"]:
     """Read ``frames`` pictures, 1/fps seconds apart, from the start or around the middle; resized, and cut to the size.
 
     At each instant the nearest picture of the file is taken; one that stands still for longer than two of these steps
     is held until the next one comes.  Raises PrflError with the reason when the file is no video that we read, is
     damaged or too short, or has so few pictures that more than half would be repeats.
     """
-    path = Path(path)
+    path, frames, fps = Path(path), size.frames, size.fps
     with readable(path):
         first = 0.0
         if window == "centre":
@@ -78,7 +77,7 @@ def read_video(
             first = max(0.0, (last - (frames - 1) / fps) / 2)
 
         targets = (first + index / fps for index in range(frames))
-        pictures = list(_pictures_at(path, targets, height, width, fps))
+        pictures = list(_pictures_at(path, targets, size))
 
         if not pictures:
             raise PrflError("holds no pictures", where=str(path), fix=AGAIN)
@@ -127,18 +126,16 @@ def find_stretches(path: str | Path, *, frames: int, fps: int | float) -> Stretc
     return Stretches(moving, complete - len(moving), damage)
 
 
-def cut_video(
-    path: str | Path, numbers: Sequence[int], *, frames: int, height: int, width: int, fps: int | float
-) -> Iterator[Float[Tensor, "3 f h w"]]:
+def cut_video(path: str | Path, numbers: Sequence[int], size: VideoSize) -> Iterator[Float[Tensor, "3 f h w"]]:
     """Cut the clips of these stretches (``find_stretches``), in order; 1/fps seconds between two clips too.
 
     The video is decoded once.  Each clip is as ``read_video`` gives it.  Raises PrflError as that does.
     """
     path = Path(path)
     with readable(path):
-        pictures = _pictures_at(path, _targets(numbers, frames, fps), height, width, fps)
+        pictures = _pictures_at(path, _targets(numbers, size.frames, size.fps), size)
         for _ in numbers:
-            yield torch.stack(list(islice(pictures, frames)), dim=1)
+            yield torch.stack(list(islice(pictures, size.frames)), dim=1)
 
 
 def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | float) -> None:
@@ -193,17 +190,15 @@ def in_colours_of(stream: VideoStream, picture: np.ndarray) -> VideoFrame:
     return frame.reformat(format=stream.pix_fmt, dst_colorspace=matrix, dst_color_range=ColorRange.MPEG, threads=1)
 
 
-def _pictures_at(
-    path: Path, targets: Iterable[float], height: int, width: int, fps: int | float
-) -> Iterator[Float[Tensor, "3 h w"]]:
+def _pictures_at(path: Path, targets: Iterable[float], size: VideoSize) -> Iterator[Float[Tensor, "3 h w"]]:
     """Give the fitted picture of each instant, as long as there are any; a repeated one as the same tensor."""
     with opened(path) as container:
         stream = video_stream(container, path)
         pixel_aspect = aspect(stream, path)
         last = None
-        for frame in _nearest(decoded(container, stream, path), targets, fps):
+        for frame in _nearest(decoded(container, stream, path), targets, size.fps):
             if frame is not last:
-                fitted = fitted_picture(frame, pixel_aspect, height, width, path)
+                fitted = fitted_picture(frame, pixel_aspect, size.height, size.width, path)
                 last = frame
             yield fitted
 

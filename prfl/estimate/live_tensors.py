@@ -98,7 +98,7 @@ def _key(tensor: Tensor) -> int:
 
 @contextmanager
 def fused_on_meta(device: str) -> Iterator[None]:
-    """Inside, ``meta`` keeps what the fused operations of ``device`` (cpu or cuda) keep.
+    """Have ``meta`` keep, inside the context, what the fused operations of ``device`` (cpu or cuda) keep.
 
     ``meta`` takes scaled dot product attention apart and would count a matrix of tokens x tokens; CPU and GPU run a
     fused one, which keeps queries, keys, values, the output and one number a token.  A GPU also fuses the RMS norm,

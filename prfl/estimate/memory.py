@@ -57,7 +57,7 @@ class Memory:
 
     @property
     def training_peak(self) -> int:
-        """Of the steps themselves: without what runs before them, such as the text encoder."""
+        """Return the peak of the steps themselves: without what runs before them, such as the text encoder."""
         return max(self._with_fixed(phase) for phase in self.phases if not phase.alone)
 
     def _with_fixed(self, phase: Part) -> int:

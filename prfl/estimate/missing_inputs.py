@@ -33,22 +33,22 @@ def missing_inputs(config: Config, filled: Collection[Path] = ()) -> list[str]:
 
 def downloads(config: Config) -> dict[str, str]:
     """Return yaml key -> hub id of what has to be downloaded: it is in no folder and not in the hub's cache here."""
-    models = [source for source in config.files() if source.kind == "model" and is_hub_id(source.place)]
-    return {source.key: source.place for source in models if not _in_cache(source)}
+    models = [source for source in config.files() if source.kind == "model" and is_hub_id(source.target)]
+    return {source.key: source.target for source in models if not _in_cache(source)}
 
 
 def _in_cache(source: Source) -> bool:
-    cached = (try_to_load_from_cache(source.place, file, revision=source.revision) for file in source.weights)
+    cached = (try_to_load_from_cache(source.target, file, revision=source.revision) for file in source.weights)
     return any(isinstance(path, str) for path in cached)
 
 
 def _no_file(source: Source, filled: Collection[Path]) -> str:
-    return "" if Path(source.place).is_file() else f"there is no file {source.place}; {source.remedy}"
+    return "" if Path(source.target).is_file() else f"there is no file {source.target}; {source.remedy}"
 
 
 def _no_reward(source: Source, filled: Collection[Path]) -> str:
     """Say that a saved reward is missing.  An id of the hub is not looked for here."""
-    path = source.place
+    path = source.target
     if Path(reward_path(path)).is_dir() or any(Path(path).is_relative_to(run) for run in filled):
         return ""
     if is_hub_id(path) and not path.startswith("runs/") and not Path(path).parent.is_dir():
@@ -57,14 +57,14 @@ def _no_reward(source: Source, filled: Collection[Path]) -> str:
 
 
 def _no_run(source: Source, filled: Collection[Path]) -> str:
-    run = Path(source.place)
+    run = Path(source.target)
     finished = run in filled or (run / "config.yaml").is_file()
     return "" if finished else f"there is no finished run in {run}; train it first"
 
 
 def _no_videos(source: Source, filled: Collection[Path]) -> str:
-    there = Path(source.place).exists()
-    return "" if there else f"there is nothing at {source.place}; name a video, or a folder of videos"
+    there = Path(source.target).exists()
+    return "" if there else f"there is nothing at {source.target}; name a video, or a folder of videos"
 
 
 MISSING: dict[str, Callable[[Source, Collection[Path]], str]] = {

@@ -19,7 +19,7 @@ from prfl.utils.rng import generator
 RESAMPLES = 1000
 
 Statistic = Callable[[Float[Tensor, "r k"]], Float[Tensor, " r"]]
-"""How often each of k prompts is drawn, in each of r resamples -> the statistic of each resample (nan: undefined)."""
+"""(how often each of k prompts is drawn, in each of r resamples) -> each resample's statistic (nan: undefined)."""
 
 
 @dataclass(frozen=True)

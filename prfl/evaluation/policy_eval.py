@@ -1,4 +1,4 @@
-"""What a policy makes of prompts, beside its base from the same noise: verdicts, trained reward, motion, diversity."""
+"""Measure a policy's samples, beside its base's from the same noise: verdicts, rewards, motion, diversity."""
 
 from __future__ import annotations
 
@@ -66,25 +66,30 @@ def measure(
     rewards: by name, called with clean latents at sigma 0.  keep_videos: how many decoded videos are kept: the first
     sample of each prompt, in the order of the prompts.  Several processes share the prompts out, and all get the whole.
     """
-    own = processes.share(prompts)
-    part = None
-    if own:
-        part = _measure(backbone, own, per_prompt, settings, name, adapter, judge, rewards or {}, keep_videos, progress)
-    return joined([part for part in processes.gather(part) if part is not None], keep_videos)
+    local = processes.share(prompts)
+    outcome = None
+    if local:
+        outcome = _measure(
+            backbone, local, per_prompt, settings, name, adapter, judge, rewards or {}, keep_videos, progress
+        )
+    return joined([part for part in processes.gather(outcome) if part is not None], keep_videos)
 
 
 def joined(parts: Sequence[Outcome], keep_videos: int) -> Outcome:
-    """One outcome of several, of the same generator and measures on other prompts."""
-    return Outcome(
-        parts[0].name,
-        parts[0].settings,
-        [prompt for part in parts for prompt in part.prompts],
-        [index for part in parts for index in part.indices],
-        {key: torch.cat([part.scores[key] for part in parts]) for key in parts[0].scores},
-        {prompt: value for part in parts for prompt, value in part.spread.items()},
-        torch.cat([part.pixels for part in parts])[:keep_videos],
-        max(part.seconds for part in parts),
-    )
+    """Join several outcomes, of the same generator and measures on other prompts, to one."""
+    first = parts[0]
+    prompts: list[str] = []
+    indices: list[int] = []
+    spread: dict[str, float] = {}
+    for part in parts:
+        prompts += part.prompts
+        indices += part.indices
+        spread |= part.spread
+
+    scores = {key: torch.cat([part.scores[key] for part in parts]) for key in first.scores}
+    pixels = torch.cat([part.pixels for part in parts])[:keep_videos]
+    seconds = max(part.seconds for part in parts)
+    return Outcome(first.name, first.settings, prompts, indices, scores, spread, pixels, seconds)
 
 
 def _measure(
@@ -99,28 +104,33 @@ def _measure(
     keep_videos: int,
     progress: Progress,
 ) -> Outcome:
+    """Do what ``measure`` does, in one process."""
     columns: dict[str, list[Tensor]] = {}
     kept: list[Tensor] = []
     spread: dict[str, float] = {}
     seconds = 0.0
+
     together = max(1, settings.batch // per_prompt)
     for start in progress(range(0, len(prompts), together)):
-        some, indices = jobs(prompts[start : start + together], per_prompt)
+        batch, indices = jobs(prompts[start : start + together], per_prompt)
         began = time.perf_counter()
-        latents = sample(backbone, some, indices, settings, adapter=adapter)
+        latents = sample(backbone, batch, indices, settings, adapter=adapter)
         pixels = decode_all(backbone, latents, settings.batch)
         seconds += time.perf_counter() - began
-        found = _scores(backbone, latents, pixels, some, judge, rewards)
+
+        scores = _scores(backbone, latents, pixels, batch, judge, rewards)
         if adapter is not None:
-            noise = start_noise(latents.shape[1:], settings.seed, some, indices)
-            found["distance"] = distance(backbone, adapter, latents, noise, some)
-        for key, values in found.items():
+            noise = start_noise(latents.shape[1:], settings.seed, batch, indices)
+            scores["distance"] = distance(backbone, adapter, latents, noise, batch)
+        for key, values in scores.items():
             columns.setdefault(key, []).append(values.detach().float().cpu())
-        spread |= metrics.diversity(pixels, some)
+
+        spread |= metrics.diversity(pixels, batch)
         kept += [video.clone() for video in pixels[::per_prompt][: keep_videos - len(kept)]]
+
     every, numbers = jobs(prompts, per_prompt)
-    scores = {key: torch.cat(values) for key, values in columns.items()}
-    return Outcome(name, settings, every, numbers, scores, spread, torch.stack(kept), seconds)
+    joined_scores = {key: torch.cat(values) for key, values in columns.items()}
+    return Outcome(name, settings, every, numbers, joined_scores, spread, torch.stack(kept), seconds)
 
 
 @torch.no_grad()
@@ -132,14 +142,15 @@ def _scores(
     judge: Judge | None,
     rewards: Mapping[str, Scorer],
 ) -> dict[str, Tensor]:
+    """Score samples by motion, judge and rewards: each (b,), by name."""
     scores = {"motion": metrics.motion(latents)}
     if judge is not None:
-        found = judge(pixels, prompts).items()
-        scores |= {key if key.startswith("measured/") else f"judge/{key}": values for key, values in found}
+        for key, values in judge(pixels, prompts).items():
+            scores[key if key.startswith("measured/") else f"judge/{key}"] = values
     for name, reward in rewards.items():
         sigma = torch.zeros(len(latents), device=backbone.facts.device)
-        given = reward(latents.to(backbone.facts.device), sigma, backbone.condition(prompts))
-        scores |= {f"{name}/{key}": values for key, values in given.items()}
+        logits = reward(latents.to(backbone.facts.device), sigma, backbone.condition(prompts))
+        scores |= {f"{name}/{key}": values for key, values in logits.items()}
     return scores
 
 
@@ -151,7 +162,7 @@ def distance(
     noise: Float[Tensor, "b c t h w"],
     prompts: list[str],
 ) -> Float[Tensor, " b"]:
-    """Mean (v_policy - v_base)^2 at the samples, noised to a few levels."""
+    """Average (v_policy - v_base)^2 at the samples, noised to a few levels."""
     device, condition = backbone.facts.device, backbone.condition(prompts)
     clean, noise = latents.to(device), noise.to(device)
     values = []
@@ -163,13 +174,15 @@ def distance(
 
 
 def summarise(outcome: Outcome) -> dict[str, Interval]:
-    """Mean of every score, interval over prompts; ``diversity`` where a prompt has two samples."""
+    """Average every score, with an interval over prompts; ``diversity`` where a prompt has two samples."""
     summary = {key: metrics.mean_interval(values, outcome.prompts) for key, values in outcome.scores.items()}
-    return summary | ({"diversity": metrics.diversity_interval(outcome.spread)} if outcome.spread else {})
+    if outcome.spread:
+        summary["diversity"] = metrics.diversity_interval(outcome.spread)
+    return summary
 
 
 def compare(after: Outcome, before: Outcome) -> dict[str, Interval]:
-    """Mean of after - before for every score that both have, paired sample by sample, interval over prompts."""
+    """Average after - before for every score that both have, paired sample by sample, with an interval over prompts."""
     assert (after.prompts, after.indices) == (before.prompts, before.indices), "not the same samples"
     assert after.settings.seed == before.settings.seed, "not the same noise"
     shared = [key for key in after.scores if key in before.scores]
@@ -183,7 +196,7 @@ def compare(after: Outcome, before: Outcome) -> dict[str, Interval]:
 
 
 def flat(summary: dict[str, Interval]) -> dict[str, float]:
-    """The values alone: what a training log takes."""
+    """Take the values alone, for a training log."""
     return {key: interval.value for key, interval in summary.items()}
 
 
@@ -200,19 +213,9 @@ def write_results(
         for number, video in enumerate(outcome.pixels):
             with atomic_write(folder / "videos" / f"{outcome.name}-{number:03d}.mp4") as temporary:
                 temporary.write_bytes(browser_mp4(video, fps))
+
     results: dict[str, Any] = {
-        "outcomes": {
-            outcome.name: {
-                "settings": asdict(outcome.settings),
-                "seconds": round(outcome.seconds, 3),
-                "spread": outcome.spread,
-                "summary": {key: asdict(interval) for key, interval in summarise(outcome).items()},
-                "difference": {}
-                if outcome is reference
-                else {key: asdict(interval) for key, interval in compare(outcome, reference).items()},
-            }
-            for outcome in outcomes
-        },
+        "outcomes": {outcome.name: _facts(outcome, reference) for outcome in outcomes},
         "prompts": len(set(reference.prompts)),
         "samples": len(reference.prompts),
         "videos": _videos(outcomes),
@@ -220,44 +223,61 @@ def write_results(
     }
     if made_by:
         results["policy"] = dict(made_by)
+
     path = folder / "results.json"
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return path
 
 
+def _facts(outcome: Outcome, reference: Outcome) -> dict[str, Any]:
+    """Write an outcome for a results.json, without its rows and videos."""
+    difference = {} if outcome is reference else compare(outcome, reference)
+    return {
+        "settings": asdict(outcome.settings),
+        "seconds": round(outcome.seconds, 3),
+        "spread": outcome.spread,
+        "summary": {key: asdict(interval) for key, interval in summarise(outcome).items()},
+        "difference": {key: asdict(interval) for key, interval in difference.items()},
+    }
+
+
 def read_outcome(path: Path, name: str) -> Outcome | None:
-    """One generator's outcome of a results.json, without its videos; None where a crash has damaged it."""
+    """Read one generator's outcome of a results.json, without its videos; None where a crash has damaged it."""
     results = whole_json(path, "outcomes", "rows")
     if results is None:
         return None
-    own, rows = results["outcomes"][name], results["rows"]
+
+    facts, rows = results["outcomes"][name], results["rows"]
     keys = rows[0][name]
     return Outcome(
         name,
-        SamplingSettings(**own["settings"]),
+        SamplingSettings(**facts["settings"]),
         [row["prompt"] for row in rows],
         [row["sample"] for row in rows],
         {key: torch.tensor([row[name][key] for row in rows]) for key in keys},
-        own["spread"],
+        facts["spread"],
         torch.empty(0, 3, 1, 1, 1),
-        own["seconds"],
+        facts["seconds"],
     )
 
 
 def _videos(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
-    """Which files show which row: the first sample of each prompt."""
-    first = [row for row, index in enumerate(outcomes[0].indices) if index == 0]
-    shown = range(min(len(outcome.pixels) for outcome in outcomes))
-    return [
-        {"row": first[number], "files": {o.name: f"videos/{o.name}-{number:03d}.mp4" for o in outcomes}}
-        for number in shown
-    ]
+    """List which files show which row: the first sample of each prompt."""
+    first_rows = [row for row, index in enumerate(outcomes[0].indices) if index == 0]
+    videos: list[dict[str, object]] = []
+    for number in range(min(len(outcome.pixels) for outcome in outcomes)):
+        files = {outcome.name: f"videos/{outcome.name}-{number:03d}.mp4" for outcome in outcomes}
+        videos.append({"row": first_rows[number], "files": files})
+    return videos
 
 
 def _rows(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
+    """List the samples: prompt, sample index, and every outcome's scores."""
     rows: list[dict[str, object]] = []
     for i, (prompt, index) in enumerate(zip(outcomes[0].prompts, outcomes[0].indices, strict=True)):
-        scores = {o.name: {key: round(float(values[i]), 6) for key, values in o.scores.items()} for o in outcomes}
-        rows.append({"prompt": prompt, "sample": index, **scores})
+        row: dict[str, object] = {"prompt": prompt, "sample": index}
+        for outcome in outcomes:
+            row[outcome.name] = {key: round(float(values[i]), 6) for key, values in outcome.scores.items()}
+        rows.append(row)
     return rows

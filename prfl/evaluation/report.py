@@ -1,6 +1,6 @@
 """One self-contained ``report.html`` for a run folder: nothing is loaded from anywhere, so it can be mailed.
 
-What it shows, as far as the run has it: results with intervals, before/after videos from the same noise, curves of
+It shows, as far as the run has them: results with intervals, before/after videos from the same noise, curves of
 ``metrics.jsonl``, the reward by noise level, the resolved config, the environment.
 """
 
@@ -33,6 +33,7 @@ def write_report(run: Path, title: str = "") -> Path:
     files, metrics = RunFiles(run), run / "metrics.jsonl"
     config, environment = run / "config.yaml", run / "environment.json"
     last = last_results(files, run)
+
     parts = [
         _head(run, title or run.name),
         files.section(last[0], lambda: _results(*last)) if last else "",
@@ -46,7 +47,7 @@ def write_report(run: Path, title: str = "") -> Path:
 
 
 def write_samples_page(results: Path, title: str) -> Path:
-    """``index.html`` beside a results.json: the scores, and every video with its prompt, side by side."""
+    """Write ``index.html`` beside a results.json: the scores, and every video with its prompt, side by side."""
     files = RunFiles(results.parent)
     content = files.json(results) or {}
     header = f"<header><h1>{html_text(title)}</h1></header>"
@@ -55,7 +56,7 @@ def write_samples_page(results: Path, title: str) -> Path:
 
 
 def _finished(path: Path, title: str, parts: Sequence[str], files: RunFiles) -> Path:
-    """The page, with what it leaves out at its end and on the console."""
+    """Write the page, with what it leaves out at its end and on the console."""
     items = "".join(f"<p>{html_text(line)}</p>" for line in files.left_out)
     files.tell()
     return write_page(path, title, [*parts, f"<section><h2>Left out</h2>{items}</section>" if items else ""])
@@ -65,7 +66,7 @@ FOOTER = "Written by prfl. Intervals are 95 % percentile bootstraps over prompts
 
 
 def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTER) -> Path:
-    """A self-contained page of these sections (HTML), written atomically."""
+    """Write a self-contained page of these sections (HTML), atomically."""
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html_text(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -79,7 +80,7 @@ def write_page(path: Path, title: str, parts: Sequence[str], footer: str = FOOTE
 
 
 def last_results(files: RunFiles, run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """samples/final/results.json and its content, or that of the last step; a damaged one is passed over."""
+    """Read samples/final/results.json, or that of the last step: its path and content; a damaged one is passed over."""
     places = [run / "samples" / "final" / "results.json", *sorted(run.glob("samples/*/results.json"), reverse=True)]
     for path in dict.fromkeys(places):
         if results := files.json(path, "outcomes", "rows", "videos"):
@@ -95,12 +96,13 @@ def _head(run: Path, title: str) -> str:
 
 
 def _results(path: Path, results: Mapping[str, Any]) -> str:
+    """Show the table of scores: a column for each generator, and for its difference to the first one."""
     outcomes: dict[str, Any] = results["outcomes"]
     first, *others = outcomes
-    head = "".join(
-        f"<th>{html_text(name)}</th>" + (f"<th>{html_text(name)} − {html_text(first)}</th>" if name != first else "")
-        for name in outcomes
-    )
+
+    head = f"<th>{html_text(first)}</th>"
+    for name in others:
+        head += f"<th>{html_text(name)}</th><th>{html_text(name)} − {html_text(first)}</th>"
     body = ""
     for key in outcomes[first]["summary"]:
         cells = ""
@@ -108,6 +110,7 @@ def _results(path: Path, results: Mapping[str, Any]) -> str:
             cells += _cell(outcome["summary"].get(key))
             cells += _cell(outcome["difference"].get(key), signed=True) if name != first else ""
         body += f"<tr{' class=headline' if key == 'judge/all' else ''}><td>{html_text(key)}</td>{cells}</tr>"
+
     count = f"{results['samples']} samples of {results['prompts']} prompts ({path.parent.name})"
     same = "; differences are paired, from the same noise" if others else ""
     return (
@@ -118,7 +121,7 @@ def _results(path: Path, results: Mapping[str, Any]) -> str:
 
 
 def _tiles(outcomes: Mapping[str, Any]) -> str:
-    """The headline score of each generator, large; nothing where no judge was given."""
+    """Show the headline score of each generator, large; nothing where no judge was given."""
     tiles = ""
     for name, outcome in outcomes.items():
         if "judge/all" in outcome["summary"]:
@@ -129,6 +132,7 @@ def _tiles(outcomes: Mapping[str, Any]) -> str:
 
 
 def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
+    """Show an interval; signed: as a difference, marked where it is clear of 0."""
     if fields is None:
         return "<td>–</td>"
     interval = Interval(**fields)
@@ -139,6 +143,7 @@ def _cell(fields: dict[str, float] | None, signed: bool = False) -> str:
 
 
 def _videos(files: RunFiles, path: Path, results: Mapping[str, Any], heading: str = "Before and after") -> str:
+    """Show the videos of each prompt side by side."""
     if not results["videos"]:
         return ""
     blocks = ""
@@ -161,9 +166,8 @@ def _video(name: str, content: bytes | None, scores: Mapping[str, float]) -> str
 
 
 def verdict(scores: Mapping[str, float]) -> str:
-    """HTML: what the judge found wrong, or its scores where they are not yes or no; then the reward."""
+    """Show what the judge found wrong, or its scores where they are not yes or no; then the reward.  Returns HTML."""
     judged = {key.removeprefix("judge/"): value for key, value in scores.items() if key.startswith("judge/")}
-    text = ""
     if judged and set(judged.values()) <= {0.0, 1.0}:
         wrong = [key for key, value in judged.items() if value == 0 and key != "all"]
         good = judged.get("all", float(not wrong)) == 1
@@ -174,18 +178,23 @@ def verdict(scores: Mapping[str, float]) -> str:
 
 
 def _ranking(files: RunFiles, path: Path) -> str:
+    """Show how well the reward ranks, by noise level."""
     content = files.json(path, "rows")
     if not content or not content["rows"]:
         return ""
+
     facts, rows = read_rows(content)
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
     dimensions.sort(key=lambda name: name != OVERALL)
     about = ", ".join(f"{key} {value}" for key, value in facts.items() if isinstance(value, str | int | float))
+
+    # Accuracy is the headline; the other measures are folded away.
     accuracy, *others = measured(rows).values()
     more = ""
     for measure in others:
         plot = image(plots.by_sigma(rows, dimensions, measure), measure.title)
         more += _details(f"{measure.title}, by noise level", plot)
+
     return (
         f"<section><h2>How well the reward ranks</h2><p class=quiet>Pairwise accuracy within a prompt by noise "
         f"level; 0.5 is chance, sigma 1 the floor. {html_text(about)}</p>"
@@ -199,10 +208,12 @@ def _ranking(files: RunFiles, path: Path) -> str:
 
 def _calibration(rows: Sequence[Row], dimension: str, sigma: float = 0.8) -> str:
     level = Level("point", sigma, sigma)
-    at = [row for row in rows if row.dimension == dimension and row.level == level and row.reliability is not None]
-    if not at:
+    level_rows = [
+        row for row in rows if (row.dimension, row.level) == (dimension, level) and row.reliability is not None
+    ]
+    if not level_rows:
         return ""
-    plot = image(plots.reliability(at), "predicted probability against the share of good samples")
+    plot = image(plots.reliability(level_rows), "predicted probability against the share of good samples")
     return _details(f"calibration at sigma {sigma} ({dimension})", plot)
 
 
@@ -211,30 +222,35 @@ def _details(title: str, content: str) -> str:
 
 
 def _ranking_table(rows: Sequence[Row], dimension: str) -> str:
+    """Show a table for each measure: one line a noise level, one column a scorer."""
     rows = [row for row in rows if row.dimension == dimension]
     tables = ""
     for measure in measured(rows).values():
         scorers = list(dict.fromkeys(row.scorer for row in rows))
-        found = {(row.scorer, row.level): measure.read(row) for row in rows}
+        values = {(row.scorer, row.level): measure.read(row) for row in rows}
+
         head = "".join(f"<th>{html_text(scorer)}</th>" for scorer in scorers)
         body = ""
         for level in dict.fromkeys(row.level for row in rows):
             cells = ""
             for scorer in scorers:
-                value = found.get((scorer, level))
+                value = values.get((scorer, level))
                 cells += _cell(None if value is None else vars(value))
             body += f"<tr><td>{html_text(level.label)}</td>{cells}</tr>"
+
         table = f"<table><thead><tr><th>sigma</th>{head}</tr></thead><tbody>{body}</tbody></table>"
         tables += _details(f"{measure.title} ({dimension})", f"<div class=wide>{table}</div>")
     return tables
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
+    """Show the metrics over steps, those of ``FIRST`` unfolded."""
     names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
     first = [name for name in names if name.startswith(FIRST)]
     rest = [name for name in names if name not in first]
     if not names:
         return ""
+
     shown = first or rest
     text = "<section><h2>Curves</h2>" + image(plots.curves(records, shown), "metrics over training steps")
     if first and rest:

@@ -1,4 +1,4 @@
-"""How well scorers rank noisy latents: several of them side by side, by noise level, on held-out labels.
+"""Measures how well scorers rank noisy latents: several of them side by side, by noise level, on held-out labels.
 
 The measure that matters is pairwise accuracy *within a prompt*.  At sigma = 1 the latents are pure noise: what a
 scorer reaches there is the floor, and an AUC above one half there is knowledge of the prompt, not of the video.
@@ -53,7 +53,7 @@ class Level:
 
 
 def levels(sampler_sigmas: Sequence[float] = (), edges: Sequence[float] = EDGES) -> list[Level]:
-    """Bins between edges, a few points, and the sampler's own sigmas."""
+    """List the noise levels: bins between edges, a few points, and the sampler's own sigmas."""
     bins = [Level("bin", low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
     points = [Level("point", sigma, sigma) for sigma in POINTS]
     return bins + points + [Level("sampler", float(sigma), float(sigma)) for sigma in sampler_sigmas]
@@ -69,7 +69,7 @@ class HeldOut:
     pairs: dict[str, Pairs]
 
     def head(self, count: int) -> HeldOut:
-        """The first samples only, and the pairs among them (a manifest of pairs stays whole)."""
+        """Take the first samples only, and the pairs among them (a manifest of pairs stays whole)."""
         if not self.labels or count >= len(self.prompts):
             return self
         labels = {name: values[:count] for name, values in self.labels.items()}
@@ -79,7 +79,7 @@ class HeldOut:
 
 
 def held_out(dataset: LatentDataset | PairDataset) -> HeldOut:
-    """A dataset as samples and pairs.  With several labels, ``all`` says whether every one of them is good."""
+    """Turn a dataset into samples and pairs.  With several labels, ``all`` says whether every one of them is good."""
     if isinstance(dataset, PairDataset):
         return _held_out_pairs(dataset)
 
@@ -95,7 +95,7 @@ def held_out(dataset: LatentDataset | PairDataset) -> HeldOut:
 
 
 def _held_out_pairs(dataset: PairDataset) -> HeldOut:
-    """Sample i of n pairs is side a, sample n + i side b."""
+    """Turn n pairs into samples: sample i is side a of pair i, sample n + i its side b."""
     size = len(dataset)
     rows = torch.cat([dataset.a, dataset.b])
     number, prompts = metrics.group(dataset.prompts)
@@ -106,15 +106,17 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
 
     pairs = {}
     for name, preference in dataset.preference.items():
-        known = (~preference.isnan()).nonzero().flatten()
-        a_wins = preference[known] >= 0.5
-        first, second = torch.where(a_wins, known, known + size), torch.where(a_wins, known + size, known)
-        pairs[name] = Pairs(first, second, (preference[known] != 0.5).long(), number[known], prompts)
+        labelled = (~preference.isnan()).nonzero().flatten()
+        a_wins = preference[labelled] >= 0.5
+        first = torch.where(a_wins, labelled, labelled + size)
+        second = torch.where(a_wins, labelled + size, labelled)
+        decided = (preference[labelled] != 0.5).long()
+        pairs[name] = Pairs(first, second, decided, number[labelled], prompts)
     return HeldOut(get, dataset.prompts * 2, {}, pairs)
 
 
 def incomparable(dimensions: Iterable[str], data: HeldOut) -> dict[str, str]:
-    """Why these dimensions have no accuracy on these samples; those that have one are left out."""
+    """Say why dimensions have no accuracy on these samples; those that have one are left out."""
     reasons = {}
     for name in dimensions:
         if name not in data.pairs:
@@ -128,16 +130,18 @@ def incomparable(dimensions: Iterable[str], data: HeldOut) -> dict[str, str]:
 
 
 def pixel_scorer(backbone: Backbone, reward: PixelReward | PublicReward) -> Scorer:
-    """The fair pixel baseline: the base network's clean prediction, decoded, then scored."""
-    return lambda latents, sigma, condition: reward.logits(
-        decoded_prediction(backbone, latents, sigma, condition), condition
-    )
+    """Make the fair pixel baseline: the base network's clean prediction, decoded, then scored."""
+
+    def logits(latents: Tensor, sigma: Tensor, condition: Condition) -> Scores:
+        return reward.logits(decoded_prediction(backbone, latents, sigma, condition), condition)
+
+    return logits
 
 
 def decoded_prediction(
     backbone: Backbone, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition
 ) -> Float[Tensor, "b 3 f H W"]:
-    """Pixels of the base network's clean prediction from noisy latents."""
+    """Decode the base network's clean prediction from noisy latents."""
     with backbone.adapter(None):
         velocity = backbone.velocity(latents, sigma, condition)
     return backbone.decode(clean_prediction(latents, velocity, sigma))
@@ -158,7 +162,7 @@ def score(
     seed: int = 0,
     progress: Progress = iter,
 ) -> Table:
-    """Every scorer at every level on the same noised latents.
+    """Score the same noised latents by every scorer at every level.
 
     Each sample has its own noise, since a policy's samples do; sigma is one for all samples of a prompt, and the draws
     of a bin are stratified over it.  Several processes share the batches out, and all get the whole.
@@ -166,14 +170,18 @@ def score(
     size = len(data.prompts)
     table: Table = {(name, level): {} for name in scorers for level in at}
     jobs = [(draw, start) for draw in range(noise_draws) for start in range(0, size, batch)]
+
     for draw, start in progress(processes.share(jobs)):
         indices = list(range(start, min(start + batch, size)))
         clean, condition = data.get(indices)
         noise = rng.normal(clean.shape[1:], seed, "evaluation/noise", draw, indices).to(clean)
-        place = torch.cat([rng.uniform(seed, f"evaluation/{data.prompts[i]}", draw, [0]) for i in indices])
-        place = (draw + place) / noise_draws
+
+        # Where in a bin sigma lies, in [0, 1): one draw a prompt, within this draw's share of the bin.
+        draws = torch.cat([rng.uniform(seed, f"evaluation/{data.prompts[i]}", draw, [0]) for i in indices])
+        fraction = (draw + draws) / noise_draws
+
         for level in at:
-            sigma = (level.low + (level.high - level.low) * place).float().to(clean.device)
+            sigma = (level.low + (level.high - level.low) * fraction).float().to(clean.device)
             noisy = add_noise(clean, noise, sigma)
             for name, scorer in scorers.items():
                 columns = table[name, level]
@@ -184,7 +192,7 @@ def score(
 
 
 def _joined(parts: Sequence[Table]) -> Table:
-    """The tables of all processes, each of which has zeros where another one has scored."""
+    """Add up the tables of all processes, each of which has zeros where another one has scored."""
     whole = parts[0]
     for part in parts[1:]:
         for key, columns in part.items():
@@ -194,8 +202,10 @@ def _joined(parts: Sequence[Table]) -> Table:
 
 
 def with_overall(logits: Scores) -> Scores:
-    """Adds ``all`` to two or more logits: log of the product of their probabilities."""
-    return logits | {OVERALL: total(logits, shape="logsigmoid")} if len(logits) > 1 else logits
+    """Add ``all`` to two or more logits: log of the product of their probabilities."""
+    if len(logits) < 2:
+        return logits
+    return logits | {OVERALL: total(logits, shape="logsigmoid")}
 
 
 @dataclass(frozen=True)
@@ -233,7 +243,7 @@ MEASURES = {
 
 
 def measured(rows: Sequence[Row]) -> dict[str, Measure]:
-    """The measures that at least one of these rows has: pairs without labels have no AUC and no calibration."""
+    """Select the measures that at least one of these rows has: pairs without labels have no AUC and no calibration."""
     return {name: measure for name, measure in MEASURES.items() if any(measure.read(row) for row in rows)}
 
 
@@ -249,7 +259,9 @@ def evaluate(
     resamples: int = 1000,
     progress: Progress = iter,
 ) -> list[Row]:
-    """Rows for every scorer, dimension that it shares with the labels, and level; intervals over prompts.
+    """Measure every scorer, at every level, for each dimension that it shares with the labels; a row for each.
+
+    Intervals are over prompts.
 
     train: training samples, on which the margin that calls a tie is calibrated, per scorer, dimension and level;
     without them there is no accuracy with ties.
@@ -257,9 +269,11 @@ def evaluate(
     settings = dict(noise_draws=noise_draws, batch=batch, seed=seed, progress=progress)
     table = score(scorers, data, at, **settings)
     calibration = score(scorers, train, at, **settings) if train is not None else {}
+    comparable = [name for name, pairs in data.pairs.items() if len(pairs.decided())]
+
     rows = []
     for (name, level), columns in table.items():
-        for dimension in [d for d in columns if d in data.pairs and len(data.pairs[d].decided())]:
+        for dimension in [dimension for dimension in columns if dimension in comparable]:
             threshold = None
             if train is not None:
                 threshold = metrics.tie_threshold(calibration[name, level][dimension], train.pairs[dimension])
@@ -270,16 +284,20 @@ def evaluate(
 def _row(
     scorer: str, dimension: str, level: Level, logits: Tensor, data: HeldOut, threshold: float | None, resamples: int
 ) -> Row:
+    """Measure one scorer at one level for one dimension.  logits: (draws, n)."""
     pairs = data.pairs[dimension]
     ties = auc = ece = reliability = None
     if threshold is not None:
         ties = metrics.pairwise_accuracy_ties(logits, pairs, threshold, resamples)
+
+    # What needs labels of single videos; every draw counts.
     if dimension in data.labels:
         repeated = data.prompts * len(logits)
         labels = data.labels[dimension].repeat(len(logits))
         auc = metrics.auc(logits.flatten(), labels, repeated, resamples)
         probability = logits.exp() if dimension == OVERALL else logits.sigmoid()
         ece, reliability = metrics.calibration_error(probability.flatten(), labels, repeated, resamples)
+
     return Row(
         scorer,
         dimension,
@@ -298,7 +316,7 @@ def _row(
 def accuracy_by_bin(
     rows: Sequence[Row], scorer: str, read: Callable[[Interval], float] = lambda interval: interval.value
 ) -> dict[str, dict[str, float]]:
-    """{dimension: {"0-0.2": accuracy}}: what a saved reward's card says."""
+    """Collect {dimension: {"0-0.2": accuracy}} for a saved reward's card."""
     card: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.scorer == scorer and row.level.kind == "bin":
@@ -308,16 +326,15 @@ def accuracy_by_bin(
 
 def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
     """Write JSON: ``facts`` (split, domain, command, ...) and the rows."""
+    text = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1)
     with atomic_write(path) as temporary:
-        temporary.write_text(
-            json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def results_of(run: Path, manifest: Path) -> Path:
-    """Where the measurement on these clips belongs: beside that of any other clips, and in place of their own.
+    """Name the file for the measurement on these clips: beside that of other clips, in place of their own.
 
-    Called after the folder of the manifest, and after the manifest unless that is called manifest.jsonl.
+    It is called after the folder of the manifest, and after the manifest unless that is called manifest.jsonl.
     """
     clips = manifest.resolve()
     name = clips.parent.name if clips.stem == "manifest" else f"{clips.parent.name}-{clips.stem}"
@@ -333,21 +350,23 @@ def results_of(run: Path, manifest: Path) -> Path:
 
 
 def load_rows(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """The facts and the rows that ``save_rows`` wrote; none where a crash has damaged them."""
+    """Read the facts and the rows that ``save_rows`` wrote; none where a crash has damaged them."""
     return read_rows(whole_json(path, "rows") or {"rows": []})
 
 
 def read_rows(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
-    """The content of such a file, read already."""
+    """Turn the content of such a file into facts and rows."""
     facts = dict(content)
     return facts, [_read_row(row) for row in facts.pop("rows")]
 
 
 def _read_row(fields: dict[str, Any]) -> Row:
-    def read(name: str, kind: type) -> Any:
-        return None if fields[name] is None else kind(**fields[name])
+    """Make a row of its JSON."""
+    kinds: dict[str, type] = {"level": Level, "reliability": Reliability}
+    kinds |= dict.fromkeys(("accuracy", "accuracy_ties", "auc", "ece"), Interval)
 
-    intervals = {name: read(name, Interval) for name in ("accuracy", "accuracy_ties", "auc", "ece")}
-    return Row(
-        **{**fields, **intervals, "level": read("level", Level), "reliability": read("reliability", Reliability)}
-    )
+    values = dict(fields)
+    for name, kind in kinds.items():
+        if values[name] is not None:
+            values[name] = kind(**values[name])
+    return Row(**values)

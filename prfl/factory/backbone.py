@@ -39,10 +39,12 @@ def device_kind(config: Config) -> str:
 
 def build_backbone(config: Config) -> Backbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
-    own = config.backbone
-    loaded = load_backbone(model_source(config), getattr(torch, own.dtype), choose_device(own), own.revision)
+    settings = config.backbone
+    loaded = load_backbone(
+        model_source(config), getattr(torch, settings.dtype), choose_device(settings), settings.revision
+    )
     model = prepare_backbone(config, loaded)
-    if own.compile:
+    if settings.compile:
         # A block's code is compiled anew with and without gradient, for the base and each set of adapters, for every
         # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
@@ -53,31 +55,31 @@ def build_backbone(config: Config) -> Backbone:
 
 def model_source(config: Config) -> str | Path:
     """The folder or hub id behind ``backbone.model``; an untrained model is made there, the first time."""
-    own = config.backbone
-    if own.model == "shapes":
+    settings = config.backbone
+    if settings.model == "shapes":
         return shapes.model_folder()
-    if own.model in RECIPES:
+    if settings.model in RECIPES:
         with processes.main_first():
-            return untrained_folder(config.data.cache / own.model, RECIPES[own.model])
-    return own.model
+            return untrained_folder(config.data.cache / settings.model, RECIPES[settings.model])
+    return settings.model
 
 
 def build_architecture(config: Config) -> Backbone:
     """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
-    own = config.backbone
-    place = shapes.model_folder() if own.model in ("shapes", *RECIPES) else own.model
-    model = load_architecture(place, getattr(torch, own.dtype), own.revision)
+    settings = config.backbone
+    source = shapes.model_folder() if settings.model in ("shapes", *RECIPES) else settings.model
+    model = load_architecture(source, getattr(torch, settings.dtype), settings.revision)
     with torch.device("meta"):
         return prepare_backbone(config, model)
 
 
 def prepare_backbone(config: Config, model: Backbone) -> Backbone:
-    own = config.backbone
+    settings = config.backbone
     # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
-    model.running.checkpointing = "full" if own.checkpointing == "auto" else own.checkpointing
-    model.running.offload = own.offload
-    if own.adapter:
-        lora = own.adapter
+    model.running.checkpointing = "full" if settings.checkpointing == "auto" else settings.checkpointing
+    model.running.offload = settings.offload
+    if settings.adapter:
+        lora = settings.adapter
         with error_location("backbone.adapter.targets"):
             spec = LoraSpec(
                 rank=lora.rank,
@@ -88,9 +90,9 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
                 seed=config.seed,
             )
             model.add_adapter(POLICY, spec)
-    if own.train == "full" and policy_adapter_name(config):
+    if settings.train == "full" and policy_adapter_name(config):
         add_copy(model, POLICY)
-    elif own.train == "full":
+    elif settings.train == "full":
         train_all(model)
     check_cheaper(config, model)
     chosen = attention_choice(config, model).backend
@@ -117,10 +119,10 @@ def adapted_blocks(adapter: PolicyAdapterConfig, count: int) -> list[int] | None
 
 def choose_kernels(config: Config) -> dict[str, Choice]:
     """What runs each operation of the transformer.  Raises PrflError where an explicit choice cannot run."""
-    own, dtype = config.backbone, getattr(torch, config.backbone.dtype)
-    each = own.kernels
+    settings, dtype = config.backbone, getattr(torch, config.backbone.dtype)
+    each = settings.kernels
     asked = {name: getattr(each, name) if isinstance(each, KernelsConfig) else each for name in SWAPPED}
-    if own.train == "full":  # the kernels are for a frozen base
+    if settings.train == "full":  # the kernels are for a frozen base
         wrong = [name for name, request in asked.items() if request == "triton"]
         if wrong:
             raise PrflError(
@@ -137,11 +139,11 @@ def choose_kernels(config: Config) -> dict[str, Choice]:
 
 def attention_choice(config: Config, model: Backbone) -> Choice:
     """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
-    kind, own = device_kind(config), config.backbone
+    kind, settings = device_kind(config), config.backbone
     if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
-        return Choice("sdpa" if own.attention == "auto" else own.attention, "not tried: there is no GPU here")
+        return Choice("sdpa" if settings.attention == "auto" else settings.attention, "not tried: there is no GPU here")
     try:
-        return choose_attention(own.attention, kind, getattr(torch, own.dtype), model.facts.head_size)
+        return choose_attention(settings.attention, kind, getattr(torch, settings.dtype), model.facts.head_size)
     except ValueError as error:
         raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -23,6 +21,7 @@ from prfl.rollout.sampling import SamplingSettings, decode_all, sample
 from prfl.toy import clips as shapes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import CACHE_TAG, mark_written
+from prfl.utils.hashing import json_hash
 
 
 @dataclass(frozen=True)
@@ -160,4 +159,5 @@ def _key(generator: GeneratorBase) -> str:
 
 
 def _hash(parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    """Hash the settings of a generated set: 16 hexadecimal digits.  Sorted keys would rename existing folders."""
+    return json_hash(parts, sort_keys=False)[:16]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from prfl.backbone import Backbone
 from prfl.backbone.network import on_host
@@ -17,6 +16,7 @@ from prfl.data.conditions import recall
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import manifest_videos, read_manifest
+from prfl.data.video_size import VideoSize
 from prfl.factory.clips import build_manifest
 from prfl.factory.prompts import load_prompts
 from prfl.utils import processes
@@ -26,8 +26,9 @@ from prfl.utils.text import visible
 Dataset = LatentDataset | PairDataset
 
 
-def clip_size(data: DataConfig) -> dict[str, Any]:
-    return {"frames": data.frames, "height": data.height, "width": data.width, "fps": data.fps}
+def video_size(data: DataConfig) -> VideoSize:
+    """Of every clip of the run."""
+    return VideoSize(data.frames, data.height, data.width, data.fps)
 
 
 def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
@@ -40,28 +41,33 @@ def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
 
 def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
     """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
-    own = config.data
+    data = config.data
     with error_location("data"):
         report = build_cache(
-            model, path, own.cache, skip_unreadable=own.skip_unreadable, follow_links=own.follow_links,
-            batch_size=own.encode_batch, **clip_size(own),
-        )  # fmt: skip
+            model,
+            path,
+            data.cache,
+            video_size(data),
+            skip_unreadable=data.skip_unreadable,
+            follow_links=data.follow_links,
+            batch_size=data.encode_batch,
+        )
     if processes.is_main():
         from prfl.data.decoding import BY_SIZE, read_anew
 
         print(visible(str(report)), flush=True)
-        videos = manifest_videos(read_manifest(path, follow_links=own.follow_links))
+        videos = manifest_videos(read_manifest(path, follow_links=data.follow_links))
         guessed = sum(BY_SIZE in read_anew(video) for video in videos if video.is_file())
         if guessed:
             print(f"{guessed} videos have 720 lines or more and no colour tags: they are read as BT.709, as players do")
 
 
-def encode_prompts(config: Config, model: Backbone, some: Iterable[str], progress: Callable) -> int:
+def encode_prompts(config: Config, model: Backbone, prompts: Iterable[str], progress: Callable) -> int:
     """``remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
-    own, wanted = config.data, list(dict.fromkeys(["", *some]))
+    data, wanted = config.data, list(dict.fromkeys(["", *prompts]))
     with error_location("data"):
-        stored = LatentCache.for_backbone(model, own.cache, **clip_size(own))
+        stored = LatentCache.for_backbone(model, data.cache, video_size(data))
     missing = stored.missing(wanted)
     mine = processes.share(missing)
     with on_host(model) if mine else nullcontext():
@@ -83,12 +89,15 @@ def build_dataset(config: Config, model: Backbone, path: Path, split: str) -> Da
     if split != "train" and not any(row.split == split for row in rows):
         return None
     if split == "train":
-        held = {p: name for name, some in load_prompts(config.data.prompts).items() if name != "train" for p in some}
+        held: dict[str, str] = {}  # prompt: its split
+        for name, prompts in load_prompts(config.data.prompts).items():
+            if name != "train":
+                held |= dict.fromkeys(prompts, name)
         trained = [row.prompt for row in rows if row.split in (None, "train")]
-        found = [prompt for prompt in trained if prompt in held]
-        if found:
+        wrong = [prompt for prompt in trained if prompt in held]
+        if wrong:
             raise PrflError(
-                f"{len(found)} rows for training have a prompt of data.prompts.{held[found[0]]}, as {found[0][:80]!r}",
+                f"{len(wrong)} rows for training have a prompt of data.prompts.{held[wrong[0]]}, as {wrong[0][:80]!r}",
                 where=str(path),
                 fix="give these rows that split, or take their prompts out of the held-out prompts",
             )
@@ -102,8 +111,8 @@ def cached_dataset(config: Config, model: Backbone, path: Path, split: str | Non
         model,
         path,
         config.data.cache,
+        video_size(config.data),
         split=split,
         skip_unreadable=config.data.skip_unreadable,
         follow_links=config.data.follow_links,
-        **clip_size(config.data),
     )

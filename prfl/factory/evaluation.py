@@ -12,7 +12,7 @@ from prfl.config.sections.evaluation import EvaluationConfig
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
 from prfl.evaluation.reward_eval import pixel_scorer
-from prfl.factory.data import clip_size
+from prfl.factory.data import video_size
 from prfl.factory.reward import Reward, load_reward
 from prfl.reward.checkpoint import check_clip
 from prfl.reward.ensemble import RewardEnsemble
@@ -28,17 +28,17 @@ def build_judge(config: EvaluationConfig) -> Judge | None:
 
 def sampling_settings(config: Config) -> SamplingSettings:
     """How videos are drawn for evaluation."""
-    own = config.evaluation
+    evaluation = config.evaluation
     return SamplingSettings(
         frames=config.data.frames,
         height=config.data.height,
         width=config.data.width,
-        steps=own.steps or config.rollout.steps,
+        steps=evaluation.steps or config.rollout.steps,
         shift=config.rollout.shift,
         solver=config.rollout.sampling_solver,
-        guidance_scale=own.guidance_scale,
-        batch=own.batch,
-        seed=own.seed,
+        guidance_scale=evaluation.guidance_scale,
+        batch=evaluation.batch,
+        seed=evaluation.seed,
     )
 
 
@@ -49,7 +49,7 @@ def watched_rewards(config: Config, model: Backbone, trained: Reward | None) -> 
         scorers["reward"] = with_total(trained, model, config.reward.weights, config.reward.aggregate)
     if config.evaluation.held_out_reward:
         held_out = load_reward(config.evaluation.held_out_reward, model, adapter_name="held-out")
-        check_clip(held_out.card, clip_size(config.data), config.evaluation.held_out_reward)
+        check_clip(held_out.card, video_size(config.data), config.evaluation.held_out_reward)
         scorers["held_out"] = with_total(held_out, model, None, "sum")
     return scorers
 

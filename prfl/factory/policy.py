@@ -42,8 +42,8 @@ def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | 
         return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.parameters(POLICY).items()}
     with atomic_write(folder / "policy.safetensors") as temporary:
-        own = {**stamp, "weights": provenance.tensors_hash(tensors)}
-        save_file(tensors, temporary, metadata=provenance.metadata(own))
+        stamped = {**stamp, "weights": provenance.tensors_hash(tensors)}
+        save_file(tensors, temporary, metadata=provenance.metadata(stamped))
 
 
 def policy_path(config: Config, folder: Path) -> Path:
@@ -79,14 +79,14 @@ def load_policy(config: Config, model: Backbone, path: Path | None = None) -> No
         load_state(model.parameters(POLICY), POLICY, read_policy(path))
         return
     (network,) = computing(model, policy_adapter_name(config)).values()
-    own = network.state_dict()
-    missing = set(own)
+    weights = network.state_dict()
+    missing = set(weights)
     for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
         tensors = read_policy(file)
-        _check_names(file, {name: own[name].shape for name in own}, {n: t.shape for n, t in tensors.items()})
+        _check_names(file, {name: weights[name].shape for name in weights}, {n: t.shape for n, t in tensors.items()})
         for name, tensor in tensors.items():
             with torch.no_grad():
-                own[name].copy_(tensor)
+                weights[name].copy_(tensor)
         missing -= tensors.keys()
     if missing:
         what = f"{len(missing)} of its weights are missing, the first is {min(missing)}"
@@ -101,8 +101,8 @@ def read_policy(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_names(file: Path, own: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
-    wrong = sorted(name for name, shape in found.items() if own.get(name) != shape)
+def _check_names(file: Path, expected: dict[str, torch.Size], saved: dict[str, torch.Size]) -> None:
+    wrong = sorted(name for name, shape in saved.items() if expected.get(name) != shape)
     if wrong:
         what = f"{len(wrong)} of its weights do not fit the model, the first is {wrong[0]}"
         raise PrflError(what, where=str(file), fix=AGAIN)

@@ -69,8 +69,8 @@ def base_of(model: Backbone) -> dict[str, Any]:
 
 
 def _adapter(config: Config) -> dict[str, Any]:
-    own = config.backbone.adapter
-    return {"rank": own.rank, "alpha": own.alpha, "targets": sorted(own.targets)} if own else {}
+    lora = config.backbone.adapter
+    return {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(lora.targets)} if lora else {}
 
 
 def metadata(stamp: Stamp) -> dict[str, str]:
@@ -139,9 +139,9 @@ def check_stamp(path: Path, config: Config, model: Backbone | None) -> Stamp | N
         return None
     for key, ours in _adapter(config).items():
         if stamp.get(key, ours) != ours:
-            theirs, own = (f"{value:g}" if isinstance(value, float) else value for value in (stamp[key], ours))
+            theirs, asked = (f"{value:g}" if isinstance(value, float) else value for value in (stamp[key], ours))
             raise PrflError(
-                f"it was trained with {key} {theirs}, and the config says {own}",
+                f"it was trained with {key} {theirs}, and the config says {asked}",
                 where=str(path),
                 fix=f"put backbone.adapter.{key} back to {theirs}, or train again",
             )

@@ -42,12 +42,12 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
 def _source_contents(source: Source, key: str) -> dict[str, Any]:
     """What tells the content of a file, a model's folder or a saved reward from any other's."""
     if source.kind == "reward":
-        return {f"{key} ({name})": value for name, value in saved_reward(reward_path(source.place)).items()}
+        return {f"{key} ({name})": value for name, value in saved_reward(reward_path(source.target)).items()}
     if source.kind == "model":
-        return {f"{key} (content)": _folder_content(source.place)}
-    if not Path(source.place).is_file():
-        raise PrflError(f"there is no file {source.place}", where=key, fix=source.remedy)
-    return {f"{key} (content)": remembered_hash(Path(source.place))[:16]}
+        return {f"{key} (content)": _folder_content(source.target)}
+    if not Path(source.target).is_file():
+        raise PrflError(f"there is no file {source.target}", where=key, fix=source.remedy)
+    return {f"{key} (content)": remembered_hash(Path(source.target))[:16]}
 
 
 def former_input_contents(clips: Dataset | None) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def former_input_contents(clips: Dataset | None) -> dict[str, Any]:
     return {} if clips is None else {"data (clips and labels)": clips.former_fingerprint}
 
 
-def _folder_content(place: str) -> str:
+def _folder_content(source: str) -> str:
     """A hash of the files in a model's folder; of a model on the hub, its id."""
-    files = sorted(file for file in Path(place).glob("*") if file.is_file())
+    files = sorted(file for file in Path(source).glob("*") if file.is_file())
     hashes = "".join(f"{file.name} {remembered_hash(file)}\n" for file in files)
-    return hashlib.sha256(hashes.encode()).hexdigest()[:16] if files else f"of {place}"
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16] if files else f"of {source}"

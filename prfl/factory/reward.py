@@ -15,7 +15,7 @@ from prfl.config.schema import Config
 from prfl.config.sections.reward import AestheticConfig, LatentRewardConfig, PixelRewardConfig, PublicRewardConfig
 from prfl.factory import provenance
 from prfl.factory.by_name import build_by_name
-from prfl.factory.data import clip_size
+from prfl.factory.data import video_size
 from prfl.reward import pixel
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
@@ -92,7 +92,7 @@ def load_followed_reward(config: Config, model: Backbone) -> Reward:
             what = f"the reward at {path} is a {member.space} one"
             fix = f"space: {member.space}" if not several else f"name {config.reward.space} rewards only"
             raise PrflError(what, where="reward.path" if several else "reward.space", fix=fix)
-        check_clip(member.card, clip_size(config.data), path)
+        check_clip(member.card, video_size(config.data), path)
         members.append(member)
     reward: Reward = members[0]
     if isinstance(config.reward, LatentRewardConfig) and len(members) > 1:

@@ -13,7 +13,7 @@ from prfl.config.schema import Config
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.factory.backbone import build_backbone, policy_adapter_name
-from prfl.factory.data import clip_size
+from prfl.factory.data import video_size
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.policy import load_policy, weights_hash
 from prfl.factory.prompts import check_prompts, load_prompts
@@ -77,7 +77,7 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
         progress=progress("sampling"),
     )
     write_manifest(folder / MANIFEST, rows)
-    page = write_page(folder / PAGE, rows, asked, clip_size(config.data), progress("writing the page"))
+    page = write_page(folder / PAGE, rows, asked, video_size(config.data), progress("writing the page"))
     size = page.stat().st_size / 2**20
     console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
     console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)

@@ -10,13 +10,13 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from prfl.data.manifest import LabelledVideo
 from prfl.data.video import read_video
+from prfl.data.video_size import VideoSize
 from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.style import STYLE
 from prfl.rollout.sampling import Progress
@@ -31,12 +31,12 @@ def write_page(
     path: Path,
     rows: Sequence[LabelledVideo],
     dimensions: Sequence[str],
-    clip: Mapping[str, Any],
+    size: VideoSize,
     progress: Progress = iter,
 ) -> Path:
     """Write the page (atomically) to ``path``, in the folder of the manifest of ``rows``.
 
-    dimensions: what is asked of every pair.  clip: keyword arguments of ``read_video``.
+    dimensions: what is asked of every pair.  size: of the videos, as they are read.
     Raises PrflError where no prompt has two videos.
     """
     pairs = page_pairs(path.parent, rows)
@@ -44,7 +44,7 @@ def write_page(
         raise PrflError("no prompt has two videos to compare", where=str(path), fix="--per-prompt 2 or more")
     videos = {}
     for row in progress(rows):
-        data = browser_mp4(read_video(row.video, **clip), clip["fps"])
+        data = browser_mp4(read_video(row.video, size), size.fps)
         videos[_name(path.parent, row.video)] = base64.b64encode(data).decode()
 
     # What the page shows, and the files that it is made of.

@@ -31,7 +31,7 @@ class Stateful(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint saves of it, the same on every process; empty where there is nothing."""
+        """Return what a checkpoint saves of it, the same on every process; empty where there is nothing."""
         ...
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -44,7 +44,7 @@ class Objective(Protocol):
     """One method: which samples, which forward passes, which gradients."""
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
-        """Forward and backward for these global sample indices.
+        """Run forward and backward for these global sample indices.
 
         Adds the gradient of the *mean* loss over ``indices`` to ``.grad`` of ``parameters()`` and returns metrics.
         Every random draw is a function of (seed, step, index), so how a batch is split changes nothing but rounding.
@@ -54,9 +54,9 @@ class Objective(Protocol):
         ...
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What the optimizer updates, by name."""
+        """Return what the optimizer updates, by name."""
         ...
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The batch as it was drawn, tensors and json-able facts: written to the run folder when a step fails."""
+        """Return the batch as it was drawn, tensors and facts for JSON, to be written when a step fails."""
         ...

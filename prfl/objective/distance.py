@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Backbone
+from prfl.backbone.condition import Condition
+from prfl.rollout.plan import StepPlan, order
+from prfl.rollout.trajectory import Trajectory
 
-State = tuple[Tensor, Tensor]  # latents (b, c, t, h, w), sigma ()
+State = tuple[Float[Tensor, "b c t h w"], Float[Tensor, ""]]
+"""Latents, and their sigma."""
+
+
+def trained_states(trajectory: Trajectory, step_plan: StepPlan) -> Iterator[State]:
+    """Yield the states that a step trains at, one at a time: they may wait in host memory."""
+    for k in sorted(step_plan.plan.trains, key=order):
+        x = trajectory.at(k)
+        yield x, trajectory.sigma(k, x)
 
 
 def squared_difference(backbone: Backbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """(b,) means of (v_policy - v_base)^2 without guidance; sigma: () or (b,).
+    """Return (b,) means of (v_policy - v_base)^2 without guidance; sigma: () or (b,).
 
     The base gets no graph.  Run it under the policy's adapter.
     """
@@ -25,7 +37,7 @@ def squared_difference(backbone: Backbone, latents: Tensor, sigma: Tensor, condi
 
 @torch.no_grad()
 def velocity_distance(backbone: Backbone, adapter: str, states: Iterable[State], condition: Condition) -> float:
-    """Mean over states of ``squared_difference``; each is asked for when its turn comes: it may be in host memory."""
+    """Return the mean over states of ``squared_difference``; they are taken one at a time, from host memory too."""
     with backbone.adapter(adapter):
         values = [squared_difference(backbone, x, sigma, condition).mean() for x, sigma in states]
     return float(torch.stack(values).mean())
@@ -34,8 +46,10 @@ def velocity_distance(backbone: Backbone, adapter: str, states: Iterable[State],
 def accumulate_distance(
     backbone: Backbone, adapter: str, states: Iterable[State], count: int, condition: Condition, weight: float
 ) -> float:
-    """``velocity_distance`` over ``count`` states, with the gradient of weight * it added to ``.grad``; one state's
-    graph at a time."""
+    """Add the gradient of weight * ``velocity_distance`` over ``count`` states to ``.grad``, and return the distance.
+
+    One state's graph is alive at a time.
+    """
     total = 0.0
     with backbone.adapter(adapter):
         for latents, sigma in states:

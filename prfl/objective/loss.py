@@ -31,7 +31,7 @@ class RewardLoss:
     scale: float = 0.1
 
     def __call__(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """(loss (b,), r (b,))."""
+        """Return (loss (b,), r (b,))."""
         reward = total(scores, self.weights, self.aggregate)
         missing = self.target - reward
         return self.scale * (missing.relu() if self.shape == "hinge" else -reward), reward
@@ -47,7 +47,7 @@ def loss_gradient(
     *,
     at_once: int | None = None,
 ) -> tuple[Float[Tensor, "b c t h w"], dict[str, float]]:
-    """d mean(loss) / d latents on a detached leaf, and metrics; nothing of the reward's graph is left behind.
+    """Return d mean(loss) / d latents on a detached leaf, and metrics; nothing of the reward's graph is left behind.
 
     at_once: samples whose graph lives at once, None is all; the mean is a sum over samples, so the gradient is the
     same.  Raises PrflError when no gradient gets from the reward to the latents.  One that is not finite is returned as
@@ -89,7 +89,7 @@ def seed_gradients(
     step_plan: StepPlan,
     weights: Float[Tensor, " b"] | None,
 ) -> tuple[dict[Node, Float[Tensor, "b c t h w"]], dict[str, float]]:
-    """The seeds of a plan, one reward at a time, and the means of their metrics.
+    """Return the seeds of a plan, one reward at a time, and the means of their metrics.
 
     read: ``loss_gradient`` at (latents, sigma).  scored: latents by node.  weights: of each sample's loss.
     """

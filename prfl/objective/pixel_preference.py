@@ -49,34 +49,37 @@ class PixelPreference:
         with clock("data"):
             batch = draw_examples(self.dataset, self.examples, self.seed, indices)
             pixels = self.pixels(batch)
+
+        # The frames that are shown: some of them, in order.
         count = pixels.shape[2]
         shown = torch.arange(count)
         if self.frames is not None and self.frames < count:
             order = torch.randperm(count, generator=rng.generator(self.seed, "preference/frames", step))
             shown = order[: self.frames].sort().values
+
         with clock("reward"):
             times = shown / max(count - 1, 1)
             logits = self.reward.logits(pixels[:, :, shown.to(pixels.device)], batch.condition, times)
             sigma = torch.zeros(len(indices), device=pixels.device)
-            loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta, self.examples.known)
+            loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta, self.examples.labelled)
         with clock("backward"):
             loss.backward()
         return metrics | clock.metrics()
 
     @torch.no_grad()
     def pixels(self, batch: Drawn) -> Float[Tensor, "n 3 f H W"]:
-        """Decoded clips, through float16 whether they are kept or not, so that keeping them changes nothing."""
+        """Return decoded clips, through float16 whether they are kept or not, so that keeping them changes nothing."""
         fresh = {row: at for at, row in enumerate(batch.rows) if row not in self.decoded}
         clips = {row: self.decoded[row] for row in batch.rows if row not in fresh}
         if fresh:
-            made = self.backbone.decode(batch.latents[list(fresh.values())]).half().cpu()
-            clips |= dict(zip(fresh, made, strict=True))
+            decoded = self.backbone.decode(batch.latents[list(fresh.values())]).half().cpu()
+            clips |= dict(zip(fresh, decoded, strict=True))
         if self.keep_decoded:
             self.decoded |= clips
         return torch.stack([clips[row] for row in batch.rows]).to(batch.latents)
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The batch as it was drawn, for a person who wants to know why it failed."""
+        """Return the batch as it was drawn, for a person who wants to know why it failed."""
         batch = draw_examples(self.dataset, self.examples, self.seed, indices)
         tensors = {"latents": batch.latents} | {f"target/{name}": t for name, t in batch.targets.items()}
         return tensors, {"prompts": batch.prompts}

@@ -26,7 +26,7 @@ SigmaSampling = Literal["uniform", "shifted", "mixture"]
 def draw_sigma(
     sampling: SigmaSampling, shift: float, seed: int, step: int, indices: Sequence[int]
 ) -> Float[Tensor, " b"]:
-    """Noise levels in [0, 1): even, as a sampler with this shift spreads them, or (``mixture``) half of each."""
+    """Return noise levels in [0, 1): even, as a sampler with this shift spreads them, or (``mixture``) half of each."""
     u = rng.uniform(seed, "preference/sigma", step, indices)
     shifted = shift_sigmas(u, shift)
     if sampling == "mixture":
@@ -41,12 +41,12 @@ def reward_loss(
     targets: dict[str, Tensor],
     sigma: Float[Tensor, " examples"],
     eta: float,
-    known: dict[str, float],
+    labelled: dict[str, float],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Mean over examples and dimensions, and metrics.
+    """Return the mean over examples and dimensions, and metrics.
 
     logits: (examples,) for ``bce``, (2 examples,) for pairs: all a, then all b.  sigma: one for both sides.
-    known: share of all examples that have a target, by dimension.  A dimension's mean is over what the batch would
+    labelled: share of all examples that have a target, by dimension.  A dimension's mean is over what the batch would
     have at that share, not over what it happens to have: so it is a sum over examples, however a batch is split.
     """
     terms, metrics = [], {}
@@ -59,7 +59,9 @@ def reward_loss(
         else:
             a, b = logit.chunk(2)
             score, term = a - b, pair_loss(loss, a, b, target, sigma, eta)
-        terms.append(term * (float((~target.isnan()).double().mean()) / known[name]))
+
+        terms.append(term * (float((~target.isnan()).double().mean()) / labelled[name]))
+
         decided = (target - 0.5).abs() > 0  # neither missing nor a tie
         if decided.any():
             right = ((score > 0) == (target > 0.5))[decided].double().mean()
@@ -117,14 +119,14 @@ class Preference:
         with self.reward.selected(dropout):  # until backward is over: checkpointing recomputes
             with clock("reward"):
                 logits = self.reward.logits(noisy, each, batch.condition)
-                known = self.examples.known
-                loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta, known)
+                labelled = self.examples.labelled
+                loss, metrics = reward_loss(self.loss, logits, batch.targets, sigma, self.eta, labelled)
             with clock("backward"):
                 loss.backward()
         return metrics | clock.metrics()
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The batch as it was drawn, for a person who wants to know why it failed."""
+        """Return the batch as it was drawn, for a person who wants to know why it failed."""
         batch, sigma, noise = self.draw(step, indices)
         tensors = {"latents": batch.latents, "sigma": sigma, "noise": noise}
         return tensors | {f"target/{name}": t for name, t in batch.targets.items()}, {"prompts": batch.prompts}

@@ -52,17 +52,17 @@ class FreshRollout:
         pass
 
     def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
-        """The step that the samples are rolled out in, and the indices that they have there."""
+        """Return the step that the samples are rolled out in, and the indices that they have there."""
         return step, list(indices)
 
     def trajectory(
         self, roll: Roll, plans: Plans, parameters: Mapping[str, nn.Parameter], step: int, indices: Sequence[int]
     ) -> Trajectory:
-        """What the step works on."""
+        """Return what the step works on."""
         return roll([plans(step)], step, indices)
 
     def scored(self, network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[Node, Tensor]:
-        """The latents at the seeds: the chain's own, and where the other edges to them end."""
+        """Return the latents at the seeds: the chain's own, and where the other edges to them end."""
         on_chain = {node: trajectory.at(node) for node in step_plan.seeds if trajectory.has(node)}
         edges = [edge for edge in step_plan.scored_edges if edge.target not in on_chain]
         return on_chain | {edge.target: target_latents(network, trajectory, edge) for edge in edges}
@@ -112,14 +112,14 @@ class ReusedRollout:
             self.trajectories.clear()
 
     def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
-        """The step of the rollout, and the indices that these samples had there."""
+        """Return the step of the rollout, and the indices that these samples had there."""
         assert self.rolled_at is not None
         return self.rolled_at, [index - (step - self.rolled_at) * self.batch for index in indices]
 
     def trajectory(
         self, roll: Roll, plans: Plans, parameters: Mapping[str, nn.Parameter], step: int, indices: Sequence[int]
     ) -> Trajectory:
-        """What ``step`` sees of the rollout: its latents, and in step R alone its outputs and what was cached of it."""
+        """Return what ``step`` sees of the rollout: its latents; in step R its outputs and the share cached, too."""
         rolled_at, first_indices = self.origin(step, indices)
         part = tuple(first_indices)
         if part not in self.trajectories:
@@ -131,13 +131,13 @@ class ReusedRollout:
         return stored if step == rolled_at else replace(stored, outputs={}, cached=None)
 
     def scored(self, network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[Node, Tensor]:
-        """The latents at the seeds under the present policy: not those stored there (``edge_ends``)."""
+        """Return the latents at the seeds under the present policy: not those stored there (``edge_ends``)."""
         return edge_ends(network, trajectory, step_plan)
 
     def metrics(
         self, network: Network, scored: Mapping[Node, Tensor], step_plan: StepPlan, step: int, indices: Sequence[int]
     ) -> dict[str, float]:
-        """The rollout's age in steps, and from the next one on how far the scored latents have moved from it."""
+        """Return the rollout's age in steps, and from the next one on how far the scored latents have moved from it."""
         rolled_at, first_indices = self.origin(step, indices)
         age = {"rollout_age": float(step - rolled_at)}
         if rolled_at == step:
@@ -145,7 +145,7 @@ class ReusedRollout:
         return age | {"drift": drift(network, self.trajectories[tuple(first_indices)], scored, step_plan)}
 
     def after_step(self, metrics: Mapping[str, float]) -> None:
-        """metrics: of a whole step, over all processes."""
+        """Note whether the next step makes a new rollout.  metrics: of a whole step, over all processes."""
         self.stale = self.drift_limit is not None and metrics.get("drift", 0.0) > self.drift_limit
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ class ReusedRollout:
         return facts | {f"weights/{name}": value for name, value in self.weights.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-        """Raises PrflError when the weights are of other parameters."""
+        """Go on from what ``state_dict`` gave.  Raises PrflError when the weights are of other parameters."""
         weights = {k.removeprefix("weights/"): value for k, value in tensors.items() if k.startswith("weights/")}
         if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
             what = "the checkpoint's rollout was made with weights that do not fit the policy's"
@@ -166,7 +166,7 @@ class ReusedRollout:
 
 
 def edge_ends(network: Network, trajectory: Trajectory, step_plan: StepPlan) -> dict[Node, Tensor]:
-    """Where the edges to the seeds end, from the stored latents that they start at; not those stored there."""
+    """Return where the edges to the seeds end, from the stored latents that they start at; not those stored there."""
     return {edge.target: target_latents(network, trajectory, edge) for edge in step_plan.scored_edges}
 
 
@@ -176,7 +176,7 @@ def drift(
     ends: Mapping[Node, Float[Tensor, "*latents"]],
     step_plan: StepPlan,
 ) -> float:
-    """Mean over samples and scored edges.  ends: the edges' ends as they are now, by node."""
+    """Return the mean over samples and scored edges.  ends: the edges' ends as they are now, by node."""
     ends_then = edge_ends(network, stored, step_plan)
     ratios = []
     for edge in step_plan.scored_edges:

@@ -24,7 +24,7 @@ from prfl.backbone.condition import Condition
 from prfl.backbone.kernels import cheaper_calls
 from prfl.data.conditions import remember
 from prfl.data.dataset import LatentDataset
-from prfl.objective.distance import accumulate_distance, velocity_distance
+from prfl.objective.distance import accumulate_distance, trained_states, velocity_distance
 from prfl.objective.loss import RewardLoss, loss_gradient, seed_gradients
 from prfl.objective.methods.base import Method
 from prfl.objective.methods.leapalign import leap_similarity
@@ -148,7 +148,7 @@ class RewardGradient:
         return metrics | {"latents/max": largest} | self.facts(step_plan) | clock.metrics()
 
     def facts(self, step_plan: StepPlan) -> dict[str, float]:
-        """What was drawn, for the log."""
+        """Return what was drawn, for the log."""
         steps, first_trained = self.schedule.steps, min(step_plan.plan.trains, key=order)
         facts = {"sampled_step": float(node_number(first_trained, steps))}
         if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
@@ -156,20 +156,20 @@ class RewardGradient:
         return facts | {"node": float(node_number(step_plan.node, steps)), "sigma": step_plan.sigma(step_plan.node)}
 
     def masks(self, step: int, indices: Sequence[int]) -> Int[Tensor, " b"]:
-        """The seeds of the adapter's dropout: one mask a sample, for rollout, edges and adjoint alike."""
+        """Return the seeds of the adapter's dropout: one mask a sample, for rollout, edges and adjoint alike."""
         return rng.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.facts.device)
 
     def policy(self, masks: Int[Tensor, " b"]) -> AbstractContextManager:
-        """The policy's adapter, with these masks."""
+        """Select the policy's adapter, with these masks."""
         return self.backbone.adapter(self.adapter, masks)
 
     def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
-        """The step whose rollout is used, and the indices that these samples had in it."""
+        """Return the step whose rollout is used, and the indices that these samples had in it."""
         self.rollouts.begin(step, self.parameters())
         return self.rollouts.origin(step, indices)
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Float[Tensor, "b c t h w"]]:
-        """Prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
+        """Draw prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
         noise = rng.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.facts.device)
         first = self.method.plan(step).first
         if first == 0:
@@ -185,11 +185,11 @@ class RewardGradient:
         return clips.prompts, clips.condition, renoised(self.schedule, first, clips.latents.to(noise), noise)
 
     def noises(self, step: int, indices: Sequence[int]) -> rng.ChainNoises:
-        """The noise of a stochastic solver's steps for these samples."""
+        """Return the noise of a stochastic solver's steps for these samples."""
         return rng.ChainNoises(self.latent_shape, self.seed, step, indices)
 
     def network(self, condition: Condition) -> Network:
-        """The policy's guided velocity of these samples."""
+        """Return the policy's guided velocity of these samples."""
         scale, empty = self.guidance.scale, None
         if scale != 1:
             empty = self.backbone.condition([""] * len(condition))
@@ -198,7 +198,7 @@ class RewardGradient:
     def trajectory(
         self, network: Network, start: Float[Tensor, "b c t h w"], step: int, indices: Sequence[int]
     ) -> Trajectory:
-        """What the step works on: rolled out for it, or what it sees of a rollout that serves several steps."""
+        """Return what the step works on: rolled out for it, or what it sees of a rollout that serves several steps."""
         return self.rollouts.trajectory(partial(self.roll, network, start), self.plan, self.parameters(), step, indices)
 
     def roll(
@@ -213,6 +213,7 @@ class RewardGradient:
         first, reused = plans[0], self.rollouts.reused
         needs = requirements(plans, self.schedule, self.stride, retains_graph(self.backbone, first), reused)
         calls = None if self.cheaper == EXACT else cheaper_calls(self.backbone, self.cheaper, needs.exact)
+
         trajectory = rollout(
             network,
             start,
@@ -232,7 +233,7 @@ class RewardGradient:
     def renoise(
         self, trajectory: Trajectory, step_plan: StepPlan, step: int, indices: Sequence[int]
     ) -> dict[Renoised, Float[Tensor, "b c t h w"]]:
-        """The states beside the chain that the plan has of its end, noised anew."""
+        """Return the states beside the chain that the plan has of its end, noised anew."""
         states = {}
         for node in step_plan.renoised:
             clean = trajectory.at(self.schedule.steps)
@@ -249,21 +250,17 @@ class RewardGradient:
         step: int,
         weights: Float[Tensor, " b"] | None,
     ) -> tuple[dict[Node, Float[Tensor, "b c t h w"]], dict[str, float]]:
-        """The seeds, and the means of their metrics.  weights: of each sample's loss."""
+        """Return the seeds, and the means of their metrics.  weights: of each sample's loss."""
         read = partial(loss_gradient, self.scorer, self.loss, condition=condition, step=step, at_once=self.reward_batch)
         return seed_gradients(read, scored, step_plan, weights)
 
     def distance(
         self, step: int, trajectory: Trajectory, step_plan: StepPlan, condition: Condition
     ) -> dict[str, float]:
-        """Mean over the trained states of mean (v_policy - v_base)^2; its gradient is added where it has a weight."""
-        trained = sorted(step_plan.plan.trains, key=order)
-        latents = ((k, trajectory.at(k)) for k in trained)  # one at a time: they may wait in host memory
-        states = ((x, trajectory.sigma(k, x)) for k, x in latents)
+        """Return the mean (v_policy - v_base)^2 at the trained states, and add its gradient where it has a weight."""
+        states, count = trained_states(trajectory, step_plan), len(step_plan.plan.trains)
         if self.distance_weight:
-            value = accumulate_distance(
-                self.backbone, self.adapter, states, len(trained), condition, self.distance_weight
-            )
+            value = accumulate_distance(self.backbone, self.adapter, states, count, condition, self.distance_weight)
         elif self.distance_every and step % self.distance_every == 0:
             value = velocity_distance(self.backbone, self.adapter, states, condition)
         else:
@@ -280,7 +277,7 @@ class RewardGradient:
         self.rollouts.load_state_dict(tensors, self.parameters())
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The batch as it was drawn, and its latents rolled out anew."""
+        """Return the batch as it was drawn, and its latents rolled out anew."""
         origin, step_plan = self.origin(step, indices), self.plan(step)
         prompts, condition, start = self.draw(*origin)
         network = self.network(condition)
@@ -297,5 +294,5 @@ class RewardGradient:
 
 
 def retains_graph(backbone: Backbone, step_plan: StepPlan) -> bool:
-    """One edge under checkpointing: its graph is small, so it is kept rather than run again by the adjoint."""
+    """Return whether one edge's graph is kept rather than run again by the adjoint: checkpointed, it is small."""
     return backbone.running.checkpointing != "none" and len(step_plan.plan.edges) == 1

@@ -74,13 +74,13 @@ class Sft:
         return {"loss": float(loss.detach())} | clock.metrics()
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The batch as it was drawn, for a person who wants to know why it failed."""
+        """Return the batch as it was drawn, for a person who wants to know why it failed."""
         batch = self.draw(step, indices)
         tensors = {"clean": batch.clean, "noise": batch.noise, "sigma": batch.sigma}
         return tensors, {"prompts": batch.prompts, "dropped": batch.dropped}
 
 
 def drop_prompts(condition: Condition, empty: Condition, dropped: Sequence[bool]) -> Condition:
-    """``condition`` with the samples that are marked replaced by the empty prompt's (a batch of one)."""
+    """Return ``condition`` with the samples that are marked replaced by the empty prompt's (a batch of one)."""
     last = len(condition)
     return Condition.cat([condition, empty])[[last if drop else i for i, drop in enumerate(dropped)]]

@@ -117,7 +117,7 @@ class AestheticReward:
 
     @classmethod
     def untrained(cls) -> AestheticReward:
-        """One of its sizes, to be counted on ``meta``."""
+        """Build one of the published size (ViT-L/14) with random weights, whose bytes are counted on ``meta``."""
         return cls(CLIPModel(CLIPConfig(**VIT_L_14)), AestheticMlp())
 
     def parameters(self) -> Iterator[nn.Parameter]:

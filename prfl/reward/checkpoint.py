@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.backbone.weights import check_finite
+from prfl.data.video_size import VideoSize
 from prfl.reward.checkpoint_schema import AGAIN, StoredLatent, StoredPixel, config_hash, validated
 from prfl.reward.checkpoint_schema import RewardCard as RewardCard
 from prfl.utils.errors import PrflError
@@ -216,12 +217,12 @@ def check_fit(trained_on: Mapping[str, object], backbone: Mapping[str, object], 
         )
 
 
-def check_clip(card: RewardCard, clip: Mapping[str, int | float], reward: str) -> None:
+def check_clip(card: RewardCard, size: VideoSize, reward: str) -> None:
     """Raise PrflError where the videos to be scored are not like those that the reward was trained on.
 
-    clip: frames, fps, height and width; a reward sees speed by fps, and size by tokens.
+    A reward sees speed by fps, and size by tokens.
     """
-    for name, value in clip.items():
+    for name, value in asdict(size).items():
         trained = getattr(card, name)
         if trained is None:
             continue

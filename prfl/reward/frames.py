@@ -17,7 +17,7 @@ Frames = Literal["all", "one"] | int
 
 
 def draw_frames(count: int, frames: Frames, seed: int, step: int) -> list[int]:
-    """Sorted indices of the latent frames that are decoded in this step: one of each of so many equal parts."""
+    """Return sorted indices of the latent frames that are decoded in this step: one of each of so many equal parts."""
     number = count if frames == "all" else 1 if frames == "one" else min(frames, count)
     bounds = [count * part // number for part in range(number + 1)]
     drawn = []
@@ -29,6 +29,6 @@ def draw_frames(count: int, frames: Frames, seed: int, step: int) -> list[int]:
 def decode_frames(
     backbone: Backbone, latents: Float[Tensor, "b c t h w"], chosen: Sequence[int]
 ) -> tuple[Float[Tensor, "b 3 f H W"], Float[Tensor, " f"]]:
-    """Pixels of the chosen latent frames, and their times in [0, 1] of the whole clip."""
+    """Return pixels of the chosen latent frames, and their times in [0, 1] of the whole clip."""
     times = pixel_times(chosen, latents.shape[2], backbone.facts.temporal_factor)
     return backbone.decode(latents, chosen), times.to(latents.device)

@@ -1,7 +1,7 @@
 """The head of a latent reward: tokens of the frozen transformer in, one logit per named dimension out.
 
-A learned query attends over every token of the video (PRFL, arXiv 2511.21541: mean pooling is 1 point worse there,
-6 to 9 points worse on Wan in PRISM, arXiv 2606.20310), and an MLP reads what it gathered.
+A learned query attends over every token of the video, and an MLP reads what it gathered.  Mean pooling is 1 point
+worse in PRFL (arXiv 2511.21541), and 6 to 9 points worse on Wan in PRISM (arXiv 2606.20310).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EPS = 1e-5  # of the tokens' LayerNorms
 
 
 def sigma_embedding(sigma: Float[Tensor, " b"]) -> Float[Tensor, "b e"]:
-    """Sines and cosines of sigma, wavelengths from 2 down to 0.01: sigma 0.95 and 0.98 are far apart in it."""
+    """Compute sines and cosines of sigma, wavelengths from 2 down to 0.01: sigma 0.95 and 0.98 are far apart in it."""
     frequencies = torch.logspace(0, math.log10(200.0), FILM_FREQUENCIES, device=sigma.device, dtype=sigma.dtype)
     angles = math.pi * sigma[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def distinct(dimensions: Sequence[str]) -> tuple[str, ...]:
-    """The names of the reward dimensions.  Raises PrflError for none, or for one that is given twice."""
+    """Return the names of the reward dimensions as a tuple.  Raises PrflError for none, or for a name given twice."""
     if not dimensions or len(set(dimensions)) != len(dimensions):
         raise PrflError(
             f"the reward's dimensions are {list(dimensions)}",
@@ -42,7 +42,7 @@ def distinct(dimensions: Sequence[str]) -> tuple[str, ...]:
 
 
 class RewardHead(nn.Module):
-    """Features of one or more blocks, each (b, tokens, width), to logits (b, dimensions).
+    """Maps features of one or more blocks, each (b, tokens, width), to logits (b, dimensions).
 
     width: hidden width of the transformer.  blocks: how many blocks' features come in; each is normalised on its
     own, then all are projected together to ``inner`` channels.  pooling: ``query`` (``n_queries`` learned queries,
@@ -70,6 +70,7 @@ class RewardHead(nn.Module):
                 where="reward.head",
                 fix="let heads divide inner",
             )
+
         self.dimensions = distinct(dimensions)
         # What ``RewardHead(**settings)`` needs to be built again; it is what a saved head carries.
         self.settings: dict[str, object] = dict(
@@ -83,12 +84,14 @@ class RewardHead(nn.Module):
             pooling=pooling,
             film=film,
         )
+
         self.norms = nn.ModuleList([nn.LayerNorm(width, EPS) for _ in range(blocks)])
         self.project = nn.Linear(width * blocks, inner)
         self.film = nn.Linear(2 * FILM_FREQUENCIES, 2 * inner) if film else None
         if self.film is not None:
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
+
         self.pool = QueryPooling(inner, heads, n_queries) if pooling == "query" else MeanPooling()
         pooled = inner * n_queries if pooling == "query" else inner
         self.mlp = nn.Sequential(
@@ -101,22 +104,27 @@ class RewardHead(nn.Module):
         )
 
     def forward(self, features: list[Float[Tensor, "b n d"]], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """features: one tensor per block, any float dtype (computed in the head's own).  sigma in [0, 1]."""
+        """Compute logits.  features: one tensor per block, any float dtype; computed in the head's.  sigma: (b,)."""
         assert len(features) == len(self.norms), f"built for {len(self.norms)} blocks, got {len(features)}"
+
         # The norms' weights and biases and all that follows up to the pooling is linear in the normalised tokens:
         # scale * (embed n) + constant.  So tokens are pooled first, and the rest is done to what was gathered.
         embed = self.project.weight * torch.cat([norm.weight for norm in self.norms])
         constant = self.project(torch.cat([norm.bias for norm in self.norms]))
+
         scale = None
         if self.film is not None:
             scale, shift = self.film(sigma_embedding(sigma.to(embed.dtype))).unsqueeze(1).chunk(2, dim=2)
             scale, constant = 1 + scale, constant * (1 + scale) + shift
+
         return self.mlp(self.pool(features, embed, constant, scale))
 
 
 class QueryPooling(nn.Module):
-    """softmax(q (h W_K)^T / sqrt(d)) (h W_V) + q, per query; h = scale * (embed n) + constant, n the tokens after
-    their LayerNorms.  Returns (b, queries * inner)."""
+    """Pools by attention: softmax(q (h W_K)^T / sqrt(d)) (h W_V) + q, per query.
+
+    h = scale * (embed n) + constant, n the tokens after their LayerNorms.  Returns (b, queries * inner).
+    """
 
     def __init__(self, inner: int, heads: int, n_queries: int) -> None:
         super().__init__()
@@ -140,7 +148,7 @@ class QueryPooling(nn.Module):
 
 
 class MeanPooling(nn.Module):
-    """The mean over tokens: the baseline that a learned query has to beat."""
+    """Pools by the mean over tokens: the baseline that a learned query has to beat.  Returns (b, inner)."""
 
     def forward(
         self,

@@ -20,7 +20,7 @@ Scalar = Float[Tensor, ""]
 
 
 def mean_where_labelled(loss: Batch, label: Batch) -> Scalar:
-    """Mean of ``loss`` over entries whose label is not nan.  Raises PrflError when there is none."""
+    """Average ``loss`` over entries whose label is not nan.  Raises PrflError when there is none."""
     present = ~label.isnan()
     if not present.any():
         raise PrflError(
@@ -31,18 +31,21 @@ def mean_where_labelled(loss: Batch, label: Batch) -> Scalar:
 
 
 def bce(logit: Batch, label: Batch) -> Scalar:
-    """Cross-entropy of sigmoid(logit) with a label in [0, 1]."""
+    """Compute the cross-entropy of sigmoid(logit) with a label in [0, 1]."""
     loss = F.binary_cross_entropy_with_logits(logit, label.nan_to_num(0.5).to(logit), reduction="none")
     return mean_where_labelled(loss, label)
 
 
 def bradley_terry(a: Batch, b: Batch, preference: Batch) -> Scalar:
-    """P(a > b) = sigmoid(a - b).  It has no outcome for a tie: one pulls the two scores together (target 1/2)."""
+    """Compute the cross-entropy of P(a > b) = sigmoid(a - b).
+
+    The model has no outcome for a tie: its target is 1/2, which pulls the two scores together.
+    """
     return bce(a - b, preference)
 
 
 def rao_kupper_log_probabilities(a: Batch, b: Batch, eta: float) -> tuple[Batch, Batch, Batch]:
-    """log P(a wins), log P(b wins), log P(tie) of the Bradley-Terry model with ties (Rao and Kupper, 1967).
+    """Compute log P(a wins), log P(b wins), log P(tie) of Bradley-Terry with ties (Rao and Kupper, 1967).
 
     P(a wins) = e^a / (e^a + eta e^b);  P(tie) = (eta^2 - 1) e^(a+b) / ((e^a + eta e^b) (eta e^a + e^b)).
     PRISM (arXiv 2606.20310) prints the first with eta on the other term: that one is capped at 1 / eta and the
@@ -57,21 +60,22 @@ def rao_kupper_log_probabilities(a: Batch, b: Batch, eta: float) -> tuple[Batch,
 
 
 def rao_kupper(a: Batch, b: Batch, preference: Batch, eta: float = 5.0) -> Scalar:
-    """Negative log likelihood under Rao-Kupper; at eta = 5 two equal scores tie with probability 2/3."""
+    """Compute the negative log likelihood under Rao-Kupper; at eta = 5 two equal scores tie with probability 2/3."""
     a_wins, b_wins, tie = rao_kupper_log_probabilities(a, b, eta)
     loss = -torch.where(preference == 1, a_wins, torch.where(preference == 0, b_wins, tie))
     return mean_where_labelled(loss, preference)
 
 
 def thurstone_variance(sigma: Batch) -> Batch:
-    """Variance of a difference of two scores at sigma: 2 (2 sigma^2 + 0.05), as in DiNa-LRM."""
+    """Compute the variance of a difference of two scores at sigma: 2 (2 sigma^2 + 0.05), as in DiNa-LRM."""
     return 2 * (2 * sigma**2 + 0.05)
 
 
 def thurstone(a: Batch, b: Batch, preference: Batch, sigma: Batch) -> Scalar:
-    """P(a > b) = Phi((a - b) / sqrt(variance(sigma))): the noisier the latents, the less a difference has to mean.
+    """Compute the cross-entropy of P(a > b) = Phi((a - b) / sqrt(variance(sigma))).
 
-    The loss is the cross-entropy; a tie has target 1/2, as in ``bradley_terry``.  Both sides are at ``sigma``.
+    The noisier the latents, the less a difference has to mean.  A tie has target 1/2, as in ``bradley_terry``.  Both
+    sides are at ``sigma``.
     """
     z = (a - b) / thurstone_variance(sigma).to(a).sqrt()
     target = preference.nan_to_num(0.5).to(a)

@@ -14,30 +14,33 @@ PAPER = "https://arxiv.org/abs/2511.21541"
 
 
 def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
-    """From the content of a saved reward's config.json.  name: what to load it by."""
+    """Write the card from the content of a saved reward's config.json.  name: what to load it by."""
     card, kind = config["card"], str(config["format"]).removeprefix("prfl-")
     backbone = config.get("backbone") or {}
     model_id = backbone.get("model_id")
     dimensions = list(config["normalisation"]["mean"])
+
     data = ModelCardData(
         library_name="prfl",
         base_model=model_id if is_hub_id(model_id) else None,
         tags=["prfl", kind, "reward-model", "video", "arxiv:2511.21541"],
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {kind.capitalize()}: {markdown_cell(', '.join(dimensions))}"]
+
     if kind == "latent-reward":
         blocks = ("block " if len(config["blocks"]) == 1 else "blocks ") + ", ".join(map(str, config["blocks"]))
         adapter = config["adapter"]
-        own = f" with an adapter of rank {adapter['rank']} on them" if adapter else ", frozen"
+        training = f" with an adapter of rank {adapter['rank']} on them" if adapter else ", frozen"
         parts.append(
             f"Scores the noisy latents of a video model at any noise level, without decoding. It reads the hidden "
-            f"states after {blocks} (the first is 0) of `{model_id}`{own}, and "
+            f"states after {blocks} (the first is 0) of `{model_id}`{training}, and "
             f"works on that model only. The method is [PRFL]({PAPER}); here is the head, not the video model."
         )
         parts.append(USE.format(model=model_id if is_hub_id(model_id) else f"folder of {model_id}", name=name))
     else:
         parts.append("Scores the decoded pixels of clean videos. It is not noise-aware.")
         parts.append(f'```python\nimport prfl\n\nreward = prfl.PixelReward.from_pretrained("{name}")\n```')
+
     parts.append("## What it was trained on\n\n" + table(("", ""), _facts(card, backbone)))
     if card["labels"]:
         parts.append(table(("dimension", "a good label means"), list(card["labels"].items())))
@@ -56,18 +59,22 @@ scores = reward(latents, sigma, backbone.condition(prompts))  # {{dimension: (ba
 
 
 def accuracy_text(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """A table with one line a sigma bin and one column a dimension."""
+    """Write a table with one line a sigma bin and one column a dimension."""
     if not accuracy:
         return "Not measured: no validation samples were held out."
+
     bins = list(dict.fromkeys(label for values in accuracy.values() for label in values))
-    rows = [
-        (label, *(f"{accuracy[d][label]:.3f}" if label in accuracy[d] else "–" for d in accuracy)) for label in bins
-    ]
+    rows = []
+    for label in bins:
+        cells = [f"{values[label]:.3f}" if label in values else "–" for values in accuracy.values()]
+        rows.append((label, *cells))
+
     note = "Held-out pairwise accuracy *within a prompt*; 0.5 is chance. Sigma is the noise level: 0 clean, 1 noise."
     return f"{note}\n\n" + table(("sigma", *accuracy), rows)
 
 
 def _facts(card: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what is recorded of the base model and of the training videos, as (name, value)."""
     rows = [("base model", f"`{backbone['model_id']}`")] if backbone else []
     if backbone.get("revision"):
         rows.append(("revision", f"`{backbone['revision']}`"))
@@ -79,6 +86,6 @@ def _facts(card: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[tuple[s
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Write a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(markdown_cell, cells)) + " |" for cells in lines)

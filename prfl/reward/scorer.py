@@ -107,7 +107,7 @@ class PixelScorer:
         return self.read(pixels, times, condition, chosen, latents.shape[2])
 
     def read(self, pixels: Tensor, times: Tensor, condition: Condition, chosen: Sequence[int], count: int) -> Scores:
-        """The scores of decoded pixels (``decode_frames``) of the chosen ones of so many latent frames."""
+        """Return the scores of decoded pixels (``decode_frames``) of the chosen ones of so many latent frames."""
         read: Callable[..., Scores] = self.reward if self.aggregate == "sum" else self.reward.logits
         if self.temporal_decay is None:
             return read(pixels, condition, times)

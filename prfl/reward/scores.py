@@ -1,4 +1,4 @@
-"""From named logits to the number that an objective raises, and the normalisation between."""
+"""Turns named logits into the number that an objective raises, and normalises them before."""
 
 from __future__ import annotations
 
@@ -43,32 +43,43 @@ class Normalisation:
 
     @staticmethod
     def none(dimensions: Sequence[str]) -> Normalisation:
+        """Return the normalisation that changes nothing."""
         return Normalisation(dict.fromkeys(dimensions, 0.0), dict.fromkeys(dimensions, 1.0))
 
     @staticmethod
     def of(logits: Scores) -> Normalisation:
-        """Raises PrflError for a dimension whose logits are all the same: nothing can be divided by their deviation."""
+        """Compute mean and deviation of each dimension's logits (n,).
+
+        Raises PrflError for a dimension whose logits are all the same: nothing can be divided by their deviation.
+        """
+        mean = {name: float(values.double().mean()) for name, values in logits.items()}
         std = {name: float(values.double().std()) if len(values) > 1 else 0.0 for name, values in logits.items()}
+
         eps = torch.finfo(torch.float32).eps  # what varies by the rounding of a head does not vary
-        flat = [n for n, value in std.items() if not value > eps * float(logits[n].abs().amax() if value else 0)]
+        flat = []
+        for name, deviation in std.items():
+            largest = float(logits[name].abs().amax()) if deviation else 0.0  # there may be no logit at all
+            if not deviation > eps * largest:
+                flat.append(name)
         if flat:
             raise PrflError(
                 f"the scores of {', '.join(flat)} do not vary on the validation samples",
                 fix="calibrate on two or more different samples, with a head that has been trained",
             )
-        return Normalisation({name: float(values.double().mean()) for name, values in logits.items()}, std)
+        return Normalisation(mean, std)
 
     def apply(self, logits: Scores) -> Scores:
+        """Normalise logits, each (b,)."""
         return {name: (values - self.mean[name]) / self.std[name] for name, values in logits.items()}
 
 
 def total(scores: Scores, weights: Mapping[str, float] | None = None, shape: Shape = "sum") -> Float[Tensor, " b"]:
-    """The scalar that an objective raises: a weighted sum over dimensions.
+    """Compute the scalar that an objective raises, (b,): a weighted sum over dimensions.
 
     weights: the dimensions that count, by name; a dimension that is not named does not; None counts every one as 1.
     shape: ``sum`` takes the scores as they are.  ``logsigmoid`` takes raw *logits* and sums log sigmoid(logit): the
     log probability that every label is good, if they are independent.  It flattens once a label is likely good, so
-    there is little to gain from pushing a score beyond what the head has seen.
+    there is little to gain from pushing a score beyond the head's training data.
     Raises PrflError for a weight on a dimension that the reward does not have.
     """
     weights = dict.fromkeys(scores, 1.0) if weights is None else weights
@@ -79,5 +90,6 @@ def total(scores: Scores, weights: Mapping[str, float] | None = None, shape: Sha
             where="reward.weights",
             fix=f"name some of: {', '.join(scores)}",
         )
+
     shaped = {name: F.logsigmoid(scores[name]) if shape == "logsigmoid" else scores[name] for name in weights}
     return torch.stack([weight * shaped[name] for name, weight in weights.items()]).sum(0)

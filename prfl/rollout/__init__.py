@@ -1,1 +1,1 @@
-"""The chain: its convention, solvers, guidance, plans of where gradient flows, and the walk back along them."""
+"""The chain: convention, solvers, guidance, plans of where gradient flows, what they ask of a rollout, the adjoint."""

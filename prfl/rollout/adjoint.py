@@ -85,7 +85,7 @@ def _spread(
     at_latents: dict[Node, Tensor],
     at_outputs: dict[Evaluated, Tensor],
 ) -> None:
-    """Through one edge: A a to its source and b[k] a to its outputs, where they lead on to a parameter."""
+    """Spread a cotangent along one edge: A a to its source, b[k] a to its outputs, where they lead to a parameter."""
     if edge.through and edge.source in useful:
         _add(at_latents, edge.source, edge.through * edge.a * cotangent)
     for k, factor in edge.b.items():
@@ -186,7 +186,7 @@ def retain_graph(
 
 
 def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Float[Tensor, "*latents"]:
-    """a x[source] + sum b[k] f[k] + c noise: the latents an edge ends at, recomputed without autograd.
+    """Return a x[source] + sum b[k] f[k] + c noise: the latents an edge ends at, recomputed without autograd.
 
     For nodes that the chain does not visit, such as a clean prediction.
     """

@@ -43,7 +43,7 @@ def on_chain(node: Node) -> TypeGuard[int]:
 
 
 def order(node: Node) -> tuple[int, ...]:
-    """Sorts nodes so that every edge leads up: the chain, then what is noised anew, then clean predictions."""
+    """Return a key that sorts nodes so that every edge leads up: the chain, what is noised anew, clean predictions."""
     if isinstance(node, Clean):
         return 2, *order(node.source)
     if isinstance(node, Renoised):
@@ -52,7 +52,7 @@ def order(node: Node) -> tuple[int, ...]:
 
 
 def node_number(node: Node, steps: int) -> int:
-    """The number that stands for a node in logs and in the names of draws; ``steps``: N.
+    """Return the number that stands for a node in logs and in the names of draws; ``steps``: N.
 
     0 .. N on the chain, N + 1 + m for Clean(m), and from 2 N + 1 on two for each copy: Renoised, and its Clean.
     """
@@ -129,7 +129,7 @@ class Plan:
         return frozenset(useful)
 
     def passes(self, k: Evaluated, useful: Collection[Node]) -> bool:
-        """Whether evaluation k must hand a cotangent to its input latents."""
+        """Return whether evaluation k must hand a cotangent to its input latents."""
         return self.beta[k] != 0 and k in useful
 
 
@@ -163,26 +163,26 @@ class StepPlan:
         return [edge for edge in self.plan.edges if edge.target in self.seeds]
 
     def sigma(self, node: Node) -> float:
-        """Noise level at a node that an edge leads to."""
+        """Return the noise level at a node that an edge leads to."""
         return next(edge.sigma for edge in self.plan.edges if edge.target == node)
 
 
 def step_edge(schedule: SolverSchedule, i: int) -> Edge:
-    """The chain's own step i -> i + 1."""
+    """Return the chain's own step i -> i + 1."""
     sigma = float(schedule.sigmas[i + 1])
     b: dict[Evaluated, float] = {k: factor for k, factor in schedule.b[i].items()}
     return Edge(i, i + 1, schedule.a[i], b, sigma, schedule.c[i])
 
 
 def leap_edge(schedule: SolverSchedule, source: int, target: int) -> Edge:
-    """source -> target in one deterministic step of f[source]; straight-through: f[target] is at the chain's x."""
+    """Return source -> target in one deterministic step of f[source]; f[target] is taken at the chain's own x."""
     sigma = float(schedule.sigmas[target])
     a, b = leap(schedule, source, sigma)
     return Edge(source, target, a, {source: b}, sigma)
 
 
 def jump_edge(schedule: SolverSchedule, source: Evaluated) -> Edge:
-    """source -> its clean prediction."""
+    """Return source -> its clean prediction."""
     a, b = leap(schedule, source.i if isinstance(source, Renoised) else source, 0.0)
     return Edge(source, Clean(source), a, {source: b}, 0.0)
 
@@ -194,7 +194,7 @@ def chain_plan(
     beta: float = 1.0,
     last: int | None = None,
 ) -> Plan:
-    """The chain from the first trained step to node ``last`` (default N), with gradient for the steps in ``trains``.
+    """Return the plan of the chain from the first trained step to node ``last`` (default N).
 
     beta = 0 with sparse steps is DRTune; a single step with last = m + 1 is PRFL; the last K with beta = 1 is DRaFT-K.
     """
@@ -205,29 +205,29 @@ def chain_plan(
 
 
 def one_step(schedule: SolverSchedule, m: int) -> Plan:
-    """PRFL: step m alone, seed at node m + 1: dL/dtheta = B[m] J_theta f[m]^T r[m+1]."""
+    """Return PRFL's plan: step m alone, seed at node m + 1: dL/dtheta = B[m] J_theta f[m]^T r[m+1]."""
     return chain_plan(schedule, [m], beta=0.0, last=m + 1)
 
 
 def last_steps(schedule: SolverSchedule, count: int, *, beta: float = 1.0) -> Plan:
-    """DRaFT-K, and VADER with count = 1: the last ``count`` steps, seed at node N."""
+    """Return the plan of DRaFT-K, and of VADER with count = 1: the last ``count`` steps, seed at node N."""
     steps = schedule.steps
     assert 1 <= count <= steps, f"the last {count} of {steps} steps"
     return chain_plan(schedule, range(steps - count, steps), beta=beta)
 
 
 def full_chain(schedule: SolverSchedule, *, beta: float = 1.0) -> Plan:
-    """Every step, seeds anywhere; beta = 1 is the exact gradient of the whole sampler."""
+    """Return the plan of every step, seeds anywhere; beta = 1 is the exact gradient of the whole sampler."""
     return last_steps(schedule, schedule.steps, beta=beta)
 
 
 def clean_jump(schedule: SolverSchedule, m: int) -> Plan:
-    """ReFL: one jump from node m to its clean prediction, seed at Clean(m)."""
+    """Return ReFL's plan: one jump from node m to its clean prediction, seed at Clean(m)."""
     return Plan((jump_edge(schedule, m),), frozenset([m]), {m: 0.0})
 
 
 def unit_steps(schedule: SolverSchedule, plan: Plan) -> Plan:
-    """The plan with ``step_weight: unit``: every trained evaluation's parameter gradient weighs alike.
+    """Return the plan with ``step_weight: unit``: every trained evaluation's parameter gradient weighs alike.
 
     Evaluation k enters the edges from its own node with factors b[k]; the largest is brought to the chain's mean |B|.
     Under a shift |B| varies many-fold along the chain, and a jump's b is sigma: both weigh steps unlike.

@@ -46,7 +46,7 @@ def requirements(
     retain_graph: bool = False,
     reused: bool = False,
 ) -> Requirements:
-    """What the rollout of the first of ``plans`` must visit and keep, for it and for the steps after it.
+    """Return what the rollout of the first of ``plans`` must visit and keep, for it and for the steps after it.
 
     stride: where no node is needed the rollout leaps over that many steps at a time (``coarse``).
     retain_graph: the first step's only edge is run with autograd after the rollout, which then ends before it.
@@ -75,7 +75,7 @@ def requirements(
 def _kept(
     step_plan: StepPlan, steps: int, retain_graph: bool, reused: bool
 ) -> tuple[frozenset[Node], frozenset[Evaluated]]:
-    """The latents and the outputs that one step needs after the rollout."""
+    """Return the latents and the outputs that one step needs after the rollout."""
     plan, seeds = step_plan.plan, step_plan.seeds
     # The edges whose ends the rollout does not give: those beside the chain, and those that it is compared with.
     computed = [e for e in step_plan.scored_edges if reused or not on_chain(e.target)]
@@ -96,14 +96,14 @@ def _kept(
 
 
 def trained_ends(step_plan: StepPlan) -> frozenset[Node]:
-    """Both ends of every trained edge: they are visited, so that these stay the chain's own steps."""
+    """Return both ends of every trained edge: they are visited, so that these stay the chain's own steps."""
     plan = step_plan.plan
     trained = [edge for edge in plan.edges if plan.trains & edge.b.keys()]
     return frozenset(node for edge in trained for node in (edge.source, edge.target))
 
 
 def exact_nodes(step_plan: StepPlan, path: Sequence[int]) -> Set[Evaluated]:
-    """The nodes of a rollout's ``path`` at which a cheaper one computes in full (see backbone/cheaper.py).
+    """Return the nodes of a rollout's ``path`` at which a cheaper one computes in full (see backbone/cheaper.py).
 
     What the adjoint differentiates, so that an edge ends where the exact network takes it, and the last step before
     latents that are scored.  All else, a multistep solver's earlier outputs too, only decides which states are visited.
@@ -113,7 +113,7 @@ def exact_nodes(step_plan: StepPlan, path: Sequence[int]) -> Set[Evaluated]:
 
 
 def coarse(needed: Collection[int], stride: int) -> list[int]:
-    """The nodes to visit on a coarse way through all that are needed: from each of them back, every ``stride``-th.
+    """Return a coarse path through all the needed nodes: from each of them back, every ``stride``-th.
 
     What is left over is the first step of each stretch: the steps next to a needed node are alike.
     """

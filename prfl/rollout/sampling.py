@@ -48,14 +48,14 @@ class SamplingSettings:
 
 
 def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
-    """Prompt and sample index of each sample, prompt by prompt: what ``sample`` takes."""
+    """Return prompt and sample index of each sample, prompt by prompt: what ``sample`` takes."""
     return [p for p in prompts for _ in range(per_prompt)], [i for _ in prompts for i in range(per_prompt)]
 
 
 def start_noise(
     shape: Sequence[int], seed: int, prompts: Sequence[str], indices: Sequence[int]
 ) -> Float[Tensor, "b ..."]:
-    """Standard normal latents; sample ``i`` of a prompt has the same noise in whatever batch or order it is drawn."""
+    """Return standard normal latents: sample ``i`` of a prompt has the same noise in every batch and order."""
     each = [rng.normal(shape, seed, f"sample/{p}", 0, [i]) for p, i in zip(prompts, indices, strict=True)]
     return torch.cat(each)
 
@@ -70,20 +70,21 @@ def sample(
     adapter: str | None = None,
     progress: Progress = iter,
 ) -> Float[Tensor, "n c t h w"]:
-    """Clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is the base."""
+    """Draw clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is base."""
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
     schedule = settings.chain(backbone, shape)
     empty = backbone.condition([""])
+
     done = []
     with backbone.adapter(adapter):
         for start in progress(range(0, len(prompts), settings.batch)):
-            some = list(prompts[start : start + settings.batch])
-            noise = start_noise(shape, settings.seed, some, indices[start : start + settings.batch])
-            condition = backbone.condition(some)
+            batch_prompts = list(prompts[start : start + settings.batch])
+            noise = start_noise(shape, settings.seed, batch_prompts, indices[start : start + settings.batch])
+            condition = backbone.condition(batch_prompts)
             network = guided_network(
                 backbone.velocity,
                 condition,
-                empty[[0] * len(some)],
+                empty[[0] * len(batch_prompts)],
                 scale=settings.guidance_scale,
                 gradient="both",
             )
@@ -97,7 +98,7 @@ def sample(
 def decode_all(
     backbone: Backbone, latents: Float[Tensor, "n c t h w"], batch: int = 32, progress: Progress = iter
 ) -> Float[Tensor, "n 3 f H W"]:
-    """Pixels as a person sees them: clamped to [-1, 1], float32 on the CPU.
+    """Decode to pixels as a person sees them: clamped to [-1, 1], float32 on the CPU.
 
     With ``running.offload`` the transformer waits on the host: decoding 81 frames of 720p takes 18 GiB.
     """

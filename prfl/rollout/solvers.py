@@ -3,7 +3,7 @@
     x[i+1] = a[i] x[i] + sum over k of b[i][k] f[k] + c[i] noise[i]        f[k] = network(x[k], sigmas[k])
 
 A one-step solver has b[i] = {i: factor}; a multistep one adds terms in earlier outputs k < i.  f[i] is always taken at
-x[i] itself: x[i] is the state that the network sees, so that one walk back serves every solver.
+x[i] itself: x[i] is the state that the network sees, so that one adjoint serves every solver.
 """
 
 from __future__ import annotations

@@ -46,11 +46,11 @@ class Trajectory:
     cached: float | None = None
 
     def has(self, node: Node) -> TypeGuard[int]:
-        """Whether the rollout kept x[node]."""
+        """Return whether the rollout kept x[node]."""
         return isinstance(node, int) and self.latents[node] is not None
 
     def at(self, node: Evaluated) -> Tensor:
-        """x[node]; it must have been kept."""
+        """Return x[node]; it must have been kept."""
         latents = self.renoised[node] if isinstance(node, Renoised) else self.latents[node]
         assert latents is not None, f"the rollout did not keep the latents of node {node}"
         if isinstance(latents, Tensor):
@@ -59,12 +59,12 @@ class Trajectory:
         return self.store.take(latents)
 
     def sigma(self, node: Evaluated, like: Tensor) -> Float[Tensor, ""]:
-        """The noise level of x[node], as ``sigma_at`` gives it."""
+        """Return the noise level of x[node], as ``sigma_at`` gives it."""
         return sigma_at(self.schedule, node.i if isinstance(node, Renoised) else node, like)
 
 
 def sigma_at(schedule: SolverSchedule, node: int, like: Tensor) -> Float[Tensor, ""]:
-    """sigma[node] as the network gets it: on the latents' device, at least float32 (a bfloat16 sigma is 0.4 % off)."""
+    """Return sigma[node] as the network gets it, on the latents' device, at least float32: bfloat16 is 0.4 % off."""
     return schedule.sigmas[node].to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
@@ -84,7 +84,7 @@ def rollout(
     on_step: Callable[[int, Tensor], None] | None = None,
     at: Callable[[int], AbstractContextManager] | None = None,
 ) -> Trajectory:
-    """x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
+    """Roll out x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
 
     visits: the nodes between them that the chain goes through, default all; it leaps over the others, one deterministic
     step of the last node's output each time (``solvers.leap``), and steps between neighbours are the solver's own.
@@ -99,6 +99,7 @@ def rollout(
     _check_span(schedule, first, last, noises is not None)
     path = [i for i in range(first, last + 1) if visits is None or i in visits or i in (first, last)]
     _check_leaps(schedule, path)
+
     latents: list[Tensor | Parked | None] = [None] * (schedule.steps + 1)
     outputs: dict[int, Tensor] = {}
     x = start.detach()
@@ -107,16 +108,21 @@ def rollout(
             latents[i] = x if store is None else parked(x, store)
         with nullcontext() if at is None else at(i):
             outputs[i] = network(x, sigma_at(schedule, i, x))
+
+        # The solver's own step, or a leap over nodes that nobody needs.
         if after > i + 1:
             a, b = leap(schedule, i, float(schedule.sigmas[after]))
             x = combine(x, a, {i: b}, outputs)
         else:
             noise = noises[i].to(x.device) if noises is not None and schedule.c[i] else None
             x = combine(x, schedule.a[i], schedule.b[i], outputs, schedule.c[i], noise)
+
+        # Outputs that no later step is made of are let go.
         still_needed = set(keep_outputs).union(*schedule.b[i + 1 : last])
         outputs = {k: output for k, output in outputs.items() if k in still_needed}
         if on_step is not None:
             on_step(i, x)
+
     if store is not None:
         store.settle()
     latents[last] = x
@@ -124,7 +130,7 @@ def rollout(
 
 
 def parked(x: Tensor, store: HostStore) -> Parked:
-    store.new_group()  # of its own: a walk takes one after another
+    store.new_group()  # of its own: the adjoint takes one after another
     return store.put(x)
 
 

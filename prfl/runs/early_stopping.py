@@ -34,7 +34,7 @@ class BestPolicy:
     """Keeps the policy of the best round by ``evaluation.keep_best``, and counts the rounds since then."""
 
     def __init__(self, config: Config, model: Backbone, run: RunFolder, run_id: str = "") -> None:
-        """run_id: a hash of the run's identity."""
+        """Follow a run of this config and model.  run_id: a hash of the run's identity."""
         assert config.evaluation.keep_best is not None
         self.key, self.patience = config.evaluation.keep_best, config.evaluation.patience
         self.config, self.model, self.run, self.run_id = config, model, run, run_id

@@ -26,6 +26,7 @@ from prfl.config.sections.backbone import BackboneConfig
 from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES, read_video
+from prfl.data.video_size import VideoSize
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import LatentsScorer, build_latents_scorer
 from prfl.factory.reward import TrainableReward, load_reward
@@ -257,7 +258,7 @@ def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Flo
     Raises PrflError naming the file.
     """
     if file.suffix != LATENTS:
-        pixels = read_video(file, **clip)[None]
+        pixels = read_video(file, VideoSize(**clip))[None]
         latents = backbone.encode(pixels.to(backbone.facts.device)).float()
     else:
         latents = load_latents(file).to(backbone.facts.device)
@@ -325,7 +326,7 @@ class ScoreTable:
             self.write(self.out)
 
     def write(self, out: Path) -> None:
-        """All of it again, so that there is never a half row; seldom enough to cost nothing."""
+        """Write the whole table again, so that there is never a half row; seldom enough to cost nothing."""
         if out.suffix == ".json":
             listed = [vars(row) for row in self.rows]
             text = json.dumps({**self.facts, "rows": listed}, indent=1, ensure_ascii=False) + "\n"

@@ -10,16 +10,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from prfl.data.manifest import LabelledVideo, write_manifest
+from prfl.data.video_size import VideoSize
 from prfl.toy import oracle, renderer
 
-CLIP: dict[str, Any] = {"frames": renderer.FRAMES, "height": renderer.SIZE, "width": renderer.SIZE, "fps": renderer.FPS}
+CLIP = VideoSize(renderer.FRAMES, renderer.SIZE, renderer.SIZE, renderer.FPS)
 
 Sampler = Callable[[list[str], list[int]], Float[Tensor, "b 3 f h w"]]
 """(prompts, sample index of each) -> decoded pixels in [-1, 1]; build injects the backbone's own sampler."""
@@ -90,7 +90,7 @@ def labelled(
             write_video(path, video, renderer.FPS)
 
         # Labels are of what the file shows, as people's would be.
-        measured = oracle.measure(torch.stack([read_video(path, **CLIP) for path in files]))
+        measured = oracle.measure(torch.stack([read_video(path, CLIP) for path in files]))
         for offset, (path, (split, caption, _)) in enumerate(zip(files, part, strict=True)):
             captions = [caption]
             if split == "train" and other_captions:

@@ -34,11 +34,12 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the parameters hold the average; afterwards, their own values again."""
+        """Put the average into the parameters inside the context; afterwards they have their values again."""
         with holding(self.parameters, self.average):
             yield
 
     def load(self, average: dict[str, Tensor], updates: int) -> None:
+        """Restore the average and the number of updates of a checkpoint."""
         self.updates = updates
         for name, value in average.items():
             self.average[name].copy_(value)

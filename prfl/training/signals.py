@@ -52,7 +52,7 @@ class StopSignals:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Around a save: no signal breaks it off."""
+        """Let no signal break off what runs inside: a save."""
         before, self.saving = self.saving, True
         try:
             yield
@@ -61,7 +61,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self, accelerator: Accelerator) -> Iterator[None]:
-        """Around what may take minutes and changes nothing of the run's state: a signal leaves it in the middle.
+        """Let a signal break off what runs inside: it may take minutes, and changes nothing of the run's state.
 
         Several processes would lose step with each other, so there the signal waits until it is over.
         """

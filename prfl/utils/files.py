@@ -209,7 +209,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a JSON object; json itself would silently keep the last of two equal keys."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        repeated = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key '{repeated}' stands twice")
     return fields
 

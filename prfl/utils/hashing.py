@@ -79,7 +79,7 @@ def _opened(memory: Path, process: int) -> sqlite3.Connection:
     """Open the memory once a process: a connection must not be carried over a fork."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(memory, timeout=1, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = OFF")  # what a crash damages is made anew
+    connection.execute("PRAGMA synchronous = OFF")  # what a crash damages is made again
     connection.execute("CREATE TABLE IF NOT EXISTS hashes (file TEXT PRIMARY KEY, facts TEXT, hash TEXT)")
     return connection
 

@@ -69,7 +69,7 @@ class HostStore:
 
     @property
     def bytes(self) -> int:
-        """The host memory that it takes."""
+        """Sum the host memory of all that is stored, in bytes."""
         return sum(parked.bytes for group in self.groups for parked in group)
 
     def new_group(self) -> None:

@@ -65,7 +65,7 @@ class FolderLock:
         self.path, self.holder, self.handle = path, holder, handle
 
     def check(self) -> None:
-        """Check that the folder is still this process's; a lock file that somebody deleted is written anew.
+        """Check that the folder is still this process's; a lock file that somebody deleted is written again.
 
         Raises GuardError when another process has taken the folder.
         """

@@ -1,4 +1,4 @@
-"""Which item of a list a global sample index stands for."""
+"""The order of a list's items: from a global sample index to an item."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def normal(shape: Sequence[int], seed: int, purpose: str, step: int, indices: Se
 class ChainNoises:
     """``noises[i]``: standard normal (len(indices), *shape) for step i of a chain of any length.
 
-    Drawn anew, and the same, each time it is asked for: a chain's noise takes no memory.
+    Drawn again each time it is asked for, always the same: a chain's noise takes no memory.
     """
 
     shape: Sequence[int]

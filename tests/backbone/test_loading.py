@@ -17,6 +17,7 @@ from prfl.backbone.network import add_copy
 from prfl.backbone.wan.text import text_condition
 from prfl.data.cache import LatentCache
 from prfl.data.conditions import remember
+from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
 
 
@@ -89,10 +90,10 @@ def test_another_text_encoder_has_another_identity(folder: Path, monkeypatch: py
     save_file(tensors, weights, metadata={"format": "pt"})
     after = load_backbone(folder)
     assert before.facts.text_identity != after.facts.text_identity and before.facts.identity == after.facts.identity
-    caches = [LatentCache.for_backbone(some, folder, frames=5, height=16, width=16, fps=8) for some in (before, after)]
+    caches = [LatentCache.for_backbone(some, folder, VideoSize(5, 16, 16, 8)) for some in (before, after)]
     assert caches[0].prompt_file("a") != caches[1].prompt_file("a"), "embeddings of the old one would be found"
     after.facts = replace(after.facts, text_tokens=64)
-    shorter = LatentCache.for_backbone(after, folder, frames=5, height=16, width=16, fps=8)
+    shorter = LatentCache.for_backbone(after, folder, VideoSize(5, 16, 16, 8))
     assert shorter.prompt_file("a") != caches[1].prompt_file("a"), "nor of prompts that were cut elsewhere"
 
 

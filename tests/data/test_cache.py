@@ -16,6 +16,7 @@ from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.video import read_video, write_video
+from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
 
 CLIP = dict(frames=5, height=16, width=16, fps=8.0)
@@ -51,12 +52,14 @@ def counted(tiny_backbone, monkeypatch):
 
 
 def build(backbone, manifest, **changes):
-    settings = {**CLIP, "batch_size": 2, "progress": False, **changes}
-    return build_cache(backbone, manifest, manifest.parent.parent / "cache", **settings)
+    size = VideoSize(**{name: changes.pop(name, value) for name, value in CLIP.items()})
+    settings = {"batch_size": 2, "progress": False, **changes}
+    return build_cache(backbone, manifest, manifest.parent.parent / "cache", size, **settings)
 
 
 def load(backbone, manifest, **changes):
-    return load_dataset(backbone, manifest, manifest.parent.parent / "cache", **{**CLIP, **changes})
+    size = VideoSize(**{name: changes.pop(name, value) for name, value in CLIP.items()})
+    return load_dataset(backbone, manifest, manifest.parent.parent / "cache", size, **changes)
 
 
 def test_latents_and_conditions_are_the_backbones_own(counted, manifest):
@@ -67,7 +70,9 @@ def test_latents_and_conditions_are_the_backbones_own(counted, manifest):
     data = load(backbone, manifest)
     assert isinstance(data, LatentDataset) and len(data) == 5
     batch = data.get([4, 0, 2])
-    expected = torch.stack([read_video(manifest.parent / name, **CLIP) for name in ("4.mp4", "0.mp4", "2.gif")])
+    expected = torch.stack(
+        [read_video(manifest.parent / name, VideoSize(**CLIP)) for name in ("4.mp4", "0.mp4", "2.gif")]
+    )
     torch.testing.assert_close(batch.latents, backbone.encode(expected), atol=1e-5, rtol=1e-5)
     assert batch.prompts == ["a blue square", "a red circle", "a red circle"]
     condition = backbone.condition(batch.prompts)
@@ -161,8 +166,8 @@ def test_entries_of_before_there_were_hashes_are_taken_by_what_they_say(counted,
     capsys.readouterr()
     report = build(backbone, manifest)
     assert (report.encoded, report.reused, report.prompts, calls) == (0, 5, 0, [])
-    said = capsys.readouterr().out
-    assert "4 entries are of an earlier version" in said and "3 entries are of an earlier version" in said
+    output = capsys.readouterr().out
+    assert "4 entries are of an earlier version" in output and "3 entries are of an earlier version" in output
     assert torch.equal(load(backbone, manifest).latents, before)
     latents = next(entry for entry in entries if entry.parent.name == "latents")
     other = json.dumps({**CLIP, "fps": 4.0, "window": "start"})
@@ -275,7 +280,7 @@ def test_lines_off_a_terminal(tiny_backbone, manifest, capsys):
 
 def test_entries_say_what_they_are(tiny_backbone, manifest):
     build(tiny_backbone, manifest)
-    cache = LatentCache.for_backbone(tiny_backbone, manifest.parent.parent / "cache", **CLIP)
+    cache = LatentCache.for_backbone(tiny_backbone, manifest.parent.parent / "cache", VideoSize(**CLIP))
     with safe_open(cache.latents_file(manifest.parent / "0.mp4"), framework="pt") as entry:
         assert entry.metadata()["video"] == "0.mp4" and '"fps": 8.0' in entry.metadata()["clip"]
     with safe_open(cache.prompt_file("a red circle"), framework="pt") as entry:
@@ -292,7 +297,7 @@ def test_a_pair_manifest_loads_as_pairs(tiny_backbone, manifest):
     ]
     write_manifest(manifest, rows)
     assert build(tiny_backbone, manifest).encoded == 5
-    single = {path: tiny_backbone.encode(read_video(path, **CLIP)[None])[0] for path in videos}
+    single = {path: tiny_backbone.encode(read_video(path, VideoSize(**CLIP))[None])[0] for path in videos}
     data = load(tiny_backbone, manifest)
     assert isinstance(data, PairDataset) and len(data) == 3
     for side, chosen in ((data.a, (0, 2, 3)), (data.b, (1, 0, 4))):

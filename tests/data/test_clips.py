@@ -12,6 +12,7 @@ from prfl.data.clips import ALIKE, DIMENSION, ClipSettings, degrade, write_clips
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.sources import find_videos
 from prfl.data.video import read_video, write_video
+from prfl.data.video_size import VideoSize
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.data.files_as_they_are import encode
@@ -79,7 +80,7 @@ def test_splits_are_apart_in_time_and_every_pair_is_of_one_clip(tmp_path: Path) 
     when: dict[str | None, list[float]] = {"train": [], "validation": []}
     for row in clips:
         assert isinstance(row, LabelledVideo) and row.prompt in PROMPTS[row.split or ""]
-        when[row.split] += read_video(row.video, frames=5, height=16, width=16, fps=8).mean((0, 2, 3)).tolist()
+        when[row.split] += read_video(row.video, VideoSize(5, 16, 16, 8)).mean((0, 2, 3)).tolist()
     assert len(clips) == 8 and len(when["validation"]) == 10  # a fifth of eight stretches, rounded
     assert max(when["train"]) < min(when["validation"])
     assert {row.prompt for row in clips} == {*PROMPTS["train"], *PROMPTS["validation"]}
@@ -102,8 +103,8 @@ def test_crops_formats_and_a_second_call(tmp_path: Path) -> None:
     assert len(clips) == 12 and {video.suffix for video in clips} == {".mp4", ".gif"}
     for row in read_manifest(pairs_file):
         assert isinstance(row, PreferencePair) and row.a.suffix == row.b.suffix, "a codec must not tell the sides apart"
-    crops = [read_video(video, frames=5, height=16, width=16, fps=8) for video in clips[:4]]
-    whole = read_video(tmp_path / "x.webm", frames=5, height=16, width=16, fps=8)
+    crops = [read_video(video, VideoSize(5, 16, 16, 8)) for video in clips[:4]]
+    whole = read_video(tmp_path / "x.webm", VideoSize(5, 16, 16, 8))
     # The first is the whole picture, resized twice; the others are parts of it, larger.
     assert (crops[0] - whole).abs().mean() < 0.08
     assert all((part - whole).abs().mean() > 0.12 for part in crops[1:])
@@ -160,10 +161,10 @@ def test_short_and_still_ones_are_left_out_by_name(tmp_path: Path, capsys: pytes
     times = [index / 8 for index in range(6)] + [2.25 + index / 8 for index in range(10)]
     encode(tmp_path / "in" / "still.mp4", levels, times=times)
     _, clips_file = write_clips(tmp_path / "out", tmp_path / "in", PROMPTS, SETTINGS)
-    said = capsys.readouterr().out
-    assert "left out: 1 hidden files (._long.mp4)" in said
-    assert "left out: 1 shorter than 5 frames at 8 fps (short.mp4)" in said
-    assert "left out: 2 stretches that stand still for more than half, in 1 videos (still.mp4)" in said
+    output = capsys.readouterr().out
+    assert "left out: 1 hidden files (._long.mp4)" in output
+    assert "left out: 1 shorter than 5 frames at 8 fps (short.mp4)" in output
+    assert "left out: 2 stretches that stand still for more than half, in 1 videos (still.mp4)" in output
     rows = read_manifest(clips_file)
     assert len(rows) == 8 + 3 and [row.split for row in rows] == ["train"] * 9 + ["validation"] * 2
 

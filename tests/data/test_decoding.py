@@ -16,6 +16,7 @@ from av.video.reformatter import Colorspace, ColorTrc
 
 from prfl.data.decoding import BT601, BT709, picture_hash, read_anew
 from prfl.data.video import read_video, write_video
+from prfl.data.video_size import VideoSize
 from prfl.evaluation.media import browser_mp4
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import content_hash
@@ -25,7 +26,7 @@ CLOSE = 2.0  # of 255: what eight bits and halved colour planes leave of large p
 
 
 def levels(path: Path, height: int, width: int) -> np.ndarray:
-    pixels = read_video(path, frames=2, height=height, width=width, fps=8)[:, 0]
+    pixels = read_video(path, VideoSize(2, height, width, 8))[:, 0]
     return ((pixels + 1) * 127.5).permute(1, 2, 0).numpy()
 
 
@@ -90,7 +91,7 @@ def test_all_eight_orientations(tmp_path: Path, name: str) -> None:
     write_video(tmp_path / "x.mp4", stored[:, None].expand(3, 2, 32, 64), 8)
     set_display_matrix(tmp_path / "x.mp4", *cells)
     expected = turn(stored)
-    read = read_video(tmp_path / "x.mp4", frames=2, height=expected.shape[1], width=expected.shape[2], fps=8)[:, 0]
+    read = read_video(tmp_path / "x.mp4", VideoSize(2, expected.shape[1], expected.shape[2], 8))[:, 0]
     assert (read - expected).abs().mean() < 0.02
 
 
@@ -98,7 +99,7 @@ def test_a_turn_that_is_no_right_angle_is_refused(tmp_path: Path) -> None:
     write_video(tmp_path / "x.mp4", torch.zeros(3, 2, 32, 32), 8)
     set_display_matrix(tmp_path / "x.mp4", 0.8, 0.6, -0.6, 0.8)
     with pytest.raises(PrflError, match="turned by 37 degrees"):
-        read_video(tmp_path / "x.mp4", frames=2, height=32, width=32, fps=8)
+        read_video(tmp_path / "x.mp4", VideoSize(2, 32, 32, 8))
 
 
 @pytest.mark.parametrize(
@@ -142,20 +143,20 @@ def test_a_cover_is_no_video(tmp_path: Path) -> None:
     assert away(tmp_path / "film.mp4", 32, 112) < CLOSE
     cover(tmp_path / "song.mp4", video=False)
     with pytest.raises(PrflError, match="holds no video stream"):
-        read_video(tmp_path / "song.mp4", frames=2, height=32, width=112, fps=8)
+        read_video(tmp_path / "song.mp4", VideoSize(2, 32, 112, 8))
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(ColorTrc.SMPTE2084, "PQ"), (ColorTrc.ARIB_STD_B67, "HLG")])
 def test_hdr_is_refused_with_the_reason(tmp_path: Path, transfer: ColorTrc, name: str) -> None:
     encode(tmp_path / "x.mp4", [bars(32, 112)] * 2, pixels="yuv420p10le", color_trc=transfer, color_primaries=9)
     with pytest.raises(PrflError, match=f"(?s)HDR video \\({name}.*tonemap"):
-        read_video(tmp_path / "x.mp4", frames=2, height=32, width=32, fps=8)
+        read_video(tmp_path / "x.mp4", VideoSize(2, 32, 32, 8))
 
 
 def test_a_colour_matrix_that_nobody_converts_is_refused(tmp_path: Path) -> None:
     encode(tmp_path / "x.mp4", [bars(32, 112)] * 2, pixels="yuv444p", colorspace=8)  # YCgCo
     with pytest.raises(PrflError, match="colour matrix \\(number 8 of H.273\\)"):
-        read_video(tmp_path / "x.mp4", frames=2, height=32, width=32, fps=8)
+        read_video(tmp_path / "x.mp4", VideoSize(2, 32, 32, 8))
 
 
 def test_a_title_that_is_not_utf8_is_no_fault(tmp_path: Path) -> None:
@@ -168,14 +169,14 @@ def test_a_title_that_is_not_utf8_is_no_fault(tmp_path: Path) -> None:
                 packet.stream = stream
                 container.mux(packet)
     patch(tmp_path / "x.mp4", b"a title", 0, b"a \xff\xfe\xe9le")
-    assert read_video(tmp_path / "x.mp4", frames=2, height=16, width=16, fps=8).abs().max() < 0.02
+    assert read_video(tmp_path / "x.mp4", VideoSize(2, 16, 16, 8)).abs().max() < 0.02
 
 
 def test_a_codec_that_is_not_built_in_is_named_as_the_reason(tmp_path: Path) -> None:
     write_video(tmp_path / "x.mp4", torch.zeros(3, 2, 16, 16), 8)
     (tmp_path / "x.mp4").write_bytes(re.sub(b"avc1", b"evc1", (tmp_path / "x.mp4").read_bytes()))
     with pytest.raises(PrflError, match="a codec that this FFmpeg .* cannot decode"):
-        read_video(tmp_path / "x.mp4", frames=2, height=16, width=16, fps=8)
+        read_video(tmp_path / "x.mp4", VideoSize(2, 16, 16, 8))
 
 
 def test_only_what_is_read_otherwise_than_before_has_a_new_key(tmp_path: Path) -> None:

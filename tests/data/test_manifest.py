@@ -175,10 +175,10 @@ def test_one_file_for_all_sets_is_split(tmp_path):
     path.write_text("".join(f"prompt {i}\n" for i in range(20)))
     other = tmp_path / "test.txt"
     other.write_text("another\n")
-    found = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(path)))
-    assert {name: len(some) for name, some in found.items()} == {"train": 16, "validation": 2, "test": 2}
-    found = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
-    assert {name: len(some) for name, some in found.items()} == {"train": 18, "validation": 2, "test": 1}
+    sets = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(path)))
+    assert {name: len(prompts) for name, prompts in sets.items()} == {"train": 16, "validation": 2, "test": 2}
+    sets = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
+    assert {name: len(prompts) for name, prompts in sets.items()} == {"train": 18, "validation": 2, "test": 1}
     assert len(load_prompts(PromptsConfig(train=str(path)))["train"]) == 20
 
 
@@ -189,8 +189,8 @@ def test_prompts_that_differ_only_in_how_they_are_written_are_split_together():
     assert [plain(prompt) for prompt in other] == prompts
     before, split = split_prompts(prompts), split_prompts(prompts + other)
     assert sum(map(len, split.values())) == 80
-    for some in split.values():
-        assert {plain(prompt) for prompt in some} & set(prompts) == {p for p in some if p in prompts}
+    for chosen in split.values():
+        assert {plain(prompt) for prompt in chosen} & set(prompts) == {p for p in chosen if p in prompts}
     assert before == split_prompts(prompts), "and nothing moves where nothing is alike"
 
 

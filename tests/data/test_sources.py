@@ -40,7 +40,7 @@ def test_what_is_left_out_is_counted_and_named() -> None:
     os.symlink("..", "in/deep/circle")
     sources = find_videos(Path("in"))
     assert names(sources) == ["a.mp4", "deep/er/d.webm", "x.mp4/b.MOV"]
-    assert [listed(reason, some) for reason, some in sorted(sources.left_out.items())] == [
+    assert [listed(reason, paths) for reason, paths in sorted(sources.left_out.items())] == [
         "1 copies of others (twin.mp4)",
         "3 files of other suffixes (b.avi, notes.txt, metrics.jsonl)",
         "3 folders that prfl wrote (made, samples, samples)",
@@ -60,13 +60,13 @@ def test_a_cache_of_another_program_may_hold_videos() -> None:
     assert names(find_videos(Path("in"))) == ["a.mp4"]
 
 
-@pytest.mark.parametrize("place", ["in/made", "in/made/deep", "in/made/deep/a.mp4"])
-def test_what_prfl_wrote_is_no_source_by_any_name(place: str) -> None:
+@pytest.mark.parametrize("path", ["in/made", "in/made/deep", "in/made/deep/a.mp4"])
+def test_what_prfl_wrote_is_no_source_by_any_name(path: str) -> None:
     touch("in/made/deep/a.mp4")
     mark_written(Path("in/made"), CACHE_TAG)
     assert written_by_prfl(Path("in/made"))
     with pytest.raises(PrflError, match="lies in .*in/made, which prfl wrote"):
-        find_videos(Path(place))
+        find_videos(Path(path))
 
 
 def test_links_that_lead_out_are_followed_where_the_user_says_so() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -12,11 +13,12 @@ from av.video.frame import VideoFrame
 
 from prfl.data import video
 from prfl.data.video import cut_video, find_stretches, read_video, write_video
+from prfl.data.video_size import VideoSize
 from prfl.toy import renderer
 from prfl.utils.errors import PrflError
 from tests.data.files_as_they_are import cut_by_edit_list, encode, patch
 
-SIZE = dict(frames=17, height=32, width=32, fps=8)
+SIZE = VideoSize(17, 32, 32, 8)
 
 
 def disc(frames: int = 17, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -40,7 +42,7 @@ def which(pixels: torch.Tensor, frames: int) -> list[int]:
 def test_round_trip_stays_close(tmp_path, suffix, worst, mean):
     path = tmp_path / "new" / f"x.{suffix}"
     write_video(path, disc(), 8)
-    read = read_video(path, **SIZE)
+    read = read_video(path, SIZE)
     assert read.shape == (3, 17, 32, 32) and read.dtype == torch.float32
     error = (read - disc()).abs()
     assert error.max() < worst and error.mean() < mean, (error.max(), error.mean())
@@ -55,7 +57,7 @@ def test_a_small_video_is_written_alike_in_every_process(tmp_path, monkeypatch):
     codec, colours, options = video._CODEC[".mp4"]
     monkeypatch.setitem(video._CODEC, ".mp4", (codec, colours, {**options, "x264-params": "asm=0"}))
     write_video(tmp_path / "no-assembly.mp4", clip, 8)
-    pictures = [read_video(path, frames=17, height=32, width=32, fps=8.0) for path in sorted(tmp_path.glob("*.mp4"))]
+    pictures = [read_video(path, VideoSize(17, 32, 32, 8.0)) for path in sorted(tmp_path.glob("*.mp4"))]
     assert torch.equal(*pictures)
 
 
@@ -65,13 +67,13 @@ def test_gif_keeps_a_busy_picture(tmp_path):
     pixels = torch.stack([ramp[:, None].expand(32, 32), ramp.expand(32, 32), torch.zeros(32, 32)])
     pixels = torch.stack([pixels.roll(t, 1) for t in range(5)], dim=1)
     write_video(tmp_path / "x.gif", pixels, 8)
-    read = read_video(tmp_path / "x.gif", frames=5, height=32, width=32, fps=8)
+    read = read_video(tmp_path / "x.gif", VideoSize(5, 32, 32, 8))
     assert (read - pixels).abs().mean() < 0.06
 
 
 def test_values_beyond_the_range_are_clamped(tmp_path):
     write_video(tmp_path / "x.mp4", disc() * 5, 8)
-    assert (read_video(tmp_path / "x.mp4", **SIZE) - (disc() * 5).clamp(-1, 1)).abs().mean() < 0.02
+    assert (read_video(tmp_path / "x.mp4", SIZE) - (disc() * 5).clamp(-1, 1)).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
@@ -79,12 +81,16 @@ def test_frames_are_taken_by_time_not_by_number(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     steps(30, 24, path)
     clip = dict(height=16, width=16)
-    assert which(read_video(path, frames=5, fps=8, **clip), 30) == [0, 3, 6, 9, 12]
-    assert which(read_video(path, frames=5, fps=24, **clip), 30) == [0, 1, 2, 3, 4]
-    assert which(read_video(path, frames=5, fps=10, **clip), 30) in ([0, 2, 5, 7, 10], [0, 2, 4, 7, 9], [0, 2, 5, 7, 9])
+    assert which(read_video(path, VideoSize(frames=5, fps=8, **clip)), 30) == [0, 3, 6, 9, 12]
+    assert which(read_video(path, VideoSize(frames=5, fps=24, **clip)), 30) == [0, 1, 2, 3, 4]
+    assert which(read_video(path, VideoSize(frames=5, fps=10, **clip)), 30) in (
+        [0, 2, 5, 7, 10],
+        [0, 2, 4, 7, 9],
+        [0, 2, 5, 7, 9],
+    )
     steps(31, 24, path)
-    assert which(read_video(path, frames=5, fps=8, window="centre", **clip), 31) == [9, 12, 15, 18, 21]
-    assert which(read_video(path, frames=31, fps=24, window="centre", **clip), 31) == list(range(31))
+    assert which(read_video(path, VideoSize(frames=5, fps=8, **clip), window="centre"), 31) == [9, 12, 15, 18, 21]
+    assert which(read_video(path, VideoSize(frames=31, fps=24, **clip), window="centre"), 31) == list(range(31))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
@@ -92,10 +98,10 @@ def test_a_video_is_cut_into_clips_that_follow_each_other(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     steps(31, 24, path)
     assert find_stretches(path, frames=3, fps=8) == find_stretches(path, frames=10, fps=24) == ([0, 1, 2], 0, None)
-    clips = list(cut_video(path, [0, 1, 2], frames=3, height=16, width=16, fps=8))
+    clips = list(cut_video(path, [0, 1, 2], VideoSize(3, 16, 16, 8)))
     assert [which(clip, 31) for clip in clips] == [[0, 3, 6], [9, 12, 15], [18, 21, 24]]
-    assert torch.equal(clips[0], read_video(path, frames=3, height=16, width=16, fps=8))
-    (last,) = cut_video(path, [2], frames=3, height=16, width=16, fps=8)
+    assert torch.equal(clips[0], read_video(path, VideoSize(3, 16, 16, 8)))
+    (last,) = cut_video(path, [2], VideoSize(3, 16, 16, 8))
     assert torch.equal(last, clips[2]), "a stretch before it may be left out"
     assert (
         find_stretches(path, frames=31, fps=24).numbers == [0] and not find_stretches(path, frames=32, fps=24).numbers
@@ -105,7 +111,7 @@ def test_a_video_is_cut_into_clips_that_follow_each_other(tmp_path, suffix):
 def test_cutting_names_a_damaged_file(tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(b"no video")
-    for read in (find_stretches, lambda *a, **k: next(cut_video(*a, [0], height=16, width=16, **k))):
+    for read in (find_stretches, lambda *a, **k: next(cut_video(*a, [0], VideoSize(height=16, width=16, **k)))):
         with pytest.raises(PrflError, match="x.mp4: cannot be decoded"):
             read(path, frames=3, fps=8)
 
@@ -116,10 +122,10 @@ def test_short_side_is_resized_and_the_centre_cut(tmp_path):
     pixels[0, :, :, :32], pixels[2, :, :, 64:] = 1, 1
     pixels = pixels + torch.arange(5)[:, None, None] * 0.01
     write_video(tmp_path / "x.mp4", pixels, 8)
-    square = read_video(tmp_path / "x.mp4", frames=5, height=16, width=16, fps=8)
+    square = read_video(tmp_path / "x.mp4", VideoSize(5, 16, 16, 8))
     assert square.shape == (3, 5, 16, 16)
     assert square[..., 2:-2].abs().max() < 0.15
-    whole = read_video(tmp_path / "x.mp4", frames=5, height=16, width=48, fps=8)
+    whole = read_video(tmp_path / "x.mp4", VideoSize(5, 16, 48, 8))
     assert whole[0, 0, :, :12].min() > 0.8 and whole[2, 0, :, -12:].min() > 0.8
 
 
@@ -128,7 +134,7 @@ def test_reduction_is_antialiased(tmp_path):
     stripes = torch.ones(3, 5, 32, 64)
     stripes[..., ::2] = -1
     write_video(tmp_path / "x.mp4", stripes, 8)
-    read = read_video(tmp_path / "x.mp4", frames=3, height=16, width=32, fps=8)
+    read = read_video(tmp_path / "x.mp4", VideoSize(3, 16, 32, 8))
     assert read[..., 4:-4].abs().max() < 0.1
 
 
@@ -145,7 +151,7 @@ def test_a_telephones_rotation_mark_is_followed(tmp_path):
             frame.pts, frame.time_base = index, Fraction(1, 8)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    read = read_video(tmp_path / "x.mp4", frames=5, height=64, width=32, fps=8)
+    read = read_video(tmp_path / "x.mp4", VideoSize(5, 64, 32, 8))
     expected = torch.rot90(pixels, 1, dims=(2, 3))
     assert (read - expected).abs().mean() < 0.03
 
@@ -168,7 +174,7 @@ def test_what_is_no_video_gives_one_clear_line(tmp_path, name):
     path = tmp_path / f"{name}.mp4"
     path.write_bytes(damaged(path, (tmp_path / "other.mp4").read_bytes()))
     with pytest.raises(PrflError, match="cannot be decoded") as caught:
-        read_video(path, **SIZE)
+        read_video(path, SIZE)
     assert caught.value.where == str(path) and "\n" not in caught.value.what
 
 
@@ -180,7 +186,7 @@ def test_a_truncated_stream_never_reads_as_whole(tmp_path, suffix):
     for part in (0.3, 0.6, 0.9):
         path.write_bytes(good[: int(len(good) * part)])
         with pytest.raises(PrflError):
-            read_video(path, **SIZE)
+            read_video(path, SIZE)
 
 
 def test_damage_in_the_middle_is_noticed(tmp_path):
@@ -193,7 +199,7 @@ def test_damage_in_the_middle_is_noticed(tmp_path):
     data[at : at + 6000] = bytes(6000)
     path.write_bytes(bytes(data))
     with pytest.raises(PrflError, match="damaged|cannot be decoded"):
-        read_video(path, **SIZE)
+        read_video(path, SIZE)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
@@ -201,16 +207,16 @@ def test_too_short_by_one_frame_is_an_error(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     write_video(path, disc(16), 8)
     with pytest.raises(PrflError, match="too short"):
-        read_video(path, **SIZE)
+        read_video(path, SIZE)
     with pytest.raises(PrflError, match="too short"):
-        read_video(path, **SIZE, window="centre")
-    read_video(path, **{**SIZE, "frames": 16})
+        read_video(path, SIZE, window="centre")
+    read_video(path, replace(SIZE, frames=16))
 
 
 def test_a_slide_show_is_no_video(tmp_path):
     steps(4, 1, tmp_path / "x.mp4")
     with pytest.raises(PrflError, match="4 different pictures where 17|only 3 different"):
-        read_video(tmp_path / "x.mp4", **SIZE)
+        read_video(tmp_path / "x.mp4", SIZE)
 
 
 def test_an_absurd_size_is_refused_before_decoding(tmp_path):
@@ -219,7 +225,7 @@ def test_an_absurd_size_is_refused_before_decoding(tmp_path):
     data[6:10] = b"\xff\xff\xff\xff"  # the canvas: 65,535 x 65,535
     (tmp_path / "x.gif").write_bytes(bytes(data))
     with pytest.raises(PrflError, match="65535 x 65535|cannot be decoded"):
-        read_video(tmp_path / "x.gif", **SIZE)
+        read_video(tmp_path / "x.gif", SIZE)
 
 
 def test_sound_alone_and_wrong_suffixes(tmp_path):
@@ -230,13 +236,13 @@ def test_sound_alone_and_wrong_suffixes(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with pytest.raises(PrflError, match="no video stream"):
-        read_video(tmp_path / "sound.mp4", **SIZE)
+        read_video(tmp_path / "sound.mp4", SIZE)
     with pytest.raises(PrflError, match="no video suffix"):
-        read_video(tmp_path / "x.txt", **SIZE)
+        read_video(tmp_path / "x.txt", SIZE)
     with pytest.raises(PrflError, match="cannot be written"):
         write_video(tmp_path / "x.avi", disc(), 8)
     with pytest.raises(PrflError, match="cannot be decoded"):
-        read_video(tmp_path / "nothing.mp4", **SIZE)
+        read_video(tmp_path / "nothing.mp4", SIZE)
 
 
 @pytest.mark.parametrize("rate", ["24000/1001", "30000/1001", "60000/1001"])
@@ -246,10 +252,10 @@ def test_as_many_pictures_as_are_needed_are_enough(tmp_path, rate, asked):
     encode(tmp_path / "x.mp4", [np.full((16, 16, 3), 3 * index, np.uint8) for index in range(81)], fps=Fraction(rate))
     fps = float(Fraction(rate)) + asked
     assert find_stretches(tmp_path / "x.mp4", frames=81, fps=fps).numbers == [0]
-    assert read_video(tmp_path / "x.mp4", frames=81, height=16, width=16, fps=fps).shape[1] == 81
+    assert read_video(tmp_path / "x.mp4", VideoSize(81, 16, 16, fps)).shape[1] == 81
     assert find_stretches(tmp_path / "x.mp4", frames=82, fps=fps).numbers == []
     with pytest.raises(PrflError, match="has 81 of the 82 pictures"):
-        read_video(tmp_path / "x.mp4", frames=82, height=16, width=16, fps=fps)
+        read_video(tmp_path / "x.mp4", VideoSize(82, 16, 16, fps))
 
 
 @pytest.mark.parametrize("window", ["start", "centre"])
@@ -258,11 +264,11 @@ def test_an_edit_list_decides_what_is_shown(tmp_path, window):
     steps(40, 8, path)
     cut_by_edit_list(path, first=11, count=20, fps=8)
     clip = dict(height=16, width=16, fps=8)
-    shown = which(read_video(path, frames=20, window=window, **clip), 40)
+    shown = which(read_video(path, VideoSize(frames=20, **clip), window=window), 40)
     assert shown == list(range(11, 31))
     stretches = find_stretches(path, frames=6, fps=8)
     assert stretches == ([0, 1, 2], 0, None)
-    clips = list(cut_video(path, stretches.numbers, frames=6, **clip))
+    clips = list(cut_video(path, stretches.numbers, VideoSize(frames=6, **clip)))
     assert [which(clip, 40) for clip in clips] == [shown[:6], shown[6:12], shown[12:18]]
 
 
@@ -271,7 +277,7 @@ def test_a_still_is_held_until_its_successor_comes(tmp_path):
     times = [index / 8 for index in range(9)] + [2.7 + index / 8 for index in range(20)]
     pictures = [np.full((16, 16, 3), 4 * index, np.uint8) for index in range(len(times))]
     encode(tmp_path / "x.mp4", pictures, times=times)
-    read = read_video(tmp_path / "x.mp4", frames=30, height=16, width=16, fps=8)
+    read = read_video(tmp_path / "x.mp4", VideoSize(30, 16, 16, 8))
     shown = [round(float(level + 1) * 127.5 / 4) for level in read.mean(dim=(0, 2, 3))]
     assert shown[:9] == list(range(9)) and shown[9:21] == [8] * 12 and shown[22:] == list(range(9, 17))
     stretches = find_stretches(tmp_path / "x.mp4", frames=8, fps=8)
@@ -294,9 +300,9 @@ def test_the_last_picture_stands_as_long_as_the_file_says(tmp_path):
         for packet in packets:
             container.mux(packet)
     clip = dict(height=16, width=16, fps=8)
-    assert read_video(tmp_path / "x.mkv", frames=16, **clip).shape[1] == 16
+    assert read_video(tmp_path / "x.mkv", VideoSize(frames=16, **clip)).shape[1] == 16
     with pytest.raises(PrflError, match="only 8 different pictures where 17"):
-        read_video(tmp_path / "x.mkv", frames=17, **clip)
+        read_video(tmp_path / "x.mkv", VideoSize(frames=17, **clip))
     assert find_stretches(tmp_path / "x.mkv", frames=8, fps=8).numbers == [0]
 
 
@@ -323,6 +329,6 @@ def test_damage_behind_the_first_stretches_leaves_these(tmp_path):
     at = data.index(b"mdat") + len(data) * 3 // 4
     data[at : at + 6000] = bytes(6000)
     path.write_bytes(bytes(data))
-    found = find_stretches(path, frames=10, fps=8)
-    assert found.damage is not None and 3 < len(found.numbers) < 20
-    assert len(list(cut_video(path, found.numbers, frames=10, height=16, width=16, fps=8))) == len(found.numbers)
+    stretches = find_stretches(path, frames=10, fps=8)
+    assert stretches.damage is not None and 3 < len(stretches.numbers) < 20
+    assert len(list(cut_video(path, stretches.numbers, VideoSize(10, 16, 16, 8)))) == len(stretches.numbers)

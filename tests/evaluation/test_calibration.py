@@ -16,11 +16,11 @@ def simulated(error: float, draw: torch.Generator) -> tuple[Tensor, Tensor, floa
 
     A fifth of an outcome's variance is its prompt's, so that samples of a prompt are alike.
     """
-    said = (1.2 * torch.randn(PROMPTS * EACH, generator=draw)).sigmoid()
-    true = (said + error).clamp(max=1)
+    claimed = (1.2 * torch.randn(PROMPTS * EACH, generator=draw)).sigmoid()
+    true = (claimed + error).clamp(max=1)
     luck = torch.randn(PROMPTS, generator=draw).repeat_interleave(EACH) * 0.2**0.5
     luck = torch.special.ndtr(luck + 0.8**0.5 * torch.randn(PROMPTS * EACH, generator=draw))
-    return said, (luck < true).float(), float((true - said).mean())
+    return claimed, (luck < true).float(), float((true - claimed).mean())
 
 
 @pytest.mark.parametrize("error", [0.0, 0.02, 0.05, 0.1, 0.2])
@@ -30,8 +30,8 @@ def test_the_interval_covers_the_true_error(error: float) -> None:
     covered = inside = 0
     values = []
     for _ in range(SIMULATIONS):
-        said, good, true = simulated(error, draw)
-        interval, _ = metrics.calibration_error(said, good, prompts, resamples=150)
+        claimed, good, true = simulated(error, draw)
+        interval, _ = metrics.calibration_error(claimed, good, prompts, resamples=150)
         covered += interval.low <= true <= interval.high
         inside += interval.low <= interval.value <= interval.high
         values.append(interval.value)

@@ -24,9 +24,9 @@ def measured(prompts: int = 6, noise: float = 0.0, **means: float) -> Outcome:
     """A round whose samples differ; ``noise`` is what each sample changes by, for reasons of its own, in this round."""
     names, indices = jobs([f"prompt {n}" for n in range(prompts)], 2)
     draw = torch.Generator().manual_seed(0)
-    own = torch.randn(len(names), generator=draw)
+    offset = torch.randn(len(names), generator=draw)
     change = noise * torch.randn(len(names), generator=draw)
-    scores = {key.replace("__", "/"): mean + own + change for key, mean in means.items()}
+    scores = {key.replace("__", "/"): mean + offset + change for key, mean in means.items()}
     spread = {prompt: 0.3 for prompt in dict.fromkeys(names)}
     return Outcome("policy", SETTINGS, names, indices, scores, spread, torch.zeros(1, 3, 5, 16, 16), 1.0)
 
@@ -78,8 +78,8 @@ def planted_project(pipeline: Path) -> None:
             RewardHead(model.facts.widths[0], [name], blocks=1, inner=8, hidden=8), model, [0]
         ).save_pretrained(name)
     prompts = {"train": ["a red circle", "a blue square"], "validation": ["a", "a circle", "red", "a square moves up"]}
-    for split, some in prompts.items():
-        Path(f"{split}.txt").write_text("\n".join(some))
+    for split, captions in prompts.items():
+        Path(f"{split}.txt").write_text("\n".join(captions))
     adapter = {"rank": 4, "alpha": 4, "targets": ["to_q", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]}
     config = {
         "version": 1,

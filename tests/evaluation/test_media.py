@@ -21,8 +21,8 @@ def test_groups_lie_in_a_block(groups: int, beside: int, size: tuple[int, int]) 
     videos = [[torch.full((3, 2, 8, 16), 0.1 + g + 0.01 * b) for b in range(beside)] for g in range(groups)]
     whole = grid(videos)
     assert whole.shape == (3, 2, *size)
-    found = set(whole.unique().tolist())
-    assert found - {0.0} == {float(video[0, 0, 0, 0]) for group in videos for video in group}
+    levels = set(whole.unique().tolist())
+    assert levels - {0.0} == {float(video[0, 0, 0, 0]) for group in videos for video in group}
 
 
 def test_a_large_grid_is_shrunk() -> None:

@@ -27,15 +27,15 @@ def brute_pairs(labels, prompts):
 
 def test_pairwise_accuracy_is_that_of_a_double_loop():
     scores, labels, prompts = samples()
-    right = made = 0.0
+    right = compared = 0.0
     for i, j in brute_pairs(labels, prompts):
         if labels[i] != labels[j]:
             good, bad = (i, j) if labels[i] > labels[j] else (j, i)
             right += float(scores[good] > scores[bad]) + 0.5 * float(scores[good] == scores[bad])
-            made += 1
+            compared += 1
     pairs = metrics.pairs_within(labels, prompts)
-    assert len(pairs.decided()) == made
-    assert metrics.pairwise_accuracy(scores, pairs).value == pytest.approx(right / made)
+    assert len(pairs.decided()) == compared
+    assert metrics.pairwise_accuracy(scores, pairs).value == pytest.approx(right / compared)
 
 
 def test_pairs_never_join_two_prompts_and_skip_missing_labels():
@@ -107,11 +107,11 @@ def test_auc_and_calibration_are_torchmetrics():
     # Within 0 and 1 torchmetrics takes no sigmoid, whose last bit may differ between equal scores.
     within = (scores - scores.min()) / (scores.max() - scores.min())
     assert metrics.auc(scores, labels, prompts).value == pytest.approx(float(binary_auroc(within, labels.long())))
-    chance = torch.rand(len(labels), generator=torch.Generator().manual_seed(8))
-    error, table = metrics.calibration_error(chance, labels, prompts, bins=10)
-    reference = binary_calibration_error(chance, labels.long(), n_bins=10, norm="l1")
+    probability = torch.rand(len(labels), generator=torch.Generator().manual_seed(8))
+    error, table = metrics.calibration_error(probability, labels, prompts, bins=10)
+    reference = binary_calibration_error(probability, labels.long(), n_bins=10, norm="l1")
     bins = zip(table.count, table.observed, table.predicted, strict=True)
-    plain = sum(count * abs(seen - said) for count, seen, said in bins) / len(labels)
+    plain = sum(count * abs(observed - predicted) for count, observed, predicted in bins) / len(labels)
     assert plain == pytest.approx(float(reference), abs=1e-6)
     assert sum(table.count) == len(labels) and error.value < plain, "less what chance adds"
 

@@ -45,16 +45,16 @@ def outcome(name: str, gain: float = 0.0, prompts: int = 6, each: int = 3) -> Ou
 
 def test_every_sample_is_scored_in_order_and_batches_do_not_matter(tiny_backbone):
     common = dict(name="base", adapter=None, judge=judge, rewards={"reward": reward})
-    found = measure(tiny_backbone, PROMPTS, 2, SETTINGS, **common, keep_videos=2)
-    assert found.prompts == [prompt for prompt in PROMPTS for _ in range(2)]
-    assert found.indices == [0, 1] * 3
-    assert set(found.scores) == {"motion", "judge/shape", "judge/speed", "judge/all", "reward/shape"}
-    assert all(values.shape == (6,) for values in found.scores.values())
-    assert found.pixels.shape == (2, 3, 5, 8, 8)
-    assert list(found.spread) == PROMPTS
+    result = measure(tiny_backbone, PROMPTS, 2, SETTINGS, **common, keep_videos=2)
+    assert result.prompts == [prompt for prompt in PROMPTS for _ in range(2)]
+    assert result.indices == [0, 1] * 3
+    assert set(result.scores) == {"motion", "judge/shape", "judge/speed", "judge/all", "reward/shape"}
+    assert all(values.shape == (6,) for values in result.scores.values())
+    assert result.pixels.shape == (2, 3, 5, 8, 8)
+    assert list(result.spread) == PROMPTS
     whole = measure(tiny_backbone, PROMPTS, 2, SamplingSettings(5, 8, 8, 2, batch=6), **common)
-    torch.testing.assert_close(whole.scores["reward/shape"], found.scores["reward/shape"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(whole.pixels[:2], found.pixels, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.scores["reward/shape"], result.scores["reward/shape"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.pixels[:2], result.pixels, rtol=1e-4, atol=1e-4)
 
 
 def test_a_policy_equal_to_its_base_differs_by_exactly_zero():

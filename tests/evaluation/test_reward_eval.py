@@ -78,22 +78,22 @@ def test_a_scorer_that_knows_only_the_prompt_has_half():
 
 def test_scorers_see_the_same_latents_whatever_the_batch():
     data = held_out(dataset(prompts=4))
-    one = score({"a": seeing, "b": seeing}, data, AT, noise_draws=2, batch=5)
-    other = score({"a": seeing}, data, AT, noise_draws=2, batch=24)
+    small = score({"a": seeing, "b": seeing}, data, AT, noise_draws=2, batch=5)
+    large = score({"a": seeing}, data, AT, noise_draws=2, batch=24)
     for level in AT:
-        assert torch.equal(one["a", level]["shape"], one["b", level]["shape"])
-        torch.testing.assert_close(one["a", level]["all"], other["a", level]["all"])
+        assert torch.equal(small["a", level]["shape"], small["b", level]["shape"])
+        torch.testing.assert_close(small["a", level]["all"], large["a", level]["all"])
 
 
 def test_all_samples_of_a_prompt_share_sigma_and_draws_fill_the_bin():
-    seen = []
+    sigmas = []
 
     def watching(latents, sigma, condition):
-        seen.append(sigma)
+        sigmas.append(sigma)
         return {"shape": sigma}
 
     score({"w": watching}, held_out(dataset(prompts=3, each=4)), [AT[1]], noise_draws=5, batch=12)
-    sigma = torch.stack(seen).reshape(5, 3, 4)
+    sigma = torch.stack(sigmas).reshape(5, 3, 4)
     assert (sigma == sigma[..., :1]).all()
     assert sigma.min() >= 0.4 and sigma.max() <= 0.6
     strata = ((sigma[:, :, 0] - 0.4) / 0.2 * 5).floor()
@@ -119,10 +119,10 @@ def test_ties_are_calibrated_on_the_training_samples():
 
 def test_the_head_of_the_samples_has_their_pairs_only():
     data = held_out(dataset())
-    some = data.head(9)  # one prompt of six samples, and half of the next
+    head = data.head(9)  # one prompt of six samples, and half of the next
     whole = held_out(dataset(prompts=2))
-    assert some.prompts == data.prompts[:9]
-    for name, pairs in some.pairs.items():
+    assert head.prompts == data.prompts[:9]
+    for name, pairs in head.pairs.items():
         assert pairs.first.max() < 9 and pairs.second.max() < 9
         assert len(pairs) == 15 + 3 < len(whole.pairs[name])
     assert data.head(10**6) is data
@@ -153,11 +153,11 @@ def test_rows_survive_a_file_and_make_tables(tmp_path):
 
 
 def test_levels_are_finer_near_noise_and_hold_the_samplers_own():
-    found = levels([1.0, 0.5, 0.0])
-    bins = [level for level in found if level.kind == "bin"]
+    noise_levels = levels([1.0, 0.5, 0.0])
+    bins = [level for level in noise_levels if level.kind == "bin"]
     assert bins[0].low == 0 and bins[-1].high == 1
     assert sum(level.low >= 0.9 for level in bins) >= 4
-    assert [level.low for level in found if level.kind == "sampler"] == [1.0, 0.5, 0.0]
+    assert [level.low for level in noise_levels if level.kind == "sampler"] == [1.0, 0.5, 0.0]
 
 
 def test_pixel_scorer_decodes_the_clean_prediction_of_the_base(tiny_backbone):
@@ -187,8 +187,8 @@ def test_results_of_other_clips_stay(tmp_path: Path) -> None:
         for manifest in clips:
             path = results_of(run, tmp_path / manifest)
             path.write_text(json.dumps({"clips": str(tmp_path / manifest), "rows": []}))
-    found = {path.name: json.loads(path.read_text())["clips"] for path in run.iterdir()}
+    clips_of = {path.name: json.loads(path.read_text())["clips"] for path in run.iterdir()}
     names = ["reward_eval-set.json", "reward_eval-set-hard.json", "reward_eval-set-2.json"]
-    assert found == {name: str(tmp_path / manifest) for name, manifest in zip(names, clips, strict=True)}
+    assert clips_of == {name: str(tmp_path / manifest) for name, manifest in zip(names, clips, strict=True)}
     (run / "reward_eval-set.json").write_text("half a li")
     assert results_of(run, tmp_path / "c/set/manifest.jsonl") == run / "reward_eval-set.json"

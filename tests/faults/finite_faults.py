@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from prfl.backbone import load_backbone
 from prfl.backbone.wan.model import WanBackbone
 from prfl.data.dataset import load_dataset
+from prfl.data.video_size import VideoSize
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward
 from prfl.training import guards
@@ -89,7 +90,7 @@ def _(bench):
 @fault("a cached clip that is not finite", "its latents are not finite", "run `prfl cache`")
 def _(bench):
     rewritten("latents", lambda tensors: tensors["latents"].fill_(math.inf))
-    return bench.call(load_dataset, load_backbone(bench.model), "manifest.jsonl", "cache", **CLIP)
+    return bench.call(load_dataset, load_backbone(bench.model), "manifest.jsonl", "cache", VideoSize(**CLIP))
 
 
 @fault("processes with different weights", "process 0 and process 1", "resume all of them from the same checkpoint")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prfl.backbone import load_backbone
 from prfl.data.dataset import load_dataset
+from prfl.data.video_size import VideoSize
 from tests.conftest import save_tiny_pipeline
 from tests.faults.planting import fault
 from tests.faults.project import CLIP
@@ -63,4 +64,4 @@ def _(bench):
 )
 def _(bench):
     other = load_backbone(save_tiny_pipeline(bench.folder / "other", seed=1))
-    return bench.call(load_dataset, other, "manifest.jsonl", "cache", **CLIP)
+    return bench.call(load_dataset, other, "manifest.jsonl", "cache", VideoSize(**CLIP))

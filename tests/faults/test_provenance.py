@@ -18,6 +18,7 @@ from prfl.backbone import load_backbone
 from prfl.backbone.fingerprint import SAMPLED, fingerprint
 from prfl.backbone.weights import is_finite
 from prfl.data.dataset import load_dataset
+from prfl.data.video_size import VideoSize
 from tests.conftest import tiny_transformer
 from tests.faults.planting import Bench
 from tests.faults.project import CLIP
@@ -49,7 +50,7 @@ def test_a_policy_carries_what_made_it(bench: Bench) -> None:
 
 def made_old(bench: Bench) -> None:
     """The last checkpoint as an older version left it, whose clips are told by the cache's entries."""
-    clips = load_dataset(load_backbone(bench.model), "manifest.jsonl", "cache", **CLIP)
+    clips = load_dataset(load_backbone(bench.model), "manifest.jsonl", "cache", VideoSize(**CLIP))
     as_of_old(TWO, clips.former_fingerprint)
 
 

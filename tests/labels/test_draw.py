@@ -12,9 +12,10 @@ import torch
 from prfl import cli
 from prfl.data.manifest import LabelledVideo, read_manifest
 from prfl.data.video import read_video
+from prfl.data.video_size import VideoSize
 from prfl.export.run import run_config
 from prfl.factory.backbone import POLICY, build_backbone
-from prfl.factory.data import clip_size
+from prfl.factory.data import video_size
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.policy import load_policy
 from prfl.rollout.sampling import decode_all, sample
@@ -39,7 +40,7 @@ def test_from_videos_to_labels(tiny_run: Callable[..., Path], capsys: pytest.Cap
     load_policy(config, model)
     drawn = sample(model, ["a blue square"], [1], sampling_settings(config), adapter=POLICY)
     file = rows[4].video
-    assert (read_video(file, **clip_size(config.data)) - decode_all(model, drawn)[0]).abs().mean() < 0.02
+    assert (read_video(file, video_size(config.data)) - decode_all(model, drawn)[0]).abs().mean() < 0.02
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "videos").iterdir()}
     file.unlink()
@@ -66,9 +67,7 @@ def test_another_policy_gets_another_folder(tiny_run: Callable[..., Path]) -> No
     first, second = sorted((run / "samples").glob("label-*"))
     names = [path.name for path in sorted((first / "videos").iterdir())]
     assert names == [path.name for path in sorted((second / "videos").iterdir())]
-    videos = [
-        read_video(folder / "videos" / names[0], frames=5, height=16, width=16, fps=8) for folder in (first, second)
-    ]
+    videos = [read_video(folder / "videos" / names[0], VideoSize(5, 16, 16, 8)) for folder in (first, second)]
     assert not torch.equal(*videos)
 
 

@@ -14,11 +14,12 @@ import torch
 import prfl.labels.page as page_module
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import write_video
+from prfl.data.video_size import VideoSize
 from prfl.labels.page import page_pairs, write_page
 from prfl.utils.errors import PrflError
 
 SCRIPT = Path(page_module.__file__).with_name("page.js")
-CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}
+CLIP = VideoSize(5, 16, 16, 8.0)
 HOSTILE = "a </script><script>alert(1)</script> dog & <b>cat</b> {{SCRIPT}} {{CONTENT}} \x1b[31m"
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="the script of the page runs in node")
 

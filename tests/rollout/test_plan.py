@@ -8,6 +8,7 @@ from prfl.rollout.plan import (
     Clean,
     Edge,
     Plan,
+    Renoised,
     chain_plan,
     clean_jump,
     full_chain,
@@ -16,6 +17,7 @@ from prfl.rollout.plan import (
     leap_edge,
     node_number,
     one_step,
+    order,
     step_edge,
 )
 from prfl.rollout.solvers import euler
@@ -34,6 +36,13 @@ def test_named_plans():
     assert ends(clean_jump(CHAIN, 3)) == [(3, Clean(3))] and node_number(Clean(3), 6) == 10
     sparse = chain_plan(CHAIN, {1, 4}, beta=0.0)
     assert ends(sparse) == [(i, i + 1) for i in range(1, 6)] and sparse.trains == {1, 4}
+
+
+def test_nodes_are_ordered_as_edges_lead_and_have_numbers_of_their_own():
+    copies = [Renoised(0, 5), Renoised(1, 5)]
+    nodes = [0, 3, 6, *copies, Clean(0), Clean(5), *map(Clean, copies)]
+    assert sorted(reversed(nodes), key=order) == nodes
+    assert [node_number(node, 6) for node in nodes] == [0, 3, 6, 13, 15, 7, 12, 14, 16]
 
 
 def test_edges_carry_their_targets_sigma():

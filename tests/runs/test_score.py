@@ -18,6 +18,7 @@ from prfl.backbone import Backbone
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import read_video, write_video
+from prfl.data.video_size import VideoSize
 from prfl.reward import LatentReward, PixelNetwork, PixelReward, RewardCard, RewardHead
 from prfl.rollout.flow import add_noise
 from prfl.runs import score
@@ -59,7 +60,7 @@ def test_videos_as_csv_are_what_the_reward_says(
         ("0.mp4", "0"), ("0.mp4", "0.5"), ("1.mp4", "0"), ("1.mp4", "0.5"),
     ]  # fmt: skip
     backbone = reward.backbone
-    latents = backbone.encode(read_video("1.mp4", **CLIP)[None])
+    latents = backbone.encode(read_video("1.mp4", VideoSize(**CLIP))[None])
     condition = backbone.condition(["a red circle"])
     with torch.no_grad():
         clean = reward(latents, torch.tensor(0.0), condition)
@@ -78,9 +79,9 @@ def test_a_manifest_cached_and_plain_latents_as_json(
 ) -> None:
     """The same video by three ways gives the same score; the base model comes from the run that the head lies in."""
     write_manifest("manifest.jsonl", [LabelledVideo(tmp_path / "0.mp4", "a blue square", {})])
-    build_cache(reward.backbone, "manifest.jsonl", "cache", progress=False, **CLIP)
+    build_cache(reward.backbone, "manifest.jsonl", "cache", VideoSize(**CLIP), progress=False)
     (cached,) = Path("cache/latents").iterdir()
-    latents = reward.backbone.encode(read_video("0.mp4", **CLIP)[None])
+    latents = reward.backbone.encode(read_video("0.mp4", VideoSize(**CLIP))[None])
     save_file({"x": torch.cat([latents, 2 * latents])}, "plain.safetensors")
     arguments = ["manifest.jsonl", str(cached), "plain.safetensors", "--prompt", "a blue square", "--head", "head"]
     assert cli.main(["score", *arguments, "--out", "out.json"]) == 2

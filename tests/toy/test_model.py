@@ -31,11 +31,11 @@ def test_it_is_small():
 def test_wan_pipeline_loads_and_samples_it():
     pipeline = WanPipeline.from_pretrained(clips.model_folder())
     pipeline.set_progress_bar_config(disable=True)
-    made = pipeline(
+    videos = pipeline(
         "a red circle moves left quickly", height=32, width=32, num_frames=17, num_inference_steps=2,
         guidance_scale=1.0, output_type="pt",
     )  # fmt: skip
-    assert made.frames.shape == (1, 17, 3, 32, 32)
+    assert videos.frames.shape == (1, 17, 3, 32, 32)
 
 
 def test_videos_survive_the_round_trip(backbone: Backbone):

@@ -56,17 +56,19 @@ def test_samples_are_labelled_for_their_own_caption_and_for_neighbours(tmp_path)
 
     manifest = clips.labelled(tmp_path, splits, counts, draw, other_captions=3)
     rows = read_manifest(manifest)
-    own = [row for row in rows if all(row.label.values())]
-    assert len(own) == 2 * 88 + 24 and {row.prompt for row in own if row.split == "validation"} == set(
+    matching = [row for row in rows if all(row.label.values())]
+    assert len(matching) == 2 * 88 + 24 and {row.prompt for row in matching if row.split == "validation"} == set(
         splits["validation"]
     )
-    others = [row for row in rows if row not in own]
+    others = [row for row in rows if row not in matching]
     assert len(others) == 3 * 2 * 88 and {row.split for row in others} == {"train"}
-    prompt_of = {row.video: row.prompt for row in own}
+    prompt_of = {row.video: row.prompt for row in matching}
     for row in others:
         assert row.prompt in splits["train"] and sum(1 - value for value in row.label.values()) == 1
-        said, shown = renderer.Attributes.parse(row.prompt), renderer.Attributes.parse(prompt_of[row.video])
-        assert all(row.label[name] == (getattr(said, name) == getattr(shown, name)) for name in renderer.ATTRIBUTES)
+        captioned, shown = renderer.Attributes.parse(row.prompt), renderer.Attributes.parse(prompt_of[row.video])
+        assert all(
+            row.label[name] == (getattr(captioned, name) == getattr(shown, name)) for name in renderer.ATTRIBUTES
+        )
 
 
 def test_oracle_accepts_fresh_renders():

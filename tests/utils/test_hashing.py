@@ -1,4 +1,4 @@
-"""Hashes that are remembered: no file is read twice while it stays as it is, and none that changed is trusted."""
+"""A value's hash stays that of saved ones.  An unchanged file is read once, and no changed one is trusted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prfl.utils import hashing
-from prfl.utils.hashing import SMALL, content_hash, remembered_hash
+from prfl.utils.hashing import SMALL, content_hash, json_hash, remembered_hash
 
 SIZE = SMALL + 1
 
@@ -35,6 +35,13 @@ def video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     later = path.stat().st_ctime + 60  # without waiting for it
     monkeypatch.setattr(hashing.time, "time", lambda: later)
     return path
+
+
+def test_a_values_hash_stays_that_of_saved_rewards_and_checkpoints() -> None:
+    value = {"b": [1, 2.5], "a": "ü"}
+    assert json_hash(value) == "31aa6946b90c293864bcc13c0267ab43cbb60df95910d625791989be705dd376"
+    assert json_hash(value) == json_hash(dict(reversed(value.items())))
+    assert json_hash(value, sort_keys=False) == "edaebaa1b824ee78145cb3f7f6f70bc69a9be1e5bba746b16a5906fd1c4dffbb"
 
 
 def test_a_file_is_read_once(read: list[str], video: Path) -> None:

@@ -102,16 +102,16 @@ def test_every_process_of_a_run_is_refused_alike(tmp_path, monkeypatch):
     with folder_lock(tmp_path / "run") as held:
         held.check()
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(locks.processes, "gather", lambda own: [("held", "there", "wait"), own])
+    monkeypatch.setattr(locks.processes, "gather", lambda value: [("held", "there", "wait"), value])
     with pytest.raises(PrflError, match="there: held"), folder_lock(tmp_path / "run"):
         pass
 
 
 def test_temporary_names_do_not_depend_on_the_process_number(tmp_path):
     """Two containers that share a folder may both have a process 1."""
-    with atomic_write(tmp_path / "a") as one, atomic_write(tmp_path / "a") as other:
-        assert one != other
-        one.touch()
-        other.touch()
-    with atomic_folder(tmp_path / "b") as one, atomic_folder(tmp_path / "b") as other:
-        assert one != other
+    with atomic_write(tmp_path / "a") as first, atomic_write(tmp_path / "a") as second:
+        assert first != second
+        first.touch()
+        second.touch()
+    with atomic_folder(tmp_path / "b") as first, atomic_folder(tmp_path / "b") as second:
+        assert first != second

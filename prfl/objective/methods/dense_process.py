@@ -1,4 +1,4 @@
-"""Dense process rewards: rewards at several states of one rollout, their gradients summed in one walk back.
+"""Dense process rewards: rewards at several states of one rollout, their gradients summed in one adjoint pass.
 
 PRFL throws its rollout away after one gradient.  Here one step is drawn from each of several equal parts of the chain,
 and the reward is read behind each: at (x[m+1], sigma[m+1]), or at the clean prediction x[m] - sigma[m] v(x[m]):
@@ -49,7 +49,7 @@ class DenseProcess:
         return self.handoff == "next" and steps_in(self.schedule, self.steps_range)[0] + 1 < self.schedule.steps
 
     def drawn(self, step: int) -> list[int]:
-        """One step of each part, ascending."""
+        """Return one step of each part, ascending."""
         steps = steps_in(self.schedule, self.steps_range)
         if self.starts_from_data(step):
             steps = behind_noise(steps)

@@ -43,13 +43,13 @@ class DrTune:
         return StepPlan(plan, {edges[-1].target: 1.0})
 
     def end(self, step: int) -> int:
-        """The last step that is run."""
+        """Return the last step that is run."""
         steps = self.schedule.steps
         late = max(1, round(self.early_stop * steps))
         return steps - 1 - rng.integer(late, self.seed, "drtune/end", step)
 
     def drawn(self, step: int, count: int) -> list[int]:
-        """The trained ones of the first ``count`` steps: all of them, where they are no more than K."""
+        """Return the trained ones of the first ``count`` steps: all of them, where they are no more than K."""
         if self.trained_steps >= count:
             return list(range(count))
         if self.spacing == "random":

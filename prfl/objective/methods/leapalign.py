@@ -47,7 +47,7 @@ class LeapAlign:
 
 
 def leap_similarity(network: Network, trajectory: Trajectory, step_plan: StepPlan) -> Float[Tensor, " b"]:
-    """1 / sum over leaps of max(floor, mean |where it lands - the chain's own latents there|), of each sample.
+    """Return 1 / sum over leaps of max(floor, mean |where it lands - the chain's own latents there|), of each sample.
 
     A sample counts by how well its leaps stand for the chain that they shorten.
     """

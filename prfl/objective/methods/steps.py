@@ -10,7 +10,7 @@ from prfl.utils.errors import PrflError
 
 
 def steps_in(schedule: SolverSchedule, shares: tuple[float, float]) -> range:
-    """The steps in a part of the chain: 0 is the noisy end, 1 the clean one."""
+    """Return the steps in a part of the chain: 0 is the noisy end, 1 the clean one."""
     low, high = shares
     steps = range(math.floor(low * schedule.steps), math.ceil(high * schedule.steps))
     if not steps:
@@ -20,10 +20,10 @@ def steps_in(schedule: SolverSchedule, shares: tuple[float, float]) -> range:
 
 
 def starts_from_data(share: float, seed: int, step: int) -> bool:
-    """Whether the chains of an optimizer step start from clips of the data, as a ``share`` of all steps do."""
+    """Return whether the chains of an optimizer step start from clips of the data, as a ``share`` of all steps do."""
     return share > 0 and float(rng.uniform(seed, "from_data", step, [0])) < share
 
 
 def behind_noise(steps: range) -> range:
-    """The steps that a noised clip can stand before: not the chain's first, where sigma is 1 and no clip is left."""
+    """Return the steps that a noised clip can stand before: not the chain's first, where nothing of a clip is left."""
     return range(max(1, steps.start), steps.stop)
