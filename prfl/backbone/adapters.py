@@ -194,20 +194,20 @@ def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str
 
 def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The adapter's own parameters, keyed ``blocks.0.attn1.to_q.lora_A.weight`` (without the adapter's name)."""
-    own = {
+    parameters = {
         key.replace(f".{name}.weight", ".weight"): parameter
         for key, parameter in network.named_parameters()
         if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))
     }
-    if not own:
+    if not parameters:
         raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
-    return own
+    return parameters
 
 
 def dropouts_of(network: nn.Module, name: str) -> list[SampleDropout]:
     """The dropout of an adapter, layer by layer; none where its rate is 0."""
-    found = [layer.lora_dropout[name] for layer in lora_layers(network) if name in layer.lora_dropout]
-    return [dropout for dropout in found if isinstance(dropout, SampleDropout)]
+    dropouts = [layer.lora_dropout[name] for layer in lora_layers(network) if name in layer.lora_dropout]
+    return [dropout for dropout in dropouts if isinstance(dropout, SampleDropout)]
 
 
 def state_of(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

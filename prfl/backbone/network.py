@@ -77,8 +77,8 @@ def base_weights(network: nn.Module) -> list[Tensor]:
 def with_lists(backbone: Backbone) -> list[tuple[nn.Module, tuple[str, ...]]]:
     """Every predicting network, copies too, with the names of its lists of blocks."""
     lists = backbone.facts.blocks
-    own = [(network, lists[name]) for name, network in predictors(backbone).items()]
-    return own + [(network, lists[name.partition("/")[2]]) for name, network in copies(backbone).items()]
+    base = [(network, lists[name]) for name, network in predictors(backbone).items()]
+    return base + [(network, lists[name.partition("/")[2]]) for name, network in copies(backbone).items()]
 
 
 def base_blocks(backbone: Backbone) -> list[nn.Module]:

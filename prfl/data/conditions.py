@@ -14,11 +14,11 @@ def remember(backbone: Backbone, prompts: Iterable[str], progress: Callable[[lis
 
     One by one, since a batch's make-up would change the last bits.
     """
-    known = backbone.text.known
-    new = [prompt for prompt in dict.fromkeys(prompts) if Ask(prompt) not in known]
+    conditions = backbone.text.known
+    new = [prompt for prompt in dict.fromkeys(prompts) if Ask(prompt) not in conditions]
     with on_host(backbone) if new else nullcontext():
         for prompt in progress(new) if new else ():
-            known[Ask(prompt)] = backbone.condition([prompt]).to("cpu")
+            conditions[Ask(prompt)] = backbone.condition([prompt]).to("cpu")
         backbone.text.free()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,11 +194,11 @@ def test_a_stale_entry_cannot_be_used(tiny_backbone, manifest, monkeypatch, chan
     elif change == "window":
         settings = {"window": "centre"}
     elif change == "vae dtype":
-        tiny_backbone.vae.to(torch.bfloat16)
+        tiny_backbone.facts = replace(tiny_backbone.facts, vae_dtype=torch.bfloat16)
     else:
         key = {"model": "model_id", "statistics": "latents_mean"}[change]
         other = {**tiny_backbone.facts.identity, key: "other"}
-        monkeypatch.setattr(tiny_backbone, "describe", lambda: other)
+        tiny_backbone.facts = replace(tiny_backbone.facts, identity=other)
     with pytest.raises(PrflError, match="not in the cache for this model, size and rate"):
         load(tiny_backbone, manifest, **settings)
 

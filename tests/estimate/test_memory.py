@@ -344,7 +344,7 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
     own, stored = build_backbone(config), ReusedRollout(3, 4)
-    stored.begin(0, own.adapter_parameters("policy"))
+    stored.begin(0, own.parameters("policy"))
     weights = sum(tensor.nbytes for tensor in stored.weights.values())
     assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
 

@@ -236,7 +236,7 @@ def test_a_resumed_run_makes_the_same_cheaper_rollout_again() -> None:
     """With the weights that the policy had when it was made; its share of skipped steps was told then."""
     runs = [roughened(reusing(LATE[0])) for _ in range(2)]
     assert runs[0].accumulate(0, indices_of(0))["rollout/cached"] == 0.25
-    runs[1].restore(runs[0].carried())
+    runs[1].load_state_dict(runs[0].state_dict())
     for objective in runs:
         take_gradients(objective)
         learn(objective)

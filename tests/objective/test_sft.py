@@ -64,7 +64,7 @@ def test_prompts_are_dropped_in_their_share(tiny_backbone):
     dropped, kept = batch.dropped.index(True), batch.dropped.index(False)
     assert int(batch.condition.tensors["lengths"][dropped]) == int(data.empty_condition.tensors["lengths"][0])
     own = data.conditions[batch.prompts[kept]]
-    length = int(own.lengths[0])
+    length = int(own.tensors["lengths"][0])
     assert torch.equal(
         batch.condition.tensors["prompt_embeds"][kept, :length], own.tensors["prompt_embeds"][0, :length]
     )

@@ -173,12 +173,12 @@ class WanBackbone:
 
         Raises PrflError for an ask with an image.
         """
-        given = as_asks(asks)
-        if any(ask.image is not None for ask in given):
+        samples = as_asks(asks)
+        if any(ask.image is not None for ask in samples):
             raise PrflError("a text-to-video model takes no first frame", fix="give prompts alone")
-        if given and all(ask in self.text.known for ask in given):
-            return Condition.cat([self.text.known[ask] for ask in given]).to(self.facts.device)
-        return self.text.encode(given, self.facts.device, self.facts.dtype)
+        if samples and all(ask in self.text.known for ask in samples):
+            return Condition.cat([self.text.known[ask] for ask in samples]).to(self.facts.device)
+        return self.text.encode(samples, self.facts.device, self.facts.dtype)
 
     # ------------------------------------------------------------------------------------------------- the chain
 

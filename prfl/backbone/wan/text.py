@@ -67,7 +67,7 @@ class WanText:
     def tokens(self, prompts: Sequence[str], *, cut: bool = True) -> list[tuple[int, ...]]:
         options: dict[str, Any] = {"truncation": True, "max_length": TEXT_TOKENS} if cut else {"verbose": False}
         ids = self.tokenizer([prompt_clean(prompt) for prompt in prompts], **options).input_ids
-        return [tuple(one) for one in ids]
+        return [tuple(tokens) for tokens in ids]
 
     @torch.no_grad()
     def encode(self, asks: Sequence[Ask], device: torch.device, dtype: torch.dtype) -> Condition:
