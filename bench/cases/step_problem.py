@@ -29,6 +29,7 @@ from prfl.objective.reused_rollout import ReusedRollout
 from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward.frames import draw_frames
 from prfl.reward.latent import LatentReward
+from prfl.rollout.plan import node_number
 from prfl.training.optimizer import adamw, apply
 from prfl.utils.timing import Clock
 
@@ -219,7 +220,8 @@ def seen_latents(objective: RewardGradient) -> dict[str, Tensor]:
 
     def score(latents: Mapping[Any, Tensor], *others: Any) -> Any:
         latents_by_node.clear()
-        latents_by_node.update({f"latents {node}": x.detach() for node, x in latents.items()})
+        for node, x in latents.items():
+            latents_by_node[f"latents {node_number(node, objective.schedule.steps)}"] = x.detach()
         return plain_score(latents, *others)
 
     setattr(objective, "score", score)  # noqa: B010  (mypy takes no assignment to a method)
