@@ -78,12 +78,12 @@ def use_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
         restore(flags)
 
 
-def same_adapter_only(network: nn.Module, block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def same_adapter_only(network: nn.Module, block: Callable[..., Any]) -> Callable[..., Any]:
     """``block``, refusing to run under another adapter, or another dropout, than now: to be given to checkpointing."""
     expected, layers = active_adapter(network), dropouts(network)
     masks = [layer.seeds for layer in layers]
 
-    def checked(*inputs: Any) -> Tensor:
+    def checked(*inputs: Any) -> Any:
         now = active_adapter(network)
         if now != expected:
             raise PrflError(

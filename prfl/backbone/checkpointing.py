@@ -91,9 +91,11 @@ def one_after_another(
 
 
 def run_block(
-    block: Callable[..., Tensor], hidden: Tensor, *others: Any, mode: Checkpointing, store: HostStore | None = None
-) -> Tensor:
-    """``block(hidden, *others)`` under checkpointing (not ``none``).  store: where what it keeps goes to.
+    block: Callable[..., Any], hidden: Tensor, *others: Any, mode: Checkpointing, store: HostStore | None = None
+) -> Any:
+    """``block(hidden, *others)`` under checkpointing (not ``none``): hidden states, or a tuple that begins with them.
+
+    store: where what it keeps goes to.
 
     Raises PrflError where ``attention`` finds no fused attention to keep.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from prfl.backbone.families import the_family
 from prfl.config.schema import Config
 from prfl.config.section import is_hub_id
 from prfl.estimate.protection import NOT_PROTECTED
@@ -29,6 +30,7 @@ def policy_card(
     contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
     made_by: what made the policy (``prfl.factory.provenance``).
     """
+    family = the_family()
     hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
     tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if lora in contents else [])]
@@ -43,9 +45,9 @@ def policy_card(
         "## Use",
     ]
     if lora in contents:
-        parts.append(USE_LORA.format(base=base, repo=repo, file=lora))
+        parts.append(USE_LORA.format(pipeline=family.pipeline, base=base, repo=repo, file=lora))
     if "transformer" in contents:
-        parts.append(USE_TRANSFORMER.format(base=base, repo=repo))
+        parts.append(USE_TRANSFORMER.format(pipeline=family.pipeline, network=family.network, base=base, repo=repo))
 
     parts += ["## Figures", figures(run, made_by), "## Training", table(("", ""), settings(config, made_by))]
     if config.follows_reward:
@@ -68,9 +70,9 @@ USE_LORA = """\
 In diffusers:
 
 ```python
-from diffusers import WanPipeline
+from diffusers import {pipeline}
 
-pipeline = WanPipeline.from_pretrained("{base}")
+pipeline = {pipeline}.from_pretrained("{base}")
 pipeline.load_lora_weights("{repo}", weight_name="{file}")
 ```
 
@@ -80,10 +82,10 @@ USE_TRANSFORMER = """\
 Whole weights, without an adapter:
 
 ```python
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import {pipeline}, {network}
 
-transformer = WanTransformer3DModel.from_pretrained("{repo}", subfolder="transformer")
-pipeline = WanPipeline.from_pretrained("{base}", transformer=transformer)
+transformer = {network}.from_pretrained("{repo}", subfolder="transformer")
+pipeline = {pipeline}.from_pretrained("{base}", transformer=transformer)
 ```"""
 
 

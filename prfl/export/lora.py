@@ -1,17 +1,16 @@
-"""A LoRA in one file that diffusers and ComfyUI both read: Wan's original layer names, and ``.alpha``.
+"""A LoRA in one file that diffusers and ComfyUI both read: the original checkpoint's layer names, and ``.alpha``.
 
     diffusion_model.blocks.0.self_attn.q.lora_A.weight    (rank, in)
     diffusion_model.blocks.0.self_attn.q.lora_B.weight    (out, rank)
     diffusion_model.blocks.0.self_attn.q.alpha            (): the update is B A x * alpha / rank
 
-Source: ComfyUI names a layer as the original Wan checkpoint does, after ``diffusion_model.`` (comfy/lora.py,
+Source: ComfyUI names a layer as the model's original checkpoint does, after ``diffusion_model.`` (comfy/lora.py,
 ``model_lora_keys_unet``), and scales by alpha / rank, or by 1 without ``.alpha`` (comfy/weight_adapter/lora.py).
 diffusers turns the same names into its own and does the same with ``.alpha``, but inside the blocks only.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,49 +18,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prfl.backbone.families import Family
 from prfl.factory import provenance
 from prfl.factory.provenance import Stamp
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 
 PREFIX = "diffusion_model."
-IN_BLOCK = {
-    "attn1.to_q": "self_attn.q",
-    "attn1.to_k": "self_attn.k",
-    "attn1.to_v": "self_attn.v",
-    "attn1.to_out.0": "self_attn.o",
-    "attn2.to_q": "cross_attn.q",
-    "attn2.to_k": "cross_attn.k",
-    "attn2.to_v": "cross_attn.v",
-    "attn2.to_out.0": "cross_attn.o",
-    "ffn.net.0.proj": "ffn.0",
-    "ffn.net.2": "ffn.2",
-}
-OUTSIDE = {
-    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
-    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
-    "condition_embedder.time_proj": "time_projection.1",
-    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
-    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
-    "proj_out": "head.head",
-}
-
-
-def original_name(layer: str) -> str:
-    """Translate ``blocks.0.attn1.to_q`` (diffusers) to ``blocks.0.self_attn.q`` (Wan, ComfyUI).  Raises PrflError."""
-    block = re.fullmatch(r"(blocks\.\d+)\.(.+)", layer)
-    name = IN_BLOCK.get(block[2]) if block else OUTSIDE.get(layer)
-    if name is None:
-        raise PrflError(
-            f"the layer {layer} has no name in the original Wan checkpoint",
-            where="backbone.adapter.targets",
-            fix="train an adapter on other layers, or export merged weights (--merged)",
-        )
-    return f"{block[1]}.{name}" if block else name
 
 
 def shared_file_tensors(
-    state: Mapping[str, Tensor], alpha: int | float, dtype: torch.dtype = torch.float32
+    family: Family, state: Mapping[str, Tensor], alpha: int | float, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """Make the tensors of the file from an adapter's state, keyed ``blocks.0.attn1.to_q.lora_A.weight``.
 
@@ -70,7 +37,7 @@ def shared_file_tensors(
     """
     tensors: dict[str, Tensor] = {}
     layers = sorted({key.rsplit(".lora_", 1)[0] for key in state})
-    if not any(layer.startswith("blocks.") for layer in layers):
+    if not any(layer.startswith(family.blocks) for layer in layers):
         raise PrflError(
             "diffusers reads no LoRA that leaves the blocks alone",
             where="backbone.adapter.targets",
@@ -79,8 +46,8 @@ def shared_file_tensors(
 
     for layer in layers:
         down, up = state[f"{layer}.lora_A.weight"].float(), state[f"{layer}.lora_B.weight"].float()
-        key = PREFIX + original_name(layer)
-        if layer.startswith("blocks."):
+        key = PREFIX + family.original_name(layer)
+        if layer.startswith(family.blocks):
             tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
         else:  # diffusers refuses `.alpha` here, so the factor goes into B
             up = up * (alpha / len(down))
@@ -91,6 +58,7 @@ def shared_file_tensors(
 
 def write_shared_file(
     path: Path,
+    family: Family,
     state: Mapping[str, Tensor],
     *,
     rank: int,
@@ -104,13 +72,13 @@ def write_shared_file(
     """
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "wan2.1/lora",
-        "modelspec.implementation": "https://github.com/Wan-Video/Wan2.1",
+        "modelspec.architecture": family.architecture,
+        "modelspec.implementation": family.implementation,
         "modelspec.title": path.stem,
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
     }
-    tensors = shared_file_tensors(state, alpha, dtype)
+    tensors = shared_file_tensors(family, state, alpha, dtype)
     if made_by:
         metadata |= provenance.metadata({**made_by, "weights": provenance.tensors_hash(tensors)})
     with atomic_write(path) as temporary:

@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prfl.backbone import Backbone
 from prfl.backbone.attention import NAMES, choose_attention, why_not
+from prfl.backbone.families import the_family
 from prfl.backbone.kernels import SWAPPED
 from prfl.backbone.network import all_predictors, base_networks
-from prfl.backbone.wan.architecture import small_block
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.missing_inputs import downloads, missing_inputs
@@ -156,7 +156,7 @@ class Recorded(TorchDispatchMode):
 
 def attention(kind: str, dtype: torch.dtype, head_dim: int = 128) -> Check:
     """Run a small block on the device and see which attention operation it came to."""
-    call = small_block(kind, dtype, head_dim)
+    call = the_family().small_block(kind, dtype, head_dim)
     with Recorded() as ran:
         call().sum().backward()
     return Check(f"attention ({kind}, {str(dtype).removeprefix('torch.')})", attention_operation(ran.names))

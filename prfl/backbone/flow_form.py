@@ -1,0 +1,77 @@
+"""Networks that predict the noise or v on a variance-preserving path, as flow velocities.
+
+Their latents are ``x = a x0 + b noise`` with a^2 + b^2 = 1.  Divided by a + b these are ``y = (1 - s) x0 + s noise``
+with s = b / (a + b): latents of the one convention (base.py).  The velocity is noise - x0 in both.  On y, DDIM is
+exactly Euler, and UniPC stays UniPC.
+
+A network knows the path at its integer timesteps.  Between them it is asked at the timestep whose s, by a straight
+line between the neighbours, is the one that is wanted.  Inverting the table takes float64: near s = 1 the neighbours
+are 1e-4 apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Predicts = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class VariancePreserving:
+    """A path by its table.  alphas_cumprod: a^2 at each integer timestep, falling (a diffusers scheduler's own)."""
+
+    alphas_cumprod: Float[Tensor, " timesteps"]
+
+    @property
+    def sigmas(self) -> Float[Tensor, " timesteps"]:
+        """s = b / (a + b) at each integer timestep, float64, rising."""
+        a, b = self.alphas_cumprod.double().sqrt(), (1 - self.alphas_cumprod.double()).sqrt()
+        return b / (a + b)
+
+    def timestep(self, sigma: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Where a sigma lies in the table, float64: whole numbers at its entries, its ends outside of it."""
+        table, sigma = self.sigmas.to(sigma.device), sigma.double()
+        above = torch.searchsorted(table, sigma.contiguous()).clamp(1, len(table) - 1)
+        low, high = table[above - 1], table[above]
+        return (above - 1 + (sigma - low) / (high - low)).clamp(0, len(table) - 1)
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """What a pipeline starts from, x = noise at the first timestep, on the flow: noise / (a + b)."""
+        return noise * scale(torch.tensor(sigma, dtype=torch.float64)).to(noise)
+
+    def end(self, latents: Tensor, sigma: float) -> Tensor:
+        """The pipeline's latents x = (a + b) y, where its chain ends before s = 0."""
+        return latents / scale(torch.tensor(sigma, dtype=torch.float64)).to(latents)
+
+    def velocity(
+        self,
+        network: Callable[[Tensor, Tensor], Tensor],
+        latents: Float[Tensor, b * state],
+        sigma: Float[Tensor, "*b"],
+        predicts: Predicts,
+    ) -> Float[Tensor, b * state]:
+        """noise - x0 at latents on the flow.  network: (x, timestep (b,)) to its prediction.  sigma: (b,) or ()."""
+        each = sigma.double().expand(len(latents))
+        to_path = 1 / scale(each)
+        a, b, to_path = (spread(value, latents) for value in ((1 - each) * to_path, each * to_path, to_path))
+        x = latents * to_path
+        predicted = network(x, self.timestep(each).to(latents.device))
+        if predicts == "epsilon":
+            return predicted - (x - b * predicted) / a
+        return (b - a) * x + (a + b) * predicted
+
+
+def scale(sigma: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """1 / (a + b) on the path: sqrt(s^2 + (1 - s)^2)."""
+    return (sigma.square() + (1 - sigma).square()).sqrt()
+
+
+def spread(values: Float[Tensor, " b"], like: Float[Tensor, b * state]) -> Tensor:
+    """One value a sample, in the shape, dtype and place of latents."""
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
