@@ -65,7 +65,11 @@ def command(tree: Path, folder: Path, *arguments: str) -> str:
     paths = os.pathsep.join(str(path) for path in (tree, tree / "kernels"))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "prfl.cli", *arguments], cwd=folder, env=environment, text=True, capture_output=True
+        [sys.executable, "-m", "prfl.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        encoding="utf-8",
+        capture_output=True,
     )
     if done.returncode:
         sys.exit(f"{tree}: prfl {' '.join(arguments)}\n{done.stdout}{done.stderr}")
