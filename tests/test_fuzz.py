@@ -21,7 +21,6 @@ from prfl.config import load_config
 from prfl.data.manifest import read_manifest
 from prfl.data.prompts import read_prompts
 from prfl.data.video import read_video, write_video
-from prfl.data.video_size import VideoSize
 from prfl.evaluation.policy_eval import write_results
 from prfl.evaluation.report import write_report
 from prfl.labels.table import import_csv
@@ -29,6 +28,7 @@ from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.runs.score import load_latents
 from prfl.training.run_folder import drop_metrics_after
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 from tests.evaluation.test_policy_eval import outcome
 
 STRANGE = (

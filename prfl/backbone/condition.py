@@ -10,15 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Clip:
-    """The size of a video, in frames and pixels, and its rate in frames per second."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
+from prfl.utils.video_size import VideoSize
 
 
 @dataclass(frozen=True)
@@ -30,7 +22,7 @@ class Ask:
 
     prompt: str
     image: Path | None = None
-    clip: Clip | None = None
+    clip: VideoSize | None = None
 
 
 def as_asks(asks: Sequence[Ask | str]) -> tuple[Ask, ...]:

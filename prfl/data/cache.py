@@ -28,11 +28,11 @@ from prfl.backbone import Ask, Backbone, Condition
 from prfl.backbone.condition import TensorSpec
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.formats import Window
-from prfl.data.video_size import VideoSize
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
 from prfl.utils.files import printable
+from prfl.utils.video_size import VideoSize
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from torch import Tensor
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.sources import find_videos, listed
 from prfl.data.video import Stretches, cut_video, find_stretches, write_video
-from prfl.data.video_size import VideoSize
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 
 Clip = Float[Tensor, "3 f h w"]
 Kind = Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]

@@ -16,9 +16,9 @@ from prfl.backbone import Backbone, Condition
 from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
-from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import json_hash, remembered_hash
+from prfl.utils.video_size import VideoSize
 
 _PREFERRED = {"a": 1.0, "b": 0.0, "tie": 0.5}
 

@@ -20,10 +20,10 @@ from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
-from prfl.data.video_size import VideoSize
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.video_size import VideoSize
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ from prfl.data.decoding import (
     video_stream,
 )
 from prfl.data.formats import SUFFIXES, Window
-from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.video_size import VideoSize
 
 # x264's assembly for frames as small as the shapes world's writes other files from process to process, and from CPU to
 # CPU: about one in seven of 32 x 32 pixels.  cpu-independent takes the assembly whose result is always the same.

@@ -16,12 +16,12 @@ from prfl.data.conditions import recall
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import manifest_videos, read_manifest
-from prfl.data.video_size import VideoSize
 from prfl.factory.clips import build_manifest
 from prfl.factory.prompts import load_prompts
 from prfl.utils import processes
 from prfl.utils.errors import PrflError, error_location
 from prfl.utils.text import visible
+from prfl.utils.video_size import VideoSize
 
 Dataset = LatentDataset | PairDataset
 

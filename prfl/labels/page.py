@@ -16,13 +16,13 @@ from pathlib import Path
 
 from prfl.data.manifest import LabelledVideo
 from prfl.data.video import read_video
-from prfl.data.video_size import VideoSize
 from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.style import STYLE
 from prfl.rollout.sampling import Progress
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 from prfl.utils.text import html_text
+from prfl.utils.video_size import VideoSize
 
 HERE = Path(__file__).parent
 

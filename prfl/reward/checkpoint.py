@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.backbone.weights import check_finite
-from prfl.data.video_size import VideoSize
 from prfl.reward.checkpoint_schema import AGAIN, StoredLatent, StoredPixel, config_hash, validated
 from prfl.reward.checkpoint_schema import RewardCard as RewardCard
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write, read_tensors
 from prfl.utils.hashing import content_hash, json_hash
+from prfl.utils.video_size import VideoSize
 
 CONFIG, WEIGHTS = "config.json", "reward.safetensors"
 VERSION = 1

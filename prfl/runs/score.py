@@ -26,7 +26,6 @@ from prfl.config.sections.backbone import BackboneConfig
 from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES, read_video
-from prfl.data.video_size import VideoSize
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import LatentsScorer, build_latents_scorer
 from prfl.factory.reward import TrainableReward, load_reward
@@ -36,6 +35,7 @@ from prfl.utils import rng
 from prfl.utils.console import PlainConsole
 from prfl.utils.errors import Faults, PrflError
 from prfl.utils.files import atomic_write, printable
+from prfl.utils.video_size import VideoSize
 
 LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.data.manifest import LabelledVideo, write_manifest
-from prfl.data.video_size import VideoSize
 from prfl.toy import oracle, renderer
+from prfl.utils.video_size import VideoSize
 
 CLIP = VideoSize(renderer.FRAMES, renderer.SIZE, renderer.SIZE, renderer.FPS)
 

@@ -17,8 +17,8 @@ from prfl.backbone.network import add_copy
 from prfl.backbone.wan.text import text_condition
 from prfl.data.cache import LatentCache
 from prfl.data.conditions import remember
-from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 
 
 @pytest.fixture(autouse=True)

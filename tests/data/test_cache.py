@@ -17,8 +17,8 @@ from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.video import read_video, write_video
-from prfl.data.video_size import VideoSize
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 
 CLIP = dict(frames=5, height=16, width=16, fps=8.0)
 

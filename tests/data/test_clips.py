@@ -12,9 +12,9 @@ from prfl.data.clips import ALIKE, DIMENSION, ClipSettings, degrade, write_clips
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.sources import find_videos
 from prfl.data.video import read_video, write_video
-from prfl.data.video_size import VideoSize
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 from tests.data.files_as_they_are import encode
 
 PROMPTS = {"train": ["a wave", "a cloud", "the sea"], "validation": ["some smoke"], "test": ["a river"]}

@@ -16,10 +16,10 @@ from av.video.reformatter import Colorspace, ColorTrc
 
 from prfl.data.decoding import BT601, BT709, picture_hash, read_anew
 from prfl.data.video import read_video, write_video
-from prfl.data.video_size import VideoSize
 from prfl.evaluation.media import browser_mp4
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import content_hash
+from prfl.utils.video_size import VideoSize
 from tests.data.files_as_they_are import bars, encode, patch, set_display_matrix
 
 CLOSE = 2.0  # of 255: what eight bits and halved colour planes leave of large plain areas

@@ -13,9 +13,9 @@ from av.video.frame import VideoFrame
 
 from prfl.data import video
 from prfl.data.video import cut_video, find_stretches, read_video, write_video
-from prfl.data.video_size import VideoSize
 from prfl.toy import renderer
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 from tests.data.files_as_they_are import cut_by_edit_list, encode, patch
 
 SIZE = VideoSize(17, 32, 32, 8)

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from prfl.backbone import load_backbone
 from prfl.backbone.wan.model import WanBackbone
 from prfl.data.dataset import load_dataset
-from prfl.data.video_size import VideoSize
 from prfl.objective.sft import Sft
 from prfl.reward import LatentReward
 from prfl.training import guards
+from prfl.utils.video_size import VideoSize
 from tests.faults.entry_faults import rewritten
 from tests.faults.planting import fault
 from tests.faults.project import CLIP

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prfl.backbone import load_backbone
 from prfl.data.dataset import load_dataset
-from prfl.data.video_size import VideoSize
+from prfl.utils.video_size import VideoSize
 from tests.conftest import save_tiny_pipeline
 from tests.faults.planting import fault
 from tests.faults.project import CLIP

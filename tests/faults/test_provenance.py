@@ -18,7 +18,7 @@ from prfl.backbone import load_backbone
 from prfl.backbone.fingerprint import SAMPLED, fingerprint
 from prfl.backbone.weights import is_finite
 from prfl.data.dataset import load_dataset
-from prfl.data.video_size import VideoSize
+from prfl.utils.video_size import VideoSize
 from tests.conftest import tiny_transformer
 from tests.faults.planting import Bench
 from tests.faults.project import CLIP

@@ -12,7 +12,6 @@ import torch
 from prfl import cli
 from prfl.data.manifest import LabelledVideo, read_manifest
 from prfl.data.video import read_video
-from prfl.data.video_size import VideoSize
 from prfl.export.run import run_config
 from prfl.factory.backbone import POLICY, build_backbone
 from prfl.factory.data import video_size
@@ -20,6 +19,7 @@ from prfl.factory.evaluation import sampling_settings
 from prfl.factory.policy import load_policy
 from prfl.rollout.sampling import decode_all, sample
 from prfl.utils.files import written_by_prfl
+from prfl.utils.video_size import VideoSize
 
 
 def test_from_videos_to_labels(tiny_run: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:

@@ -14,9 +14,9 @@ import torch
 import prfl.labels.page as page_module
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import write_video
-from prfl.data.video_size import VideoSize
 from prfl.labels.page import page_pairs, write_page
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 
 SCRIPT = Path(page_module.__file__).with_name("page.js")
 CLIP = VideoSize(5, 16, 16, 8.0)

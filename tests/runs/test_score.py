@@ -18,11 +18,11 @@ from prfl.backbone import Backbone
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import read_video, write_video
-from prfl.data.video_size import VideoSize
 from prfl.reward import LatentReward, PixelNetwork, PixelReward, RewardCard, RewardHead
 from prfl.rollout.flow import add_noise
 from prfl.runs import score
 from prfl.utils import rng
+from prfl.utils.video_size import VideoSize
 
 CARD = RewardCard(frames=(5, 5), fps=(8.0, 8.0), height=(16, 16), width=(16, 16))
 CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}
