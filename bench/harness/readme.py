@@ -1,15 +1,16 @@
-"""Tables of a README that are rendered from result files, between comments that name the files:
+"""Tables of a page that are rendered from result files, between comments that name the files:
 
-    <!-- bench: bench/results/tiny.json operation=lora_linear mode=both -->
+    <!-- bench: ../bench/results/tiny.json operation=lora_linear mode=both -->
     | case | ...
     <!-- /bench -->
 
-Paths are relative to the README.  key=value keeps the rows whose operation, provider, device or setting it is.  With
+Paths are relative to the page.  key=value keeps the rows whose operation, provider, device or setting it is.  With
 plot=PICTURE there is the plot of costs against size instead, which has a digest of its figures in itself.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def rendered(text: str, readme: Path) -> str:
 
 def _written(what: str, readme: Path) -> str:
     if picture := plot_of(what, readme):
-        return f"![{ALT}]({picture.relative_to(readme.parent)})\n"
+        return f"![{ALT}]({os.path.relpath(picture, readme.parent)})\n"
     return markdown(rows(what, readme))
 
 

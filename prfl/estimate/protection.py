@@ -1,4 +1,4 @@
-"""What prfl does not protect against, as ``prfl doctor`` and the README say it."""
+"""What prfl does not protect against, as ``prfl doctor`` and docs/usage.md say it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from bench.harness.results import read
 from prfl.utils.errors import PrflError
 
 REPOSITORY = Path(__file__).parents[2]
-READMES = [REPOSITORY / name for name in ("README.md", "bench/README.md", "kernels/README.md")]
+PAGES = [path for folder in (".", "docs", "bench", "kernels") for path in sorted((REPOSITORY / folder).glob("*.md"))]
 FAST, SLOW = [1.0e-3, 1.1e-3, 0.9e-3], [2.0e-3, 2.2e-3, 1.8e-3]
 Results = Callable[..., Path]
 
@@ -148,7 +148,7 @@ def test_a_marker_without_rows_is_an_error(page: Path) -> None:
         readme.stale(page)
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_our_readmes_show_what_their_files_say(path: Path) -> None:
-    """To mend it: python -m bench report --update README.md"""
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_our_pages_show_what_their_files_say(path: Path) -> None:
+    """To mend it: python -m bench report --update PAGE"""
     assert readme.stale(path) == []

@@ -101,10 +101,10 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "backbone.device: there is no usable GPU here; take auto or cpu" in capsys.readouterr().err
 
 
-def test_what_is_not_protected_is_said_here_and_in_the_readme() -> None:
+def test_what_is_not_protected_is_said_here_and_in_the_docs() -> None:
     told = {check.name: check.state for check in machine.check_machine()}
-    readme = " ".join((REPOSITORY / "README.md").read_text().split())
+    page = " ".join((REPOSITORY / "docs/usage.md").read_text().split())
     assert len(NOT_PROTECTED) > 5 and told["protected"] == PROTECTED
     for name, text in NOT_PROTECTED.items():
         assert told[f"not protected: {name}"] == text
-        assert f"**{name}**: {text}" in readme
+        assert f"**{name}**: {text}" in page

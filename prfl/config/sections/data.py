@@ -150,7 +150,7 @@ class DataConfig(Section):
     def files(self) -> list[Source]:
         if self.generator:
             return self.generator.files()
-        remedy = "write one (JSON lines: see README.md, Use), or name another"
+        remedy = "write one (JSON lines: see docs/data.md), or name another"
         return [Source("data.manifest", str(self.manifest), "manifest", remedy=remedy)] if self.manifest else []
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
