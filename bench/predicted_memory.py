@@ -18,6 +18,7 @@ from peft import LoraConfig
 from bench import studies
 from prfl.backbone import LoraSpec, load_architecture
 from prfl.backbone.condition import stand_in
+from prfl.backbone.kernels import use_kernels
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config import load_config
 from prfl.estimate.live_tensors import fused_on_meta
@@ -88,7 +89,7 @@ def block_bytes(model: str, device: str) -> dict[str, float]:
         else:
             with torch.device("meta"):
                 backbone.add_adapter("policy", LoraSpec(rank=RANK, alpha=RANK, targets=TARGETS))
-            backbone.use_kernels(operations)
+            use_kernels(backbone, operations)
         weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
         latents = torch.empty(1, *backbone.latent_shape(81, 480, 832), device="meta", dtype=torch.bfloat16)
         facts = backbone.facts

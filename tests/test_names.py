@@ -19,9 +19,7 @@ LEFT: dict[str, int] = {  # by file: its functions with a vague local
     "prfl/backbone/checkpointing.py": 1,
     "prfl/backbone/dropout.py": 3,
     "prfl/backbone/fingerprint.py": 2,
-    "prfl/backbone/wan/architecture.py": 1,
     "prfl/backbone/wan/kernels.py": 3,
-    "prfl/backbone/wan/loading.py": 2,
     "prfl/backbone/weights.py": 1,
 }
 LONGER: set[str] = set()

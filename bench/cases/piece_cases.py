@@ -21,7 +21,8 @@ from bench.cases.scale_cases import FRAMES
 from bench.harness import worlds
 from bench.harness.problem import Case, Outputs, Problem, Unavailable, Work, differentiated
 from prfl.backbone import Backbone, Condition
-from prfl.backbone.kernels import SWAPPED, use_kernels
+from prfl.backbone.kernels import use_kernels
+from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.schema import Config
 from prfl.data.conditions import remember
 from prfl.estimate.memory import reward_tensors

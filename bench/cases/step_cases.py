@@ -10,7 +10,8 @@ from bench.cases.rival_cases import PROVIDERS, rival_prfl, rival_vader
 from bench.cases.step_problem import PIXEL, Stage, middle, problem, step_work
 from bench.harness import worlds
 from bench.harness.problem import Case, Problem, Unavailable, Work
-from prfl.backbone.kernels import SWAPPED, use_kernels
+from prfl.backbone.kernels import use_kernels
+from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config.schema import Config
 from prfl.factory.backbone import attention_choice
 

@@ -22,9 +22,11 @@ from transformers import BatchEncoding, UMT5Config, UMT5EncoderModel
 from bench.harness.facts import REPOSITORY
 from bench.harness.problem import Needs
 from prfl.backbone import Backbone
+from prfl.backbone.families import architecture_folder
+from prfl.backbone.source import Source, vae_dtype
 from prfl.backbone.wan import vae as vae_codec
-from prfl.backbone.wan.architecture import architecture_place, cast
-from prfl.backbone.wan.loading import Source, assemble, flow_schedule, vae_dtype
+from prfl.backbone.wan.loading import assemble, flow_schedule
+from prfl.backbone.weights import cast
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY, build_backbone, choose_device, model_source, prepare_backbone
@@ -136,7 +138,7 @@ def _random(config: Config) -> Backbone:
 
 
 def _source(config: Config) -> Source:
-    return Source(architecture_place(str(model_source(config))), None, choose_device(config.backbone))
+    return Source(architecture_folder(str(model_source(config))), None, choose_device(config.backbone))
 
 
 def transformer(config: Config) -> WanTransformer3DModel:

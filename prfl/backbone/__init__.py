@@ -2,7 +2,6 @@
 
 from prfl.backbone.base import Backbone, Facts, LoraSpec
 from prfl.backbone.condition import Ask, Condition
-from prfl.backbone.wan.architecture import load_architecture
-from prfl.backbone.wan.loading import load_backbone
+from prfl.backbone.families import load_architecture, load_backbone
 
 __all__ = ["Ask", "Backbone", "Condition", "Facts", "LoraSpec", "load_architecture", "load_backbone"]

@@ -1,54 +1,65 @@
-"""The families of video models, a line of the table each."""
+"""The families of video models, a line of the table each, and how one is found for a model and loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from prfl.backbone.base import Backbone
-from prfl.backbone.wan import architecture, loading, lora_names
+from prfl.backbone.family import Family
+from prfl.backbone.source import Source
+from prfl.backbone.wan.family import WAN
+from prfl.utils.errors import PrflError
 
-
-@dataclass(frozen=True)
-class Family:
-    """What can be said and done without a loaded model.
-
-    pipeline, network: diffusers' classes.  load, load_architecture: see ``wan.loading`` and ``wan.architecture``.
-    small_block: (device, dtype, head size) to a network of one block with random weights, called on nothing.
-    original_name: of a layer, in the original checkpoint.  blocks: what the names of layers inside the blocks begin
-    with.  architecture, implementation: as modelspec names them.
-    """
-
-    pipeline: str
-    network: str
-    load: Callable[..., Backbone]
-    load_architecture: Callable[..., Backbone]
-    small_block: Callable[[str, torch.dtype, int], Callable[[], Tensor]]
-    original_name: Callable[[str], str]
-    blocks: tuple[str, ...]
-    architecture: str
-    implementation: str
-
-
-FAMILIES = {
-    "wan": Family(
-        pipeline="WanPipeline",
-        network="WanTransformer3DModel",
-        load=loading.load_backbone,
-        load_architecture=architecture.load_architecture,
-        small_block=architecture.small_block,
-        original_name=lora_names.original_name,
-        blocks=("blocks.",),
-        architecture=lora_names.ARCHITECTURE,
-        implementation=lora_names.IMPLEMENTATION,
-    )
+FAMILIES: dict[str, Family] = {
+    "wan": WAN,
 }
+"""By the name that ``Facts.family`` has."""
 
 
-def the_family() -> Family:
-    """The family of every model, while there is one: others are refused when they are loaded."""
-    (family,) = FAMILIES.values()
-    return family
+def find_family(source: Source) -> Family:
+    """The family of a pipeline, by the class that its model_index.json names.  Raises PrflError for any other class."""
+    name = source.index.get("_class_name")
+    for family in FAMILIES.values():
+        if family.pipeline == name:
+            return family
+    known_pipelines = ", ".join(family.pipeline for family in FAMILIES.values())
+    raise PrflError(f"a {name} is not supported", where=source.name, fix=f"give a model of one of {known_pipelines}")
+
+
+def load_backbone(
+    folder_or_hub: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+) -> Backbone:
+    """A text-to-video model of a known family in diffusers' pipeline format, from a folder or a hub id.
+
+    Only safetensors are read and no remote code is run.  The text encoder is loaded at its first use; the VAE is kept
+    in float32 when ``dtype`` is a half precision, as the models' authors advise.
+    Raises PrflError when the folder or a part is missing, and for models of another kind, with those that are known.
+    """
+    source = Source(str(folder_or_hub), revision, torch.device(device))
+    return find_family(source).load(source, dtype)
+
+
+def load_architecture(
+    folder_or_hub: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> Backbone:
+    """The model that ``load_backbone`` would load, on torch's ``meta`` device: shapes and dtypes, no memory.
+
+    It has no tokenizer, so ``condition`` does not work.  The architectures of some hub models are part of the package.
+    Raises PrflError like ``load_backbone``.
+    """
+    folder = architecture_folder(str(folder_or_hub))
+    source = Source(folder, None if folder != str(folder_or_hub) else revision, torch.device("meta"))
+    return find_family(source).load(source, dtype)
+
+
+def architecture_folder(folder_or_hub: str) -> str:
+    """Where the architecture files are: the folder itself, inside the package, or else on the hub."""
+    shipped = {hub: folder for family in FAMILIES.values() for hub, folder in family.shipped.items()}
+    if Path(folder_or_hub).is_dir() or folder_or_hub not in shipped:
+        return folder_or_hub
+    return str(shipped[folder_or_hub])

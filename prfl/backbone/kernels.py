@@ -10,7 +10,6 @@ from prfl.backbone.attention import DIFFUSERS
 from prfl.backbone.base import Backbone
 from prfl.backbone.cheaper import Cheaper
 from prfl.backbone.network import all_predictors
-from prfl.backbone.wan.kernels import SWAPPED as SWAPPED
 from prfl.utils.errors import PrflError
 
 
@@ -38,7 +37,7 @@ class CallsCheaper(Protocol):
         """The calls of one rollout that cost less but at the nodes ``exact``."""
 
 
-def use_kernels(backbone: Backbone, which: Collection[str] = SWAPPED, attention: str = "sdpa") -> None:
+def use_kernels(backbone: Backbone, which: Collection[str], attention: str = "sdpa") -> None:
     """Run these operations by prfl_kernels, the others as diffusers does, and one of ``attention.NAMES``.
 
     Raises PrflError for operations that the family has none for.

@@ -41,9 +41,11 @@ class Suggestion:
 
 def suggest(config: Config) -> list[Suggestion]:
     """List what would lower the predicted peak, the most first."""
-    peak = predict_memory(config, build_architecture(config)).peak
+    model = build_architecture(config)
+    kernels = [choice.backend for choice in choose_kernels(config, model).values()]
+    peak = predict_memory(config, model).peak
     suggestions = []
-    for overrides, changes, note in _candidates(config):
+    for overrides, changes, note in _candidates(config, kernels):
         other = with_keys(config, changes)
         with suppress(PrflError):  # a trained reward may refuse it: then it is none
             if list(conflicts(other)):
@@ -55,8 +57,11 @@ def suggest(config: Config) -> list[Suggestion]:
     return sorted(worthwhile, key=lambda suggestion: -suggestion.saves)
 
 
-def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield what could be changed: the overrides as text, the keys and their values, and what else they change."""
+def _candidates(config: Config, kernels: list[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield what could be changed: the overrides as text, the keys and their values, and what else they change.
+
+    kernels: what runs each operation of the network.
+    """
     backbone, data, training, rollout = config.backbone, config.data, config.training, config.rollout
 
     # What is kept for the backward pass, and where.
@@ -73,7 +78,7 @@ def _candidates(config: Config) -> Iterator[tuple[str, dict[str, Any], str]]:
     # How the model is computed, and what of it is trained.
     if backbone.dtype == "float32":
         yield _candidate({"backbone.dtype": "bfloat16"}, "less exact")
-    if device_kind(config) == "cuda" and any(each.backend != "triton" for each in choose_kernels(config).values()):
+    if device_kind(config) == "cuda" and any(backend != "triton" for backend in kernels):
         yield _candidate({"backbone.kernels": "triton"})  # where one of them cannot run, the prediction refuses it
     if backbone.train == "full":
         lora = {"backbone.train": "lora", "backbone.adapter": PolicyAdapterConfig(rank=32, alpha=32)}

@@ -9,12 +9,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from prfl.backbone.families import the_family
+from prfl.backbone.families import FAMILIES
 from prfl.config.schema import Config
 from prfl.config.section import is_hub_id
 from prfl.estimate.protection import NOT_PROTECTED
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
+from prfl.factory import provenance
 from prfl.factory.reward import reward_path
 from prfl.reward.checkpoint import read_config
 from prfl.reward.model_card import accuracy_text, table
@@ -30,7 +31,7 @@ def policy_card(
     contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
     made_by: what made the policy (``prfl.factory.provenance``).
     """
-    family = the_family()
+    family = FAMILIES[provenance.family(made_by)]
     hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
     tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if lora in contents else [])]
@@ -46,6 +47,7 @@ def policy_card(
     ]
     if lora in contents:
         parts.append(USE_LORA.format(pipeline=family.pipeline, base=base, repo=repo, file=lora))
+        parts += [family.lora.use.format(file=lora)] if family.lora.use else []
     if "transformer" in contents:
         parts.append(USE_TRANSFORMER.format(pipeline=family.pipeline, network=family.network, base=base, repo=repo))
 
@@ -74,9 +76,7 @@ from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("{base}")
 pipeline.load_lora_weights("{repo}", weight_name="{file}")
-```
-
-In ComfyUI put `{file}` into `models/loras` and load it with LoraLoaderModelOnly at strength 1."""
+```"""
 
 USE_TRANSFORMER = """\
 Whole weights, without an adapter:

@@ -18,17 +18,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prfl.backbone.families import Family
+from prfl.backbone.family import LoraFile
 from prfl.factory import provenance
 from prfl.factory.provenance import Stamp
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 
-PREFIX = "diffusion_model."
-
 
 def shared_file_tensors(
-    family: Family, state: Mapping[str, Tensor], alpha: int | float, dtype: torch.dtype = torch.float32
+    form: LoraFile, state: Mapping[str, Tensor], alpha: int | float, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """Make the tensors of the file from an adapter's state, keyed ``blocks.0.attn1.to_q.lora_A.weight``.
 
@@ -37,7 +35,7 @@ def shared_file_tensors(
     """
     tensors: dict[str, Tensor] = {}
     layers = sorted({key.rsplit(".lora_", 1)[0] for key in state})
-    if not any(layer.startswith(family.blocks) for layer in layers):
+    if form.alpha_below and not any(layer.startswith(form.alpha_below) for layer in layers):
         raise PrflError(
             "diffusers reads no LoRA that leaves the blocks alone",
             where="backbone.adapter.targets",
@@ -46,10 +44,10 @@ def shared_file_tensors(
 
     for layer in layers:
         down, up = state[f"{layer}.lora_A.weight"].float(), state[f"{layer}.lora_B.weight"].float()
-        key = PREFIX + family.original_name(layer)
-        if layer.startswith(family.blocks):
+        key = form.prefix + form.original_name(layer)
+        if form.alpha_below and layer.startswith(form.alpha_below):
             tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
-        else:  # diffusers refuses `.alpha` here, so the factor goes into B
+        else:  # diffusers takes no `.alpha` here, so the factor goes into B
             up = up * (alpha / len(down))
         tensors[f"{key}.lora_A.weight"] = down.to(dtype).contiguous()
         tensors[f"{key}.lora_B.weight"] = up.to(dtype).contiguous()
@@ -58,7 +56,7 @@ def shared_file_tensors(
 
 def write_shared_file(
     path: Path,
-    family: Family,
+    form: LoraFile,
     state: Mapping[str, Tensor],
     *,
     rank: int,
@@ -72,13 +70,13 @@ def write_shared_file(
     """
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": family.architecture,
-        "modelspec.implementation": family.implementation,
+        "modelspec.architecture": form.architecture,
+        "modelspec.implementation": form.implementation,
         "modelspec.title": path.stem,
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
     }
-    tensors = shared_file_tensors(family, state, alpha, dtype)
+    tensors = shared_file_tensors(form, state, alpha, dtype)
     if made_by:
         metadata |= provenance.metadata({**made_by, "weights": provenance.tensors_hash(tensors)})
     with atomic_write(path) as temporary:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from prfl.backbone import adapters
-from prfl.backbone.families import the_family
+from prfl.backbone.families import FAMILIES
 from prfl.backbone.network import predictors
 from prfl.config import load_config
 from prfl.config.schema import Config
@@ -107,9 +107,8 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
     adapter = config.backbone.adapter
     assert adapter is not None, "the config's rules ask for an adapter"
     file, state = out / f"{name}.safetensors", read_policy(trained)
-    write_shared_file(
-        file, the_family(), state, rank=adapter.rank, alpha=adapter.alpha, dtype=getattr(torch, dtype), made_by=stamp
-    )
+    form, stored = FAMILIES[provenance.family(stamp)].lora, getattr(torch, dtype)
+    write_shared_file(file, form, state, rank=adapter.rank, alpha=adapter.alpha, dtype=stored, made_by=stamp)
     if not merged:
         return [file]
     write_merged(config, folder, stamp)

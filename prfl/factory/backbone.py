@@ -8,7 +8,7 @@ import torch
 
 from prfl.backbone import Backbone, LoraSpec, load_architecture, load_backbone
 from prfl.backbone.attention import INT8, choose_attention, why_not
-from prfl.backbone.kernels import SWAPPED, use_kernels
+from prfl.backbone.kernels import use_kernels
 from prfl.backbone.network import add_copy, all_predictors, train_all
 from prfl.config.schema import Config
 from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
@@ -28,6 +28,7 @@ def choose_device(config: BackboneConfig) -> torch.device:
 
 
 COMPILED_FORMS = 64
+OPERATIONS = tuple(KernelsConfig.model_fields)  # that a config can choose the kernels of
 FLOAT8_CAPABILITY = (8, 9)  # of GPUs that multiply float8
 
 
@@ -98,7 +99,7 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     chosen = attention_choice(config, model).backend
     if model.facts.device.type == "meta" and chosen != "triton":
         chosen = "sdpa"  # the others keep what it keeps, and take no meta tensors
-    ours = [name for name, choice in choose_kernels(config).items() if choice.backend == "triton"]
+    ours = [name for name, choice in choose_kernels(config, model).items() if choice.backend == "triton"]
     use_kernels(model, ours, chosen)
     return model
 
@@ -117,11 +118,18 @@ def adapted_blocks(adapter: PolicyAdapterConfig, count: int) -> list[int] | None
     return chosen
 
 
-def choose_kernels(config: Config) -> dict[str, Choice]:
-    """What runs each operation of the transformer.  Raises PrflError where an explicit choice cannot run."""
-    settings, dtype = config.backbone, getattr(torch, config.backbone.dtype)
+def choose_kernels(config: Config, model: Backbone) -> dict[str, Choice]:
+    """What runs each operation of the transformer that prfl_kernels has for the model's family.
+
+    Raises PrflError where an explicit choice cannot run.
+    """
+    settings, dtype, facts = config.backbone, getattr(torch, config.backbone.dtype), model.facts
     each = settings.kernels
-    asked = {name: getattr(each, name) if isinstance(each, KernelsConfig) else each for name in SWAPPED}
+    requests = {name: getattr(each, name) if isinstance(each, KernelsConfig) else each for name in OPERATIONS}
+    asked = {name: request for name, request in requests.items() if name in facts.kernels}
+    if absent := [name for name in requests.keys() - asked.keys() if requests[name] == "triton"]:
+        what = f"prfl_kernels has no {' and no '.join(sorted(absent))} for a {facts.family} model"
+        raise PrflError(what, where="backbone.kernels", fix="kernels: auto")
     if settings.train == "full":  # the kernels are for a frozen base
         wrong = [name for name, request in asked.items() if request == "triton"]
         if wrong:
@@ -130,7 +138,7 @@ def choose_kernels(config: Config) -> dict[str, Choice]:
                 where="backbone.kernels",
                 fix="kernels: auto",
             )
-        return dict.fromkeys(SWAPPED, Choice("torch", "all weights are trained"))
+        return dict.fromkeys(asked, Choice("torch", "all weights are trained"))
     try:
         return {name: choose_backend(name, request, device_kind(config), dtype) for name, request in asked.items()}
     except ValueError as error:

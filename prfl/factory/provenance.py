@@ -64,8 +64,13 @@ def stamp_of(config: Config, model: Backbone, moment: Moment | None) -> Stamp:
 
 def base_of(model: Backbone) -> dict[str, Any]:
     made_by = model.facts.identity
-    facts = {"model": made_by["model_id"], "base": made_by["transformer_fingerprint"]}
+    facts = {"family": model.facts.family, "model": made_by["model_id"], "base": made_by["transformer_fingerprint"]}
     return facts | {"vae": made_by["vae_fingerprint"], "settings": model.facts.settings}
+
+
+def family(stamp: Stamp) -> str:
+    """The family of the model that a result is of.  Older stamps name none: there was one then."""
+    return stamp.get("family", "wan")
 
 
 def _adapter(config: Config) -> dict[str, Any]:

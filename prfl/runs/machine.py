@@ -19,9 +19,7 @@ from huggingface_hub.utils import get_session
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prfl.backbone import Backbone
-from prfl.backbone.attention import NAMES, choose_attention, why_not
-from prfl.backbone.families import the_family
-from prfl.backbone.kernels import SWAPPED
+from prfl.backbone.attention import NAMES, attend, choose_attention, why_not
 from prfl.backbone.network import all_predictors, base_networks
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
@@ -30,7 +28,7 @@ from prfl.estimate.parts import module_bytes
 from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
 from prfl.estimate.suggestions import advice
 from prfl.estimate.tables import GIB, gib
-from prfl.factory.backbone import attention_choice, build_architecture, choose_kernels, device_kind
+from prfl.factory.backbone import OPERATIONS, attention_choice, build_architecture, choose_kernels, device_kind
 from prfl.factory.prompts import load_prompts
 from prfl.utils.errors import PrflError
 from prfl_kernels import choose_backend
@@ -155,10 +153,10 @@ class Recorded(TorchDispatchMode):
 
 
 def attention(kind: str, dtype: torch.dtype, head_dim: int = 128) -> Check:
-    """Run a small block on the device and see which attention operation it came to."""
-    call = the_family().small_block(kind, dtype, head_dim)
+    """Attend on the device, as the networks do, and see which operation it came to."""
+    query, key, value = torch.randn(3, 1, 256, 2, head_dim, device=kind, dtype=dtype)
     with Recorded() as ran:
-        call().sum().backward()
+        attend("sdpa", query.requires_grad_(), key, value).sum().backward()
     return Check(f"attention ({kind}, {str(dtype).removeprefix('torch.')})", attention_operation(ran.names))
 
 
@@ -174,10 +172,10 @@ def choices(config: Config | None = None, model: Backbone | None = None) -> list
     kind, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     try:
         if config is None or model is None:
-            chosen = {name: choose_backend(name, None, kind, dtype) for name in SWAPPED}
+            chosen = {name: choose_backend(name, None, kind, dtype) for name in OPERATIONS}
             attends = choose_attention("auto", kind, dtype, head_size=128)
         else:
-            chosen, attends = choose_kernels(config), attention_choice(config, model)
+            chosen, attends = choose_kernels(config, model), attention_choice(config, model)
     except (ValueError, PrflError) as error:
         return [Check("kernels", "cannot run", str(error))]
     named = {**{f"kernel {name}": choice for name, choice in chosen.items()}, "attention chosen": attends}

@@ -74,7 +74,7 @@ def prepared_model(config: Config) -> Backbone:
     model = build_backbone(config)
 
     # Which kernels and which attention run.
-    chosen = {**choose_kernels(config), "attention": attention_choice(config, model)}
+    chosen = {**choose_kernels(config, model), "attention": attention_choice(config, model)}
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
         console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)

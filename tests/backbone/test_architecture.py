@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from prfl.backbone import load_architecture, load_backbone
-from prfl.backbone.wan.architecture import SHIPPED
+from prfl.backbone.wan.family import WAN
 from prfl.backbone.wan.model import WanBackbone
 from prfl.backbone.wan.text import text_condition
 from prfl.utils.errors import PrflError
 
-SMALL, LARGE = SHIPPED
+SMALL, LARGE = WAN.shipped
 
 
 def layout(module: nn.Module) -> dict[str, tuple]:

@@ -13,8 +13,9 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from prfl.backbone import LoraSpec
-from prfl.backbone.wan.architecture import architecture_place, load_architecture
-from prfl.backbone.wan.loading import Source, assemble, flow_schedule
+from prfl.backbone.families import architecture_folder, load_architecture
+from prfl.backbone.source import Source
+from prfl.backbone.wan.loading import assemble, flow_schedule
 from prfl.backbone.wan.model import WanBackbone
 from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.prfl import Prfl
@@ -43,7 +44,7 @@ def random_weights(kind: type, config: dict, like: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def wan_1_3b() -> WanBackbone:
-    source = Source(architecture_place(MODEL), None, torch.device("cpu"))
+    source = Source(architecture_folder(MODEL), None, torch.device("cpu"))
     meta = load_architecture(MODEL, torch.bfloat16)
     transformer = random_weights(
         WanTransformer3DModel, source.config(WanTransformer3DModel, "transformer"), meta.transformer

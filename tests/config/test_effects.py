@@ -231,7 +231,7 @@ def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
 COMPUTATIONS: dict[str, Callable[[Config, pytest.MonkeyPatch], Any]] = {
     "step": step, "loop": loop, "sampled": sampled, "watched": watched, "clips": clips, "asked": asked, "cache": cached,
     "prompts": lambda config, patch: load_prompts(config.data.prompts),
-    "kernels": lambda config, patch: choose_kernels(config),
+    "kernels": lambda config, patch: choose_kernels(config, model_of(config)),
     "attention": lambda config, patch: attention_choice(config, model_of(config)),
     "device": lambda config, patch: choose_device(config.backbone),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from prfl.backbone import LoraSpec
 from prfl.backbone.adapters import matching_layers
-from prfl.backbone.families import the_family
+from prfl.backbone.wan.family import WAN
 from prfl.backbone.wan.lora_names import original_name
 from prfl.export import export_run
 from prfl.export.lora import shared_file_tensors
@@ -117,4 +117,4 @@ def test_layers_that_the_file_cannot_hold() -> None:
     with pytest.raises(PrflError, match="blocks.0.attn2.add_k_proj has no name in the original"):
         original_name("blocks.0.attn2.add_k_proj")
     with pytest.raises(PrflError, match="leaves the blocks alone"):
-        shared_file_tensors(the_family(), {"proj_out.lora_A.weight": weights, "proj_out.lora_B.weight": weights}, 2)
+        shared_file_tensors(WAN.lora, {"proj_out.lora_A.weight": weights, "proj_out.lora_B.weight": weights}, 2)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone, LoraSpec
-from prfl.backbone.wan.architecture import load_architecture
+from prfl.backbone import Backbone, LoraSpec, load_architecture
 from prfl.backbone.wan.text import text_condition
 from prfl.estimate.live_tensors import LiveBytes, SavedBytes, fused_on_meta
 from prfl.objective.loss import RewardLoss, loss_gradient

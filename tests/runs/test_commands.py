@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from prfl import cli
 from prfl.backbone import load_backbone
-from prfl.backbone.wan.loading import Source
+from prfl.backbone.source import Source
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation.reward_eval import MEASURES
@@ -263,7 +263,7 @@ def test_a_second_start_needs_no_text_encoder(
     assert cli.main(["train", "prfl.yaml", *ALONE, "run=runs/whole", *whole]) == 0, capsys.readouterr().err
     assert cli.main(["train", "prfl.yaml", *ALONE]) == 0, capsys.readouterr().err
 
-    def touched(self: Source, dtype: torch.dtype) -> None:
+    def touched(self: Source, kind: type, dtype: torch.dtype) -> None:
         raise AssertionError("the text encoder was loaded")
 
     monkeypatch.setattr(Source, "load_text", touched)

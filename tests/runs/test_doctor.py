@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from prfl import cli
-from prfl.backbone.wan.kernels import SWAPPED
 from prfl.config import load_config
 from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
-from prfl.factory.backbone import build_architecture
+from prfl.factory.backbone import OPERATIONS, build_architecture
 from prfl.runs import machine
 from prfl.runs.machine import Check
 
@@ -37,7 +36,7 @@ def test_a_kernel_that_cannot_run_is_a_reason(monkeypatch: pytest.MonkeyPatch) -
     for variable in ("PRFL_KERNELS", "PRFL_ATTENTION"):
         monkeypatch.delenv(variable, raising=False)
     here = machine.choices()
-    assert [check.name for check in here] == [*(f"kernel {name}" for name in SWAPPED), "attention chosen"]
+    assert [check.name for check in here] == [*(f"kernel {name}" for name in OPERATIONS), "attention chosen"]
     assert not here[0].problem and here[-1].state.startswith("sdpa (automatic")
     asked = load_config(TINY, ["backbone.kernels={lora_linear: triton}", "backbone.device=cpu"])
     model = build_architecture(load_config(TINY, []))

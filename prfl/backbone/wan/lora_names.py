@@ -6,9 +6,6 @@ import re
 
 from prfl.utils.errors import PrflError
 
-ARCHITECTURE = "wan2.1/lora"  # as modelspec (github.com/Stability-AI/ModelSpec) names it
-IMPLEMENTATION = "https://github.com/Wan-Video/Wan2.1"
-
 IN_BLOCK = {
     "attn1.to_q": "self_attn.q",
     "attn1.to_k": "self_attn.k",

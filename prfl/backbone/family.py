@@ -1,0 +1,45 @@
+"""What can be said and done of a family of video models without a loaded one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from prfl.backbone.base import Backbone
+from prfl.backbone.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """How a LoRA of the family is written, for diffusers and for the programs that read the original names.
+
+    prefix: before every layer's name.  original_name: of a layer; raises PrflError where it has none.  alpha_below: of
+    which layers, by the beginnings of their diffusers names, the readers take ``.alpha``; elsewhere it goes into B.
+    Where they are not empty, diffusers takes a file for this family's by a layer that lies there.
+    architecture, implementation: as modelspec names them.  use: what to do with the file outside diffusers.
+    """
+
+    prefix: str
+    original_name: Callable[[str], str]
+    alpha_below: tuple[str, ...]
+    architecture: str
+    implementation: str
+    use: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """pipeline: the class that model_index.json names.  network: the class of what predicts.
+
+    load: the model of a source, on its device; where that is ``meta``, without weights and without a tokenizer.
+    lora: its files.  shipped: hub ids whose architecture files are inside the package, and the folders that hold them.
+    """
+
+    pipeline: str
+    network: str
+    load: Callable[[Source, torch.dtype], Backbone]
+    lora: LoraFile
+    shipped: Mapping[str, Path] = field(default_factory=dict)

@@ -1,0 +1,158 @@
+"""Parts of a model in diffusers' pipeline format, from a local folder or the hub, with weights or without them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from prfl.backbone.weights import cast, check_finite
+from prfl.utils.errors import PrflError
+
+MIB = 2**20
+NOT_FINITE = "download or save the model again, or load it in float32"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pipeline on disk or on the hub.  Whatever cannot be found or read becomes a PrflError that names the part.
+
+    device: on ``meta`` its models have shapes and dtypes alone: nothing but their configs is read.
+    """
+
+    name: str
+    revision: str | None
+    device: torch.device
+
+    @property
+    def model_id(self) -> str:
+        return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The content of model_index.json."""
+        return self.config(DiffusionPipeline)
+
+    def missing(self, part: str, error: Exception) -> PrflError:
+        reason = str(error).strip().split("\n")[0]
+        fix = "give a diffusers pipeline folder or a hub id, whose weights are whole safetensors files"
+        return PrflError(f"cannot load the {part}: {reason}", where=self.name, fix=fix)
+
+    def config(self, kind: Any, subfolder: str | None = None) -> dict[str, Any]:
+        try:
+            return dict(kind.load_config(self.name, subfolder=subfolder, revision=self.revision))
+        except (OSError, ValueError) as error:
+            raise self.missing(subfolder or "model index", error) from error
+
+    def load(self, kind: Any, subfolder: str, dtype: torch.dtype) -> Any:
+        """A diffusers model in this dtype, complete and finite; on ``meta`` without weights."""
+        if self.device.type == "meta":
+            config = self.config(kind, subfolder)
+            with torch.device("meta"):
+                return cast(kind.from_config(config), dtype)
+        try:
+            model, report = kind.from_pretrained(
+                self.name,
+                subfolder=subfolder,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                revision=self.revision,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise self.missing(subfolder, error) from error
+        self.check_complete(subfolder, report["missing_keys"], report["unexpected_keys"])
+        model = model.to(self.device)
+        check_finite(dict(model.named_parameters()), f"{self.name}/{subfolder}", NOT_FINITE)
+        return model
+
+    def check_complete(self, part: str, missing: Iterable[str], strangers: Iterable[str] = ()) -> None:
+        """The libraries give weights that a file lacks random values, and leave out those that a config does not know,
+        with no more than a warning."""
+        for names, what in (
+            (sorted(missing), "the file lacks"),
+            (sorted(strangers), "the config knows nothing of"),
+        ):
+            if names:
+                raise PrflError(
+                    f"the {part}'s weights and its config do not fit: {what} {names[0]} and {len(names) - 1} more",
+                    where=f"{self.name}/{part}",
+                    fix="download or save the model again, whole",
+                )
+
+    def text_identity(self) -> str:
+        """Tells one text encoder or tokenizer from another without loading it: a hash of every file's name, size, first
+        and last MiB.  Of a model on the hub its id and revision say it, and this is empty."""
+        digest = hashlib.sha256()
+        parts = [Path(self.name, part) for part in ("text_encoder", "tokenizer")]
+        files = [file for part in parts for file in sorted(part.glob("*")) if file.is_file()]
+        for file in files:
+            size = file.stat().st_size
+            digest.update(f"{file.parent.name}/{file.name} {size}\n".encode())
+            with file.open("rb") as opened:
+                digest.update(opened.read(MIB))
+                opened.seek(max(0, size - MIB))
+                digest.update(opened.read(MIB))
+        return digest.hexdigest()[:16] if files else ""
+
+    def load_tokenizer(self) -> Any:
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.name, subfolder="tokenizer", revision=self.revision, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise self.missing("text encoder or tokenizer", error) from error
+
+    def load_text(self, kind: Any, dtype: torch.dtype) -> nn.Module:
+        """The text encoder, of this transformers class, frozen; on ``meta`` without weights."""
+        if self.device.type == "meta":
+            return self._empty_text(kind, dtype)
+        try:
+            encoder, report = kind.from_pretrained(
+                self.name,
+                subfolder="text_encoder",
+                dtype=dtype,
+                use_safetensors=True,
+                revision=self.revision,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise self.missing("text encoder or tokenizer", error) from error
+        self.check_complete("text_encoder", report["missing_keys"])
+        encoder = encoder.to(self.device)
+        check_finite(dict(encoder.named_parameters()), f"{self.name}/text_encoder", NOT_FINITE)
+        return encoder.requires_grad_(False).eval()
+
+    def text_loaders(
+        self, kind: Any, dtype: torch.dtype
+    ) -> tuple[Callable[[], tuple[Any, nn.Module]], Callable[[], Any] | None]:
+        """What loads tokenizer and text encoder, and the tokenizer alone, when they are first needed.
+
+        The tokenizer is needed without the encoder too, and takes seconds; on ``meta`` there is none.
+        """
+        if self.device.type == "meta":
+            return lambda: (None, self.load_text(kind, dtype)), None
+        tokenizer = cache(self.load_tokenizer)
+        return lambda: (tokenizer(), self.load_text(kind, dtype)), tokenizer
+
+    def _empty_text(self, kind: Any, dtype: torch.dtype) -> nn.Module:
+        try:
+            config = AutoConfig.from_pretrained(self.name, subfolder="text_encoder", revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise self.missing("text encoder", error) from error
+        with torch.device("meta"):
+            return kind(config).to(dtype).requires_grad_(False).eval()
+
+
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The VAE stays in float32 beside a network in a half precision, as the models' authors advise."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

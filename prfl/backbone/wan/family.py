@@ -1,0 +1,33 @@
+"""Wan, text to video: the line of the table of families.
+
+The architecture files of Wan 2.1 are part of the package (``architectures/``: the published hyperparameters of
+Wan-AI/Wan2.1-T2V-1.3B-Diffusers and -14B-Diffusers, as diffusers' own classes write them down).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prfl.backbone.family import Family, LoraFile
+from prfl.backbone.wan import lora_names
+from prfl.backbone.wan.loading import load
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+
+WAN = Family(
+    pipeline="WanPipeline",
+    network="WanTransformer3DModel",
+    load=load,
+    lora=LoraFile(
+        prefix="diffusion_model.",
+        original_name=lora_names.original_name,
+        alpha_below=("blocks.",),
+        architecture="wan2.1/lora",
+        implementation="https://github.com/Wan-Video/Wan2.1",
+        use="In ComfyUI put `{file}` into `models/loras` and load it with LoraLoaderModelOnly at strength 1.",
+    ),
+    shipped={
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ARCHITECTURES / "wan2.1-1.3b",
+        "Wan-AI/Wan2.1-T2V-14B-Diffusers": ARCHITECTURES / "wan2.1-14b",
+    },
+)
