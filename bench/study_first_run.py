@@ -30,7 +30,7 @@ def train(seed: int) -> Path:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """Read a finished run: of each measure the base's mean, the policy's, and the paired difference with interval."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((folder / "samples" / "final" / "results.json").read_text(encoding="utf-8"))
     base, policy = results["outcomes"]["base"], results["outcomes"]["policy"]
     measures = {
         name: {
