@@ -13,7 +13,7 @@ NAME = "eval"
 SUMMARY = "measure a reward per noise level, on held-out clips"
 EXAMPLES = """\
   prfl eval --run runs/tiny-reward                          a finished run: its reward by noise level
-  prfl eval --run runs/tiny-prfl                            a finished run: its policy beside the base, test prompts
+  prfl eval --run runs/tiny-policy                          a finished run: its policy beside the base, test prompts
   prfl eval configs/tiny/reward.yaml                        the head that this config trained
   prfl eval --head runs/tiny-reward/reward                  a saved reward, on the clips that it was trained for
   prfl eval configs/tiny/reward.yaml --head frozen=FOLDER --head pixel=FOLDER

@@ -9,8 +9,8 @@ from prfl.utils.text import visible
 
 SUMMARY = "write what a run trained for others to load"
 EXAMPLES = """\
-  prfl export runs/tiny-prfl                        one LoRA file for diffusers and ComfyUI, and a model card
-  prfl export runs/tiny-prfl --merged               the whole transformer too, as a diffusers folder
+  prfl export runs/tiny-policy                      one LoRA file for diffusers and ComfyUI, and a model card
+  prfl export runs/tiny-policy --merged               the whole transformer too, as a diffusers folder
   prfl export runs/tiny-reward --push owner/name    a reward, uploaded to the Hugging Face hub
 """
 

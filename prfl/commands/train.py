@@ -12,12 +12,12 @@ from prfl.utils.errors import PrflError
 SUMMARY = "train a reward or a video model"
 EXAMPLES = """\
   prfl train configs/tiny.yaml
-      the whole story on the model inside the package: a reward head, then PRFL from it, then the report
+      the whole story on the model inside the package: a reward head, PRFL, then the report
   prfl train configs/wan2.1-14b/prfl.yaml --dry-run
       what a run would be: every setting, its work and its memory; needs no weights and no GPU
   prfl train configs/tiny/prfl.yaml training.steps=10 run=runs/try
       change keys of a config without editing it
-  prfl train configs/tiny.yaml prfl.training.steps=10
+  prfl train configs/tiny.yaml policy.training.steps=10
       where a config has stages, the stage's name comes first
   torchrun --nproc_per_node 2 -m prfl.cli train CONFIG     (or: accelerate launch -m prfl.cli train CONFIG)
       several processes, one a GPU, share out training.batch, the cache and the evaluation: the same result

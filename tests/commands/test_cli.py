@@ -45,8 +45,8 @@ def test_train_with_options_and_overrides_in_any_order(calls: list[tuple]) -> No
 
 
 def test_train_runs_the_stages_in_order(calls: list[tuple]) -> None:
-    assert cli.main(["train", STORY, "prfl.training.steps=7"]) == 0
-    assert [call[1].run.name for call in calls] == ["tiny-reward", "tiny-prfl"]
+    assert cli.main(["train", STORY, "policy.training.steps=7"]) == 0
+    assert [call[1].run.name for call in calls] == ["tiny-reward", "tiny-policy"]
     assert calls[1][1].training.steps == 7
 
 
@@ -63,8 +63,8 @@ def test_dry_run_prints_what_reads_back_as_the_same_config(
 
 
 def test_doctor_with_and_without_a_config(calls: list[tuple]) -> None:
-    assert cli.main(["doctor"]) == cli.main(["doctor", STORY, "prfl.seed=9"]) == 0
-    assert [[stage.name for stage in call[1]] for call in calls] == [[], ["reward", "prfl"]]
+    assert cli.main(["doctor"]) == cli.main(["doctor", STORY, "policy.seed=9"]) == 0
+    assert [[stage.name for stage in call[1]] for call in calls] == [[], ["reward", "policy"]]
     assert calls[1][1][1].config.seed == 9
 
 

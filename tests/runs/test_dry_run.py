@@ -11,7 +11,6 @@ from prfl.config import load_stages
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.estimate.nfe import count_nfe
 from prfl.factory.backbone import build_architecture
-from prfl.factory.reward import reward_path
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -70,10 +69,10 @@ def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_later_stage_may_read_what_an_earlier_one_makes() -> None:
-    reward, prfl = load_stages("configs/tiny.yaml")
-    there = Path(reward_path(prfl.config.reward.path or "")).is_dir()  # type: ignore[union-attr]
-    assert not missing_inputs(prfl.config, filled=[reward.config.run])
-    assert there or "reward.path" in missing_inputs(prfl.config)[0]
+    reward, policy = load_stages("configs/tiny.yaml")
+    there = Path(policy.config.evaluation.held_out_reward or "").is_dir()
+    assert not missing_inputs(policy.config, filled=[reward.config.run])
+    assert there or "evaluation.held_out_reward" in missing_inputs(policy.config)[0]
 
 
 def test_what_is_wrong_is_said_before_anything_is_built(capsys: pytest.CaptureFixture) -> None:
