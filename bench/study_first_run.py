@@ -25,7 +25,7 @@ WATCHED = ("judge/all", *(f"judge/{name}" for name in studies.DIMENSIONS), "meas
 
 
 def train(seed: int) -> Path:
-    return studies.train(RUNS / str(seed), CONFIG, [*UNWATCHED, f"seed={seed}"])
+    return studies.train(RUNS / str(seed), CONFIG, [*UNWATCHED, f"seed={seed}", f"evaluation.seed={seed}"])
 
 
 def outcome(folder: Path) -> dict[str, Any]:
