@@ -1,8 +1,8 @@
 """Align video generators by the gradient of a latent reward, without decoding.
 
-    backbone = prfl.load_backbone("folder-or-hub-id")
-    reward = prfl.LatentReward.from_pretrained("folder-or-hub-id", backbone=backbone)
-    scores = reward(latents, sigma, backbone.condition(["a red circle moves left quickly"]))
+    backbone = prfl.load_backbone("shapes")  # or a folder, or a hub id
+    reward = prfl.load_reward("shapes", backbone)
+    scores = reward.score(latents, sigma=0.7, prompts="a red circle moves left quickly")
 
 The names below are imported when they are first used, so that ``prfl --help`` answers at once.
 """
@@ -13,18 +13,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prfl.backbone import load_backbone as load_backbone
+    from prfl.factory.api import backbone_from_pipeline as backbone_from_pipeline
+    from prfl.factory.api import load_backbone as load_backbone
+    from prfl.factory.api import load_reward as load_reward
     from prfl.reward.latent import LatentReward as LatentReward
     from prfl.reward.pixel import PixelReward as PixelReward
     from prfl.utils.errors import PrflError as PrflError
 
 _HOMES = {
-    "load_backbone": "prfl.backbone",
+    "backbone_from_pipeline": "prfl.factory.api",
+    "load_backbone": "prfl.factory.api",
+    "load_reward": "prfl.factory.api",
     "LatentReward": "prfl.reward.latent",
     "PixelReward": "prfl.reward.pixel",
     "PrflError": "prfl.utils.errors",
 }
-__all__ = ["LatentReward", "PixelReward", "PrflError", "load_backbone"]
+__all__ = ["LatentReward", "PixelReward", "PrflError", "backbone_from_pipeline", "load_backbone", "load_reward"]
 
 
 def __getattr__(name: str) -> Any:

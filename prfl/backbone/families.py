@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
 from prfl.backbone.base import Backbone
 from prfl.backbone.family import Family
+from prfl.backbone.loaded import LoadedPipeline
 from prfl.backbone.source import Source
 from prfl.backbone.wan.family import WAN
 from prfl.utils.errors import PrflError
@@ -42,6 +44,16 @@ def load_backbone(
     """
     source = Source(str(folder_or_hub), revision, torch.device(device))
     return find_family(source).load(source, dtype)
+
+
+def backbone_from_pipeline(pipe: DiffusionPipeline) -> Backbone:
+    """The model of a diffusers pipeline that is loaded already: the same networks, on its device, in its dtype.
+
+    Nothing is copied.  The networks are frozen and put into evaluation mode; the pipeline goes on working.
+    Raises PrflError for pipelines of another kind, that lack a network, or whose networks move between devices.
+    """
+    source = LoadedPipeline.of(pipe)
+    return find_family(source).load(source, pipe.dtype)
 
 
 def load_architecture(

@@ -29,6 +29,7 @@ def settings_fingerprint(*configs: Mapping[str, Any]) -> str:
 def fingerprint(module: nn.Module, most: int | None = None) -> str:
     """16 hexadecimal digits of the sha256 of the parameters, each in bfloat16; ``NO_WEIGHTS`` on meta.
 
+    LoRA adapters on it do not count, and the layers that carry them keep their names.
     most: of each parameter at most about so many values, evenly spaced: any training moves nearly all of them, and
     hashing the 14 billion of a large model would take a minute.
     """
@@ -36,6 +37,9 @@ def fingerprint(module: nn.Module, most: int | None = None) -> str:
         return NO_WEIGHTS
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
+        if ".lora_" in name:
+            continue
+        name = name.replace(".base_layer.", ".")
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         flat = parameter.detach().flatten()
         some = flat[:: max(1, flat.numel() // most)] if most else flat

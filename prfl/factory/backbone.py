@@ -57,12 +57,15 @@ def build_backbone(config: Config) -> Backbone:
 def model_source(config: Config) -> str | Path:
     """The folder or hub id behind ``backbone.model``; an untrained model is made there, the first time."""
     settings = config.backbone
-    if settings.model == "shapes":
-        return shapes.model_folder()
     if settings.model in RECIPES:
         with processes.main_first():
             return untrained_folder(config.data.cache / settings.model, RECIPES[settings.model])
-    return settings.model
+    return shapes_or(settings.model)
+
+
+def shapes_or(model: str | Path) -> str | Path:
+    """A folder or hub id as it is; of 'shapes' the model's folder inside the package."""
+    return shapes.model_folder() if str(model) == "shapes" else model
 
 
 def build_architecture(config: Config) -> Backbone:

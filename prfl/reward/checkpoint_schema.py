@@ -51,6 +51,15 @@ class RewardCard:
     accuracy_low: dict[str, dict[str, Share]] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def clips(self) -> str:
+        """The size of the training videos, in words."""
+        ranges = {name: getattr(self, name) for name in ("frames", "height", "width", "fps")}
+        if None in ranges.values():
+            return "videos of a size that the card does not say"
+        sizes = {name: f"{low:g}" if low == high else f"{low:g} to {high:g}" for name, (low, high) in ranges.items()}
+        return f"{sizes['frames']} frames of {sizes['width']} x {sizes['height']} pixels at {sizes['fps']} fps"
+
 
 class Stored(BaseModel):
     """A strict model: no unknown keys, no conversion between types, only finite numbers."""

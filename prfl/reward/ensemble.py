@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prfl.backbone.condition import Condition
+from prfl.reward.inputs import Prompts, Sigmas, prepare
 from prfl.reward.latent import LatentReward
 from prfl.reward.scores import Scores
 from prfl.utils.errors import PrflError
@@ -80,19 +81,19 @@ class RewardEnsemble:
         """Select the first pass's adapter: around a backward pass it matters where there is only one pass."""
         return self.passes[0][0].selected()
 
-    def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
-        """Combine the members' normalised scores.  sigma: (b,) or (), in [0, 1]."""
+    def __call__(self, latents: Float[Tensor, "*n c t h w"], sigma: Sigmas, condition: Prompts) -> Scores:
+        """Combine the members' normalised scores.  Inputs and errors as of ``LatentReward.score``."""
         in_pass_order = [member for members in self.passes for member in members]
         logits = self.member_logits(latents, sigma, condition)
         return self.combine([m.normalisation.apply(raw) for m, raw in zip(in_pass_order, logits, strict=True)])
 
-    def logits(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
+    def logits(self, latents: Float[Tensor, "*n c t h w"], sigma: Sigmas, condition: Prompts) -> Scores:
         """Combine the members' raw logits."""
         return self.combine(self.member_logits(latents, sigma, condition))
 
-    def member_logits(self, latents: Tensor, sigma: Tensor, condition: Condition) -> list[Scores]:
+    def member_logits(self, latents: Tensor, sigma: Sigmas, condition: Prompts) -> list[Scores]:
         """Run the passes.  Returns each member's logits, in the order of the passes."""
-        sigma = sigma.to(latents.device, torch.float32).expand(len(latents))
+        latents, sigma, condition = prepare(self.backbone, latents, sigma, condition)
 
         scores: list[Scores] = []
         for members in self.passes:

@@ -19,12 +19,13 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from prfl.backbone import Backbone, Condition, LoraSpec
+from prfl.backbone import Backbone, LoraSpec
 from prfl.backbone.adapters import load_state, lora_shapes, state_of
 from prfl.backbone.network import predictors
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
+from prfl.reward.inputs import Prompts, Sigmas, check_backbone, prepare
 from prfl.reward.model_card import reward_card
 from prfl.reward.scores import Normalisation, Scores
 from prfl.utils.errors import error_location
@@ -51,7 +52,13 @@ class RewardAdapter:
 
 
 class LatentReward(ModelHubMixin, library_name="prfl"):
-    """``reward(latents, sigma, condition)`` gives {dimension: (b,)}, differentiable in the latents.
+    """``reward(latents, sigma, condition)`` gives {dimension: (b,)}, differentiable in the latents; ``score`` is the
+    same without gradient.
+
+    A score is a logit of the head less the mean of held-out clean videos' logits, divided by their standard deviation:
+    0 is the average held-out video, +1 is one standard deviation better.  It compares samples of one prompt at one
+    noise level: noise draws all scores to that prompt's mean.  A reward that was saved without held-out samples has
+    mean 0 and deviation 1: its scores are the logits.
 
     blocks: 0-based indices of the transformer blocks after which hidden states are read, in the head's order; the
     forward pass stops after the last of them.  adapter: None for the frozen probe, or a LoRA that is added here.
@@ -76,6 +83,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         normalisation: Normalisation | None = None,
         card: RewardCard | None = None,
     ) -> None:
+        check_backbone(backbone)
         backbone.facts.width_after(blocks)  # the blocks exist
         self.head = head.to(backbone.facts.device)
         self.backbone = backbone
@@ -99,13 +107,36 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         """
         return self.backbone.adapter(None if self.adapter is None else self.adapter.name, dropout)
 
-    def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
-        """Score latents: logits normalised by the stored mean and deviation.  sigma: (b,) or (), in [0, 1]."""
+    def __repr__(self) -> str:
+        facts, count = self.backbone.facts, len(self.blocks)
+        adapter = f"with an own adapter of rank {self.adapter.rank}" if self.adapter else "frozen, without an adapter"
+        rows = {
+            "scores": ", ".join(self.dimensions),
+            "unit": self.normalisation.unit,
+            "reads": f"noisy latents behind block{'s' * (count > 1)} {', '.join(map(str, self.blocks))} "
+            f"of 0 to {facts.num_blocks - 1}, {adapter}",
+            "model": f"{facts.model_id} (family {facts.family}) on {facts.device}",
+            "trained on": self.card.clips,
+        }
+        return "LatentReward\n" + "\n".join(f"  {name:<10}  {text}" for name, text in rows.items())
+
+    @torch.no_grad()
+    def score(self, latents: Float[Tensor, "*n c t h w"], sigma: Sigmas, prompts: Prompts) -> Scores:
+        """Score latents without gradient: {dimension: (b,)}; what a score means is in the class docstring.
+
+        latents: normalised, as ``backbone.encode`` gives them.  sigma: their noise level, from 0 (clean) to 1 (noise).
+        prompts: what they were made from.  One sigma or prompt stands for all samples.
+        Raises PrflError for a sigma outside of 0 to 1, latents of another model, and numbers of samples that differ.
+        """
+        return self(latents, sigma, prompts)
+
+    def __call__(self, latents: Float[Tensor, "*n c t h w"], sigma: Sigmas, condition: Prompts) -> Scores:
+        """Score latents: logits normalised by the stored mean and deviation.  Inputs and errors as of ``score``."""
         return self.normalisation.apply(self.logits(latents, sigma, condition))
 
-    def logits(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition) -> Scores:
+    def logits(self, latents: Float[Tensor, "*n c t h w"], sigma: Sigmas, condition: Prompts) -> Scores:
         """Compute raw logits; sigmoid gives the probability of a good label when trained with cross-entropy."""
-        sigma = sigma.to(latents.device, torch.float32).expand(len(latents))
+        latents, sigma, condition = prepare(self.backbone, latents, sigma, condition)
         # A frozen backbone under latents that need no gradient needs no graph: head training is then a forward pass.
         graph = torch.is_grad_enabled() and (latents.requires_grad or (self.adapter is not None and self.trains))
         with self.selected(), torch.set_grad_enabled(graph):
@@ -187,6 +218,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         adapter_name: another name for its adapter, when two rewards share a backbone.
         Raises PrflError naming every way in which the backbone is not the one that the reward was trained on.
         """
+        check_backbone(backbone)
         saved = SavedReward.find(folder_or_hub, StoredLatent, revision)
         config, where = saved.config, str(folder_or_hub)
         check_fit(config.backbone, backbone.facts.identity, where)

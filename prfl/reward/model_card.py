@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from prfl.config.section import is_hub_id
+from prfl.reward.scores import Normalisation
 from prfl.utils.text import markdown_cell
 
 PAPER = "https://arxiv.org/abs/2511.21541"
@@ -37,6 +38,8 @@ def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
             f"works on that model only. The method is [PRFL]({PAPER}); here is the head, not the video model."
         )
         parts.append(USE.format(model=model_id if is_hub_id(model_id) else f"folder of {model_id}", name=name))
+        unit = Normalisation(**config["normalisation"]).unit
+        parts.append(f"One unit of a score: {unit}. Compare samples of one prompt at one noise level.")
     else:
         parts.append("Scores the decoded pixels of clean videos. It is not noise-aware.")
         parts.append(f'```python\nimport prfl\n\nreward = prfl.PixelReward.from_pretrained("{name}")\n```')
@@ -53,8 +56,8 @@ USE = """\
 import prfl
 
 backbone = prfl.load_backbone("{model}")
-reward = prfl.LatentReward.from_pretrained("{name}", backbone=backbone)
-scores = reward(latents, sigma, backbone.condition(prompts))  # {{dimension: (batch,)}}, differentiable in the latents
+reward = prfl.load_reward("{name}", backbone)  # or a diffusers pipeline in place of the backbone
+scores = reward.score(latents, sigma=0.7, prompts=prompts)  # {{dimension: (batch,)}}; reward(...) keeps the gradient
 ```"""
 
 

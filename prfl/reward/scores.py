@@ -41,6 +41,13 @@ class Normalisation:
                     fix="calibrate the reward on two or more different samples",
                 )
 
+    @property
+    def unit(self) -> str:
+        """What one of a score is."""
+        if set(self.mean.values()) == {0.0} and set(self.std.values()) == {1.0}:
+            return "a logit, as the head gives it: no held-out videos have set its mean and deviation"
+        return "0 is the average held-out clean video, +1 is one standard deviation better"
+
     @staticmethod
     def none(dimensions: Sequence[str]) -> Normalisation:
         """Return the normalisation that changes nothing."""

@@ -19,17 +19,19 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl.backbone import Backbone, Condition, load_backbone
+from prfl.backbone import Backbone, Condition
 from prfl.config import load_config
 from prfl.config.section import is_hub_id
 from prfl.config.sections.backbone import BackboneConfig
 from prfl.data.leaks import token_ids, token_warnings
 from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES, read_video
+from prfl.factory.api import load_backbone
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import LatentsScorer, build_latents_scorer
 from prfl.factory.reward import TrainableReward, load_reward
 from prfl.reward.checkpoint import RewardCard, read_config
+from prfl.reward.inputs import check_latents
 from prfl.rollout.flow import add_noise
 from prfl.utils import rng
 from prfl.utils.console import PlainConsole
@@ -261,27 +263,20 @@ def read_latents(file: Path, backbone: Backbone, clip: Mapping[str, Any]) -> Flo
         pixels = read_video(file, VideoSize(**clip))[None]
         latents = backbone.encode(pixels.to(backbone.facts.device)).float()
     else:
-        latents = load_latents(file).to(backbone.facts.device)
-        if latents.shape[1] != backbone.facts.latent_channels:
-            what = f"its latents have {latents.shape[1]} channels, the model's have {backbone.facts.latent_channels}"
-            raise PrflError(what, where=str(file), fix="give latents of this model's VAE, or score the video")
-        for name, size, patch in zip(CLIP, latents.shape[2:], backbone.facts.patch, strict=False):
-            if size % patch:
-                raise PrflError(
-                    f"a latent {name} of {size} does not split into patches of {patch}",
-                    where=str(file),
-                    fix="cut the latents to a multiple of the patch",
-                )
+        stored = load_latents(file)
+        check_latents(stored, backbone.facts, where=str(file))
+        latents = (stored if stored.ndim == 5 else stored[None]).to(backbone.facts.device, torch.float32)
 
     if not latents.isfinite().all():
         raise PrflError("its latents are not finite", where=str(file), fix="encode the video again, in float32")
     return latents
 
 
-def load_latents(file: Path) -> Float[Tensor, "b c t h w"]:
+def load_latents(file: Path) -> Tensor:
     """Load the tensor ``latents`` of a safetensors file, or the only one.
 
-    It is (c, t, h, w) as in the cache, or with a batch in front; normalised as the backbone's ``encode`` gives them.
+    It should be (c, t, h, w) as in the cache, or with a batch in front; normalised as the backbone's ``encode`` gives
+    them.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -296,10 +291,7 @@ def load_latents(file: Path) -> Float[Tensor, "b c t h w"]:
     if latents is None:
         shown = ", ".join(names[:5]) or "none"
         raise PrflError(f"has no tensor 'latents'; it has {shown}", where=str(file), fix="save them under that name")
-    if latents.ndim not in (4, 5) or not latents.is_floating_point():
-        what = f"'{name}' is {tuple(latents.shape)} {latents.dtype}, not latents"
-        raise PrflError(what, where=str(file), fix="(channels, frames, height, width), or with a batch in front")
-    return (latents if latents.ndim == 5 else latents[None]).float()
+    return latents
 
 
 class ScoreTable:

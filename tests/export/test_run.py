@@ -135,7 +135,7 @@ def test_a_reward_run_exports_its_reward(
     card = uploaded[1]["files"]["README.md"].decode()
     assert "| motion | 0-0.2 | 0.750 [0.500, 1.000] | 0.750 [0.500, 1.000] | 9 |" in card
     assert "### b" not in card, "another head that was measured beside it"
-    assert 'LatentReward.from_pretrained("me/head", backbone=backbone)' in card
+    assert 'load_reward("me/head", backbone)' in card and "One unit of a score: a logit" in card
     again = LatentReward.from_pretrained(run / "export", backbone=backbone)
     assert all(torch.equal(again.state()[name], tensor) for name, tensor in reward.state().items())
     assert cli.main(["export", str(run), "--merged"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ class Toy:
         size = (3, 6, 6)
         make = lambda: 0.5 * torch.randn(size, generator=generator, dtype=torch.float64)  # noqa: E731
         self.weights = {name: make() for name in (None, *adapters)}
-        self.facts, self.running, self.text = toy_facts(), Running(), NoText()
+        self.facts, self.running, self.text = replace(toy_facts(), latent_channels=6), Running(), NoText()
         self.networks: dict[str, torch.nn.Module] = {}
         self.active: str | None = None
         self.calls: list[tuple[str | None, bool, int]] = []
