@@ -53,7 +53,7 @@ def test_pipelines_that_hold_no_model(pipe: WanPipeline) -> None:
     del pipe.transformer._hf_hook
     pipe.text_encoder = None
     backbone = prfl.backbone_from_pipeline(pipe)
-    with pytest.raises(prfl.PrflError, match=r"no text encoder[\s\S]*load the pipeline with"):
+    with pytest.raises(prfl.PrflError, match=r"no text_encoder[\s\S]*load the pipeline with"):
         backbone.condition([PROMPT])
     pipe.transformer_2 = pipe.transformer
     with pytest.raises(prfl.PrflError, match="two transformers"):
