@@ -38,19 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """The exit code of the command."""
+    from prfl.utils.console import forget_warnings
+
+    forget_warnings()  # those of an earlier command in this process
     try:
         with ended_by_signals(), in_file(config_of(options)):
             options.command.run(options)
             if sys.stdout:
                 sys.stdout.flush()
     except PrflError as error:
-        who = f"prfl, process {os.environ['RANK']}" if "RANK" in os.environ else "prfl"
-        print(f"{who}: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except UnicodeEncodeError as error:  # of a file's name
         name, fix = str(error.object)[:200], "export PYTHONUTF8=1, or LC_ALL=C.UTF-8"
-        unwritable = PrflError(f"the locale's encoding, {error.encoding}, cannot write this name", where=name, fix=fix)
-        print(f"prfl: {unwritable}", file=sys.stderr)
+        complain(PrflError(f"the locale's encoding, {error.encoding}, cannot write this name", where=name, fix=fix))
         return 2
     except KeyboardInterrupt:
         print("prfl: interrupted", file=sys.stderr)
@@ -65,6 +66,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"prfl: the standard output cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+def complain(error: PrflError) -> None:
+    """Print an error on the standard error.  One that is of a command names the program itself."""
+    from prfl.utils.console import messages
+
+    who = f"prfl, process {os.environ['RANK']}: " if "RANK" in os.environ else "prfl: "
+    messages.say(str(error) if error.where.startswith("prfl ") else f"{who}{error}")
 
 
 def prints_its_result(options: argparse.Namespace) -> bool:

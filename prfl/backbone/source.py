@@ -16,7 +16,11 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from prfl.backbone.weights import cast, check_finite
+from prfl.config.section import is_hub_id
+from prfl.utils.console import silent_libraries
 from prfl.utils.errors import PrflError
+from prfl.utils.hub import causes, hub_error
+from prfl.utils.reading import absent
 
 MIB = 2**20
 NOT_FINITE = "download or save the model again, or load it in float32"
@@ -43,16 +47,35 @@ class Source:
         return self.config(DiffusionPipeline)
 
     def missing(self, part: str, error: Exception) -> PrflError:
-        reason = str(error).strip().split("\n")[0]
+        """Make the error of a part that cannot be loaded, as "transformer" or "model index"."""
+        folder = Path(self.name)
         fix = "give a diffusers pipeline folder or a hub id, whose weights are whole safetensors files"
+        if not folder.is_dir():
+            if is_hub_id(self.name):
+                return hub_error(self.name, error, "pipeline in diffusers' format")
+            return absent(folder, fix, "folder")
+        if not (folder / "model_index.json").is_file():
+            return PrflError("holds no model_index.json: it is no diffusers pipeline", where=self.name, fix=fix)
+
+        # The libraries' own words, but for those that speak of their insides.
+        reason = str(error).strip().split("\n")[0]
+        if "custom code" in reason:
+            reason = "it brings code of its own, which prfl never runs"
+        elif "no file named" in reason:
+            reason = f"there are no weights as safetensors in {folder / part}"
+        for cause in causes(error):
+            if isinstance(cause, SafetensorError):
+                reason = f"a file of its weights is damaged: {cause}"
         return PrflError(f"cannot load the {part}: {reason}", where=self.name, fix=fix)
 
+    @silent_libraries()
     def config(self, kind: Any, subfolder: str | None = None) -> dict[str, Any]:
         try:
             return dict(kind.load_config(self.name, subfolder=subfolder, revision=self.revision))
         except (OSError, ValueError) as error:
             raise self.missing(subfolder or "model index", error) from error
 
+    @silent_libraries()
     def load(self, kind: Any, subfolder: str, dtype: torch.dtype) -> Any:
         """A diffusers model in this dtype, complete and finite; on ``meta`` without weights."""
         if self.device.type == "meta":
@@ -104,6 +127,7 @@ class Source:
                 digest.update(opened.read(MIB))
         return digest.hexdigest()[:16] if files else ""
 
+    @silent_libraries()
     def load_tokenizer(self) -> Any:
         try:
             return AutoTokenizer.from_pretrained(
@@ -112,6 +136,7 @@ class Source:
         except (OSError, ValueError) as error:
             raise self.missing("text encoder or tokenizer", error) from error
 
+    @silent_libraries()
     def load_text(self, kind: Any, dtype: torch.dtype) -> nn.Module:
         """The text encoder, of this transformers class, frozen; on ``meta`` without weights."""
         if self.device.type == "meta":

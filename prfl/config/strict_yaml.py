@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from prfl.utils.errors import PrflError
+from prfl.utils.reading import absent, text_of
 
 LARGEST_FILE = 1 << 20  # bytes
 DEEPEST = 32  # levels of nesting
@@ -87,19 +88,12 @@ def parse(text: str, where: str) -> Any:
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.  Raises PrflError when there is no such file, or none in it."""
-    if not path.is_file():
-        raise PrflError("no such file", where=str(path), fix="give a config, for example configs/tiny.yaml")
-    if path.stat().st_size > LARGEST_FILE:
-        raise PrflError(
-            f"larger than {LARGEST_FILE} bytes; this is no config", where=str(path), fix="give the config file of a run"
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PrflError(
-            f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path), fix="save the file as UTF-8"
-        ) from error
-    tree = parse(text, str(path))
+    fix = "give a config, for example configs/tiny.yaml"
+    if not path.exists():
+        raise absent(path, fix)
+    if path.is_file() and path.stat().st_size > LARGEST_FILE:
+        raise PrflError(f"larger than {LARGEST_FILE} bytes; this is no config", where=str(path), fix=fix)
+    tree = parse(text_of(path, fix), str(path))
     if not isinstance(tree, dict):
         raise PrflError("not a mapping of keys to values", where=str(path), fix="write lines of the form `key: value`")
     return tree

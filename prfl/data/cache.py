@@ -31,7 +31,7 @@ from prfl.data.formats import Window
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
-from prfl.utils.files import printable
+from prfl.utils.reading import printable, unreadable
 from prfl.utils.video_size import VideoSize
 
 
@@ -109,7 +109,7 @@ class LatentCache:
             try:
                 file = self.latents_file(video)
             except OSError as error:
-                failed.append((video, str(error.strerror)))
+                failed.append((video, unreadable(video, error).one_line))
                 continue
 
             marker = file.with_suffix(".unreadable")
@@ -247,9 +247,7 @@ def _report(folder: Path, damaged: Mapping[Path, str], unhashed: int) -> None:
         what = f"{len(damaged)} entries do not hold, are now called *.damaged and are encoded again"
         warn(f"{folder}: {what}: {shown}{more}")
     if unhashed:
-        console.print(
+        console.say(
             f"{folder}: {unhashed} entries are of an earlier version and carry no hash of their content: they are "
-            "taken by what they say of themselves; delete them to have them encoded again",
-            markup=False,
-            soft_wrap=True,
+            "taken by what they say of themselves; delete them to have them encoded again"
         )

@@ -28,6 +28,7 @@ from torch import Tensor
 from prfl.data.formats import SUFFIXES
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import remembered_hash
+from prfl.utils.reading import disk_refuses, unreadable
 
 # Formats such as playlists make a reader open other files or addresses, whatever the file is called.
 _SAFE = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif"}
@@ -74,6 +75,8 @@ def readable(path: Path) -> Iterator[None]:
     except PrflError:
         raise
     except (av.FFmpegError, OSError) as error:
+        if isinstance(error, OSError) and disk_refuses(path, error):
+            raise unreadable(path, error, "name a video that is there") from error
         raise PrflError(f"cannot be decoded: {error.strerror or error}", where=str(path), fix=AGAIN) from error
     except (ValueError, LookupError, ArithmeticError) as error:
         what = f"cannot be decoded: {type(error).__name__}: {error}"

@@ -70,7 +70,7 @@ def build_cache(
         try:
             file, facts = cache.latents_entry(video)
         except OSError as error:
-            failed.append((video, str(error.strerror)))
+            failed.append((video, unreadable(video, error).one_line))
             continue
         same_content.setdefault(file, []).append(video)
         made_from[file] = facts
@@ -122,15 +122,15 @@ def _encode_shared(
     progress: bool,
 ) -> list[tuple[Path, str]]:
     """Encode as ``_encode_videos`` does, a batch a process at a time; returns what all of them could not read."""
-    unreadable: list[tuple[Path, str]] = []
+    failed: list[tuple[Path, str]] = []
     together = batch_size * processes.count()
     with _progress("videos", len(entries), progress) as advance:
         for start in range(0, len(entries), together):
             batch = entries[start : start + together]
             for failures in processes.gather(_encode_videos(backbone, cache, processes.share(batch))):
-                unreadable += failures
+                failed += failures
             advance(len(batch))
-    return unreadable
+    return failed
 
 
 def _embed_shared(backbone: Backbone, cache: LatentCache, prompts: Sequence[str], progress: bool) -> None:
@@ -155,9 +155,9 @@ def _encode_videos(
         try:
             clips[file] = read_video(video, cache.size, window=cache.window)
         except PrflError as error:
-            failed.append((video, error.what))
+            failed.append((video, error.one_line))
             with atomic_write(file.with_suffix(".unreadable")) as temporary:
-                temporary.write_text(error.what, encoding="utf-8")
+                temporary.write_text(error.one_line, encoding="utf-8")
 
     if clips:
         with torch.no_grad():

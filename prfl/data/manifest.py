@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import atomic_write, json_rows, printable
+from prfl.utils.files import atomic_write
+from prfl.utils.reading import json_rows, printable
 from prfl.utils.text import did_you_mean
 
 Choice = Literal["a", "b", "tie"]

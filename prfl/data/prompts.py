@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prfl.data.manifest import Text, checked
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import json_rows, numbered_lines
+from prfl.utils.reading import json_rows, numbered_lines
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of a list that several sets are taken from
 

@@ -28,10 +28,11 @@ from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.config import identity
 from prfl.config.schema import Config
 from prfl.training.checkpoint import list_checkpoints, read_facts
-from prfl.utils.console import console
+from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 from prfl.utils.hashing import remembered_hash
+from prfl.utils.reading import disk_refuses, unreadable
 
 KEY, BESIDE = "prfl", "prfl.json"
 AGAIN = "run `prfl train` on this config again"
@@ -121,11 +122,11 @@ def read_stamp(path: Path) -> Stamp | None:
             with safe_open(path, framework="pt") as opened:
                 text = (opened.metadata() or {}).get(KEY)
         return None if text is None else _Shape.model_validate_json(text).model_dump(exclude_unset=True)
-    except FileNotFoundError as error:
-        raise PrflError("there is no such file", where=str(path), fix=AGAIN) from error
     except (ValidationError, UnicodeDecodeError) as error:
         raise PrflError("is damaged: what made it cannot be read", where=str(path), fix=AGAIN) from error
     except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and disk_refuses(path, error):
+            raise unreadable(path, error, AGAIN) from error
         raise PrflError(f"is damaged: {error}", where=str(path), fix=AGAIN) from error
 
 
@@ -136,11 +137,7 @@ def check_stamp(path: Path, config: Config, model: Backbone | None) -> Stamp | N
     """
     stamp = read_stamp(path)
     if stamp is None:
-        console.print(
-            f"warning: {path} is of an older prfl and does not say what made it; that it fits is not checked",
-            markup=False,
-            soft_wrap=True,
-        )
+        warn(f"{path} is of an older prfl and does not say what made it; that it fits is not checked")
         return None
     for key, ours in _adapter(config).items():
         if stamp.get(key, ours) != ours:

@@ -79,8 +79,8 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
     write_manifest(folder / MANIFEST, rows)
     page = write_page(folder / PAGE, rows, asked, video_size(config.data), progress("writing the page"))
     size = page.stat().st_size / 2**20
-    console.print(f"unlabelled videos: {folder / MANIFEST}", markup=False, soft_wrap=True)
-    console.print(f"open in a browser: {page} ({size:.0f} MiB)", markup=False, soft_wrap=True)
+    console.say(f"unlabelled videos: {folder / MANIFEST}")
+    console.say(f"open in a browser: {page} ({size:.0f} MiB)")
     return page
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from prfl.data.manifest import LabelledVideo, PreferencePair, parse_rows, write_manifest
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import text_of
+from prfl.utils.reading import text_of
 
 VIDEO, PAIR = ("video", "prompt"), ("prompt", "a", "b")
 

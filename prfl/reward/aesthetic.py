@@ -22,8 +22,11 @@ from transformers import CLIPConfig, CLIPModel
 
 from prfl.backbone.condition import Condition
 from prfl.backbone.weights import check_finite
+from prfl.config.section import is_hub_id
 from prfl.reward.scores import Normalisation, Scores
 from prfl.utils.errors import PrflError
+from prfl.utils.hub import hub_error
+from prfl.utils.reading import absent, disk_refuses, unreadable
 
 DIMENSION = "aesthetic"
 # CLIP's own normalisation of pixels in [0, 1], by channel.
@@ -159,6 +162,8 @@ def read_mlp(path: str | Path) -> AestheticMlp:
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         if isinstance(error, PrflError):
             raise
+        if isinstance(error, OSError) and disk_refuses(path, error):
+            raise unreadable(path, error, fix) from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise PrflError(f"cannot be read as the aesthetic MLP: {reason}", where=where, fix=fix) from error
 
@@ -190,6 +195,10 @@ def _read_clip(name: str, revision: str | None) -> CLIPModel:
             name, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if is_hub_id(name):
+            raise hub_error(name, error, "CLIP, as openai/clip-vit-large-patch14") from error
+        if not Path(name).is_dir():
+            raise absent(Path(name), fix, "folder") from error
         reason = str(error).strip().split("\n")[0]
         raise PrflError(f"cannot load the CLIP of the aesthetic score: {reason}", where=name, fix=fix) from error
 

@@ -17,15 +17,19 @@ from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import NO_WEIGHTS
 from prfl.backbone.weights import check_finite
+from prfl.config.section import is_hub_id
 from prfl.reward.checkpoint_schema import AGAIN, StoredLatent, StoredPixel, config_hash, validated
 from prfl.reward.checkpoint_schema import RewardCard as RewardCard
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write, read_tensors
 from prfl.utils.hashing import content_hash, json_hash
+from prfl.utils.hub import hub_error
+from prfl.utils.reading import absent, unreadable
 from prfl.utils.video_size import VideoSize
 
 CONFIG, WEIGHTS = "config.json", "reward.safetensors"
 VERSION = 1
+READERS = {"prfl-latent-reward": "LatentReward", "prfl-pixel-reward": "PixelReward"}  # by format
 NOT_FINITE = "train the reward again with a lower learning rate, or take another"
 LARGEST_CONFIG = 2**22  # bytes; the largest that prfl writes has a few thousand
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -37,10 +41,19 @@ Content = TypeVar("Content", StoredLatent, StoredPixel)
 
 
 def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
-    """Write the weights, then the config that carries their hash: a crash between the two is noticed when loading."""
+    """Write the weights, then the config that carries their hash: a crash between the two is noticed when loading.
+
+    Raises PrflError, and writes nothing, for a config that could not be read again: a card with a text for a number.
+    """
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": f"prfl-{kind}", "version": VERSION, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    whole = {**header, "config_sha256": config_hash({**header, **config}), **config}
+    stored = StoredPixel if kind == StoredPixel.kind else StoredLatent
+    try:
+        whole = {**header, "config_sha256": config_hash({**header, **config}), **config}
+        validated(stored, json.dumps(whole), f"the reward for {folder}", fix="build it with a value of that type")
+    except TypeError as error:  # a tensor, say, which json does not write
+        fix = "build it with plain numbers, texts and lists"
+        raise PrflError(f"cannot be saved: {error}", where=f"the reward for {folder}", fix=fix) from error
 
     with atomic_write(Path(folder) / WEIGHTS) as path:
         path.write_bytes(weights)
@@ -94,10 +107,13 @@ class SavedReward(Generic[Content]):
         folder = _local(folder_or_hub, revision)
         config, where = _read_json(folder), str(folder / CONFIG)
 
-        if (config.get("format"), config.get("version")) != (f"prfl-{kind.kind}", VERSION):
-            what = f"it is {_short(config.get('format'))} version {_short(config.get('version'))}, not prfl-{kind.kind}"
+        form, version = config.get("format"), config.get("version")
+        if (form, version) != (f"prfl-{kind.kind}", VERSION):
             fix = "give a folder that this version's save_pretrained wrote"
-            raise PrflError(f"{what} version {VERSION}", where=where, fix=fix)
+            if form in READERS and version == VERSION:
+                fix = f"load it with {READERS[form]}.from_pretrained; in a config, reward.space: {form.split('-')[1]}"
+            what = f"it is {_short(form)} version {_short(version)}, not prfl-{kind.kind} version {VERSION}"
+            raise PrflError(what, where=where, fix=fix)
 
         content = validated(kind, json.dumps(config), where)
         edited = content.config_sha256 not in (None, config_hash(config))
@@ -114,6 +130,8 @@ class SavedReward(Generic[Content]):
             with safe_open(path, framework="pt") as file:
                 self._check_header(shapes, {name: file.get_slice(name) for name in file.keys()})
                 tensors = {name: file.get_tensor(name) for name in shapes}
+        except OSError as error:
+            raise unreadable(path, error, AGAIN) from error
         except SafetensorError as error:
             raise PrflError(f"is damaged: {error}", where=str(path), fix=AGAIN) from error
         check_finite(tensors, str(path), NOT_FINITE)
@@ -154,7 +172,7 @@ class SavedReward(Generic[Content]):
 
         if self.edited:
             what = "was edited since the reward was saved: its hash is another one"
-            raise PrflError(what, where=str(self.folder / CONFIG), fix=AGAIN)
+            raise PrflError(what, where=str(self.folder / CONFIG), fix=f"undo the edit, or {AGAIN}")
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:
@@ -171,6 +189,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
         raise PrflError(f"has {path.stat().st_size} bytes, which no config has", where=str(path), fix=AGAIN)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise PrflError(f"is not JSON: {error}", where=str(path), fix=AGAIN) from error
     if not isinstance(config, dict):
@@ -184,16 +204,13 @@ def _local(folder_or_hub: str | Path, revision: str | None) -> Path:
     if folder.is_dir():
         return folder
     if folder.parent.is_dir() and folder.parent != Path():  # runs/x/reward is no repository of somebody's
-        fix = "let `prfl train` make it first; the folder that it is in is there"
-        raise PrflError("there is no such folder", where=str(folder), fix=fix)
+        raise absent(folder, "let `prfl train` make it first", "folder")
     try:
         return Path(snapshot_download(str(folder_or_hub), revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise PrflError(
-            f"neither a folder nor a repository that can be read ({type(error).__name__})",
-            where=str(folder_or_hub),
-            fix="give the folder that save_pretrained wrote, or owner/name of a repository on the hub",
-        ) from error
+        if is_hub_id(folder_or_hub):
+            raise hub_error(str(folder_or_hub), error, "saved reward") from error
+        raise absent(folder, "give the folder of a saved reward, or its hub id, owner/name", "folder") from error
 
 
 def check_fit(trained_on: Mapping[str, object], backbone: Mapping[str, object], where: str) -> None:
@@ -210,10 +227,12 @@ def check_fit(trained_on: Mapping[str, object], backbone: Mapping[str, object], 
             differences.append(f"{name}: {_short(saved)} there, {_short(loaded)} here")
 
     if differences:
+        revision = trained_on.get("revision")
+        of_revision = f" (revision {revision})" if revision else ""
         raise PrflError(
             f"the reward does not fit this backbone ({backbone.get('model_id')}): " + "; ".join(differences),
             where=where,
-            fix=f"load {trained_on.get('model_id')} (revision {trained_on.get('revision')}), or train a reward here",
+            fix=f"load {trained_on.get('model_id')}{of_revision}, or train a reward here",
         )
 
 

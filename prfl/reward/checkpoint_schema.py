@@ -170,7 +170,7 @@ Content = TypeVar("Content", StoredLatent, StoredPixel)
 WORDS = {"missing": "missing", "extra_forbidden": "unknown key", "unexpected_keyword_argument": "unknown key"}
 
 
-def validated(kind: type[Content], text: str, where: str) -> Content:
+def validated(kind: type[Content], text: str, where: str, fix: str = AGAIN) -> Content:
     """Parse the text of a config.json.  Raises PrflError that names the first wrong value and counts the others."""
     try:
         return kind.model_validate_json(text)
@@ -185,7 +185,7 @@ def validated(kind: type[Content], text: str, where: str) -> Content:
     what = WORDS.get(first["type"]) or message
 
     more = f" (and {len(problems) - 1} more of its values are wrong)" if len(problems) > 1 else ""
-    raise PrflError(what + more, where=f"{where}: {key}" if key else where, fix=AGAIN)
+    raise PrflError(what + more, where=f"{where}: {key}" if key else where, fix=fix)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -18,4 +18,4 @@ def cache(config: Config) -> None:
         fill_cache(config, model, progress("generated clips"))
     if not config.trains_reward:  # which reads its clips' prompts alone
         encoded = encode_prompts(config, model, prompts_of(config), progress("encoding the prompts"))
-        console.print(f"{encoded} prompts encoded that no clip has", markup=False)
+        console.say(f"{encoded} prompts encoded that no clip has")

@@ -48,7 +48,7 @@ def set_aside(config: Config, step: int, anew: bool) -> Path | None:
             shutil.move(path, target)
         if not anew and (run / "config.yaml").is_file():  # so that it can be sampled and exported where it is
             shutil.copyfile(run / "config.yaml", folder / "config.yaml")
-    console.print(f"results of an earlier training are put aside: {folder}", markup=False, soft_wrap=True)
+    console.say(f"results of an earlier training are put aside: {folder}")
     return folder
 
 

@@ -61,7 +61,7 @@ class BestPolicy:
             save_policy(self._weights(step).parent, self.model, self.config, moment)
         self._tidy(rounds, best)
         verdict = "the best round so far" if best[0] == step else f"not better than step {best[0]}, rounds ago: {since}"
-        console.print(f"{self.key} {rounds[-1][1]:.4g} at step {step}: {verdict}", markup=False, soft_wrap=True)
+        console.say(f"{self.key} {rounds[-1][1]:.4g} at step {step}: {verdict}")
         return best, since
 
     def _rounds(self, step: int) -> list[Round]:
@@ -106,10 +106,10 @@ class BestPolicy:
         step, value = self.best
         if self.patience_is_over():
             text = f"ended at step {self.step}: {self.rounds_since} rounds without a better {self.key}"
-            console.print(text, markup=False, soft_wrap=True)
+            console.say(text)
         if step != self.step:
             load_policy(self.config, self.model, self._weights(step))
-        console.print(f"kept: the policy of step {step}, {self.key} {value:.4g}", markup=False, soft_wrap=True)
+        console.say(f"kept: the policy of step {step}, {self.key} {value:.4g}")
         if step == 0:
             warn("no round was better than the base: what is kept is the base")
 

@@ -76,5 +76,5 @@ def compare_base(config: Config, model: Backbone, rewards: Mapping[str, reward_e
 def show_report(run: Path) -> None:
     """Write the report of a run on the main process, and print where it is."""
     if processes.is_main():
-        console.print(f"report: {write_report(run)}", markup=False)
+        console.say(f"report: {write_report(run)}")
     processes.wait()

@@ -58,4 +58,4 @@ def sample_in_run(config: Config, compare_base: bool) -> None:
         temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))
     console.print(tables.policy_table(outcomes))
     page = write_samples_page(path, f"Samples of {config.run.resolve().name}")
-    console.print(f"open in a browser: {page}", markup=False, soft_wrap=True)
+    console.say(f"open in a browser: {page}")

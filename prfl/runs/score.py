@@ -34,15 +34,15 @@ from prfl.reward.checkpoint import RewardCard, read_config
 from prfl.reward.inputs import check_latents
 from prfl.rollout.flow import add_noise
 from prfl.utils import rng
-from prfl.utils.console import PlainConsole
+from prfl.utils.console import messages
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.files import atomic_write, printable
+from prfl.utils.files import atomic_write
+from prfl.utils.reading import disk_refuses, printable, unreadable
 from prfl.utils.video_size import VideoSize
 
 LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")
 SECONDS = 10.0  # between two writings of the table
-messages = PlainConsole(stderr=True)  # stdout carries the scores
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ def score_files(
     backbone = find_backbone(head, read_config(head), model, dtype, device)
     reward = load_reward(head, backbone)
     if reward.space == "pixel" and any(sigmas):
-        messages.print("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
+        messages.say("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
     scorer = Scorer(backbone, reward, build_latents_scorer(reward, backbone), noise_draws, seed)
     shape = clip_of(reward.card, clip or {}) if any(item.file.suffix != LATENTS for item in items) else {}
 
     # The prompts, once each.
     prompts = list(dict.fromkeys(item.prompt for item in items))
     for text in token_warnings(prompts, "the prompts", backbone, token_ids(backbone, prompts)):
-        messages.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        messages.warn(text)
     conditions = {text: backbone.condition([text]) for text in prompts}
     backbone.text.free()
 
@@ -113,15 +113,15 @@ def score_files(
             try:
                 latents = read_latents(item.file, backbone, shape)
             except PrflError as error:
-                failed.append(str(error))
+                failed.append(f"{error.where}: {error.one_line}")
                 continue
             table.add(scorer.rows(item, latents, conditions[item.prompt], sigmas))
 
     if failed:
-        more = "\n".join(failed[1:])
+        what = f"{len(failed)} of {len(items)} files were not scored"
         raise PrflError(
-            f"{failed[0]}\n{more}".rstrip(),
-            where=f"{len(failed)} of {len(items)} files were not scored",
+            "\n  ".join([what, *failed]),
+            where="prfl score",
             fix="mend or leave out these files; the others are scored",
         )
 
@@ -249,7 +249,7 @@ def clip_of(card: RewardCard, asked: Mapping[str, Any]) -> dict[str, Any]:
         clip[name] = span[1] if value is None else value
         if span is not None and not span[0] <= clip[name] <= span[1]:
             trained = f"{span[0]:g} to {span[1]:g}" if span[0] != span[1] else f"{span[0]:g}"
-            messages.print(f"the reward was trained with {name} {trained}, and scores {clip[name]:g}", style="yellow")
+            messages.warn(f"the reward was trained with {name} {trained}, and scores {clip[name]:g}")
     return clip
 
 
@@ -284,9 +284,10 @@ def load_latents(file: Path) -> Tensor:
             name = "latents" if "latents" in names else names[0] if len(names) == 1 else None
             latents = opened.get_tensor(name) if name else None
     except (SafetensorError, OSError) as error:
-        raise PrflError(
-            f"is not a readable safetensors file: {error}", where=str(file), fix="write it again with safetensors"
-        ) from error
+        if isinstance(error, OSError) and disk_refuses(file, error):
+            raise unreadable(file, error) from error
+        what, fix = f"is not a readable safetensors file: {error}", "write it again with safetensors"
+        raise PrflError(what, where=str(file), fix=fix) from error
 
     if latents is None:
         shown = ", ".join(names[:5]) or "none"
@@ -332,7 +333,7 @@ class ScoreTable:
         if self.out and self.rows:
             if self.written < len(self.rows):
                 self.write(self.out)
-            messages.print(f"{len(self.rows)} scores: {printable(self.out)}", markup=False)
+            messages.say(f"{len(self.rows)} scores: {printable(self.out)}")
 
 
 def csv_text(rows: Sequence[Scored], header: bool) -> str:

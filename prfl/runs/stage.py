@@ -48,7 +48,7 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     if not processes.is_main():
         console.quiet = True
         disable_progress_bars()
-    console.print(f"{config.objective.name}: {config.run}", style="bold")
+    console.say(f"{config.objective.name}: {config.run}", style="bold")
     model = prepared_model(config)
 
     # The clips of the data, through the VAE once.
@@ -77,16 +77,16 @@ def prepared_model(config: Config) -> Backbone:
     chosen = {**choose_kernels(config, model), "attention": attention_choice(config, model)}
     for choice, operations in groupby(chosen.items(), lambda item: item[1]):
         names = ", ".join(name for name, _ in operations)
-        console.print(f"{names}: {choice.backend} ({choice.reason})", markup=False, soft_wrap=True)
+        console.say(f"{names}: {choice.backend} ({choice.reason})")
 
     # Whether the prompts and the adapter are as they should be.
     check_prompts(config, model)
     if config.backbone.adapter:
         check_starts_as_base(model, POLICY)
         layers, blocks = reach(model, POLICY)
-        console.print(f"adapter on {layers} layers of {blocks} blocks", highlight=False)
+        console.say(f"adapter on {layers} layers of {blocks} blocks")
     if config.backbone.checkpointing == "auto":
-        console.print(f"checkpointing: {fill_card(config, model)}", markup=False, soft_wrap=True)
+        console.say(f"checkpointing: {fill_card(config, model)}")
     return model
 
 

@@ -35,7 +35,7 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
     reward = build_new_reward(config, model)
     if isinstance(reward, LatentReward) and reward.adapter:
         layers, blocks = reach(model, reward.adapter.name)
-        console.print(f"the reward's adapter on {layers} layers of {blocks} blocks", highlight=False)
+        console.say(f"the reward's adapter on {layers} layers of {blocks} blocks")
     objective = build_preference(config, model, reward, stage.clips)
     warn_of_incomparable({"reward": reward}, validation)
 

@@ -32,6 +32,7 @@ from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_folder, read_tensors, remove_folder, restore_folders
 from prfl.utils.hashing import content_hash, json_hash
+from prfl.utils.reading import unreadable
 
 FORMAT = 1
 VERSION = "version of this identity"  # a key of the identity; older checkpoints have none
@@ -233,6 +234,8 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
         files, version = dict(facts["files"]), facts["format"]
         _ = facts["step"], facts["steps"], facts["identity"], facts["ema_updates"]
+    except PermissionError as error:
+        raise unreadable(path / "state.json", error) from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         what = f"the checkpoint is damaged: state.json cannot be read ({type(error).__name__}: {error})"
         raise PrflError(what, where=str(path), fix=damaged_fix(path)) from error
@@ -286,8 +289,9 @@ def _check_files(path: Path, hashes: tuple[tuple[str, str], ...], names: tuple[s
 def damaged_fix(path: Path) -> str:
     """Say what to do about a damaged checkpoint: it names the one before, if there is one."""
     older = [other for other in list_checkpoints(path.parent) if other.name < path.name]
-    before = f"--resume {older[-1]}" if older else "there is none before it, so the run starts anew"
-    return f"delete the damaged checkpoint and resume from the one before: {before}"
+    if not older:
+        return "delete the damaged checkpoint: there is none before it, so the run starts anew"
+    return f"delete the damaged checkpoint and resume from the one before: --resume {older[-1]}"
 
 
 def check_names(path: Path, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
@@ -326,22 +330,27 @@ def check_identity(
         now = {key: value for key, value in now.items() if saved.get(key) or not _came_later(key)} | dict(former or {})
     now = {key: value for key, value in now.items() if key in saved or not _is_new(key, value, saved)}
 
-    changed = [
-        f"{key}: {saved.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
-    ]
-    if changed:
-        raise PrflError(
-            "the config is not the one of the checkpoint: " + "; ".join(changed),
-            where=str(path),
-            fix="put these keys back, or train in another run folder",
-        )
+    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if not changed:
+        return
+    contents = [key for key in changed if _of_content(key)]
+    what = "what the config names has changed since" if contents == changed else "the config is not the one of"
+    fixes = ["put these keys back"] if contents != changed else []
+    if contents:
+        fixes.append(f"bring back what lay at {', '.join(dict.fromkeys(key.partition(' (')[0] for key in contents))}")
+    listed = "; ".join(f"{key}: {saved.get(key)!r} -> {now.get(key)!r}" for key in changed)
+    fix = f"{' and '.join(fixes)}, or train in another run folder"
+    raise PrflError(f"{what} the checkpoint: {listed}", where=str(path), fix=fix)
+
+
+def _of_content(key: str) -> bool:
+    """Return whether a key describes what lies at a place that the config names."""
+    return " (" in key
 
 
 def _came_later(key: str) -> bool:
     """Return whether a key describes what lies at a place: of that, older checkpoints have less."""
-    return " (" in key or key == VERSION
+    return _of_content(key) or key == VERSION
 
 
 def _is_new(key: str, value: Any, saved: Mapping[str, Any]) -> bool:

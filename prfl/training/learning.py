@@ -51,17 +51,17 @@ class Reached:
 
 @dataclass
 class Learning:
-    """Follows one run.  parameters: what is trained.  say: where a warning goes.  rate: the peak learning rate."""
+    """Follows one run.  parameters: what is trained.  warn: where a warning goes.  rate: the peak learning rate."""
 
     parameters: Mapping[str, nn.Parameter]
     watched: Watched
-    say: Callable[[str], None]
+    warn: Callable[[str], None]
     rate: float
     quiet: int = 0  # steps on end without a gradient
     lossless: int = 0  # steps on end without a loss
     pulled: int = 0  # steps with a gradient since the last look
     reached: list[Reached] = field(default_factory=list)
-    warned: set[str] = field(default_factory=set)
+    told_of_fall: int = 0  # the step up to which a fall was warned of
 
     def __post_init__(self) -> None:
         trained = {id(parameter) for parameter in self.parameters.values()}
@@ -95,9 +95,9 @@ class Learning:
         met = "; the loss is zero: every sample meets the hinge's target" if self.lossless >= QUIET_SAID else ""
         if self.quiet == QUIET_SAID:
             end = f"{QUIET_ENDS} steps on end stop the run"
-            self.say(f"warning: no gradient in the {QUIET_SAID} steps up to step {step}{met}; {end}")
+            self.warn(f"no gradient in the {QUIET_SAID} steps up to step {step}{met}; {end}")
         elif self.lossless == QUIET_SAID and not self.quiet:
-            self.say(f"warning: no loss in the {QUIET_SAID} steps up to step {step}: what is trained for is reached")
+            self.warn(f"no loss in the {QUIET_SAID} steps up to step {step}: what is trained for is reached")
         if step == 1:
             self.look(step, metrics["gradient_norm"])
 
@@ -135,7 +135,7 @@ class Learning:
                 fix="raise it, or the adapter's alpha, or the reward's scale: so small a rate or gradient is lost",
             )
         if first is not None and moved > WILD:
-            self.say(f"warning: the first step moved a weight by {moved:.3g}: lower training.learning_rate")
+            self.warn(f"the first step moved a weight by {moved:.3g}: lower training.learning_rate")
         self.last, self.pulled = now, 0
         self.check_others(step)
 
@@ -159,19 +159,20 @@ class Learning:
             self.warn_of_fall(step)
 
     def at_end(self, step: int) -> None:
-        """Check as at a save, and repeat the warning of a fall: at the end of the output it is read."""
+        """Check as at a save, and warn of a fall up to here: at the end of the output it is read."""
         if step and self.watched.check_effect:
             self.watched.check_effect(step)
-        self.warned.clear()
-        self.warn_of_fall(step)
+        if self.told_of_fall != step:
+            self.told_of_fall = 0
+            self.warn_of_fall(step)
 
     def warn_of_fall(self, step: int) -> None:
         fall = clear_fall(self.reached)
-        if fall and "fall" not in self.warned:
-            self.warned.add("fall")
+        if fall and not self.told_of_fall:
+            self.told_of_fall = step
             before, after, size = fall
-            self.say(
-                f"warning: up to step {step} the {self.goal} got worse: {self.sign * before:.4g} in the first {size} "
+            self.warn(
+                f"up to step {step} the {self.goal} got worse: {self.sign * before:.4g} in the first {size} "
                 f"rollouts, {self.sign * after:.4g} now; check the sign of reward.weights, and lower "
                 f"training.learning_rate ({self.rate:g})"
             )

@@ -16,11 +16,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from prfl.training.run_folder import RunFolder
 from prfl.utils.console import PlainConsole
+from prfl.utils.console import console as terminal
 
 
 def append(path: Path, text: str) -> None:
@@ -50,16 +50,15 @@ class Logger:
         every: int,
         steps: int,
         start: int = 0,
-        console: Console | None = None,
+        console: PlainConsole = terminal,
     ) -> None:
         self.run, self.accelerator, self.every, self.steps, self.start = run, accelerator, every, steps, start
-        self.console = console or PlainConsole()
+        self.console = console
         self.window: list[Mapping[str, float]] = []
         self.progress: Progress | None = None
         self.task = TaskID(0)
         self.began = time.monotonic()
         self.unwritten: list[str] = []  # lines that metrics.jsonl does not have yet
-        self.warned: set[str] = set()  # the warnings that were printed
         self.tracked_in_vain = 0
 
     def __enter__(self) -> Logger:
@@ -79,7 +78,7 @@ class Logger:
         if self.unwritten:
             self.write_lines()
         if self.unwritten:
-            self.say(f"warning: {len(self.unwritten)} lines could not be written to {self.run.metrics}")
+            self.warn(f"{len(self.unwritten)} lines could not be written to {self.run.metrics}")
         for tracker in self.accelerator.trackers:  # not end_training: it also ends the process group, and stages follow
             with suppress(Exception):
                 tracker.finish()
@@ -145,10 +144,8 @@ class Logger:
             self.warn(f"the trackers fail ({error}); the run goes on, and {self.run.metrics.name} has every number")
 
     def warn(self, text: str) -> None:
-        """Print a warning, each only once."""
-        if text not in self.warned:
-            self.warned.add(text)
-            self.say(f"warning: {text}")
+        if self.accelerator.is_main_process:
+            self.console.warn(text)
 
     def show(self, step: int, means: Mapping[str, float], sampled: Sequence[int]) -> None:
         """Print the numbers without a group, the seconds and the sampled steps; the rest is in metrics.jsonl."""
@@ -165,7 +162,7 @@ class Logger:
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.console.say(text)
 
 
 def average(records: Sequence[Mapping[str, float]]) -> dict[str, float]:

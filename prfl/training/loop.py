@@ -137,7 +137,7 @@ def fit(
 
     with lossy_output(), folder_lock(run.path) as lock:
         state, checkpoint = prepare(trainer, resumption, log, set_aside)
-        learning = Learning(state.parameters, watched or Watched(), log.say, settings.learning_rate)
+        learning = Learning(state.parameters, watched or Watched(), log.warn, settings.learning_rate)
         learning.recall(processes.gather(read_metrics(run.metrics) if accelerator.is_main_process else [])[0])
 
         with StopSignals() as stop, log, saved_on_the_way_out(trainer, state, stop, log):
@@ -220,7 +220,7 @@ def prepare(
             set_aside(0, True)
         run.begin()
         if lost := drop_metrics_after(run.metrics, state.step):
-            log.say(f"warning: {run.metrics}: {lost} damaged lines, as a crash leaves them, are left out")
+            log.warn(f"{run.metrics}: {lost} damaged lines, as a crash leaves them, are left out")
     return state, path
 
 

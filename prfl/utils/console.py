@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import track
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
-from prfl.utils.text import visible
+from prfl.utils.text import visible, wrapped
 
 
 class PlainConsole(Console):
@@ -20,18 +20,39 @@ class PlainConsole(Console):
     No markup (``[/10]``), no emoji codes (``:bar:``), no control characters.  Styles are arguments.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.warnings: set[str] = set()  # those that were printed
+
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
 
+    def say(self, text: str, style: str = "") -> None:
+        """Print sentences: a terminal breaks them between words, and a file has every line whole, for a search."""
+        lines = wrapped(text, self.width) if self.is_terminal else text
+        self.print(lines, style=style, highlight=False, soft_wrap=True)
 
-console = PlainConsole()
+    def warn(self, text: str) -> None:
+        """Warn of what does not stop the work.  The same words are printed once a command."""
+        if text not in self.warnings:
+            self.warnings.add(text)
+            self.say(f"warning: {text}", style="bold yellow")
+
+
+console, messages = PlainConsole(), PlainConsole(stderr=True)
 if not console.is_terminal:
     console = PlainConsole(width=140)  # a file takes 80 columns otherwise, and the tables lose their first one
 
 
 def warn(text: str) -> None:
-    """Warn, in one line, of what does not stop the work."""
-    console.print(f"warning: {text}", style="bold yellow", markup=False, soft_wrap=True)
+    """Warn on the console, as ``PlainConsole.warn`` does."""
+    console.warn(text)
+
+
+def forget_warnings() -> None:
+    """Let another command in this process print its own warnings."""
+    console.warnings.clear()
+    messages.warnings.clear()
 
 
 def progress(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
@@ -48,5 +69,19 @@ def progress(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 def disable_progress_bars() -> None:
     """Switch off the bars that the libraries show while they load a model."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Print nothing of what the libraries log, inside: they log an error of theirs before they raise it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -25,6 +25,11 @@ class PrflError(ValueError):
             parts.append(f"To mend it: {fix}")
         super().__init__("\n  ".join(map(visible, parts)))
 
+    @property
+    def one_line(self) -> str:
+        """What is wrong and how to mend it, for a list of several: the place stands in front there."""
+        return f"{self.what} ({self.fix})" if self.fix else self.what
+
 
 class GuardError(PrflError):
     """A run must not go on from here, so nothing is saved on the way out."""
@@ -61,7 +66,7 @@ class Faults:
             raise self.errors[0]
         if self.errors:
             lines = [f"{len(self.errors)} {kind} are wrong"]
-            lines += [f"  {error.where}: {error.what} ({error.fix})" for error in self.errors[:SHOWN]]
+            lines += [f"  {error.where}: {error.one_line}" for error in self.errors[:SHOWN]]
             if len(self.errors) > SHOWN:
                 lines.append(f"  and {len(self.errors) - SHOWN} more")
             raise PrflError("\n".join(lines), where=str(where), fix=f"mend these {kind}, or leave them out")

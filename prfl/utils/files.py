@@ -1,4 +1,4 @@
-"""Files: write whole or not at all, read lines of JSON with their numbers."""
+"""Files of ours: written whole or not at all, and read back although a crash may have damaged them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prfl.utils.console import warn
-from prfl.utils.errors import Faults, PrflError
+from prfl.utils.errors import PrflError
+from prfl.utils.reading import disk_error_number, disk_refuses, unreadable
 
 
 @contextmanager
@@ -54,10 +55,8 @@ REMEDIES = {
 
 
 def _remedy(error: Exception, path: Path) -> str:
-    """Choose the remedy for an error of the disk; safetensors gives its number in words."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (match := re.search(r"os error (\d+)", str(error))):
-        number = int(match[1])
+    """Choose the remedy for an error of the disk."""
+    number = disk_error_number(error)
     if number == errno.ENOSPC:
         return f"free some space or choose another folder{_free(path)}"
     return REMEDIES.get(number or 0, "see what the disk says of it, or choose another folder")
@@ -199,66 +198,10 @@ def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}
-    except FileNotFoundError as error:
-        raise PrflError("there is no such file", where=str(path), fix=fix) from error
     except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and disk_refuses(path, error):
+            raise unreadable(path, error, fix) from error
         raise PrflError(f"is damaged: {error}", where=str(path), fix=fix) from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object; json itself would silently keep the last of two equal keys."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key '{repeated}' stands twice")
-    return fields
-
-
-def text_of(path: Path) -> str:
-    """Read a whole UTF-8 file.  Raises PrflError that names the line where it is not."""
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # some editors begin a file with this mark
-    except OSError as error:
-        raise PrflError(
-            f"cannot be read: {error.strerror}", where=str(path), fix="let this user read it, or name another file"
-        ) from error
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise PrflError("is not UTF-8 text", where=f"{path}:{line}", fix="save the file as UTF-8") from error
-
-
-def printable(path: str | Path) -> str:
-    """Write a file's name as text that is valid everywhere: bytes that are not UTF-8 as ``\\xe9``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def numbered_lines(path: Path) -> list[tuple[str, str]]:
-    """Read (``file:line``, text) of every line that is not blank, stripped.  Raises PrflError."""
-    lines = enumerate(text_of(path).split("\n"), start=1)
-    return [(f"{path}:{number}", text.strip()) for number, text in lines if text.strip()]
-
-
-def json_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Read (``file:line``, object) of every line of a JSONL file.  Raises PrflError."""
-    rows, faults = [], Faults()
-    for where, text in numbered_lines(path):
-        with faults.collected():
-            rows.append((where, _json_row(where, text)))
-    faults.raise_all(path)
-    return rows
-
-
-def _json_row(where: str, text: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-        raise PrflError(f"is not JSON: {error}", where=where, fix="write one JSON object on each line") from error
-    if not isinstance(row, dict):
-        raise PrflError(f"is a {type(row).__name__}, not an object", where=where, fix='write {"prompt": ..., ...}')
-    return row
 
 
 def records(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -17,6 +18,16 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufef
 def visible(text: str) -> str:
     r"""Write what cannot be seen as Python writes it: an escape is ``\x1b``."""
     return UNSEEN.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Break lines between words, none of which is cut: a path can still be copied.  What goes on stands further in."""
+    lines = []
+    for line in text.split("\n"):
+        rest = " " * (len(line) - len(line.lstrip()) + 4)
+        options = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
+        lines += textwrap.wrap(line, max(width, 20), subsequent_indent=rest, **options) or [""]
+    return "\n".join(lines)
 
 
 def html_text(text: object) -> str:

@@ -82,8 +82,8 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
         "empty.yaml": "not a mapping",
         "latin.yaml": "not UTF-8 text",
         "large.yaml": "this is no config",
-        "absent.yaml": "no such file",
-        ".": "no such file",
+        "absent.yaml": "there is no such file",
+        ".": "is a folder, not a file",
     }.items():
         with pytest.raises(PrflError, match=complaint) as caught:
             read_mapping(tmp_path / name)

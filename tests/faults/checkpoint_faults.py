@@ -70,7 +70,7 @@ def _(bench):
     return bench.cli("train", "sft.yaml", "training.steps=3")
 
 
-@fault("prompts changed on resuming", "data.prompts.train (content)", "put these keys back")
+@fault("prompts changed on resuming", "data.prompts.train (content)", "bring back what lay at data.prompts.train,")
 def _(bench):
     Path("train.txt").write_text("a yellow triangle\n")
     return bench.cli("train", "sft.yaml", "training.steps=3")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.faults.planting import fault, lying
 
 
-@fault("a model that is not there", "nowhere: cannot load the model index", "a diffusers pipeline folder or a hub id")
+@fault("a model that is not there", "nowhere: there is no such folder", "a diffusers pipeline folder or a hub id")
 def _(bench):
     bench.patch.setenv("HF_HUB_OFFLINE", "1")
     return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=./nowhere")
@@ -41,7 +41,7 @@ def _(bench):
     return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model", "data.cache=cache/new")
 
 
-@fault("a model in pickles", "model: cannot load the transformer", "no file named", ".safetensors")
+@fault("a model in pickles", "model: cannot load the transformer", "no weights as safetensors in model/transformer")
 def _(bench):
     path = bench.copied_model() / "transformer/diffusion_pytorch_model.safetensors"
     torch.save(load_file(path), path.with_suffix(".bin"))
@@ -49,7 +49,11 @@ def _(bench):
     return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model")
 
 
-@fault("a model that brings its own code", "cannot load the text encoder or tokenizer", "custom code")
+@fault(
+    "a model that brings its own code",
+    "cannot load the text encoder or tokenizer",
+    "code of its own",
+)
 def _(bench):
     folder = bench.copied_model() / "tokenizer"
     path = folder / "tokenizer_config.json"

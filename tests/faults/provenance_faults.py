@@ -271,7 +271,9 @@ def as_of_old(path: Path, clips: str = "of the entries of another cache") -> Non
 
 
 @fault(
-    "an older checkpoint of other clips", "data (clips and labels): 'of the entries of another cache' -> ", "these keys"
+    "an older checkpoint of other clips",
+    "data (clips and labels): 'of the entries of another cache' -> ",
+    "lay at data,",
 )
 def _(bench):
     as_of_old(TWO)

@@ -32,6 +32,8 @@ def test_fault(planted: Fault, bench: Bench, record_property: Callable) -> None:
     for part in planted.parts:
         assert part in message, message
     assert "Traceback" not in message
+    lines = message.splitlines()
+    assert len(lines) == len(set(lines)) and message.count("To mend it") <= 1, f"doubled: {message}"
     if not planted.refused:
         return
     assert message.count("\n") <= 3, message

@@ -178,7 +178,7 @@ def mlp_faults() -> dict[str, tuple[str, object, str]]:
     half = {name: values for name, values in state.items() if not name.startswith("layers.7")}
     broken = {**state, "layers.2.bias": torch.full((128,), float("nan"))}
     return {
-        "absent": ("absent.pth", None, "No such file"),
+        "absent": ("absent.pth", None, "there is no such file"),
         "another suffix": ("mlp.bin", b"x", "neither .pth nor .safetensors"),
         "empty": ("mlp.pth", b"", "cannot be read"),
         "garbage": ("mlp.pth", b"\x80\x02garbage" * 20, "cannot be read"),
@@ -220,7 +220,7 @@ def test_a_clip_of_another_width_does_not_fit(files: tuple[Path, Path]) -> None:
 
 def test_a_wrong_clip_folder_is_named(files: tuple[Path, Path], tmp_path: Path) -> None:
     """Above all a folder whose missing weights transformers would leave at random values."""
-    with pytest.raises(PrflError, match="cannot load the CLIP") as caught:
+    with pytest.raises(PrflError, match="there is no such folder") as caught:
         load_aesthetic(tmp_path / "nothing", files[1])
     assert caught.value.where == str(tmp_path / "nothing")
     bert = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)

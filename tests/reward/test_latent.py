@@ -236,7 +236,7 @@ def test_a_crash_while_writing_leaves_the_old_reward(tiny_backbone, tmp_path, mo
 
 
 def test_what_is_neither_a_folder_nor_a_repository(tiny_backbone, tmp_path):
-    with pytest.raises(PrflError, match="neither a folder nor a repository"):
+    with pytest.raises(PrflError, match="there is no such folder"):
         LatentReward.from_pretrained(tmp_path / "nothing" / "here" / "at all", tiny_backbone)
 
 

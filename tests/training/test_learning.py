@@ -127,5 +127,7 @@ def test_a_fall_is_said_once_a_run_and_again_at_its_end():
     learning.warn_of_fall(64)
     learning.warn_of_fall(65)
     assert len(said) == 1 and "the trained reward got worse: -3.5 in the first 8 rollouts, -55.5 now" in said[0]
+    learning.at_end(64)
+    assert len(said) == 1, "the same words are not said twice"
     learning.at_end(65)
     assert len(said) == 2

@@ -13,7 +13,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
@@ -24,6 +23,7 @@ from prfl.training.loop import Callbacks, Hook, Resumption, fit, split_indices
 from prfl.training.regulariser import Regulariser
 from prfl.training.run_folder import RunFolder, read_metrics
 from prfl.utils import rng
+from prfl.utils.console import PlainConsole
 from prfl.utils.errors import PrflError
 
 
@@ -305,7 +305,7 @@ def test_a_terminal_gets_a_bar_with_the_time_that_is_left(tmp_path):
     screen = io.StringIO()
     log = Logger(
         run, make_accelerator(run, "cpu", trackers=[]), every=2, steps=4,
-        console=Console(file=screen, force_terminal=True, width=200),
+        console=PlainConsole(file=screen, force_terminal=True, width=200),
     )  # fmt: skip
     with log:
         for step in (1, 2, 3):

@@ -63,3 +63,28 @@ def test_what_cannot_be_seen_is_written_out() -> None:
 
 def test_a_cell_of_a_card_is_one_cell() -> None:
     assert table(("name",), [("a|b\nc <script>",)]).splitlines()[2] == r"| a\|b c &lt;script> |"
+
+
+PATH = "runs/a-folder-with-a-long-name/checkpoints/step-000100/weights.safetensors"
+SENTENCE = f"{PATH}: it was trained with rank two, and the config says four\n  To mend it: put it back, or train again"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_terminal_breaks_lines_between_words(width: int) -> None:
+    """And cuts none: a path can be copied from the screen."""
+    text = io.StringIO()
+    PlainConsole(file=text, width=width, force_terminal=True, color_system=None).say(SENTENCE)
+    lines = text.getvalue().splitlines()
+    assert text.getvalue().split() == SENTENCE.split() and any(PATH in line for line in lines)
+    assert all(len(line) <= width for line in lines if PATH not in line)
+    assert sum(line.startswith("  To mend it: ") for line in lines) == 1
+    assert len(lines) == 2 if width == 200 else all(line.startswith("    ") for line in lines[1:-1])
+
+
+def test_a_file_has_every_line_whole_and_a_warning_once() -> None:
+    text = io.StringIO()
+    console = PlainConsole(file=text, width=60)
+    console.say(SENTENCE)
+    console.warn("a long warning " * 20)
+    console.warn("a long warning " * 20)
+    assert text.getvalue() == f"{SENTENCE}\nwarning: {'a long warning ' * 20}\n"
