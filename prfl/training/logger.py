@@ -16,8 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
+from prfl.training.bar import fitting, make_bar
 from prfl.training.run_folder import RunFolder
 from prfl.utils.console import PlainConsole
 from prfl.utils.console import console as terminal
@@ -39,7 +40,8 @@ def append(path: Path, text: str) -> None:
 class Logger:
     """Context manager.  Every step goes to metrics.jsonl; trackers and console get means over ``every`` steps.
 
-    On a terminal a rich bar with the latest numbers; elsewhere (a file, CI) plain lines.
+    The console gets a line every ``every`` steps, on a terminal as much of it as fits beside a bar (bar.py) with the
+    steps and the time that is left; elsewhere (a file, CI) the whole.
     """
 
     def __init__(
@@ -65,11 +67,9 @@ class Logger:
         self.previous_hook, threading.excepthook = threading.excepthook, self.on_thread_error
         self.track()
         if self.accelerator.is_main_process and self.console.is_terminal:
-            numbers = TextColumn("{task.fields[numbers]}", markup=False)
-            columns = [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), numbers]
-            self.progress = Progress(*columns, console=self.console)
+            self.progress = make_bar(self.console)
             self.progress.start()
-            self.task = self.progress.add_task("", total=self.steps, completed=self.start, numbers="")
+            self.task = self.progress.add_task("", total=self.steps, completed=self.start, numbers=[])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,7 +107,7 @@ class Logger:
         """Record what is measured now and then: an evaluation, a distance."""
         self.record(step, metrics)
         self.track(metrics, step)
-        self.say(f"step {step}  {line(metrics)}")
+        self.say("  ".join([f"step {step}", *texts(metrics)]))
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -149,16 +149,18 @@ class Logger:
 
     def show(self, step: int, means: Mapping[str, float], sampled: Sequence[int]) -> None:
         """Print the numbers without a group, the seconds and the sampled steps; the rest is in metrics.jsonl."""
-        text = line({k: v for k, v in means.items() if "/" not in k and k != "sampled_step"})
+        numbers = texts({k: v for k, v in means.items() if "/" not in k and k != "sampled_step"})
         if sampled:
-            text += f"  sampled_step {','.join(map(str, sampled))}"
+            numbers.append(f"sampled_step {','.join(map(str, sampled))}")
         if "seconds/step" in means:
-            text += f"  {seconds(means)}"
+            numbers.append(seconds(means))
+        count = f"step {step}/{self.steps}"
         if self.progress:
-            self.progress.update(self.task, numbers=text)
+            self.progress.update(self.task, numbers=numbers)
+            self.say(fitting([count, *numbers], self.console.width))
         else:
             left = (time.monotonic() - self.began) / (step - self.start) * (self.steps - step)
-            self.say(f"step {step}/{self.steps}  {text}  left {timedelta(seconds=round(left))}")
+            self.say("  ".join([count, *numbers, f"left {timedelta(seconds=round(left))}"]))
 
     def say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -182,5 +184,5 @@ def seconds(means: Mapping[str, float]) -> str:
     return f"seconds/step {whole:.3g}" + (f" ({split})" if split else "")
 
 
-def line(numbers: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+def texts(numbers: Mapping[str, float]) -> list[str]:
+    return [f"{name} {value:.4g}" for name, value in numbers.items()]

@@ -299,18 +299,35 @@ def test_what_is_refused_leaves_the_run_folder_as_it_was(tmp_path):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_terminal_gets_a_bar_with_the_time_that_is_left(tmp_path):
+NUMBERS = {
+    "reward": 0.53125, "loss": -0.53125, "distance": 0.01234, "gradient_norm": 0.4567, "learning_rate": 1e-5,
+    "sampled_step": 7.0, "seconds/step": 61.0, "seconds/rollout": 40.0, "seconds/adjoint": 20.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_terminal_keeps_its_bar_beside_the_numbers(tmp_path, width):
+    """Bar, steps and time left at every width; numbers are whole or left out; a line of history every two steps."""
     run = RunFolder(tmp_path / "run")
     run.begin()
-    screen = io.StringIO()
-    log = Logger(
-        run, make_accelerator(run, "cpu", trackers=[]), every=2, steps=4,
-        console=PlainConsole(file=screen, force_terminal=True, width=200),
-    )  # fmt: skip
+    screen, now = io.StringIO(), [0.0]
+    console = PlainConsole(file=screen, force_terminal=True, width=width, color_system=None, get_time=lambda: now[0])
+    log = Logger(run, make_accelerator(run, "cpu", trackers=[]), every=2, steps=12000, start=11000, console=console)
     with log:
-        for step in (1, 2, 3):
-            log.step(step, {"loss": step / 8, "seconds/step": 0.1, "seconds/rollout": 0.05})
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    assert "3/4" in shown and "loss 0.1875" in shown and "rollout 0.05" in shown
-    assert re.search(r"0:00:0\d", shown), "the time that is left"
-    assert len(read_metrics(run.metrics)) == 3
+        for step in range(11001, 11008):
+            now[0] += 61.0  # longer than the time over which rich measures by itself
+            log.step(step, NUMBERS)
+    screens = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "\n", screen.getvalue()).replace("\r", "\n").splitlines()
+
+    bars = [line for line in screens if "11007/12000" in line and not line.startswith("step")]
+    assert bars and all(len(line) <= width for line in screens)
+    assert re.match(r"[━╸╺ ]{11,} 11007/12000 16:49:33 reward 0.5312", bars[-1]), bars[-1]
+    whole = {"reward 0.5312", "loss -0.5312", "distance 0.01234", "gradient_norm 0.4567", "learning_rate 1e-05"}
+    shown = bars[-1].partition(" 16:49:33 ")[2].strip().split("  ")
+    assert set(shown[:5]) <= whole and len(shown) > (width - 60) // 25
+
+    history = [line for line in screens if line.startswith("step ")]
+    assert [line.split()[1] for line in history] == ["11002/12000", "11004/12000", "11006/12000"]
+    assert all("reward 0.5312" in line for line in history)
+    assert "seconds/step 61 (rollout 40, adjoint 20)" in history[0] if width == 200 else True
+    assert len(read_metrics(run.metrics)) == 7
