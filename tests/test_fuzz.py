@@ -23,7 +23,7 @@ from prfl.data.prompts import read_prompts
 from prfl.data.video import read_video, write_video
 from prfl.evaluation.policy_eval import write_results
 from prfl.evaluation.report import write_report
-from prfl.labels.table import import_csv
+from prfl.labels.table import import_table
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.runs.score import load_latents
 from prfl.training.run_folder import drop_metrics_after
@@ -169,7 +169,7 @@ def test_label_tables(folder: Path) -> None:
 
     def read(dice: random.Random) -> None:
         (folder / "x.csv").write_bytes(broken(dice.choice(tables).encode(), dice))
-        import_csv(folder / "x.csv", folder / "out.jsonl")
+        import_table(folder / "x.csv", folder / "out.jsonl")
 
     assert 10 < refused(30, read) < 30
 

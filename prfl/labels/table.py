@@ -1,136 +1,150 @@
-"""Labels from a spreadsheet: a CSV of rated videos or of compared pairs, as a manifest.
+"""Labels from a table: rated videos or compared pairs, as a manifest.
 
     video,prompt,split,motion,text             prompt,a,b,motion
     clips/a.mp4,a dog runs,train,1,0.5         a dog runs,clips/a.mp4,clips/b.mp4,a
 
-A column that is not ``video``, ``a``, ``b``, ``prompt`` or ``split`` is a dimension.  An empty cell is no answer, and a
-pair without any is left out.
+A column that is not ``video``, ``a``, ``b``, ``prompt``, ``split`` or ``rater`` is a dimension, unless a layout says
+otherwise.  An empty cell is no answer, and a pair without any is left out.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prfl.data.manifest import LabelledVideo, PreferencePair, parse_rows, write_manifest
+from prfl.labels.answers import SWAPPED, agreement, majority
+from prfl.labels.layout import Layout, check_scale, completed, manifest_row
+from prfl.labels.reading import Row
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.reading import text_of
 
-VIDEO, PAIR = ("video", "prompt"), ("prompt", "a", "b")
+SHOWN = 10  # names in a line of the summary
 
 
-def import_csv(path: Path, out: Path, scale: tuple[float, float] = (0.0, 1.0)) -> str:
-    """Write the manifest ``out``; returns a summary in words.
+def import_table(
+    path: Path,
+    out: Path | None = None,
+    layout: Layout | None = None,
+    root: Path | None = None,
+    skip_missing: bool = False,
+) -> str:
+    """Write the manifest ``out`` (default: PATH.jsonl, in ``root`` where one is given); returns a summary in words.
 
-    Paths in the CSV are relative to its folder.  scale: the lowest and the highest rating, which become 0 and 1.
-    Raises PrflError with file and line of every row that is wrong; then nothing is written.
+    root: the folder that the videos' paths are relative to; default: the table's.  skip_missing: rows whose videos are
+    not there are counted and left out.  Raises PrflError with every row that is wrong; then nothing is written.
     """
-    if not 0 < scale[1] - scale[0] < math.inf:
-        raise PrflError(f"{scale[0]:g} to {scale[1]:g} is no scale", where="--scale", fix="worst:best, as 1:5")
+    layout = layout or Layout()
+    for scale in layout.scales.values():
+        check_scale(scale)
+    manifest = (root or path.parent) / path.with_suffix(".jsonl").name
+
+    # Read the table in its own words.
     faults = Faults()
-    lines = csv_rows(path, scale, faults)
-    empty = [where for where, fields in lines if not (fields.get("label") or fields.get("preference"))]
-    answered = [(where, fields) for where, fields in lines if fields.get("preference") != {}]
+    table = layout.read(path, faults)
+    if not table.rows:
+        faults.raise_all(path)
+    layout = completed(layout, table)
+    kept = [row for row in table.rows if layout.keep(row[1])]
+    rows: list[Row] = []
+    for row in kept:
+        with faults.collected():
+            rows.append(manifest_row(row, layout))
+
+    # What is left out is counted and named.
+    notes = (
+        [f"{len(table.rows) - len(kept)} rows are left out, as their set asks"] if len(kept) < len(table.rows) else []
+    )
+    if skip_missing:
+        rows, missing = _with_videos(rows, manifest.parent)
+        notes += (
+            [f"{len(missing)} rows are left out, their videos are not there: {_listed(missing)}"] if missing else []
+        )
+    if layout.join or "rater" in layout.columns:
+        rows, joined = join_raters(rows)
+        notes += [joined] if joined else []
+    answered = [row for row in rows if row[1].get("preference") != {}]
+    empty = [where for where, fields in rows if not (fields.get("label") or fields.get("preference"))]
+    if empty:
+        what = "pairs that nobody answered are left out" if layout.pairs else "videos have no label"
+        notes.append(f"{len(empty)} {what}: {_lines(empty)}")
     if not answered and not faults.errors:
-        what = f"nobody answered any of its {len(lines)} pairs" if lines else "holds a header and no rows"
-        raise PrflError(what, where=str(path), fix="write one line for each video or pair, with an answer")
-    rows = parse_rows(answered, path, faults)
-    write_manifest(out, rows)
-    return f"{out}: {summary(rows)}{unanswered(empty, left_out=len(answered) < len(lines))}"
+        raise PrflError(
+            _why_nothing(len(table.rows), len(rows)), where=str(path), fix="one answered row a line is needed"
+        )
+
+    checked = parse_rows(answered, manifest.parent / path.name, faults)
+    write_manifest(out or manifest, checked)
+    notes += [layout.note] if layout.note else []
+    return "\n  ".join([f"{out or manifest}: {summary(checked)}", *notes])
 
 
-def unanswered(rows: Sequence[str], left_out: bool) -> str:
-    """Name the rows without an answer, for the end of the summary.  rows: each as FILE:LINE."""
+def _why_nothing(rows: int, with_videos: int) -> str:
     if not rows:
-        return ""
-    shown = ", ".join(row.rpartition(":")[2] for row in rows[:10]) + (", ..." if len(rows) > 10 else "")
-    what = "pairs that nobody answered are left out" if left_out else "videos have no label"
-    return f"\n  {len(rows)} {what}: line {shown}"
+        return "holds a header and no rows"
+    if not with_videos:
+        return f"none of its {rows} rows has its videos here"
+    return f"nobody answered any of its {rows} pairs"
 
 
-def csv_rows(path: Path, scale: tuple[float, float], faults: Faults) -> list[tuple[str, dict[str, Any]]]:
-    """Read (``file:line``, a manifest row) of every sound line below the header.
+def _with_videos(rows: Sequence[Row], folder: Path) -> tuple[list[Row], list[str]]:
+    """Split rows into those whose videos are there, and the names of the videos that are not."""
+    there, missing = [], []
+    for where, fields in rows:
+        lacking = [
+            fields[name] for name in ("video", "a", "b") if name in fields and not (folder / fields[name]).is_file()
+        ]
+        if lacking:
+            missing.append(lacking[0])
+        else:
+            there.append((where, fields))
+    return there, missing
 
-    Raises PrflError for a header that is wrong; what is wrong with a row goes to ``faults``.
+
+def join_raters(rows: Sequence[Row]) -> tuple[list[Row], str]:
+    """Make one row of all answers to one video or pair: the majority of choices, the mean of ratings.
+
+    A pair that was shown the other way round is turned.  Returns the rows, and how far raters agree, in words.
     """
-    lines = csv.reader(io.StringIO(text_of(path), newline=""), dialect=_dialect(text_of(path)), strict=True)
-    rows: list[tuple[str, dict[str, Any]]] = []
-    begins = 1  # the line where the row begins; a cell may have several
-    try:
-        header = [name.strip() for name in next(lines, [])]
-        pairs = check_header(header, f"{path}:1")
-        begins = lines.line_num + 1
-        for cells in lines:
-            where, begins = f"{path}:{begins}", lines.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
-            with faults.collected():
-                if len(cells) != len(header):
-                    what = f"has {len(cells)} cells, the header has {len(header)}"
-                    raise PrflError(what, where=where, fix='put a text with commas between quotation marks: "a, b"')
-                rows.append((where, _row(dict(zip(header, map(str.strip, cells), strict=True)), pairs, scale, where)))
-    except csv.Error as error:
-        fix = 'a quotation mark inside a text is written ""'
-        faults.errors.append(PrflError(f"is not CSV: {error}", where=f"{path}:{begins}", fix=fix))  # the rest is lost
-    return rows
+    groups: dict[tuple[str, frozenset[str]], list[Row]] = {}
+    for row in rows:
+        _, fields = row
+        videos = frozenset(fields[name] for name in ("video", "a", "b") if name in fields)
+        groups.setdefault((fields["prompt"], videos), []).append(row)
+
+    joined_rows: list[Row] = []
+    answers: dict[str, list[list[Any]]] = {}
+    for group in groups.values():
+        where, first = group[0]
+        kind = "preference" if "a" in first else "label"
+        by_dimension: dict[str, list[Any]] = {}
+        for _, fields in group:
+            turned = kind == "preference" and fields["a"] != first["a"]
+            for name, value in fields[kind].items():
+                by_dimension.setdefault(name, []).append(SWAPPED[value] if turned else value)
+        for name, values in by_dimension.items():
+            answers.setdefault(name, []).append(values)
+        join = majority if kind == "preference" else _mean
+        joined_rows.append((where, {**first, kind: {name: join(values) for name, values in by_dimension.items()}}))
+
+    shares = {name: agreement(values) for name, values in answers.items()}
+    told = [f"{name} {share:.2f} of {count}" for name, (share, count) in shares.items() if count]
+    return joined_rows, f"raters agree (share of pairs of answers to the same): {', '.join(told)}" if told else ""
 
 
-def check_header(header: Sequence[str], where: str) -> bool:
-    """Return whether the rows are pairs.  Raises PrflError for a header that is neither kind, or has no dimension."""
-    pairs = not {"a", "b"}.isdisjoint(header)
-    needed = PAIR if pairs else VIDEO
-    missing = [name for name in needed if name not in header]
-    twice = [name for name, count in Counter(header).items() if count > 1 or not name]
-    dimensions = [name for name in header if name not in (*needed, "split")]
-    fix = f"a first line as {','.join(needed)},split,motion"
-    if missing:
-        raise PrflError(f"the header has no column {' and no '.join(missing)}", where=where, fix=fix)
-    if twice:
-        raise PrflError(f"the column {twice[0]!r} stands twice, or has no name", where=where, fix="name each once")
-    if pairs and "video" in header:
-        raise PrflError("the header is of a video and of a pair", where=where, fix=fix)
-    if not dimensions:
-        raise PrflError("the header names no dimension that is labelled", where=where, fix=fix)
-    return pairs
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
-def _row(cells: dict[str, str], pairs: bool, scale: tuple[float, float], where: str) -> dict[str, Any]:
-    """Make a row as it would stand in a JSONL manifest; what is wrong with its values, ``parse_rows`` says."""
-    fields: dict[str, Any] = {name: cells.pop(name) for name in (PAIR if pairs else VIDEO)}
-    if split := cells.pop("split", ""):
-        fields["split"] = split
-    answers = {name: text for name, text in cells.items() if text}
-    if pairs:
-        return {**fields, "preference": {name: text.lower() for name, text in answers.items()}}
-    return {**fields, "label": {name: _rating(name, text, scale, where) for name, text in answers.items()}}
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _rating(name: str, text: str, scale: tuple[float, float], where: str) -> float:
-    low, high = scale
-    try:
-        value = float(text)
-    except ValueError:
-        fix = f"a number from {low:g} to {high:g}, or an empty cell"
-        raise PrflError(f"'{name}' is {text[:80]!r}, not a number", where=where, fix=fix) from None
-    if not low <= value <= high:
-        fix = f"a number from {low:g} to {high:g}; other scales are told by --scale, as --scale 1:5"
-        raise PrflError(f"'{name}' is {text}", where=where, fix=fix)
-    return (value - low) / (high - low)
-
-
-def _dialect(text: str) -> type[csv.Dialect]:
-    """Spreadsheets of some countries write semicolons, others tabs."""
-    header = text.partition("\n")[0]
-
-    class Detected(csv.excel):
-        delimiter = max(",;\t", key=header.count)
-
-    return Detected
+def _lines(rows: Sequence[str]) -> str:
+    """List rows by their numbers.  rows: each as FILE:LINE, or FILE: row N."""
+    word = "row" if ": row " in rows[0] else "line"
+    return f"{word} {_listed([row.replace(' row ', '').rpartition(':')[2] for row in rows])}"
 
 
 def summary(rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> str:

@@ -10,7 +10,8 @@ import torch
 from prfl import cli
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import write_video
-from prfl.labels.table import import_csv
+from prfl.labels.layout import Layout
+from prfl.labels.table import import_table
 from prfl.utils.errors import PrflError
 
 
@@ -38,7 +39,7 @@ def test_rated_videos(folder: Path, capsys: pytest.CaptureFixture) -> None:
 def test_compared_pairs(folder: Path) -> None:
     table = folder / "pairs.csv"
     table.write_text('prompt,a,b,motion,text\n"a dog, running",clips/a.mp4,clips/b.mp4,A,tie\n\n')
-    told = import_csv(table, folder / "out.jsonl")
+    told = import_table(table, folder / "out.jsonl")
     sides = [(folder / "clips" / name).resolve() for name in ("a.mp4", "b.mp4")]
     assert read_manifest(folder / "out.jsonl") == [
         PreferencePair("a dog, running", *sides, {"motion": "a", "text": "tie"})
@@ -64,9 +65,9 @@ def test_compared_pairs(folder: Path) -> None:
         ("video,prompt,motion\nclips/a.mp4,,1\n", 2, "'prompt'"),
         ("video,prompt,motion\nclips/z.mp4,x,1\n", 2, "no such file"),
         ("video,prompt,motion\n../z.mp4,x,1\n", 2, "leaves the manifest's folder"),
-        ("video,prompt,split,motion\nclips/a.mp4,x,training,1\n", 2, "'split'"),
+        ("video,prompt,split,motion\nclips/a.mp4,x,holdout,1\n", 2, "'split'"),
         ("video,prompt,motion\nclips/a.mp4,x,1\nclips/a.mp4,x,0\n", 3, "stand already at"),
-        ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,left\n", 2, "found 'left'"),
+        ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,sideways\n", 2, "found 'sideways'"),
         ("prompt,a,b,motion\nx,clips/a.mp4,clips/b.mp4,\n", None, "nobody answered any of its 1 pairs"),
         ("prompt,a,b,motion\nx,clips/a.mp4,clips/a.mp4,a\n", 2, "both sides"),
         ('video,prompt,motion\nclips/a.mp4,"x,1\n', 2, "is not CSV"),
@@ -76,7 +77,7 @@ def test_what_is_wrong_and_in_which_line(folder: Path, text: str, line: int | No
     table = folder / "labels.csv"
     table.write_text(text)
     with pytest.raises(PrflError) as caught:
-        import_csv(table, folder / "out.jsonl")
+        import_table(table, folder / "out.jsonl")
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{table}{'' if line is None else f':{line}'}: ")
     assert not (folder / "out.jsonl").exists(), "nothing is written"
@@ -86,22 +87,22 @@ def test_other_faults(folder: Path) -> None:
     table = folder / "labels.csv"
     table.write_bytes("video,prompt,motion\nclips/a.mp4,a caf\xe9,1\n".encode("latin-1"))
     with pytest.raises(PrflError, match="labels.csv:2: is not UTF-8"):
-        import_csv(table, folder / "out.jsonl")
+        import_table(table, folder / "out.jsonl")
     with pytest.raises(PrflError, match="no scale"):
-        import_csv(table, folder / "out.jsonl", (5.0, 1.0))
+        import_table(table, folder / "out.jsonl", Layout(scales={"": (1.0, 1.0)}))
     with pytest.raises(PrflError, match="cannot be read"):
-        import_csv(folder / "absent.csv", folder / "out.jsonl")
+        import_table(folder / "absent.csv", folder / "out.jsonl")
 
 
 def test_rows_without_an_answer_are_counted_and_named(folder: Path) -> None:
     table = folder / "labels.csv"
     side = "clips/a.mp4,clips/b.mp4"
     table.write_text(f"prompt,a,b,motion,text\nx,{side},a,\ny,{side},,\nz,{side},,b\nu,{side}, ,\n")
-    told = import_csv(table, folder / "out.jsonl")
+    told = import_table(table, folder / "out.jsonl")
     assert [row.prompt for row in read_manifest(folder / "out.jsonl")] == ["x", "z"]
     assert "2 pairs of 2 prompts" in told and "2 pairs that nobody answered are left out: line 3, 5" in told
     table.write_text("video,prompt,motion\nclips/a.mp4,x,1\nclips/b.mp4,y,\n")
-    told = import_csv(table, folder / "out.jsonl")
+    told = import_table(table, folder / "out.jsonl")
     assert len(read_manifest(folder / "out.jsonl")) == 2 and "1 videos have no label: line 3" in told
 
 
@@ -110,7 +111,7 @@ def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
     rows = ["clips/a.mp4,x,9", "clips/b.mp4,y", "clips/c.mp4,z,1", "clips/d.mp4,u,0", 'clips/a.mp4,"v,1']
     table.write_text("\n".join(["video,prompt,motion", *rows]) + "\n")
     with pytest.raises(PrflError, match="4 rows are wrong") as caught:
-        import_csv(table, folder / "out.jsonl")
+        import_table(table, folder / "out.jsonl")
     for line, what in ((2, "'motion' is 9"), (3, "has 2 cells"), (5, "no such file"), (6, "is not CSV")):
         assert f"{table}:{line}: {what}" in str(caught.value)
     assert f"{table}:4" not in str(caught.value)
