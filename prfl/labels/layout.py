@@ -109,8 +109,8 @@ def _known_as(name: str, columns: Sequence[str]) -> str | None:
     """Return the column that is known for holding a field; the field's own name goes before others."""
     if name in columns:
         return name
-    known = NAMES[name].split()
-    return next((column for column in columns if re.sub(r"[^a-z0-9]", "", column.lower()) in known), None)
+    spellings = NAMES[name].split()
+    return next((column for column in columns if re.sub(r"[^a-z0-9]", "", column.lower()) in spellings), None)
 
 
 def _check_column(column: str, table: Table, option: str) -> None:

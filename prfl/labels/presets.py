@@ -124,9 +124,9 @@ def google_forms(path: Path, faults: Faults) -> Table:
             if question["question"] not in cells:
                 fix = "copy the question's title as the form has it"
                 raise PrflError(f"there is no question {question['question']!r}", where=answers.where, fix=fix)
-            videos = {name: question[name] for name in ("video", "a", "b") if name in question}
-            row = {"prompt": question["prompt"], **videos, "rater": rater}
-            row = of_video.setdefault((question["prompt"], *videos.values()), row)
+            videos = [(name, question[name]) for name in ("video", "a", "b") if name in question]
+            row: dict[str, Any] = {"prompt": question["prompt"], "rater": rater, **dict(videos)}
+            row = of_video.setdefault((question["prompt"], *(video for _, video in videos)), row)
             row[question["dimension"]] = cells[question["question"]]
         rows += [(where, row) for row in of_video.values()]
     return table_of(path, rows)
