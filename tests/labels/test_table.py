@@ -90,7 +90,7 @@ def test_other_faults(folder: Path) -> None:
         import_table(table, folder / "out.jsonl")
     with pytest.raises(PrflError, match="no scale"):
         import_table(table, folder / "out.jsonl", Layout(scales={"": (1.0, 1.0)}))
-    with pytest.raises(PrflError, match="cannot be read"):
+    with pytest.raises(PrflError, match="there is no such file"):
         import_table(folder / "absent.csv", folder / "out.jsonl")
 
 
