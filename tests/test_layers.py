@@ -32,6 +32,7 @@ def layers() -> list[str]:
         ("prfl.rollout", "prfl.reward", False),
         ("prfl.backbone", "prfl.data", False),
         ("prfl.objective", "prfl.training", False),
+        ("prfl.objective", "prfl.steering", False),
         ("prfl_kernels", "prfl.utils.errors", False),
     ],
 )

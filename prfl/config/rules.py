@@ -26,6 +26,8 @@ def conflicts(config: Config) -> Iterator[Fault]:
         yield from config.reward.conflicts(config)
     yield from config.objective.conflicts(config)
     yield from config.training.conflicts(config)
+    if config.steering:
+        yield from config.steering.conflicts(config)
 
 
 def _unfit_reward(config: Config) -> str:

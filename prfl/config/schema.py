@@ -19,14 +19,17 @@ from prfl.config.sections.objective import ObjectiveBase, PreferenceConfig
 from prfl.config.sections.reward import RewardBase
 from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.config.sections.rollout import RolloutConfig
+from prfl.config.sections.steering import SteeringBase
 from prfl.config.sections.training import TrainingConfig
 
 if TYPE_CHECKING:
     ObjectiveConfig = ObjectiveBase
     RewardConfig = RewardBase
+    SteeringConfig = SteeringBase
 else:
     ObjectiveConfig = one_of(ObjectiveBase, "name")
     RewardConfig = one_of(RewardBase, "space")
+    SteeringConfig = one_of(SteeringBase, "name")
 
 
 class Config(Section):
@@ -51,6 +54,12 @@ class Config(Section):
     training: TrainingConfig = Field(description="The optimizer and its loop: how long, how much at once, how fast.")
     evaluation: EvaluationConfig = Field(
         description="What is watched during the run, and at its end.", json_schema_extra=MAY_CHANGE
+    )
+    steering: SteeringConfig | None = Field(
+        default=None,
+        discriminator="name",
+        description="How prfl sample chooses among chains of a video while they are drawn; null draws one of each.",
+        json_schema_extra=MAY_CHANGE,
     )
 
     @property

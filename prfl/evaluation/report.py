@@ -151,17 +151,18 @@ def _videos(files: RunFiles, path: Path, results: Mapping[str, Any], heading: st
         row = results["rows"][entry["row"]]
         figures = ""
         for name, file in entry["files"].items():
-            figures += _video(name, files.video(path.parent / file), row[name])
+            figures += video_figure(name, files.video(path.parent / file), verdict(row[name]))
         blocks += f"<article><h3>{html_text(row['prompt'])}</h3><div class=pair>{figures}</div></article>"
     note = "The first sample of the first prompts, not selected. Side by side: the same noise."
     return f"<section><h2>{heading}</h2><p class=quiet>{note}</p><div class=grid>{blocks}</div></section>"
 
 
-def _video(name: str, content: bytes | None, scores: Mapping[str, float]) -> str:
+def video_figure(name: str, content: bytes | None, caption: str) -> str:
+    """Show one video, inside the page, under its name.  caption: HTML."""
     source = f' src="data:video/mp4;base64,{base64.b64encode(content or b"").decode()}"' if content else ""
     return (
         f"<figure><video{source} autoplay loop muted playsinline></video>"
-        f"<figcaption><b>{html_text(name)}</b> {verdict(scores)}</figcaption></figure>"
+        f"<figcaption><b>{html_text(name)}</b> {caption}</figcaption></figure>"
     )
 
 

@@ -19,7 +19,8 @@ from prfl.config.schema import Config
 from prfl.factory import provenance
 from prfl.factory.backbone import POLICY, build_backbone, policy_adapter_name
 from prfl.factory.provenance import Moment
-from prfl.utils.errors import PrflError
+from prfl.training.checkpoint import check_whole, list_checkpoints
+from prfl.utils.errors import PrflError, error_location
 from prfl.utils.files import atomic_folder, atomic_write, read_tensors
 from prfl.utils.hashing import remembered_hash
 
@@ -91,6 +92,36 @@ def load_policy(config: Config, model: Backbone, path: Path | None = None) -> No
     if missing:
         what = f"{len(missing)} of its weights are missing, the first is {min(missing)}"
         raise PrflError(what, where=str(path), fix=AGAIN)
+
+
+def load_checkpoint_policy(config: Config, model: Backbone, name: str) -> str:
+    """Put the weights of a checkpoint of the run, as ``step-000050``, into the adapter: their average where it has one.
+
+    Returns a hash of them.  Raises PrflError where there is no such checkpoint, it is damaged, or of another adapter.
+    """
+    if config.backbone.train == "full":
+        fix = "leave it out; the last step's weights are in the run's folder"
+        raise PrflError("a checkpoint of all weights cannot be sampled", where="--checkpoint", fix=fix)
+    checkpoints = list_checkpoints(config.run / "checkpoints")
+    chosen = next((path for path in checkpoints if path.name == name), None)
+    if chosen is None:
+        there = ", ".join(path.name for path in checkpoints) or "none"
+        raise PrflError(f"there is no checkpoint {name}", where=str(config.run), fix=f"those that there are: {there}")
+    facts = check_whole(chosen)
+    file = chosen / ("ema.safetensors" if "ema.safetensors" in facts["files"] else "weights.safetensors")
+    with error_location(str(file)):
+        load_state(model.parameters(POLICY), POLICY, read_tensors(file, AGAIN))
+    return remembered_hash(file)
+
+
+def scale_adapter(config: Config, model: Backbone, scale: float) -> None:
+    """Multiply what the policy's adapter changes by ``scale``.  Raises PrflError where all weights were trained."""
+    if config.backbone.train == "full":
+        raise PrflError("all weights were trained: there is no adapter", where="--lora-scale", fix="leave it out")
+    with torch.no_grad():
+        for name, parameter in model.parameters(POLICY).items():
+            if ".lora_B." in name:
+                parameter.mul_(scale)
 
 
 def read_policy(file: Path) -> dict[str, Tensor]:

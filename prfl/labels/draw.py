@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from prfl.utils.errors import PrflError
 from prfl.utils.files import mark_written
 from prfl.utils.hashing import json_hash
 from prfl.utils.lock import folder_lock
+from prfl.utils.text import file_stem
 
 MANIFEST, PAGE = "manifest.jsonl", "label.html"
 
@@ -123,9 +122,3 @@ def draw_candidates(
         for file, video in zip((file for _, files in chunk for file in files), pixels, strict=True):
             write_video(file, video, fps)
     return [LabelledVideo(file, prompt, {}, split) for split, prompt, files in groups for file in files]
-
-
-def file_stem(prompt: str) -> str:
-    """Return a name that a person recognises and that no other prompt has."""
-    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
-    return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}"

@@ -150,7 +150,37 @@ def flow_sde(sigmas: Float[Tensor, " nodes"], eta: float) -> SolverSchedule:
     return SolverSchedule(sigmas, tuple(a), tuple(b), tuple(c))
 
 
-SOLVERS: dict[str, Callable[..., SolverSchedule]] = {"euler": euler, "unipc": unipc, "flow_sde": flow_sde}
+def ancestral(sigmas: Float[Tensor, " nodes"], eta: float) -> SolverSchedule:
+    """DDIM's step with noise (Song et al. 2021, equation 12; ancestral sampling) on a rectified flow.
+
+    With the predictions x0 = x - sigma v and noise e = x + (1 - sigma) v, and s, s' the sigmas before and behind,
+
+        x[i+1] = (1 - s') x0 + sqrt(s'^2 - u^2) e + u noise        u = eta s' sqrt(1 - (s' (1 - s) / (s (1 - s')))^2)
+
+    eta = 0 is Euler.  At eta = 1, x[i+1] given x[i] is what noising x0 would make of it: the noise that a step adds is
+    noise that it took away, so that long steps leave none of it behind.  PrflError outside 0 to 1.
+    """
+    if not 0 <= eta <= 1:
+        raise PrflError(f"ancestral steps with eta = {eta}", fix="choose eta from 0 (Euler) to 1")
+    sigmas = sigmas.double().cpu()
+    levels = sigmas.tolist()
+    a, b, c = [], [], []
+    for i, (now, after) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        share = after * (1 - now) / (now * (1 - after)) if after < 1 else 1.0
+        fresh = eta * after * math.sqrt(max(1 - share**2, 0.0))
+        remaining = math.sqrt(max(after**2 - fresh**2, 0.0))
+        a.append(1 - after + remaining)
+        b.append({i: -(1 - after) * now + remaining * (1 - now)})
+        c.append(fresh)
+    return SolverSchedule(sigmas, tuple(a), tuple(b), tuple(c))
+
+
+SOLVERS: dict[str, Callable[..., SolverSchedule]] = {
+    "euler": euler,
+    "unipc": unipc,
+    "ancestral": ancestral,
+    "flow_sde": flow_sde,
+}
 """The solvers of a velocity by the names that a config gives them; what they are is in config/sections/rollout.py."""
 
 

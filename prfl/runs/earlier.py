@@ -19,7 +19,15 @@ from prfl.utils.files import disk_errors
 
 WEIGHTS = ("policy.safetensors", "transformer", "reward")
 # What is made of the final weights; pages for people to label (samples/label-*) are not: their labels are work.
-OF_THE_END = (*WEIGHTS, "reward_eval*", "report.html", "export", "samples/final", "samples/sampled")
+OF_THE_END = (
+    *WEIGHTS,
+    "reward_eval*",
+    "report.html",
+    "export",
+    "samples/final",
+    "samples/sampled",
+    "samples/steered-*",
+)
 ON_THE_WAY = ("config.yaml", "environment.json", "metrics.jsonl", "samples/step-*", "best", "failed", "trackers")
 
 

@@ -1,47 +1,107 @@
-"""Videos of a trained policy, for a person to look at."""
+"""Videos of a trained policy, or of its base, for a person to look at."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.evaluation import policy_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
 from prfl.evaluation.report import write_samples_page
 from prfl.factory.backbone import build_backbone, policy_adapter_name
 from prfl.factory.data import encode_prompts
-from prfl.factory.policy import load_policy, moment_of
+from prfl.factory.evaluation import build_judge
+from prfl.factory.policy import load_checkpoint_policy, load_policy, moment_of, scale_adapter, weights_hash
 from prfl.factory.prompts import load_prompts
 from prfl.runs.outcomes import outcome_of
+from prfl.runs.steer import steer_in_run
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 from prfl.utils.lock import folder_lock
 
 
-def sample(config: Config, *, compare_base: bool = False) -> None:
-    """Draw the trained policy's videos of the validation prompts, or of the training prompts where there are none.
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn: see ``sample``."""
 
-    Writes samples/sampled below the run: one mp4 a video, all of them in grid.mp4, and index.html with everything.
+    prompts: Sequence[str]
+    base: bool
+    checkpoint: str | None
+    lora_scale: float
+
+
+def sample(
+    config: Config,
+    *,
+    compare_base: bool = False,
+    prompts: Sequence[str] = (),
+    base: bool = False,
+    checkpoint: str | None = None,
+    lora_scale: float = 1.0,
+) -> None:
+    """Draw videos: a steered one of each prompt where the config has ``steering``, else its plain samples.
+
+    prompts: none are the validation prompts, or the training prompts where there are none.  base: the untrained model.
+    checkpoint: of the run, in place of its result.  lora_scale: factor of what the policy's adapter changes.
+    Writes a folder below the run's samples: mp4 files and index.html with everything.
     """
-    if config.trains_reward:
-        fix = "give the config of a policy; --per-prompt 4 draws the base's videos, for people to compare"
+    if config.trains_reward and not config.steering:
+        fix = (
+            "give the config of a policy, or --best-of 8; --per-prompt 4 draws the base's videos, for people to compare"
+        )
         raise PrflError("this config trains a reward, which draws no videos", where="objective.name", fix=fix)
-    if compare_base and not policy_adapter_name(config):
-        fix = "leave --compare-base out; sample the base's own config for its videos"
+    if (compare_base or base) and not config.trains_reward and not policy_adapter_name(config):
+        option = "--compare-base" if compare_base else "--base"
+        fix = f"leave {option} out; sample the base's own config for its videos"
         raise PrflError("all weights were trained in place: there is no base left", where="backbone.train", fix=fix)
+    if compare_base and (config.steering or base):
+        what = "it is for plain samples of a policy" if config.steering else "the base is drawn already"
+        raise PrflError(what, where="--compare-base", fix="leave it out")
     with folder_lock(config.run):
-        sample_in_run(config, compare_base)
+        sample_in_run(config, compare_base, Drawn(prompts, base, checkpoint, lora_scale))
 
 
-def sample_in_run(config: Config, compare_base: bool) -> None:
+def sample_in_run(config: Config, compare_base: bool, drawn: Drawn) -> None:
     model = build_backbone(config)
-    load_policy(config, model)
+    base = drawn.base or config.trains_reward
+    weights = "base" if base else load_drawn(config, model, drawn)
     splits = load_prompts(config.data.prompts)
-    prompts = (splits.get("validation") or splits["train"])[: config.evaluation.prompts_per_round]
+    prompts = (
+        list(drawn.prompts) or (splits.get("validation") or splits["train"])[: config.evaluation.prompts_per_round]
+    )
     encode_prompts(config, model, prompts, progress("encoding the prompts"))
+    if not set(prompts) <= {prompt for split in splits.values() for prompt in split}:
+        evaluation = config.evaluation.model_copy(update={"judge": None})  # it knows the world's prompts only
+        config = config.model_copy(update={"evaluation": evaluation})
+    if config.steering:
+        adapter = None if base else policy_adapter_name(config)
+        steer_in_run(config, model, prompts, adapter, weights, build_judge(config.evaluation))
+        return
+    draw_plainly(
+        config, model, prompts, ["base"] if base else ["base", "policy"] if compare_base else ["policy"], drawn
+    )
 
-    names: list[Literal["base", "policy"]] = ["base", "policy"] if compare_base else ["policy"]
+
+def load_drawn(config: Config, model: Backbone, drawn: Drawn) -> str:
+    """Put the policy's weights into the model; returns what tells them from others."""
+    if drawn.checkpoint is None:
+        load_policy(config, model)
+        weights = weights_hash(config)
+    else:
+        weights = load_checkpoint_policy(config, model, drawn.checkpoint)
+    if drawn.lora_scale != 1:
+        scale_adapter(config, model, drawn.lora_scale)
+        weights += f" x {drawn.lora_scale:g}"
+    return weights
+
+
+def draw_plainly(
+    config: Config, model: Backbone, prompts: list[str], names: list[Literal["base", "policy"]], drawn: Drawn
+) -> None:
     per_prompt = config.evaluation.samples_per_prompt
     outcomes = []
     for name in names:
@@ -52,7 +112,8 @@ def sample_in_run(config: Config, compare_base: bool) -> None:
 
     # The videos, all of them in one grid, and a page.
     folder = config.run / "samples" / "sampled"
-    path = policy_eval.write_results(folder, outcomes, config.data.fps, moment_of(config))
+    made_by = moment_of(config) if "policy" in names and drawn.checkpoint is None else None
+    path = policy_eval.write_results(folder, outcomes, config.data.fps, made_by)
     groups = list(zip(*(outcome.pixels for outcome in outcomes), strict=True))
     with atomic_write(path.with_name("grid.mp4")) as temporary:
         temporary.write_bytes(browser_mp4(grid(groups), config.data.fps))

@@ -5,6 +5,7 @@ Nothing in a shown text can steer a terminal or reorder what stands beside it.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 import textwrap
@@ -52,3 +53,9 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
     match = closest(word, choices)
     guess = f"did you mean '{match}'? " if match else ""
     return f"{guess}known: {', '.join(choices)}"
+
+
+def file_stem(prompt: str) -> str:
+    """Name a prompt's files: a name that a person recognises and that no other prompt has."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
+    return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}"

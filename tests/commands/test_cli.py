@@ -17,6 +17,7 @@ from prfl.config import json_schema, load_config
 from prfl.utils.errors import PrflError
 
 SFT = str(Path(__file__).parents[2] / "configs/tiny/sft.yaml")
+PRFL = str(Path(__file__).parents[2] / "configs/tiny/prfl.yaml")
 STORY = str(Path(__file__).parents[2] / "configs/tiny.yaml")
 
 
@@ -73,6 +74,25 @@ def test_schema_goes_to_a_file_or_the_terminal(tmp_path: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "s.json").read_text()) == json_schema()
 
 
+PLAIN = {"compare_base": False, "prompts": (), "base": False, "checkpoint": None, "lora_scale": 1.0}
+
+
+def test_sample_steers_by_options_and_by_the_config(calls: list[tuple]) -> None:
+    """Options stand above the config's section; another method begins with its own defaults."""
+    section = "steering={name: best_of, chains: 4, keep: 2}"
+    for arguments, steering in (
+        (["--best-of", "6", "--decide-at", "0.5,1"], {"chains": 6, "decide_at": [0.5, 1.0]}),
+        ([section], {"chains": 4, "keep": 2}),
+        ([section, "--keep", "3"], {"chains": 4, "keep": 3}),
+        ([section, "--budget", "90"], {"budget": 90.0, "keep": 2}),
+        (["steering={name: best_of, budget: 50}", "--best-of", "3"], {"chains": 3}),
+    ):
+        assert cli.main(["sample", PRFL, *arguments, "--seed", "7", "--prompt", "up"]) == 0
+        name, config, options = calls.pop()
+        assert config.steering.model_dump(exclude_defaults=True) == {"name": "best_of", **steering}
+        assert config.evaluation.seed == 7 and options == {**PLAIN, "prompts": ["up"]}
+
+
 def test_cache_eval_and_sample(calls: list[tuple]) -> None:
     config = load_config(SFT)
     assert cli.main(["cache", SFT]) == cli.main(["sample", SFT, "--compare-base"]) == 0
@@ -80,7 +100,7 @@ def test_cache_eval_and_sample(calls: list[tuple]) -> None:
     assert cli.main(["eval", SFT, "--head", "x=a/b", "--head", "y=c"]) == 0
     assert calls == [
         ("cache", config, {}),
-        ("sample", config, {"compare_base": True}),
+        ("sample", config, {**PLAIN, "compare_base": True}),
         ("evaluate", config, {"heads": None, "manifest": Path("m.jsonl")}),
         ("evaluate", None, {"heads": {"head": Path("a/b")}, "manifest": None, "run": None, "overrides": []}),
         ("evaluate", config, {"heads": {"x": Path("a/b"), "y": Path("c")}, "manifest": None}),

@@ -7,6 +7,8 @@ why, or names the test that shows it.
 
 from __future__ import annotations
 
+from tests.config.steering_effects import STEERING_EFFECTS
+
 SFT, REWARD, PRFL, VADER = "sft.yaml", "reward.yaml", "prfl.yaml", "vader.yaml"
 CLIPS = "data.manifest=manifest.jsonl"
 PIXEL = "reward={space: pixel, head: {dimensions: [light], inner: 8, hidden: 8}}"
@@ -184,6 +186,7 @@ EFFECTS: dict[str, tuple] = {
             ("log_every", [], (1, 4)), ("trackers", [], ("[]", "[tensorboard]")),
         )
     },
+    **STEERING_EFFECTS,
     "TrainingConfig.steps": ("loop", SFT, [], *sides("training.steps", 1, 2)),
     **{
         f"EvaluationConfig.{key}": ("sampled", SFT, [], *sides(f"evaluation.{key}", *two))

@@ -31,12 +31,14 @@ from prfl.factory.evaluation import build_judge, sampling_settings
 from prfl.factory.objective import build_preference, build_regulariser, build_reward_gradient, build_sft
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import build_new_reward, load_followed_reward
+from prfl.factory.steering import build_steering
 from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout.sampling import sample
 from prfl.runs import callbacks, outcomes
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_policy import train_policy
+from prfl.steering.sampling import steer
 from prfl.training.distributed import make_accelerator
 from prfl.training.learning import Watched
 from prfl.training.loop import Callbacks, TrainResult, fit
@@ -156,6 +158,17 @@ def sampled(config: Config, patch: pytest.MonkeyPatch) -> Any:
     return float(drawn.double().norm()), len(calls)
 
 
+def steered(config: Config, patch: pytest.MonkeyPatch) -> Any:
+    """The chains that are kept, and what they cost."""
+    shutil.rmtree("steering", ignore_errors=True)
+    model = build_backbone(config)
+    steering = build_steering(config, model)
+    ((_, result),) = steer(
+        model, ["a red circle"], [0], steering.method, steering.settings, steering.schedule, steering.looks
+    )
+    return result.kept.latents.double().flatten(1).norm(dim=1).tolist(), asdict(result.calls), result.kept.traces
+
+
 def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """What a run draws and measures, and when."""
     seen: list[Any] = []
@@ -229,7 +242,8 @@ def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
 
 
 COMPUTATIONS: dict[str, Callable[[Config, pytest.MonkeyPatch], Any]] = {
-    "step": step, "loop": loop, "sampled": sampled, "watched": watched, "clips": clips, "asked": asked, "cache": cached,
+    "step": step, "loop": loop, "sampled": sampled, "steered": steered,
+    "watched": watched, "clips": clips, "asked": asked, "cache": cached,
     "prompts": lambda config, patch: load_prompts(config.data.prompts),
     "kernels": lambda config, patch: choose_kernels(config, model_of(config)),
     "attention": lambda config, patch: attention_choice(config, model_of(config)),

@@ -31,7 +31,7 @@ from prfl.rollout.plan import (
     step_edge,
     unit_steps,
 )
-from prfl.rollout.solvers import SolverSchedule, ddim, euler, flow_sde, unipc, unit_step_weight
+from prfl.rollout.solvers import SolverSchedule, ancestral, ddim, euler, flow_sde, unipc, unit_step_weight
 from prfl.rollout.trajectory import rollout
 from prfl.utils.errors import PrflError
 
@@ -55,6 +55,7 @@ SOLVERS = {
     "ddim-eta": ddim(torch.linspace(0.05, 1.0, STEPS + 1, dtype=torch.float64), eta=0.7),
     "multistep": two_step(SIGMAS),
     "unipc": unipc(SIGMAS),
+    "ancestral": ancestral(SIGMAS, eta=0.7),
     "flow-sde": flow_sde(SIGMAS, eta=0.7),
 }
 

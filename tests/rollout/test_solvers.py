@@ -5,7 +5,17 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from prfl.rollout.flow import add_noise, chain_sigmas, clean_prediction
-from prfl.rollout.solvers import SolverSchedule, combine, ddim, euler, flow_sde, leap, unipc, unit_step_weight
+from prfl.rollout.solvers import (
+    SolverSchedule,
+    ancestral,
+    combine,
+    ddim,
+    euler,
+    flow_sde,
+    leap,
+    unipc,
+    unit_step_weight,
+)
 from prfl.utils.errors import PrflError
 
 F64 = torch.float64
@@ -173,3 +183,43 @@ def test_combine_keeps_the_dtype_of_the_latents():
     output = torch.randn(2, 3)
     assert combine(x, 1.0, {0: -0.1}, {0: output}).dtype == torch.bfloat16
     assert combine(output, 0.5, {0: -0.1}, {0: x}).dtype == torch.float32
+
+
+def gaussian_end(schedule: SolverSchedule) -> tuple[float, float]:
+    """Mean and deviation of a chain's end for data N(MEAN, SPREAD^2): its steps are linear in x, so they are exact."""
+    mean, variance = 0.0, 1.0
+    for i in range(schedule.steps):
+        at = [float(gaussian_velocity(torch.tensor(x, dtype=F64), schedule.sigmas[i])) for x in (0.0, 1.0)]
+        slope = schedule.a[i] + schedule.b[i][i] * (at[1] - at[0])
+        mean, variance = slope * mean + schedule.b[i][i] * at[0], slope**2 * variance + schedule.c[i] ** 2
+    return mean, math.sqrt(variance)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ancestral_keeps_the_marginals_of_gaussian_data(eta: float):
+    """To first order in the steps, whatever the noise."""
+    ends = [gaussian_end(ancestral(chain_sigmas(steps, 3.0), eta)) for steps in (100, 1000)]
+    assert [mean for mean, _ in ends] == [pytest.approx(MEAN)] * 2
+    few, many = (SPREAD - deviation for _, deviation in ends)
+    assert 0 < many < few / 8 and many < 0.01 * SPREAD
+
+
+def test_ancestral_is_noise_anew_on_the_clean_prediction():
+    """eta = 1 is the posterior of x[i+1] given x[i] and x0, written by Bayes' rule; eta = 0 is Euler."""
+    sigmas = chain_sigmas(6, 3.0)
+    schedule, x0, noise = ancestral(sigmas, 1.0), torch.tensor(0.3, dtype=F64), torch.tensor(-0.8, dtype=F64)
+    for i in range(1, 5):
+        s, t = sigmas[i], sigmas[i + 1]
+        x = (1 - s) * x0 + s * noise
+        r = (1 - s) / (1 - t)  # x[i] given x[i+1]: r x[i+1] and this variance
+        spread = s**2 - r**2 * t**2
+        precision = 1 / t**2 + r**2 / spread
+        expected = ((1 - t) * x0 / t**2 + r * x / spread) / precision
+        got = combine(x, schedule.a[i], schedule.b[i], {i: noise - x0}, 0.0)
+        torch.testing.assert_close(got, expected)
+        assert schedule.c[i] ** 2 == pytest.approx(float(1 / precision))
+    plain = euler(sigmas)
+    for i, (a, b) in enumerate(zip(ancestral(sigmas, 0.0).a, ancestral(sigmas, 0.0).b, strict=True)):
+        assert (a, b[i]) == (pytest.approx(1), pytest.approx(plain.b[i][i]))
+    with pytest.raises(PrflError, match="eta"):
+        ancestral(sigmas, 1.5)

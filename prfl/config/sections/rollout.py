@@ -63,6 +63,7 @@ class SolverFacts:
 SOLVERS = {
     "euler": SolverFacts(takes_leaps=True),
     "unipc": SolverFacts(multistep=True),
+    "ancestral": SolverFacts(stochastic=True, keys=("eta",)),
     "flow_sde": SolverFacts(stochastic=True, keys=("eta",)),
 }
 """Solvers that a config can name; rollout/solvers.py has their functions under the same names."""
@@ -76,9 +77,11 @@ else:
 class RolloutConfig(Section):
     solver: SolverName = Field(
         default="euler",
-        description="euler, Wan's own unipc, or the stochastic flow_sde for training, with videos then drawn by euler.",
+        description="euler, Wan's own unipc, or for training ancestral or flow_sde; their noise is not in videos.",
     )
-    eta: float = Field(default=0.7, gt=0, le=1, description="Noise of flow_sde: 0.7 is Flow-GRPO's, near 0 is euler.")
+    eta: float = Field(
+        default=0.7, gt=0, le=1, description="Noise of a stochastic solver: 0.7 is Flow-GRPO's, near 0 is euler."
+    )
     steps: int = Field(
         ge=1, description="Steps of the chain from noise to video: training rolls it out, so its cost is in proportion."
     )
@@ -120,8 +123,9 @@ class RolloutConfig(Section):
                 "rollout.guidance",
                 "gradient: none goes with scale: 1; a larger scale needs gradient: cond or both",
             )
-        others = [key for facts in SOLVERS.values() for key in facts.keys if key not in self.solver_facts.keys]
-        yield from unread(self, "rollout", others, f"solver {self.solver}")
+        others = dict.fromkeys(key for facts in SOLVERS.values() for key in facts.keys)
+        unused = [key for key in others if key not in self.solver_facts.keys]
+        yield from unread(self, "rollout", unused, f"solver {self.solver}")
         if not config.follows_reward:
             if self.solver_facts.stochastic:
                 drawn = " or ".join(name for name, facts in SOLVERS.items() if not facts.stochastic)

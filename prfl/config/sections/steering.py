@@ -1,0 +1,88 @@
+"""``steering``: how ``prfl sample`` chooses among several chains of a video, or bends them, while they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from prfl.config.section import Fault, Section, Source, place, unread
+from prfl.config.sections.rollout import SOLVERS, SolverName
+
+if TYPE_CHECKING:
+    from prfl.config.schema import Config
+
+StepShare = Annotated[float, Field(gt=0, le=1)]
+
+
+class SteeringRewardConfig(Section):
+    path: str = place(description="A trained reward: a folder, a hub id, or 'shapes'.  A pixel one decodes.")
+    weight: float = Field(default=1.0, description="Of its score, in the sum over the rewards.")
+    weights: dict[str, float] | None = Field(
+        default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
+    )
+    aggregate: Literal["sum", "logsigmoid"] = Field(
+        default="sum", description="Weighted sum of the scores, or of the log-probabilities of good labels."
+    )
+
+
+class SteeringBase(Section):
+    """What all methods have in common.  A method is in the config's union because it is defined, below."""
+
+    name: str = Field(description="The method.")
+    chains: int = Field(default=8, ge=1, description="Chains of a video that are drawn at once.")
+    keep: int = Field(default=1, ge=1, description="Videos of them that are finished and written.")
+    budget: float | None = Field(
+        default=None, gt=0, description="Network calls a video: as many chains as they allow, in place of chains."
+    )
+    rewards: list[SteeringRewardConfig] | None = Field(
+        default=None,
+        min_length=1,
+        description="What is looked at; null is the reward that the config trains or follows.",
+    )
+    solver: SolverName | None = Field(
+        default=None, description="Solver of the chains; null is the evaluation's, or ancestral where noise is needed."
+    )
+    eta: float = Field(default=1.0, gt=0, le=1, description="Noise of a stochastic solver.")
+
+    needs_noise: ClassVar[bool] = False  # chains that start alike must come apart
+
+    @property
+    def chosen_solver(self) -> str | None:
+        """The solver; None is the one that videos are drawn with."""
+        return self.solver or ("ancestral" if self.needs_noise else None)
+
+    def files(self) -> list[Source]:
+        return [
+            Source(f"steering.rewards[{number}].path", reward.path, "reward")
+            for number, reward in enumerate(self.rewards or [])
+        ]
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        if self.budget is None and self.keep > self.chains:
+            yield "steering.keep", f"there are only {self.chains} chains"
+        if self.budget is not None:
+            yield from unread(self, "steering", ["chains"], "a budget")
+        facts = SOLVERS.get(self.chosen_solver or "")
+        if self.needs_noise and self.solver and not SOLVERS[self.solver].stochastic:
+            drawn = " or ".join(name for name, solver in SOLVERS.items() if solver.stochastic)
+            yield "steering.solver", f"{self.name} chooses among noises, and {self.solver} adds none; take {drawn}"
+        if facts is None or not facts.stochastic:
+            yield from unread(self, "steering", ["eta"], "a solver without noise")
+        if self.rewards is None and not (config.trains_reward or config.follows_reward):
+            yield "steering.rewards", f"objective {config.objective.name} has no reward to look at; name one"
+
+
+class BestOfConfig(SteeringBase):
+    name: Literal["best_of"] = Field(description="Compare chains on the way; only the best go on.")
+    decide_at: list[StepShare] = Field(
+        default=[0.75],
+        min_length=1,
+        description="Shares of the steps at which chains are compared, ascending; 1 is the end. Several prune in turns",
+    )
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        yield from super().conflicts(config)
+        if self.decide_at != sorted(set(self.decide_at)):
+            yield "steering.decide_at", "let them ascend, each once"
