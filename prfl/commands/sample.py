@@ -90,7 +90,7 @@ def draw_for_labels(config: Config, options: argparse.Namespace) -> None:
     unused = [name for name in (*STEERING, *DRAWN, "compare_base") if getattr(options, name) not in (None, False)]
     if unused:
         where = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise PrflError("people compare plain videos of one model", where=where, fix="leave it out")
+        raise PrflError("people compare the videos of one model, as they are drawn", where=where, fix="leave it out")
 
     from prfl.labels.draw import draw
 
