@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,12 @@ def test_the_docs_draw_the_layers_that_are_checked() -> None:
     arrows = re.search(r"^    (cli --> .*)$", (REPOSITORY / "docs/structure.md").read_text(), re.M)
     assert arrows and arrows[1].split(" --> ") == [name for name, _ in boxes]
     assert [title for _, title in boxes] == [line.strip() for line in lines]
+
+
+def test_shapes_are_checked_wherever_they_are_named() -> None:
+    options = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    (option,) = [each for each in options if each.startswith("--jaxtyping-packages=")]
+    *checked, checker = option.partition("=")[2].split(",")
+    naming = [path for path in (REPOSITORY / "prfl").rglob("*.py") if "jaxtyping" in path.read_text()]
+    modules = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in naming}
+    assert set(checked) == modules and checker == "beartype.beartype"
