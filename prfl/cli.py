@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from prfl.commands import cache, doctor, evaluate, export, labels, sample, schema, score, train
 from prfl.commands.options import add_command, config_of, in_file, print_any_name
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     forget_warnings()  # those of an earlier command in this process
     try:
         with ended_by_signals(), in_file(config_of(options)):
+            tell_of_own_config(options)
             options.command.run(options)
             if sys.stdout:
                 sys.stdout.flush()
@@ -66,6 +68,16 @@ def run(options: argparse.Namespace) -> int:
         print(f"prfl: the standard output cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+def tell_of_own_config(options: argparse.Namespace) -> None:
+    """Say it where the config is not the user's: one of that name comes with prfl."""
+    from prfl.config.places import find_config
+    from prfl.utils.console import messages
+
+    if options.config and getattr(options, "run", None) is None and (path := find_config(options.config)):
+        if path != Path(options.config):
+            messages.say(f"{options.config} is not here; taken is the one that comes with prfl: {path}")
 
 
 def complain(error: PrflError) -> None:

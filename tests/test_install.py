@@ -47,20 +47,25 @@ def test_an_editable_install_imports_from_any_folder(tmp_path: Path, above_a_clo
     (tmp_path / "folder" / ("prfl" if above_a_clone else "other")).mkdir(parents=True)
     files = python(OPEN.format(str(packages)) + FIND, tmp_path / "folder", "-S").split()
     assert files == [f"{REPOSITORY}/prfl/__init__.py", f"{REPOSITORY}/kernels/prfl_kernels/__init__.py"]
+    assert not (packages / "prfl").exists(), "the configs are the clone's"
 
 
 def test_a_wheel_has_every_file_of_the_packages_and_nothing_else(wheel: Path) -> None:
     for package, root in (("prfl", REPOSITORY), ("prfl_kernels", REPOSITORY / "kernels")):
         there = {path.relative_to(wheel) for path in (wheel / package).rglob("*") if path.is_file()}
         files = (path for path in (root / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        assert there == {path.relative_to(root) for path in files}
+        configs = (
+            Path("prfl") / path.relative_to(REPOSITORY)
+            for path in (REPOSITORY / "configs").rglob("*")
+            if path.is_file()
+        )
+        assert there == {path.relative_to(root) for path in files} | (configs if package == "prfl" else set())
     assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {"prfl", "prfl_kernels"}
 
 
 @pytest.mark.slow
 def test_a_wheel_works_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    """The model and the reward of the moving shapes come with it; a config is all that a dry run needs beside it."""
-    (tmp_path / "prfl.yaml").write_text((REPOSITORY / "configs/tiny/prfl.yaml").read_text(encoding="utf-8"))
+    """The model, the reward and the configs of the moving shapes come with it."""
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import prfl.cli; print(prfl.__file__); prfl.cli.main()"
-    printed = python(code, tmp_path, "-B", "train", "prfl.yaml", "--dry-run", "reward.path=shapes")
+    printed = python(code, tmp_path, "-B", "train", "tiny/prfl.yaml", "--dry-run", "reward.path=shapes")
     assert printed.startswith(str(wheel)) and "steps" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any
 
 from prfl.config import Config
 from prfl.config.messages import all_keys
-from prfl.utils.errors import PrflError
+from prfl.config.places import both_places
+from prfl.utils.errors import AbsentError, PrflError
 
 
 def add_command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -50,10 +52,16 @@ def config_of(options: argparse.Namespace) -> str | Path | None:
 
 @contextmanager
 def in_file(path: str | Path | None) -> Iterator[None]:
-    """Put the config's file in front of a bare yaml path in an error, as ``configs/x.yaml: reward.space``."""
+    """Put the config's file in front of a bare yaml path in an error, as ``configs/x.yaml: reward.space``.
+
+    Of a file that is not there, name the key and both places where it was sought.
+    """
     try:
         yield
     except PrflError as error:
+        if path is not None and isinstance(error, AbsentError) and os.path.isfile(path):
+            if both := both_places(Path(path), error):
+                raise both from error
         if path is None or error.where not in {key for key, _ in all_keys(Config)}:
             raise
         raise PrflError(error.what, where=f"{path}: {error.where}", fix=error.fix) from error

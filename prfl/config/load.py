@@ -1,6 +1,7 @@
 """Reads a config file strictly, with ``key=value`` overrides; writes and compares resolved configs.
 
-Paths in a config are those of the current directory, as on the command line, and are kept as they are written.
+What a config reads is found from the current directory, as on the command line, or else from the config's folder
+(places.py); what it writes is the current directory's.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pydantic_core import to_jsonable_python
 
 from prfl.config.extends import Tree, read_tree
 from prfl.config.messages import all_keys, faults
+from prfl.config.places import find_config, found_beside
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config
-from prfl.config.section import BY_CONTENT, MAY_CHANGE, Fault
+from prfl.config.section import MAY_CHANGE, READ, WRITTEN, Fault
 from prfl.config.strict_yaml import parse, read_mapping
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import json_hash
@@ -34,7 +36,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     overrides: ``training.steps=10``; the value is YAML.  Raises PrflError with the yaml path.
     """
-    tree = read_tree(Path(path))
+    path = find_config(path)
+    tree = read_tree(path)
     if "stages" in tree.keys:
         raise PrflError("it has several stages", where=str(path), fix="name the file of one stage")
     return config_from(tree, overrides, stage_runs=None)
@@ -44,6 +47,7 @@ def config_from(tree: Tree, overrides: Sequence[str], stage_runs: Mapping[str, P
     """stage_runs: run folders of the earlier stages; None where the config stands alone."""
     keys = copy.deepcopy(tree.keys)
     overridden = [set_key(keys, override) for override in overrides]
+    keys = found_beside(keys, tree.path.parent, overridden)
     config = validate(Config, resolve(keys, tree, stage_runs, ""), tree, overridden)
     report(tree, list(conflicts(config)), overridden)
     return config
@@ -140,7 +144,7 @@ def identity(section: BaseModel, prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     dumped = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
-        if field.json_schema_extra in (MAY_CHANGE, BY_CONTENT):
+        if field.json_schema_extra in (MAY_CHANGE, READ, WRITTEN):
             continue
         inner = getattr(section, name)
         if isinstance(inner, BaseModel):

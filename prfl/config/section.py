@@ -31,13 +31,14 @@ SEEDS = 2**63  # torch takes no larger seed
 Share = Annotated[float, Field(ge=0, le=1)]
 
 # Keys that name a place: what lies there decides a run's numbers, and is hashed (factory/resume_identity.py).  It may
-# be moved.
-BY_CONTENT: dict[str, Any] = {"by_content": True}
+# be moved.  What is read is looked for in the config's folder too (places.py), what is written is not.
+READ: dict[str, Any] = {"by_content": True, "read": True}
+WRITTEN: dict[str, Any] = {"by_content": True}
 
 
 def place(**facts: Any) -> Any:
-    """The ``Field`` of a key that names a place."""
-    return Field(json_schema_extra=BY_CONTENT, **facts)
+    """The ``Field`` of a key that names what is read."""
+    return Field(json_schema_extra=READ, **facts)
 
 
 def is_hub_id(name: object) -> bool:

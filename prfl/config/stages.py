@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prfl.config.extends import read_tree
 from prfl.config.load import config_from, validate
+from prfl.config.places import find_config
 from prfl.config.schema import Config, StagesConfig
 from prfl.utils.errors import PrflError
 from prfl.utils.text import closest
@@ -30,7 +31,7 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
     overrides: ``training.steps=10`` for an ordinary config, ``prfl.training.steps=10`` for the stage ``prfl``.
     Raises PrflError.
     """
-    path = Path(path)
+    path = find_config(path)
     tree = read_tree(path)
     if "stages" not in tree.keys:
         return [Stage(path.stem, path, config_from(tree, overrides, stage_runs=None))]

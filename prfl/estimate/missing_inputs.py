@@ -7,25 +7,28 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
+from prfl.config.places import other_place
 from prfl.config.schema import Config
 from prfl.config.section import Source, is_hub_id
 from prfl.data.manifest import read_manifest
 from prfl.factory.reward import reward_path
 
 
-def missing_inputs(config: Config, filled: Collection[Path] = ()) -> list[str]:
+def missing_inputs(config: Config, filled: Collection[Path] = (), file: Path | None = None) -> list[str]:
     """List what is missing, a line each: the yaml path, what is not there, and how to get it.
 
     Prompt files and manifests are read.
 
-    filled: run folders that earlier stages will have filled by then.
+    filled: run folders that earlier stages will have filled by then.  file: of the config, where it has one: a line
+    names the place beside it that was looked at too.
     """
     downloaded = downloads(config).items()
     lines = [f"{key}: {name} is not in the hub's cache here; the run downloads it" for key, name in downloaded]
     for kind, missing in MISSING.items():
         for source in config.files():
             if source.kind == kind and (what := missing(source, filled)):
-                lines.append(f"{source.key}: {what}")
+                sought = other_place(file, source.target) if file else None
+                lines.append(f"{source.key}: {what}" + (f" (nor is it {sought[1]})" if sought else ""))
     if config.data.manifest is not None and config.data.manifest.is_file():
         read_manifest(config.data.manifest, follow_links=config.data.follow_links)
     return lines

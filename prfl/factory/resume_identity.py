@@ -14,7 +14,7 @@ from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import reward_path
 from prfl.reward.checkpoint import saved_reward
 from prfl.training.checkpoint import VERSION
-from prfl.utils.errors import PrflError
+from prfl.utils.errors import AbsentError
 from prfl.utils.hashing import remembered_hash
 
 
@@ -46,7 +46,8 @@ def _source_contents(source: Source, key: str) -> dict[str, Any]:
     if source.kind == "model":
         return {f"{key} (content)": _folder_content(source.target)}
     if not Path(source.target).is_file():
-        raise PrflError(f"there is no file {source.target}", where=key, fix=source.remedy)
+        path = Path(source.target)
+        raise AbsentError(f"there is no such file: {path}", path=path, where=key, fix=source.remedy)
     return {f"{key} (content)": remembered_hash(Path(source.target))[:16]}
 
 

@@ -25,7 +25,7 @@ def dry_run(stage: Stage, earlier: Sequence[Stage] = ()) -> None:
     console.print(tables.memory_table(config, memory))
     if memory.assumed:
         console.print(f"assumed: {memory.assumed}", markup=False)
-    missing = missing_inputs(config, runs_of(earlier))
+    missing = missing_inputs(config, runs_of(earlier), stage.path)
     console.print("not here yet:" if missing else "everything that the run reads is here", style="bold")
     for line in missing:
         console.print(f"  {stage.path}: {line}", markup=False, soft_wrap=True)

@@ -31,6 +31,14 @@ class PrflError(ValueError):
         return f"{self.what} ({self.fix})" if self.fix else self.what
 
 
+class AbsentError(PrflError):
+    """A file or folder is not there.  path: as it was named."""
+
+    def __init__(self, what: str, *, path: Path, fix: str, where: str = "") -> None:
+        self.path = path
+        super().__init__(what, where=where or str(path), fix=fix)
+
+
 class GuardError(PrflError):
     """A run must not go on from here, so nothing is saved on the way out."""
 

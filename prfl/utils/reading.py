@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prfl.utils.errors import Faults, PrflError
+from prfl.utils.errors import AbsentError, Faults, PrflError
 from prfl.utils.text import closest
 
 # What else a disk may say to a reader.
@@ -47,7 +47,7 @@ def disk_error_number(error: Exception) -> int | None:
     return number or (int(in_words[1]) if in_words else None)
 
 
-def absent(path: Path, fix: str, what: str = "file") -> PrflError:
+def absent(path: Path, fix: str, what: str = "file") -> AbsentError:
     """Make the error of a file (or what it is called) that is not there.
 
     It names the folder of the path that is missing, or what is spelt nearly so in the folder that is there.
@@ -55,13 +55,13 @@ def absent(path: Path, fix: str, what: str = "file") -> PrflError:
     missing = [parent for parent in path.parents if not os.path.isdir(parent)]
     if missing:
         state = "is a file, not a folder" if os.path.exists(missing[-1]) else "is not there"
-        return PrflError(f"there is no such {what}: {missing[-1]} {state}", where=str(path), fix=fix)
+        return AbsentError(f"there is no such {what}: {missing[-1]} {state}", path=path, fix=fix)
     try:
         near = closest(path.name, os.listdir(path.parent))
     except OSError:  # a folder that may be entered and not listed
         near = None
     guess = f"did you mean {path.parent / near}? Else " if near else ""
-    return PrflError(f"there is no such {what}", where=str(path), fix=guess + fix)
+    return AbsentError(f"there is no such {what}", path=path, fix=guess + fix)
 
 
 def text_of(path: Path, fix: str = "name a file that is there") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from prfl.config.section import MAY_CHANGE, SEEDS, Fault, FolderOrFile, Section, Source, one_of, place, unread
+from prfl.config.section import MAY_CHANGE, SEEDS, WRITTEN, Fault, FolderOrFile, Section, Source, one_of, place, unread
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -113,7 +113,9 @@ class DataConfig(Section):
         description="The three sets of prompts; no prompt may be in two of them. A file that is named for several "
         "is split among them, in parts of 80, 10 and 10 %, by a hash of each prompt."
     )
-    cache: FolderOrFile = place(description="Folder of cached latents, prompt embeddings and generated clips.")
+    cache: FolderOrFile = Field(
+        description="Folder of cached latents, prompt embeddings and generated clips.", json_schema_extra=WRITTEN
+    )
     frames: int = Field(
         ge=1, description="Frames of a clip: 1 and a multiple of the VAE's temporal factor, as 81 for Wan."
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from prfl.config.section import SEEDS, Fault, Section, Source, unread
+from prfl.config.section import SEEDS, Fault, Section, Source, place, unread
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -23,7 +23,7 @@ class EvaluationConfig(Section):
     samples_per_prompt: int = Field(
         default=2, ge=1, description="Samples of each prompt of a round; their diversity is measured from two on."
     )
-    held_out_reward: str | None = Field(
+    held_out_reward: str | None = place(
         default=None, description="A trained reward, folder or hub id, that is watched and never trained on."
     )
     stop_on_hacking: bool = Field(
