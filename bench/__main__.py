@@ -15,8 +15,8 @@ EXAMPLES = """\
       measure (bench/README.md): this writes the files
   python -m bench report a.json b.json --page report.html
       tables here, and a page with plots
-  python -m bench report --update README.md
-      the tables between a README's bench comments, from their files
+  python -m bench report --update docs/results.md
+      the tables between a page's bench comments, from their files
   python -m bench compare a.json b.json
       what became slower or larger from a to b
 """
@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     action.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of pytest-benchmark (--benchmark-json)")
     action.add_argument("--page", type=Path, metavar="FILE.html", help="write a self-contained page")
     action.add_argument("--plot", type=Path, metavar="FILE.png", help="write the plot of costs against size")
-    action.add_argument("--markdown", action="store_true", help="print the table of a README instead")
-    action.add_argument("--update", type=Path, metavar="README", help="write the tables of a README from their files")
+    action.add_argument("--markdown", action="store_true", help="print the tables of a page instead")
+    action.add_argument("--update", type=Path, metavar="PAGE", help="write the tables of a page from their files")
 
     action = add_command(actions, "compare", "show what changed between two results", EXAMPLES)
     action.set_defaults(command=compare)
@@ -56,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
 
 def report(options: argparse.Namespace) -> None:
     if not options.files and not options.update:
-        raise PrflError("no files", where="python -m bench report", fix="give results, or --update README.md")
+        raise PrflError("no files", where="python -m bench report", fix="give results, or --update PAGE")
     commands.report(
-        options.files, page=options.page, plot=options.plot, as_markdown=options.markdown, readme=options.update
+        options.files, page=options.page, plot=options.plot, as_markdown=options.markdown, marked=options.update
     )
 
 

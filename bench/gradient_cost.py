@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from bench import studies
+from bench.harness import study_tables
 from bench.harness.bundle import Seconds, call_seconds
 from bench.step_counts import FORWARD, GBS, PRODUCT
 from prfl.backbone import Backbone
@@ -164,23 +165,8 @@ def main() -> None:
         result["cheaper rollouts"] = {name: cheaper_table(name, calculated(name, kernels=True)) for name in MODELS}
     studies.write(options.out, result, weights=studies.COUNTED)
 
-    for name, table in tables.items():
-        print(table_of(name, table["GPU-seconds of a gradient"]))
-    for name, rows in result.get("cheaper rollouts", {}).items():
-        heads = list(rows["exact"])
-        print(f"| {name}, rollout | {' | '.join(heads)} |\n| --- |{' --- |' * len(heads)}")
-        for way, cells in rows.items():
-            seconds_of = [f"{cells[head]:.1f}" if head in cells else "" for head in heads[1:]]
-            print(f"| {way} | {cells[heads[0]]:.2f} | {' | '.join(seconds_of)} |")
-
-
-def table_of(name: str, plans: dict[str, float]) -> str:
-    lines = [f"| {name}; gradients a rollout | " + " | ".join(f"stride {stride}" for stride in STRIDES) + " |"]
-    lines.append("| --- |" + " --- |" * len(STRIDES))
-    for gradients in SHARED:
-        cells = [f"{plans[f'stride {stride}, {gradients} gradients a rollout']:.1f}" for stride in STRIDES]
-        lines.append(f"| {gradients} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    for name in ("gradient", "cheaper") if "cheaper rollouts" in result else ("gradient",):
+        print(study_tables.of_files(name, options.out))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig
 
 from bench import studies
+from bench.harness import study_tables
 from prfl.backbone import LoraSpec, load_architecture
 from prfl.backbone.condition import stand_in
 from prfl.backbone.kernels import use_kernels
@@ -121,14 +122,9 @@ def main() -> None:
     }
     how = "counted and predicted on meta tensors at real shapes; nothing was timed, and no GPU was used"
     result = {"how": how, "saved hidden states of a block": blocks, "cases": cases}
-    studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
-
-    for model_and_device, by_mode in blocks.items():
-        for name, states in by_mode.items():
-            print(f"{model_and_device:12} {name:46} {states:6.2f} hidden states")
-    for name, case in cases.items():
-        target = f"   target {case['target GB']} GB" if case["target GB"] else ""
-        print(f"{name:28} {case['peak GB']:6.1f} GB{target}")
+    out = parser.parse_args().out
+    studies.write(out, result, weights=studies.COUNTED)
+    print(study_tables.of_files("saved", out), study_tables.of_files("peaks", out), sep="\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench import studies
+from bench.harness import study_tables
 from prfl.config import load_config
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.parts import Shapes
@@ -120,12 +121,9 @@ def main() -> None:
 
     how = "counted on meta tensors, nothing timed; the roofline is each kind's larger one of arithmetic and traffic"
     result = {"how": how, "assumed of the GPU, a second": {"GFLOP": GFLOPS, "GB": GBS}, "calls": calls}
-    studies.write(parser.parse_args().out, result, weights=studies.COUNTED)
-    print("| call | work | TFLOP | GB | launches | ms at the roofline |\n| --- | --- | --- | --- | --- | --- |")
-    for call, kinds in calls.items():
-        for kind, amounts in kinds.items():
-            cells = f"{amounts['GFLOP'] / 1e3:.1f}", f"{amounts['GB']:.0f}", f"{amounts['launches']:.0f}"
-            print(f"| {call} | {kind} | {' | '.join(cells)} | {amounts['ms at the roofline']:.0f} |")
+    out = parser.parse_args().out
+    studies.write(out, result, weights=studies.COUNTED)
+    print(study_tables.of_files("work", out))
 
 
 if __name__ == "__main__":

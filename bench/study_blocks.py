@@ -10,11 +10,11 @@ as the base's and each other's, and the oracle says how many are right.  Runs th
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from bench import studies
 from bench import study_spine as spine
+from bench.harness import study_tables
 
 CONFIG = "configs/tiny/best.yaml"
 RUNS = Path("runs/study-blocks")
@@ -34,26 +34,17 @@ def study() -> dict:
     return {"config": CONFIG, "blocks": BLOCKS, "rows": rows}
 
 
-def table(result: dict) -> None:
-    print("| adapter on | all right, of 768 | less all blocks' | by seed |\n| --- | --- | --- | --- |")
-    for row in result["rows"]:
-        more = row["right, less that of"].get("all blocks, guidance 1")
-        less = f"{more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}]" if more else ""
-        seeds = ", ".join(f"{value:.3f}" for value in row["right per seed"])
-        print(f"| {row['generator']} | {row['mean']['judge/all']['value']:.3f} | {less} | {seeds} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/blocks.json"))
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a results file")
     options = parser.parse_args()
     if options.table:
-        table(json.loads(options.table.read_text(encoding="utf-8")))
+        print(study_tables.of_files("blocks", options.table))
         return
     result = study()
     studies.write(options.out, result)
-    table(result)
+    print(study_tables.of_files("blocks", options.out))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 
 from bench import studies
 from bench import study_spine as spine
+from bench.harness import study_tables
 from prfl.config import load_config
 from prfl.estimate import nfe
 from prfl.estimate.live_tensors import SavedBytes
@@ -48,7 +48,6 @@ WARMUP = 0.1  # of a run's steps
 PACE = range(4, 16)  # the steps that are timed; their evaluations say what share of a mean step's work they had
 LITERATURE = ("draft_k", "draft_lv", "alignprop", "refl", "drtune", "leapalign", "instructvideo", "full chain", "vader")
 LABELS = {"evaluations": "network evaluations of one sample", "seconds": "seconds, alone on one thread"}
-EQUAL = {"evaluations": (500, 1000), "seconds": (30, 55)}  # where the curves are read: all runs last that long
 LATENT, PIXEL = spine.LATENT, spine.PIXEL
 ENSEMBLE = f"reward.path=[{', '.join(str(spine.REWARDS / f'adapter-{seed}/reward') for seed in studies.SEEDS)}]"
 OWN = "data.generator={name: shapes_samples, per_prompt: 72, held_out_per_prompt: 24, steps: 20}"
@@ -204,24 +203,6 @@ def curve(folder: Path, price: float, seconds: float) -> list[dict]:
     ]  # fmt: skip
 
 
-def at_equal(curves: list[list[dict]]) -> dict[str, dict[str, float]]:
-    """Read the curves at so many evaluations and seconds: the oracle on validation prompts, mean of the seeds.
-
-    Only where all curves reach so far.
-    """
-    means: dict[str, dict[str, float]] = {over: {} for over in EQUAL}
-    for over, values in EQUAL.items():
-        for value in values:
-            if all(curve[-1][over] >= 0.99 * value for curve in curves):
-                means[over][str(value)] = statistics.mean(read(curve, over, value) for curve in curves)
-    return means
-
-
-def read(curve: list[dict], over: str, value: float) -> float:
-    """Read a curve between two rounds along a straight line."""
-    return float(np.interp(value, [point[over] for point in curve], [point["judge/all"] for point in curve]))
-
-
 def best_rate(name: str, last: Mapping[tuple[str, str], float]) -> str:
     """Return the learning rate whose last round on validation prompts is highest.  last: by recipe and rate."""
     return max(RATES, key=lambda rate: last[name, rate])
@@ -300,42 +281,6 @@ def _draw(axis: Axes, recipe: dict, over: str, **look: Any) -> None:
     axis.plot(x, [statistics.mean(each["judge/all"] for each in points) for points in rounds], marker=".", **look)
 
 
-def table(result: dict) -> None:
-    """Print README's table, the best on validation prompts first."""
-    rows = {row["generator"]: row for row in result["rows"] if row["generator"] != "base"}
-    header = ["recipe", "validation", "at 30 s", "at 55 s", "all right", "less prfl's", "by seed", "trained reward",
-              "motion", "diversity", "distance", "evaluations a step", "s/step", "s in all", "saved MiB"]  # fmt: skip
-    print(f"| {' | '.join(header)} |\n|{' --- |' * len(header)}")
-
-    for name in sorted(rows, key=lambda name: -ended(result, name, "judge/all")):
-        row, recipe, right = rows[name], result["recipes"][name], rows[name]["mean"]["judge/all"]
-        equal = at_equal(recipe["curves"])["seconds"]
-        more = row["right, less that of"].get("prfl, guidance 1")
-        pairs = zip(row["right per seed"], again(rows["prfl"]), strict=False)
-        by_seed = ", ".join(f"{here - prfl:+.2f}" for here, prfl in pairs) if more else ""
-        reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
-        cells = [
-            name, f"{ended(result, name, 'judge/all'):.3f}",
-            *(f"{equal[seconds]:.3f}" if seconds in equal else "" for seconds in ("30", "55")), f"{right['value']:.3f}",
-            f"{more['value']:+.3f} [{more['low']:+.3f}, {more['high']:+.3f}]" if more else "",
-            by_seed, f"{reward:.2f}",
-            f"{ended(result, name, 'motion'):.3f}", f"{row['diversity']['value']:.3f}",
-            f"{ended(result, name, 'distance'):.3f}", f"{recipe['evaluations per step']:.1f}",
-            f"{recipe['seconds per step']:.2f}", f"{recipe['seconds per step'] * recipe['steps']:.0f}",
-            f"{recipe['saved bytes'] / 2**20:.0f}",
-        ]  # fmt: skip
-        print(f"| {' | '.join(cells)} |")
-
-
-def ended(result: dict, name: str, key: str) -> float:
-    """Return a measure on validation prompts at the end of the runs, mean of the seeds."""
-    return statistics.mean(curve[-1][key] for curve in result["recipes"][name]["curves"])
-
-
-def again(row: dict) -> list[float]:
-    return row.get("right per seed, again", row["right per seed"])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=float, default=1000, help="of a sample, for every run")
@@ -344,14 +289,14 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep what --out has of others; run prfl again, too")
     parser.add_argument("--pace", action="store_true", help="only the seconds per step, on an idle machine")
     parser.add_argument("--out", type=Path, default=Path("bench/results/methods.json"))
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a results file")
     parser.add_argument("--saved", nargs=2, help=argparse.SUPPRESS)
 
     options = parser.parse_args()
     if options.saved:
         count_saved(options.saved[0], Path(options.saved[1]))
     elif options.table:
-        table(json.loads(options.table.read_text(encoding="utf-8")))
+        print("\n".join(study_tables.of_files(name, options.table) for name in ("methods", "methods_half")))
     elif options.pace:
         paces = {name: pace(name) for name in options.methods}
         print(json.dumps({name: {"seconds": paces[name], "evaluations": evaluations(name)} for name in paces}))

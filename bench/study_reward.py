@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from bench import studies
+from bench.harness import study_tables
 from prfl.backbone import Condition
 from prfl.config import load_config
 from prfl.evaluation import reward_eval
@@ -189,31 +190,12 @@ def summary(domain: str, reward: str, rows: list[dict]) -> list[dict]:
     ]  # fmt: skip
 
 
-def table(path: Path) -> None:
-    """Print README's table of a results file: everything right together, by noise level, the mean over seeds."""
-    shown = {"0 to 0.2": (0, 0.2), "0.4 to 0.5": (0.4, 0.5), "0.7 to 0.8": (0.7, 0.8), "0.8 to 0.85": (0.8, 0.85),
-             "0.9 to 0.925": (0.9, 0.925), "0.925 to 0.95": (0.925, 0.95), "1 (floor)": (1, 1)}  # fmt: skip
-    rows = [
-        row
-        for row in json.loads(path.read_text(encoding="utf-8"))["accuracy"]
-        if row["dimension"] == reward_eval.OVERALL
-    ]
-    print(f"| samples of | reward | {' | '.join(shown)} |")
-    print(f"| --- | --- |{' --- |' * len(shown)}")
-    for domain, reward in dict.fromkeys((row["domain"], row["reward"]) for row in rows):
-        at = {tuple(row["sigma"]): row for row in rows if (row["domain"], row["reward"]) == (domain, reward)}
-        cells = [f"{at[level]['accuracy']:.3f}" for level in shown.values()]
-        low, high = at[0, 0.2]["interval of seed 0"]
-        cells[0] += f" [{low:.3f}, {high:.3f}]"
-        print(f"| {domain} | {reward} | {' | '.join(cells)} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/reward.json"))
     parser.add_argument("--ceiling", action="store_true", help="train it too: 80,640 labels, hours on two cores")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="only these (default: all)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a results file")
     parser.add_argument("--draw", help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
 
@@ -221,7 +203,7 @@ def main() -> None:
     if options.draw:
         draw(options.draw)
     elif options.table:
-        table(options.table)
+        print(study_tables.of_files("heads", options.table))
     elif options.measure:
         domain, out, *heads = options.measure
         measure(domain, heads, Path(out))

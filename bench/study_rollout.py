@@ -12,13 +12,13 @@ base's and each other's, and the oracle says how many are right.  Runs that are 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench import studies
 from bench import study_spine as spine
+from bench.harness import study_tables
 from prfl.config import load_config
 from prfl.estimate import nfe
 from prfl.factory.backbone import build_architecture
@@ -74,18 +74,6 @@ def study(ways: Sequence[str], seeds: Sequence[int]) -> dict:
     }
 
 
-def table(result: dict) -> None:
-    print("| rollout | cheaper | skipped | all right | less exact | by seed |\n| --- | --- | --- | --- | --- | --- |")
-    for row in result["rows"]:
-        name, right = row["generator"], f"{row['mean']['judge/all']['value']:.3f}"
-        seeds = ", ".join(f"{value:.3f}" for value in row["right per seed"])
-        share = result["share of the rollouts' evaluations"].get(name, {"cheaper": 0, "cached": [0]})
-        other = row["right, less that of"].get("exact, guidance 1")
-        less = f"{other['value']:+.3f} [{other['low']:+.3f}, {other['high']:+.3f}]" if other else ""
-        shares = f"{share['cheaper']:.0%} | {statistics.mean(share['cached']):.0%}"
-        print(f"| {name} | {shares} | {right} | {less} | {seeds} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/rollout.json"))
@@ -94,11 +82,11 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a results file")
     options = parser.parse_args()
     if options.table:
-        table(json.loads(options.table.read_text(encoding="utf-8")))
+        print(study_tables.of_files("rollout", options.table))
         return
     result = study(options.ways, options.seeds)
     studies.write(options.out, result)
-    table(result)
+    print(study_tables.of_files("rollout", options.out))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from bench import studies
+from bench.harness import study_tables
 from bench.harness.measure import restart_peak, status
 from prfl.config import load_config
 from prfl.config.schema import Config
@@ -300,36 +301,12 @@ def row(key: tuple[str, float], runs_of: dict[tuple[str, float], list[dict]]) ->
     return result
 
 
-def table(path: Path) -> None:
-    """Print the rows of a results file as README shows them."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    print(
-        "| generator | guidance | everything right | less the base's | diversity | trained reward | s/step | peak MiB |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in result["rows"]:
-        right, less_base = row["mean"]["judge/all"], row["right, less that of"].get("base, guidance 1")
-        reward = sum(row["mean"][f"reward/{name}"]["value"] for name in studies.DIMENSIONS) / len(studies.DIMENSIONS)
-        cost = result["cost"].get(row["generator"], {})
-        cells = [
-            row["generator"],
-            f"{row['guidance']:g}",
-            f"{right['value']:.3f} [{right['low']:.3f}, {right['high']:.3f}]",
-            f"{less_base['value']:+.3f} [{less_base['low']:+.3f}, {less_base['high']:+.3f}]" if less_base else "",
-            f"{row['diversity']['value']:.3f}",
-            f"{reward:.2f}",
-            f"{cost['seconds per step']:.2f}" if cost else "",
-            f"{cost['peak bytes above the loaded baseline'] / 2**20:.0f}" if cost else "",
-        ]
-        print(f"| {' | '.join(cells)} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=180, help="training time of every run")
     parser.add_argument("--hack", type=int, metavar="STEPS", help="only the runs that are meant to hack the reward")
     parser.add_argument("--out", type=Path, help="default: bench/results/spine.json, or hacking.json beside it")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print README's table of a results file")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the table of a results file")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
 
@@ -341,7 +318,7 @@ def main() -> None:
         config, out, *overrides = options.memory
         memory(config, overrides, Path(out))
     elif options.table:
-        table(options.table)
+        print(study_tables.of_files("spine", options.table))
     elif options.hack:
         studies.write(options.out or Path("bench/results/hacking.json"), hacking(options.hack))
     else:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.harness import bundle
-from bench.harness.readme import update, write_plot
+from bench.harness.pages import update, write_plot
 from bench.harness.report import about, comparison, markdown, notes, tables, write_page
 from bench.harness.results import read
 from prfl.utils.console import console
@@ -18,9 +18,9 @@ def report(
     page: Path | None = None,
     plot: Path | None = None,
     as_markdown: bool = False,
-    readme: Path | None = None,
+    marked: Path | None = None,
 ) -> None:
-    """Tables of the files' rows; page: write one, too.  readme: its marked tables are written from their files.
+    """Tables of the files' rows; page: write one, too.  marked: its marked tables are written from their files.
 
     plot: write the costs against size as a picture.  Raises PrflError where they are not of one machine and world.
     """
@@ -43,8 +43,8 @@ def report(
     if plot:
         write_plot(rows, plot)
         console.print(f"plot: {plot}", markup=False, soft_wrap=True)
-    if readme:
-        console.print(f"{readme}: {'updated' if update(readme) else 'as its files say'}", markup=False, soft_wrap=True)
+    if marked:
+        console.print(f"{marked}: {'updated' if update(marked) else 'as its files say'}", markup=False, soft_wrap=True)
 
 
 def compare(before: Path, after: Path) -> None:

@@ -15,16 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cases.scale import by_world, curves
-from bench.harness import scale_report
+from bench.harness import scale_report, study_tables
 from bench.harness.results import Row, by_case, time_ratio_apart
 from bench.harness.scale_report import figures as _figures
+from bench.harness.study_tables import fitting
 from prfl.evaluation.metrics import Interval
 
 PARTS = ("rollout", "reward", "decode", "backward", "optimizer")  # of a training step
+PART_HEADS = tuple(f"{part} ms" for part in PARTS)
 PER_GRADIENT = "ms/gradient"
 HEAD = (
     "provider", "times as fast", "ms (20 to 80 %)", "rounds", "steps/s", PER_GRADIENT, "evaluations", "TFLOPS", "GB/s",
-    "of roofline", "peak MiB", "total MiB", "saved MiB", "error", *(f"{part} ms" for part in PARTS),
+    "of roofline", "peak MiB", "total MiB", "saved MiB", "error", *PART_HEADS,
 )  # fmt: skip
 DASH = "-"
 EVALUATIONS = "network evaluations"
@@ -126,15 +128,8 @@ def folded(name: str, head: Sequence[str], lines: Sequence[Sequence[str]], width
     A step's parts stay together.
     """
     widths = [3 + max(len(line[i]) for line in (head, *lines)) for i in range(len(head))]
-    parts = {f"{part} ms" for part in PARTS} if 1 + sum(widths) > width else set()
-
-    # Columns by table: each begins with the first column and takes as many more as fit.
-    groups: list[list[int]] = [[0]]
-    for i in range(1, len(head)):
-        full = 1 + widths[i] + sum(widths[j] for j in groups[-1]) > width
-        if len(groups[-1]) > 1 and (full or (head[i] in parts and head[i - 1] not in parts)):
-            groups.append([0])
-        groups[-1].append(i)
+    parts = [i for i in range(len(head)) if head[i] in PART_HEADS]
+    groups = fitting(len(head), lambda columns: 1 + sum(widths[i] for i in columns) <= width, parts)
 
     folds = []
     for number, columns in enumerate(groups):
@@ -165,24 +160,16 @@ def terminal(rows: Sequence[Row], width: int = 220) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Write one table of all rows, as a README has it, the case in the first column; rows of scale have their own."""
+    """Write the tables of a page, one a case; rows of scale have their own."""
     compared, of_curves = apart(rows)
     texts = []
-    if compared:
-        columns = used(compared)
-        body = []
-        for row in compared:
-            line = cells(row)
-            body.append([row.case, *(line[i] for i in columns)])
-        texts.append(_markdown(["case", *(HEAD[i] for i in columns)], body))
-    if groups := scale_report.tables(of_curves):
-        body = [[line[0], name, *line[1:]] for name, lines in groups.items() for line in lines]
-        texts.append(f"{_markdown([scale_report.HEAD[0], 'against', *scale_report.HEAD[1:]], body)}")
+    for case, rows_of_case in by_case(compared).items():
+        columns = used(rows_of_case)
+        body = [[line[i] for i in columns] for line in map(cells, rows_of_case)]
+        texts.append(f"{case}:\n\n{study_tables.markdown([HEAD[i] for i in columns], body)}")
+    for name, lines in scale_report.tables(of_curves).items():
+        texts.append(f"{name}:\n\n{study_tables.markdown(scale_report.HEAD, lines)}")
     return "\n".join([*texts, *notes(rows)]) + "\n"
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *body))
 
 
 def write_page(rows: Sequence[Row], path: Path) -> Path:

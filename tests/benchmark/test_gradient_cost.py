@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from bench.harness import study_tables
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -24,9 +26,7 @@ def test_the_page_has_the_files_table_and_says_that_it_is_calculated(script: Any
     page = (REPOSITORY / "bench/README.md").read_text()
     section = page[page.index("## What a gradient costs") :].split("\n## ")[0]
     assert "**Calculated, not measured**" in section
-    plans = found["tables"]["14B 480p, full, kernels"]["GPU-seconds of a gradient"]
-    _, *rows = script.table_of("", plans).splitlines()
-    assert "\n".join(rows) in section
+    assert study_tables.markdown(*study_tables.gradient(found)) in section
 
 
 def test_a_calls_seconds_are_still_those_of_the_counts(script: Any) -> None:

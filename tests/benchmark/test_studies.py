@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench import studies, study_methods
+from bench.harness import study_tables
 
 
 def row(name: str, right: float, less: dict[str, float]) -> dict[str, Any]:
@@ -77,9 +78,9 @@ def points(*right: float, seconds: float) -> list[dict]:
 
 def test_curves_are_read_at_equal_time() -> None:
     """Between rounds along a line, the mean of the seeds; nowhere past the end of one of them."""
-    found = study_methods.at_equal([points(0.0, 0.5, 0.5, 0.8, seconds=20), points(0.2, 0.2, 0.4, 0.4, seconds=20)])
+    found = study_tables.at_equal([points(0.0, 0.5, 0.5, 0.8, seconds=20), points(0.2, 0.2, 0.4, 0.4, seconds=20)])
     assert found["seconds"] == pytest.approx({"30": (0.5 + 0.3) / 2, "55": (0.5 + 0.3 * 0.75 + 0.4) / 2})
-    short = study_methods.at_equal([points(0.0, 0.5, 0.5, 0.8, seconds=20), points(0.0, 0.2, seconds=20)])
+    short = study_tables.at_equal([points(0.0, 0.5, 0.5, 0.8, seconds=20), points(0.0, 0.2, seconds=20)])
     assert short == {"evaluations": {}, "seconds": {}}
 
 

@@ -1,36 +1,48 @@
-"""Prints the table of faults and messages as markdown: ``python -m tests.faults``."""
+"""Plants every fault and writes the messages.
+
+python -m tests.faults [--update docs/troubleshooting.md] [-k WORDS]
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.faults.page import messages, rendered
 
-class Table:
-    """pytest plugin: collects the messages and prints them at the end."""
+
+class Messages:
+    """pytest plugin that collects the message of each fault."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, str]] = []
+        self.by_fault: dict[str, str] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        found = dict(report.user_properties)
-        if report.when == "call" and "message" in found:
-            self.rows.append((found["fault"], found["message"]))
+        properties = dict(report.user_properties)
+        if report.when == "call" and "message" in properties:
+            self.by_fault[properties["fault"]] = properties["message"]
 
-    def print(self) -> None:
-        print("| fault | message |\n| --- | --- |")
-        for name, message in self.rows:
-            cell = message.replace("|", "\\|").replace("\n  ", "<br>").replace("\n", "<br>")
-            print(f"| {name} | {cell} |")
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--update", type=Path, metavar="PAGE", help="write them there; default: the terminal")
+    parser.add_argument("-k", metavar="WORDS", default="", help="only faults with these words in their names")
+    options = parser.parse_args()
+
+    # Types are checked only where prfl is not imported yet.
+    plugin, plain = Messages(), ["-o", "addopts=--import-mode=importlib", "-q", "--tb=no"]
+    chosen = f"test_fault[ and ({options.k})" if options.k else "test_fault["
+    code = pytest.main([str(Path(__file__).with_name("test_faults.py")), *plain, "-k", chosen], plugins=[plugin])
+    if options.update is None:
+        print(rendered(plugin.by_fault))
+        return code
+    before = messages(options.update.read_text(encoding="utf-8")) if options.k else {}
+    options.update.write_text(rendered({**before, **plugin.by_fault}), encoding="utf-8")
+    return 0 if plugin.by_fault else code
 
 
 if __name__ == "__main__":
-    table = Table()
-    plain = ["-o", "addopts=--import-mode=importlib"]  # types are checked only where prfl is not imported yet
-    code = pytest.main(
-        [str(Path(__file__).with_name("test_faults.py")), *plain, "-q", "-k", "test_fault["], plugins=[table]
-    )
-    table.print()
-    sys.exit(code)
+    sys.exit(main())
