@@ -16,7 +16,8 @@ from bench.harness.measure import release
 from bench.harness.problem import Outputs, Problem, Unavailable, Work
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.adapters import state_of
-from prfl.backbone.wan.text import EMBEDS, TEXT_TOKENS, pad_to
+from prfl.backbone.condition import EMBEDS
+from prfl.backbone.wan.text import TEXT_TOKENS, pad_to
 from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY
 from prfl.factory.rollout import chain_sigmas

@@ -22,6 +22,8 @@ from prfl.backbone.checkpointing import Running
 from prfl.backbone.condition import Ask, Condition, TensorSpec
 from prfl.utils.errors import PrflError
 
+SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
+
 
 @dataclass(frozen=True)
 class LoraSpec:
@@ -44,23 +46,26 @@ class Facts:
     """What was read from the model once: plain data.
 
     family: the name of its package below prfl/backbone.  model_id: a hub id, or a folder's name.
-    identity: JSON-able; what a reward head or a cache made with the model needs to find again, with fingerprints of the
-    base weights, rounded to bfloat16 so that the dtype they were loaded in does not matter.  settings: a hash of what
-    changes the numbers that the same weights give.  schedule: what its sigmas and timesteps follow from.
+    identity: JSON-able; what a reward head or a cache made with the model needs to find again, with a
+    ``NETWORK_fingerprint`` of each network's base weights, rounded to bfloat16 so that the dtype they were loaded in
+    does not matter.  settings: a hash of what changes the numbers that the same weights give.  schedule: what its
+    sigmas and timesteps follow from.
 
     blocks: of each network that predicts, the names of its lists of blocks, in the order in which they run.
     widths: of the tokens behind each block.  head_size: channels of an attention head.
-    kernels: operations that prfl_kernels has for the family.  lean_group: blocks that are best computed again together
-    where all of these run.
+    kernels: operations that prfl_kernels has for the family.  attention: those of ``attention.NAMES`` that can run
+    it.  lean_group: blocks that are best computed again together where all kernels run.
 
     condition: the tensors of its conditions.  text_tokens: where a prompt is cut.  text_width: of its embeddings.
     text_identity: tells text encoders apart; empty for a hub model, whose id says it.
     takes: what an Ask may hold: "text", "image".  embedded_guidance: the scale that the network itself was given in
     training, None where there is none.
 
-    latent_channels, patch (t, h, w): of the latents.  temporal_factor: pixel frames of each latent frame but the first.
+    latent_channels, patch (t, h, w): of the latents.  spatial_factor: pixels of a latent, in height and width.
+    temporal_factor: pixel frames of each latent frame but the first.
     prefix_decodes: whether the first latent frames decode alike without the later ones.
-    shift: of the sigmas, the pipeline's own.  device, dtype: of the computation.  vae_dtype: of the VAE's.
+    shift: of the sigmas, the pipeline's own; where they follow from a table of timesteps, the shift that is like it.
+    device, dtype: of the computation.  vae_dtype: of the VAE's.
     """
 
     family: str
@@ -73,6 +78,7 @@ class Facts:
     widths: tuple[int, ...]
     head_size: int
     kernels: tuple[str, ...]
+    attention: tuple[str, ...]
     lean_group: int
     condition: Mapping[str, TensorSpec]
     text_tokens: int
@@ -82,6 +88,7 @@ class Facts:
     embedded_guidance: float | None
     latent_channels: int
     patch: tuple[int, int, int]
+    spatial_factor: int
     temporal_factor: int
     prefix_decodes: bool
     shift: float

@@ -69,7 +69,7 @@ class Checkpointed(nn.Module):
     position: int
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        mode = self.running.modes(self.position + 1, velocity=True)[-1]
+        mode = self.running.modes(self.position + 1, velocity=not self.running.features)[-1]
         if mode == "none" or not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
         names = list(kwargs)

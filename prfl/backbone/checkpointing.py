@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ class Running:
     checkpointing: what its blocks keep for the backward pass.  block_modes, feature_modes: where they differ, of each
     block in ``velocity`` and in ``features``.  offload: what is kept waits in host memory, as the networks do while a
     video is decoded.  kernels: operations that prfl_kernels runs, as ``kernels.use_kernels`` swapped them in.
+    features: the call that runs now is for hidden states.
     """
 
     checkpointing: Checkpointing = "none"
@@ -52,6 +53,16 @@ class Running:
     block_modes: tuple[Checkpointing, ...] | None = None
     feature_modes: tuple[Checkpointing, ...] | None = None
     kernels: frozenset[str] = frozenset()
+    features: bool = False
+
+    @contextmanager
+    def reading_features(self) -> Iterator[None]:
+        """Around a network call whose blocks do as ``feature_modes`` say."""
+        before, self.features = self.features, True
+        try:
+            yield
+        finally:
+            self.features = before
 
     def modes(self, count: int, *, velocity: bool) -> list[Checkpointing]:
         """What each of the first ``count`` blocks keeps."""

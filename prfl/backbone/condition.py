@@ -12,6 +12,9 @@ from torch import Tensor
 
 from prfl.utils.video_size import VideoSize
 
+EMBEDS, LENGTHS = "prompt_embeds", "lengths"
+"""One text encoder's embeddings, and how many of their tokens are no padding, where a family has them."""
+
 
 @dataclass(frozen=True)
 class Ask:

@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from prfl.backbone.base import Backbone
+from prfl.backbone.cogvideox.family import COGVIDEOX
 from prfl.backbone.family import Family
 from prfl.backbone.loaded import LoadedPipeline
 from prfl.backbone.source import Source
@@ -16,6 +17,7 @@ from prfl.utils.errors import PrflError
 
 FAMILIES: dict[str, Family] = {
     "wan": WAN,
+    "cogvideox": COGVIDEOX,
 }
 """By the name that ``Facts.family`` has."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def settings_fingerprint(*configs: Mapping[str, Any]) -> str:
+def settings_fingerprint(*configs: Mapping[str, Any], names: Sequence[str] = SETTINGS) -> str:
     """16 hexadecimal digits that tell apart models of the same weights: 2 heads of 12 have the shapes of 4 of 6."""
-    facts = [{name: config.get(name) for name in SETTINGS} for config in configs]
+    facts = [{name: config.get(name) for name in names} for config in configs]
     return json_hash(facts)[:16]
 
 

@@ -45,14 +45,15 @@ def use_kernels(backbone: Backbone, which: Collection[str], attention: str = "sd
     if isinstance(backbone, TakesKernels):
         backbone.use_kernels(which, attention)
         return
-    if which or attention not in DIFFUSERS:
+    if which or attention not in DIFFUSERS or attention not in backbone.facts.attention:
         raise PrflError(
             f"prfl_kernels has nothing for a {backbone.facts.family} model",
             where="backbone.kernels",
             fix="kernels: torch, and attention: sdpa",
         )
-    for network in all_predictors(backbone):
-        network.set_attention_backend(DIFFUSERS[attention])
+    if len(backbone.facts.attention) > 1:  # else it is always the same
+        for network in all_predictors(backbone):
+            network.set_attention_backend(DIFFUSERS[attention])
 
 
 def cheaper_calls(backbone: Backbone, how: Cheaper, exact: Set[int] = frozenset()) -> CheaperCalls:

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from prfl.backbone.adapters import adapter_parameters, block_names, block_of
 from prfl.backbone.base import Backbone
 
+T = TypeVar("T")
+
 
 def predictors(backbone: Backbone) -> dict[str, nn.Module]:
     """The networks of the base that predict, by name."""
     return {name: backbone.networks[name] for name in backbone.facts.blocks}
+
+
+def joined(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """What is there by network and name, by name alone: those of all networks but the first begin with its name."""
+    first = next(iter(parts), None)
+    prefixes = {key: "" if key == first else f"{key}." for key in parts}
+    return {f"{prefixes[key]}{name}": value for key, values in parts.items() for name, value in values.items()}
+
+
+def fingerprints(backbone: Backbone) -> dict[str, str]:
+    """Of the base's weights, by network: the predicting ones, then the VAE."""
+    return {name: backbone.facts.identity[f"{name}_fingerprint"] for name in (*backbone.facts.blocks, "vae")}
 
 
 def copies(backbone: Backbone) -> dict[str, nn.Module]:

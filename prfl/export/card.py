@@ -28,7 +28,7 @@ def policy_card(
 ) -> ModelCard:
     """Make the card of a policy.
 
-    contents: which of ``NAME.safetensors`` and ``transformer`` are beside the card.  repo: what to load it from.
+    contents: which of ``NAME.safetensors`` and the networks' folders are beside the card.  repo: what to load it from.
     made_by: what made the policy (``prfl.factory.provenance``).
     """
     family = FAMILIES[provenance.family(made_by)]
@@ -48,8 +48,11 @@ def policy_card(
     if lora in contents:
         parts.append(USE_LORA.format(pipeline=family.pipeline, base=base, repo=repo, file=lora))
         parts += [family.lora.use.format(file=lora)] if family.lora.use else []
-    if "transformer" in contents:
-        parts.append(USE_TRANSFORMER.format(pipeline=family.pipeline, network=family.network, base=base, repo=repo))
+    if networks := [part for part in contents if part != lora]:
+        loads = [f'{part} = {family.network}.from_pretrained("{repo}", subfolder="{part}")' for part in networks]
+        arguments = ", ".join(f"{part}={part}" for part in networks)
+        facts = {"pipeline": family.pipeline, "network": family.network, "base": base}
+        parts.append(USE_NETWORKS.format(**facts, loads="\n".join(loads), networks=arguments))
 
     parts += ["## Figures", figures(run, made_by), "## Training", table(("", ""), settings(config, made_by))]
     if config.follows_reward:
@@ -78,14 +81,14 @@ pipeline = {pipeline}.from_pretrained("{base}")
 pipeline.load_lora_weights("{repo}", weight_name="{file}")
 ```"""
 
-USE_TRANSFORMER = """\
+USE_NETWORKS = """\
 Whole weights, without an adapter:
 
 ```python
 from diffusers import {pipeline}, {network}
 
-transformer = {network}.from_pretrained("{repo}", subfolder="transformer")
-pipeline = {pipeline}.from_pretrained("{base}", transformer=transformer)
+{loads}
+pipeline = {pipeline}.from_pretrained("{base}", {networks})
 ```"""
 
 

@@ -17,7 +17,7 @@ from prfl.export.hub import push as push_files
 from prfl.export.lora import write_shared_file
 from prfl.factory import provenance
 from prfl.factory.backbone import POLICY, build_backbone
-from prfl.factory.policy import load_policy, read_policy, trained_weights
+from prfl.factory.policy import load_policy, network_folders, read_policy, trained_weights
 from prfl.factory.provenance import Stamp, check_config
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, find_reward, read_config
 from prfl.reward.model_card import reward_card
@@ -91,42 +91,56 @@ def _checked(config: Config) -> Stamp:
 
 
 def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool, stamp: Stamp) -> list[Path]:
-    """Write the LoRA file, the whole transformer, or both; returns what was written."""
-    trained, folder = trained_weights(config), out / "transformer"
+    """Write the LoRA file, the whole networks, or both; returns what was written."""
+    trained = trained_weights(config)
     if config.backbone.train == "full":
-        files = [file for file in sorted(trained.iterdir()) if file.name != provenance.BESIDE]
-        with atomic_folder(folder) as temporary:
-            for file in files:
-                if file.suffix == ".safetensors":
-                    read_policy(file)
-                shutil.copyfile(file, temporary / file.name)
-            provenance.without_place(temporary / "config.json")
-            provenance.write_beside(temporary, stamp, [temporary / file.name for file in files])
-        return [folder]
+        folders = network_folders(trained)
+        for network, source in folders.items():
+            _copy_network(source, out / network, stamp)
+        return [out / network for network in folders]
 
     adapter = config.backbone.adapter
     assert adapter is not None, "the config's rules ask for an adapter"
+    networks = provenance.networks(stamp)
+    if len(networks) > 1:
+        if merged:
+            return write_merged(config, out, stamp)
+        what = f"a LoRA on {' and '.join(networks)} cannot be written as one file for others"
+        raise PrflError(what, where=str(trained), fix="export merged weights (--merged)")
     file, state = out / f"{name}.safetensors", read_policy(trained)
     form, stored = FAMILIES[provenance.family(stamp)].lora, getattr(torch, dtype)
     write_shared_file(file, form, state, rank=adapter.rank, alpha=adapter.alpha, dtype=stored, made_by=stamp)
     if not merged:
         return [file]
-    write_merged(config, folder, stamp)
-    return [file, folder]
+    return [file, *write_merged(config, out, stamp)]
 
 
-def write_merged(config: Config, folder: Path, made_by: Stamp | None = None) -> None:
-    """Write the base's weights plus the update, in the type that the run loaded them in, as a diffusers folder."""
+def _copy_network(source: Path, folder: Path, stamp: Stamp) -> None:
+    """Copy a network's folder, and have its prfl.json say what made it."""
+    files = [file for file in sorted(source.iterdir()) if file.name != provenance.BESIDE]
+    with atomic_folder(folder) as temporary:
+        for file in files:
+            if file.suffix == ".safetensors":
+                read_policy(file)
+            shutil.copyfile(file, temporary / file.name)
+        provenance.without_place(temporary / "config.json")
+        provenance.write_beside(temporary, stamp, [temporary / file.name for file in files])
+
+
+def write_merged(config: Config, out: Path, made_by: Stamp | None = None) -> list[Path]:
+    """Write the base's weights plus the update, in the type that the run loaded them in, as diffusers folders."""
     model = build_backbone(config)
     load_policy(config, model)
-    (network,) = predictors(model).values()
-    adapters.set_active(network, POLICY)
-    network.fuse_lora(adapter_names=[POLICY], safe_fusing=True)
-    network.unload_lora()
-    with atomic_folder(folder) as temporary:
-        network.save_pretrained(temporary)
-        provenance.without_place(temporary / "config.json")
-        provenance.write_beside(temporary, made_by or {}, sorted(temporary.iterdir()))
+    networks = predictors(model)
+    for name, network in networks.items():
+        adapters.set_active(network, POLICY)
+        network.fuse_lora(adapter_names=[POLICY], safe_fusing=True)
+        network.unload_lora()
+        with atomic_folder(out / name) as temporary:
+            network.save_pretrained(temporary)
+            provenance.without_place(temporary / "config.json")
+            provenance.write_beside(temporary, made_by or {}, sorted(temporary.iterdir()))
+    return [out / name for name in networks]
 
 
 def _copy_reward(run: Path, out: Path, repo: str) -> tuple[str, list[Path]]:

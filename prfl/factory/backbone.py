@@ -150,13 +150,19 @@ def choose_kernels(config: Config, model: Backbone) -> dict[str, Choice]:
 
 def attention_choice(config: Config, model: Backbone) -> Choice:
     """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
-    kind, settings = device_kind(config), config.backbone
+    kind, settings, facts = device_kind(config), config.backbone, model.facts
     if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
         return Choice("sdpa" if settings.attention == "auto" else settings.attention, "not tried: there is no GPU here")
     try:
-        return choose_attention(settings.attention, kind, getattr(torch, settings.dtype), model.facts.head_size)
+        chosen = choose_attention(settings.attention, kind, getattr(torch, settings.dtype), facts.head_size)
     except ValueError as error:
         raise PrflError(str(error), where="backbone.attention", fix="attention: auto, or sdpa") from error
+    if chosen.backend in facts.attention:
+        return chosen
+    if chosen.reason.startswith("automatic"):
+        return Choice("sdpa", f"automatic: a {facts.family} model has no other")
+    what = f"a {facts.family} model has no attention by {chosen.backend} ({chosen.reason})"
+    raise PrflError(what, where="backbone.attention", fix=f"attention: {' or '.join(facts.attention)}")
 
 
 def check_cheaper(config: Config, model: Backbone) -> None:

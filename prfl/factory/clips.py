@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from prfl.backbone import Backbone
+from prfl.backbone.network import fingerprints
 from prfl.config.schema import Config
 from prfl.config.section import Section
 from prfl.config.sections.data import ClipsConfig, CuratedConfig, GeneratorBase, MixtureConfig, SamplesConfig
@@ -84,9 +85,7 @@ def build_samples(generator: SamplesConfig, order: Order, policy: Path | None, s
         return decode_all(model, sample(model, prompts, indices, settings, adapter=adapter), generator.batch)
 
     # Another model, other prompts or another size make other videos.
-    described = order.model.facts.identity
-    fingerprints = [described[f"{part}_fingerprint"] for part in ("transformer", "vae")]
-    decides = [fingerprints, order.prompts, asdict(replace(settings, batch=1))]
+    decides = [list(fingerprints(order.model).values()), order.prompts, asdict(replace(settings, batch=1))]
     if policy is not None:
         trained = finished_run_config(policy)
         decides += [weights_hash(trained), trained.backbone.model_dump(mode="json", include={"adapter"})]

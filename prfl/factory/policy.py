@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from prfl.backbone import Backbone
 from prfl.backbone.adapters import load_state
-from prfl.backbone.network import computing
+from prfl.backbone.network import computing, fingerprints
 from prfl.backbone.weights import check_finite
 from prfl.config import load_config
 from prfl.config.schema import Config
@@ -29,17 +29,17 @@ DIVERGED = "train again with a lower training.learning_rate"
 
 
 def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | None = None) -> None:
-    """The adapter's weights as they are now; after full fine-tuning the transformer, as a folder for diffusers.
+    """The adapter's weights as they are now; after full fine-tuning each network, as a folder for diffusers.
 
-    Both carry what made them (``provenance``); moment: of the run, None where no run trained them.
+    All carry what made them (``provenance``); moment: of the run, None where no run trained them.
     """
     stamp = provenance.stamp_of(config, model, moment)
     if config.backbone.train == "full":
-        (network,) = computing(model, policy_adapter_name(config)).values()
-        with atomic_folder(folder / "transformer") as written:
-            network.save_pretrained(written)
-            provenance.without_place(written / "config.json")
-            provenance.write_beside(written, stamp, sorted(written.iterdir()))
+        for name, network in computing(model, policy_adapter_name(config)).items():
+            with atomic_folder(folder / name) as written:
+                network.save_pretrained(written)
+                provenance.without_place(written / "config.json")
+                provenance.write_beside(written, stamp, sorted(written.iterdir()))
         return
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.parameters(POLICY).items()}
     with atomic_write(folder / "policy.safetensors") as temporary:
@@ -48,7 +48,7 @@ def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | 
 
 
 def policy_path(config: Config, folder: Path) -> Path:
-    """The file (an adapter) or the folder (all weights) that ``save_policy`` writes below ``folder``."""
+    """The file (an adapter) or the first network's folder (all weights) that ``save_policy`` writes."""
     return folder / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
 
 
@@ -63,6 +63,22 @@ def trained_weights(config: Config) -> Path:
     return path
 
 
+def network_folders(path: Path) -> dict[str, Path]:
+    """The folder of each network of a policy of all weights, the first of which is at ``path``.
+
+    Raises PrflError where one of the others is missing, or of another moment: a crash came between their writing.
+    """
+    stamp = provenance.read_stamp(path)
+    first, *others = provenance.networks(stamp)
+    folders = {first: path} | {name: path.with_name(name) for name in others}
+    for name in others:
+        beside = provenance.read_stamp(folders[name]) if folders[name].is_dir() else None
+        if any((beside or {}).get(key) != (stamp or {}).get(key) for key in ("run", "step", "end")):
+            what = f"the {name} of the policy is missing, or not of the moment of its {first}"
+            raise PrflError(what, where=str(folders[name]), fix=AGAIN)
+    return folders
+
+
 def moment_of(config: Config) -> dict[str, Any]:
     """Step, end and run of the policy of the config's run; empty where they are not known."""
     stamp = provenance.read_stamp(trained_weights(config)) or {}
@@ -75,11 +91,20 @@ def load_policy(config: Config, model: Backbone, path: Path | None = None) -> No
     Raises PrflError for weights of another model or adapter, damaged ones, and those that are not finite.
     """
     path = trained_weights(config) if path is None else path
-    provenance.check_stamp(path, config, model)
     if config.backbone.train == "lora":
+        provenance.check_stamp(path, config, model)
         load_state(model.parameters(POLICY), POLICY, read_policy(path))
         return
-    (network,) = computing(model, policy_adapter_name(config)).values()
+    folders = network_folders(path)
+    for name, network in computing(model, policy_adapter_name(config)).items():
+        if name not in folders:
+            raise PrflError(f"the policy has no {name}, which the model has", where=str(path), fix=AGAIN)
+        provenance.check_stamp(folders[name], config, model)
+        _load_network(folders[name], network)
+
+
+def _load_network(path: Path, network: nn.Module) -> None:
+    """Copy the safetensors of a folder into a network.  Raises PrflError where they are not just its weights."""
     weights = network.state_dict()
     missing = set(weights)
     for file in sorted(path.glob("*.safetensors")):  # one at a time: a second copy of all weights is tens of GiB
@@ -157,13 +182,12 @@ def policy_model(config: Config, run: Path, model: Backbone) -> tuple[Backbone, 
     trained = trained.model_copy(update={"backbone": trained.backbone.model_copy(update=where)})
     trained_weights(trained)
     drawing = build_backbone(trained)
-    for part in ("transformer_fingerprint", "vae_fingerprint"):
-        if drawing.facts.identity[part] != model.facts.identity[part]:
-            raise PrflError(
-                f"the policy of {run} was trained from another model ({trained.backbone.model})",
-                where="data.generator.policies",
-                fix=f"name a run with backbone.model: {config.backbone.model}",
-            )
+    if fingerprints(drawing) != fingerprints(model):
+        raise PrflError(
+            f"the policy of {run} was trained from another model ({trained.backbone.model})",
+            where="data.generator.policies",
+            fix=f"name a run with backbone.model: {config.backbone.model}",
+        )
     load_policy(trained, drawing)
     return drawing, policy_adapter_name(trained)
 
@@ -171,6 +195,6 @@ def policy_model(config: Config, run: Path, model: Backbone) -> tuple[Backbone, 
 def weights_hash(config: Config) -> str:
     """Tells one trained policy from another: a hash of its files."""
     path = trained_weights(config)
-    return " ".join(
-        remembered_hash(file) for file in ([path] if path.is_file() else sorted(path.glob("*.safetensors")))
-    )
+    folders = [] if path.is_file() else network_folders(path).values()
+    files = [path] if path.is_file() else [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    return " ".join(map(remembered_hash, files))

@@ -5,8 +5,8 @@
 
 ``weights`` is a hash of the tensors, ``files`` has one of each file, ``step`` is that of the weights, ``end`` the steps
 that the run had finished when it wrote them (another, where the best round is kept), ``run`` the hash of the run's
-identity as its checkpoints have it; ``base``, ``vae`` and ``settings`` tell the model, ``rank``, ``alpha`` and
-``targets`` the adapter.
+identity as its checkpoints have it; ``family``, ``networks`` (that predict), ``base`` (their fingerprints), ``vae`` and
+``settings`` tell the model, ``rank``, ``alpha`` and ``targets`` the adapter.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.fingerprint import NO_WEIGHTS
+from prfl.backbone.network import fingerprints
 from prfl.config import identity
 from prfl.config.schema import Config
 from prfl.training.checkpoint import list_checkpoints, read_facts
@@ -47,6 +48,8 @@ class _Shape(BaseModel):
     end: int = 0
     run: str = ""
     files: dict[str, str] = {}
+    family: str = "wan"
+    networks: list[Annotated[str, Field(pattern=r"^\w+$")]] = Field(default=["transformer"], min_length=1)
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,20 @@ def stamp_of(config: Config, model: Backbone, moment: Moment | None) -> Stamp:
 
 
 def base_of(model: Backbone) -> dict[str, Any]:
-    made_by = model.facts.identity
-    facts = {"family": model.facts.family, "model": made_by["model_id"], "base": made_by["transformer_fingerprint"]}
-    return facts | {"vae": made_by["vae_fingerprint"], "settings": model.facts.settings}
+    facts = model.facts
+    *networks, vae = fingerprints(model).values()
+    told = {"family": facts.family, "networks": list(facts.blocks), "model": facts.identity["model_id"]}
+    return told | {"base": " ".join(networks), "vae": vae, "settings": facts.settings}
 
 
 def family(stamp: Stamp) -> str:
     """The family of the model that a result is of.  Older stamps name none: there was one then."""
     return stamp.get("family", "wan")
+
+
+def networks(stamp: Stamp | None) -> list[str]:
+    """The networks that a policy trains, by name, the first of them first.  Older stamps name none: there was one."""
+    return (stamp or {}).get("networks", ["transformer"])
 
 
 def _adapter(config: Config) -> dict[str, Any]:
@@ -156,7 +165,7 @@ def check_stamp(path: Path, config: Config, model: Backbone | None) -> Stamp | N
 def check_base(path: Path, stamp: Stamp, ours: Stamp) -> None:
     for key, what in (("base", "transformer"), ("vae", "VAE"), ("settings", "settings of transformer or VAE")):
         theirs = stamp.get(key, ours[key])
-        if theirs != ours[key] and NO_WEIGHTS not in (theirs, ours[key]):
+        if theirs != ours[key] and not any(NO_WEIGHTS in str(hashes) for hashes in (theirs, ours[key])):
             raise PrflError(
                 f"it was trained from another model than {ours['model']}: another {what} ({theirs}, not {ours[key]})",
                 where=str(path),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prfl.backbone import Backbone
+from prfl.backbone.network import fingerprints
 from prfl.config.schema import Config
 from prfl.config.section import Source
 from prfl.factory.data import Dataset
@@ -22,10 +23,8 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
     """What lies behind the paths and names of a config, for a checkpoint's identity: a run that is resumed after its
     reward was trained again, say, would be another run under the same config.  The places themselves are not in it:
     what is there may be moved."""
-    made_by = model.facts.identity
-    facts: dict[str, Any] = {VERSION: 2} | {
-        f"backbone.model ({part})": made_by[f"{part}_fingerprint"] for part in ("transformer", "vae")
-    }
+    facts: dict[str, Any] = {VERSION: 2}
+    facts |= {f"backbone.model ({part})": weights for part, weights in fingerprints(model).items()}
     facts["backbone.model (settings)"] = [model.facts.settings, *model.facts.schedule]
     facts["backbone.model (text encoder)"] = model.facts.text_identity or f"of {config.backbone.model}"  # a hub id
     prompts = "\n".join(load_prompts(config.data.prompts)["train"])

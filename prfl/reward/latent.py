@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone, LoraSpec
 from prfl.backbone.adapters import load_state, lora_shapes, state_of
-from prfl.backbone.network import predictors
+from prfl.backbone.network import joined, predictors
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
@@ -243,6 +243,6 @@ def described_shapes(config: StoredLatent, backbone: Backbone) -> dict[str, Shap
         return shapes
 
     spec = RewardAdapter(**config.adapter.model_dump()).spec(config.blocks)
-    ((part, network),) = predictors(backbone).items()
-    adapter = lora_shapes(network, spec, backbone.facts.blocks[part])
+    lists = backbone.facts.blocks
+    adapter = joined({key: lora_shapes(network, spec, lists[key]) for key, network in predictors(backbone).items()})
     return shapes | {f"adapter.{name}": shape for name, shape in adapter.items()}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prfl.backbone.condition import Condition
+from prfl.backbone.condition import EMBEDS, LENGTHS, Condition
 from prfl.reward.checkpoint import RewardCard, SavedReward, shapes_of, write_reward
 from prfl.reward.checkpoint_schema import StoredPixel
 from prfl.reward.head import distinct
@@ -99,9 +99,10 @@ class PixelNetwork(nn.Module):
 
 
 def pooled_prompt(condition: Condition) -> Float[Tensor, "b d"]:
-    """Average the prompt embeddings over the real tokens (padding is zero)."""
-    embeds = condition.tensors["prompt_embeds"].float()
-    return embeds.sum(1) / condition.tensors["lengths"].to(embeds)[:, None].clamp(min=1)
+    """Average the prompt embeddings over the tokens that are no padding."""
+    embeds, lengths = condition.tensors[EMBEDS].float(), condition.tensors[LENGTHS][:, None]
+    is_text = torch.arange(embeds.shape[1], device=embeds.device) < lengths
+    return (embeds * is_text[..., None]).sum(1) / lengths.to(embeds).clamp(min=1)
 
 
 class PixelReward:
@@ -132,7 +133,7 @@ class PixelReward:
 
     def logits(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
         """Compute raw logits.  Raises PrflError for prompt embeddings of another text encoder's width."""
-        width = condition.tensors["prompt_embeds"].shape[2]
+        width = condition.tensors[EMBEDS].shape[2]
         if width != self.network.text_width:
             raise PrflError(
                 f"the pixel reward reads prompt embeddings of width {self.network.text_width}, got {width}",

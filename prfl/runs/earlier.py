@@ -20,7 +20,9 @@ from prfl.utils.files import disk_errors
 WEIGHTS = ("policy.safetensors", "transformer", "reward")
 # What is made of the final weights; pages for people to label (samples/label-*) are not: their labels are work.
 OF_THE_END = (
-    *WEIGHTS,
+    "policy.safetensors",
+    "transformer*",
+    "reward",
     "reward_eval*",
     "report.html",
     "export",

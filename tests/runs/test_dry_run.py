@@ -1,4 +1,4 @@
-"""Dry runs of the Wan configs as they ship, without their weights, from a bare clone."""
+"""Dry runs of the large models' configs as they ship, without their weights, from a bare clone."""
 
 from __future__ import annotations
 
@@ -42,17 +42,31 @@ WITHOUT = {
 }
 
 
-@pytest.mark.parametrize(("model", "config"), [("14b", "reward"), ("1.3b", "prfl"), ("1.3b", "vader")])
+WEIGHTS = {
+    "wan2.1-1.3b": "1,418,996,800 in 30",
+    "wan2.1-14b": "14,288,491,584 in 40",
+    "cogvideox-2b": "1,693,783,872 in 30",
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [("wan2.1-14b", "reward"), ("wan2.1-1.3b", "prfl"), ("wan2.1-1.3b", "vader"), ("cogvideox-2b", "vader")],
+)
 def test_dry_runs_on_short_clips(model: str, config: str, capsys: pytest.CaptureFixture) -> None:
-    weights = {"1.3b": "1,418,996,800 in 30", "14b": "14,288,491,584 in 40"}[model]
+    weights, frames = WEIGHTS[model], 9 if model == "cogvideox-2b" else 5
     absent = WITHOUT.get(config, "reward.path: there is no folder")
-    short = ["data.frames=5", "data.height=64", "data.width=64"]
-    assert cli.main(["train", f"configs/wan2.1-{model}/{config}.yaml", "--dry-run", *short]) == 0
+    short = [f"data.frames={frames}", "data.height=64", "data.width=64"]
+    assert cli.main(["train", f"configs/{model}/{config}.yaml", "--dry-run", *short]) == 0
     shown = capsys.readouterr().out
     assert f"{weights} blocks" in shown and absent in shown
 
 
-@pytest.mark.parametrize("file", sorted(REPOSITORY.glob("configs/wan2.1-*/*.yaml")), ids=lambda file: f"{file}"[-30:])
+@pytest.mark.parametrize(
+    "file",
+    sorted(file for model in WEIGHTS for file in REPOSITORY.glob(f"configs/{model}/*.yaml")),
+    ids=lambda file: f"{file}"[-30:],
+)
 def test_the_work_and_the_inputs_of_all_are_known(file: Path) -> None:
     """What a dry run does of a config but for its memory, which takes seconds and is the same code for each."""
     (stage,) = load_stages(f"configs/{file.parent.name}/{file.name}")

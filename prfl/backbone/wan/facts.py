@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import math
 
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, ModelMixin
 
-from prfl.backbone.base import Facts
+from prfl.backbone.attention import NAMES
+from prfl.backbone.base import SIGMA_CONVENTION, Facts
 from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
+from prfl.backbone.source import Source
 from prfl.backbone.wan.kernels import SWAPPED
 from prfl.backbone.wan.text import TEXT_TOKENS, condition_specs
 
-SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
 
-
-def read_facts(
-    transformer: WanTransformer3DModel,
-    vae: AutoencoderKLWan,
-    *,
-    model_id: str,
-    revision: str | None,
-    text_identity: str,
-    schedule: tuple[float, float],
-) -> Facts:
-    """schedule: (shift of the sigmas, timestep of sigma 1)."""
+def read_facts(source: Source, transformer: ModelMixin, vae: AutoencoderKLWan, schedule: tuple[float, float]) -> Facts:
+    """transformer: Wan's, or one of its layout.  schedule: (shift of the sigmas, timestep of sigma 1)."""
     config, dtype = transformer.config, transformer.patch_embedding.weight.dtype
     width = config.num_attention_heads * config.attention_head_dim
     identity = {
-        "model_id": model_id,
-        "revision": revision,
+        "model_id": source.model_id,
+        "revision": source.revision,
         "num_blocks": config.num_layers,
         "width": width,
         "latent_channels": config.in_channels,
@@ -43,8 +35,8 @@ def read_facts(
     }
     return Facts(
         family="wan",
-        model_id=model_id,
-        revision=revision,
+        model_id=source.model_id,
+        revision=source.revision,
         identity=identity,
         settings=settings_fingerprint(config, vae.config),
         schedule=schedule,
@@ -52,15 +44,17 @@ def read_facts(
         widths=(width,) * config.num_layers,
         head_size=config.attention_head_dim,
         kernels=SWAPPED,
+        attention=NAMES,
         lean_group=lean_group(config.num_layers, config.ffn_dim / width),
         condition=condition_specs(config.text_dim, dtype),
         text_tokens=TEXT_TOKENS,
         text_width=config.text_dim,
-        text_identity=text_identity,
+        text_identity=source.text_identity(),
         takes=frozenset({"text"}),
         embedded_guidance=None,
         latent_channels=config.in_channels,
         patch=tuple(config.patch_size),
+        spatial_factor=vae.config.scale_factor_spatial,
         temporal_factor=vae.config.scale_factor_temporal,
         prefix_decodes=True,
         shift=schedule[0],

@@ -73,12 +73,5 @@ def assemble(
     if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
         raise PrflError("an image-to-video transformer is not supported yet", where=source.name, fix=SUPPORTED)
     check_vae(vae, source.name)
-    facts = read_facts(
-        transformer,
-        vae,
-        model_id=source.model_id,
-        revision=source.revision,
-        text_identity=source.text_identity(),
-        schedule=schedule,
-    )
+    facts = read_facts(source, transformer, vae, schedule)
     return WanBackbone(transformer, vae, WanText(load_text, load_tokenizer), facts)

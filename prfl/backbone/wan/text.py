@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
-from transformers import UMT5EncoderModel
 
-from prfl.backbone.condition import Ask, Condition, TensorSpec
+from prfl.backbone.condition import EMBEDS, LENGTHS, Ask, Condition, TensorSpec
+from prfl.backbone.pipeline_text import PipelineText
 
 TEXT_TOKENS = 512  # WanPipeline pads every prompt to this many tokens, without a mask
-EMBEDS, LENGTHS = "prompt_embeds", "lengths"
 RAGGED = frozenset({EMBEDS})
 
 
@@ -34,47 +31,20 @@ def text_condition(prompt_embeds: Tensor, lengths: Tensor, asks: Sequence[Ask] |
     return Condition({EMBEDS: prompt_embeds, LENGTHS: lengths}, asks, RAGGED)
 
 
-class WanText:
-    """The tokenizer and the text encoder, each loaded at its first use.
+class WanText(PipelineText):
+    """UMT5; the real one has 5.7 billion weights."""
 
-    With cached conditions the encoder never is: the real one has 5.7 billion weights.
-    """
+    most = TEXT_TOKENS
 
-    def __init__(
-        self, load: Callable[[], tuple[Any, UMT5EncoderModel]], load_tokenizer: Callable[[], Any] | None = None
-    ) -> None:
-        self.known: dict[Ask, Condition] = {}
-        self._load, self._load_tokenizer = load, load_tokenizer
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, UMT5EncoderModel]:
-        return self._load()
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Without the text encoder, where the two can be loaded apart."""
-        return self._load_tokenizer() if self._load_tokenizer else self._loaded[0]
-
-    def encoder(self) -> UMT5EncoderModel:
-        return self._loaded[1]
-
-    def unknown(self) -> int | None:
-        return self.tokenizer.unk_token_id
-
-    def free(self) -> None:
-        self.__dict__.pop("_loaded", None)
-
-    def tokens(self, prompts: Sequence[str], *, cut: bool = True) -> list[tuple[int, ...]]:
-        options: dict[str, Any] = {"truncation": True, "max_length": TEXT_TOKENS} if cut else {"verbose": False}
-        ids = self.tokenizer([prompt_clean(prompt) for prompt in prompts], **options).input_ids
-        return [tuple(tokens) for tokens in ids]
+    def cleaned(self, prompt: str) -> str:
+        return prompt_clean(prompt)
 
     @torch.no_grad()
     def encode(self, asks: Sequence[Ask], device: torch.device, dtype: torch.dtype) -> Condition:
         """As WanPipeline does: prompts cleaned, at most 512 tokens."""
         encoder = self.encoder()
         tokens = self.tokenizer(
-            [prompt_clean(ask.prompt) for ask in asks],
+            [self.cleaned(ask.prompt) for ask in asks],
             padding="longest", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt",
         ).to(encoder.device)  # fmt: skip
         embeds = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state

@@ -1,0 +1,44 @@
+"""CogVideoX's text: T5 without a mask, so that its padding is read too, by the encoder and by the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from prfl.backbone.condition import EMBEDS, LENGTHS, Ask, Condition, TensorSpec
+from prfl.backbone.pipeline_text import PipelineText
+
+
+def condition_specs(tokens: int, width: int, dtype: torch.dtype) -> dict[str, TensorSpec]:
+    """The embeddings, always of so many tokens, and the number of those that are no padding."""
+    return {
+        EMBEDS: TensorSpec((tokens, width), dtype),
+        LENGTHS: TensorSpec((), torch.int64, counts=EMBEDS),
+    }
+
+
+class CogVideoXText(PipelineText):
+    """T5 v1.1 XXL; the real encoder has 4.8 billion weights."""
+
+    def __init__(
+        self,
+        load: Callable[[], tuple[Any, nn.Module]],
+        load_tokenizer: Callable[[], Any] | None,
+        most: int,
+    ) -> None:
+        super().__init__(load, load_tokenizer)
+        self.most = most
+
+    @torch.no_grad()
+    def encode(self, asks: Sequence[Ask], device: torch.device, dtype: torch.dtype) -> Condition:
+        encoder = self.encoder()
+        tokens = self.tokenizer(
+            [ask.prompt for ask in asks],
+            padding="max_length", max_length=self.most, truncation=True, return_tensors="pt",
+        )  # fmt: skip
+        embeds = encoder(tokens.input_ids.to(next(encoder.parameters()).device))[0]
+        lengths = tokens.attention_mask.sum(1)
+        return Condition({EMBEDS: embeds.to(device, dtype), LENGTHS: lengths.to(device)}, tuple(asks))

@@ -1,0 +1,44 @@
+"""What families share whose network runs as diffusers has it: features by hooks, checkpoints around its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prfl.backbone.adapters import block_names
+from prfl.backbone.base import Facts
+from prfl.backbone.blocks import checkpoint_blocks, hidden_states
+from prfl.backbone.condition import Condition
+from prfl.backbone.network import base_blocks
+from prfl.backbone.pipeline import PipelineBackbone
+from prfl.backbone.pipeline_text import PipelineText
+
+
+class HookedBackbone(PipelineBackbone):
+    """One network, of which a family gives ``velocity``; see blocks.py."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], vae: nn.Module, text: PipelineText, facts: Facts) -> None:
+        super().__init__(networks, vae, text, facts)
+        checkpoint_blocks(base_blocks(self), self.running)
+
+    @property
+    def network(self) -> Any:
+        """The one that computes now: a copy, inside its adapter."""
+        (network,) = self.computing.values()
+        return network
+
+    def features(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "*sigma"],
+        condition: Condition,
+        blocks: Sequence[int],
+    ) -> list[Float[Tensor, "b tokens width"]]:
+        """Hidden states after each of ``blocks`` (0 = the first), in that order; later blocks are never run."""
+        (lists,) = self.facts.blocks.values()
+        modules = [self.network.get_submodule(name) for name in block_names(self.network, lists)]
+        with self.running.reading_features():
+            return hidden_states(lambda: self.velocity(latents, sigma, condition), modules, blocks)

@@ -1,0 +1,165 @@
+"""What families in diffusers' pipeline format share: networks with their adapters and copies, conditions and sizes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from prfl.backbone import adapters
+from prfl.backbone.base import Facts, LoraSpec
+from prfl.backbone.checkpointing import Running
+from prfl.backbone.condition import Ask, Condition, as_asks
+from prfl.backbone.dropout import dropping
+from prfl.backbone.network import computing, joined, predictors
+from prfl.backbone.pipeline_text import PipelineText
+from prfl.utils.errors import PrflError
+from prfl.utils.schedule import chain_sigmas
+
+VAE = "vae"
+
+
+class PipelineBackbone(ABC):
+    """Networks that predict, a VAE and a text encoder; every base weight is frozen.
+
+    Outside ``with backbone.adapter(name)`` the frozen base is active.  ``running.checkpointing`` other than ``none``
+    computes each block again in the backward pass instead of keeping its activations (see checkpointing.py); with
+    ``running.offload`` what it does keep waits in host memory.
+
+    All weights can be trained, in place (``network.train_all``) or in a copy beside the frozen base
+    (``network.add_copy``).  They are float32 then, because a small step vanishes in a half precision, and compute in
+    ``facts.dtype`` by autocast.
+
+    A family adds the rest of the protocol, where it is documented: base.py.
+    """
+
+    latent_group = 1
+    """How many latent frames behind the first come and go together."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], vae: nn.Module, text: PipelineText, facts: Facts) -> None:
+        self.facts, self.text, self.running = facts, text, Running()
+        self.networks: dict[str, nn.Module] = {**networks, VAE: vae}
+        for network in self.networks.values():
+            network.requires_grad_(False).eval()
+        self.computing = dict(networks)  # that compute now: copies, inside their adapter
+
+    @property
+    def vae(self) -> Any:
+        return self.networks[VAE]
+
+    @abstractmethod
+    def velocity(
+        self, latents: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "*sigma"], condition: Condition
+    ) -> Float[Tensor, "b c t h w"]: ...
+
+    @abstractmethod
+    def features(
+        self,
+        latents: Float[Tensor, "b c t h w"],
+        sigma: Float[Tensor, "*sigma"],
+        condition: Condition,
+        blocks: Sequence[int],
+    ) -> list[Float[Tensor, "b tokens width"]]: ...
+
+    @abstractmethod
+    def encode(self, pixels: Float[Tensor, "b 3 f H W"]) -> Float[Tensor, "b c t h w"]: ...
+
+    @abstractmethod
+    def decode(
+        self, latents: Float[Tensor, "b c t h w"], shown: Sequence[int] | None = None
+    ) -> Float[Tensor, "b 3 f H W"]: ...
+
+    # ------------------------------------------------------------------------------------------------- the condition
+
+    def condition(self, asks: Sequence[Ask | str]) -> Condition:
+        """Encode prompts as the pipeline does, or look them up where all of them are known; "" is the unconditional.
+
+        Raises PrflError for an ask with an image.
+        """
+        samples = as_asks(asks)
+        if "image" not in self.facts.takes and any(ask.image is not None for ask in samples):
+            raise PrflError("a text-to-video model takes no first frame", fix="give prompts alone")
+        if samples and all(ask in self.text.known for ask in samples):
+            return Condition.cat([self.text.known[ask] for ask in samples]).to(self.facts.device)
+        return self.text.encode(samples, self.facts.device, self.facts.dtype)
+
+    # ------------------------------------------------------------------------------------------------- the chain
+
+    def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> Float[Tensor, " n"]:
+        return chain_sigmas(steps, self.facts.shift if shift is None else shift)
+
+    def start(self, noise: Float[Tensor, "b c t h w"], condition: Condition) -> Float[Tensor, "b c t h w"]:
+        return noise
+
+    def precision(self, weight: Tensor) -> AbstractContextManager:
+        """Autocast to ``dtype`` where the weights, of which this is one, are kept in a wider one."""
+        wider = weight.dtype != self.facts.dtype
+        return torch.autocast(self.facts.device.type, self.facts.dtype) if wider else nullcontext()
+
+    # ------------------------------------------------------------------------------------------------- sizes
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(channels, t, h, w) of a video's latents; PrflError where the model cannot take the size."""
+        patch_t, *patches = self.facts.patch
+        spatial, temporal = self.facts.spatial_factor, self.facts.temporal_factor
+        for name, size, patch in zip(("height", "width"), (height, width), patches, strict=True):
+            unit = spatial * patch
+            if size < unit or size % unit:
+                raise PrflError(f"a {name} of {size} is not a multiple of {unit}", fix=nearest(size, unit, unit))
+        time, group = (frames - 1) // temporal + 1, self.latent_group
+        if frames < 1 or (frames - 1) % (temporal * group) or time % patch_t:
+            fix = nearest(frames, temporal * patch_t * group, temporal * (patch_t - 1) + 1)
+            raise PrflError(f"{frames} frames: the VAE takes 1 frame and then groups of {temporal * group}", fix=fix)
+        return self.facts.latent_channels, time, height // spatial, width // spatial
+
+    # ------------------------------------------------------------------------------------------------- adapters
+
+    def add_adapter(self, name: str, spec: LoraSpec) -> None:
+        """See ``adapters.add_lora``.  The adapter is trainable and not active."""
+        for key, network in predictors(self).items():  # an error comes before the first network is changed
+            adapters.matching_layers(network, spec, self.facts.blocks[key])
+        for key, network in predictors(self).items():
+            adapters.add_lora(network, name, spec, self.facts.blocks[key])
+
+    @contextmanager
+    def adapter(self, name: str | None, dropout: Int[Tensor, " b"] | None = None) -> Iterator[None]:
+        """Select an adapter (None: the frozen base) for forward and backward: see ``adapters.use_adapter``.
+
+        Copies of all weights compute inside.  dropout: see dropout.py.
+        """
+        before = self.computing
+        self.computing = computing(self, name)
+        try:
+            with ExitStack() as stack:
+                for key, network in self.computing.items():
+                    lora = name if network is self.networks[key] else None
+                    layers = adapters.dropouts_of(network, lora) if lora and dropout is not None else []
+                    stack.enter_context(adapters.use_adapter(network, lora))
+                    if layers and dropout is not None:
+                        stack.enter_context(dropping(layers, dropout))
+                yield
+        finally:
+            self.computing = before
+
+    @property
+    def active_adapter(self) -> str | None:
+        return adapters.active_adapter(next(iter(self.computing.values())))
+
+    def parameters(self, name: str | None) -> dict[str, nn.Parameter]:
+        """An adapter's, or a copy's; None: the weights of the base that are trained in place."""
+        return joined({key: self._trained(key, network, name) for key, network in computing(self, name).items()})
+
+    def _trained(self, key: str, network: nn.Module, name: str | None) -> dict[str, nn.Parameter]:
+        if name is not None and network is self.networks[key]:
+            return adapters.adapter_parameters(network, name)
+        return {path: parameter for path, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def nearest(size: int, unit: int, smallest: int) -> str:
+    below = max(size - smallest, 0) // unit * unit + smallest
+    return f"take {below} or {below + unit}"
