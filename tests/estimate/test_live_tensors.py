@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,3 +74,29 @@ def test_a_gpu_keeps_less_of_an_rms_norm() -> None:
             result = F.rms_norm(x * 1, (512,), weight, 1e-6)
             kept[device] = counted.live - result.nbytes
     assert kept["cuda"] == 64 * 512 * 2 + 2 * 64 * 4 < kept["cpu"], "its input, and two numbers a row"
+
+
+def test_what_is_remembered_is_what_torch_works_out() -> None:
+    """The first time, and again: sizes, strides, types, and which results share memory with an input."""
+    tall, whole = torch.ones(4, 6, device="meta"), torch.ones(4, 6, dtype=torch.int64, device="meta")
+    weight = torch.ones(6, device="meta", requires_grad=True)
+    calls = [
+        lambda: whole + 1, lambda: whole + 1.0, lambda: whole + whole.T.T, lambda: tall.exp(), lambda: tall.T.exp(),
+        lambda: tall[:, ::2].exp(), lambda: tall.view(-1), lambda: torch.ops.aten._unsafe_view(tall, [24]),
+        lambda: tall.to(torch.bfloat16) @ tall.T.to(torch.bfloat16), lambda: torch.var_mean(tall, 1),
+        lambda: tall.max(1), lambda: tall.split(2), lambda: torch.cat([tall, tall]), lambda: torch.cat([tall, tall], 1),
+        lambda: F.layer_norm(tall, (6,), weight), lambda: F.gelu(tall), lambda: F.gelu(tall, approximate="tanh"),
+        lambda: torch.autograd.grad(F.layer_norm(tall, (6,), weight).sum(), weight),
+        lambda: tall.add_(tall), lambda: torch.polar(tall, tall),
+    ]  # fmt: skip
+
+    def described(call: Callable[[], Any]) -> list[tuple]:
+        result = call()
+        tensors = [result] if isinstance(result, Tensor) else result
+        shared = tall.untyped_storage()._cdata
+        return [(t.shape, t.stride(), t.dtype, t.untyped_storage()._cdata == shared) for t in tensors]
+
+    expected = [described(call) for call in calls]
+    with LiveBytes():
+        for _ in range(2):
+            assert [described(call) for call in calls] == expected
