@@ -15,6 +15,7 @@ A cache that was stopped goes on where it stopped.  Videos that cannot be read a
 unless data.skip_unreadable is true.
 """
 CONFIG = "one"
+GOES_ON = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,8 @@ key=value
 
 resume
   A run that was stopped (Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save first) goes on from the newest checkpoint of its run
-  folder when the same command is given again.  --resume none starts anew, --resume FOLDER takes a certain checkpoint.
+  folder when the same command is given again.  --resume none starts anew: what lies in the run folder is put aside in
+  earlier-STEP-... below it, and nothing is deleted.  --resume FOLDER takes a certain checkpoint.
   How long, how often and where (training.steps, log_every, save_every, run, evaluation) may change; anything else is
   refused.
 
@@ -53,10 +54,11 @@ dry run
   `prfl doctor CONFIG` says whether this machine can run it.
 """
 CONFIG = "one"
+GOES_ON = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    resume = "the newest checkpoint of the run folder (auto), a new start (none), or a checkpoint's folder"
+    resume = "the run folder's newest checkpoint (auto), a new start beside what lies there (none), or a checkpoint"
     parser.add_argument("--dry-run", action="store_true", help="check everything; print settings, work and memory")
     parser.add_argument("--resume", default="auto", metavar="auto|none|PATH", help=f"{resume}; default: auto")
 

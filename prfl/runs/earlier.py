@@ -13,6 +13,7 @@ from pathlib import Path
 from prfl.config import identity, load_config
 from prfl.config.schema import Config
 from prfl.factory.provenance import read_stamp
+from prfl.training.checkpoint import list_checkpoints
 from prfl.utils.console import console
 from prfl.utils.errors import PrflError
 from prfl.utils.files import disk_errors
@@ -30,7 +31,8 @@ OF_THE_END = (
     "samples/sampled",
     "samples/steered-*",
 )
-ON_THE_WAY = ("config.yaml", "environment.json", "metrics.jsonl", "samples/step-*", "best", "failed", "trackers")
+OF_THE_START = ("config.yaml", "environment.json")
+ON_THE_WAY = (*OF_THE_START, "metrics.jsonl", "samples/step-*", "best", "failed", "trackers", "checkpoints")
 
 
 def set_aside(config: Config, step: int, anew: bool) -> Path | None:
@@ -43,8 +45,11 @@ def set_aside(config: Config, step: int, anew: bool) -> Path | None:
 
     # Which results there are.
     weights = [run / name for name in WEIGHTS if (run / name).exists()]
-    if not weights and not (anew and _of_another_config(config)):
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not weights and not (anew and (checkpoints or _of_another_config(config))):
         return None
+    if checkpoints and anew:
+        step = int(checkpoints[-1].name.removeprefix("step-"))
     names = (*OF_THE_END, *ON_THE_WAY) if anew else OF_THE_END
     results = [path for name in names for path in sorted(run.glob(name))]
     if not results:

@@ -155,19 +155,13 @@ def tidy(folder: Path, resume: str) -> list[Path]:
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
     """Return the checkpoint that ``auto | none | PATH`` means; PATH is a checkpoint or a run folder.
 
-    Raises PrflError where PATH has none, where it is followed by newer ones of this very run (going on from it would
-    leave two histories in one folder), and where ``none`` meets a run that has some.
+    Raises PrflError where PATH has none, and where it is followed by newer ones of this very run (going on from it
+    would leave two histories in one folder).
     """
     checkpoints = list_checkpoints(folder)
     if resume == "auto":
         return checkpoints[-1] if checkpoints else None
     if resume == "none":
-        if checkpoints:
-            raise PrflError(
-                "the run folder already has checkpoints, and the run is told to start anew",
-                where=str(folder),
-                fix="use another run folder, delete this one, or resume with `auto`",
-            )
         return None
 
     path = Path(resume)

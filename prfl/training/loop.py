@@ -79,7 +79,7 @@ class Callbacks:
 class Resumption:
     """Where a run starts, and what must be as it was.
 
-    start: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew; refused where checkpoints are), or a path.
+    start: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew, what lies there is set aside), or a path.
     identity: json-able facts that must be the same when the run is resumed (the config less what may change).
     former: what checkpoints of older versions have under other names.
     """
@@ -218,6 +218,9 @@ def prepare(
     if accelerator.is_main_process:
         if path is None and set_aside:
             set_aside(0, True)
+        elif path is None and list_checkpoints(run.checkpoints):
+            fix = "resume with `auto`, use another run folder, or give Callbacks.set_aside"
+            raise PrflError("the run folder has checkpoints of an earlier training", where=str(run.path), fix=fix)
         run.begin()
         if lost := drop_metrics_after(run.metrics, state.step):
             log.warn(f"{run.metrics}: {lost} damaged lines, as a crash leaves them, are left out")

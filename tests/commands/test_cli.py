@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,13 @@ def test_errors_of_the_work_itself(calls: list[tuple], monkeypatch: pytest.Monke
     assert capsys.readouterr().err == "prfl: here: broken\n  To mend it: so\n"
     monkeypatch.setattr(sys.modules["prfl.runs.cache"], "cache", fail(KeyboardInterrupt()))
     assert cli.main(["cache", SFT]) == 130
+    assert f"the same command goes on where it stopped:\n  prfl cache {SFT}\n" in capsys.readouterr().err
+    monkeypatch.setattr(sys.modules["prfl.runs.stage"], "train", fail(KeyboardInterrupt()))
+    assert cli.main(["train", SFT, "--resume", "none", "run=runs/a b"]) == 130
+    assert f"it stopped:\n  prfl train {SFT} 'run=runs/a b'\n" in capsys.readouterr().err
+    monkeypatch.setattr(sys.modules["prfl.runs.sample"], "sample", fail(KeyboardInterrupt()))
+    assert cli.main(["sample", SFT]) == 130
+    assert capsys.readouterr().err == "prfl: interrupted\n", "it begins anew"
     monkeypatch.setattr(sys.modules["prfl.runs.cache"], "cache", fail(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):  # a bug of ours keeps its traceback
         cli.main(["cache", SFT])
@@ -181,3 +189,35 @@ def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own: dict[str, s
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr, done.stderr
+
+
+def test_the_version(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0 and re.fullmatch(r"prfl \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("prfl tr", {"train"}),
+        ("prfl train --dry", {"--dry-run"}),
+        ("prfl train tiny/pr", {"tiny/prfl.yaml", "tiny/pretrain.yaml"}),
+        ("prfl train tiny/prfl.yaml training.st", {"training.steps="}),
+        ("prfl train tiny/prfl.yaml training.schedule=", {"constant", "linear", "cosine"}),
+        ("prfl train tiny.yaml re", {"reward."}),
+        ("prfl train tiny.yaml policy.training.sa", {"policy.training.save_every="}),
+    ],
+)
+def test_a_shell_completes(words: str, completed: set[str], tmp_path: Path) -> None:
+    """As bash asks: the words so far in the environment, the answers in a file."""
+    pytest.importorskip("argcomplete")
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": words, "COMP_POINT": str(len(words)), "_ARGCOMPLETE_IFS": "\n"}
+    asked |= {
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer"),
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " =:",
+        "COMP_TYPE": "9",
+    }
+    code = "from prfl import cli; import sys; sys.argv = ['prfl']; cli.main()"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **asked}, cwd=tmp_path, timeout=120)
+    assert {word.strip() for word in (tmp_path / "answer").read_text().splitlines()} == completed

@@ -86,11 +86,6 @@ def _(bench):
     return bench.cli("train", "prfl.yaml")
 
 
-@fault("starting anew where a run lies", "already has checkpoints", "another run folder")
-def _(bench):
-    return bench.cli("train", "sft.yaml", "--resume", "none")
-
-
 @fault("resuming from nothing", "nowhere: there is no checkpoint to resume from", "give a step-N or a run folder")
 def _(bench):
     return bench.cli("train", "sft.yaml", "--resume", "nowhere")

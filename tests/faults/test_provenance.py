@@ -100,6 +100,21 @@ def test_all_of_an_earlier_run_is_put_aside_when_another_begins(bench: Bench) ->
     assert cli.main(["sample", "sft.yaml", f"run={RUN / name}"]) == 0, "and is a run's folder still"
 
 
+def test_a_new_start_puts_aside_what_lies_there(bench: Bench) -> None:
+    """--resume none, of a finished run and of one that was stopped; both are runs' folders still."""
+    old = (TWO / "weights.safetensors").read_bytes()
+    assert cli.main(["train", "sft.yaml", "--resume", "none"]) == 0
+    (name,) = aside()
+    assert name.startswith("earlier-000002-") and f"put aside: runs/sft/{name}" in bench.capsys.readouterr().out
+    assert (RUN / name / "checkpoints/step-000002/weights.safetensors").read_bytes() == old
+    assert (TWO / "weights.safetensors").read_bytes() == old, "the same run again, from its start"
+
+    POLICY.unlink()  # as a run that was stopped after its checkpoint
+    assert cli.main(["train", "sft.yaml", "--resume", "none", "training.steps=1"]) == 0
+    assert "earlier-000002-unknown" in aside() and [path.name for path in TWO.parent.iterdir()] == ["step-000001"]
+    assert cli.main(["train", "sft.yaml", f"run={RUN}/earlier-000002-unknown"]) == 0, "and goes on"
+
+
 def test_a_damaged_checkpoint_of_right_size_is_put_aside_too(bench: Bench) -> None:
     whole = (TWO / "weights.safetensors").read_bytes()
     (TWO / "weights.safetensors").write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
