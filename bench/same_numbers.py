@@ -12,7 +12,6 @@ that ran before are not run again, so ``--work`` can keep the old checkout's res
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from prfl.utils.metrics_file import records
 
 PROMPTS = {
     "train": ["a cyan circle moves down quickly", "a red bar moves up slowly", "a yellow circle moves up quickly"],
@@ -114,8 +115,10 @@ def scores(tree: Path, old: Path) -> str:
 
 
 def metrics(file: Path) -> list[dict]:
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if not any(n in key for n in NOT_COMPARED)} for line in lines]
+    """Read the rows without times and memory, those of an older version by today's names."""
+    rows, damaged = records(file)
+    assert not damaged, f"{file}: {damaged} damaged lines"
+    return [{key: value for key, value in row.items() if not any(n in key for n in NOT_COMPARED)} for row in rows]
 
 
 def differences(old: Path, new: Path) -> list[str]:

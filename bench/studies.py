@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.harness.facts import facts
+from prfl.utils import metrics_file
 from prfl.utils.files import atomic_write
 
 SEEDS = (0, 1, 2)
@@ -44,9 +45,20 @@ def train(folder: Path, config: str, overrides: list[str]) -> Path:
 
 
 def records(folder: Path, key: str) -> list[dict]:
-    """Read the lines of a run's metrics that have ``key``."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if key in record]
+    """Read the rows of a run's steps that have ``key``."""
+    rows, _ = metrics_file.records(folder / "metrics.jsonl")
+    return [row for row in rows if row["phase"] == "training" and key in row]
+
+
+def rounds(folder: Path, key: str) -> list[dict]:
+    """Read the rounds on validation prompts that have the measure ``key``, by the names of a results.json."""
+    rows, _ = metrics_file.records(folder / "metrics.jsonl")
+    measures = [
+        {metrics_file.measure_name(name): value for name, value in row.items() if name != "phase"}
+        for row in rows
+        if row["phase"] == "validation"
+    ]
+    return [row for row in measures if key in row]
 
 
 def added(path: Path, result: dict, runs: str) -> dict:

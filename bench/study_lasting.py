@@ -36,7 +36,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "three heads, less their spread": (
         methods.ENSEMBLE, "reward.uncertainty_weight=1.0", "evaluation.held_out_reward=null"
     ),
-    "best round by another head": ("evaluation.keep_best=held_out/total",),
+    "best round by another head": ("evaluation.keep_best=validation/held_out/total",),
     "a refreshed head": (f"reward.path={REFRESHED}/reward",),
 }  # fmt: skip
 
@@ -80,7 +80,7 @@ def refreshed(policy: Path) -> Path:
 
 def curve(folder: Path) -> list[dict]:
     keys = ("step", "judge/all", "reward/total", "held_out/total", "motion", "diversity", "distance")
-    return [{key: record[key] for key in keys if key in record} for record in studies.records(folder, "judge/all")]
+    return [{key: record[key] for key in keys if key in record} for record in studies.rounds(folder, "judge/all")]
 
 
 def study(guards: list[str], steps: int) -> dict:

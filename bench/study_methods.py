@@ -199,7 +199,7 @@ def curve(folder: Path, price: float, seconds: float) -> list[dict]:
             "evaluations": record["step"] * price, "seconds": record["step"] * seconds, "step": record["step"],
             **{key: record[key] for key in ("judge/all", "reward/total", "motion", "diversity", "distance")},
         }
-        for record in studies.records(folder, "judge/all")
+        for record in studies.rounds(folder, "judge/all")
     ]  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def study(names: list[str], budget: float, seeds: Sequence[int]) -> dict:
     with studies.pool() as pool:
         kept = dict(zip(names, pool.map(saved, names), strict=True))
         swept = {(n, rate): pool.submit(run, n, rate, 0, steps[n]) for n in names for rate in RATES}
-        last = {key: studies.records(each.result(), "judge/all")[-1]["judge/all"] for key, each in swept.items()}
+        last = {key: studies.rounds(each.result(), "judge/all")[-1]["judge/all"] for key, each in swept.items()}
         best = {name: best_rate(name, last) for name in names}
         runs = {(n, s): pool.submit(run, n, best[n], s, steps[n]) for n in names for s in seeds}
         folders = {key: each.result() for key, each in runs.items()}

@@ -245,7 +245,7 @@ def hacking(steps: int) -> dict:
     def hack(name: str) -> list[dict]:
         always = [*METHODS["prfl"].always, *HACK[name], HACK_RATE, *watch, "evaluation.final_samples=0"]
         folder = studies.train(RUNS / slug(name), METHODS["prfl"].config, [*always, f"training.steps={steps}"])
-        return studies.records(folder, "judge/all")
+        return studies.rounds(folder, "judge/all")
 
     with studies.pool() as pool:
         curves = {name: pool.submit(hack, name) for name in HACK}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prfl.utils.console import warn
-from prfl.utils.files import records
+from prfl.utils.metrics_file import records
 
+Made = TypeVar("Made")
 MIB = 2**20
 TEXT, TABLE, VIDEO = 1 * MIB, 256 * MIB, 64 * MIB  # the most of a file
 VIDEOS = 512 * MIB  # and of all videos together: a page lies in memory whole
+STRIPS = 32 * MIB  # of the videos that show a run's steps, which a page can do without
 
 
 def there(path: Path) -> bool:
@@ -90,25 +92,37 @@ class RunFiles:
 
     def video(self, path: Path) -> bytes | None:
         """Read a video, as long as there is room on the page."""
-        if path.suffix != ".mp4":
-            self.leave_out(path, "is not a video that prfl wrote")
-            return None
-        content = self.read(path, min(VIDEO, self.room))
+        content = self.read(path, min(VIDEO, self.room)) if self.is_video(path) else None
         self.room -= len(content or b"")
         return content
+
+    def is_video(self, path: Path) -> bool:
+        """Tell by its name whether a file may be a video that prfl wrote; one that is not is left out."""
+        if path.suffix != ".mp4":
+            self.leave_out(path, "is not a video that prfl wrote")
+        return path.suffix == ".mp4"
+
+    def small(self, paths: Sequence[Path]) -> bool:
+        """Tell whether all these videos together are small enough to be strips in the page."""
+        sizes = [resolved.stat().st_size for path in paths if (resolved := self.resolve(path, VIDEO))]
+        return sum(sizes) <= STRIPS
 
     def leave_out(self, path: Path, reason: str) -> None:
         self.left_out.append(f"{path}: {reason}")
 
-    def section(self, path: Path, make: Callable[[], str]) -> str:
-        """Return what ``make`` makes of a file, or nothing where that is not as prfl writes it."""
+    def attempt(self, path: Path, make: Callable[[], Made], otherwise: Made) -> Made:
+        """Return what ``make`` makes of a file, or ``otherwise`` where it is missing or not as prfl writes it."""
         if not there(path):
-            return ""
+            return otherwise
         try:
             return make()
         except Exception as error:  # whatever a strange file comes to: a report ends no run
             self.leave_out(path, f"is not as prfl writes it ({type(error).__name__}: {error})"[:200])
-            return ""
+            return otherwise
+
+    def section(self, path: Path, make: Callable[[], str]) -> str:
+        """Return the section that ``make`` makes of a file; "" where there is none."""
+        return self.attempt(path, make, "")
 
     def tell(self) -> None:
         """Warn of every file that is left out."""

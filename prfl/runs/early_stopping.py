@@ -25,9 +25,10 @@ from prfl.training.run_folder import RunFolder
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
+from prfl.utils.metrics_file import measure_name, validation_names
 
 Round = tuple[int, float]  # (step, the measure there)
-WATCHED = ("judge/", "held_out/")  # what nothing is trained on
+WATCHED = ("validation/judge/", "validation/held_out/")  # what nothing is trained on
 
 
 class BestPolicy:
@@ -49,7 +50,7 @@ class BestPolicy:
         of_main = processes.gather(local)[0]
         assert of_main is not None
         self.step, (self.best, self.rounds_since) = step, of_main
-        return {"kept/step": float(self.best[0]), f"kept/{self.key}": self.best[1]}
+        return {"kept/step": float(self.best[0]), f"kept/{measure_name(self.key)}": self.best[1]}
 
     def _compare(self, step: int) -> tuple[Round, int]:
         """Return the best round up to this one, whose weights it keeps, and the number of rounds since."""
@@ -68,7 +69,7 @@ class BestPolicy:
         """Read the measure of each round up to this one.  Raises PrflError where this one has none."""
         rounds = []
         for number, outcome in hacking.rounds(self.run.samples, step):
-            measured = flat(summarise(outcome))
+            measured = validation_names(flat(summarise(outcome)))
             if self.key in measured:  # else it was measured before evaluation.judge or held_out_reward was given
                 rounds.append((number, measured[self.key]))
             elif number == step:

@@ -22,6 +22,7 @@ from prfl.training.bar import fitting, make_bar
 from prfl.training.run_folder import RunFolder
 from prfl.utils.console import PlainConsole
 from prfl.utils.console import console as terminal
+from prfl.utils.metrics_file import Phase, validation_names
 
 
 def append(path: Path, text: str) -> None:
@@ -92,7 +93,7 @@ class Logger:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record finished step number ``step`` (from 1).  Trackers and console get the means since the last time."""
-        self.record(step, metrics)
+        self.record(step, "training", metrics)
         self.window.append(metrics)
         if self.progress:
             self.progress.update(self.task, completed=step)
@@ -104,14 +105,15 @@ class Logger:
             self.show(step, means, sampled)
 
     def event(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record what is measured now and then: an evaluation, a distance."""
-        self.record(step, metrics)
-        self.track(metrics, step)
-        self.say("  ".join([f"step {step}", *texts(metrics)]))
+        """Record what is measured now and then on held-out prompts: its names get ``validation/``."""
+        named = validation_names(metrics)
+        self.record(step, "validation", named)
+        self.track(named, step)
+        self.say("  ".join([f"step {step}", *texts(named)]))
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+    def record(self, step: int, phase: Phase, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
-            self.unwritten.append(json.dumps({"step": step, **metrics}) + "\n")
+            self.unwritten.append(json.dumps({"step": step, "phase": phase, **metrics}) + "\n")
             self.write_lines()
 
     def write_lines(self) -> None:

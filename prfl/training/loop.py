@@ -47,8 +47,8 @@ from prfl.utils.timing import Clock
 class Hook:
     """Something done every ``every`` steps, at the last step, and (``at_start``) before the first.
 
-    It gets the number of finished steps, runs under the averaged weights where there are any, and returns numbers to
-    log.  It runs on every process, and all of them go on together.
+    It gets the number of finished steps, runs under the averaged weights where there are any, and returns numbers of
+    held-out prompts to log.  It runs on every process, and all of them go on together.
     """
 
     every: int

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from prfl.utils.files import atomic_write, records, restore_folders
+from prfl.utils.files import atomic_write, restore_folders
+from prfl.utils.metrics_file import records
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
@@ -72,12 +73,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def drop_metrics_after(path: Path, step: int) -> int:
     """Remove what a run wrote after the checkpoint from which it is now resumed; returns how many lines were damaged.
 
-    Those steps are run again, and so are the evaluations (records without "seconds/step") after that very step.
-    Damaged lines go too.
+    Those steps are run again, and so is the validation after that very step.  Damaged lines go too, and rows of an
+    older version are written as those of this one.
     """
     before, damaged = records(path)
     if before or damaged:
-        remaining = [r for r in before if r["step"] < step or (r["step"] == step and "seconds/step" in r)]
+        remaining = [r for r in before if r["step"] < step or (r["step"] == step and r["phase"] == "training")]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in remaining), encoding="utf-8")
     return damaged

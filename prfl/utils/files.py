@@ -204,23 +204,6 @@ def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
         raise PrflError(f"is damaged: {error}", where=str(path), fix=fix) from error
 
 
-def records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read the records of a metrics.jsonl; count the lines that a crash has damaged: half written, or NUL bytes.
-
-    Raises OSError; a file that is not there has none.
-    """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    complete, damaged = [], 0
-    for line in filter(bytes.strip, lines):
-        try:
-            record = json.loads(line)
-            if not isinstance(record["step"], int):
-                raise TypeError("no step")
-        except (ValueError, TypeError, KeyError, RecursionError):
-            damaged += 1
-        else:
-            complete.append(record)
-    return complete, damaged
 
 
 def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:

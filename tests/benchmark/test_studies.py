@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import studies, study_methods
+from bench import same_numbers, studies, study_methods
 from bench.harness import study_tables
 
 
@@ -90,7 +90,7 @@ def test_curves_are_read_at_equal_time() -> None:
 ])  # fmt: skip
 def test_rollouts_are_counted(tmp_path: Path, name: str, ages: tuple, expected: dict) -> None:
     """One more than planned: the drift passed its limit in the fifth step."""
-    lines = [{"step": n + 1, "rollout_age": float(age)} for n, age in enumerate(ages)]
+    lines = [{"step": n + 1, "phase": "training", "rollout_age": float(age)} for n, age in enumerate(ages)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in [{"step": 0}, *lines]))
     assert study_methods.rollouts(name, tmp_path, 10) == expected
 
@@ -102,3 +102,29 @@ def test_a_pace_is_that_of_a_mean_step(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(studies, "train", lambda *_: tmp_path)
     monkeypatch.setattr(study_methods, "evaluations", lambda name, first=0, steps=200: 6.0 if first else 9.0)
     assert study_methods.pace("prfl, half the budget") == pytest.approx(3.0)
+
+
+def test_rounds_of_a_run_have_the_names_of_its_results(tmp_path: Path) -> None:
+    rows = [
+        {"step": 1, "phase": "training", "reward/total": 0.1},
+        {"step": 1, "phase": "validation", "validation/judge/all": 0.5, "validation/reward/total": 0.2},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert studies.rounds(tmp_path, "judge/all") == [{"step": 1, "judge/all": 0.5, "reward/total": 0.2}]
+    assert studies.records(tmp_path, "reward/total") == rows[:1]
+
+
+def test_two_commits_are_compared_by_todays_names(tmp_path: Path) -> None:
+    """The same run, by a version without phases and by this one; then one whose round says something else."""
+    old = [{"step": 1, "loss": 0.5, "seconds/step": 2.0}, {"step": 1, "distance": 0.1}]
+    new = [
+        {"step": 1, "phase": "training", "loss": 0.5, "seconds/step": 1.0},
+        {"step": 1, "phase": "validation", "validation/distance": 0.1},
+    ]
+    changed = [new[0], {**new[1], "validation/distance": 0.2}]
+    for name, rows in (("old", old), ("new", new), ("changed", changed)):
+        (tmp_path / name / "runs").mkdir(parents=True)
+        (tmp_path / name / "runs" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert same_numbers.differences(tmp_path / "old", tmp_path / "new") == []
+    (difference,) = same_numbers.differences(tmp_path / "old", tmp_path / "changed")
+    assert "step 1: validation/distance" in difference

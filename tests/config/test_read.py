@@ -70,7 +70,7 @@ def test_every_key_is_read_by_somebody(
     for name in ("second", "held-out"):
         shutil.copytree("heads/latent", f"heads/{name}")
     several = {"path": ["heads/latent", "heads/second"]}
-    kept = {**watched, "held_out_reward": "heads/held-out", "keep_best": "held_out/total"}
+    kept = {**watched, "held_out_reward": "heads/held-out", "keep_best": "validation/held_out/total"}
     adapter = {"adapter": {"rank": 1, "alpha": 1}}
     head = {"dimensions": ["light"], "blocks": [0], "inner": 8}
     tiny_clip().save_pretrained("clip")

@@ -113,15 +113,18 @@ def test_a_planted_hackable_reward_is_seen_and_ends_the_run(tiny_pipeline_folder
     assert cli.main(["train", "hack.yaml"]) == 0
     captured = capsys.readouterr()
     watched = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-    watched = [record for record in watched if "hacking" in record]
+    watched = [record for record in watched if "validation/hacking" in record]
     assert [record["step"] for record in watched] == [0, 4, 8, 12, 16]
-    trained, held_out = ([record[key] for record in watched] for key in ("reward/total", "held_out/total"))
+    trained, held_out = (
+        [record[key] for record in watched] for key in ("validation/reward/total", "validation/held_out/total")
+    )
     assert trained == sorted(trained) and held_out[1] > held_out[0] and held_out[-1] < max(held_out)
-    first = next(record["step"] for record in watched if record["hacking"])
+    first = next(record["step"] for record in watched if record["validation/hacking"])
     assert first > 4, "no warning while both rise"
     assert "warning: reward hacking?" in captured.out and "held_out/total fell from" in captured.out
-    assert {"motion", "diversity", "distance"} <= watched[-1].keys()
-    assert watched[0]["distance"] == 0 and watched[-1]["distance"] > watched[1]["distance"] > 0
+    assert {f"validation/{name}" for name in ("motion", "diversity", "distance")} <= watched[-1].keys()
+    distances = [record["validation/distance"] for record in watched]
+    assert distances[0] == 0 and distances[-1] > distances[1] > 0
     assert len(list(Path("run/samples/step-000016/videos").glob("*.mp4"))) == 4
 
     assert cli.main(["train", "hack.yaml", "run=stopped", "evaluation.stop_on_hacking=true"]) == 2

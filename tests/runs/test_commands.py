@@ -123,7 +123,8 @@ def test_aesthetic_score_steers_by_vader(project: Path, capsys: pytest.CaptureFi
     assert cli.main(["train", "vader.yaml", reward, "run=runs/aesthetic"]) == 0, capsys.readouterr().err
     steps = [record for record in metrics("runs/aesthetic") if "gradient_norm" in record]
     assert len(steps) == 2 and all(record["gradient_norm"] > 0 for record in steps)
-    assert all("reward/aesthetic" in record for record in metrics("runs/aesthetic") if "motion" in record)
+    rounds = [record for record in metrics("runs/aesthetic") if record["phase"] == "validation"]
+    assert rounds and all("validation/reward/aesthetic" in record for record in rounds)
 
 
 def test_sample_compares_the_policy_with_its_base(project: Path, capsys: pytest.CaptureFixture) -> None:

@@ -55,9 +55,9 @@ def test_several_rewards_steer_as_one(project: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["train", "prfl.yaml", TWO, "reward.uncertainty_weight=1.5", *ALONE]) == 0, capsys.readouterr().err
     steps = [record for record in metrics("runs/prfl") if "gradient_norm" in record]
     assert len(steps) == 2 and all(record["gradient_norm"] > 0 < record["reward/uncertainty"] for record in steps)
-    rounds = [record for record in metrics("runs/prfl") if "motion" in record]
-    assert rounds and all(record["reward/uncertainty"] > 0 for record in rounds)
-    assert "reward/total" in rounds[0] and not missing_inputs(config)
+    rounds = [record for record in metrics("runs/prfl") if record["phase"] == "validation"]
+    assert rounds and all(record["validation/reward/uncertainty"] > 0 for record in rounds)
+    assert "validation/reward/total" in rounds[0] and not missing_inputs(config)
 
     one = load_config("prfl.yaml", ["reward.path=runs/one/reward", *ALONE])
     reads = [{w.name: w.total for w in count_nfe(c, build_architecture(c))}[REWARD] for c in (one, config)]
@@ -110,7 +110,8 @@ def test_rewards_that_do_not_go_together_are_refused(project: Path, capsys: pyte
         load_config("vader.yaml", [TWO, *ALONE])
 
 
-KEEP = ["evaluation.keep_best=held_out/total", "training.keep=1", "evaluation.samples_per_prompt=1"]
+KEPT = "validation/held_out/total"
+KEEP = [f"evaluation.keep_best={KEPT}", "training.keep=1", "evaluation.samples_per_prompt=1"]
 
 
 def bests(run: str) -> list[str]:
@@ -118,7 +119,7 @@ def bests(run: str) -> list[str]:
 
 
 def held_out(run: str) -> dict[int, float]:
-    return {record["step"]: record["held_out/total"] for record in metrics(run) if "held_out/total" in record}
+    return {record["step"]: record[KEPT] for record in metrics(run) if KEPT in record}
 
 
 def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys) -> None:
@@ -130,11 +131,10 @@ def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, 
     values = held_out("whole")
     best = max(values, key=lambda step: values[step])
     assert 0 < best < 16, "it rises and falls"
-    told = [record for record in metrics("whole") if "kept/step" in record]
-    assert [record["kept/step"] for record in told][-1] == best and told[-1]["kept/held_out/total"] == pytest.approx(
-        values[best], abs=1e-5
-    )
-    assert f"kept: the policy of step {best}, held_out/total" in capsys.readouterr().out
+    told = [record for record in metrics("whole") if record["phase"] == "validation"][-1]
+    assert told["validation/kept/step"] == best
+    assert told["validation/kept/held_out/total"] == pytest.approx(values[best], abs=1e-5)
+    assert f"kept: the policy of step {best}, validation/held_out/total" in capsys.readouterr().out
     kept = load_file("whole/policy.safetensors")
     last = load_file("whole/checkpoints/step-000016/weights.safetensors")
     assert bests("whole") == [f"step-{best:06d}"]
@@ -151,7 +151,7 @@ def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, 
         assert sorted(Path("short/checkpoints").iterdir())[-1].name == f"step-{ended:06d}"
         again = load_file("short/policy.safetensors")
         assert all(torch.equal(again[name], value) for name, value in kept.items())
-        assert f"ended at step {ended}: 1 rounds without a better held_out/total" in capsys.readouterr().out
+        assert f"ended at step {ended}: 1 rounds without a better validation/held_out/total" in capsys.readouterr().out
         assert cli.main(["train", "hack.yaml", "run=short", *KEEP, "evaluation.patience=1"]) == 0
     # Without it, it goes on to the same end as the run that was never stopped.
     assert cli.main(["train", "hack.yaml", "run=short", *KEEP]) == 0
@@ -172,7 +172,9 @@ def test_a_run_that_hacking_ends_keeps_its_best_round(tiny_pipeline_folder, tmp_
         best, ended = max(values, key=lambda step: values[step]), max(values)
         error = " ".join(capsys.readouterr().err.split())
         assert 0 < best < ended and f"reward hacking at step {ended}" in error
-        assert f"run/policy.safetensors is the policy of step {best}, the best round by held_out/total" in error
+        assert (
+            f"run/policy.safetensors is the policy of step {best}, the best round by validation/held_out/total" in error
+        )
         kept, written = load_file("run/policy.safetensors"), load_file(f"run/best/step-{best:06d}/policy.safetensors")
         assert kept.keys() == written.keys() and all(torch.equal(kept[name], written[name]) for name in kept)
         last = load_file(f"run/checkpoints/step-{ended:06d}/weights.safetensors")
@@ -229,10 +231,10 @@ def test_full_fine_tuning_keeps_the_best_transformer(project: Path, capsys) -> N
     save_reward("one", 0)
     keep = ["evaluation.held_out_reward=runs/one/reward", "evaluation.keep_best=held_out/total", "evaluation.every=1"]
     assert cli.main(["train", "full.yaml", *keep, "training.learning_rate=0.3"]) == 0, capsys.readouterr().err
-    told = [record for record in metrics("runs/full") if "kept/step" in record]
+    told = [record for record in metrics("runs/full") if "validation/kept/step" in record]
     values = held_out("runs/full")
     best = max(values, key=lambda step: values[step])
-    assert told[-1]["kept/step"] == best and bests("runs/full")[-1] == f"step-{best:06d}"
+    assert told[-1]["validation/kept/step"] == best and bests("runs/full")[-1] == f"step-{best:06d}"
     config = load_config("full.yaml")
     model, other = build_backbone(config), build_backbone(config)
     load_policy(config, model)
@@ -261,5 +263,6 @@ def test_a_measure_that_no_round_has_is_refused_at_the_first(project: Path, caps
     keep = ["evaluation.held_out_reward=runs/one/reward", "evaluation.keep_best=held_out/lihgt"]
     assert cli.main(["train", "full.yaml", *keep]) == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert "evaluation.keep_best: no round records held_out/lihgt" in shown and "held_out/light, held_out/calm" in shown
+    assert "evaluation.keep_best: no round records validation/held_out/lihgt" in shown
+    assert "validation/held_out/light, validation/held_out/calm" in shown
     assert not Path("runs/full/checkpoints").exists(), "before the first step"

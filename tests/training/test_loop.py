@@ -237,7 +237,8 @@ def test_hooks_see_the_average_and_give_the_parameters_back(tmp_path):
     saved = weights(tmp_path, "run", 3)
     assert torch.equal(seen[-1][1], saved["ema/weight"]) and torch.equal(objective.weight, saved["weights/weight"])
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [r["step"] for r in records if "held_out" in r] == [0, 2, 3]
+    assert [r["step"] for r in records if "validation/held_out" in r] == [0, 2, 3]
+    assert [r["step"] for r in records if r["phase"] == "training"] == [1, 2, 3]
 
 
 def test_metrics_and_tensorboard_are_written(tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -51,11 +53,31 @@ def test_the_average_follows_frozen_flags_too():
 
 def test_metrics_after_the_checkpoint_and_half_a_line_go(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = ['{"step": 1, "seconds/step": 2.0}', '{"step": 1, "held_out": 0.5}', '{"step": 2, "seconds/step": 1.0}']
-    path.write_text("\n".join([*lines, '{"step": 3, "lo']))
-    assert [r["step"] for r in read_metrics(path)] == [1, 1, 2]
+    steps = [{"step": step, "phase": "training", "reward/shape": 0.1} for step in (1, 2)]
+    round_of = {"step": 1, "phase": "validation", "validation/reward/shape": 0.5}
+    path.write_text("\n".join([*map(json.dumps, (steps[0], round_of, steps[1])), '{"step": 3, "lo']))
+    assert read_metrics(path) == [steps[0], round_of, steps[1]]
     drop_metrics_after(path, 1)
-    assert read_metrics(path) == [{"step": 1, "seconds/step": 2.0}]
+    assert read_metrics(path) == [steps[0]], "the round after the checkpoint is measured again"
+
+
+def test_rows_of_an_older_version_get_their_phase_and_the_names_of_their_round(tmp_path):
+    """Written without a phase: a step is timed, the names of a round are those of a step, a reward's had a space."""
+    path = tmp_path / "metrics.jsonl"
+    old = [
+        {"step": 0, "reward/shape": 0.5, "distance": 0.0},
+        {"step": 1, "reward/shape": 0.4, "seconds/step": 2.0},
+        {"step": 1, "validation accuracy/sigma 0.5": 0.6},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in old))
+    expected = [
+        {"step": 0, "phase": "validation", "validation/reward/shape": 0.5, "validation/distance": 0.0},
+        {"step": 1, "phase": "training", "reward/shape": 0.4, "seconds/step": 2.0},
+        {"step": 1, "phase": "validation", "validation/accuracy/sigma 0.5": 0.6},
+    ]
+    assert read_metrics(path) == expected
+    drop_metrics_after(path, 1)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == expected[:2]
 
 
 def test_means_are_over_the_records_that_have_the_number():

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from prfl.config.section import SEEDS, Fault, Section, Source, place, unread
+from prfl.utils.metrics_file import HELD_OUT, measure_name
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
 
 FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
+
+
+def held_out_name(name: str) -> str:
+    """Write a measure's name as metrics.jsonl has it: older configs leave ``validation/`` out."""
+    return HELD_OUT + measure_name(name)
 
 
 class EvaluationConfig(Section):
@@ -30,10 +36,10 @@ class EvaluationConfig(Section):
         default=False,
         description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
     )
-    keep_best: str | None = Field(
+    keep_best: Annotated[str, AfterValidator(held_out_name)] | None = Field(
         default=None,
-        description="A measure of the rounds (judge/all, held_out/total): the policy of its best round is the run's "
-        "result, of equal ones the earliest; null keeps the last step's.",
+        description="A measure of the rounds (validation/judge/all, validation/held_out/total): the policy of its best "
+        "round is the run's result, of equal ones the earliest; null keeps the last step's.",
     )
     patience: int | None = Field(
         default=None, ge=1, description="End the run after so many rounds without a better keep_best; null is never."
@@ -82,11 +88,12 @@ class EvaluationConfig(Section):
             "judge": ("evaluation.judge", self.judge),
             "held_out": ("evaluation.held_out_reward", self.held_out_reward),
         }
-        group, slash, measure = keep_best.partition("/")
+        group, slash, measure = measure_name(keep_best).partition("/")
         if not config.objective.trains_policy:
             yield "evaluation.keep_best", f"objective {config.objective.name} draws no videos; it does not read it"
         elif group not in sources or not slash or not measure:
-            such = "judge/all, of evaluation.judge, or held_out/total, of evaluation.held_out_reward"
+            such = "validation/judge/all, of evaluation.judge, or validation/held_out/total, of "
+            such += "evaluation.held_out_reward"
             what = f"'{keep_best}' is no measure that nothing is trained on; such are {such}"
             yield "evaluation.keep_best", what
         elif not sources[group][1]:
