@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,54 +11,75 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from bench.cases.scale import AXES, COSTS, Curve, Line, amount, fit
-from bench.harness.results import Row, by_case
+from bench.harness.results import Row
 from bench.harness.scale_report import cell, figures
-from prfl.evaluation.plots import COLOURS, GREY, png, style
+from prfl.evaluation.plots import COLOURS, GREY, plain, png, style
 from prfl.utils.hashing import json_hash
 
-WIDE = 40  # letters of a panel's title
 DIGEST = "prfl-digest"  # in a picture's own text: of the figures in it
 
 
 def ratios(rows: Sequence[Row]) -> bytes:
-    """Plot how many times as fast as the reference, with intervals: a panel a case, a line a provider."""
-    cases = by_case(rows)
-    columns = min(3, len(cases))
-    lines = -(-len(cases) // columns)
-    tallest = max(len(rows_of_case) for rows_of_case in cases.values())
-    figure = Figure(figsize=(3.6 * columns + 1, (0.26 * tallest + 0.7) * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
-    for axes, name, rows_of_case in zip(grid, titles(cases), cases.values(), strict=False):
-        for height, row in enumerate(reversed(rows_of_case)):
-            ratio = row.info["times_reference"]
-            axes.plot([ratio["low"], ratio["high"]], [height, height], color=colours[row.provider], linewidth=1.4)
-            axes.plot([ratio["value"]], [height], "o", color=colours[row.provider], markersize=4)
+    """Plot how many times as fast as the reference each provider of one case is, with intervals."""
+    figure, axes = _providers(rows)
+    for height, row in enumerate(reversed(rows)):
+        ratio, colour = row.info["times_reference"], COLOURS[(len(rows) - 1 - height) % len(COLOURS)]
+        axes.plot([ratio["low"], ratio["high"]], [height, height], color=colour, linewidth=1.4)
+        axes.plot([ratio["value"]], [height], "o", color=colour, markersize=4)
 
-        # A scale around 1, never narrower than a few percent, with round numbers on it.
-        axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(rows_of_case)), [row.provider for row in reversed(rows_of_case)])
-        axes.set_xscale("log")
-        left, right = axes.get_xlim()
-        left, right = min(left, 0.75), max(right, 1.35)  # a difference of a few percent looks like one
-        axes.set_xlim(left, right)
-        wide = [f * 10.0**power for power in range(-4, 5) for f in ((1,) if right / left > 100 else (1, 2, 5))]
-        ticks = wide if right / left > 5 else [0.2, 0.3, 0.5, 0.8, 1, 1.25, 2, 3]
-        ticks = [tick for tick in ticks if left <= tick <= right]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.xaxis.set_minor_locator(NullLocator())
-        style(axes, name)
-    for axes in grid[len(cases) :]:
-        axes.set_visible(False)
+    # A scale around 1, never narrower than a few percent, with round numbers on it.
+    axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    left, right = axes.get_xlim()
+    left, right = min(left, 0.75), max(right, 1.35)  # a difference of a few percent looks like one
+    axes.set_xlim(left, right)
+    wide = [f * 10.0**power for power in range(-4, 5) for f in ((1,) if right / left > 100 else (1, 2, 5))]
+    ticks = wide if right / left > 5 else [0.2, 0.3, 0.5, 0.8, 1, 1.25, 2, 3]
+    ticks = [tick for tick in ticks if left <= tick <= right]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(plain(f"times as fast as {rows[0].info['reference']} (logarithmic)"))
+    style(axes)
     return png(figure)
 
 
-def titles(cases: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Title panels side by side by the settings in which they differ; one alone by all of them."""
-    settings = [rows_of_case[0].info["settings"] for rows_of_case in cases.values()]
-    words = [[f"{value}" if isinstance(value, str) else f"{key} {value}" for key, value in s.items()] for s in settings]
-    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
-    return [fill(", ".join(word for word in words_of_case if word not in shared), WIDE) for words_of_case in words]
+def memory(rows: Sequence[Row]) -> bytes | None:
+    """Plot the memory of each provider of one case: its peak, and what autograd keeps; None where neither is known."""
+    kinds = {name: [_mebibytes(of(row)) for row in rows] for name, of in MEMORY.items()}
+    kinds = {name: sizes for name, sizes in kinds.items() if any(size is not None for size in sizes)}
+    if not kinds:
+        return None
+    figure, axes = _providers(rows)
+    thickness = 0.7 / len(kinds)
+    for number, (name, sizes) in enumerate(kinds.items()):
+        heights = [len(rows) - 1 - i + (0.5 * (len(kinds) - 1) - number) * thickness for i in range(len(rows))]
+        axes.barh(heights, [size or 0.0 for size in sizes], thickness, color=COLOURS[number], label=name)
+    axes.set_xlabel("memory, MiB")
+    axes.set_xlim(left=0)
+    style(axes)
+    if len(kinds) > 1:
+        figure.legend(loc="outside upper left", ncols=len(kinds), frameon=False, fontsize=7.5, labelcolor=GREY)
+    else:
+        axes.set_xlabel(f"{next(iter(kinds))}, MiB")
+    return png(figure)
+
+
+MEMORY: dict[str, Callable[[Row], int | None]] = {
+    "peak": lambda row: row.info["memory"].get("peak"),
+    "saved for backward": lambda row: row.info["saved_bytes"],
+}
+
+
+def _mebibytes(size: int | None) -> float | None:
+    return None if size is None else size / 2**20
+
+
+def _providers(rows: Sequence[Row]) -> tuple[Figure, Axes]:
+    """Make a figure with a line for each provider, the first at the top."""
+    figure = Figure(figsize=(4.6, 0.3 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(rows)), [plain(row.provider) for row in reversed(rows)])
+    return figure, axes
 
 
 def scale(curves: Sequence[Curve]) -> bytes:
@@ -91,6 +111,8 @@ def scale(curves: Sequence[Curve]) -> bytes:
             panel.margins(x=0.12)
             if column == 0:
                 panel.set_ylabel(f"{cost.label}, {cost.unit}")
+            if row == len(COSTS) - 1:
+                panel.set_xlabel(axis.label)
             style(panel, axis.label if row == 0 else "")
 
     for panel in grid[:, len(axes_of) :].flatten():

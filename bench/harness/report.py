@@ -174,8 +174,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def write_page(rows: Sequence[Row], path: Path) -> Path:
     """Write a self-contained page: facts, a plot of the headline, a table for each case."""
-    from bench.harness.plots import ratios, scale
-    from prfl.evaluation.report import image, write_page
+    from bench.harness.plots import scale
+    from prfl.evaluation.page.html import image, scrolled
+    from prfl.evaluation.report import write_page
 
     facts = "".join(f"<p class=quiet>{escape(line)}</p>" for line in notes(rows))
     parts = [f"<header><h1>Benchmarks</h1>{facts}</header>"]
@@ -184,27 +185,39 @@ def write_page(rows: Sequence[Row], path: Path) -> Path:
     for row in compared:
         operations.setdefault(row.info["operation"], []).append(row)
     for operation, rows_of_operation in sorted(operations.items(), key=lambda item: (*FIRST, item[0]).index(item[0])):
-        plot = image(ratios(rows_of_operation), f"how many times as fast as {rows_of_operation[0].info['reference']}")
-        body = "".join(_table(rows_of_case) for rows_of_case in by_case(rows_of_operation).values())
-        parts.append(f"<section><h2>{escape(operation)}</h2>{plot}{body}</section>")
+        body = "".join(_case(rows_of_case) for rows_of_case in by_case(rows_of_operation).values())
+        parts.append(f"<section><h2>{escape(operation)}</h2>{body}</section>")
     if groups := scale_report.tables(of_curves):
-        plots = "".join(image(scale(curves_of_world), "cost against size") for curves_of_world in by_world(of_curves))
+        pictures = [image(scale(curves_of_world), "cost against size") for curves_of_world in by_world(of_curves)]
+        plots = "".join(scrolled(picture, "cost against size", "picture") for picture in pictures)
         body = "".join(f"<h3>{escape(name)}</h3>{_lines(scale_report.HEAD, lines)}" for name, lines in groups.items())
         parts.append(f"<section><h2>cost against size</h2>{plots}{body}</section>")
     note = "Written by prfl. Intervals are 95 % percentile bootstraps over rounds."
     return write_page(path, "Benchmarks", parts, note)
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _case(rows: Sequence[Row]) -> str:
+    """Show one case: a plot of the times, one of the memory, and the table."""
+    from bench.harness.plots import memory, ratios
+    from prfl.evaluation.page.html import plot
+
+    plots = ""
+    if len(rows) > 1:
+        plots = plot(ratios(rows), "time", "more is faster; lines are 95 % intervals over rounds")
+    if bars := memory(rows):
+        plots += plot(bars, "memory", "peak above what was there before; what autograd keeps for the backward pass")
     columns = used(rows)
     body = [[line[i] for i in columns] for line in map(cells, rows)]
-    return f"<h3>{escape(title(rows[0]))}</h3>{_lines([HEAD[i] for i in columns], body)}"
+    table = _lines([HEAD[i] for i in columns], body)
+    return f"<h3>{escape(title(rows[0]))}</h3><div class=plots>{plots}</div>{table}"
 
 
 def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    rest = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in body)
-    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{rest}</tbody></table></div>"
+    """Make a table whose lines begin with their name."""
+    from prfl.evaluation.page.html import table
+
+    lines = [[escape(line[0]), *(f"<td>{escape(cell)}</td>" for cell in line[1:])] for line in body]
+    return table(head, lines, "results")
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison

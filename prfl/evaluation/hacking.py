@@ -39,19 +39,21 @@ class HackingAlarm:
 def rounds(samples: Path, step: int) -> list[tuple[int, Outcome]]:
     """Read the policy's rounds up to a step that measured the same samples as the round of that step, oldest first."""
     outcomes: dict[int, Outcome] = {}
-    for number, path in _files(samples):
+    for number, path in round_files(samples):
         if number <= step and (outcome := read_outcome(path, "policy")) is not None:
             outcomes[number] = outcome
     last = outcomes[step]
-    return [(number, outcome) for number, outcome in sorted(outcomes.items()) if _same_samples(outcome, last)]
+    return [(number, outcome) for number, outcome in sorted(outcomes.items()) if same_samples(outcome, last)]
 
 
-def _files(samples: Path) -> Iterator[tuple[int, Path]]:
+def round_files(samples: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the step and the results.json of each round."""
     for path in samples.glob("step-*/results.json"):
         yield int(path.parent.name.removeprefix("step-")), path
 
 
-def _same_samples(first: Outcome, second: Outcome) -> bool:
+def same_samples(first: Outcome, second: Outcome) -> bool:
+    """Tell whether two outcomes are of the same prompts, drawn from the same noise in the same way."""
     drawn_alike = replace(first.settings, batch=1) == replace(second.settings, batch=1)
     return drawn_alike and (first.prompts, first.indices) == (second.prompts, second.indices)
 

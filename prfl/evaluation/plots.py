@@ -38,7 +38,7 @@ def plain(name: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
-def style(axes: Axes, title: str) -> None:
+def style(axes: Axes, title: str = "") -> None:
     """Draw lines and text in grey, which stands out from white and from black alike."""
     axes.set_title(plain(title), fontsize=9, color=GREY, loc="left")
     axes.tick_params(colors=GREY, labelsize=7.5, length=0)
@@ -52,30 +52,24 @@ def style(axes: Axes, title: str) -> None:
         label.set_fontsize(8)
 
 
-def curves(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> bytes:
-    """Draw one panel a name over ``step``: the recorded numbers, pale, and their running mean where there are many."""
-    columns = 2 if len(names) in (2, 4) else min(3, len(names))
-    lines = -(-len(names) // columns)
-    figure = Figure(figsize=(10.5, 2.2 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+def curve(records: Sequence[Mapping[str, Any]], name: str) -> bytes:
+    """Draw a metric over ``step``: the recorded numbers, pale, and their running mean where there are many."""
+    points = [(record["step"], record[name]) for record in records if name in record]
+    steps, values = np.array(points, dtype=float).T
+    figure = Figure(figsize=(3.6, 2.1), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("step")
+    style(axes)
+    if len(values) < 40:
+        axes.plot(steps, values, color=COLOURS[0], linewidth=1.4, marker="o", markersize=2.5)
+        return png(figure)
 
-    for axes, name in zip(grid, names, strict=False):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        steps, values = np.array(points, dtype=float).T
-        style(axes, name)
-        if len(values) < 40:
-            axes.plot(steps, values, color=COLOURS[0], linewidth=1.4, marker="o", markersize=2.5)
-            continue
-
-        # Many values: pale, with their running mean, and without the range of outliers.
-        axes.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
-        axes.plot(steps, running_mean(values, len(values) // 20), color=COLOURS[0], linewidth=1.6)
-        low, high = np.nanpercentile(values, [0.5, 99.5])
-        room = 0.08 * (high - low) or 1e-3
-        axes.set_ylim(low - room, high + room)
-
-    for axes in grid[len(names) :]:
-        axes.set_visible(False)
+    # Many values: pale, with their running mean, and without the range of outliers.
+    axes.plot(steps, values, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+    axes.plot(steps, running_mean(values, len(values) // 20), color=COLOURS[0], linewidth=1.6)
+    low, high = np.nanpercentile(values, [0.5, 99.5])
+    room = 0.08 * (high - low) or 1e-3
+    axes.set_ylim(low - room, high + room)
     return png(figure)
 
 

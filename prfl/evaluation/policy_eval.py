@@ -215,7 +215,7 @@ def write_results(
                 temporary.write_bytes(browser_mp4(video, fps))
 
     results: dict[str, Any] = {
-        "outcomes": {outcome.name: _facts(outcome, reference) for outcome in outcomes},
+        "outcomes": {outcome.name: results_facts(outcome, reference) for outcome in outcomes},
         "prompts": len(set(reference.prompts)),
         "samples": len(reference.prompts),
         "videos": _videos(outcomes),
@@ -230,7 +230,7 @@ def write_results(
     return path
 
 
-def _facts(outcome: Outcome, reference: Outcome) -> dict[str, Any]:
+def results_facts(outcome: Outcome, reference: Outcome) -> dict[str, Any]:
     """Write an outcome for a results.json, without its rows and videos."""
     difference = {} if outcome is reference else compare(outcome, reference)
     return {
@@ -245,9 +245,11 @@ def _facts(outcome: Outcome, reference: Outcome) -> dict[str, Any]:
 def read_outcome(path: Path, name: str) -> Outcome | None:
     """Read one generator's outcome of a results.json, without its videos; None where a crash has damaged it."""
     results = whole_json(path, "outcomes", "rows")
-    if results is None:
-        return None
+    return None if results is None else outcome_in(results, name)
 
+
+def outcome_in(results: Mapping[str, Any], name: str) -> Outcome:
+    """Take one generator's outcome from the content of a results.json, without its videos."""
     facts, rows = results["outcomes"][name], results["rows"]
     keys = rows[0][name]
     return Outcome(

@@ -324,6 +324,15 @@ def accuracy_by_bin(
     return card
 
 
+def measured_card(rows: Sequence[Row], scorer: str) -> dict[str, Any]:
+    """Collect what a reward's card has of one scorer's rows: accuracies, their lower ends, and pairs."""
+    return {
+        "accuracy": accuracy_by_bin(rows, scorer),
+        "accuracy_low": accuracy_by_bin(rows, scorer, lambda interval: interval.low),
+        "pairs": {row.dimension: row.pairs for row in rows if row.scorer == scorer},
+    }
+
+
 def save_rows(path: Path, rows: Sequence[Row], **facts: object) -> None:
     """Write JSON: ``facts`` (split, domain, command, ...) and the rows."""
     text = json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1)

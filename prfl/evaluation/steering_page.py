@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prfl.evaluation.report import verdict, video_figure, write_page
+from prfl.evaluation.page.videos import verdict, video_figure
+from prfl.evaluation.report import write_page
 from prfl.evaluation.run_files import RunFiles
 from prfl.utils.text import html_text
 

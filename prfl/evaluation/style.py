@@ -13,6 +13,9 @@ h1 { font-size: 26px; margin: 0; letter-spacing: -0.01em; }
 h2 { font-size: 18px; margin: 0 0 10px; }
 h3 { font-size: 14px; font-weight: 600; margin: 0 0 8px; overflow-wrap: anywhere; }
 p { margin: 0 0 12px; }
+a { color: var(--accent); }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.verdict { font-size: 17px; font-weight: 600; overflow-wrap: anywhere; }
 .quiet, small, footer { color: var(--quiet); }
 small { font-size: 12px; font-weight: 400; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
@@ -23,16 +26,21 @@ img { max-width: 100%; height: auto; display: block; }
 .tiles b { display: block; font-size: 28px; line-height: 1.15; font-variant-numeric: tabular-nums; }
 .tiles div:last-child:not(:first-child) b { color: var(--accent); }
 .tiles span, .tiles small { display: block; }
-.wide { overflow-x: auto; }
-.wide + h3, img + h3 { margin-top: 18px; }
+.wide, .picture { overflow-x: auto; }
+.picture img { max-width: none; min-width: 720px; width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { text-align: right; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; color: var(--quiet); }
-tr.headline td { font-weight: 600; }
+tbody th { color: var(--text); white-space: normal; }
+tbody th small { display: block; max-width: 46ch; }
 td.clear { color: var(--accent); }
-.grid { display: grid; gap: 20px; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); }
+.grid, .plots { display: grid; gap: 20px; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); }
+.plots { margin-bottom: 16px; }
 article { min-width: 0; }
+article + article { margin-top: 16px; } .grid article { margin-top: 0; }
+.strip { display: flex; gap: 10px; overflow-x: auto; }
+.strip figure { flex: 0 0 150px; }
 .pair { display: flex; gap: 10px; }
 figure { margin: 0; flex: 1 1 0; min-width: 0; }
 video { width: 100%; border-radius: 6px; display: block; image-rendering: pixelated; background: var(--line); }
@@ -40,7 +48,15 @@ figcaption { font-size: 13px; margin-top: 4px; overflow-wrap: anywhere; }
 figcaption small { display: block; }
 i.good, i.bad { font-style: normal; }
 i.good { color: var(--good); } i.bad { color: var(--bad); }
-details { margin-top: 12px; } summary { cursor: pointer; color: var(--accent); }
+details { margin-top: 12px; } details > :not(summary) { margin-top: 10px; }
+* + h3 { margin-top: 18px; } article > h3 { margin-top: 0; }
+summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; margin: 10px 0 0; }
 footer { margin-top: 24px; font-size: 13px; }
+@media (max-width: 600px) {
+  main { padding: 20px 10px 40px; } section { padding: 14px 12px; }
+  .tiles div { flex: 1 1 130px; padding: 10px 12px; min-width: 0; } .tiles b { font-size: 24px; }
+  th, td { padding-right: 10px; } tbody th { min-width: 17ch; max-width: 45vw; overflow-wrap: anywhere; }
+  td small { display: block; }
+}
 """

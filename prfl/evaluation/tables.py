@@ -4,31 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.policy_eval import Outcome, compare, summarise
-from prfl.evaluation.reward_eval import Measure, Row
+from prfl.evaluation.reward_eval import Row
+from prfl.reward.ranking_accuracy import CHANCE
+
+LEVEL_KINDS = {"bin": "bins", "point": "points", "sampler": "the sampler's own"}
 
 
-def reward_table(rows: Sequence[Row], dimension: str, measure: Measure, title: str = "") -> Table:
-    """Make a table with one line a noise level, one column a scorer."""
-    rows = [row for row in rows if row.dimension == dimension]
+def accuracy_tables(rows: Sequence[Row]) -> list[Table]:
+    """Make one table of the accuracies: a line a noise level, a column a dimension, the numbers of pairs at its end.
+
+    Several scorers are compared side by side, a table for each dimension.
+    """
     scorers = list(dict.fromkeys(row.scorer for row in rows))
-    table = Table(title=f"{title + ': ' if title else ''}{measure.title} ({dimension})", title_justify="left")
-    table.add_column("sigma")
-    for scorer in scorers:
-        table.add_column(scorer, justify="right", no_wrap=True)
+    dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    if len(scorers) == 1:
+        columns = {dimension: [row for row in rows if row.dimension == dimension] for dimension in dimensions}
+        return [_accuracy_table(columns, "")]
+    tables = []
+    for dimension in dimensions:
+        of_dimension = [row for row in rows if row.dimension == dimension]
+        columns = {scorer: [row for row in of_dimension if row.scorer == scorer] for scorer in scorers}
+        tables.append(_accuracy_table({name: column for name, column in columns.items() if column}, dimension))
+    return tables
 
-    values = {(row.scorer, row.level): measure.read(row) for row in rows}
-    kind = None
-    for level in dict.fromkeys(row.level for row in rows):
-        if level.kind != kind:
-            kind = level.kind
+
+def _accuracy_table(columns: Mapping[str, Sequence[Row]], title: str) -> Table:
+    """Make a table of columns by name.  An accuracy whose interval reaches one half is pale."""
+    named = f"{title}: " if title else ""
+    table = Table(
+        title=f"{named}pairwise accuracy within a prompt, by noise level (0 clean, 1 noise); 0.5 is chance",
+        caption="±: half of the 95 % interval over prompts; pale: the interval reaches 0.5",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("sigma")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+
+    cells = {name: {row.level: _accuracy(row.accuracy) for row in rows} for name, rows in columns.items()}
+    levels = list(dict.fromkeys(row.level for rows in columns.values() for row in rows))
+    for kind, title_of_kind in LEVEL_KINDS.items():
+        of_kind = [level for level in levels if level.kind == kind]
+        if of_kind and len({level.kind for level in levels}) > 1:
             table.add_section()
-            table.add_row({"bin": "bins", "point": "points", "sampler": "the sampler's own"}[kind], style="dim")
-        table.add_row(level.label, *(str(values.get((scorer, level)) or "-") for scorer in scorers))
+            table.add_row(title_of_kind, style="dim")
+        for level in of_kind:
+            table.add_row(level.label, *(by_level.get(level, "-") for by_level in cells.values()))
+    table.add_section()
+    table.add_row("pairs", *(str(max(row.pairs for row in rows)) for rows in columns.values()))
     return table
+
+
+def _accuracy(interval: Interval) -> Text:
+    half = (interval.high - interval.low) / 2
+    return Text(f"{interval.value:.2f} ±{half:.2f}", style="" if interval.low > CHANCE else "dim")
 
 
 def policy_table(outcomes: Sequence[Outcome]) -> Table:

@@ -103,11 +103,11 @@ def load_followed_reward(config: Config, model: Backbone) -> Reward:
     return reward
 
 
-def followed_dimensions(config: Config, reward: Reward) -> list[str]:
-    """The dimensions that have a weight."""
+def followed_weights(config: Config, reward: Reward) -> dict[str, float]:
+    """The dimensions that have a weight, with it."""
     assert config.reward is not None
     weights = config.reward.weights or dict.fromkeys(reward.dimensions, 1.0)
-    return [name for name, weight in weights.items() if weight]
+    return {name: weight for name, weight in weights.items() if weight}
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
+
+import yaml
 
 from prfl.reward.checkpoint_schema import RewardCard
 
@@ -31,6 +34,28 @@ def doubts(card: RewardCard, dimensions: Iterable[str]) -> list[str]:
             pairs = f" ({card.pairs[name]} pairs)" if name in card.pairs else ""
             lines.append(f"{name} does not rank clearly better than chance, 0.5: {shown}{more}{pairs}")
     return lines
+
+
+def ranks_clearly(card: RewardCard, dimensions: Iterable[str]) -> list[str]:
+    """Select the dimensions that were measured and rank clearly better than chance: those worth following."""
+    return [name for name in dimensions if card.accuracy.get(name) and not levels_at_chance(card, name)]
+
+
+def weights_override(weights: Mapping[str, float]) -> str:
+    """Write ``reward.weights`` as an argument of the command line that can be pasted."""
+    text = yaml.safe_dump(dict(weights), default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return shlex.quote(f"reward.weights={text.strip()}")
+
+
+def advice(card: RewardCard, weights: Mapping[str, float]) -> str:
+    """Say which dimensions to follow, with what weights; none where nothing ranks clearly better than chance.
+
+    weights: of all dimensions in question; the ones that are worth following keep theirs.
+    """
+    clear = ranks_clearly(card, weights)
+    if not clear:
+        return "none of them is worth following yet: train it on more labels, or on more of each prompt's videos"
+    return f"follow {', '.join(clear)}: {weights_override({name: weights[name] for name in clear})}"
 
 
 def levels_at_chance(card: RewardCard, dimension: str) -> list[str]:

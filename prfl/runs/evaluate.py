@@ -16,8 +16,9 @@ from prfl.factory.policy import finished_run_config, load_policy
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import load_followed_reward, load_reward
 from prfl.factory.rollout import chain_sigmas
+from prfl.reward import RewardCard
 from prfl.runs.outcomes import compare_base, show_report
-from prfl.runs.train_reward import measure_reward, show_measured, warn_of_incomparable
+from prfl.runs.train_reward import measure_reward, show_measured, show_verdict, warn_of_incomparable
 from prfl.training.run_folder import RunFolder
 from prfl.utils.console import progress, warn
 from prfl.utils.errors import PrflError
@@ -78,6 +79,9 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
     warn_of_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
     show_measured(measured, results)
+    for name, reward in rewards.items():
+        ranks = RewardCard(**reward_eval.measured_card(measured, name))
+        show_verdict(ranks, [dimension for dimension in reward.dimensions if dimension in ranks.accuracy], name)
     show_report(config.run)
 
 

@@ -73,6 +73,13 @@ def compare_base(config: Config, model: Backbone, rewards: Mapping[str, reward_e
     console.print(tables.policy_table(outcomes))
 
 
+def keep_report(run: Path, step: int) -> dict[str, float]:
+    """Write the report of a run as far as it is, on the main process: a hook of every round."""
+    if processes.is_main():
+        write_report(run)
+    return {}
+
+
 def show_report(run: Path) -> None:
     """Write the report of a run on the main process, and print where it is."""
     if processes.is_main():

@@ -64,9 +64,9 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
         result = train_reward(stage, build_dataset(config, model, manifest, "validation"))
     else:
         result = train_policy(stage)
+    show_report(folder.path)
     if result.stopped:
         raise KeyboardInterrupt
-    show_report(folder.path)
 
 
 def prepared_model(config: Config) -> Backbone:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from prfl.config.sections.evaluation import FEWEST_PROMPTS
 from prfl.factory.data import encode_prompts
 from prfl.factory.evaluation import watched_rewards
 from prfl.factory.objective import build_regulariser, build_reward_gradient, build_sft
 from prfl.factory.prompts import load_prompts
-from prfl.factory.reward import Reward, followed_dimensions, load_followed_reward
+from prfl.factory.reward import Reward, followed_weights, load_followed_reward
 from prfl.objective import Objective
 from prfl.runs.callbacks import StopOnHacking, Validation, save_best
 from prfl.runs.early_stopping import BestPolicy
-from prfl.runs.outcomes import compare_base, prompts_of
+from prfl.runs.outcomes import compare_base, keep_report, prompts_of
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_reward import warn_of_doubts
 from prfl.training.loop import Callbacks, Hook, TrainResult
@@ -36,6 +38,7 @@ def train_policy(stage: StageRun) -> TrainResult:
     if evaluation.every:
         validation = Validation(stage, rewards, best)
         hooks.append(Hook(evaluation.every, validation, at_start=True))
+        hooks.append(Hook(evaluation.every, partial(keep_report, stage.folder.path), at_start=True))
         if evaluation.stop_on_hacking:
             hooks.append(Hook(evaluation.every, StopOnHacking(stage, validation)))
 
@@ -56,7 +59,7 @@ def objective_of(stage: StageRun) -> tuple[Objective, Reward | None]:
         assert stage.clips is not None
         return build_sft(config, model, stage.clips), None
     reward = load_followed_reward(config, model)
-    warn_of_doubts(reward, followed_dimensions(config, reward), "reward.path")
+    warn_of_doubts(reward, followed_weights(config, reward), "reward.path")
     return build_reward_gradient(config, model, reward, stage.clips), reward
 
 

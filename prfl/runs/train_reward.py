@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from prfl.factory.objective import build_preference
 from prfl.factory.provenance import Moment, run_hash
 from prfl.factory.reward import Reward, build_new_reward, reward_hash, save_reward_stamp
 from prfl.reward import LatentReward, RewardCard, RewardEnsemble
-from prfl.reward.ranking_accuracy import doubts
+from prfl.reward.ranking_accuracy import advice, doubts
+from prfl.runs.outcomes import keep_report
 from prfl.runs.stage_run import StageRun
 from prfl.training.loop import Callbacks, Hook, TrainResult
 from prfl.utils import processes
@@ -46,7 +48,7 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
         scorers = {"reward": build_latents_scorer(reward, model)}
         rows = reward_eval.evaluate(scorers, reward_eval.held_out(validation), few, noise_draws=1, resamples=1)
         last = rows[-1].dimension if rows else ""
-        return {f"validation accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
+        return {f"accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
 
     def finish(step: int) -> dict[str, float]:
         reward.card = card(config)
@@ -57,12 +59,7 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
             bins = [level for level in reward_eval.levels() if level.kind == "bin" and level.high <= highest]
             path = run.path / "reward_eval.json"
             rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
-            reward.card = card(
-                config,
-                accuracy=reward_eval.accuracy_by_bin(rows, "reward"),
-                accuracy_low=reward_eval.accuracy_by_bin(rows, "reward", lambda interval: interval.low),
-                pairs={row.dimension: row.pairs for row in rows},
-            )
+            reward.card = card(config, **reward_eval.measured_card(rows, "reward"))
             try:
                 reward.calibrate(clean_logits(reward, model, validation))
             except PrflError as error:  # what was trained is saved all the same
@@ -73,11 +70,12 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
             save_reward_stamp(run.path / "reward", model, Moment(step, step, made_by))
         if validation is not None:  # what was trained is saved by now, whatever printing comes to
             show_measured(rows, path)
-        warn_of_doubts(reward, reward.dimensions, str(run.path / "reward"))
+        show_verdict(reward.card, reward.dimensions, str(run.path / "reward"))
         return {}
 
     watched = validation is not None and config.evaluation.every
-    hooks = [Hook(config.evaluation.every, watch)] if watched else []
+    rounds = (watch, partial(keep_report, run.path))
+    hooks = [Hook(config.evaluation.every, call) for call in rounds] if watched else []
     return stage.fit(objective, Callbacks(hooks, finish=finish))
 
 
@@ -121,27 +119,42 @@ def measure_reward(
 
 
 def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
-    """Draw plots beside ``path``, where the rows are, and print tables."""
+    """Draw plots beside ``path``, where the rows are, and print the accuracies; the report has the other measures."""
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if processes.is_main() and rows:
         for name, measure in reward_eval.measured(rows).items():
             with atomic_write(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
                 temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
-    for dimension in dimensions:
-        for measure in reward_eval.measured([row for row in rows if row.dimension == dimension]).values():
-            console.print(tables.reward_table(rows, dimension, measure))
+    for table in tables.accuracy_tables(rows):
+        console.print(table)
 
 
-def warn_of_doubts(reward: Reward, counted: Iterable[str], where: str) -> None:
-    """Warn of the dimensions that count and that a reward does not rank better than chance, or nobody measured.
+def show_verdict(measured: RewardCard, dimensions: Iterable[str], where: str) -> None:
+    """Say which dimensions rank clearly better than chance and how to follow them; warn of the others.
 
-    where: the path or the yaml key that names the reward.
+    where: what the reward is called.
+    """
+    for doubt in doubts(measured, dimensions):
+        warn(f"{where}: {doubt}")
+    if measured.accuracy:
+        told = advice(measured, dict.fromkeys(dimensions, 1.0))
+        console.print(f"{where}: {told}", style="bold", markup=False, soft_wrap=True)
+
+
+def warn_of_doubts(reward: Reward, weights: Mapping[str, float], where: str) -> None:
+    """Warn of the dimensions that are followed and that a reward does not rank better than chance, or nobody measured.
+
+    weights: of the dimensions that are followed.  where: the yaml key that names the reward.
     """
     members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
     for number, member in enumerate(members):
         name = f"{where} (member {number})" if len(members) > 1 else where
-        for doubt in doubts(member.card, counted) if member.card else []:
+        if member.card is None or not (doubted := doubts(member.card, weights)):
+            continue
+        for doubt in doubted:
             warn(f"{name}: {doubt}")
+        if member.card.accuracy:
+            warn(f"{name}: {advice(member.card, weights)}")
 
 
 @torch.no_grad()

@@ -204,8 +204,6 @@ def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
         raise PrflError(f"is damaged: {error}", where=str(path), fix=fix) from error
 
 
-
-
 def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:
     """Read the object with these keys from a JSON file of a run.
 

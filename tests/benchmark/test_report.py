@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from bench.__main__ import main
 from bench.harness import pages, plots, report
@@ -77,19 +79,37 @@ def test_the_headline_comes_first_on_a_page(results: Results, tmp_path: Path) ->
     assert re.findall("<h2>(.*?)</h2>", page) == ["same_step", "methods", "lora_linear", "adding"]
 
 
-def test_panels_are_titled_by_what_differs(results: Results) -> None:
-    rows = read([results("a.json", plain=SLOW)])
-    own = {"world": "wan-1.3b", "tokens": 32760, "mode": "both", "rank": 64}
-    cases = {f"{n}": [replace(rows[0], info={**rows[0].info, "settings": {**own, "rank": n}})] for n in (16, 64)}
-    assert plots.titles(cases) == ["rank 16", "rank 64"]
-    assert plots.titles({"16": cases["16"]}) == ["wan-1.3b, tokens 32760, both, rank 16"]
+def axes_of(draw: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> Axes:
+    """What a plot has drawn, before it is a picture."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "png", lambda figure: figures.append(figure) or b"")
+    draw()
+    return figures[0].axes[0]
+
+
+def test_axes_have_names_and_units(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    peak, saved = {"plain": 2**20, "other": 3 * 2**20}, {"plain": 2**21, "other": 2**20}
+    rows = read([results("a.json", plain=SLOW, other=FAST, peak=peak, saved=saved)])
+    times = axes_of(lambda: plots.ratios(rows), monkeypatch)
+    assert times.get_xlabel() == "times as fast as plain (logarithmic)"
+    assert [label.get_text() for label in times.get_yticklabels()] == ["other", "plain"]
+    memory = axes_of(lambda: plots.memory(rows), monkeypatch)
+    assert memory.get_xlabel() == "memory, MiB"
+    widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in memory.containers}
+    assert widths == {"peak": [1.0, 3.0], "saved for backward": [2.0, 1.0]}
+    alone = read([results("b.json", plain=SLOW, other=FAST, peak=peak)])
+    alone = [replace(row, info={**row.info, "saved_bytes": None}) for row in alone]
+    assert axes_of(lambda: plots.memory(alone), monkeypatch).get_xlabel() == "peak, MiB"
+    nothing = [replace(row, info={**row.info, "saved_bytes": None, "memory": {}}) for row in alone]
+    assert plots.memory(nothing) is None
 
 
 def test_a_page_that_stands_alone(results: Results, tmp_path: Path) -> None:
     file = results("a.json", plain=SLOW, other=FAST)
     assert main(["report", str(file), "--page", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert "data:image/png;base64," in page and "<td>other</td>" in page and "over rounds" in page
+    assert page.count("data:image/png;base64,") == 2, "time and memory"
+    assert "<th scope=row>other</th>" in page and "over rounds" in page
     assert not re.search(r"(src|href)=(?!\"data:)", page)
 
 

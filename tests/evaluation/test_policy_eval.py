@@ -12,12 +12,14 @@ import torch
 
 from prfl.evaluation import plots
 from prfl.evaluation.media import browser_mp4, enlarge
+from prfl.evaluation.page.videos import verdict
 from prfl.evaluation.policy_eval import Outcome, compare, flat, measure, summarise, write_results
-from prfl.evaluation.report import verdict, write_report
+from prfl.evaluation.report import write_report
 from prfl.evaluation.reward_eval import evaluate, held_out, levels, save_rows
 from prfl.evaluation.tables import policy_table
 from prfl.rollout.sampling import SamplingSettings, jobs
-from prfl.utils.files import records, written_by_prfl
+from prfl.utils.files import written_by_prfl
+from prfl.utils.metrics_file import records
 
 PROMPTS = ["a red circle moves left", "a blue square moves up", "a <b>green</b> triangle & moves"]
 SETTINGS = SamplingSettings(frames=5, height=8, width=8, steps=2, batch=4)
@@ -126,9 +128,10 @@ def run_folder(path):
 def test_report_is_one_file_that_loads_nothing(tmp_path):
     run_folder(tmp_path)
     page = write_report(tmp_path, title="tiny & <fine>").read_text()
-    assert not re.search(r"https?://|src=\"(?!data:)|href=|@import|url\(|<script", page)
+    assert not re.search(r"https?://|src=\"(?!data:)|href=\"(?!samples/)|@import|url\(|<script", page)
     assert page.count("data:video/mp4;base64,") == 6  # three prompts, before and after, of the final results
-    assert page.count("data:image/png;base64,") == 6  # curves twice, three measures by sigma, calibration
+    # A picture a plot: six curves, three measures by sigma for each of two dimensions and for both, calibration.
+    assert page.count("data:image/png;base64,") == 4 + 9 + 1
     assert "tiny &amp; &lt;fine&gt;" in page and "run: &lt;here&gt;" in page
     for heading in ("Results", "Before and after", "How well the reward ranks", "Curves", "Config", "Environment"):
         assert f"<h2>{heading}</h2>" in page
@@ -144,8 +147,8 @@ def test_report_of_an_almost_empty_run_leaves_the_rest_out(tmp_path):
 
 
 def test_half_written_last_line_is_dropped(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
-    assert records(tmp_path / "metrics.jsonl") == ([{"step": 1}], 1)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"st')
+    assert records(tmp_path / "metrics.jsonl") == ([{"step": 1, "phase": "training", "loss": 0.5}], 1)
 
 
 def test_verdict_names_what_is_wrong():

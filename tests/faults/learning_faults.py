@@ -146,4 +146,5 @@ def _(bench):
     found = bench.warned("train", "prfl.yaml", "training.steps=1")
     assert "calm" not in found, "it has no weight"
     assert "0.95" not in found, "there is nothing to see at such noise"
+    assert "none of them is worth following yet" in found
     return found

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
+
+import yaml
 
 from prfl.reward import RewardCard
-from prfl.reward.ranking_accuracy import doubts, levels_at_chance
+from prfl.reward.ranking_accuracy import advice, doubts, levels_at_chance
 from prfl.toy import clips as shapes
 
 
@@ -49,3 +52,14 @@ def test_the_reward_inside_the_package_is_not_doubted():
     ranges = {name: tuple(value) for name, value in saved["card"].items() if isinstance(value, list)}
     inside = RewardCard(**{**saved["card"], **ranges})
     assert not doubts(inside, list(saved["normalisation"]["mean"]))
+
+
+def test_what_ranks_is_named_with_the_weights_to_follow_it():
+    accuracy = {"light": {"0-0.2": 0.9}, "it's calm": {"0-0.2": 0.8}, "size": {"0-0.2": 0.5}}
+    measured = RewardCard(accuracy=accuracy, pairs=dict.fromkeys(accuracy, 400))
+    told = advice(measured, {"light": 1.0, "it's calm": 0.5, "size": 1.0, "never measured": 1.0})
+    assert told.startswith("follow light, it's calm: ")
+    (argument,) = shlex.split(told.removeprefix("follow light, it's calm: "))
+    key, _, value = argument.partition("=")
+    assert (key, yaml.safe_load(value)) == ("reward.weights", {"light": 1.0, "it's calm": 0.5})
+    assert "none of them is worth following yet" in advice(measured, {"size": 1.0})

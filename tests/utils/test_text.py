@@ -12,7 +12,7 @@ from prfl.data.sources import listed
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import MEASURES, Level, Row
-from prfl.evaluation.tables import reward_table
+from prfl.evaluation.tables import accuracy_tables
 from prfl.reward.model_card import table
 from prfl.utils.console import PlainConsole
 from prfl.utils.errors import PrflError
@@ -45,12 +45,12 @@ def test_a_name_is_printed_as_it_is(name: str) -> None:
     other.add_row(name)
     whole = visible(name)
     assert whole.splitlines()[0] in printed(name)
-    for shown in (reward_table(rows, name, MEASURES["accuracy"]), other):
+    for shown in (*accuracy_tables(rows), other):
         text = printed(shown)
         assert all(part in text for part in whole.splitlines())
         assert not {"\x1b", "\x07", "\u202e"} & set(text)
     assert plots.by_sigma(rows, [name], MEASURES["accuracy"])[:4] == b"\x89PNG"
-    assert plots.curves([{"step": 1, name: 1.0}], [name])[:4] == b"\x89PNG"
+    assert plots.curve([{"step": 1, name: 1.0}], name)[:4] == b"\x89PNG"
 
 
 def test_what_cannot_be_seen_is_written_out() -> None:
