@@ -100,7 +100,8 @@ class PixelNetwork(nn.Module):
 
 def pooled_prompt(condition: Condition) -> Float[Tensor, "b d"]:
     """Average the prompt embeddings over the tokens that are no padding."""
-    embeds, lengths = condition.tensors[EMBEDS].float(), condition.tensors[LENGTHS][:, None]
+    embeds = condition.tensors[EMBEDS].float()
+    lengths = condition.tensors[LENGTHS].to(embeds.device)[:, None]
     is_text = torch.arange(embeds.shape[1], device=embeds.device) < lengths
     return (embeds * is_text[..., None]).sum(1) / lengths.to(embeds).clamp(min=1)
 

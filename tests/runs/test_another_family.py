@@ -1,0 +1,92 @@
+"""The commands from labels to a policy on CogVideoX: nothing in them knows which family a model is of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from prfl import cli
+from prfl.data.manifest import LabelledVideo, write_manifest
+from prfl.data.video import write_video
+from prfl.utils import rng
+from tests.cogvideox import save_tiny_cogvideox
+
+PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
+HEAD = {"dimensions": ["light"], "hidden": 8}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
+    """Prompts, labelled clips, and a story of four stages: a latent reward, PRFL, a pixel reward, VADER."""
+    monkeypatch.chdir(tmp_path)
+    model = {"model": str(save_tiny_cogvideox(tmp_path / "tiny-cog"))}
+    for split, prompts in PROMPTS.items():
+        Path(f"{split}.txt").write_text("\n".join(prompts) + "\n")
+    rows = []
+    for split in ("train", "validation"):
+        for prompt in PROMPTS[split]:
+            for index in range(2):
+                path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
+                noise = rng.normal((3, 9, 16, 16), 0, prompt, 0, [index])[0]
+                write_video(path, (0.3 * noise + (0.5 if index else -0.5)).clamp(-1, 1), 8)
+                rows.append(LabelledVideo(path, prompt, {"light": float(index)}, split))
+    write_manifest(Path("manifest.jsonl"), rows)
+    policy = {**model, "adapter": {"rank": 2, "alpha": 2}, "checkpointing": "full"}
+    preference = {"name": "preference", "loss": "bce"}
+    steer = {"weights": {"light": 1.0}, "shape": "linear"}
+    stages = {
+        "reward": (model, {"space": "latent", "head": {**HEAD, "blocks": [1], "inner": 8}}, preference),
+        "prfl": (policy, {"space": "latent", "path": "${stages.reward.run}/reward", **steer},
+                 {"name": "prfl", "sft": {"every": 1}}),
+        "pixel": (model, {"space": "pixel", "head": HEAD}, preference),
+        "vader": (policy, {"space": "pixel", "path": "${stages.pixel.run}/reward", **steer},
+                  {"name": "vader", "frames": "one"}),
+    }  # fmt: skip
+    for name, (backbone, reward, objective) in stages.items():
+        config = {
+            "version": 1, "seed": 0, "run": f"runs/{name}", "backbone": backbone, "reward": reward,
+            "objective": objective, "rollout": {"steps": 2},
+            "data": {
+                "cache": "cache", "frames": 9, "height": 16, "width": 16, "fps": 8, "manifest": "manifest.jsonl",
+                "prompts": {split: f"{split}.txt" for split in PROMPTS},
+            },
+            "training": {"steps": 2, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
+            "evaluation": {"every": 2, "prompts_per_round": 1},
+        }  # fmt: skip
+        if name == "vader":  # it starts from noise and has no regulariser
+            del config["data"]["manifest"]
+        if objective["name"] != "preference":
+            config["evaluation"]["final_samples"] = 1
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(config))
+    Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": [f"{name}.yaml" for name in stages]}))
+    return tmp_path
+
+
+def test_from_labels_to_policies(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
+    for run in ("prfl", "vader"):
+        records = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
+        steps = [record for record in records if "reward" in record]
+        assert len(steps) == 2 and all(record["gradient_norm"] > 0 for record in steps), run
+    saved = load_file("runs/prfl/policy.safetensors")
+    assert len(saved) == 2 * 3 * 4 and any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+    with safe_open("runs/prfl/policy.safetensors", "pt") as file:
+        stamp = json.loads(file.metadata()["prfl"])
+    assert (stamp["family"], stamp["networks"]) == ("cogvideox", ["transformer"])
+
+    # It goes on bit for bit, is exported under diffusers' names, and is priced without weights.
+    before = load_file("runs/prfl/checkpoints/step-000002/weights.safetensors")
+    assert all(torch.equal(before[name], saved[name]) for name in saved)
+    assert cli.main(["train", "story.yaml", "--dry-run"]) == 0, capsys.readouterr().err
+    assert "in 3 blocks" in capsys.readouterr().out
+    assert cli.main(["export", "runs/prfl"]) == 0, capsys.readouterr().err
+    names = load_file("runs/prfl/export/prfl.safetensors").keys()
+    assert "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight" in names
+    card = Path("runs/prfl/export/README.md").read_text()
+    assert "CogVideoXPipeline.from_pretrained" in card and "ComfyUI" not in card
