@@ -22,7 +22,9 @@ def load_backbone(
     device: torch.device | str = "cpu",
     revision: str | None = None,
 ) -> Backbone:
-    """Load a diffusers Wan text-to-video model from a folder or a hub id; ``shapes`` is the one inside the package.
+    """Load a text-to-video model (Wan 2.1, CogVideoX) from a diffusers folder or a hub id.
+
+    ``shapes`` is the one inside the package.
 
     revision: of the hub's.  Raises PrflError when a part is missing, and for models of another kind.
     """

@@ -1,0 +1,93 @@
+"""The prediction against what torch's allocator sees, on CogVideoX: its network, its reward's features, its decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from prfl.config import load_config
+from prfl.config.schema import Config
+from prfl.estimate import phases
+from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
+from prfl.estimate.parts import Shapes
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone
+from prfl.reward.frames import decode_frames
+from tests.cogvideox import save_tiny_cogvideox
+
+SIZE = 9, 64, 64
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    """make("a.b=value", ...): PRFL on a random CogVideoX of five blocks, unless changed."""
+    folder = tmp_path_factory.mktemp("cog")
+    model = save_tiny_cogvideox(folder / "five", num_layers=5, use_rotary_positional_embeddings=True)
+    (folder / "prompts.txt").write_text("a circle\n")
+    frames, height, width = SIZE
+    config = {
+        "version": 1, "run": str(folder / "run"), "seed": 0,
+        "backbone": {"model": str(model), "device": "cpu", "adapter": {"rank": 2, "alpha": 2}},
+        "data": {
+            "prompts": {"train": str(folder / "prompts.txt")}, "cache": str(folder), "frames": frames,
+            "height": height, "width": width, "fps": 8,
+        },
+        "reward": {"space": "latent", "path": str(folder / "absent")}, "rollout": {"steps": 6},
+        "objective": {"name": "prfl"}, "training": {"steps": 5, "batch": 2, "learning_rate": 1e-4},
+        "evaluation": {"every": 0},
+    }  # fmt: skip
+    path = folder / "x.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return lambda *overrides: load_config(Path(path), overrides)
+
+
+def allocated(run: Callable[[], object]) -> Tensor:
+    """Bytes that the allocator has given out, after each of its changes while ``run`` lasts and its result is there."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        result = run()
+    assert profile.profiler is not None
+    changes = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    del result
+    return torch.tensor(changes).cumsum(0)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_the_networks_peak(make: Callable[..., Config], checkpointing: str) -> None:
+    config = make(f"backbone.checkpointing={checkpointing}")
+    model, empty = build_backbone(config), build_architecture(config)
+    for each in (model, empty):
+        for parameter in each.parameters(POLICY).values():
+            parameter.grad = torch.zeros_like(parameter)
+    latents, condition = torch.randn(2, *model.latent_shape(*SIZE)), model.condition(["a circle", "a"])
+    model.velocity(latents, torch.tensor(0.5), condition)
+    with model.adapter(POLICY):
+        trained = list(model.parameters(POLICY).values())
+
+        def forward_and_backward() -> None:
+            velocity = model.velocity(latents, torch.tensor(0.5), condition)
+            velocity.backward(torch.zeros_like(velocity), inputs=trained)
+
+        seen = int(allocated(forward_and_backward).max())
+    with fused_on_meta("cpu"):
+        predicted = phases.network_call(config, empty, Shapes(empty, config), 2, gradient=True).bytes
+    assert predicted == pytest.approx(seen, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_what_the_decoder_keeps(make: Callable[..., Config], checkpointing: str) -> None:
+    """Of one group of frames and of all: that of the one is much smaller.  (Workspaces of convolutions are no part.)"""
+    config = make(f"backbone.checkpointing={checkpointing}", "data.frames=17")
+    model, empty = build_backbone(config), build_architecture(config)
+    sizes = {}
+    for shown in ([4], [0, 1, 2, 3, 4]):
+        leaf = torch.randn(1, *model.latent_shape(17, 64, 64)).requires_grad_()
+        seen = int(allocated(lambda leaf=leaf, shown=shown: decode_frames(model, leaf, shown))[-1])
+        with LiveBytes() as counted:
+            pixels = decode_frames(empty, torch.empty_like(leaf, device="meta").requires_grad_(), shown)
+        assert counted.live == pytest.approx(seen, rel=0.1) and pixels[0].is_meta
+        sizes[len(shown)] = seen
+    assert sizes[1] < 0.7 * sizes[5]
