@@ -35,6 +35,13 @@ DIFFUSERS = {  # its name for each
 NAMES = (*DIFFUSERS, "triton")
 INT8 = "int8"  # without gradient, for rollouts alone: not among the names
 PACKAGES = {"xformers": "xformers.ops"}
+INSTALLED_BY = {
+    "flash_3": "build it from the folder hopper of github.com/Dao-AILab/flash-attention",
+    "flash_4": "pip install flash-attn-4",
+    "xformers": "pip install xformers",
+    INT8: "pip install sageattention",
+}
+ON_GPUS = ("cudnn", "flash_3", "flash_4")
 ACTIVATED = {"flash_3": "FA3", "flash_4": "FA4"}  # packages that torch's flash attention then calls
 # By the major number of a GPU's compute capability: those whose authors measure them to be faster than cuDNN there, the
 # most proven first.
@@ -110,19 +117,21 @@ def automatic(device: torch.device, dtype: torch.dtype, head_size: int) -> Choic
 
 def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
     """Why an attention does not run on this device, in this type, with heads of this size; empty where it does."""
-    if backend == "triton" and device.type != "cuda" and not interpreting():
-        return f"the Triton kernel needs a GPU, and this runs on {device.type}"
+    elsewhere = f"it needs a GPU, and this runs on {device.type}" if device.type != "cuda" else ""
+    if backend == "triton" and elsewhere and not interpreting():
+        return elsewhere
     package = "sageattention" if backend == INT8 and device.type == "cuda" else PACKAGES.get(backend)
     if package:
         try:
             importlib.import_module(package)
         except Exception as error:  # a binary for another torch raises whatever it likes
-            return _first_line(error)
+            return _in_words(error, backend)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(4, 1, TRIED, 2, head_size, generator=generator).to(device, dtype)
     found, expected = (_tried(each, numbers) for each in (backend, "softmax"))
     if isinstance(found, str) or isinstance(expected, str):
-        return found if isinstance(found, str) else str(expected)
+        reason = found if isinstance(found, str) else str(expected)
+        return elsewhere if elsewhere and backend in ON_GPUS else reason
     off = max((ours - plain).abs().max().item() for ours, plain in zip(found, expected[: len(found)], strict=True))
     limit = INT8_LIMIT if backend == INT8 else TOLERANCE * torch.finfo(dtype).eps
     return "" if off <= limit else f"it is {off:.2g} off plain softmax, more than {limit:.2g}"
@@ -147,11 +156,14 @@ def _tried(backend: str, numbers: Tensor) -> list[Tensor] | str:
             inputs = [query, key, value]
             gradients = () if backend == INT8 else torch.autograd.grad(result, inputs, wide[3])
     except Exception as error:  # whatever a package raises for a shape, a type or a device that it does not take
-        return _first_line(error)
+        return _in_words(error, backend)
     finally:
         _set_flash(before)
     return [each.detach().double() for each in (result, *gradients)]
 
 
-def _first_line(error: Exception) -> str:
+def _in_words(error: Exception, backend: str) -> str:
+    """What to install where a package is missing, else the first line of what it raises."""
+    if isinstance(error, ModuleNotFoundError) and backend in INSTALLED_BY:
+        return f"not installed: {INSTALLED_BY[backend]}"
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -20,7 +20,7 @@ def doctor(stages: Sequence[Stage]) -> None:
     show("this machine", checks)
     problems = [f"{check.name}: {check.problem}" for check in checks if check.problem]
     for number, stage in enumerate(stages):
-        checks = check_config(stage.config, runs_of(stages[:number]))
+        checks = check_config(stage.config, runs_of(stages[:number]), stage.path)
         show(str(stage.path), checks)
         problems += [f"{stage.path}: {check.name}: {check.problem}" for check in checks if check.problem]
     if problems:  # each says its remedy
@@ -31,6 +31,5 @@ def show(title: str, checks: Sequence[Check]) -> None:
     table = Table(title, "", "", title_justify="left")
     for check in checks:
         mark = Text("no", "red") if check.problem else Text("ok", "green") if check.working else Text("-")
-        text = f"{check.state}; {check.problem}" if check.problem else check.state
-        table.add_row(check.name, mark, text)
+        table.add_row(check.name, mark, check.state)  # the problems come last, once
     console.print(table)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prfl.backbone import Backbone
 from prfl.backbone.attention import NAMES, attend, choose_attention, why_not
 from prfl.backbone.network import all_predictors, base_networks
+from prfl.config.places import both_places
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.missing_inputs import downloads, missing_inputs
@@ -30,7 +31,7 @@ from prfl.estimate.suggestions import advice
 from prfl.estimate.tables import GIB, gib
 from prfl.factory.backbone import OPERATIONS, attention_choice, build_architecture, choose_kernels, device_kind
 from prfl.factory.prompts import load_prompts
-from prfl.utils.errors import PrflError
+from prfl.utils.errors import AbsentError, PrflError
 from prfl_kernels import choose_backend
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
@@ -60,16 +61,17 @@ def check_machine() -> list[Check]:
         attention("cuda" if torch.cuda.is_available() else "cpu", torch.float32),
         *attentions(),
         *choices(),
-        Check("hub", hub() or "reachable", working=not hub()),
+        Check("hub", hub() or f"reachable: {constants.ENDPOINT}", working=not hub()),
         video(),
         Check("protected", PROTECTED),
         *(Check(f"not protected: {name}", text, working=False) for name, text in NOT_PROTECTED.items()),
     ]
 
 
-def check_config(config: Config, filled: Collection[Path] = ()) -> list[Check]:
-    """Check whether a run of this config could work here.  filled: run folders that earlier stages will have filled.
+def check_config(config: Config, filled: Collection[Path] = (), file: Path | None = None) -> list[Check]:
+    """Check whether a run of this config could work here.
 
+    filled: run folders that earlier stages will have filled.  file: of the config, beside which is looked too.
     Raises PrflError where no architecture is to be had.
     """
     kind, dtype = device_kind(config), getattr(torch, config.backbone.dtype)
@@ -83,7 +85,7 @@ def check_config(config: Config, filled: Collection[Path] = ()) -> list[Check]:
         device,
         attention(runs_on, dtype, model.facts.head_size),
         *choices(config, model),
-        *inputs(config, filled),
+        *inputs(config, filled, file),
         disk(config, model),
         memory(config, model, available(runs_on) if not device.problem else None),
     ]
@@ -111,10 +113,19 @@ def attentions() -> Iterator[Check]:
 def device() -> Check:
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return Check("device", f"cpu, {cores} cores, {gib(available('cpu'))} of memory free; no usable GPU")
+        return Check("device", f"cpu, {cores} cores, {gib(available('cpu'))} of memory free; {no_gpu()}")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     free = gib(available("cuda"))
     return Check("device", f"{', '.join(names)}; {free} free; CUDA {torch.version.cuda}; driver {driver()}")
+
+
+def no_gpu() -> str:
+    """Say whether there is a GPU that torch cannot use, and what to install then."""
+    if shutil.which("nvidia-smi") is None or driver() == "unknown":
+        return "no usable GPU"
+    build = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
+    fix = "install a build for this driver: https://pytorch.org/get-started/locally"
+    return f"there is a GPU (driver {driver()}), and torch {torch.__version__} cannot use it: it {build}; {fix}"
 
 
 def driver() -> str:
@@ -184,13 +195,13 @@ def choices(config: Config | None = None, model: Backbone | None = None) -> list
 
 @cache
 def hub() -> str:
-    """Say why the hub cannot be reached; empty when it can."""
+    """Say in words that follow "the hub is" why it cannot be reached; empty when it can."""
     if constants.HF_HUB_OFFLINE:
         return "offline, by HF_HUB_OFFLINE"
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS).raise_for_status()
-    except Exception as error:  # whatever a proxy or a resolver raises
-        return f"{constants.ENDPOINT} is not reachable ({type(error).__name__})"
+    except Exception:  # whatever a proxy or a resolver raises
+        return f"not reachable: no answer from {constants.ENDPOINT} (behind a proxy set HTTPS_PROXY)"
     return ""
 
 
@@ -198,39 +209,44 @@ def video() -> Check:
     try:
         import av
     except ImportError as error:
-        return Check("video", f"PyAV cannot be imported: {error}", "no video can be read or written: pip install av")
+        what = f"PyAV cannot be imported ({type(error).__name__})"
+        return Check("video", what, "no video can be read or written: pip install --force-reinstall av")
     program = shutil.which("ffmpeg") or "no ffmpeg program (PyAV brings its own library)"
     codec = "libavcodec " + ".".join(map(str, av.library_versions["libavcodec"]))
     try:
         av.Codec("h264", "r")
         av.Codec("libx264", "w")
-    except Exception as error:  # PyAV's own error for a codec that its build left out
-        return Check("video", f"PyAV {av.__version__}, {codec}; {program}", f"h264 is missing: {error}")
+    except Exception:  # PyAV's own error for a codec that its build left out
+        fix = "pip install --force-reinstall --only-binary av av"
+        return Check("video", f"PyAV {av.__version__}, {codec}; {program}", f"its build has no H.264: {fix}")
     return Check("video", f"PyAV {av.__version__}, {codec}, h264; {program}")
 
 
 # ------------------------------------------------------------------------------------------------- a config
 
 
-def inputs(config: Config, filled: Collection[Path]) -> Iterator[Check]:
+def inputs(config: Config, filled: Collection[Path], file: Path | None = None) -> Iterator[Check]:
     """Check prompt files, the manifest, the reward and the model: here, to be downloaded, or missing."""
-    yield read("data.prompts", lambda: f"{sum(map(len, load_prompts(config.data.prompts).values()))} prompts")
+    yield read("data.prompts", lambda: f"{sum(map(len, load_prompts(config.data.prompts).values()))} prompts", file)
     absent = downloads(config)
     reason = hub() if absent else ""
     for key, name in absent.items():
-        problem = f"it is not here, and {reason}; give a folder that it was downloaded to" if reason else ""
+        fix = "connect, or give a folder that it was downloaded to"
+        problem = f"it is not here, and the hub is {reason}; {fix}" if reason else ""
         yield Check(key, f"{name}, to be downloaded", problem)
-    for line in missing_inputs(config, filled):
+    for line in missing_inputs(config, filled, file):
         name, _, rest = line.partition(": ")
         if name not in absent:
             yield Check(name, "missing", rest)
 
 
-def read(name: str, reader: Callable[[], str]) -> Check:
+def read(name: str, reader: Callable[[], str], file: Path | None = None) -> Check:
     try:
         return Check(name, reader())
     except PrflError as error:
-        return Check(name, "cannot be read", " ".join(str(error).split()))
+        if file and isinstance(error, AbsentError) and (both := both_places(file, error)):
+            return Check(name, "missing", both.one_line)
+        return Check(name, "cannot be read", f"{error.where}: {error.one_line}")
 
 
 def disk(config: Config, model: Backbone) -> Check:
@@ -248,6 +264,13 @@ def disk(config: Config, model: Backbone) -> Check:
     return Check("disk", f"{gib(free)} free at {existing}; about {gib(needed)} will be written", problem)
 
 
+def how_to_take_less(config: Config) -> str:
+    """Say it at once where there is little to try; of a GPU's many keys the dry run predicts each."""
+    if device_kind(config) == "cpu":
+        return advice(config)
+    return "`prfl train` of it with --dry-run --gpu 24, 48, 80 or 141 says which keys to change"
+
+
 def memory(config: Config, model: Backbone, free: int | None) -> Check:
     """Compare the predicted peak with what is free, in bytes; None where that is not known."""
     predicted = predict_memory(config, model)
@@ -255,7 +278,7 @@ def memory(config: Config, model: Backbone, free: int | None) -> Check:
     if free is None:
         return Check("memory", text)
     short = predicted.peak - free
-    problem = f"{short / GIB:.1f} GiB more than is free; {advice(config)}" if short > 0 else ""
+    problem = f"{short / GIB:.1f} GiB more than is free; {how_to_take_less(config)}" if short > 0 else ""
     if not problem and predicted.host > available("cpu"):
         problem = f"the run keeps {gib(predicted.host)} in host memory, where {gib(available('cpu'))} are free"
     return Check("memory", f"{text}; {gib(free)} free", problem)

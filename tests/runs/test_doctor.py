@@ -107,3 +107,37 @@ def test_what_is_not_protected_is_said_here_and_in_the_docs() -> None:
     for name, text in NOT_PROTECTED.items():
         assert told[f"not protected: {name}"] == text
         assert f"**{name}**: {text}" in page
+
+
+def test_a_reason_is_given_once_and_names_both_places(tmp_path: Path, monkeypatch, capsys) -> None:
+    """The table has what there is; the reasons come last, each with its remedy, and none with another's."""
+    monkeypatch.chdir(tmp_path)
+    text = Path(TINY).read_text().replace("train: shapes", "train: mine.txt")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/own.yaml").write_text(text)
+    monkeypatch.setattr(machine, "memory", lambda *given: Check("memory", ""))
+    monkeypatch.setattr("prfl.runs.doctor.check_machine", list)
+    assert cli.main(["doctor", "here/own.yaml"]) == 2
+    printed = capsys.readouterr()
+    reason = "data.prompts: there is no such file: mine.txt, nor here/mine.txt (name a file that is there)"
+    assert printed.err.splitlines() == ["prfl doctor: a run could not work here", f"  here/own.yaml: {reason}"]
+    assert "no such file" not in printed.out and "missing" in printed.out
+
+
+def test_of_a_gpu_no_other_config_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes seconds of a large model, and the dry run has them."""
+    monkeypatch.setattr(machine, "advice", lambda config: pytest.fail("predicted another config"))
+    config = load_config(TINY, ["backbone.device=cuda"])
+    check = machine.memory(config, build_architecture(config), free=1)
+    assert "GiB more than is free; `prfl train` of it with --dry-run --gpu" in check.problem
+
+
+def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {check.name: check.state for check in machine.attentions()}
+    for name in ("cudnn", "flash_3", "flash_4", "triton"):
+        assert told[f"attention by {name}"] == "not here: it needs a GPU, and this runs on cpu"
+    for text in told.values():
+        assert not any(word in text for word in ("No module", "viable", "Error", "likely"))
+    monkeypatch.setattr("prfl.runs.machine.shutil.which", lambda name: name)
+    monkeypatch.setattr(machine, "driver", lambda: "570.1")
+    assert "there is a GPU (driver 570.1), and torch" in machine.no_gpu() and "pytorch.org" in machine.no_gpu()
