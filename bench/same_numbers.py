@@ -89,8 +89,10 @@ def run_all(tree: Path, folder: Path, old: Path) -> None:
     for split, prompts in PROMPTS.items():
         (folder / f"{split}.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     for run in RUNS:
-        if not (folder / "runs" / run / "report.html").exists():
+        finished = folder / "runs" / run / "finished"  # the report is there before
+        if not finished.exists():
             train(tree, folder, run, old)
+            finished.touch()
             print(f"{tree}: {run}", flush=True)
 
 

@@ -20,6 +20,7 @@ from prfl.utils.files import atomic_write
 SEEDS = (0, 1, 2)
 TRAINED = "the shapes world's trained base (prfl/toy/model)"
 COUNTED = "none: counted on meta tensors"
+FINISHED = "finished"  # a file in the folder of a run that came to its end; the report is there before
 SAME = 0.01  # of a seed's samples: another processor's last bits turn a few
 DIMENSIONS = ("shape", "colour", "direction", "speed", "steadiness")
 
@@ -39,8 +40,9 @@ def run(command: list[str], console: Path) -> None:
 
 def train(folder: Path, config: str, overrides: list[str]) -> Path:
     """Run ``prfl train``, unless it has finished before; returns the run's folder."""
-    if not (folder / "report.html").exists():
+    if not (folder / FINISHED).exists():
         run(["-m", "prfl.cli", "train", config, f"run={folder}", *overrides], folder / "console.txt")
+        (folder / FINISHED).touch()
     return folder
 
 

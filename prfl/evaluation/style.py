@@ -32,11 +32,11 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { text-align: right; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 th { font-weight: 600; color: var(--quiet); }
-tbody th { color: var(--text); white-space: normal; }
+tbody th { color: var(--text); white-space: normal; min-width: 14ch; }
 tbody th small { display: block; max-width: 46ch; }
 td.clear { color: var(--accent); }
 .grid, .plots { display: grid; gap: 20px; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); }
-.plots { margin-bottom: 16px; }
+.plots { grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); margin-bottom: 16px; }
 article { min-width: 0; }
 article + article { margin-top: 16px; } .grid article { margin-top: 0; }
 .strip { display: flex; gap: 10px; overflow-x: auto; }

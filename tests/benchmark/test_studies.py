@@ -128,3 +128,13 @@ def test_two_commits_are_compared_by_todays_names(tmp_path: Path) -> None:
     assert same_numbers.differences(tmp_path / "old", tmp_path / "new") == []
     (difference,) = same_numbers.differences(tmp_path / "old", tmp_path / "changed")
     assert "step 1: validation/distance" in difference
+
+
+def test_a_run_that_was_stopped_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its report is there: it is written at every round."""
+    (tmp_path / "report.html").touch()
+    commands: list[list[str]] = []
+    monkeypatch.setattr(studies, "run", lambda command, console: commands.append(command))
+    for _ in range(2):
+        assert studies.train(tmp_path, "prfl.yaml", ["seed=1"]) == tmp_path
+    assert len(commands) == 1 and commands[0][-1] == "seed=1", "once, and then it has finished"

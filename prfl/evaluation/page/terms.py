@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prfl.utils.metrics_file import HELD_OUT, measure_name
+from prfl.utils.metrics_file import measure_name
 
 # The longest name, or beginning of one, that fits is taken; {} is what follows the beginning.
 MEANINGS = {
@@ -48,7 +48,3 @@ def meaning(name: str) -> str:
         if beginning.endswith("/") and measure.startswith(beginning):
             return MEANINGS[beginning].replace("{}", measure.removeprefix(beginning))
     return ""
-
-
-def of_validation(name: str) -> bool:
-    return name.startswith(HELD_OUT)
