@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone
+from prfl.backbone import Backbone, Condition
 from prfl.backbone.cheaper import EXACT
 from prfl.backbone.kernels import cheaper_calls
 from prfl.backbone.network import all_predictors, base_blocks, with_lists
@@ -248,16 +248,25 @@ def reward_phases(
     leaf = latents.requires_grad_()
     scorer = build_scorer(config, model, reward)
     assert isinstance(scorer, PixelScorer)
-    count = latents.shape[2]
-    chosen = costliest_frames(count, scorer.frames)
+    draws = [costliest_frames(latents.shape[2], scorer.frames)]
+    if len(draws[0]) == 1 and not model.facts.prefix_decodes:  # which decodes in groups: the first may be the largest
+        draws.append([0])
+    decoded = [decoder_phases(scorer, leaf, condition, draw, held) for draw in draws]
+    yield from max(decoded, key=lambda parts: parts[1].bytes)
+
+
+def decoder_phases(
+    scorer: PixelScorer, leaf: Tensor, condition: Condition, chosen: list[int], held: int
+) -> tuple[Part, Part]:
+    """Return the decoder's forward, and the reward's and the decoder's forward and backward, of these latent frames."""
     with LiveBytes() as counted, scorer.selected():
-        pixels, times = decode_frames(model, leaf, chosen)
+        pixels, times = decode_frames(scorer.backbone, leaf, chosen)
         decoder, decoder_peak = counted.live, counted.peak
-        scores = scorer.read(pixels, times, condition, chosen, count)
+        scores = scorer.read(pixels, times, condition, chosen, leaf.shape[2])
         saved = counted.live - decoder
-        backward(scores, leaf, trains)
-    yield Part("decoder: forward, kept for the reward's gradient", held + decoder_peak, decoder)
-    yield Part("reward and decoder: forward and backward", held + counted.peak, saved)
+        backward(scores, leaf, trains=False)
+    forward = Part("decoder: forward, kept for the reward's gradient", held + decoder_peak, decoder)
+    return forward, Part("reward and decoder: forward and backward", held + counted.peak, saved)
 
 
 def no_seeds(batch: int) -> Tensor:
