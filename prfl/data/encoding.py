@@ -23,6 +23,7 @@ from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, r
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.reading import unreadable
 from prfl.utils.video_size import VideoSize
 
 
