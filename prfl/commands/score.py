@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from prfl.commands.options import by_option, numbers
+from prfl.utils.errors import PrflError
 
 SUMMARY = "score videos or latents with a saved reward"
 EXAMPLES = """\
@@ -15,14 +16,17 @@ EXAMPLES = """\
       every video of a manifest with its own prompt, at three noise levels, each the mean over four draws of the noise
   prfl score latents.safetensors --prompt "a dog runs" --head owner/name --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers
       normalised latents, (channels, frames, height, width), under the name 'latents'
+  prfl score clips/ --head owner/name --rank --best 3 --copy-to best/ --page best.html
+      every video below clips/, with the prompt in the .txt beside it; the best three of each prompt, copied and shown
 """
 PRINTS_RESULT = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help="videos, latents (.safetensors), manifests (.jsonl)")
+    inputs = "videos, latents (.safetensors), folders of them, patterns, manifests (.jsonl)"
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=inputs)
     parser.add_argument("--head", required=True, metavar="FOLDER", help="a saved reward: a folder or a hub id")
-    parser.add_argument("--prompt", help="the prompt of every FILE that is not a manifest")
+    parser.add_argument("--prompt", help="of files in no manifest that have no .txt beside them, as a.txt for a.mp4")
     parser.add_argument("--sigmas", type=numbers, default=[0.0], metavar="S,S", help="noise levels, 0 clean to 1 noise")
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="mean over N draws of the noise; default: 1")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
@@ -31,13 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto takes a GPU if any")
     parser.add_argument("--follow-links", action="store_true", help="a manifest's links may lead out of its folder")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json; default: CSV on the standard output")
+    parser.add_argument("--rank", action="store_true", help="order the videos of each prompt, best first, as CSV")
+    parser.add_argument("--best", type=int, metavar="N", help="only the best N of each prompt (implies --rank)")
+    parser.add_argument("--copy-to", type=Path, metavar="FOLDER", help="copy the ranked files there (implies --rank)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="a page of the ranked videos (implies --rank)")
     for name, kind in (("frames", int), ("height", int), ("width", int), ("fps", float)):
         parser.add_argument(f"--{name}", type=kind, help="of the clip that is read; default: as the reward's training")
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.best is not None and options.best < 1:
+        raise PrflError(f"the best {options.best} are none", where="--best", fix="1 or more")
+
+    from prfl.runs.ranking import Ranking
     from prfl.runs.score import CLIP, score_files
 
+    ranks = options.rank or any((options.best, options.copy_to, options.page))
     with by_option({"backbone.model": "--model", "backbone.dtype": "--dtype", "backbone.device": "--device"}):
         score_files(
             options.inputs,
@@ -52,4 +65,5 @@ def run(options: argparse.Namespace) -> None:
             clip={name: getattr(options, name) for name in CLIP},
             out=options.out,
             follow_links=options.follow_links,
+            ranking=Ranking(options.best, options.copy_to, options.page) if ranks else None,
         )

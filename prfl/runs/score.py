@@ -24,8 +24,7 @@ from prfl.config import load_config
 from prfl.config.section import is_hub_id
 from prfl.config.sections.backbone import BackboneConfig
 from prfl.data.leaks import token_ids, token_warnings
-from prfl.data.manifest import manifest_videos, read_manifest
-from prfl.data.video import SUFFIXES, read_video
+from prfl.data.video import read_video
 from prfl.factory.api import load_backbone
 from prfl.factory.backbone import build_backbone, choose_device
 from prfl.factory.evaluation import LatentsScorer, build_latents_scorer
@@ -33,35 +32,17 @@ from prfl.factory.reward import TrainableReward, load_reward
 from prfl.reward.checkpoint import RewardCard, read_config
 from prfl.reward.inputs import check_latents
 from prfl.rollout.flow import add_noise
+from prfl.runs.ranking import Ranking
+from prfl.runs.score_inputs import LATENTS, Item, Scored, read_items
 from prfl.utils import rng
 from prfl.utils.console import messages
-from prfl.utils.errors import Faults, PrflError
+from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 from prfl.utils.reading import disk_refuses, printable, unreadable
 from prfl.utils.video_size import VideoSize
 
-LATENTS = ".safetensors"
 CLIP = ("frames", "height", "width", "fps")
 SECONDS = 10.0  # between two writings of the table
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file to score: a video or latents, and the prompt that it was made from."""
-
-    file: Path
-    prompt: str
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Normalised scores of one sample of a file at one noise level, the mean over the noise draws."""
-
-    file: str
-    sample: int
-    prompt: str
-    sigma: float
-    scores: dict[str, float]
 
 
 def score_files(
@@ -78,15 +59,17 @@ def score_files(
     clip: Mapping[str, Any] | None = None,
     out: Path | None = None,
     follow_links: bool = False,
+    ranking: Ranking | None = None,
 ) -> None:
     """Score every input and write the table to ``out`` (.csv or .json), or as CSV to the standard output.
 
-    inputs: videos, safetensors of latents, or manifests (.jsonl), whose rows bring their prompts.  head: a saved
-    reward.  model: the video model that it reads; by default the one of its run, or the hub model that it names.
-    follow_links: a manifest's links may lead out of its folder.
+    inputs: videos, safetensors of latents, folders of them, patterns, or manifests (.jsonl): see ``read_items``.
+    head: a saved reward.  model: the video model that it reads; by default the one of its run, or the hub model that it
+    names.  follow_links: a manifest's links may lead out of its folder.
     clip: frames, height, width and fps at which videos are read, where not as the reward was trained.
     A file that cannot be read does not stop the others; PrflError names all of them at the end.  Scores are written as
     they come: whatever ends the command leaves a whole table of the files before.
+    ranking: order the videos of each prompt at the end, in place of the table on the standard output.
     """
     check_options(out, sigmas, noise_draws, clip or {})
     items = read_items(inputs, prompt, follow_links)
@@ -108,7 +91,7 @@ def score_files(
 
     failed: list[str] = []
     facts = {"reward": head, "model": backbone.facts.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
-    with torch.no_grad(), ScoreTable(out, facts) as table:
+    with torch.no_grad(), ScoreTable(out, facts, prints=ranking is None) as table:
         for item in track(items, "scoring", console=messages, transient=True, disable=not messages.is_terminal):
             try:
                 latents = read_latents(item.file, backbone, shape)
@@ -117,6 +100,8 @@ def score_files(
                 continue
             table.add(scorer.rows(item, latents, conditions[item.prompt], sigmas))
 
+    if ranking and table.rows:
+        ranking.show(table.rows, reward.normalisation.unit, shape)
     if failed:
         what = f"{len(failed)} of {len(items)} files were not scored"
         raise PrflError(
@@ -175,39 +160,6 @@ class Scorer:
                 rounded = {name: round(float(values[number]), 6) for name, values in scores.items()}
                 rows.append(Scored(printable(item.file), number, item.prompt, sigma, rounded))
         return rows
-
-
-def read_items(inputs: Sequence[str], prompt: str | None, follow_links: bool) -> list[Item]:
-    """List every file once.  Raises PrflError for an input that is absent, of no known kind, or has no prompt."""
-    items: list[Item] = []
-    faults = Faults()
-    for name in inputs:
-        with faults.collected():
-            items += _items_of(name, prompt, follow_links)
-    faults.raise_all("prfl score", "inputs")
-    return list(dict.fromkeys(items))
-
-
-def _items_of(name: str, prompt: str | None, follow_links: bool) -> list[Item]:
-    path = Path(name)
-    if path.suffix == ".jsonl":
-        rows = read_manifest(path, follow_links=follow_links)
-        return [Item(_shown(file), row.prompt) for row in rows for file in manifest_videos([row])]
-    if path.suffix.lower() not in (*SUFFIXES, LATENTS):
-        kinds = f"a video ({', '.join(SUFFIXES)}), latents ({LATENTS}) or a manifest (.jsonl)"
-        raise PrflError(f"'{path.suffix}' cannot be scored", where=name, fix=f"give {kinds}")
-    if not path.is_file():
-        fix = "give the path of a video, a latents file or a manifest"
-        raise PrflError("there is no such file", where=name, fix=fix)
-    if prompt is None:
-        fix = '--prompt "what the video shows", or a manifest (.jsonl) whose rows have prompts'
-        raise PrflError("a reward reads the prompt too, and this file has none", where=name, fix=fix)
-    return [Item(path, prompt)]
-
-
-def _shown(file: Path) -> Path:
-    """Return the path relative to here where it lies below: shorter, and no secret of the machine."""
-    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 
 
 def find_backbone(
@@ -297,11 +249,12 @@ def load_latents(file: Path) -> Tensor:
 
 class ScoreTable:
     """The scores, written as they come.  CSV: one line a sample and noise level, one column a dimension.  JSON: the
-    facts, then the same rows.  To a file (None is the standard output), which is whole whenever somebody looks.
+    facts, then the same rows.  To a file, which is whole whenever somebody looks; None is the standard output.
+    prints: whether it writes to the standard output.
     """
 
-    def __init__(self, out: Path | None, facts: Mapping[str, object]) -> None:
-        self.out, self.facts = out, facts
+    def __init__(self, out: Path | None, facts: Mapping[str, object], prints: bool = True) -> None:
+        self.out, self.facts, self.prints = out, facts, prints
         self.rows: list[Scored] = []
         self.written, self.at = 0, -SECONDS
 
@@ -311,7 +264,7 @@ class ScoreTable:
     def add(self, rows: Sequence[Scored]) -> None:
         if not rows:
             return
-        if self.out is None:
+        if self.out is None and self.prints:
             sys.stdout.write(csv_text(rows, header=not self.rows))
             sys.stdout.flush()
         self.rows += rows

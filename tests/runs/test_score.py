@@ -170,3 +170,55 @@ def test_the_table_is_whole_after_every_file(monkeypatch: pytest.MonkeyPatch, tm
     for number in range(3):
         table.add([score.Scored(f"{number}.mp4", 0, "a", 0.0, {"light": 1.0})])
         assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == number + 1
+
+
+@pytest.mark.pictures
+def test_a_folder_is_ranked_within_each_prompt(
+    reward: LatentReward, tiny_pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Prompts beside the videos; the best of each are copied with them, and shown."""
+    for number in range(5):
+        pixels = rng.normal((3, 5, 16, 16), 0, "more", 0, [number])[0].mul(0.3).clamp(-1, 1)
+        write_video(tmp_path / f"clips/{number // 3}/{number}.mp4", pixels, 8)
+        prompt = "a red circle" if number < 3 else "a blue square"
+        (tmp_path / f"clips/{number // 3}/{number}.txt").write_text(f"{prompt}\n")
+    arguments = ["--head", "head", "--model", str(tiny_pipeline_folder)]
+    assert cli.main(["score", "clips", *arguments]) == 0, capsys.readouterr().err
+    plain = {row["file"]: float(row["light"]) + float(row["calm"]) for row in rows_of(capsys.readouterr().out)}
+    assert len(plain) == 5
+
+    ranked = ["--best", "2", "--copy-to", "best", "--page", "best.html", "--out", "all.csv"]
+    assert cli.main(["score", "clips/**/*.mp4", *arguments, *ranked]) == 0, capsys.readouterr().err
+    shown, told = capsys.readouterr()
+    rows = rows_of(shown)
+    assert [row["rank"] for row in rows] == ["1", "2", "1", "2"]
+    expected = []
+    for folder in ("0", "1"):
+        files = sorted((file for file in plain if Path(file).parent.name == folder), key=lambda file: -plain[file])
+        expected += files[:2]
+    assert [row["file"] for row in rows] == expected
+    assert float(rows[0]["total"]) == pytest.approx(plain[expected[0]], abs=1e-4)
+    assert "one standard deviation better" in told and "within a prompt" in told
+    assert len(rows_of(Path("all.csv").read_text())) == 5
+
+    copies = sorted(path.name for path in Path("best").iterdir())
+    names = [f"{number}-{Path(file).name}" for number, file in enumerate(expected, start=1)]
+    assert copies == sorted([*names, *(f"{Path(name).stem}.txt" for name in names)])
+    assert Path(f"best/{names[0]}").read_bytes() == Path(expected[0]).read_bytes()
+    assert Path(f"best/{Path(names[2]).stem}.txt").read_text() == "a blue square\n"
+    page = Path("best.html").read_text()
+    assert page.count("<video ") == 4 and "a blue square" in page and "https://" not in page
+    assert cli.main(["score", "clips", *arguments, "--rank", "--copy-to", "best"]) == 0
+    assert len(list(Path("best").glob("*.mp4"))) == 9, "nothing is overwritten"
+
+
+def test_folders_and_patterns_that_hold_nothing(reward: LatentReward, capsys: pytest.CaptureFixture) -> None:
+    Path("empty").mkdir()
+    Path("0.txt").write_text("\n")
+    for name, message in (("empty", "no videos"), ("none-*.mp4", "no videos"), ("0.mp4", "it is empty")):
+        assert cli.main(["score", name, "--head", "head", "--prompt", "a"]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["score", "1.mp4", "--head", "head"]) == 2
+    assert "1.txt beside it" in capsys.readouterr().err
+    assert cli.main(["score", "1.mp4", "--head", "head", "--prompt", "a", "--best", "0"]) == 2
+    assert "--best" in capsys.readouterr().err
