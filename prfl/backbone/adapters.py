@@ -39,7 +39,29 @@ def adapter_names(network: nn.Module) -> list[str]:
 def active_adapter(network: nn.Module) -> str | None:
     """The adapter that the network's layers would use now (read from the layers themselves); None: the base."""
     layer = next((module for module in network.modules() if isinstance(module, LoraLayer)), None)
-    return None if layer is None or layer.disable_adapters else layer.active_adapters[0]
+    return None if layer is None or layer.disable_adapters or not layer.active_adapters else layer.active_adapters[0]
+
+
+LayerState = tuple[LoraLayer, tuple[str, ...], bool]
+"""A layer, the adapters that act in it together, and whether they are switched on."""
+
+
+def layer_states(network: nn.Module) -> list[LayerState]:
+    """What acts now, layer by layer: a pipeline may have several LoRAs, each on layers of its own."""
+    return [(layer, tuple(layer.active_adapters), not layer.disable_adapters) for layer in lora_layers(network)]
+
+
+def put_back(network: nn.Module, states: Sequence[LayerState]) -> None:
+    """Let every layer act as it did; layers that have become LoRA layers since then act as the first one.
+
+    Where there was none they are switched on and nothing acts in them, so that what a pipeline loads later does.
+    """
+    before = {id(layer): (active, enabled) for layer, active, enabled in states}
+    newer = states[0][1:] if states else ((), True)
+    for layer in lora_layers(network):
+        active, enabled = before.get(id(layer), newer)
+        layer.set_adapter(list(active))
+        layer.enable_adapters(enabled)
 
 
 def set_active(network: nn.Module, name: str | None) -> None:
@@ -61,20 +83,20 @@ def restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
 def use_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
     """Select an adapter (None: the frozen base) for forward *and* backward; nests, also with the same name.
 
-    On leaving, the adapter that was active and every ``requires_grad`` are as they were on entering.
+    On leaving, what acted in each layer and every ``requires_grad`` are as they were on entering.
     Raises PrflError when there is no such adapter.
     """
     if name is not None and name not in adapter_names(network):
         raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
-    before = active_adapter(network)
+    before = layer_states(network)
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    if name != before:
+    if any(enabled and active if name is None else not enabled or active != (name,) for _, active, enabled in before):
         set_active(network, name)
     try:
         yield
     finally:
-        if active_adapter(network) != before:
-            set_active(network, before)
+        if layer_states(network) != before:
+            put_back(network, before)
         restore(flags)
 
 
@@ -172,7 +194,7 @@ def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str
     if name in adapter_names(network) or "." in name or not name:
         raise PrflError(f"'{name}' cannot be the name of a new adapter", fix="take a new name without a dot")
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=matching_layers(network, spec, lists))
-    before = active_adapter(network)
+    before = layer_states(network)
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
@@ -189,7 +211,9 @@ def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str
             if spec.dropout:
                 layer.lora_dropout[name] = SampleDropout(spec.dropout, full_name)
     network.train(network.training)  # new layers start in training mode
-    set_active(network, before)
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    put_back(network, before)
+    restore(flags)
 
 
 def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:

@@ -27,7 +27,9 @@ from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
 from prfl.reward.inputs import Prompts, Sigmas, check_backbone, prepare
 from prfl.reward.model_card import reward_card
+from prfl.reward.pipeline import KeepBest
 from prfl.reward.scores import Normalisation, Scores
+from prfl.reward.scores import Shape as Aggregate
 from prfl.utils.errors import error_location
 from prfl.utils.files import atomic_write
 
@@ -129,6 +131,13 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         Raises PrflError for a sigma outside of 0 to 1, latents of another model, and numbers of samples that differ.
         """
         return self(latents, sigma, prompts)
+
+    def keep_best(
+        self, count: int = 1, at: float = 0.75, weights: Mapping[str, float] | None = None, aggregate: Aggregate = "sum"
+    ) -> KeepBest:
+        """Make a ``callback_on_step_end`` for a diffusers pipeline: from the share ``at`` of its steps the best
+        ``count`` samples of each prompt go on.  weights, aggregate: as of ``scores.total``.  See pipeline.py."""
+        return KeepBest(self, count, at, weights, aggregate)
 
     def __call__(self, latents: Float[Tensor, "*n c t h w"], sigma: Sigmas, condition: Prompts) -> Scores:
         """Score latents: logits normalised by the stored mean and deviation.  Inputs and errors as of ``score``."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from prfl.steering.chains import Steered
 from prfl.steering.process import Process
+from prfl.utils.schedule import node_at
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,3 @@ class BestOf:
             survivors = round(self.chains * (self.keep / self.chains) ** (j / len(self.decide_at)))
             chains = process.keep_best(chains, max(survivors, self.keep))
         return process.finish(process.step_to(chains, process.steps))
-
-
-def node_at(share: float, steps: int) -> int:
-    """The node behind this share of the steps; at least the first step's."""
-    return max(1, round(share * steps))

@@ -16,3 +16,8 @@ def chain_sigmas(steps: int, shift: float) -> Tensor:
     if steps < 1:
         raise ValueError(f"a chain needs at least one step, got {steps}")
     return shift_sigmas(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+
+
+def node_at(share: float, steps: int) -> int:
+    """The node of a chain behind this share of its steps; at least the first step's."""
+    return max(1, round(share * steps))
