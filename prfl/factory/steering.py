@@ -13,7 +13,15 @@ from prfl.backbone import Backbone
 from prfl.backbone.condition import stand_in
 from prfl.config.schema import Config
 from prfl.config.section import Section
-from prfl.config.sections.steering import BestOfConfig, SteeringBase, SteeringRewardConfig
+from prfl.config.sections.steering import (
+    BeamSearchConfig,
+    BestOfConfig,
+    FkConfig,
+    GuidedSamplingConfig,
+    SteeringBase,
+    SteeringRewardConfig,
+    SvddConfig,
+)
 from prfl.factory.backbone import build_architecture
 from prfl.factory.by_name import build_by_name
 from prfl.factory.data import video_size
@@ -27,10 +35,20 @@ from prfl.rollout.solvers import SOLVERS, SolverSchedule
 from prfl.steering.best_of import BestOf
 from prfl.steering.budget import Method, calls_of, within
 from prfl.steering.calls import Calls, Prices
+from prfl.steering.dlbs import BeamSearch
+from prfl.steering.fk import FkSteering
+from prfl.steering.guidance import GuidedSampling
 from prfl.steering.looks import latent_look, pixel_look
 from prfl.steering.process import Look
+from prfl.steering.svdd import Svdd
 
-METHODS: dict[type[Section], Callable[..., Method]] = {BestOfConfig: BestOf}
+METHODS: dict[type[Section], Callable[..., Method]] = {
+    BestOfConfig: BestOf,
+    SvddConfig: Svdd,
+    FkConfig: FkSteering,
+    BeamSearchConfig: BeamSearch,
+    GuidedSamplingConfig: GuidedSampling,
+}
 """The method of every section; it takes the section's keys by name (``build_by_name``)."""
 
 

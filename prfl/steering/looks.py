@@ -68,7 +68,7 @@ def random_look(seed: int) -> Look:
     count = iter(range(2**31))
 
     def read(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        return torch.cat([rng.normal((), seed, f"random/{ask.prompt}", next(count), [0]) for ask in condition.asks])
+        return torch.cat([rng.uniform(seed, f"random/{ask.prompt}", next(count), [0]) for ask in condition.asks])
 
     return Look(read)
 

@@ -27,4 +27,17 @@ STEERING_EFFECTS: dict[str, tuple] = {
     "SteeringRewardConfig.weights": rewarded(f"{HEAD}, weights: {{light: 1.0}}", f"{HEAD}, weights: {{calm: 1.0}}"),
     "SteeringRewardConfig.aggregate": rewarded(f"{HEAD}, aggregate: sum", f"{HEAD}, aggregate: logsigmoid"),
     "BestOfConfig.decide_at": steered("best_of", "decide_at", ("[0.5]", "[0.25, 1]")),
+    "SvddConfig.strength": steered("svdd", "strength", (0.0, 1e5)),
+    "SvddConfig.every": steered("svdd", "every", (1, 2)),
+    "SvddConfig.greedy": steered("svdd", "greedy", ("false", "true")),
+    "FkConfig.strength": steered("fk", "strength", (0.0, 1e5), "steering.every=1"),  # a random head hardly differs
+    "FkConfig.every": steered("fk", "every", (1, 2)),
+    "BeamSearchConfig.children": steered("dlbs", "children", (1, 2)),
+    "BeamSearchConfig.every": steered("dlbs", "every", (1, 2)),
+    "BeamSearchConfig.lookahead": steered("dlbs", "lookahead", (0, 1), "steering.every=2"),
+    "GuidedSamplingConfig.strength": steered("guidance", "strength", (0.0, 1.0)),
+    "GuidedSamplingConfig.latest": steered("guidance", "latest", (0.5, 0.9)),
+    "GuidedSamplingConfig.longest": steered("guidance", "longest", (1e-3, 1.0)),
+    "GuidedSamplingConfig.from_step": steered("guidance", "from_step", (0.0, 0.5)),
+    "GuidedSamplingConfig.to_step": steered("guidance", "to_step", (0.5, 1.0)),
 }

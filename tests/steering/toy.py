@@ -19,6 +19,7 @@ from prfl.steering.process import Look, Process
 MEAN, VARIANCE, STRENGTH = 0.5, 0.8, 1.5
 TILTED = MEAN + STRENGTH * VARIANCE
 F64 = torch.float64
+PRICES = Prices(1.0, 2.0)
 
 
 def posterior(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,11 @@ def value(x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tenso
     return (clean + STRENGTH * variance / 2).flatten(1).sum(1)
 
 
+def damped_value(x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
+    """A head that is right at the end and too sure of nothing before: Feynman-Kac weights make up for it."""
+    return (1 - sigma) * value(x, sigma)
+
+
 def schedule(solver: str = "euler", steps: int = 20, **keys: float) -> SolverSchedule:
     return SOLVERS[solver](chain_sigmas(steps, 1.0), **keys)
 
@@ -59,7 +65,7 @@ def process(
         list(range(groups)),
         state=(1,),
         seed=seed,
-        prices=Prices(1.0, 2.0),
+        prices=PRICES,
         batch=batch,
         begin=lambda noise, condition: noise.double(),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from prfl.config.section import Fault, Section, Source, place, unread
+from prfl.config.section import Fault, Section, Share, Source, place, unread
 from prfl.config.sections.rollout import SOLVERS, SolverName
 
 if TYPE_CHECKING:
@@ -86,3 +86,52 @@ class BestOfConfig(SteeringBase):
         yield from super().conflicts(config)
         if self.decide_at != sorted(set(self.decide_at)):
             yield "steering.decide_at", "let them ascend, each once"
+
+
+STRENGTH = Field(default=1.0, ge=0, description="Videos are drawn with exp(strength score) times their probability.")
+
+
+class SvddConfig(SteeringBase):
+    name: Literal["svdd"] = Field(description="Of a step's possible next states one is drawn by its score.")
+    strength: float = STRENGTH
+    every: int = Field(default=1, ge=1, description="Steps between two choices.")
+    greedy: bool = Field(default=False, description="Take the highest score, which over-optimises, and draw nothing.")
+
+    needs_noise = True
+
+
+class FkConfig(SteeringBase):
+    name: Literal["fk"] = Field(description="Chains are drawn anew by their scores on the way (Feynman-Kac).")
+    strength: float = STRENGTH
+    potential: Literal["difference", "max", "sum"] = Field(
+        default="difference", description="What of a chain's scores so far its weight is made of."
+    )
+    every: int = Field(default=4, ge=1, description="Steps between two looks.")
+
+    needs_noise = True
+
+
+class BeamSearchConfig(SteeringBase):
+    name: Literal["dlbs"] = Field(description="Beams: of all their next states the best go on; chains counts them.")
+    children: int = Field(default=2, ge=1, description="Next states of each beam.")
+    every: int = Field(default=4, ge=1, description="Steps between two selections.")
+    lookahead: int = Field(default=0, ge=0, description="Plain steps ahead at which a state is judged; 0 is itself.")
+
+    needs_noise = True
+
+
+class GuidedSamplingConfig(SteeringBase):
+    name: Literal["guidance"] = Field(description="The reward's gradient bends the chain.")
+    chains: int = Field(default=1, ge=1, description="Guided chains of a video, the best of which are kept.")
+    strength: float = STRENGTH
+    latest: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.95, description="The factor sigma / (1 - sigma) of the gradient is that of this sigma at most."
+    )
+    longest: float = Field(default=1.0, gt=0, description="The push is at most so many times as long as the velocity.")
+    from_step: Share = Field(default=0.0, description="Share of the steps at which the gradient begins to act.")
+    to_step: StepShare = Field(default=1.0, description="Share of the steps at which it ends.")
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        yield from super().conflicts(config)
+        if self.from_step >= self.to_step:
+            yield "steering.from_step", f"the gradient ends at {self.to_step:g} already"
