@@ -23,21 +23,21 @@ def configs(prefix: str, **_: Any) -> list[str]:
     from prfl.config.places import shipped_configs
 
     folder = shipped_configs()
-    own = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.yaml"))]
-    return [*FilesCompleter(("yaml",))(prefix), *(name for name in own if name.startswith(prefix))]
+    shipped = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.yaml"))]
+    return [*FilesCompleter(("yaml",))(prefix), *(name for name in shipped if name.startswith(prefix))]
 
 
 def overrides(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """``key=`` of every key that may be changed, then its values where there are few; stages come first in a story."""
     stages = _stages(parsed_args.config)
-    given = next((f"{name}." for name in stages if prefix.startswith(f"{name}.")), "")
-    if stages and not given:
+    stage = next((f"{name}." for name in stages if prefix.startswith(f"{name}.")), "")
+    if stages and not stage:
         return [f"{name}." for name in stages]
-    key, equals, _text = prefix.removeprefix(given).partition("=")
+    key, equals, _text = prefix.removeprefix(stage).partition("=")
     keys = _keys()
     if equals:
-        return [f"{given}{key}={value}" for value in keys.get(key, [])]
-    return [f"{given}{name}=" for name in keys]
+        return [f"{stage}{key}={value}" for value in keys.get(key, [])]
+    return [f"{stage}{name}=" for name in keys]
 
 
 def _stages(config: str) -> list[str]:

@@ -78,7 +78,7 @@ def found_beside(keys: dict[str, Any], folder: Path, overridden: Sequence[str] =
     moved = {}
     for key, name in named_files(keys):
         other = beside(name, folder)
-        of_command = any(f"{key}.".startswith(f"{given}.") for given in overridden)
+        of_command = any(f"{key}.".startswith(f"{override}.") for override in overridden)
         if other and not of_command and not os.path.exists(name) and os.path.exists(other):
             moved[key, name] = str(other)
     if not moved:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -80,7 +81,7 @@ class _Layout:
 _RESULTS: dict[Hashable, list[_Layout | None] | None] = {}
 
 
-def _run(func: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor]) -> Any:
+def _run(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor]) -> Any:
     """Run an operation; on ``meta``, one that was run on inputs of these layouts is not worked out again.
 
     torch works most of them out in Python, at a tenth of a millisecond each, and the blocks of a network are alike.

@@ -9,7 +9,7 @@ import torch
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
-from prfl.factory.reward import PUBLIC_REWARDS, Reward, build_new_reward, load_followed_reward, reward_path
+from prfl.factory.reward import Reward, build_new_reward, load_followed_reward, reward_path, untrained_public_rewards
 from prfl.reward.checkpoint import read_config
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.head import RewardHead
@@ -27,7 +27,7 @@ def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]
         if config.trains_reward:
             return build_new_reward(config, model), ""
         if config.reward.public:
-            return PUBLIC_REWARDS[type(config.reward.public)].untrained(), ""
+            return untrained_public_rewards(config), ""
         paths = config.reward.paths
         if paths and all(Path(reward_path(path)).is_dir() for path in paths):
             return load_followed_reward(config, model), ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,20 +13,22 @@ import torch
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
-from prfl.config.sections.reward import AestheticConfig, LatentRewardConfig, PixelRewardConfig, PublicRewardConfig
+from prfl.config.sections import public_rewards as public
+from prfl.config.sections.reward import LatentRewardConfig, PixelRewardConfig
 from prfl.factory import provenance
 from prfl.factory.by_name import build_by_name
 from prfl.factory.data import video_size
-from prfl.reward import pixel
+from prfl.reward import own_function, pixel, text_match, watched
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.pixel import PixelNetwork, PixelReward
-from prfl.reward.public import PublicReward
+from prfl.reward.public import PublicReward, SeveralRewards
 from prfl.reward.scores import total
 from prfl.toy import clips as shapes
+from prfl.utils.console import warn
 from prfl.utils.errors import PrflError, error_location
 
 TrainableReward = LatentReward | PixelReward
@@ -39,8 +42,15 @@ class PublicKind(NamedTuple):
     untrained: Callable[[], PublicReward]
 
 
-PUBLIC_REWARDS: dict[type[PublicRewardConfig], PublicKind] = {
-    AestheticConfig: PublicKind(load_aesthetic, AestheticReward.untrained),
+PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
+    public.AestheticConfig: PublicKind(load_aesthetic, AestheticReward.untrained),
+    public.ClipConfig: PublicKind(text_match.load_clip, partial(text_match.untrained, "clip")),
+    public.PickScoreConfig: PublicKind(text_match.load_pickscore, partial(text_match.untrained, "pickscore")),
+    public.HpsConfig: PublicKind(text_match.load_hps, partial(text_match.untrained, "hps")),
+    public.ObjectConfig: PublicKind(watched.load_object, watched.untrained_object),
+    public.ActionConfig: PublicKind(watched.load_action, watched.untrained_action),
+    public.CoherenceConfig: PublicKind(watched.load_coherence, watched.untrained_coherence),
+    public.CallableConfig: PublicKind(own_function.load_own, own_function.Unread),
 }
 """Of every section that names a reward which others trained."""
 
@@ -80,8 +90,8 @@ NEW_REWARDS: dict[type, Callable[[Config, Backbone], TrainableReward]] = {
 def load_followed_reward(config: Config, model: Backbone) -> Reward:
     """The reward at ``reward.path``, or the public one that is named in its place; frozen."""
     assert config.reward is not None
-    if public := config.reward.public:
-        return build_by_name(PUBLIC_REWARDS[type(public)].load, public, device=model.facts.device)
+    if config.reward.public:
+        return load_public_rewards(config, model)
     paths = config.reward.paths
     members = []
     for number, path in enumerate(paths):
@@ -101,6 +111,26 @@ def load_followed_reward(config: Config, model: Backbone) -> Reward:
     # A weight on a dimension that it does not have is known now, and not in the first step.
     total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)
     return reward
+
+
+def load_public_rewards(config: Config, model: Backbone) -> PublicReward:
+    """The public rewards of a config, as one where there are several.  A licence that has conditions is printed."""
+    assert config.reward is not None
+    members: list[PublicReward] = []
+    for section in config.reward.public:
+        if section.licence:
+            warn(f"the licence of the weights of {section.key}: {section.licence}")
+        members.append(build_by_name(PUBLIC_REWARDS[type(section)].load, section, device=model.facts.device))
+    reward: PublicReward = members[0] if len(members) == 1 else SeveralRewards(members)
+    total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)  # every weight has its dimension
+    return reward
+
+
+def untrained_public_rewards(config: Config) -> PublicReward:
+    """What ``load_public_rewards`` loads, in the published sizes with random weights, to be counted on ``meta``."""
+    assert config.reward is not None
+    members = [PUBLIC_REWARDS[type(section)].untrained() for section in config.reward.public]
+    return members[0] if len(members) == 1 else SeveralRewards(members)
 
 
 def followed_weights(config: Config, reward: Reward) -> dict[str, float]:

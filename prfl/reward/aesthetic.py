@@ -8,7 +8,7 @@ Source: LAION's improved-aesthetic-predictor, as VADER (arXiv 2407.08737) differ
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,22 +17,16 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel
 
 from prfl.backbone.condition import Condition
-from prfl.backbone.weights import check_finite
-from prfl.config.section import is_hub_id
-from prfl.reward.scores import Normalisation, Scores
+from prfl.reward.look import Look, each_frame, frames_of, seen
+from prfl.reward.public import FrozenReward, load_network
+from prfl.reward.scores import Scores
 from prfl.utils.errors import PrflError
-from prfl.utils.hub import hub_error
-from prfl.utils.reading import absent, disk_refuses, unreadable
+from prfl.utils.reading import disk_refuses, unreadable
 
 DIMENSION = "aesthetic"
-# CLIP's own normalisation of pixels in [0, 1], by channel.
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Frames that CLIP reads at once; with gradients, its activations are alive for these only (0.4 GB a frame in float32).
-FRAMES_AT_ONCE = 4
 WIDEST = 2**14  # embeddings of a CLIP: ViT-L/14 has 768
 
 VIT_L_14 = {  # what decides the size of openai/clip-vit-large-patch14's image side
@@ -61,33 +55,13 @@ class AestheticMlp(nn.Module):
         return self.layers(embeddings).squeeze(1)
 
 
-def clip_pixels(pixels: Float[Tensor, "n 3 h w"], size: int) -> Float[Tensor, "n 3 s s"]:
-    """Prepare pixels, about [-1, 1], for CLIP: clamp, resize to a square (bilinear, antialiased), normalise.
-
-    The clamp is in the value only: the gradient passes straight through, or saturated pixels would never get one.
-    """
-    unit = pixels / 2 + 0.5
-    unit = unit + (unit.clamp(0, 1) - unit).detach()
-    square = F.interpolate(unit, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    mean, std = (torch.tensor(values).to(square).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (square - mean) / std
-
-
-class AestheticReward:
+class AestheticReward(FrozenReward):
     """``reward(pixels, condition)`` gives {"aesthetic": (b,)}, differentiable in the pixels; its networks are frozen.
 
     Pixels are unclamped, about [-1, 1].  Where gradients flow, CLIP's activations are computed again, a few frames at
     a time, in the backward pass.
     Raises PrflError when the MLP does not take the CLIP's embeddings.
     """
-
-    space = "pixel"
-    noise_aware = False
-    differentiable = True
-    dimensions = (DIMENSION,)
-    normalisation = Normalisation.none((DIMENSION,))  # the score has its own scale, about 1 to 10
-    frames_at_once = FRAMES_AT_ONCE
-    card = None
 
     def __init__(self, clip: CLIPModel, mlp: AestheticMlp) -> None:
         width = mlp.layers[0].in_features
@@ -97,39 +71,23 @@ class AestheticReward:
                 where="reward.aesthetic.clip",
                 fix="take the CLIP that the MLP was trained on: openai/clip-vit-large-patch14",
             )
-        self.vision = clip.vision_model.requires_grad_(False).eval()
-        self.projection = clip.visual_projection.requires_grad_(False)
-        self.mlp = mlp.requires_grad_(False).eval()
-        self.size: int = clip.config.vision_config.image_size
+        super().__init__((DIMENSION,), clip.vision_model, clip.visual_projection, mlp)
+        self.vision, self.projection, self.mlp = clip.vision_model, clip.visual_projection, mlp
+        self.look = Look(clip.config.vision_config.image_size, mode="bilinear")
 
     def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
         """Score videos.  condition, times: not read; they are there because every pixel reward is called so."""
-        frames = pixels.transpose(1, 2).flatten(0, 1)  # (b * f, 3, h, w)
-        differentiated = torch.is_grad_enabled() and frames.requires_grad
-
-        scores = []
-        for chunk in frames.split(self.frames_at_once):
-            if differentiated:
-                scores.append(checkpoint(self.score_frames, chunk, use_reentrant=False, preserve_rng_state=False))
-            else:
-                scores.append(self.score_frames(chunk))
-
-        return {DIMENSION: torch.cat(scores).unflatten(0, (len(pixels), -1)).mean(1)}
-
-    logits = __call__  # the score is used as it is; there is nothing to normalise
+        scores = each_frame(self.score_frames, frames_of(pixels))
+        return {DIMENSION: scores.unflatten(0, (len(pixels), -1)).mean(1)}
 
     @classmethod
     def untrained(cls) -> AestheticReward:
         """Build one of the published size (ViT-L/14) with random weights, whose bytes are counted on ``meta``."""
         return cls(CLIPModel(CLIPConfig(**VIT_L_14)), AestheticMlp())
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        for network in (self.vision, self.projection, self.mlp):
-            yield from network.parameters()
-
     def score_frames(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
         """Score single frames, pixels about [-1, 1]."""
-        frames = clip_pixels(frames.to(self.projection.weight.dtype), self.size)
+        frames = seen(frames.to(self.projection.weight.dtype), self.look)
         embeddings = self.projection(self.vision(pixel_values=frames).pooler_output)
         return self.mlp(F.normalize(embeddings, dim=1))
 
@@ -141,10 +99,8 @@ def load_aesthetic(
 
     Raises PrflError when one of them cannot be read, is something else, or the two do not fit.
     """
-    reward = AestheticReward(_read_clip(str(clip), revision), read_mlp(mlp))
-    for network in (reward.vision, reward.projection, reward.mlp):
-        network.to(device)
-    return reward
+    network = load_network(CLIPModel, str(clip), revision, "openai/clip-vit-large-patch14")
+    return AestheticReward(network, read_mlp(mlp)).to(device)
 
 
 def read_mlp(path: str | Path) -> AestheticMlp:
@@ -185,25 +141,3 @@ def read_mlp(path: str | Path) -> AestheticMlp:
     if broken:
         raise PrflError(f"{', '.join(broken)} is not finite", where=where, fix="download the file again")
     return mlp
-
-
-def _read_clip(name: str, revision: str | None) -> CLIPModel:
-    """Load a whole CLIP with finite weights.  Raises PrflError where there is none."""
-    fix = "give the folder or hub id of a CLIP in transformers' format with safetensors: openai/clip-vit-large-patch14"
-    try:
-        clip, report = CLIPModel.from_pretrained(
-            name, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if is_hub_id(name):
-            raise hub_error(name, error, "CLIP, as openai/clip-vit-large-patch14") from error
-        if not Path(name).is_dir():
-            raise absent(Path(name), fix, "folder") from error
-        reason = str(error).strip().split("\n")[0]
-        raise PrflError(f"cannot load the CLIP of the aesthetic score: {reason}", where=name, fix=fix) from error
-
-    if report["missing_keys"]:  # transformers leaves these at random values
-        keys = ", ".join(sorted(report["missing_keys"])[:3])
-        raise PrflError(f"is no CLIP, or not all of one: it has no {keys}, ...", where=name, fix=fix)
-    check_finite(dict(clip.named_parameters()), name, "download it again")
-    return clip

@@ -166,7 +166,7 @@ class StoredPixel(StoredReward):
         return self.network.dimensions
 
 
-Content = TypeVar("Content", StoredLatent, StoredPixel)
+Content = TypeVar("Content", bound=StoredReward)
 WORDS = {"missing": "missing", "extra_forbidden": "unknown key", "unexpected_keyword_argument": "unknown key"}
 
 

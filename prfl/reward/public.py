@@ -1,18 +1,29 @@
-"""What a reward that others trained, in files of its own form, has to have: reward/aesthetic.py is one.
+"""Rewards that others trained, in files of their own form: what one has to have, what ours share, several at once.
 
-Its config section is in config/sections/reward.py, its line in factory/reward.py.
+The config sections are in config/sections/public_rewards.py, their lines in factory/reward.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prfl.backbone.condition import Condition
+from prfl.backbone.weights import check_finite
+from prfl.config.section import is_hub_id
+from prfl.reward.look import FRAMES_AT_ONCE
 from prfl.reward.scores import Normalisation, Scores
+from prfl.utils.errors import PrflError
+from prfl.utils.hub import hub_error
+from prfl.utils.reading import absent
+
+R = TypeVar("R", bound="FrozenReward")
 
 
 @runtime_checkable
@@ -21,8 +32,12 @@ class PublicReward(Protocol):
 
     space: str
     noise_aware: bool
-    differentiable: bool
-    normalisation: Normalisation
+
+    @property
+    def differentiable(self) -> bool: ...
+
+    @property
+    def normalisation(self) -> Normalisation: ...
 
     @property
     def dimensions(self) -> tuple[str, ...]: ...
@@ -46,3 +61,112 @@ class PublicReward(Protocol):
     ) -> Scores: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+class FrozenReward:
+    """What this package's public rewards share.  A subclass has ``__call__``; its scores are used as they are.
+
+    dimensions: the names of its scores.  networks: frozen here.
+    """
+
+    space = "pixel"
+    noise_aware = False
+    differentiable = True
+    frames_at_once: int | None = FRAMES_AT_ONCE
+    card = None
+
+    def __init__(self, dimensions: Sequence[str], *networks: nn.Module) -> None:
+        self.dimensions = tuple(dimensions)
+        self.networks = [network.requires_grad_(False).eval() for network in networks]
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation.none(self.dimensions)
+
+    def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
+        raise NotImplementedError
+
+    def logits(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
+        return self(pixels, condition, times)
+
+    def to(self: R, device: torch.device | str) -> R:
+        for network in self.networks:
+            network.to(device)
+        return self
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for network in self.networks:
+            yield from network.parameters()
+
+
+class SeveralRewards:
+    """Several public rewards as one: the scores of each beside those of the others.
+
+    Each frees its activations before the next one's are made where it checkpoints its frames; at the pixels their
+    gradients are added, and the decoder has one backward pass.
+    Raises PrflError where two of them have a score of the same name.
+    """
+
+    space = "pixel"
+    noise_aware = False
+    card = None
+
+    def __init__(self, members: Sequence[PublicReward]) -> None:
+        self.members = members
+        self.dimensions = tuple(name for member in members for name in member.dimensions)
+        if twice := {name for name in self.dimensions if self.dimensions.count(name) > 1}:
+            fix = "leave one of them out, or let your own function return another name"
+            raise PrflError(f"two rewards score '{min(twice)}'", where="reward", fix=fix)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation.none(self.dimensions)
+
+    @property
+    def differentiable(self) -> bool:
+        return all(member.differentiable for member in self.members)
+
+    @property
+    def frames_at_once(self) -> int | None:
+        counts = [member.frames_at_once for member in self.members]
+        return None if None in counts else max(count for count in counts if count is not None)
+
+    def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
+        scores: Scores = {}
+        for member in self.members:
+            scores |= member(pixels, condition, times)
+        return scores
+
+    def logits(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
+        return self(pixels, condition, times)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for member in self.members:
+            yield from member.parameters()
+
+
+def load_network(kind: type[Any], name: str, revision: str | None, example: str) -> Any:
+    """Load a whole network of transformers in float32, from a folder or hub id, safetensors only.
+
+    kind: its class.  example: a hub id of one, for the error.
+    Raises PrflError where there is none, or not all of it, or a weight is not finite.
+    """
+    what = kind.__name__
+    fix = f"give the folder or hub id of a {what} in transformers' format with safetensors: {example}"
+    try:
+        network, report = kind.from_pretrained(
+            name, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if is_hub_id(name):
+            raise hub_error(name, error, f"{what}, as {example}") from error
+        if not Path(name).is_dir():
+            raise absent(Path(name), fix, "folder") from error
+        reason = str(error).strip().split("\n")[0]
+        raise PrflError(f"cannot load the {what}: {reason}", where=name, fix=fix) from error
+
+    if report["missing_keys"]:  # transformers leaves these at random values
+        keys = ", ".join(sorted(report["missing_keys"])[:3])
+        raise PrflError(f"is no {what}, or not all of one: it has no {keys}, ...", where=name, fix=fix)
+    check_finite(dict(network.named_parameters()), name, "download it again")
+    return network

@@ -26,8 +26,9 @@ def wrapped(text: str, width: int) -> str:
     lines = []
     for line in text.split("\n"):
         rest = " " * (len(line) - len(line.lstrip()) + 4)
-        options = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
-        lines += textwrap.wrap(line, max(width, 20), subsequent_indent=rest, **options) or [""]
+        lines += textwrap.wrap(
+            line, max(width, 20), subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        ) or [""]
     return "\n".join(lines)
 
 

@@ -206,6 +206,11 @@ EFFECTS: dict[str, tuple] = {
 }  # fmt: skip
 
 HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_seen_and_ends_the_run"
+PUBLIC = "tests/reward/test_public_rewards.py::"
+OPEN_CLIP = f"{PUBLIC}test_open_clip_weights_give_open_clip_embeddings"
+OBJECT = f"{PUBLIC}test_an_unlikely_object_has_a_gradient_and_labels_are_by_name"
+ACTION = f"{PUBLIC}test_action_is_the_log_probability_of_its_label"
+COHERENCE = f"{PUBLIC}test_coherence_is_predicted_without_a_look_at_the_future"
 REFUSED = {  # one of the two values: what is asked for is not to be had here
     "KernelsConfig.lora_linear", "KernelsConfig.qk_norm_rope", "KernelsConfig.gated_residual_norm",
     "BackboneConfig.kernels", "BackboneConfig.attention", "BackboneConfig.device", "DataConfig.fps",
@@ -221,6 +226,17 @@ REASONS: dict[str, str] = {
     "AestheticConfig.mlp": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",
     "AestheticConfig.clip": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",
     "AestheticConfig.revision": "of a hub CLIP: there is no network here",
+    "ModelRewardConfig.model": "tests/reward/test_public_rewards.py::test_clip_score_is_that_of_transformers",
+    "ModelRewardConfig.revision": "of a hub model: there is no network here",
+    "HpsConfig.weights": OPEN_CLIP,
+    "HpsConfig.tokenizer": OPEN_CLIP,
+    "HpsConfig.revision": "of a hub tokenizer: there is no network here",
+    "ObjectConfig.present": OBJECT,
+    "ObjectConfig.absent": OBJECT,
+    "ActionConfig.label": ACTION,
+    "CoherenceConfig.frames": COHERENCE,
+    "CallableConfig.function": "tests/reward/test_own_function.py::test_functions_and_classes",
+    "CallableConfig.options": "tests/reward/test_own_function.py::test_functions_and_classes",
     "RolloutConfig.drift_limit": "tests/objective/test_reuse.py::test_drift_above_the_limit_ends_the_use_of_a_rollout",
     "SamplesConfig.policies": "tests/factory/test_samples.py::test_base_and_policy_draw_one_training_set",
     "TrainingConfig.timeout": "tests/training/test_processes.py::test_a_killed_process_ends_the_run_with_a_message",

@@ -134,11 +134,14 @@ RULES = [
         "objective.temporal_decay: a weighted logit is no logit",
     ),
     ([VADER, AESTHETIC, "reward.target=10.0", "reward.path=x"], "reward.path: reward.aesthetic does not read it"),
-    ([VADER, AESTHETIC, "reward.target=10.0", "reward.aggregate=logsigmoid"], "reward.aggregate: the aesthetic score"),
+    (
+        [VADER, AESTHETIC, "reward.target=10.0", "reward.aggregate=logsigmoid"],
+        "reward.aggregate: the score of reward.aesthetic is no logit",
+    ),
     ([VADER, AESTHETIC], "reward.target: nearly every picture scores above it"),
     (
         [VADER, AESTHETIC, "reward.target=10.0", "reward.aesthetic.clip=.", "reward.aesthetic.revision=v1"],
-        "reward.aesthetic.revision: a CLIP in a folder does not read it",
+        "reward.aesthetic.revision: a model in a folder does not read it",
     ),
     (["reward.shape=linear", "reward.target=10.0"], "reward.target: shape linear does not read it"),
     (["backbone.revision=v1", "backbone.model=somewhere"], "backbone.revision: a model in a folder does not read it"),

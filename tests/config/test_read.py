@@ -23,6 +23,7 @@ from prfl.factory.objective import build_regulariser, build_reward_gradient
 from prfl.factory.reward import load_followed_reward
 from tests.faults.project import make_project
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
+from tests.reward.test_public_rewards import save_tiny_rewards
 
 NOBODY = {"conflicts", "unread", "identity", "load_config", "config_from", "validate", "model_dump"}  # of prfl/config
 ONE_CHOICE = {("Config", "version")}  # a single value is allowed: nothing to read
@@ -76,6 +77,7 @@ def test_every_key_is_read_by_somebody(
     tiny_clip().save_pretrained("clip")
     torch.save(tiny_mlp().state_dict(), "mlp.pth")
     aesthetic = {"clip": "clip", "mlp": "mlp.pth"}
+    public = save_tiny_rewards(Path("public"))
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write(
@@ -95,7 +97,7 @@ def test_every_key_is_read_by_somebody(
         write("kept", "prfl.yaml", reward=several, evaluation=kept),
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}),
         write("supervised", "sft.yaml"),
-        write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic}),
+        write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic, **public}),
     ]
     # Pixel rewards, so that the keys of frames are read too.
     methods = [

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from prfl.config.section import Section, kinds
+from prfl.config.sections import public_rewards
 from prfl.config.sections.data import GeneratorBase
-from prfl.config.sections.reward import PublicRewardConfig, RewardBase
+from prfl.config.sections.reward import RewardBase
 from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.config.sections.rollout import SOLVERS as FACTS
 from prfl.factory.clips import GENERATORS
@@ -57,7 +58,7 @@ def test_the_gate_finds_a_check() -> None:
         (METHODS, kinds(RewardGradientConfig, "name")),
         (GENERATORS, kinds(GeneratorBase, "name")),
         (NEW_REWARDS, kinds(RewardBase, "space")),
-        (PUBLIC_REWARDS, PublicRewardConfig.__subclasses__()),
+        (PUBLIC_REWARDS, [section for section in vars(public_rewards).values() if "key" in dir(section)]),
     ],
     ids=["methods", "generators", "new rewards", "public rewards"],
 )

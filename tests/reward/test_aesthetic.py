@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from prfl.backbone.wan.text import text_condition
-from prfl.reward import aesthetic
-from prfl.reward.aesthetic import AestheticMlp, AestheticReward, clip_pixels, load_aesthetic, read_mlp
+from prfl.reward import look
+from prfl.reward.aesthetic import AestheticMlp, AestheticReward, load_aesthetic, read_mlp
+from prfl.reward.look import Look, seen
 from prfl.utils.errors import PrflError
 
 SIZE, WIDTH = 28, 24
+SQUARE = Look(SIZE, mode="bilinear")
 NO_PROMPT = text_condition(torch.zeros(2, 1, 4), torch.ones(2, dtype=torch.long))
 
 
@@ -78,7 +80,7 @@ def test_preprocessing_is_that_of_transformers(height: int, width: int) -> None:
     """To 1.5 levels of 255, each 0.0151 in normalised units: the path in 8 bits rounds three times."""
     pixels = smooth(1, 2, height, width)
     expected = processor()(pictures(pixels), return_tensors="pt")["pixel_values"]
-    found = clip_pixels(pixels.transpose(1, 2).flatten(0, 1), SIZE)
+    found = seen(pixels.transpose(1, 2).flatten(0, 1), SQUARE)
     torch.testing.assert_close(found, torch.as_tensor(expected), rtol=0, atol=1.5 * 0.0152)
 
 
@@ -86,8 +88,8 @@ def test_preprocessing_is_that_of_transformers(height: int, width: int) -> None:
 def test_resize_is_that_of_pillow(height: int, width: int) -> None:
     """Without the rounding to 8 bits the two agree to float32's own error, on noise as well as on smooth pictures."""
     noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = clip_pixels(noise, SIZE)[0]
-    for channel, mean, std, values in zip(noise[0], aesthetic.CLIP_MEAN, aesthetic.CLIP_STD, found, strict=True):
+    found = seen(noise, SQUARE)[0]
+    for channel, mean, std, values in zip(noise[0], look.CLIP_MEAN, look.CLIP_STD, found, strict=True):
         resized = Image.fromarray((channel / 2 + 0.5).numpy()).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
         torch.testing.assert_close(values, (torch.from_numpy(np.array(resized)) - mean) / std, rtol=0, atol=2e-5)
 
@@ -107,7 +109,7 @@ def test_value_is_that_of_the_plain_path(files: tuple[Path, Path]) -> None:
         return x[:, 0]
 
     reward, frames = load_aesthetic(*files), pixels.transpose(1, 2).flatten(0, 1)
-    exact = plain(clip_pixels(frames, SIZE))
+    exact = plain(seen(frames, SQUARE))
     scores = reward(pixels, NO_PROMPT)
     assert scores.keys() == {"aesthetic"}
     torch.testing.assert_close(scores["aesthetic"], exact.view(2, 3).mean(1), rtol=0, atol=1e-5)
@@ -119,7 +121,7 @@ def test_value_is_that_of_the_plain_path(files: tuple[Path, Path]) -> None:
 def test_gradient_against_finite_differences() -> None:
     """Resize, CLIP, checkpointing over more than one group of frames, and the mean: all differentiated."""
     reward = AestheticReward(tiny_clip().double(), tiny_mlp().double())
-    pixels = smooth(1, aesthetic.FRAMES_AT_ONCE + 1, 9, 11).double().requires_grad_()
+    pixels = smooth(1, look.FRAMES_AT_ONCE + 1, 9, 11).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda p: reward(p, NO_PROMPT)["aesthetic"], (pixels,), fast_mode=True, atol=1e-7)
     (gradient,) = torch.autograd.grad(reward(pixels, NO_PROMPT)["aesthetic"].sum(), pixels)
     assert gradient.isfinite().all() and (gradient.abs().amax((0, 1, 3, 4)) > 0).all(), "every frame receives some"
@@ -225,7 +227,7 @@ def test_a_wrong_clip_folder_is_named(files: tuple[Path, Path], tmp_path: Path) 
     assert caught.value.where == str(tmp_path / "nothing")
     bert = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     BertModel(bert).save_pretrained(tmp_path / "bert")
-    with pytest.raises(PrflError, match="is no CLIP, or not all of one"):
+    with pytest.raises(PrflError, match="is no CLIPModel, or not all of one"):
         load_aesthetic(tmp_path / "bert", files[1])
     weights = files[0] / "model.safetensors"
     shutil.copy(weights, tmp_path / "whole")

@@ -1,18 +1,29 @@
 """``reward``: what is maximised, or trained.
 
-A reward that others trained, in files of its own form, is a ``PublicRewardConfig`` and a key of its space's section;
-factory/reward.py has its class.
+A reward that others trained is a section of public_rewards.py and a key of its space's section here; factory/reward.py
+has its class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from prfl.config.section import MAY_CHANGE, Fault, FolderOrFile, Section, Source, is_hub_id, place, unread
+from prfl.config.section import MAY_CHANGE, Fault, Section, Source, place, unread
 from prfl.config.sections.backbone import AdapterConfig
+from prfl.config.sections.public_rewards import (
+    ActionConfig,
+    AestheticConfig,
+    CallableConfig,
+    ClipConfig,
+    CoherenceConfig,
+    HpsConfig,
+    ObjectConfig,
+    PickScoreConfig,
+    PublicRewardConfig,
+)
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -49,46 +60,6 @@ class PixelHeadConfig(Section):
 
 
 TRAINED_REWARD = "A trained reward: a folder that objective preference wrote, a hub id, or 'shapes' (inside)."
-
-
-class PublicRewardConfig(Section):
-    """A reward that others trained, in place of ``reward.path``: what all of them have in common."""
-
-    key: ClassVar[str]  # its yaml path
-
-    def title(self) -> str:
-        """What the card of a policy that followed it says."""
-        raise NotImplementedError
-
-
-AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
-
-
-class AestheticConfig(PublicRewardConfig):
-    key = "reward.aesthetic"
-    mlp: FolderOrFile = place(description="LAION's MLP for ViT-L/14: its .pth (only tensors are read) or safetensors.")
-    clip: str = place(default="openai/clip-vit-large-patch14", description="CLIP ViT-L/14: a folder or a hub id.")
-    revision: str | None = Field(default=None, description="Revision of a hub CLIP; null is its newest.")
-
-    def title(self) -> str:
-        return f"LAION's aesthetic score on CLIP ({self.clip})"
-
-    def files(self) -> list[Source]:
-        weights = "model.safetensors", "model.safetensors.index.json"
-        return [
-            Source(f"{self.key}.clip", self.clip, "model", self.revision, weights),
-            Source(f"{self.key}.mlp", str(self.mlp), "file", remedy=AESTHETIC_MLP),
-        ]
-
-    def conflicts(self, config: Config) -> Iterator[Fault]:
-        reward = config.reward
-        assert reward is not None
-        if not is_hub_id(self.clip):
-            yield from unread(self, self.key, ["revision"], "a CLIP in a folder")
-        if reward.aggregate == "logsigmoid":
-            yield "reward.aggregate", "the aesthetic score is no logit of a label; use sum"
-        if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
-            yield "reward.target", "nearly every picture scores above it, so there is nothing to pull; VADER's is 10"
 
 
 class RewardBase(Section):
@@ -136,18 +107,17 @@ class RewardBase(Section):
         return head.dimensions if head else []
 
     @property
-    def public(self) -> PublicRewardConfig | None:
-        """The public reward that is named in place of ``path``."""
-        keys = [key for key, value in vars(self).items() if isinstance(value, PublicRewardConfig)]
-        return getattr(self, keys[0]) if keys else None
+    def public(self) -> list[PublicRewardConfig]:
+        """The public rewards that are named in place of ``path``."""
+        return [getattr(self, key) for key, value in vars(self).items() if isinstance(value, PublicRewardConfig)]
 
     def title(self) -> str:
         """What the card of a policy that followed it says."""
-        return self.public.title() if self.public else f"A {self.space} reward"
+        return "; ".join(public.title() for public in self.public) or f"A {self.space} reward"
 
     def files(self) -> list[Source]:
         if self.public:
-            return self.public.files()
+            return [source for public in self.public for source in public.files()]
         return [Source("reward.path", path, "reward") for path in self.paths]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
@@ -156,9 +126,9 @@ class RewardBase(Section):
             turned = ["weights", "aggregate", "shape", "target", "scale", "batch"]
             yield from unread(self, "reward", turned, f"objective {config.objective.name}")
         elif config.follows_reward:
-            if self.public:
-                yield from unread(self, "reward", ["path"], self.public.key)
-                yield from self.public.conflicts(config)
+            for public in self.public:
+                yield from unread(self, "reward", ["path"], public.key)
+                yield from public.conflicts(config)
             if self.shape == "linear":
                 yield from unread(self, "reward", ["target"], "shape linear")
 
@@ -199,10 +169,23 @@ class PixelRewardConfig(RewardBase):
     aesthetic: AestheticConfig | None = Field(
         default=None, description="LAION's aesthetic score, in place of path: mean over frames, about 1 to 10."
     )
+    clip: ClipConfig | None = Field(
+        default=None, description="How well frames fit the prompt, by CLIP: about 15 to 35."
+    )
+    pickscore: PickScoreConfig | None = Field(
+        default=None, description="PickScore of frames and prompt: about 15 to 25."
+    )
+    hps: HpsConfig | None = Field(default=None, description="HPS v2 of frames and prompt: about 0.2 to 0.35.")
+    object: ObjectConfig | None = Field(default=None, description="Objects that are in the frames, or are not (YOLOS).")
+    action: ActionConfig | None = Field(default=None, description="Log-probability of an action (VideoMAE).")
+    coherence: CoherenceConfig | None = Field(
+        default=None, description="How well the second half follows from the first (V-JEPA 2)."
+    )
+    callable: CallableConfig | None = Field(default=None, description="A function of your own.")
     head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         yield from super().conflicts(config)
-        if config.trains_reward and self.public:
-            key = self.public.key.removeprefix("reward.")
-            yield from unread(self, "reward", [key], f"objective {config.objective.name}")
+        if config.trains_reward:
+            keys = [public.key.removeprefix("reward.") for public in self.public]
+            yield from unread(self, "reward", keys, f"objective {config.objective.name}")

@@ -79,7 +79,7 @@ class BestOfConfig(SteeringBase):
     decide_at: list[StepShare] = Field(
         default=[0.75],
         min_length=1,
-        description="Shares of the steps at which chains are compared, ascending; 1 is the end. Several prune in turns",
+        description="Shares of the steps at which chains are compared, ascending; 1 is the end. Several prune.",
     )
 
     def conflicts(self, config: Config) -> Iterator[Fault]:

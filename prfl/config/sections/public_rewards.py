@@ -1,0 +1,165 @@
+"""Rewards that others trained, in place of ``reward.path``: a key of ``reward`` each; several may stand together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from prfl.config.own_code import full_name, source_of
+from prfl.config.section import Fault, FolderOrFile, Section, Source, is_hub_id, place, unread
+
+if TYPE_CHECKING:
+    from prfl.config.schema import Config
+
+AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
+HPS_WEIGHTS = "download HPS_v2.1_compressed.pt of xswu/HPSv2, and name it here"
+WEIGHTS = "model.safetensors", "model.safetensors.index.json"
+
+
+class PublicRewardConfig(Section):
+    """A reward that others trained: what all of them have in common."""
+
+    key: ClassVar[str]  # its yaml path
+    licence: ClassVar[str] = ""  # of its weights, where it has conditions
+    hinge: ClassVar[str] = "that is for a trained reward's scores; say where this one is to stop, or take shape: linear"
+
+    def title(self) -> str:
+        """What the card of a policy that followed it says."""
+        raise NotImplementedError
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        reward = config.reward
+        assert reward is not None
+        revised, model = getattr(self, "revision", None), getattr(self, "model", getattr(self, "clip", ""))
+        if revised and not is_hub_id(model):
+            yield from unread(self, self.key, ["revision"], "a model in a folder")
+        if reward.aggregate == "logsigmoid":
+            yield "reward.aggregate", f"the score of {self.key} is no logit of a label; use sum"
+        if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
+            yield "reward.target", self.hinge
+
+
+class AestheticConfig(PublicRewardConfig):
+    key = "reward.aesthetic"
+    hinge = "nearly every picture scores above it, so there is nothing to pull; VADER's is 10"
+    mlp: FolderOrFile = place(description="LAION's MLP for ViT-L/14: its .pth (only tensors are read) or safetensors.")
+    clip: str = place(default="openai/clip-vit-large-patch14", description="CLIP ViT-L/14: a folder or a hub id.")
+    revision: str | None = Field(default=None, description="Revision of a hub CLIP; null is its newest.")
+
+    def title(self) -> str:
+        return f"LAION's aesthetic score on CLIP ({self.clip})"
+
+    def files(self) -> list[Source]:
+        return [
+            Source(f"{self.key}.clip", self.clip, "model", self.revision, WEIGHTS),
+            Source(f"{self.key}.mlp", str(self.mlp), "file", remedy=AESTHETIC_MLP),
+        ]
+
+
+class ModelRewardConfig(PublicRewardConfig):
+    """A reward that is one model of transformers."""
+
+    model: str = place(description="A folder or a hub id.")
+    revision: str | None = Field(default=None, description="Revision of a hub model; null is its newest.")
+
+    def files(self) -> list[Source]:
+        return [Source(f"{self.key}.model", self.model, "model", self.revision, WEIGHTS)]
+
+
+class ClipConfig(ModelRewardConfig):
+    key = "reward.clip"
+    model: str = place(default="openai/clip-vit-large-patch14", description="A CLIP: a folder or a hub id.")
+
+    def title(self) -> str:
+        return f"100 times the cosine of picture and prompt, by CLIP ({self.model})"
+
+
+class PickScoreConfig(ModelRewardConfig):
+    key = "reward.pickscore"
+    model: str = place(default="yuvalkirstain/PickScore_v1", description="PickScore: a folder or a hub id.")
+
+    def title(self) -> str:
+        return f"PickScore ({self.model})"
+
+
+class HpsConfig(PublicRewardConfig):
+    key = "reward.hps"
+    weights: FolderOrFile = place(description="HPS_v2.1_compressed.pt (only tensors are read), or safetensors.")
+    tokenizer: str = place(
+        default="openai/clip-vit-large-patch14", description="A CLIP's tokenizer: a folder or a hub id."
+    )
+    revision: str | None = Field(default=None, description="Revision of a hub tokenizer; null is its newest.")
+
+    def title(self) -> str:
+        return "HPS v2"
+
+    def files(self) -> list[Source]:
+        return [
+            Source(f"{self.key}.weights", str(self.weights), "file", remedy=HPS_WEIGHTS),
+            Source(f"{self.key}.tokenizer", self.tokenizer, "model", self.revision, ("tokenizer.json",)),
+        ]
+
+
+class ObjectConfig(ModelRewardConfig):
+    key = "reward.object"
+    model: str = place(default="hustvl/yolos-base", description="A YOLOS: a folder or a hub id.")
+    present: list[str] = Field(default=[], description="Objects that are to be seen, by the model's names for them.")
+    absent: list[str] = Field(default=[], description="Objects that are not.")
+
+    def title(self) -> str:
+        return f"objects by YOLOS: {', '.join([*self.present, *(f'no {label}' for label in self.absent)])}"
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        yield from super().conflicts(config)
+        if not [*self.present, *self.absent]:
+            yield "reward.object.present", "name an object that is to be seen, or one in reward.object.absent"
+
+
+class ActionConfig(ModelRewardConfig):
+    key = "reward.action"
+    licence = "CC-BY-NC-4.0: not for commercial use"
+    model: str = place(
+        default="MCG-NJU/videomae-base-finetuned-kinetics", description="A VideoMAE: a folder or a hub id."
+    )
+    label: str = Field(description="The action, by the model's name for it.")
+
+    def title(self) -> str:
+        return f"the action '{self.label}' by VideoMAE ({self.model})"
+
+
+class CoherenceConfig(ModelRewardConfig):
+    key = "reward.coherence"
+    model: str = place(default="facebook/vjepa2-vitl-fpc64-256", description="A V-JEPA 2: a folder or a hub id.")
+    frames: int = Field(default=16, ge=4, description="Frames that it reads, evenly spaced; a multiple of 4.")
+
+    def title(self) -> str:
+        return f"how well the second half follows from the first, by V-JEPA 2 ({self.model})"
+
+
+class CallableConfig(PublicRewardConfig):
+    key = "reward.callable"
+    function: str = Field(description="module:function of pixels and prompts, or an entry point of prfl.rewards.")
+    options: dict[str, Any] = Field(default={}, description="Keyword arguments of the function.")
+
+    def title(self) -> str:
+        return f"the function {self.function}"
+
+    def files(self) -> list[Source]:
+        """The file of the function: its hash is part of a run's identity."""
+        try:
+            source = source_of(self.function)
+        except LookupError:
+            source = None
+        name = str(source) if source else f"{self.function.partition(':')[0]}.py"
+        remedy = "put the module into the current folder, or install it"
+        return [Source(f"{self.key}.function", name, "file", remedy=remedy)]
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        yield from super().conflicts(config)
+        try:
+            if not full_name(self.function).partition(":")[2]:
+                yield "reward.callable.function", "give module:function"
+        except LookupError as error:
+            yield "reward.callable.function", f"{error}; give module:function"

@@ -1,0 +1,391 @@
+"""Public rewards on tiny random networks: what they look at, finite differences, and the known traps of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VJEPA2Config,
+    VJEPA2Model,
+    YolosConfig,
+    YolosForObjectDetection,
+)
+
+from prfl.backbone.condition import Ask, Condition
+from prfl.reward.look import CLIP_MEAN, CLIP_STD, Look, evenly_spaced, frames_of, seen
+from prfl.reward.open_clip import read_open_clip, renamed
+from prfl.reward.public import SeveralRewards
+from prfl.reward.text_match import TextMatch, load_clip, load_hps, load_pickscore
+from prfl.reward.watched import ActionReward, CoherenceReward, ObjectReward, load_action, load_object
+from prfl.utils.errors import PrflError
+from tests.reward.test_aesthetic import SIZE, pictures, smooth, tiny_clip
+
+LAYERS: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32
+}  # fmt: skip
+WORDS = ("<start>", "a", "dog", "cat", "runs", "<end>")  # a CLIP's last word marks the end
+
+
+def prompts(*texts: str) -> Condition:
+    return Condition({}, tuple(Ask(text) for text in texts))
+
+
+def tiny_words() -> PreTrainedTokenizerFast:
+    vocabulary = {word: number + 44 for number, word in enumerate(WORDS)} | {"<unk>": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("<start>", 44), ("<end>", 49)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<end>", eos_token="<end>", unk_token="<unk>")
+
+
+@pytest.fixture
+def clip_folder(tmp_path: Path) -> Path:
+    return save_tiny_clip(tmp_path / "clip")
+
+
+def save_tiny_clip(folder: Path) -> Path:
+    clip = tiny_clip()
+    clip.config.text_config.eos_token_id = 49
+    clip.save_pretrained(folder)
+    tiny_words().save_pretrained(folder)
+    return folder
+
+
+def save_tiny_rewards(folder: Path) -> dict[str, dict[str, Any]]:
+    """Write every public reward but the aesthetic one, and return their sections of a config."""
+    clip = str(save_tiny_clip(folder / "clip"))
+    for name, network in (("yolos", tiny_yolos()), ("videomae", tiny_videomae()), ("vjepa", tiny_vjepa())):
+        network.save_pretrained(folder / name)
+    save_file(open_clip_names(tiny_clip()), folder / "hps.safetensors")
+    Path("own_light.py").write_text("def light(pixels, _, factor):\n    return factor * pixels.mean((1, 2, 3, 4))\n")
+    return {
+        "clip": {"model": clip},
+        "pickscore": {"model": clip},
+        "hps": {"weights": str(folder / "hps.safetensors"), "tokenizer": clip},
+        "object": {"model": str(folder / "yolos"), "present": ["dog"], "absent": ["car"]},
+        "action": {"model": str(folder / "videomae"), "label": "sleeping"},
+        "coherence": {"model": str(folder / "vjepa"), "frames": 8},
+        "callable": {"function": "own_light:light", "options": {"factor": 2.0}},
+    }
+
+
+def seeded(make: Callable[[], torch.nn.Module]) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return make().eval()
+
+
+def tiny_yolos() -> YolosForObjectDetection:
+    config = YolosConfig(**LAYERS, image_size=[32, 32], patch_size=8, num_detection_tokens=5, num_labels=3)
+    config.id2label = {0: "cat", 1: "Dog", 2: "car"}
+    return seeded(lambda: YolosForObjectDetection(config))
+
+
+def tiny_videomae() -> VideoMAEForVideoClassification:
+    config = VideoMAEConfig(**LAYERS, image_size=16, patch_size=4, num_frames=4, tubelet_size=2, num_labels=3)
+    config.id2label = {0: "running", 1: "playing guitar", 2: "sleeping"}
+    return seeded(lambda: VideoMAEForVideoClassification(config))
+
+
+def tiny_vjepa() -> VJEPA2Model:
+    config = VJEPA2Config(
+        crop_size=16, patch_size=4, frames_per_clip=8, tubelet_size=2, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, mlp_ratio=2, pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=2,
+        pred_num_mask_tokens=2, pred_mlp_ratio=2,
+    )  # fmt: skip
+    return seeded(lambda: VJEPA2Model(config))
+
+
+# What networks look at.
+
+
+@pytest.mark.parametrize("height, width", [(40, 56), (56, 40), (28, 28), (20, 24), (151, 101)])
+def test_crop_is_that_of_transformers(height: int, width: int) -> None:
+    """To 2 levels of 255: the path in 8 bits rounds between its passes."""
+    pixels = smooth(1, 2, height, width)
+    size = {"shortest_edge": SIZE}
+    processor = CLIPImageProcessor(size=size, crop_size={"height": SIZE, "width": SIZE})
+    expected = torch.as_tensor(processor(pictures(pixels), return_tensors="pt")["pixel_values"])
+    torch.testing.assert_close(seen(frames_of(pixels), Look(SIZE, "crop")), expected, rtol=0, atol=2 * 0.0152)
+
+
+@pytest.mark.parametrize("height, width", [(40, 56), (56, 40), (28, 28), (20, 24), (151, 101)])
+def test_pad_is_the_whole_picture_on_black(height: int, width: int) -> None:
+    """HPS's own preparation, with Pillow: long side to the size, black around, normalised."""
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7
+    scale = SIZE / max(height, width)
+    rows, columns = round(height * scale), round(width * scale)
+    expected = torch.zeros(1, 3, SIZE, SIZE)
+    top, left = (SIZE - rows) // 2, (SIZE - columns) // 2
+    for channel in range(3):
+        picture = Image.fromarray((noise[0, channel] / 2 + 0.5).numpy())
+        resized = np.array(picture.resize((columns, rows), Image.Resampling.BICUBIC)).clip(0, 1)
+        expected[0, channel, top : top + rows, left : left + columns] = torch.from_numpy(resized)
+    expected = (expected - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    torch.testing.assert_close(seen(noise, Look(SIZE, "pad")), expected, rtol=0, atol=2e-5)
+
+
+def test_frames_are_evenly_spaced() -> None:
+    assert evenly_spaced(17, 5) == [0, 4, 8, 12, 16]
+    assert evenly_spaced(2, 4) == [0, 0, 1, 1]
+
+
+# Gradients.
+
+
+def all_rewards() -> dict[str, Callable[[], Any]]:
+    """Every reward in float64, by its name."""
+
+    def tokenise(texts: list[str]) -> dict[str, torch.Tensor]:
+        return dict(
+            tiny_words()(texts, padding="max_length", max_length=8, return_tensors="pt", return_token_type_ids=False)
+        )
+
+    return {
+        "clip": lambda: TextMatch("clip", tiny_clip().double(), tokenise, "crop", 100.0),
+        "pickscore": lambda: TextMatch("pickscore", tiny_clip().double(), tokenise, "crop", None),
+        "hps": lambda: TextMatch("hps", tiny_clip().double(), tokenise, "pad", 1.0),
+        "object": lambda: ObjectReward(tiny_yolos().double(), ["dog"], ["car"]),
+        "action": lambda: ActionReward(tiny_videomae().double(), "Playing guitar"),
+        "coherence": lambda: CoherenceReward(tiny_vjepa().double(), frames=8),
+    }
+
+
+@pytest.mark.parametrize("name", all_rewards())
+def test_gradient_against_a_finite_difference(name: str) -> None:
+    """Along a random direction, with pixels away from both clamps; every frame that is read receives some."""
+    reward = all_rewards()[name]()
+    generator = torch.Generator().manual_seed(1)
+    frames = 8 if name == "coherence" else 5
+    pixels = ((torch.rand(2, 3, frames, 30, 40, generator=generator).double() * 2 - 1) * 0.3).requires_grad_()
+    condition = prompts("a dog runs", "a cat")
+
+    def total(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([score.sum() for score in reward(values, condition).values()]).sum()
+
+    (gradient,) = torch.autograd.grad(total(pixels), pixels)
+    direction = torch.randn(pixels.shape, generator=generator).double()
+    step = 1e-4
+    with torch.no_grad():
+        expected = (total(pixels + step * direction) - total(pixels - step * direction)) / (2 * step)
+    # Central differences err by step^2 times the third derivative; L1's kinks are rare in 8 frames' features.
+    torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-3, atol=1e-8)
+    read = evenly_spaced(frames, 4) if name == "action" else range(frames)
+    assert all(gradient[:, :, frame].abs().amax() > 0 for frame in read)
+
+
+def test_several_rewards_add_their_gradients() -> None:
+    members = [all_rewards()[name]() for name in ("clip", "object")]
+    several = SeveralRewards(members)
+    assert several.dimensions == ("clip", "dog", "no car") and several.differentiable
+    condition, pixels = prompts("a dog", "a cat"), smooth(2, 3).double().requires_grad_()
+    scores = several(pixels, condition)
+    (together,) = torch.autograd.grad(torch.stack(list(scores.values())).sum(), pixels)
+    alone = []
+    for member in members:
+        total = torch.stack(list(member(pixels, condition).values())).sum()
+        alone.append(torch.autograd.grad(total, pixels)[0])
+    torch.testing.assert_close(together, sum(alone))
+    with pytest.raises(PrflError, match="two rewards score 'clip'"):
+        SeveralRewards([members[0], members[0]])
+
+
+# CLIP, PickScore, HPS.
+
+
+@torch.no_grad()
+def test_clip_score_is_that_of_transformers(clip_folder: Path) -> None:
+    """Each video beside its own prompt, which VADER's code got wrong; the mean over frames."""
+    texts, pixels = ["a dog runs", "a cat"], smooth(2, 3)
+    clip = CLIPModel.from_pretrained(clip_folder)
+    words = tiny_words()(texts, padding="max_length", max_length=77, return_tensors="pt", return_token_type_ids=False)
+    output = clip(pixel_values=seen(frames_of(pixels), Look(SIZE, "crop")), **words)
+    cosine = (output.image_embeds @ output.text_embeds.T).view(2, 3, 2).mean(1).diagonal()
+    scores = load_clip(str(clip_folder))(pixels, prompts(*texts))
+    torch.testing.assert_close(scores["clip"], 100 * cosine, rtol=1e-5, atol=1e-4)
+    picks = load_pickscore(str(clip_folder))(pixels, prompts(*texts))
+    torch.testing.assert_close(picks["pickscore"], clip.logit_scale.exp() * cosine, rtol=1e-5, atol=1e-4)
+    swapped = load_clip(str(clip_folder))(pixels, prompts(*reversed(texts)))
+    assert (swapped["clip"] - scores["clip"]).abs().min() > 1e-3, "the prompt is read"
+
+
+def test_a_prompt_that_is_cut_is_said(clip_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    load_clip(str(clip_folder))(smooth(2, 1), prompts("a dog " * 50, "a cat"))
+    assert "the end of 1 of 2 is not read" in capsys.readouterr().out.replace("\n", " ")
+
+
+SAME_NAMES = (
+    ("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1"),
+    ("mlp.c_proj", "mlp.fc2"),
+)  # fmt: skip
+
+
+def open_clip_names(clip: CLIPModel) -> dict[str, torch.Tensor]:
+    """The tensors of a CLIP as open_clip names and packs them."""
+    state, tensors = clip.state_dict(), {}
+    for side, prefix in (("text_model", ""), ("vision_model", "visual.")):
+        for layer in range(2):
+            source, target = f"{side}.encoder.layers.{layer}.", f"{prefix}transformer.resblocks.{layer}."
+            for kind in ("weight", "bias"):
+                packed = [state[f"{source}self_attn.{which}_proj.{kind}"] for which in "qkv"]
+                tensors[f"{target}attn.in_proj_{kind}"] = torch.cat(packed)
+                for theirs, ours in SAME_NAMES:
+                    tensors[f"{target}{theirs}.{kind}"] = state[f"{source}{ours}.{kind}"]
+    vision, text = "vision_model.", "text_model."
+    tensors |= {
+        "visual.conv1.weight": state[f"{vision}embeddings.patch_embedding.weight"],
+        "visual.class_embedding": state[f"{vision}embeddings.class_embedding"],
+        "visual.positional_embedding": state[f"{vision}embeddings.position_embedding.weight"],
+        "token_embedding.weight": state[f"{text}embeddings.token_embedding.weight"],
+        "positional_embedding": state[f"{text}embeddings.position_embedding.weight"],
+        "visual.proj": state["visual_projection.weight"].T.contiguous(),
+        "text_projection": state["text_projection.weight"].T.contiguous(),
+        "logit_scale": state["logit_scale"].reshape(1),
+    }
+    for kind in ("weight", "bias"):
+        tensors |= {
+            f"visual.ln_pre.{kind}": state[f"{vision}pre_layrnorm.{kind}"],
+            f"visual.ln_post.{kind}": state[f"{vision}post_layernorm.{kind}"],
+            f"ln_final.{kind}": state[f"{text}final_layer_norm.{kind}"],
+        }
+    return tensors
+
+
+def packed_attention(
+    x: torch.Tensor, tensors: dict[str, torch.Tensor], name: str, heads: int, mask: Any
+) -> torch.Tensor:
+    """A layer of open_clip by torch's own packed attention."""
+
+    def norm(values: torch.Tensor, which: str) -> torch.Tensor:
+        return F.layer_norm(values, values.shape[-1:], tensors[f"{name}{which}.weight"], tensors[f"{name}{which}.bias"])
+
+    y = norm(x, "ln_1").transpose(0, 1)
+    attended, _ = F.multi_head_attention_forward(
+        y, y, y, y.shape[2], heads, tensors[f"{name}attn.in_proj_weight"], tensors[f"{name}attn.in_proj_bias"], None,
+        None, False, 0.0, tensors[f"{name}attn.out_proj.weight"], tensors[f"{name}attn.out_proj.bias"], attn_mask=mask,
+        need_weights=False,
+    )  # fmt: skip
+    x = x + attended.transpose(0, 1)
+    inner = F.gelu(F.linear(norm(x, "ln_2"), tensors[f"{name}mlp.c_fc.weight"], tensors[f"{name}mlp.c_fc.bias"]))
+    return x + F.linear(inner, tensors[f"{name}mlp.c_proj.weight"], tensors[f"{name}mlp.c_proj.bias"])
+
+
+@torch.no_grad()
+def test_open_clip_weights_give_open_clip_embeddings(tmp_path: Path, clip_folder: Path) -> None:
+    """Against open_clip's own equations, written with torch's packed attention on the file's tensors."""
+    wide = {**LAYERS, "hidden_size": 128, "hidden_act": "gelu"}
+    from transformers import CLIPConfig
+
+    config = CLIPConfig(
+        text_config={**wide, "vocab_size": 50, "bos_token_id": 48, "eos_token_id": 49},
+        vision_config={**wide, "image_size": SIZE, "patch_size": 14}, projection_dim=24,
+    )  # fmt: skip
+    tensors = open_clip_names(seeded(lambda: CLIPModel(config)))
+    torch.save({"state_dict": {**tensors, "attn_mask": torch.zeros(3, 3)}}, tmp_path / "hps.pt")
+    clip = read_open_clip(tmp_path / "hps.pt")
+
+    frames = seen(frames_of(smooth(1, 2)), Look(SIZE, "pad"))
+    patches = F.conv2d(frames, tensors["visual.conv1.weight"], stride=14).flatten(2).transpose(1, 2)
+    x = (
+        torch.cat([tensors["visual.class_embedding"].expand(2, 1, -1), patches], 1)
+        + tensors["visual.positional_embedding"]
+    )
+    x = F.layer_norm(x, (128,), tensors["visual.ln_pre.weight"], tensors["visual.ln_pre.bias"])
+    for layer in range(2):
+        x = packed_attention(x, tensors, f"visual.transformer.resblocks.{layer}.", 2, None)
+    image = F.layer_norm(x[:, 0], (128,), tensors["visual.ln_post.weight"], tensors["visual.ln_post.bias"])
+    torch.testing.assert_close(
+        clip.visual_projection(clip.vision_model(pixel_values=frames).pooler_output), image @ tensors["visual.proj"],
+        rtol=1e-4, atol=1e-5,
+    )  # fmt: skip
+
+    ids = torch.tensor([[44, 45, 46, 49, 49], [44, 47, 49, 49, 49]])
+    x = tensors["token_embedding.weight"][ids] + tensors["positional_embedding"][:5]
+    mask = torch.full((5, 5), float("-inf")).triu(1)
+    for layer in range(2):
+        x = packed_attention(x, tensors, f"transformer.resblocks.{layer}.", 2, mask)
+    x = F.layer_norm(x, (128,), tensors["ln_final.weight"], tensors["ln_final.bias"])
+    text = x[torch.arange(2), ids.argmax(1)] @ tensors["text_projection"]
+    found = clip.text_projection(clip.text_model(input_ids=ids, attention_mask=torch.ones_like(ids)).pooler_output)
+    torch.testing.assert_close(found, text, rtol=1e-4, atol=1e-5)
+
+    save_file(tensors, tmp_path / "hps.safetensors")
+    reward = load_hps(tmp_path / "hps.safetensors", str(clip_folder))
+    assert reward.look == Look(SIZE, "pad") and reward(smooth(2, 2), prompts("a dog", "a cat"))["hps"].abs().max() <= 1
+
+
+def test_what_is_no_open_clip_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(2)}, tmp_path / "x.pt")
+    with pytest.raises(PrflError, match="holds no CLIP in open_clip's names"):
+        read_open_clip(tmp_path / "x.pt")
+    torch.save(tiny_clip(), tmp_path / "module.pt")
+    with pytest.raises(PrflError, match="cannot be read as a CLIP"):
+        read_open_clip(tmp_path / "module.pt")
+    tensors = open_clip_names(tiny_clip())
+    del tensors["ln_final.bias"]
+    torch.save(tensors, tmp_path / "part.pt")
+    with pytest.raises(PrflError, match="is not all of a CLIP"):
+        read_open_clip(tmp_path / "part.pt")
+    assert "visual_projection.weight" in renamed(open_clip_names(tiny_clip()))
+
+
+# Objects, actions, coherence.
+
+
+def test_an_unlikely_object_has_a_gradient_and_labels_are_by_name(tmp_path: Path) -> None:
+    network = tiny_yolos()
+    with torch.no_grad():
+        network.class_labels_classifier.layers[-1].bias[1] = -12.0  # no detection says "Dog"
+    reward, pixels = ObjectReward(network, ["DOG"], ["Dog"]), smooth(1, 2).requires_grad_()
+    scores = reward(pixels, prompts("x"))
+    assert scores["DOG"] < -8 and -1e-3 < scores["no Dog"] < 0
+    (gradient,) = torch.autograd.grad(scores["DOG"].sum(), pixels)
+    assert gradient.abs().max() > 1e-6
+    network.save_pretrained(tmp_path / "yolos")
+    with pytest.raises(PrflError, match="the model knows no 'dogs'") as caught:
+        load_object(str(tmp_path / "yolos"), ["dogs"])
+    assert "Dog" in str(caught.value)
+
+
+def test_action_is_the_log_probability_of_its_label(tmp_path: Path) -> None:
+    network = tiny_videomae()
+    network.save_pretrained(tmp_path / "videomae")
+    reward, pixels = load_action(str(tmp_path / "videomae"), "sleeping"), smooth(2, 4, 16, 16)
+    inputs = seen(frames_of(pixels), reward.look).unflatten(0, (2, 4))
+    expected = network(pixel_values=inputs).logits.softmax(1)[:, 2]
+    torch.testing.assert_close(reward(pixels, prompts("", ""))["action"].exp(), expected)
+
+
+def test_coherence_is_predicted_without_a_look_at_the_future() -> None:
+    """Another second half changes the truth that is compared with, and not the prediction."""
+    reward, predictions = CoherenceReward(tiny_vjepa(), frames=8), []
+    predictor = reward.network.predictor.forward
+
+    def watch(*arguments: Any, **options: Any) -> Any:
+        output = predictor(*arguments, **options)
+        predictions.append(output.last_hidden_state)
+        return output
+
+    reward.network.predictor.forward = watch  # type: ignore[method-assign]
+    pixels = smooth(1, 8)
+    other = torch.cat([pixels[:, :, :4], smooth(1, 8, reach=0.3)[:, :, 4:].flip(3)], dim=2)
+    first, second = (reward(video, prompts("x"))["coherence"] for video in (pixels, other))
+    torch.testing.assert_close(predictions[0], predictions[1], rtol=0, atol=0)
+    assert first != second
+    with pytest.raises(PrflError, match="10 frames are not two halves"):
+        CoherenceReward(tiny_vjepa(), frames=10)
