@@ -23,7 +23,7 @@ from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.guidance import Guidance
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
 
-STEPS, BATCH = 6, 2
+STEPS, BATCH = 4, 2
 CHEAPER = "rollout.cheaper.products=float8"
 
 
@@ -165,10 +165,10 @@ def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_pat
     model = build_architecture(config)
     assert counted(config, model)[names.SAMPLING] == 2 * 4 * 3, "base and policy, four samples, three steps"
     one = "evaluation.samples_per_prompt=1"
-    rounds = make(f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=4", one)
-    assert counted(rounds, model)[names.SAMPLING] == 3 * 2 * 5, "before the first step, after 4 and after the last"
+    rounds = make(f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=3", one)
+    assert counted(rounds, model)[names.SAMPLING] == 3 * 2 * 5, "before the first step, after 3 and after the last"
     plain = counted(make(), model)[names.GRADIENT]
-    sft = make("objective.sft={every: 4}", "data.manifest=absent.jsonl")
+    sft = make("objective.sft={every: 3}", "data.manifest=absent.jsonl")
     assert counted(sft, model)[names.GRADIENT] == plain + 2 * BATCH
 
 
