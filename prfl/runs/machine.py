@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from accelerate.tracking import get_available_trackers
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,6 +87,7 @@ def check_config(config: Config, filled: Collection[Path] = (), file: Path | Non
         attention(runs_on, dtype, model.facts.head_size),
         *choices(config, model),
         *inputs(config, filled, file),
+        *trackers(config),
         disk(config, model),
         memory(config, model, available(runs_on) if not device.problem else None),
     ]
@@ -238,6 +240,14 @@ def inputs(config: Config, filled: Collection[Path], file: Path | None = None) -
         name, _, rest = line.partition(": ")
         if name not in absent:
             yield Check(name, "missing", rest)
+
+
+def trackers(config: Config) -> Iterator[Check]:
+    """Check that the packages of the trackers are installed."""
+    installed = [str(name) for name in get_available_trackers()]
+    for name in config.training.trackers:
+        problem = "" if name in installed else f"pip install {name}, or leave it out"
+        yield Check("training.trackers", f"{name}: not installed" if problem else name, problem)
 
 
 def read(name: str, reader: Callable[[], str], file: Path | None = None) -> Check:

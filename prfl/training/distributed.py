@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from prfl.training.run_folder import RunFolder
@@ -18,13 +18,18 @@ from prfl.utils.errors import PrflError
 def make_accelerator(
     run: RunFolder, device: str = "auto", trackers: Sequence[str] = ("tensorboard",), timeout: float = 1800.0
 ) -> Accelerator:
-    """Make accelerate's device placement, process group and trackers.
+    """Make accelerate's device placement and process group, which knows the names of the trackers (trackers.py).
 
     device: auto | cpu | cuda.
     timeout: seconds that a process waits for the others, before it takes them for dead.
-    Raises PrflError where processes were started together that accelerate would let run each for itself.
+    Raises PrflError where processes were started together that accelerate would let run each for itself, and for a
+    tracker that is not installed.
     """
     processes.check_environment()
+    installed = [str(name) for name in tracking.get_available_trackers()]
+    if missing := [name for name in trackers if name not in installed]:
+        what, fix = f"{missing[0]} is not installed", f"pip install {missing[0]}, or leave it out"
+        raise PrflError(what, where="training.trackers", fix=fix)
     project = ProjectConfiguration(project_dir=str(run.path), logging_dir=str(run.path))
     # Left to itself, accelerate makes no process group where torchrun started several processes and there is no GPU.
     accelerator = Accelerator(

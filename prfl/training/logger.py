@@ -20,6 +20,7 @@ from rich.progress import Progress, TaskID
 
 from prfl.training.bar import fitting, make_bar
 from prfl.training.run_folder import RunFolder
+from prfl.training.trackers import Trackers
 from prfl.utils.console import PlainConsole
 from prfl.utils.console import console as terminal
 from prfl.utils.metrics_file import Phase, validation_names
@@ -62,11 +63,12 @@ class Logger:
         self.task = TaskID(0)
         self.began = time.monotonic()
         self.unwritten: list[str] = []  # lines that metrics.jsonl does not have yet
-        self.tracked_in_vain = 0
+        names = [str(name) for name in accelerator.log_with] if accelerator.is_main_process else []
+        self.trackers = Trackers(names, run, self.warn)
 
     def __enter__(self) -> Logger:
         self.previous_hook, threading.excepthook = threading.excepthook, self.on_thread_error
-        self.track()
+        self.trackers.begin()
         if self.accelerator.is_main_process and self.console.is_terminal:
             self.progress = make_bar(self.console)
             self.progress.start()
@@ -80,10 +82,7 @@ class Logger:
             self.write_lines()
         if self.unwritten:
             self.warn(f"{len(self.unwritten)} lines could not be written to {self.run.metrics}")
-        for tracker in self.accelerator.trackers:  # not end_training: it also ends the process group, and stages follow
-            with suppress(Exception):
-                tracker.finish()
-        self.accelerator.trackers = []
+        self.trackers.finish()
         threading.excepthook = self.previous_hook
 
     def on_thread_error(self, failed: threading.ExceptHookArgs) -> None:
@@ -101,14 +100,14 @@ class Logger:
             means = average(self.window)
             sampled = [int(record["sampled_step"]) for record in self.window if "sampled_step" in record]
             self.window = []
-            self.track(means, step)
+            self.trackers.log(means, step)
             self.show(step, means, sampled)
 
     def event(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record what is measured now and then on held-out prompts: its names get ``validation/``."""
         named = validation_names(metrics)
         self.record(step, "validation", named)
-        self.track(named, step)
+        self.trackers.log(named, step)
         self.say("  ".join([f"step {step}", *texts(named)]))
 
     def record(self, step: int, phase: Phase, metrics: Mapping[str, float]) -> None:
@@ -125,25 +124,10 @@ class Logger:
         else:
             self.unwritten.clear()
 
-    def track(self, numbers: Mapping[str, float] | None = None, step: int = 0) -> None:
-        """Send numbers to the trackers.
-
-        Trackers that fail are started again later: after 1, 2, 4, 8 ... calls in vain.  metrics.jsonl has every number.
-        """
-        power_of_two = not self.tracked_in_vain & (self.tracked_in_vain - 1)
-        if not self.accelerator.trackers and not power_of_two:
-            self.tracked_in_vain += 1
-            return
-        try:
-            if not self.accelerator.trackers:
-                self.accelerator.init_trackers("trackers")
-            if numbers:
-                self.accelerator.log(dict(numbers), step=step)
-            self.tracked_in_vain = 0
-        except Exception as error:  # whatever a tracker may raise
-            self.accelerator.trackers = []
-            self.tracked_in_vain += 1
-            self.warn(f"the trackers fail ({error}); the run goes on, and {self.run.metrics.name} has every number")
+    def samples(self, step: int) -> None:
+        """Show the trackers the videos that were drawn after a step."""
+        if self.accelerator.is_main_process:
+            self.trackers.show_samples(step)
 
     def warn(self, text: str) -> None:
         if self.accelerator.is_main_process:

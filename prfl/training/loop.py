@@ -247,6 +247,7 @@ def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: L
                 metrics = hook.call(state.step)
             if metrics:
                 log.event(state.step, metrics)
+            log.samples(state.step)
             processes.wait()  # what the main process wrote is there for all
 
 

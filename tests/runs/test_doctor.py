@@ -64,6 +64,7 @@ FAULTS = [
     ([], {"available": lambda kind: 1 << 20}, "memory: 0.", "GiB more than is free; try"),
     ([], {"shutil.disk_usage": lambda place: type("Usage", (), {"free": 10})}, "disk: ", "need"),
     (["data.prompts.train=absent.txt"], {}, "data.prompts: ", "absent.txt"),
+    (["training.trackers=[tensorboard, aim]"], {}, "training.trackers: pip install aim", "or leave it out"),
     (["data.generator=null", "data.manifest=absent.jsonl"], {}, "data.manifest: ", "there is no file absent.jsonl"),
     (["backbone.model=Wan-AI/Wan2.1-T2V-1.3B-Diffusers"], {}, "backbone.model: it is not here", "HF_HUB_OFFLINE"),
 ]

@@ -89,7 +89,7 @@ def test_trackers_that_fail_are_begun_anew(tmp_path, capsys, monkeypatch):
     assert go(tmp_path, Line(), trackers=["tensorboard"], log_every=1).step == 6
     assert steps == [1, 2, 3, 4, 6], "ever more seldom"
     said = capsys.readouterr().out
-    assert said.count("warning: the trackers fail ([Errno 28] No space left on device)") == 1
+    assert said.count("warning: the tracker tensorboard fails ([Errno 28] No space left on device)") == 1
     assert len(list((tmp_path / "run" / "trackers").glob("events*"))) >= 2
 
 

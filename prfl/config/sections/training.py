@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from prfl.config.schema import Config
 
 
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
+]  # fmt: skip
+
+
 class TrainingConfig(Section):
     steps: int = Field(
         ge=1,
@@ -63,8 +68,11 @@ class TrainingConfig(Section):
         description="Seconds that a process waits for the others before it takes them for dead.",
         json_schema_extra=MAY_CHANGE,
     )
-    trackers: list[Literal["tensorboard"]] = Field(
-        default=["tensorboard"], description="Trackers beside metrics.jsonl.", json_schema_extra=MAY_CHANGE
+    trackers: list[Tracker] = Field(
+        default=["tensorboard"],
+        description="Trackers beside metrics.jsonl, one or several: what accelerate has. Each is a package of its own; "
+        "videos of samples go to tensorboard, wandb, mlflow and trackio.",
+        json_schema_extra=MAY_CHANGE,
     )
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
