@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from prfl.backbone import Backbone, LoraSpec, load_architecture, load_backbone
-from prfl.backbone.attention import INT8, choose_attention, why_not
-from prfl.backbone.kernels import use_kernels
+from prfl.backbone.attention import INT8, VARIABLE, choose_attention, why_not
+from prfl.backbone.kernels import CallsCheaper, use_kernels
 from prfl.backbone.network import add_copy, all_predictors, train_all
 from prfl.config.schema import Config
 from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
+from prfl.config.sections.rollout import CheaperConfig
 from prfl.toy import clips as shapes
 from prfl.toy.recipe import RECIPES, untrained_folder
 from prfl.utils import processes
@@ -46,6 +47,9 @@ def build_backbone(config: Config) -> Backbone:
     )
     model = prepare_backbone(config, loaded)
     if settings.compile:
+        if not all(getattr(network, "_repeated_blocks", None) for network in all_predictors(model)):
+            what = f"diffusers compiles no blocks of a {model.facts.family} model"
+            raise PrflError(what, where="backbone.compile", fix="compile: false")
         # A block's code is compiled anew with and without gradient, for the base and each set of adapters, for every
         # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.
         torch._dynamo.config.recompile_limit = COMPILED_FORMS
@@ -151,6 +155,9 @@ def choose_kernels(config: Config, model: Backbone) -> dict[str, Choice]:
 def attention_choice(config: Config, model: Backbone) -> Choice:
     """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
     kind, settings, facts = device_kind(config), config.backbone, model.facts
+    if settings.attention not in ("auto", *facts.attention):
+        what = f"a {facts.family} model has no attention by {settings.attention}"
+        raise PrflError(what, where="backbone.attention", fix=f"attention: auto, or {' or '.join(facts.attention)}")
     if kind == "cuda" and not torch.cuda.is_available():  # a dry run for another machine: nothing can be tried
         return Choice("sdpa" if settings.attention == "auto" else settings.attention, "not tried: there is no GPU here")
     try:
@@ -162,12 +169,18 @@ def attention_choice(config: Config, model: Backbone) -> Choice:
     if chosen.reason.startswith("automatic"):
         return Choice("sdpa", f"automatic: a {facts.family} model has no other")
     what = f"a {facts.family} model has no attention by {chosen.backend} ({chosen.reason})"
-    raise PrflError(what, where="backbone.attention", fix=f"attention: {' or '.join(facts.attention)}")
+    raise PrflError(what, where=VARIABLE, fix=f"take {' or '.join(facts.attention)}")
 
 
 def check_cheaper(config: Config, model: Backbone) -> None:
-    """Raises PrflError where a GPU that is here cannot compute them so; a CPU rounds alike, and is not faster by it."""
+    """Raises PrflError for a family that has no cheaper calls, and where a GPU that is here cannot compute them.
+
+    A CPU rounds alike, and is not faster by it.
+    """
     cheaper, head_size = config.rollout.cheaper, model.facts.head_size
+    if cheaper != CheaperConfig() and not isinstance(model, CallsCheaper):
+        what = f"a {model.facts.family} model has no cheaper calls"
+        raise PrflError(what, where="rollout.cheaper", fix="leave rollout.cheaper out")
     if device_kind(config) != "cuda" or not torch.cuda.is_available():
         return
     if cheaper.products == "float8" and torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:

@@ -12,6 +12,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from prfl import cli
 from prfl.backbone import Backbone
@@ -74,6 +76,22 @@ def test_merged_weights_are_the_trained_model(tiny_run: Callable[..., Path]) -> 
     with torch.no_grad():
         torch.testing.assert_close(model.velocity(latents, torch.tensor(0.5), condition), trained)
     assert not any("lora" in name for name in merged.state_dict())
+
+
+def test_a_policy_of_an_older_prfl_is_of_the_one_family_and_network_that_there_was(
+    tiny_run: Callable[..., Path],
+) -> None:
+    run = tiny_run()
+    policy = run / "policy.safetensors"
+    with safe_open(policy, "pt") as file:
+        stamp = json.loads(file.metadata()["prfl"])
+    assert (stamp.pop("family"), stamp.pop("networks")) == ("wan", ["transformer"])
+    save_file(load_file(policy), policy, metadata={"prfl": json.dumps(stamp)})
+    config = run_config(run)
+    load_policy(config, build_backbone(config))
+    out = export_run(run)
+    assert "WanPipeline.from_pretrained" in (out / "README.md").read_text()
+    assert "diffusion_model.blocks.0.self_attn.q.alpha" in load_file(out / "tiny-run.safetensors")
 
 
 def test_the_card_has_the_figures_of_the_run(

@@ -12,9 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from prfl import cli
+from prfl.config import load_config
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
+from prfl.factory.backbone import build_backbone
 from prfl.utils import rng
+from prfl.utils.errors import PrflError
 from tests.cogvideox import save_tiny_cogvideox
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
@@ -90,3 +93,19 @@ def test_from_labels_to_policies(project: Path, capsys: pytest.CaptureFixture) -
     assert "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight" in names
     card = Path("runs/prfl/export/README.md").read_text()
     assert "CogVideoXPipeline.from_pretrained" in card and "ComfyUI" not in card
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.cheaper={cache: 0.1}", "rollout.cheaper: a cogvideox model has no cheaper calls"),
+        ("backbone.compile=true", "backbone.compile: diffusers compiles no blocks of a cogvideox model"),
+        ("backbone.kernels=triton", "backbone.kernels: prfl_kernels has no .*lora_linear.* for a cogvideox model"),
+        ("backbone.attention=flash", "backbone.attention: a cogvideox model has no attention by flash"),
+    ],
+    ids=lambda value: value.partition("=")[0],
+)
+def test_what_the_family_has_not_is_refused_by_name(project: Path, override: str, message: str) -> None:
+    config = load_config("prfl.yaml", ["reward.path=absent", override])
+    with pytest.raises(PrflError, match=message):
+        build_backbone(config)
