@@ -112,7 +112,6 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         {"_class_name": "StableDiffusionPipeline"},
         {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875},
         {"boundary_ratio": 0.875},
-        {"expand_timesteps": True},
     ],
 )
 def test_pipelines_of_another_kind(folder: Path, change: dict) -> None:

@@ -17,15 +17,16 @@ from prfl.backbone.wan.model import WanBackbone
 from prfl.backbone.wan.text import WanText
 from prfl.utils.errors import PrflError
 
-SUPPORTED = "supported are WanPipeline folders with one transformer: Wan 2.1 text to video"
+SUPPORTED = "supported are WanPipeline folders with one transformer: Wan 2.1, and Wan 2.2 TI2V-5B for text to video"
 
 
 def check_pipeline(index: dict[str, Any], where: str) -> None:
-    """The WanPipeline of a model_index.json must have one transformer."""
-    two = index.get("transformer_2") not in (None, [None, None]) or index.get("boundary_ratio") is not None
-    if two or index.get("expand_timesteps"):
-        kind = "two transformers" if two else "one timestep per token"
-        raise PrflError(f"a Wan 2.2 pipeline ({kind}) is not supported yet", where=where, fix=SUPPORTED)
+    """The WanPipeline of a model_index.json must have one transformer.
+
+    Where it expands timesteps to one per token (Wan 2.2 TI2V-5B), all of them are equal for text to video.
+    """
+    if index.get("transformer_2") not in (None, [None, None]) or index.get("boundary_ratio") is not None:
+        raise PrflError("a Wan 2.2 pipeline (two transformers) is not supported yet", where=where, fix=SUPPORTED)
 
 
 def check_vae(vae: AutoencoderKLWan, where: str) -> None:
@@ -42,7 +43,7 @@ def check_vae(vae: AutoencoderKLWan, where: str) -> None:
 
 
 def load(source: Source, dtype: torch.dtype) -> WanBackbone:
-    """A Wan text-to-video model.  Raises PrflError for models of another kind (image to video, Wan 2.2)."""
+    """A Wan text-to-video model.  Raises PrflError for models of another kind (image to video, two transformers)."""
     schedule = flow_schedule(source)
     transformer = source.load(WanTransformer3DModel, "transformer", dtype)
     vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
