@@ -17,7 +17,7 @@ from prfl.backbone.checkpointing import Checkpointing
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.rewards import reward_on_meta
-from prfl.estimate.tables import gib
+from prfl.estimate.units import gib
 from prfl.factory.backbone import build_architecture, device_kind
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward

@@ -36,10 +36,10 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        inputs = list(_tensors([*args, *(kwargs or {}).values()]))
+        inputs = list(tensors_in([*args, *(kwargs or {}).values()]))
         before = {_key(tensor) for tensor in inputs}
         result = _run(func, args, kwargs or {}, inputs)
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             if _key(tensor) not in before:  # a view or an in-place result is nothing new
                 self._count(tensor)
         return result
@@ -58,13 +58,13 @@ class LiveBytes(TorchDispatchMode):
         del self._storages[key]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors among an operation's arguments or results, those in its lists too."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _tensors(each)
+            yield from tensors_in(each)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,27 @@ from torch import Tensor, nn
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import stand_in
 from prfl.config.schema import Config
+from prfl.estimate.work import Work
 from prfl.factory.backbone import device_kind
 from prfl.factory.prompts import load_prompts
 from prfl.utils.errors import error_location
+
+Role = Literal["rollout", "gradient", "reward", "decoder"]
 
 
 @dataclass(frozen=True)
 class Part:
     """Bytes of one thing.  saved: how many of them autograd keeps for the backward pass (of a phase).  alone: a phase
-    before the training, with all there is by then: what is fixed is not alive yet."""
+    before the training, with all there is by then: what is fixed is not alive yet.
+
+    work: of one sample in this phase.  role: which calls it stands for, in the count of network evaluations."""
 
     name: str
     bytes: int
     saved: int = 0
     alone: bool = False
+    work: Work = field(default_factory=Work)
+    role: Role | None = None
 
 
 def offloads(config: Config) -> bool:

@@ -15,10 +15,10 @@ from prfl.backbone.cheaper import EXACT
 from prfl.backbone.kernels import cheaper_calls
 from prfl.backbone.network import all_predictors, base_blocks, with_lists
 from prfl.config.schema import Config
-from prfl.estimate.live_tensors import LiveBytes
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
 from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
+from prfl.estimate.work import Counted
 from prfl.factory.backbone import POLICY, device_kind, policy_adapter_name
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_scorer
@@ -67,12 +67,12 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
             call = network_call(config, model, shapes, batch, gradient=False)
             earlier = earlier_outputs(sampling_settings(config).chain(model, shapes.latent))
             size = call.bytes + earlier * sum_bytes([shapes.latents(batch)])
-            yield replace(call, name=f"evaluation: draw {batch}", bytes=size)
-        decoding = measure(f"evaluation: decode {batch}", partial(_decode, model, shapes, batch), vae)
+            yield replace(call, name=f"evaluation: draw {batch}", bytes=size, role=None)
+        decoder = decoding(model, shapes, batch, f"evaluation: decode {batch}", vae)
         if model.running.offload:  # the transformer waits on the host
             away = sum(map(module_bytes, all_predictors(model)))
-            decoding = replace(decoding, bytes=max(0, decoding.bytes - away))
-        yield decoding
+            decoder = replace(decoder, bytes=max(0, decoder.bytes - away))
+        yield decoder
 
 
 def encoding_prompts(config: Config, model: Backbone) -> Part:
@@ -88,17 +88,36 @@ def encoding_prompts(config: Config, model: Backbone) -> Part:
 
 def measure(name: str, run: Callable[[], Tensor], weights: int) -> Part:
     """Measure a phase without gradients.  weights: bytes that are on the device for this phase alone."""
-    with LiveBytes() as counted, torch.no_grad():
+    with Counted() as counted, torch.no_grad():
         run()
-    return Part(name, counted.peak + weights)
+    return Part(name, counted.peak + weights, work=counted.work)
+
+
+FEW_FRAMES = 3  # latent ones, from which on every further one adds as much as the one before
+
+
+def decoding(model: Backbone, shapes: Shapes, batch: int, name: str, weights: int) -> Part:
+    """Measure the decoding of whole videos: of three and of four latent frames, continued in a straight line.
+
+    The first frame of a causal decoder, and the one behind it, are not like the others."""
+    count = shapes.latent[1]
+
+    def run(frames: int) -> Part:
+        return measure(name, partial(_decode, model, shapes.latents(batch)[:, :, :frames]), weights)
+
+    if count <= 2 * FEW_FRAMES or not model.facts.prefix_decodes:  # which may decode in groups
+        part = run(count)
+    else:
+        part = continued(run(FEW_FRAMES), run(FEW_FRAMES + 1), count - FEW_FRAMES - 1)
+    return replace(part, work=part.work * (1 / batch), role="decoder")
 
 
 def _encode(config: Config, shapes: Shapes) -> Tensor:
     return shapes.model.encode(shapes.pixels(config.data.encode_batch).clone())
 
 
-def _decode(model: Backbone, shapes: Shapes, batch: int) -> Tensor:
-    return model.decode(shapes.latents(batch)).float().clamp(-1, 1)
+def _decode(model: Backbone, latents: Tensor) -> Tensor:
+    return model.decode(latents).float().clamp(-1, 1)
 
 
 def _evaluation_batch(config: Config) -> int:
@@ -132,13 +151,16 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
         leaf = latents.clone().requires_grad_(chained and gradient)
         policy = policy_adapter_name(config)
         selected = model.adapter(policy, no_seeds(batch))
-        with LiveBytes() as counted, torch.set_grad_enabled(gradient), selected:
+        with Counted() as counted, torch.set_grad_enabled(gradient), selected:
             output = network(leaf, torch.tensor(0.5))
             saved = counted.live
             if gradient:
                 output.backward(torch.zeros_like(output))
         name = "walk back: a network call, forward and backward" if config.follows_reward else "forward and backward"
-        return Part(name, counted.peak, saved) if gradient else Part("rollout: one network call", counted.peak)
+        work = counted.work * (1 / batch)
+        if gradient:
+            return Part(name, counted.peak, saved, work=work, role="gradient")
+        return Part("rollout: one network call", counted.peak, work=work, role="rollout")
 
     return for_all_blocks(model, run)
 
@@ -155,14 +177,14 @@ def rollout_call(config: Config, model: Backbone, shapes: Shapes, batch: int) ->
 
     def run() -> Part:
         selected = model.adapter(policy_adapter_name(config), no_seeds(batch))
-        with LiveBytes() as counted, torch.no_grad(), selected:
+        with Counted() as counted, torch.no_grad(), selected:
             calls = cheaper_calls(model, how)
             for node in range(2):
                 with calls.at(node):
                     network(shapes.latents(batch), torch.tensor(0.5))
         return Part(exact.name, counted.peak)
 
-    return max(exact, for_all_blocks(model, run), key=lambda part: part.bytes)
+    return replace(exact, bytes=max(exact.bytes, for_all_blocks(model, run).bytes))
 
 
 def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
@@ -176,11 +198,16 @@ def for_all_blocks(model: Backbone, run: Callable[[], Part]) -> Part:
     if total <= 4 * group or not _blocks_alike(model):
         return run()
     three, four = (_with_blocks(model, count * group, run) for count in (3, 4))
-    further = total // group - 4
-    return Part(
-        four.name,
-        four.bytes + further * (four.bytes - three.bytes),
-        four.saved + further * (four.saved - three.saved),
+    return continued(three, four, total // group - 4)
+
+
+def continued(one_less: Part, part: Part, further: int) -> Part:
+    """A part with so many more of what it has one more of than ``one_less``, in a straight line."""
+    return replace(
+        part,
+        bytes=part.bytes + further * (part.bytes - one_less.bytes),
+        saved=part.saved + further * (part.saved - one_less.saved),
+        work=part.work * (1 + further) + one_less.work * -further,
     )
 
 
@@ -225,23 +252,23 @@ def reward_phases(
         leaf = latents.requires_grad_(not trains)
         trained = trains and isinstance(reward, LatentReward)
         selected = reward.selected(no_seeds(batch)) if trained else reward.selected()  # type: ignore[call-arg]
-        with LiveBytes() as counted, selected:
+        with Counted() as counted, selected:
             scores = reward.logits(leaf, torch.tensor(0.5), condition)
             saved = counted.live
             backward(scores, leaf, trains)
-        yield Part("reward: forward and backward", held + counted.peak, saved)
+        yield reward_part("reward: forward and backward", held + counted.peak, saved, counted, batch)
         return
 
     # A pixel reward that is trained: the decoder only makes its input.
     if preference := config.preference:
-        yield measure("decoder: forward", partial(_decode, model, shapes, batch), 0)
+        yield replace(decoding(model, shapes, batch, "decoder: forward", 0), role="reward")
         pixels = shapes.pixels(batch)[:, :, : preference.frames]
         leaf, times = pixels, torch.linspace(0, 1, pixels.shape[2])
-        with LiveBytes() as counted:
+        with Counted() as counted:
             scores = reward.logits(leaf, condition, times)
             saved = counted.live
             backward(scores, leaf, trains)
-        yield Part("reward: forward and backward", counted.peak, saved)
+        yield reward_part("reward: forward and backward", counted.peak, saved, counted, batch)
         return
 
     # A pixel reward that is followed: the decoder's graph is kept for the gradient.
@@ -259,14 +286,19 @@ def decoder_phases(
     scorer: PixelScorer, leaf: Tensor, condition: Condition, chosen: list[int], held: int
 ) -> tuple[Part, Part]:
     """Return the decoder's forward, and the reward's and the decoder's forward and backward, of these latent frames."""
-    with LiveBytes() as counted, scorer.selected():
+    with Counted() as counted, scorer.selected():
         pixels, times = decode_frames(scorer.backbone, leaf, chosen)
         decoder, decoder_peak = counted.live, counted.peak
         scores = scorer.read(pixels, times, condition, chosen, leaf.shape[2])
         saved = counted.live - decoder
         backward(scores, leaf, trains=False)
     forward = Part("decoder: forward, kept for the reward's gradient", held + decoder_peak, decoder)
-    return forward, Part("reward and decoder: forward and backward", held + counted.peak, saved)
+    name = "reward and decoder: forward and backward"
+    return forward, reward_part(name, held + counted.peak, saved, counted, len(leaf))
+
+
+def reward_part(name: str, size: int, saved: int, counted: Counted, batch: int) -> Part:
+    return Part(name, size, saved, work=counted.work * (1 / batch), role="reward")
 
 
 def no_seeds(batch: int) -> Tensor:

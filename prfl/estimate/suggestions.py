@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from prfl.backbone import Backbone
 from prfl.config import identity
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config
@@ -17,7 +18,7 @@ from prfl.config.section import Section
 from prfl.config.sections.backbone import PolicyAdapterConfig
 from prfl.config.sections.rollout import RolloutConfig
 from prfl.estimate.memory import predict_memory
-from prfl.estimate.tables import gib
+from prfl.estimate.units import gib
 from prfl.factory.backbone import build_architecture, choose_kernels, device_kind
 from prfl.utils.errors import PrflError
 
@@ -42,26 +43,42 @@ class Suggestion:
 def suggest(config: Config) -> list[Suggestion]:
     """List what would lower the predicted peak, the most first."""
     model = build_architecture(config)
-    kernels = [choice.backend for choice in choose_kernels(config, model).values()]
     peak = predict_memory(config, model).peak
     suggestions = []
-    for overrides, changes, note in _candidates(config, kernels):
-        other = with_keys(config, changes)
+    for candidate in candidates(config, model):
+        other = with_keys(config, candidate.changes)
         with suppress(PrflError):  # a trained reward may refuse it: then it is none
             if list(conflicts(other)):
                 continue
             saves = peak - predict_memory(other, build_architecture(other)).peak
             anew = "" if identity(other) == identity(config) else "a new run"
-            suggestions.append(Suggestion(overrides, saves, "; ".join(filter(None, [note, anew]))))
+            note = "; ".join(filter(None, [candidate.note, anew]))
+            suggestions.append(Suggestion(candidate.overrides, saves, note))
     worthwhile = [suggestion for suggestion in suggestions if suggestion.saves > LEAST * peak]
     return sorted(worthwhile, key=lambda suggestion: -suggestion.saves)
 
 
-def _candidates(config: Config, kernels: list[str]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield what could be changed: the overrides as text, the keys and their values, and what else they change.
+@dataclass(frozen=True)
+class Candidate:
+    """What could be changed.  changes: values by yaml path.  rank: what it costs (``RANKS``).  note: what else it
+    changes.  overrides: as on the command line."""
 
-    kernels: what runs each operation of the network.
-    """
+    changes: dict[str, Any]
+    rank: int
+    note: str = ""
+    text: str = ""
+
+    @property
+    def overrides(self) -> str:
+        return self.text or " ".join(f"{key}={str(value).lower()}" for key, value in self.changes.items())
+
+
+RANKS = TIME, METHOD, VIDEO = range(3)
+"""The same numbers, later; another method, precision or code; another video."""
+
+
+def candidates(config: Config, model: Backbone) -> Iterator[Candidate]:
+    """Yield what could be changed.  model: ``build_architecture(config)``."""
     backbone, data, training, rollout = config.backbone, config.data, config.training, config.rollout
 
     # What is kept for the backward pass, and where.
@@ -73,45 +90,46 @@ def _candidates(config: Config, kernels: list[str]) -> Iterator[tuple[str, dict[
             changes: dict[str, Any] = {"backbone.checkpointing": mode} if mode != backbone.checkpointing else {}
             changes |= {"backbone.offload": True} if offload else {}
             if changes:
-                yield _as_overrides(changes), changes, ""
+                yield Candidate(changes, TIME)
 
     # How the model is computed, and what of it is trained.
     if backbone.dtype == "float32":
-        yield _candidate({"backbone.dtype": "bfloat16"}, "less exact")
-    if device_kind(config) == "cuda" and any(backend != "triton" for backend in kernels):
-        yield _candidate({"backbone.kernels": "triton"})  # where one of them cannot run, the prediction refuses it
+        yield Candidate({"backbone.dtype": "bfloat16"}, METHOD, "less exact")
+    kernels = {choice.backend for choice in choose_kernels(config, model).values()}
+    if device_kind(config) == "cuda" and kernels != {"triton"}:
+        # Where one of them cannot run, the prediction refuses it.
+        yield Candidate({"backbone.kernels": "triton"}, METHOD, "run their tests first")
     if backbone.train == "full":
         lora = {"backbone.train": "lora", "backbone.adapter": PolicyAdapterConfig(rank=32, alpha=32)}
-        yield "backbone.train=lora backbone.adapter='{rank: 32, alpha: 32}'", lora, "trains fewer weights"
+        text = "backbone.train=lora backbone.adapter='{rank: 32, alpha: 32}'"
+        yield Candidate(lora, METHOD, "trains fewer weights", text)
 
-    # Less at a time, another gradient, or a shorter video.
+    # Less at a time, another gradient, or a smaller video.
     if training.accumulation < training.batch:
-        yield _candidate({"training.accumulation": training.batch})
+        yield Candidate({"training.accumulation": training.batch}, TIME)
     if training.batch > training.accumulation and config.reward and config.reward.batch != 1:
-        yield _candidate({"reward.batch": 1})
+        yield Candidate({"reward.batch": 1}, TIME)
     if rollout.guidance.gradient == "both":
-        yield _candidate({"rollout.guidance.gradient": "cond"}, "another gradient")
+        yield Candidate({"rollout.guidance.gradient": "cond"}, METHOD, "another gradient")
     if rollout.gradients_per_rollout > 1:  # whose outputs stay on the device from step to step
         changes, usual = {"rollout.gradients_per_rollout": 1}, RolloutConfig.model_fields["drift_limit"].default
         changes |= {} if rollout.drift_limit == usual else {"rollout.drift_limit": usual}  # nobody reads it then
-        yield _candidate(changes, "a rollout for every step, which takes longer")
+        yield Candidate(changes, METHOD, "a rollout for every step, which takes longer")
     if getattr(config.objective, "frames", None) not in (None, "one"):
-        yield _candidate({"objective.frames": "one"}, "scores one latent frame a step")
+        yield Candidate({"objective.frames": "one"}, METHOD, "scores one latent frame a step")
     if config.evaluation.batch > 1:
-        yield _candidate({"evaluation.batch": 1})
+        yield Candidate({"evaluation.batch": 1}, TIME)
     if data.encode_batch > 1:
-        yield _candidate({"data.encode_batch": 1})
+        yield Candidate({"data.encode_batch": 1}, TIME)
     shorter = (data.frames - 1) // 8 * 4 + 1  # of 4 n + 1 frames
     if shorter < data.frames:
-        yield _candidate({"data.frames": shorter}, "shorter videos")
+        yield Candidate({"data.frames": shorter}, VIDEO, "shorter videos")
+    smaller = {f"data.{name}": getattr(data, name) * 2 // 3 // UNIT * UNIT for name in ("height", "width")}
+    if min(smaller.values()) >= SMALLEST:
+        yield Candidate(smaller, VIDEO, "smaller pictures")
 
 
-def _candidate(changes: dict[str, Any], note: str = "") -> tuple[str, dict[str, Any], str]:
-    return _as_overrides(changes), changes, note
-
-
-def _as_overrides(changes: dict[str, Any]) -> str:
-    return " ".join(f"{key}={str(value).lower()}" for key, value in changes.items())
+UNIT, SMALLEST = 32, 256  # pixels: a multiple that every model takes; below the least, no real model draws anything
 
 
 def with_keys(section: S, changes: dict[str, Any]) -> S:

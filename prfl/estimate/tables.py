@@ -9,15 +9,13 @@ from rich.table import Table
 from prfl.backbone import Backbone
 from prfl.backbone.network import predictors
 from prfl.config.schema import Config
+from prfl.estimate.cost import Cost, total_work
+from prfl.estimate.fill import SHARE
+from prfl.estimate.fitting import Fit
 from prfl.estimate.memory import Memory
-from prfl.estimate.nfe import NfeCount
+from prfl.estimate.units import GIB, gib
+from prfl.estimate.work import CARD_SIZES, CardSize
 from prfl.factory.backbone import device_kind
-
-GIB = 2**30
-
-
-def gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def size_table(config: Config, model: Backbone, trainable: int) -> Table:
@@ -38,13 +36,55 @@ def size_table(config: Config, model: Backbone, trainable: int) -> Table:
     return table
 
 
-def nfe_table(counts: Sequence[NfeCount]) -> Table:
-    """Tabulate the network evaluations by kind."""
-    table = Table("network evaluations, of one sample each", title_justify="left")
+HOW = (
+    "Hours are calculated from counted arithmetic and traffic, nothing was timed: from the faster card, at the rates "
+    "that public measurements reach, to the slower one at half of them. Filling the cache is not in them."
+)
+
+
+def cost_table(config: Config, costs: Sequence[Cost], card: CardSize | None) -> Table:
+    """Tabulate the network evaluations by kind, and their hours on one such card; None: no hours are known."""
+    table = Table("cost: network evaluations, of one sample each", title_justify="left", caption=HOW if card else None)
+    table.caption_justify = "left"
     table.add_column("per step, mean", justify="right")
     table.add_column("in all", justify="right")
-    for count in counts:
-        table.add_row(count.name, f"{count.per_step:,.1f}", f"{count.total:,}")
+    in_float32 = config.backbone.dtype == "float32"
+    if card:
+        table.add_column(f"hours, one {card.names}", justify="right")
+    for cost in costs:
+        hours = [hours_text(card.hours(cost.work, in_float32)) if cost.work else "in the gradients'"] if card else []
+        table.add_row(cost.count.name, f"{cost.count.per_step:,.1f}", f"{cost.count.total:,}", *hours)
+    if card:
+        table.add_section()
+        table.add_row("the whole run", "", "", hours_text(card.hours(total_work(costs), in_float32)), style="bold")
+    return table
+
+
+def hours_text(hours: tuple[float, float]) -> str:
+    low, high = (f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in hours)
+    return f"{low} to {high}"
+
+
+def smallest_card(peak: int) -> CardSize:
+    """The smallest cards that have room for this peak; the largest where none has."""
+    sizes = list(CARD_SIZES.values())
+    return next((size for size in sizes if peak <= SHARE * size.gib * GIB), sizes[-1])
+
+
+def fit_table(result: Fit) -> Table:
+    """Tabulate whether a run fits a card, and what to change, in which order, until it does."""
+    size, room = result.card, gib(result.room)
+    table = Table(f"on {size.gigabytes} GB ({size.names}), of which a run may take {room}", title_justify="left")
+    table.add_column("peak", justify="right")
+    table.add_column("")
+    table.add_row("as it is", gib(result.peak), "fits" if result.peak <= result.room else "does not fit")
+    for number, change in enumerate(result.changes, start=1):
+        notes = [change.note, "a new run" if change.new_run else "", "fits" if change.peak <= result.room else ""]
+        table.add_row(f"{number}. {change.overrides}", gib(change.peak), "; ".join(filter(None, notes)))
+    if not result.fits:
+        always = gib(result.after.always)
+        why = f"what no phase frees takes {always}" if result.after.always > result.room else "nothing else saves more"
+        table.add_row("does not fit", "", f"{why}: take a larger card or a smaller model", style="bold")
     return table
 
 

@@ -29,7 +29,7 @@ from prfl.estimate.missing_inputs import downloads, missing_inputs
 from prfl.estimate.parts import module_bytes
 from prfl.estimate.protection import NOT_PROTECTED, PROTECTED
 from prfl.estimate.suggestions import advice
-from prfl.estimate.tables import GIB, gib
+from prfl.estimate.units import GIB, gib
 from prfl.factory.backbone import OPERATIONS, attention_choice, build_architecture, choose_kernels, device_kind
 from prfl.factory.prompts import load_prompts
 from prfl.utils.errors import AbsentError, PrflError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,37 @@ def bare_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_prfl_on_14b_at_720p(capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["train", "configs/wan2.1-14b/prfl.yaml", "--dry-run"]) == 0
+    assert cli.main(["train", "configs/wan2.1-14b/prfl.yaml", "--dry-run", "-v", "--gpu", "80"]) == 0
     shown = capsys.readouterr().out
     assert "learning_rate: 5.0e-06" in shown and "max_grad_norm: 1.0" in shown, "the resolved config"
+    assert re.search("as it is .*83.8. GiB.* does not fit", shown)
+    assert re.search(r"1\. backbone.offload=true .*52.0. GiB.* fits", shown) and "\n│ 2. " not in shown
+    assert "hours, one A100 to H100" in shown
     assert "75,600" in shown and "14,288,491,584 in 40 blocks" in shown and "104,857,600" in shown
     assert "8,000" in shown, "1,000 steps of 8 gradient forwards"
     assert "26.67 GiB" in shown, "14.3 billion weights, nearly all in bfloat16"
     assert "reward.path: there is no folder runs/wan2.1-14b-reward/reward" in shown
     assert "the first 8 of 40 blocks" in shown
     assert not Path("runs").exists(), "a dry run writes nothing"
+
+
+def test_the_two_tables_that_one_wants(capsys: pytest.CaptureFixture) -> None:
+    short = ["data.frames=5", "data.height=64", "data.width=64"]
+    quiet = ["train", "configs/wan2.1-1.3b/prfl.yaml", "--dry-run", *short]
+    assert cli.main([*quiet, "-q"]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall("┏", shown) == ["┏"] * 2 and "peak: all" in shown and "the whole run" in shown
+    assert "hours, one RTX 3090 to RTX 4090" in shown, "the smallest that has room"
+    assert "learning_rate" not in shown and "not here yet" not in shown
+    assert cli.main(quiet) == 0
+    more = capsys.readouterr().out
+    assert "the run" in more and "not here yet" in more and "learning_rate" not in more
+
+
+@pytest.mark.parametrize("option", ["--gpu=48", "--quiet", "--verbose"])
+def test_what_only_a_dry_run_has(option: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["train", "configs/wan2.1-1.3b/prfl.yaml", option]) == 2
+    assert option.split("=")[0] in capsys.readouterr().err
 
 
 WITHOUT = {
