@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from prfl.cli import parser
 from prfl.config.page import configuration_page
 from prfl.config.schema import Config
 from prfl.config.section import kinds
@@ -84,7 +86,43 @@ def test_every_page_is_on_the_site_and_in_the_readme() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(PAGES["README.md"].split()) <= WORDS
+    words = [word for word in PAGES["README.md"].split() if re.search(r"\w", word)]
+    assert len(words) <= WORDS
+
+
+def test_the_readmes_python_runs_as_it_is(capsys: pytest.CaptureFixture) -> None:
+    (code,) = [match["text"] for match in FENCE.finditer(PAGES["README.md"]) if match["kind"] == "python"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    exec(compile(code, "README.md", "exec"), {})
+    score, gradient = map(float, capsys.readouterr().out.split())
+    assert abs(score) < 100 and gradient > 0
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every ``prfl`` command of the pages' blocks, and of the table of commands."""
+    blocks = [(page, match["text"]) for page, text in PAGES.items() for match in FENCE.finditer(text)]
+    lines = [(page, line) for page, text in blocks for line in text.replace("&& ", "\n").splitlines()]
+    plain = [(page, line.removeprefix("$ ").split("#")[0].strip()) for page, line in lines]
+    return [(page, line) for page, line in plain if re.match(r"prfl [a-z]", line) and "CONFIG" not in line]
+
+
+@pytest.mark.parametrize(("page", "command"), sorted(set(commands())))
+def test_commands_can_be_given(page: str, command: str) -> None:
+    """They are of a command that there is, with its own options, and name configs that ship."""
+    words = shlex.split(command)[1:]
+    _, rest = parser().parse_known_args(words)
+    assert all("=" in word for word in rest), rest
+    for word in words:
+        if word.startswith("configs/"):
+            assert (REPOSITORY / word).exists(), word
+
+
+def test_every_word_of_the_glossary_is_used() -> None:
+    """A word that no other page has is not to be explained."""
+    terms = re.findall(r"\*\*([^*]+)\*\*", PAGES["docs/glossary.md"])
+    others = " ".join(text.lower() for page, text in PAGES.items() if page != "docs/glossary.md")
+    assert len(terms) > 50
+    assert [term for term in terms if term.lower().split(" (")[0].rstrip("s") not in others] == []
 
 
 @pytest.mark.slow

@@ -328,18 +328,41 @@ def cards(memory: Result, cost: Result) -> Table:
     for name, case in memory["cases"].items():
         if "full chain" in name:
             continue
-        card = next(size for size in CARDS if size >= SPARE * case["peak GB"])
-        case_name, *mode = name.split(", ")
-        plans = cost["tables"].get(", ".join([case_name, "full", *mode]), {}).get("GPU-seconds of a gradient")
-        seconds = f"{plans['stride 2, 4 gradients a rollout']:.1f}" if plans else ""
-        body.append([f"Wan 2.1 {name}", f"{case['peak GB']:.1f}", f"{card} GB", seconds])
+        seconds = _gradient_seconds(cost, name)
+        body.append([f"Wan 2.1 {name}", *_card(case), f"{seconds:.1f}" if seconds else ""])
     return ["81 frames, batch 1", "predicted peak, GB", "smallest card", "s a gradient, calculated"], body
+
+
+MODELS = ("1.3B 480p", "14B 480p, offload", "14B 480p", "14B 720p, kernels", "14B 720p")
+GRADIENTS = 8000  # of a run of the shipped configs: 1,000 steps of 8 videos
+
+
+def models(memory: Result, cost: Result) -> Table:
+    """The README's rows of the same: what fits where, how long it takes, and how that is known."""
+    body = [["the small model inside, 32 x 32", "", "none: 2 CPU cores", "", "**run**: all results here"]]
+    for name in MODELS:
+        seconds = _gradient_seconds(cost, name)
+        hours = f"{GRADIENTS * seconds / 3600:.0f}" if seconds else ""
+        body.append([f"Wan 2.1 {name}", *_card(memory["cases"][name]), hours, "predicted, not run"])
+    return ["model", "peak, GB", "smallest card", "hours, H200", "how that is known"], body
+
+
+def _card(case: Result) -> tuple[str, str]:
+    card = next(size for size in CARDS if size >= SPARE * case["peak GB"])
+    return f"{case['peak GB']:.1f}", f"{card} GB"
+
+
+def _gradient_seconds(cost: Result, name: str) -> float | None:
+    """Seconds of a gradient by the plan of the shipped configs; None where it was not calculated."""
+    case_name, *mode = name.split(", ")
+    plans = cost["tables"].get(", ".join([case_name, "full", *mode]), {}).get("GPU-seconds of a gradient")
+    return plans["stride 2, 4 gradients a rollout"] if plans else None
 
 
 TABLES: dict[str, Callable[..., Table]] = {
     each.__name__: each
     for each in (
         spine, methods, methods_half, summary, lasting, blocks, rollout, heads, saved, peaks, work, gradient, cheaper,
-        cards,
+        cards, models,
     )
 }  # fmt: skip

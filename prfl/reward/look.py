@@ -95,5 +95,5 @@ def each_frame(
 
 
 def evenly_spaced(frames: int, count: int) -> list[int]:
-    """Return ``count`` of so many frames, from the first to the last; some twice where there are fewer."""
-    return torch.linspace(0, frames - 1, count).round().long().tolist()
+    """Return ``count``, two or more, of so many frames, from first to last; some twice where there are fewer."""
+    return [round(index * (frames - 1) / (count - 1)) for index in range(count)]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-from tests.faults.planting import FAULTS
+from typing import NamedTuple
 
 PAGE = Path(__file__).parents[2] / "docs/troubleshooting.md"
 INTRODUCTION = """\
@@ -20,30 +18,32 @@ words of yours. `prfl doctor CONFIG` finds many of them before a run, and needs 
 `python -m tests.faults --update docs/troubleshooting.md` plants every fault and writes this page; behind it, `-k WORDS`
 does so for the faults with these words in their names.
 """
-ENTRY = re.compile(r"^\*\*(?P<name>.+)\*\*\n\n```text\n(?P<message>.*?)\n```$", re.MULTILINE | re.DOTALL)
+PART = re.compile(
+    r"^## (?P<section>[^\n]+)$|^\*\*(?P<fault>[^\n]+)\*\*\n\n```text\n(?P<message>.*?)\n```$", re.M | re.S
+)
 
 
-def entry(name: str, message: str) -> str:
-    return f"**{name}**\n\n```text\n{message}\n```\n"
+class Told(NamedTuple):
+    section: str
+    message: str
 
 
-def messages(page: str) -> dict[str, str]:
+def read(page: str) -> dict[str, Told]:
     """Read the message of each fault from the page."""
-    return {match["name"]: match["message"] for match in ENTRY.finditer(page)}
+    section, told = "", {}
+    for part in PART.finditer(page):
+        section = part["section"] or section
+        if part["fault"]:
+            told[part["fault"]] = Told(section, part["message"])
+    return told
 
 
-def rendered(message_of: Mapping[str, str]) -> str:
-    """Write the page: a section for each module of faults, in the order of FAULTS."""
-    return "".join([INTRODUCTION, *_sections(message_of)])
-
-
-def _sections(message_of: Mapping[str, str]) -> Iterator[str]:
-    titles: dict[str, str] = {}
-    for fault in FAULTS:
-        documentation = sys.modules[fault.plant.__module__].__doc__ or ""
-        title = documentation.splitlines()[0].rstrip(".")
-        if fault.name in message_of:
-            if title not in titles:
-                titles[title] = f"\n## {title}\n"
-                yield titles[title]
-            yield f"\n{entry(fault.name, message_of[fault.name])}"
+def rendered(told: Mapping[str, Told]) -> str:
+    """Write the page, section by section."""
+    text = INTRODUCTION
+    for section in dict.fromkeys(each.section for each in told.values()):
+        text += f"\n## {section}\n"
+        for fault, each in told.items():
+            if each.section == section:
+                text += f"\n**{fault}**\n\n```text\n{each.message}\n```\n"
+    return text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,6 @@ for module in sorted(Path(__file__).parent.glob("*_faults.py")):
     if module.name != Path(__file__).name:
         importlib.import_module(f"tests.faults.{module.stem}")
 
-PLANTED: dict[str, str] = {}  # messages of the faults that this process has planted
 ONE, TWO = Path("runs/sft/checkpoints/step-000001"), Path("runs/sft/checkpoints/step-000002")
 
 
@@ -30,9 +30,9 @@ ONE, TWO = Path("runs/sft/checkpoints/step-000001"), Path("runs/sft/checkpoints/
 def test_fault(planted: Fault, bench: Bench, record_property: Callable) -> None:
     message = planted.plant(bench)
     shown = message.replace(str(bench.folder), ".").replace(str(bench.model), "MODEL")
+    record_property("section", (sys.modules[planted.plant.__module__].__doc__ or "").splitlines()[0].rstrip("."))
     record_property("fault", planted.name)
     record_property("message", shown.replace(f" on {socket.gethostname()} ", " on this machine "))
-    PLANTED[planted.name] = shown
     for part in planted.parts:
         assert part in message, message
     assert "Traceback" not in message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,17 @@ from prfl.backbone.condition import Ask, Condition
 from prfl.reward.look import CLIP_MEAN, CLIP_STD, Look, evenly_spaced, frames_of, seen
 from prfl.reward.open_clip import read_open_clip, renamed
 from prfl.reward.public import SeveralRewards
-from prfl.reward.text_match import TextMatch, load_clip, load_hps, load_pickscore
-from prfl.reward.watched import ActionReward, CoherenceReward, ObjectReward, load_action, load_object
+from prfl.reward.text_match import TextMatch, load_clip, load_hps, load_pickscore, untrained
+from prfl.reward.watched import (
+    ActionReward,
+    CoherenceReward,
+    ObjectReward,
+    load_action,
+    load_object,
+    untrained_action,
+    untrained_coherence,
+    untrained_object,
+)
 from prfl.utils.errors import PrflError
 from tests.reward.test_aesthetic import SIZE, pictures, smooth, tiny_clip
 
@@ -203,6 +213,17 @@ def test_several_rewards_add_their_gradients() -> None:
     torch.testing.assert_close(together, sum(alone))
     with pytest.raises(PrflError, match="two rewards score 'clip'"):
         SeveralRewards([members[0], members[0]])
+
+
+def test_published_sizes_are_counted_on_meta() -> None:
+    """Forward and backward, without a look into a tensor."""
+    kinds = (untrained_object, untrained_action, untrained_coherence, partial(untrained, "hps"))
+    for kind in kinds:
+        with torch.device("meta"):
+            reward, pixels = kind(), torch.rand(1, 3, 8, 64, 64, requires_grad=True)
+            scores = reward(pixels, prompts(""))
+            (gradient,) = torch.autograd.grad(torch.stack(list(scores.values())).sum(), pixels)
+        assert gradient.shape == pixels.shape
 
 
 # CLIP, PickScore, HPS.
