@@ -10,46 +10,47 @@ from rich.text import Text
 
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.policy_eval import Outcome, compare, summarise
-from prfl.evaluation.reward_eval import Row
-from prfl.reward.ranking_accuracy import CHANCE
+from prfl.evaluation.reward_eval import Measure, Row
 
 LEVEL_KINDS = {"bin": "bins", "point": "points", "sampler": "the sampler's own"}
 
 
-def accuracy_tables(rows: Sequence[Row]) -> list[Table]:
-    """Make one table of the accuracies: a line a noise level, a column a dimension, the numbers of pairs at its end.
+def ranking_tables(rows: Sequence[Row], measure: Measure) -> dict[str, Table]:
+    """Make one table of a measure: a line a noise level, a column a dimension, the numbers of pairs at its end.
 
-    Several scorers are compared side by side, a table for each dimension.
+    Several scorers are compared side by side, a table for each dimension.  Returns tables by what is to stand above.
     """
+    rows = [row for row in rows if measure.read(row)]
     scorers = list(dict.fromkeys(row.scorer for row in rows))
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
     if len(scorers) == 1:
         columns = {dimension: [row for row in rows if row.dimension == dimension] for dimension in dimensions}
-        return [_accuracy_table(columns, "")]
-    tables = []
+        return {_explained(measure.title, measure): _ranking_table(columns, measure)}
+    tables = {}
     for dimension in dimensions:
         of_dimension = [row for row in rows if row.dimension == dimension]
         columns = {scorer: [row for row in of_dimension if row.scorer == scorer] for scorer in scorers}
-        tables.append(_accuracy_table({name: column for name, column in columns.items() if column}, dimension))
+        columns = {name: column for name, column in columns.items() if column}
+        tables[_explained(f"{dimension}: {measure.title}", measure)] = _ranking_table(columns, measure)
     return tables
 
 
-def _accuracy_table(columns: Mapping[str, Sequence[Row]], title: str) -> Table:
-    """Make a table of columns by name.  An accuracy whose interval reaches one half is pale."""
-    named = f"{title}: " if title else ""
-    table = Table(
-        title=f"{named}pairwise accuracy within a prompt, by noise level (0 clean, 1 noise); 0.5 is chance",
-        caption="±: half of the 95 % interval over prompts; pale: the interval reaches 0.5",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-    )
+def _explained(title: str, measure: Measure) -> str:
+    """Say what a table shows, in the lines above it: a title of its own would be broken to its width."""
+    explained = f"{title}, by noise level (sigma: 0 clean, 1 noise)\n±: half of the 95 % interval over prompts."
+    if measure.ignorant is not None:
+        explained += f" {measure.ignorant:g} is chance; pale: the interval reaches it."
+    return explained
+
+
+def _ranking_table(columns: Mapping[str, Sequence[Row]], measure: Measure) -> Table:
+    """Make a table of columns by name.  What a scorer that knows nothing may have is pale."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("sigma")
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
 
-    cells = {name: {row.level: _accuracy(row.accuracy) for row in rows} for name, rows in columns.items()}
+    cells = {name: {row.level: _cell(measure.read(row), measure) for row in rows} for name, rows in columns.items()}
     levels = list(dict.fromkeys(row.level for rows in columns.values() for row in rows))
     for kind, title_of_kind in LEVEL_KINDS.items():
         of_kind = [level for level in levels if level.kind == kind]
@@ -63,9 +64,12 @@ def _accuracy_table(columns: Mapping[str, Sequence[Row]], title: str) -> Table:
     return table
 
 
-def _accuracy(interval: Interval) -> Text:
+def _cell(interval: Interval | None, measure: Measure) -> Text:
+    if interval is None:
+        return Text("-")
     half = (interval.high - interval.low) / 2
-    return Text(f"{interval.value:.2f} ±{half:.2f}", style="" if interval.low > CHANCE else "dim")
+    pale = measure.ignorant is not None and interval.low <= measure.ignorant
+    return Text(f"{interval.value:.2f} ±{half:.2f}", style="dim" if pale else "")
 
 
 def policy_table(outcomes: Sequence[Outcome]) -> Table:

@@ -78,7 +78,7 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
     at = reward_eval.levels(chain_sigmas(config, model).tolist())
     warn_of_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
-    show_measured(measured, results)
+    show_measured(measured, results, all_measures=True)
     for name, reward in rewards.items():
         ranks = RewardCard(**reward_eval.measured_card(measured, name))
         show_verdict(ranks, [dimension for dimension in reward.dimensions if dimension in ranks.accuracy], name)

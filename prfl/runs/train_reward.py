@@ -118,15 +118,19 @@ def measure_reward(
     return rows
 
 
-def show_measured(rows: Sequence[reward_eval.Row], path: Path) -> None:
-    """Draw plots beside ``path``, where the rows are, and print the accuracies; the report has the other measures."""
+def show_measured(rows: Sequence[reward_eval.Row], path: Path, all_measures: bool = False) -> None:
+    """Draw plots beside ``path``, where the rows are, and print the accuracies, or all measures as well."""
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
+    measures = reward_eval.measured(rows)
     if processes.is_main() and rows:
-        for name, measure in reward_eval.measured(rows).items():
+        for name, measure in measures.items():
             with atomic_write(path.with_suffix(".png" if name == "accuracy" else f".{name}.png")) as temporary:
                 temporary.write_bytes(plots.by_sigma(rows, dimensions, measure))
-    for table in tables.accuracy_tables(rows):
-        console.print(table)
+    for name, measure in measures.items():
+        if all_measures or name == "accuracy":
+            for title, table in tables.ranking_tables(rows, measure).items():
+                console.say(title)
+                console.print(table)
 
 
 def show_verdict(measured: RewardCard, dimensions: Iterable[str], where: str) -> None:
@@ -138,7 +142,7 @@ def show_verdict(measured: RewardCard, dimensions: Iterable[str], where: str) ->
         warn(f"{where}: {doubt}")
     if measured.accuracy:
         told = advice(measured, dict.fromkeys(dimensions, 1.0))
-        console.print(f"{where}: {told}", style="bold", markup=False, soft_wrap=True)
+        console.say(f"{where}: {told}", style="bold")
 
 
 def warn_of_doubts(reward: Reward, weights: Mapping[str, float], where: str) -> None:

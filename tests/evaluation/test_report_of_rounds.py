@@ -22,14 +22,15 @@ from prfl.rollout.sampling import SamplingSettings, jobs
 SETTINGS = SamplingSettings(frames=5, height=8, width=8, steps=2, batch=4)
 
 
-def drawn(reward: float, motion: float = 1.0, prompts: int = 6, judge: float | None = None, name: str = "policy"):
+def drawn(reward: float, motion: float = 1.0, prompts: int = 6, judge: float | None = None, size: float = 1.0):
     """A round: each sample's reward is ``reward`` and a little of its own; the judge finds ``judge`` of ten right."""
     names, indices = jobs([f"prompt {n}" for n in range(prompts)], 2)
     own = torch.rand(len(names), generator=torch.Generator().manual_seed(0))
     scores = {"motion": motion + 0.1 * own, "reward/total": reward + own}
     if judge is not None:
         scores["judge/all"] = (torch.arange(len(names)) % 10 < judge).float()
-    return Outcome(name, SETTINGS, names, indices, scores, {}, torch.zeros(2, 3, 2, 32, 32), seconds=1.0)
+        scores["measured/size"] = size + 0.1 * own
+    return Outcome("policy", SETTINGS, names, indices, scores, {}, torch.zeros(2, 3, 2, 32, 32), seconds=1.0)
 
 
 def run_of(path: Path, rounds: dict[int, Outcome], kept: int | None = None) -> Path:
@@ -100,6 +101,9 @@ def test_the_verdict_is_one_sentence_that_says_what_was_measured(tmp_path: Path)
     assert few.startswith("No clear change") and "2 prompts are too few to tell" in few
     hacked = sentence(tmp_path / "f", {0: drawn(0.0), 10: drawn(1.0, motion=0.5)})
     assert "but motion fell, as when a reward is hacked" in hacked
+    swollen = sentence(tmp_path / "g", {0: drawn(0.0, judge=3), 10: drawn(1.0, judge=8, size=1.3)})
+    assert swollen.startswith("A gain") and "; meanwhile size is 1.3" in swollen and "+0.30." in swollen
+    assert "meanwhile" not in judged
     assert all(text.endswith(".") and text.count(". ") == 0 for text in (only_reward, judged, few, hacked))
 
 

@@ -11,6 +11,7 @@ import torch
 from prfl.backbone.wan.text import text_condition
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.evaluation.reward_eval import (
+    MEASURES,
     Level,
     accuracy_by_bin,
     evaluate,
@@ -22,7 +23,7 @@ from prfl.evaluation.reward_eval import (
     save_rows,
     score,
 )
-from prfl.evaluation.tables import accuracy_tables
+from prfl.evaluation.tables import ranking_tables
 from prfl.reward.pixel import PixelReward
 
 AT = [Level("point", 0.0, 0.0), Level("bin", 0.4, 0.6), Level("point", 1.0, 1.0)]
@@ -151,10 +152,10 @@ def test_rows_survive_a_file_and_make_tables(tmp_path):
 
 def test_accuracies_make_one_table_whose_columns_are_dimensions():
     """Two scorers are compared side by side, in a table for each dimension."""
-    scorers = {"seeing": seeing, "prompt": knowing_the_prompt}
+    scorers, accuracy = {"seeing": seeing, "prompt": knowing_the_prompt}, MEASURES["accuracy"]
     rows = evaluate(scorers, held_out(dataset()), AT, noise_draws=4, resamples=200)
     dimensions = list(dict.fromkeys(row.dimension for row in rows))
-    (table,) = accuracy_tables([row for row in rows if row.scorer == "seeing"])
+    (table,) = ranking_tables([row for row in rows if row.scorer == "seeing"], accuracy).values()
     assert [column.header for column in table.columns] == ["sigma", *dimensions] and len(dimensions) > 1
     cells = [list(column.cells) for column in table.columns]
     assert cells[0][-1] == "pairs" and cells[1][-1] == str(rows[0].pairs)
@@ -162,9 +163,8 @@ def test_accuracies_make_one_table_whose_columns_are_dimensions():
     assert str(cells[1][clean]).startswith("1.00 ±") and cells[1][clean].style == ""
     assert cells[1][noise].style == "dim", "no better than chance"
     assert len(table.rows) == len(AT) + 2 + 1, "levels, the titles of their kinds, pairs"
-    side_by_side = {
-        each.title.split(":")[0]: [column.header for column in each.columns] for each in accuracy_tables(rows)
-    }
+    several = ranking_tables(rows, accuracy)
+    side_by_side = {title.split(":")[0]: [column.header for column in one.columns] for title, one in several.items()}
     assert side_by_side == {
         dimension: ["sigma", *(scorers if dimension == "shape" else ["seeing"])] for dimension in dimensions
     }

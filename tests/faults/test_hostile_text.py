@@ -42,7 +42,7 @@ def test_it_is_trained_shown_and_saved(hostile: Bench) -> None:
 
 
 def test_it_is_saved_whatever_printing_comes_to(hostile: Bench) -> None:
-    hostile.patch.setattr("prfl.runs.train_reward.tables.accuracy_tables", lambda *_: 1 / 0)
+    hostile.patch.setattr("prfl.runs.train_reward.tables.ranking_tables", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train()
     assert Path("runs/reward/reward/config.json").is_file() and Path("runs/reward/reward_eval.json").is_file()

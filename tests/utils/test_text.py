@@ -12,7 +12,7 @@ from prfl.data.sources import listed
 from prfl.evaluation import plots
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import MEASURES, Level, Row
-from prfl.evaluation.tables import accuracy_tables
+from prfl.evaluation.tables import ranking_tables
 from prfl.reward.model_card import table
 from prfl.utils.console import PlainConsole
 from prfl.utils.errors import PrflError
@@ -45,7 +45,7 @@ def test_a_name_is_printed_as_it_is(name: str) -> None:
     other.add_row(name)
     whole = visible(name)
     assert whole.splitlines()[0] in printed(name)
-    for shown in (*accuracy_tables(rows), other):
+    for shown in (*ranking_tables(rows, MEASURES["accuracy"]).values(), other):
         text = printed(shown)
         assert all(part in text for part in whole.splitlines())
         assert not {"\x1b", "\x07", "\u202e"} & set(text)

@@ -64,11 +64,25 @@ def verdict_sentence(results: Results, key: str | None) -> str:
     moved = f"{HEADLINES[key]}: {before:.3f} before, {after:.3f} after, {change.value:+.3f} ({_range(change)})"
     reason = f"; {results.content['prompts']} prompts are too few to tell" if few else ""
 
-    # What a gain in the trained reward alone is worth, and what fell meanwhile.
+    # What a gain in the trained reward alone is worth, what fell meanwhile, and what the judge measured.
     alone = "; nothing else was measured that says whether the videos are better, so look at them"
     alarms = _alarms(results)
     fell = f"; but {' and '.join(alarms)} fell, as when a reward is hacked" if alarms else ""
-    return f"{kind} in {moved}{reason}{alone if key == TRAINED_ON else ''}{fell}."
+    return f"{kind} in {moved}{reason}{alone if key == TRAINED_ON else ''}{fell}{_measured(results)}."
+
+
+def _measured(results: Results) -> str:
+    """Name what the judge measured in the videos and is clearly not as the base's: a size, say."""
+    outcome = results.content["outcomes"]["policy"]
+    changes = {
+        name: Interval(**fields) for name, fields in outcome["difference"].items() if name.startswith("measured/")
+    }
+    texts = [
+        f"{name.removeprefix('measured/')} is {outcome['summary'][name]['value']:.2f}, {change.value:+.2f}"
+        for name, change in changes.items()
+        if is_clear(change)
+    ]
+    return f"; meanwhile {' and '.join(texts)}" if texts else ""
 
 
 def _alarms(results: Results) -> list[str]:
