@@ -47,9 +47,12 @@ def find_config(path: str | Path) -> Path:
         return folder / name
     names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*.yaml"))]
     near = closest(name.as_posix(), names)
-    guess = f"did you mean prfl's own {near}? Else " if near else ""
     stories = ", ".join([n for n in names if "/" not in n] + [n for n in names if n.endswith("/prfl.yaml")])
-    raise absent(path, f"{guess}give a config: your own, or one that prfl brings, as {stories}; all are in {folder}")
+    fix = f"give a config: your own, or one that prfl brings, as {stories}; all are in {folder}"
+    error = absent(path, fix)
+    if near and error.fix == fix:  # nothing beside it is spelt nearly so
+        error = absent(path, f"did you mean prfl's own {near}? Else {fix}")
+    raise error
 
 
 def named_files(keys: dict[str, Any]) -> Iterator[tuple[str, str]]:

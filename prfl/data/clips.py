@@ -21,6 +21,7 @@ from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.sources import find_videos, listed
 from prfl.data.video import Stretches, cut_video, find_stretches, write_video
 from prfl.utils import rng
+from prfl.utils.console import console
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 
@@ -107,7 +108,7 @@ def write_clips(
 
     sources = find_videos(videos, follow_links=follow_links, skip_unreadable=skip_unreadable)
     for reason, paths in sources.left_out.items():
-        print(f"left out: {listed(reason, paths)}")
+        console.say(f"left out: {listed(reason, paths)}")
 
     pairs: list[PreferencePair] = []
     clips: list[LabelledVideo] = []
@@ -139,7 +140,7 @@ def write_clips(
     write_manifest(clips_file, clips)
     write_manifest(pairs_file, pairs)
     left_out = ", ".join(f"{count} of {kind}" for kind, count in alike.items() if count)
-    print(f"{len(clips)} clips, {len(pairs)} pairs" + (f"; too alike to see: {left_out}" if left_out else ""))
+    console.say(f"{len(clips)} clips, {len(pairs)} pairs" + (f"; too alike to see: {left_out}" if left_out else ""))
     return pairs_file, clips_file
 
 
@@ -183,10 +184,11 @@ def _report_left_out(stretches_of: Mapping[Path, Stretches], settings: ClipSetti
     short = [video for video, (numbers, still, _) in stretches_of.items() if not numbers and not still]
     still = {video: stretches.still for video, stretches in stretches_of.items() if stretches.still}
     if short:
-        print(f"left out: {listed(f'shorter than {settings.frames} frames at {settings.fps:g} fps', short)}")
+        console.say(f"left out: {listed(f'shorter than {settings.frames} frames at {settings.fps:g} fps', short)}")
     if still:
         count = sum(still.values())
-        print(f"left out: {count} stretches that stand still for more than half, in {listed('videos', list(still))}")
+        where = listed("videos", list(still))
+        console.say(f"left out: {count} stretches that stand still for more than half, in {where}")
 
 
 @contextmanager
@@ -197,7 +199,7 @@ def _skipping_unreadable(skip: bool) -> Iterator[None]:
     except PrflError as error:
         if not skip:
             raise
-        print(f"left out: {error}")
+        console.say(f"left out: {error.where}: {error.one_line}")
 
 
 def _part(whole: Clip, stretch: int, crop: int, settings: ClipSettings) -> Float[Tensor, "3 f H W"]:

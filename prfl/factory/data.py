@@ -19,8 +19,8 @@ from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.factory.clips import build_manifest
 from prfl.factory.prompts import load_prompts
 from prfl.utils import processes
+from prfl.utils.console import console
 from prfl.utils.errors import PrflError, error_location
-from prfl.utils.text import visible
 from prfl.utils.video_size import VideoSize
 
 Dataset = LatentDataset | PairDataset
@@ -55,11 +55,12 @@ def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
     if processes.is_main():
         from prfl.data.decoding import BY_SIZE, read_anew
 
-        print(visible(str(report)), flush=True)
+        console.say(str(report))
         videos = manifest_videos(read_manifest(path, follow_links=data.follow_links))
         guessed = sum(BY_SIZE in read_anew(video) for video in videos if video.is_file())
         if guessed:
-            print(f"{guessed} videos have 720 lines or more and no colour tags: they are read as BT.709, as players do")
+            how = "they are read as BT.709, as players do"
+            console.say(f"{guessed} videos have 720 lines or more and no colour tags: {how}")
 
 
 def encode_prompts(config: Config, model: Backbone, prompts: Iterable[str], progress: Callable) -> int:

@@ -38,6 +38,19 @@ def _(bench):
     return only(bench.cli("train", "sft.yaml", "data.prompts.train=prompts/train.txt"))
 
 
+@fault("a prompt file that is neither here nor beside the config", "data.prompts.train: " + HERE, ", nor conf/own.txt")
+def _(bench):
+    Path("conf").mkdir()
+    Path("conf/sft.yaml").write_text(Path("sft.yaml").read_text().replace("train: train.txt", "train: own.txt"))
+    return only(bench.cli("train", "conf/sft.yaml"))
+
+
+@fault("a tracker that is not installed", "sft.yaml: training.trackers: wandb is not installed", "pip install wandb")
+def _(bench):
+    bench.patch.setattr("accelerate.tracking.get_available_trackers", list)
+    return bench.cli("train", "sft.yaml", "training.trackers=[wandb]")
+
+
 @fault("a manifest that is not there", "manifests.jsonl: " + HERE, "did you mean manifest.jsonl?")
 def _(bench):
     return only(bench.cli("cache", "sft.yaml", "data.manifest=manifests.jsonl"))

@@ -62,7 +62,9 @@ def _(bench):
 
 
 @fault(
-    "an aesthetic score without its MLP", "reward.aesthetic.mlp: there is no file nowhere.pth", "To mend it: download"
+    "an aesthetic score without its MLP",
+    "reward.aesthetic.mlp: there is no such file: nowhere.pth",
+    "To mend it: download",
 )
 def _(bench):
     return bench.cli(

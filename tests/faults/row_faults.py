@@ -15,7 +15,10 @@ def imported(bench: Bench, text: str) -> str:
 
 
 @fault(
-    "a table with a header alone", "labels.csv: holds a header and no rows", "one line for each", leaves=("labels.",)
+    "a table with a header alone",
+    "labels.csv: holds a header and no rows",
+    "one answered row a line",
+    leaves=("labels.",),
 )
 def _(bench):
     return imported(bench, "video,prompt,calm\n")
@@ -26,9 +29,9 @@ def _(bench):
     return imported(bench, PAIRS.format("", ""))
 
 
-@fault("two wrong rows of a table", "2 rows are wrong", "csv:2: 'preference.calm'", "csv:3: no", leaves=("labels.csv",))
+@fault("two wrong rows of a table", "2 rows are wrong", "csv:2: 'calm': found", "csv:3: no", leaves=("labels.csv",))
 def _(bench):
-    return imported(bench, PAIRS.format("left", "a").replace("3.mp4", "9.mp4"))
+    return imported(bench, PAIRS.format("purple", "a").replace("3.mp4", "9.mp4"))
 
 
 @fault("two wrong rows of a manifest", "2 rows are wrong", "manifest.jsonl:1: no such", "manifest.jsonl:2: 'label")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from prfl import cli
+from prfl.config.places import shipped_configs
 from tests.faults.planting import FAULTS, Bench, Fault
 
 for module in sorted(Path(__file__).parent.glob("*_faults.py")):
@@ -30,6 +31,7 @@ ONE, TWO = Path("runs/sft/checkpoints/step-000001"), Path("runs/sft/checkpoints/
 def test_fault(planted: Fault, bench: Bench, record_property: Callable) -> None:
     message = planted.plant(bench)
     shown = message.replace(str(bench.folder), ".").replace(str(bench.model), "MODEL")
+    shown = shown.replace(str(shipped_configs()), "CONFIGS")
     record_property("section", (sys.modules[planted.plant.__module__].__doc__ or "").splitlines()[0].rstrip("."))
     record_property("fault", planted.name)
     record_property("message", shown.replace(f" on {socket.gethostname()} ", " on this machine "))
