@@ -64,6 +64,8 @@ def _attend(
         row = start + rows
         k = _tile(key + tl.cast(start, tl.int64) * k_row, rows, k_row, channel, tokens - start, RAGGED)
         scores = _scores(q, k, bias, row, tokens, SCALE, BIAS, RAGGED, ACC, PRECISION, FOLDED)
+
+        # What was added up so far shrinks where a larger logit comes.
         higher = tl.maximum(best, tl.max(scores, 1) * FACTOR)
         shift = higher
         if BIAS:  # a tile of keys may be masked as a whole
@@ -71,6 +73,7 @@ def _attend(
         weights = tl.exp2(scores * FACTOR - shift[:, None])
         decay = tl.exp2(best - shift)
         total = total * decay + tl.sum(weights, 1)
+
         v = _tile(value + tl.cast(start, tl.int64) * v_row, rows, v_row, channel, tokens - start, RAGGED)
         result = tl.dot(weights.to(v.dtype), v, result * decay[:, None], input_precision=PRECISION, out_dtype=ACC)
         best = higher
@@ -93,6 +96,8 @@ def _forward(
     key += batch * k_batch + head * k_head
     value += batch * v_batch + head * v_head
     bias += batch * key_tokens
+
+    # The softmax is added up, tile by tile.
     best = tl.full([QUERIES], float("-inf"), ACC)
     total = tl.zeros([QUERIES], ACC)
     result = tl.zeros([QUERIES, CHANNELS], ACC)
@@ -105,6 +110,7 @@ def _forward(
         q, result, total, best, key, value, bias, whole, key_tokens, key_tokens, k_row, v_row,
         SCALE, CHANNELS, KEYS, BIAS, True, ACC, PRECISION,
     )  # fmt: skip
+
     line = (batch * query_tokens + row) * heads + head
     inside = row < query_tokens
     result = result / total[:, None]
@@ -152,6 +158,8 @@ def _query_gradient(
     q = _tile(query, rows, q_row, channel, query_tokens - begin, True)
     grad += batch * g_batch + head * g_head + begin * g_row
     g = _tile(grad, rows, g_row, channel, query_tokens - begin, True)
+
+    # delta, by rows of out and of its gradient.
     line = (batch * query_tokens + row) * heads + head
     places = line[:, None] * CHANNELS + channel[None, :]
     o = tl.load(out + places, mask=inside[:, None], other=0.0)
@@ -159,6 +167,8 @@ def _query_gradient(
     number = (batch * heads + head) * query_tokens + row
     tl.store(delta + number, product, mask=inside)
     logarithm = tl.load(lse + number, mask=inside, other=0.0) * LOG2E
+
+    # dq, added up over the tiles of keys.
     key += batch * k_batch + head * k_head
     value += batch * v_batch + head * v_head
     bias += batch * key_tokens
@@ -222,6 +232,7 @@ def _key_gradient(
     value += batch * v_batch + head * v_head + begin * v_row
     k = _tile(key, rows, k_row, channel, key_tokens - begin, True)
     v = _tile(value, rows, v_row, channel, key_tokens - begin, True)
+
     query += batch * q_batch + head * q_head
     grad += batch * g_batch + head * g_head
     lse += (batch * heads + head) * query_tokens
@@ -232,6 +243,8 @@ def _key_gradient(
         offset = 0.0
     d_k = tl.zeros([KEYS, CHANNELS], ACC)
     d_v = tl.zeros([KEYS, CHANNELS], ACC)
+
+    # This program's share of the queries.
     part, parts = tl.program_id(2), tl.num_programs(2)
     share = tl.cdiv(tl.cdiv(query_tokens, QUERIES), parts) * QUERIES
     first = part * share
@@ -245,6 +258,7 @@ def _key_gradient(
         k, v, offset, d_k, d_v, query, grad, lse, delta, whole, last, query_tokens, q_row, g_row,
         SCALE, CHANNELS, QUERIES, BIAS, True, ACC, PRECISION,
     )  # fmt: skip
+
     batch += part * (tl.num_programs(1) // heads)
     places = ((batch * key_tokens + row) * heads + head)[:, None] * CHANNELS + channel[None, :]
     tl.store(d_key + places, (d_k * SCALE).to(d_key.dtype.element_ty), mask=inside[:, None])

@@ -39,6 +39,8 @@ def forward_kernel(
     inside = column < WIDTH
     row = row_offset(b, t, tokens, 1)
     value = tl.load(x + row_offset(b, t, x_b, x_t) + column, mask=inside, other=0.0).to(ACC)
+
+    # The gated sum.
     if y is not None:
         addend = tl.load(y + row_offset(b, t, y_b, y_t) + column, mask=inside, other=0.0).to(ACC)
         if gate is not None:
@@ -46,6 +48,8 @@ def forward_kernel(
         rounded = (value + addend).to(total.dtype.element_ty)  # what the next operation reads, so it is what is normed
         tl.store(total + row * WIDTH + column, rounded, mask=inside)
         value = rounded.to(ACC)
+
+    # LayerNorm of it, modulated; mean and 1 / deviation are kept for the backward pass.
     if normed is not None:
         centre = tl.sum(value, 0) / WIDTH
         centred = tl.where(inside, value - centre, 0.0)
@@ -76,15 +80,20 @@ def backward_kernel(
     gate_sum = tl.zeros([BLOCK], ACC)
     scale_sum = tl.zeros([BLOCK], ACC)
     shift_sum = tl.zeros([BLOCK], ACC)
+
     for i in range(ROWS):
         t = program * ROWS + i
         present = t < tokens
         inside = column < tl.where(present, WIDTH, 0)  # the interpreter spoils a mask that meets a scalar by &
         row = row_offset(b, t, tokens, 1)
+
+        # What comes from the sum itself.
         gradient = tl.zeros([BLOCK], ACC)
         if d_total is not None:
             here = d_total + row_offset(b, t, d_total_b, d_total_t) + column
             gradient += tl.load(here, mask=inside, other=0.0).to(ACC)
+
+        # What comes through the norm, and the gradients of its modulation.
         if d_normed is not None:
             here = d_normed + row_offset(b, t, d_normed_b, d_normed_t) + column
             outer = tl.load(here, mask=inside, other=0.0).to(ACC)
@@ -105,6 +114,8 @@ def backward_kernel(
                     tl.store(d_shift + row * WIDTH + column, outer, mask=inside)
                 else:
                     shift_sum += outer
+
+        # On to y, and to its gate.
         if gate is not None:
             factor = tl.load(gate + row_offset(b, t, gate_b, gate_t) + column, mask=inside, other=0.0).to(ACC)
             tl.store(dy + row * WIDTH + column, (factor * gradient).to(dy.dtype.element_ty), mask=inside)
@@ -115,6 +126,8 @@ def backward_kernel(
                 tl.store(d_gate + row * WIDTH + column, product, mask=inside)
             else:
                 gate_sum += product
+
+    # Partial sums of the modulation that tokens share.
     part = row_offset(b, program, programs, 1) * WIDTH + column
     if d_gate is not None:
         if not GATE_PER_TOKEN:

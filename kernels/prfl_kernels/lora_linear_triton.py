@@ -58,11 +58,14 @@ def _grad_a(
     part = tl.program_id(2)
     batch, first = part // chunks, (part % chunks) * chunk
     in_rank, in_width = ranks < rank, columns < width
+
+    # Modulation: loaded once where all tokens share it.
     scale_row = scale + batch.to(tl.int64) * scale_batch + columns
     shift_row = shift + batch.to(tl.int64) * shift_batch + columns
     if KIND == NORMED and not PER_TOKEN:
         factor = 1 + tl.load(scale_row, mask=in_width, other=0.0).to(ACC)[None, :]
         offset = tl.load(shift_row, mask=in_width, other=0.0).to(ACC)[None, :]
+
     total = tl.zeros((RANKS, COLUMNS), ACC)
     for start in range(first, first + chunk, ROWS):
         token = start + tl.arange(0, ROWS)
@@ -72,6 +75,8 @@ def _grad_a(
         low = tl.load(ds + row[:, None] * rank + ranks[None, :], mask=in_tokens[:, None] & in_rank[None, :], other=0.0)
         x_offsets = batch.to(tl.int64) * x_batch + token.to(tl.int64)[:, None] * x_token + columns[None, :]
         value = tl.load(x + x_offsets, mask=inside, other=0.0)
+
+        # The input is rebuilt: the modulated norm, the GELU, or as it is; then dropout's mask.
         if KIND == NORMED:
             middle = tl.load(mean + row, mask=in_tokens, other=0.0).to(ACC)[:, None]
             spread = tl.load(rstd + row, mask=in_tokens, other=0.0).to(ACC)[:, None]
@@ -86,7 +91,9 @@ def _grad_a(
             value = wide / (1 + power)
         if P > 0:
             value = tl.where(_kept(seed, row.to(tl.int32), in_tokens, seed_rows, first_column, P, COLUMNS), value, 0.0)
+
         total = tl.dot(tl.trans(low), value.to(low.dtype), total, input_precision="ieee", out_dtype=ACC)
+
     if P > 0:
         total = total / (1 - P)
     out = partial + part.to(tl.int64) * rank * width + ranks.to(tl.int64)[:, None] * width + columns[None, :]
@@ -101,6 +108,8 @@ def _down(
     ranks = tl.program_id(0) * RANKS + tl.arange(0, RANKS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     in_rank, in_rows = ranks < rank, row < rows
+
+    # Dropped inputs times A^T, a tile of columns at a time.
     total = tl.zeros((ROWS, RANKS), ACC)
     for first in range(0, width, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
@@ -111,6 +120,7 @@ def _down(
         a_offsets = ranks[:, None] * width + columns[None, :]
         factor = tl.load(lora_a + a_offsets, mask=in_rank[:, None] & in_width[None, :], other=0.0)
         total = tl.dot(value.to(factor.dtype), tl.trans(factor), total, input_precision="ieee", out_dtype=ACC)
+
     out = s + row.to(tl.int64)[:, None] * rank + ranks[None, :]
     tl.store(out, total / (1 - P), mask=in_rows[:, None] & in_rank[None, :])
 
@@ -124,6 +134,8 @@ def _up(
     columns = first_column + tl.arange(0, COLUMNS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     in_width, in_rows = columns < width, row < rows
+
+    # ds A, a tile of ranks at a time.
     total = tl.zeros((ROWS, COLUMNS), ACC)
     for first in range(0, rank, RANKS):
         ranks = first + tl.arange(0, RANKS)
@@ -133,6 +145,8 @@ def _up(
         a_offsets = ranks[:, None] * width + columns[None, :]
         factor = tl.load(lora_a + a_offsets, mask=in_rank[:, None] & in_width[None, :], other=0.0)
         total = tl.dot(low, factor, total, input_precision="ieee", out_dtype=ACC)
+
+    # Dropout's mask, and added to what dx holds.
     kept = _kept(seed, row, in_rows, seed_rows, first_column, P, COLUMNS)
     total = tl.where(kept, total / (1 - P), 0.0)
     pointers = dx + row.to(tl.int64)[:, None] * dx_row + columns[None, :]

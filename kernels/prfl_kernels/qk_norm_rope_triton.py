@@ -38,6 +38,8 @@ def _forward(
     if SOURCES == 2:
         if source == 1:
             x, weight, out, start, stride = k, k_weight, k_out, item * k_batch, k_row
+
+    # The block's places: (tokens, heads, channels).
     head = tl.arange(0, HEADS_PADDED)[:, None]
     channel = tl.arange(0, CHANNELS_PADDED)[None, :]
     column = (head * CHANNELS + channel)[None, :, :]
@@ -45,16 +47,20 @@ def _forward(
     row = token.to(tl.int64)[:, None, None]
     mask = (row < tokens) & inside
 
+    # Each row over its root mean square, times the weight.
     value = tl.load(x + start + row * stride + column, mask=mask, other=0.0).to(ACC)
     scale = 1 / tl.sqrt(tl.sum(tl.sum(value * value, 2), 1) / WIDTH + EPS)
     if SAVE:
         line = (source * tl.num_programs(1) + item) * tokens + token
         tl.store(rstd + line, scale, mask=token < tokens)
     value = value * scale[:, None, None] * tl.load(weight + column, mask=inside, other=0.0).to(ACC)
+
+    # Neighbouring channels are turned as pairs.
     if ROTATE:
         even, odd = _pairs(value, ROWS, HEADS_PADDED, CHANNELS_PADDED)
         c, s = _tables(cos, sin, token, tokens, CHANNELS, CHANNELS_PADDED, ACC)
         value = _joined(even * c - odd * s, even * s + odd * c, ROWS, HEADS_PADDED, CHANNELS_PADDED)
+
     line = (item * tokens + row) * WIDTH
     tl.store(out + line + column, value.to(out.dtype.element_ty), mask=mask)
 
@@ -71,12 +77,15 @@ def _backward(
     source = tl.program_id(0) % SOURCES
     token = tl.program_id(0) // SOURCES * ROWS + tl.arange(0, ROWS)
     item = tl.program_id(1).to(tl.int64)
+
     grad, saved, weight, out = q_grad, q_saved, q_weight, q_out
     grad_start, grad_stride, start, stride = item * q_grad_batch, q_grad_row, item * q_batch, q_row
     if SOURCES == 2:
         if source == 1:
             grad, saved, weight, out = k_grad, k_saved, k_weight, k_out
             grad_start, grad_stride, start, stride = item * k_grad_batch, k_grad_row, item * k_batch, k_row
+
+    # The block's places: (tokens, heads, channels).
     head = tl.arange(0, HEADS_PADDED)[:, None]
     channel = tl.arange(0, CHANNELS_PADDED)[None, :]
     column = (head * CHANNELS + channel)[None, :, :]
@@ -84,6 +93,7 @@ def _backward(
     row = token.to(tl.int64)[:, None, None]
     mask = (row < tokens) & inside
 
+    # The gradient, what the forward pass kept, and the norm's statistics.
     g = tl.load(grad + grad_start + row * grad_stride + column, mask=mask, other=0.0).to(ACC)
     value = tl.load(saved + start + row * stride + column, mask=mask, other=0.0).to(ACC)
     w = tl.load(weight + column, mask=inside, other=1.0).to(ACC)
@@ -91,6 +101,8 @@ def _backward(
     scale = tl.load(rstd + line, mask=token < tokens, other=0.0)[:, None, None]
     if FROM_OUTPUT:  # the rotation keeps products: dy . y is what (R^T dy) . (R^-1 y) is
         mean = tl.sum(tl.sum(g * value, 2), 1)[:, None, None] / WIDTH
+
+    # Back through the rotation.
     if ROTATE:
         c, s = _tables(cos, sin, token, tokens, CHANNELS, CHANNELS_PADDED, ACC)
         even, odd = _pairs(g, ROWS, HEADS_PADDED, CHANNELS_PADDED)
@@ -100,6 +112,8 @@ def _backward(
             inverse = 1 / (c * c + s * s)  # 1, but for the rounding of the tables
             even, odd = (even * c + odd * s) * inverse, (odd * c - even * s) * inverse
             value = _joined(even, odd, ROWS, HEADS_PADDED, CHANNELS_PADDED)
+
+    # Back through weight and norm: what the row's scale has of the gradient is taken off.
     g = g * w
     if FROM_OUTPUT:
         value = value / w
@@ -107,6 +121,7 @@ def _backward(
         value = value * scale
         mean = tl.sum(tl.sum(g * value, 2), 1)[:, None, None] / WIDTH
     result = (g - value * mean) * scale
+
     line = (item * tokens + row) * WIDTH
     tl.store(out + line + column, result.to(out.dtype.element_ty), mask=mask)
 
