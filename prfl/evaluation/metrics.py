@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -192,15 +193,18 @@ def auc(
     value, rank = scores[labelled].unique(return_inverse=True)
     good, prompt = labels[labelled] > 0.5, number[labelled]
 
-    def statistic(times: Tensor) -> Tensor:
-        weight = times[:, prompt]
-        zeros = torch.zeros(len(times), len(value), dtype=times.dtype)
-        above = zeros.index_add(1, rank[good], weight[:, good])
-        below = zeros.index_add(1, rank[~good], weight[:, ~good])
-        won = (above * (below.cumsum(1) - below / 2)).sum(1)
-        return won / (above.sum(1) * below.sum(1))
-
+    statistic = partial(_roc_area, rank=rank, ranks=len(value), good=good, prompt=prompt)
     return bootstrap(statistic, count, resamples)
+
+
+def _roc_area(times: Tensor, rank: Tensor, ranks: int, good: Tensor, prompt: Tensor) -> Tensor:
+    """Compute the area of each resample.  times: (r, prompts), how often each counts.  rank: of each score."""
+    weight = times[:, prompt]
+    zeros = torch.zeros(len(times), ranks, dtype=times.dtype)
+    above = zeros.index_add(1, rank[good], weight[:, good])
+    below = zeros.index_add(1, rank[~good], weight[:, ~good])
+    won = (above * (below.cumsum(1) - below / 2)).sum(1)
+    return won / (above.sum(1) * below.sum(1))
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,27 @@ class Reliability:
     predicted: list[float]
     observed: list[float]
     count: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Binned:
+    """Samples in bins of their probability.  times, (r, prompts): how often each prompt counts, in r resamples."""
+
+    bin_index: Tensor
+    bins: int
+    prompt: Tensor
+    probability: Tensor
+    label: Tensor
+
+    def sums(self, times: Tensor, values: Tensor) -> Tensor:
+        """Add the samples' values up in each bin: (r, bins)."""
+        zeros = torch.zeros(len(times), self.bins, dtype=times.dtype)
+        return zeros.index_add_(1, self.bin_index, times[:, self.prompt] * values)
+
+    def error(self, times: Tensor) -> Tensor:
+        """Compute the expected calibration error of each resample: (r,)."""
+        size = self.sums(times, torch.ones_like(self.probability)).sum(1)
+        return (self.sums(times, self.label) - self.sums(times, self.probability)).abs().sum(1) / size
 
 
 def calibration_error(
@@ -235,18 +260,13 @@ def calibration_error(
     prompt = number[labelled]
     bin_index = (probability * bins).long().clamp(0, bins - 1)
 
-    def bin_sums(times: Tensor, values: Tensor) -> Tensor:
-        return torch.zeros(len(times), bins, dtype=times.dtype).index_add_(1, bin_index, times[:, prompt] * values)
-
-    def statistic(times: Tensor) -> Tensor:
-        size = bin_sums(times, torch.ones_like(probability)).sum(1)
-        return (bin_sums(times, label) - bin_sums(times, probability)).abs().sum(1) / size
+    samples = _Binned(bin_index, bins, prompt, probability, label)
 
     # The table: every sample once.
     once = torch.ones(1, count, dtype=torch.float64)
-    size = bin_sums(once, torch.ones_like(probability))[0]
-    observed = bin_sums(once, label)[0]
-    predicted = bin_sums(once, probability)[0]
+    size = samples.sums(once, torch.ones_like(probability))[0]
+    observed = samples.sums(once, label)[0]
+    predicted = samples.sums(once, probability)[0]
     filled = size > 0
     table = Reliability(
         predicted=(predicted / size)[filled].tolist(),
@@ -255,8 +275,8 @@ def calibration_error(
     )
 
     # The error and its interval, in squares, less what chance adds.
-    error_squared = statistic(once).square()
-    resampled_squared = statistic(resampled(count, resamples)).square()
+    error_squared = samples.error(once).square()
+    resampled_squared = samples.error(resampled(count, resamples)).square()
     chance_adds = (resampled_squared.nanmedian() - error_squared).clamp(min=0)
     value = (error_squared - chance_adds).clamp(min=0).sqrt()
     lower, upper = torch.nanquantile(resampled_squared, tails())
