@@ -61,7 +61,12 @@ def test_a_machine_that_can(capsys: pytest.CaptureFixture) -> None:
 
 
 FAULTS = [
-    ([], {"available": lambda kind: 1 << 20}, "memory: 0.", "GiB more than is free; try"),
+    (
+        [],
+        {"available": lambda kind: 1 << 20, "advice": lambda config: "try a.b=1"},  # which has tests of its own
+        "memory: 0.",
+        "GiB more than is free; try a.b=1",
+    ),
     ([], {"shutil.disk_usage": lambda place: type("Usage", (), {"free": 10})}, "disk: ", "need"),
     (["data.prompts.train=absent.txt"], {}, "data.prompts: ", "absent.txt"),
     (["training.trackers=[tensorboard, aim]"], {}, "training.trackers: pip install aim", "or leave it out"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from prfl import cli
+from prfl.backbone import Backbone
 from prfl.config import load_stages
+from prfl.config.schema import Config
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.estimate.nfe import count_nfe
+from prfl.estimate.suggestions import with_keys
 from prfl.factory.backbone import build_architecture
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,17 +89,32 @@ def test_dry_runs_on_short_clips(model: str, config: str, capsys: pytest.Capture
     assert f"{weights} blocks" in shown and absent in shown
 
 
+@pytest.fixture(scope="module")
+def built() -> Callable[[Config], Backbone]:
+    """Return the model of a config: one for all with the same ``backbone``, since counting changes nothing of it."""
+    models: dict[tuple[str, bool], Backbone] = {}
+
+    def build(config: Config) -> Backbone:
+        key = config.backbone.model_dump_json(), config.follows_reward
+        if key not in models:
+            models[key] = build_architecture(config)
+        return models[key]
+
+    return build
+
+
 @pytest.mark.parametrize(
     "file",
     sorted(file for model in WEIGHTS for file in REPOSITORY.glob(f"configs/{model}/*.yaml")),
     ids=lambda file: f"{file}"[-30:],
 )
-def test_the_work_and_the_inputs_of_all_are_known(file: Path) -> None:
+def test_the_work_and_the_inputs_of_all_are_known(file: Path, built: Callable[[Config], Backbone]) -> None:
     """What a dry run does of a config but for its memory, which takes seconds and is the same code for each."""
     (stage,) = load_stages(f"configs/{file.parent.name}/{file.name}")
     lacking = missing_inputs(stage.config)
     assert any(WITHOUT.get(file.stem, "reward.path: there is no folder") in line for line in lacking)
-    assert all(work.total > 0 for work in count_nfe(stage.config, build_architecture(stage.config)))
+    short = with_keys(stage.config, {"training.steps": 20})
+    assert all(work.total > 0 for work in count_nfe(short, built(short)))
 
 
 def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
