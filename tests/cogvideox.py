@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 from transformers import T5Config, T5EncoderModel
 
-from tests.conftest import CHANNELS, TEXT_WIDTH, WORDS, tiny_tokenizer
+from tests.tiny import CHANNELS, TEXT_WIDTH, WORDS, tiny_tokenizer
 
 TOKENS = 8  # of a text
 SHAPE = (CHANNELS, 3, 4, 4)  # 9 frames of 16 x 16

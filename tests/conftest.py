@@ -1,77 +1,19 @@
-"""Shared fixtures: a random tiny Wan pipeline in the real diffusers folder format, and a backbone on it."""
+"""Shared fixtures: a random tiny Wan pipeline in the real diffusers folder format, and a backbone on it.
+
+Heavy imports are inside the fixtures: the process that hands the tests out to others reads this file, and no more.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from prfl.backbone import Backbone, load_backbone
-from tests import pictures
-
-WORDS = (
-    "a", "red", "green", "blue", "yellow", "circle", "square", "triangle", "moves",
-    "left", "right", "up", "down", "quickly", "slowly",
-)  # fmt: skip
-CHANNELS, TEXT_WIDTH = 4, 16
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
-    )
-
-
-def tiny_text_encoder() -> UMT5EncoderModel:
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(WORDS) + 3, d_model=TEXT_WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=0.0,
-            feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
-        )
-    ).eval()  # fmt: skip
-
-
-def tiny_vae() -> AutoencoderKLWan:
-    """4x in space and time; latent statistics are not 0 and 1, so that a forgotten normalisation shows."""
-    return AutoencoderKLWan(
-        base_dim=8, z_dim=CHANNELS, dim_mult=[1, 2, 4], num_res_blocks=1, temperal_downsample=[True, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.5, 0.8, 1.0],
-        scale_factor_spatial=4, scale_factor_temporal=4,
-    ).eval()  # fmt: skip
-
-
-def tiny_transformer(**changes) -> WanTransformer3DModel:
-    """3 blocks of width 24 (2 heads of 12)."""
-    settings = {
-        "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": CHANNELS,
-        "out_channels": CHANNELS, "text_dim": TEXT_WIDTH, "freq_dim": 16, "ffn_dim": 48, "num_layers": 3,
-        "rope_max_seq_len": 32,
-    }  # fmt: skip
-    return WanTransformer3DModel(**{**settings, **changes}).eval()
-
-
-def save_tiny_pipeline(folder: Path, seed: int = 0, **transformer_changes) -> Path:
-    """Write a random pipeline of the real classes; another seed gives other weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        WanPipeline(
-            tokenizer=tiny_tokenizer(),
-            text_encoder=tiny_text_encoder(),
-            vae=tiny_vae(),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            transformer=tiny_transformer(**transformer_changes),
-        ).save_pretrained(folder)
-    return folder
+if TYPE_CHECKING:
+    from prfl.backbone import Backbone
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,6 +25,8 @@ def own_hashes(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots of one pixel, for tests that train by the command line; one that is marked ``pictures`` draws them."""
+    from tests import pictures
+
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr(pictures.PNG, pictures.blank)
 
@@ -90,12 +34,16 @@ def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="session")
 def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only: a random WanPipeline; 17 x 16 x 16 pixels are latents of (4, 5, 4, 4), 20 tokens."""
+    from tests.tiny import save_tiny_pipeline
+
     return save_tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny-wan")
 
 
 @pytest.fixture(scope="session")
 def make_tiny_pipeline() -> Callable[..., Path]:
     """``save_tiny_pipeline(folder, seed=0, **transformer_changes)``, for tests that need another model."""
+    from tests.tiny import save_tiny_pipeline
+
     return save_tiny_pipeline
 
 
@@ -104,6 +52,8 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
     """``tiny_run(targets=..., rank=4, alpha=2)``: the folder of a finished PRFL run whose adapter does something."""
 
     def make(**adapter) -> Path:
+        import torch
+
         from prfl.config import dump_resolved
         from prfl.config.schema import Config
         from prfl.factory.backbone import POLICY, build_backbone
@@ -142,4 +92,6 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny_backbone(tiny_pipeline_folder: Path) -> Backbone:
     """A fresh one per test, so that adapters added by one test are not seen by the next."""
+    from prfl.backbone import load_backbone
+
     return load_backbone(tiny_pipeline_folder)

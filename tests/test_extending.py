@@ -16,7 +16,7 @@ from prfl.backbone.families import FAMILIES
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import euler
 from prfl.rollout.trajectory import rollout
-from tests.conftest import CHANNELS, TEXT_WIDTH, tiny_text_encoder, tiny_tokenizer, tiny_vae
+from tests.tiny import CHANNELS, TEXT_WIDTH, tiny_text_encoder, tiny_tokenizer, tiny_vae
 
 REPOSITORY = Path(__file__).parents[1]
 DIFFS = re.findall(

@@ -36,9 +36,9 @@ from prfl.rollout.solvers import SOLVERS, euler
 from prfl.rollout.trajectory import rollout
 from prfl.utils.errors import PrflError
 from tests.cogvideox import SHAPE, TOKENS, save_tiny_cogvideox
-from tests.conftest import TEXT_WIDTH
 from tests.objective.parts import PROMPTS, stir
 from tests.objective.test_sft import dataset
+from tests.tiny import TEXT_WIDTH
 
 POSITIONS = {"added": {}, "rotary": {"use_rotary_positional_embeddings": True}}
 TARGETS = ("to_q", "to_v", "ff.net.2")

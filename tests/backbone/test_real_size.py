@@ -23,7 +23,7 @@ from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward import LatentReward, RewardHead
 from prfl.reward.scorer import LatentScorer
 from prfl.rollout.solvers import euler
-from tests.conftest import WORDS, tiny_tokenizer
+from tests.tiny import WORDS, tiny_tokenizer
 
 MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 SHAPE = (16, 2, 4, 4)  # 5 frames of 32 x 32: 8 tokens

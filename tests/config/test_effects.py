@@ -46,9 +46,9 @@ from prfl.training.run_folder import RunFolder
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
 from tests.config.effects import EFFECTS, REASONS, REFUSED
-from tests.conftest import save_tiny_pipeline
 from tests.faults.project import make_project
 from tests.objective.parts import stir
+from tests.tiny import save_tiny_pipeline
 from tests.training.test_loop import Line
 
 REPOSITORY = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ from prfl.factory.evaluation import sampling_settings
 from prfl.factory.policy import finished_run_config, load_policy, save_policy
 from prfl.rollout.sampling import sample
 from prfl.utils.errors import PrflError
-from tests.conftest import save_tiny_pipeline
 from tests.objective.parts import stir
+from tests.tiny import save_tiny_pipeline
 
 REWARD = Path(__file__).parents[2] / "configs/tiny/reward.yaml"
 

@@ -14,8 +14,8 @@ from prfl.reward import PixelReward
 from prfl.reward.checkpoint import RewardCard
 from prfl.reward.pixel import PixelNetwork
 from prfl.utils.video_size import VideoSize
-from tests.conftest import TEXT_WIDTH
 from tests.faults.planting import fault
+from tests.tiny import TEXT_WIDTH
 
 HERE = "there is no such file"
 SIZE = VideoSize(frames=5, height=16, width=16, fps=8.0)

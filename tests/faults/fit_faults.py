@@ -8,9 +8,9 @@ from pathlib import Path
 from prfl.backbone import load_backbone
 from prfl.data.dataset import load_dataset
 from prfl.utils.video_size import VideoSize
-from tests.conftest import save_tiny_pipeline
 from tests.faults.planting import fault
 from tests.faults.project import CLIP
+from tests.tiny import save_tiny_pipeline
 
 
 @fault("a head for a model with other blocks", "does not fit this backbone", "num_blocks: 3 there, 4 here", "load")

@@ -14,7 +14,7 @@ import pytest
 
 from prfl import cli
 from prfl.utils.errors import PrflError
-from tests.conftest import save_tiny_pipeline
+from tests.tiny import save_tiny_pipeline
 
 
 @dataclass

@@ -15,7 +15,7 @@ from prfl.reward import LatentReward, RewardHead
 from prfl.reward.checkpoint import RewardCard
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.utils import rng
-from tests.conftest import TEXT_WIDTH
+from tests.tiny import TEXT_WIDTH
 
 CLIP = {"frames": 5, "height": 16, "width": 16, "fps": 8.0}
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}

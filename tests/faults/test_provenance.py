@@ -19,10 +19,10 @@ from prfl.backbone.fingerprint import SAMPLED, fingerprint
 from prfl.backbone.weights import is_finite
 from prfl.data.dataset import load_dataset
 from prfl.utils.video_size import VideoSize
-from tests.conftest import tiny_transformer
 from tests.faults.planting import Bench
 from tests.faults.project import CLIP
 from tests.faults.provenance_faults import ONE, POLICY, TWO, as_of_old
+from tests.tiny import tiny_transformer
 
 RUN = Path("runs/sft")
 

@@ -11,7 +11,7 @@ from prfl.objective.reward_gradient import RewardGradient
 from prfl.reward import LatentReward, RewardAdapter, RewardHead
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.scorer import LatentScorer, PixelScorer
-from tests.conftest import TEXT_WIDTH
+from tests.tiny import TEXT_WIDTH
 
 PROMPTS = ["a red circle moves left", "a blue square", "a green triangle moves up quickly"]
 SHAPE = (4, 3, 4, 4)  # 9 frames of 16 x 16

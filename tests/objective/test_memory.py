@@ -19,7 +19,6 @@ from prfl.reward.scorer import LatentScorer, PixelScorer
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler
 from prfl.utils.host_store import HostStore
-from tests.conftest import TEXT_WIDTH
 from tests.objective.parts import (
     LOSS,
     PROMPTS,
@@ -30,6 +29,7 @@ from tests.objective.parts import (
     with_policy,
 )
 from tests.slow import slow_unless
+from tests.tiny import TEXT_WIDTH
 from tests.tolerance import assert_near
 
 SHAPE = (4, 5, 8, 8)  # 80 tokens

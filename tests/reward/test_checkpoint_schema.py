@@ -15,7 +15,7 @@ from prfl.reward.checkpoint import read_config
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.scores import Normalisation as Scale
 from prfl.utils.errors import PrflError
-from tests.conftest import TEXT_WIDTH
+from tests.tiny import TEXT_WIDTH
 
 VALUES = [
     None,

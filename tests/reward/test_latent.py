@@ -11,7 +11,7 @@ from safetensors import safe_open
 from prfl.backbone import LoraSpec, load_backbone
 from prfl.reward import LatentReward, Normalisation, RewardAdapter, RewardCard, RewardHead
 from prfl.utils.errors import PrflError
-from tests.conftest import save_tiny_pipeline
+from tests.tiny import save_tiny_pipeline
 
 SIGMA = torch.tensor([0.2, 0.9])
 ADAPTER = RewardAdapter(rank=2, alpha=4.0, targets=("to_q", "ffn.net.2"))

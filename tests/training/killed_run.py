@@ -19,8 +19,8 @@ from prfl.runs import stage  # noqa: F401  (commands: imported before the forks,
 from prfl.training.checkpoint import list_checkpoints
 from prfl.training.run_folder import read_metrics
 from tests import pictures
-from tests.conftest import save_tiny_pipeline
 from tests.faults.project import make_project
+from tests.tiny import save_tiny_pipeline
 from tests.training.signals import not_ignored
 
 STEPS = 16
