@@ -14,7 +14,7 @@ from prfl.backbone.wan.model import WanBackbone
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import euler
 from prfl.rollout.trajectory import rollout
-from tests.conftest import CHANNELS, tiny_text_encoder, tiny_tokenizer, tiny_transformer
+from tests.tiny import CHANNELS, tiny_text_encoder, tiny_tokenizer, tiny_transformer
 
 SHAPE = (CHANNELS, 3, 4, 4)  # 9 frames of 32 x 32
 
