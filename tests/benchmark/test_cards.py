@@ -1,0 +1,38 @@
+"""The figures of the models on the cards, and the headers of the configs that state them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.predicted_cards import needed, row
+from prfl.estimate.fitting import Change
+from prfl.estimate.units import GIB
+from prfl.estimate.work import CARD_SIZES
+
+REPOSITORY = Path(__file__).parents[2]
+MODELS = json.loads((REPOSITORY / "bench/results/cards.json").read_text(encoding="utf-8"))["models"]
+
+
+@pytest.mark.parametrize("name", ["1.3B 480p", "14B 720p"])
+def test_the_headers_have_the_figures(name: str) -> None:
+    model = MODELS[name]
+    header = (REPOSITORY / model["config"]).read_text(encoding="utf-8").split("version:")[0]
+    assert f"{model['peak GiB as shipped']:.1f} GiB" in header
+    for card in model["cards"].values():
+        assert f"{card['peak GiB']:.1f} GiB" in header or not card["fits"]
+
+
+def test_what_is_needed_is_the_least_that_fits() -> None:
+    changes = tuple(Change(name, "", size * GIB, False) for name, size in (("a=1", 60), ("b=2", 40)))
+    assert needed(20 * GIB, changes, CARD_SIZES[24]) == ()
+    assert needed(80 * GIB, changes, CARD_SIZES[80]) == changes[:1]
+    assert needed(80 * GIB, changes, CARD_SIZES[48]) == changes
+    assert needed(80 * GIB, changes, CARD_SIZES[24]) is None
+
+
+def test_a_row_says_how_it_fits() -> None:
+    texts = row("14B 720p", MODELS["14B 720p"]).split(" | ")
+    assert texts[2] == "no" and texts[4].startswith("backbone.offload=true: 52.1 GiB") and "as shipped" in texts[5]
