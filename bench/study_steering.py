@@ -41,9 +41,13 @@ from prfl.steering.best_of import BestOf
 from prfl.steering.budget import Method, calls_of, within
 from prfl.steering.calls import Calls, Prices
 from prfl.steering.dlbs import BeamSearch
+from prfl.steering.doit import Doit
+from prfl.steering.dts import TreeSearch
 from prfl.steering.fk import FkSteering
 from prfl.steering.guidance import GuidedSampling
+from prfl.steering.latsearch import LatSearch
 from prfl.steering.looks import callable_look, latent_look, pixel_look, random_look
+from prfl.steering.noise import NoiseSearch
 from prfl.steering.process import Look
 from prfl.steering.sampling import steer
 from prfl.steering.svdd import Svdd
@@ -85,6 +89,11 @@ METHODS = {
     "fk of 8, sum": Row(FkSteering(8, potential="sum"), "head", NOISY),
     "dlbs, 2 beams of 2": Row(BeamSearch(2, children=2), "head", NOISY),
     "dlbs, 2 beams of 2, 2 ahead": Row(BeamSearch(2, children=2, lookahead=2, every=5), "head", NOISY),
+    "tree of 4": Row(TreeSearch(4), "head", NOISY),
+    "tree of 4, greedy": Row(TreeSearch(4, greedy=True), "head", NOISY),
+    "latsearch of 6": Row(LatSearch(6)),
+    "doit": Row(Doit(4)),
+    "noise, 3 rounds of 4": Row(NoiseSearch(4)),
     "guidance": Row(GuidedSampling(1)),
     "guidance, strength 3": Row(GuidedSampling(1, strength=3.0)),
     "guidance, best of 2": Row(GuidedSampling(2)),

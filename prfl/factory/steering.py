@@ -16,11 +16,15 @@ from prfl.config.section import Section
 from prfl.config.sections.steering import (
     BeamSearchConfig,
     BestOfConfig,
+    DoitConfig,
     FkConfig,
     GuidedSamplingConfig,
+    LatSearchConfig,
+    NoiseSearchConfig,
     SteeringBase,
     SteeringRewardConfig,
     SvddConfig,
+    TreeSearchConfig,
 )
 from prfl.factory.backbone import build_architecture
 from prfl.factory.by_name import build_by_name
@@ -36,9 +40,13 @@ from prfl.steering.best_of import BestOf
 from prfl.steering.budget import Method, calls_of, within
 from prfl.steering.calls import Calls, Prices
 from prfl.steering.dlbs import BeamSearch
+from prfl.steering.doit import Doit
+from prfl.steering.dts import TreeSearch
 from prfl.steering.fk import FkSteering
 from prfl.steering.guidance import GuidedSampling
+from prfl.steering.latsearch import LatSearch
 from prfl.steering.looks import latent_look, pixel_look
+from prfl.steering.noise import NoiseSearch
 from prfl.steering.process import Look
 from prfl.steering.svdd import Svdd
 
@@ -48,6 +56,10 @@ METHODS: dict[type[Section], Callable[..., Method]] = {
     FkConfig: FkSteering,
     BeamSearchConfig: BeamSearch,
     GuidedSamplingConfig: GuidedSampling,
+    TreeSearchConfig: TreeSearch,
+    LatSearchConfig: LatSearch,
+    DoitConfig: Doit,
+    NoiseSearchConfig: NoiseSearch,
 }
 """The method of every section; it takes the section's keys by name (``build_by_name``)."""
 

@@ -149,14 +149,16 @@ def _results(
 ) -> dict[str, Any]:
     """All records and what they have in common, as the page reads it."""
     assert config.steering is not None
-    records = [whole_json(record_path(folder, prompt), "kept") for prompt in prompts]
+    every = [whole_json(record_path(folder, prompt), "kept") for prompt in prompts]
+    records = [record for record in every if record is not None]
+    spent = {key: sum(record["calls"][key] for record in records) / len(records) for key in asdict(steering.calls)}
     return {
         "method": config.steering.name,
         "steering": {**config.steering.model_dump(mode="json"), "chains": steering.method.chains},
         "generator": "base" if adapter is None else "policy",
         "sigmas": steering.schedule.sigmas.tolist(),
         "guidance_scale": steering.settings.guidance_scale,
-        "calls": asdict(steering.calls),
+        "calls": spent,
         "whole": asdict(steering.whole),
-        "videos": [record for record in records if record is not None],
+        "videos": records,
     }

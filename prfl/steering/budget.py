@@ -32,7 +32,10 @@ class Method(Protocol):
 
 
 def calls_of(method: Method, schedule: SolverSchedule, looks: Sequence[Look], prices: Prices) -> Calls:
-    """Count the network calls of one video, by running the method with a network and rewards that do nothing."""
+    """Count the network calls of one video, by running the method with a network and rewards that do nothing.
+
+    Of methods whose costs depend on the scores (LatSearch, trees) it is the most that they may cost.
+    """
     blind = [replace(look, read=lambda latents, sigma, condition: latents.flatten(1).sum(1) * 0) for look in looks]
     process = Process(
         network=lambda latents, sigma, condition: latents * 0,
@@ -42,6 +45,7 @@ def calls_of(method: Method, schedule: SolverSchedule, looks: Sequence[Look], pr
         indices=[0],
         state=(1,),
         prices=prices,
+        counting=True,
     )
     with torch.random.fork_rng(devices=[]):
         return method(process).calls

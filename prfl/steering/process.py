@@ -45,6 +45,7 @@ class Process:
     indices: which sample of its prompt each video is.  state: the shape of one sample's latents.
     begin: makes the chain's first latents of standard normal noise.  batch: samples in one network call.
     held: what must be active around a network call and its backward pass.
+    counting: nothing is drawn, and a method whose costs depend on its scores is to cost the most that it may.
     """
 
     network: Read
@@ -58,6 +59,7 @@ class Process:
     batch: int = 32
     begin: Callable[[Tensor, Condition], Tensor] = lambda noise, condition: noise
     held: Callable[[], AbstractContextManager] = nullcontext
+    counting: bool = False
     calls: Calls = Calls()
     rejected: list[Rejected] = field(default_factory=list)
     log: dict[str, list[float]] = field(default_factory=dict)
@@ -183,6 +185,10 @@ class Process:
         for row in rows:
             facts = chains.groups[row], chains.origins[row], chains.node, chains.traces[row]
             self.rejected.append(Rejected(*facts, clean[row].float().cpu()))
+
+    def blank(self, chains: Chains) -> Chains:
+        """The chains as if they were at the end, where only calls are counted."""
+        return replace(chains, node=self.steps)
 
     def note(self, name: str, value: float) -> None:
         self.log.setdefault(name, []).append(value)

@@ -241,6 +241,8 @@ REASONS: dict[str, str] = {
     "SamplesConfig.policies": "tests/factory/test_samples.py::test_base_and_policy_draw_one_training_set",
     "TrainingConfig.timeout": "tests/training/test_processes.py::test_a_killed_process_ends_the_run_with_a_message",
     "EvaluationConfig.stop_on_hacking": HACKED,
+    "LatSearchConfig.spread": "tests/steering/test_methods.py::"
+    "test_latsearch_begins_around_one_noise_and_keeps_the_highest_total",
     "FkConfig.potential": "tests/steering/test_methods.py::test_fk_draws_the_tilted_distribution",
     "EvaluationConfig.keep_best": "tests/runs/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",
     "EvaluationConfig.patience": "tests/runs/test_lasting.py::test_the_best_round_is_kept_and_patience_ends_the_run",

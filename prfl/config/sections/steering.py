@@ -135,3 +135,45 @@ class GuidedSamplingConfig(SteeringBase):
         yield from super().conflicts(config)
         if self.from_step >= self.to_step:
             yield "steering.from_step", f"the gradient ends at {self.to_step:g} already"
+
+
+class TreeSearchConfig(SteeringBase):
+    name: Literal["dts"] = Field(description="A tree of chains: their rewards say where it grows.")
+    strength: float = STRENGTH
+    width: int = Field(default=3, ge=1, description="Next states that a node of the tree may have.")
+    every: int = Field(default=5, ge=1, description="Steps between a node of the tree and the next.")
+    greedy: bool = Field(default=False, description="DTS*: search for the best, and draw nothing.")
+
+    needs_noise = True
+
+
+class LatSearchConfig(SteeringBase):
+    name: Literal["latsearch"] = Field(description="Chains that begin close together are drawn by their scores.")
+    chains: int = Field(default=6, ge=1, description="Chains of a video that are drawn at once.")
+    spread: Share = Field(default=0.1, description="How far apart they begin: 0 is nowhere, 1 as any two noises.")
+    temperature: float = Field(default=1.0, gt=0, description="Of the weights softmax(score / temperature).")
+    look_at: list[StepShare] = Field(
+        default=[0.2, 0.3, 0.4], min_length=1, description="Shares of the steps at which they are looked at, ascending."
+    )
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        yield from super().conflicts(config)
+        if self.look_at != sorted(set(self.look_at)):
+            yield "steering.look_at", "let them ascend, each once"
+
+
+class DoitConfig(SteeringBase):
+    name: Literal["doit"] = Field(description="Short rollouts say where the chain is bent to; no gradient is needed.")
+    chains: int = Field(default=4, ge=1, description="Rollouts at each corrected step.")
+    strength: float = STRENGTH
+    every: int = Field(default=2, ge=1, description="Steps between two corrections.")
+    rollout_steps: int = Field(default=2, ge=2, description="Steps of a rollout, from here to the end.")
+    longest: float = Field(default=1.0, gt=0, description="The push is at most so many times as long as the velocity.")
+
+
+class NoiseSearchConfig(SteeringBase):
+    name: Literal["noise"] = Field(description="The start noise's mean moves towards what scores well, in rounds.")
+    chains: int = Field(default=4, ge=1, description="Chains of a round.")
+    rounds: int = Field(default=3, ge=1, description="Rounds; the best chains of the last one are finished.")
+    look_at: StepShare = Field(default=0.5, description="Share of the steps at which a round is looked at.")
+    rate: float = Field(default=1.0, ge=0, description="How far the mean moves in a round.")
