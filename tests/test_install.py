@@ -59,7 +59,7 @@ def test_a_wheel_has_every_file_of_the_packages_and_nothing_else(wheel: Path) ->
             for path in (REPOSITORY / "configs").rglob("*")
             if path.is_file()
         )
-        assert there == {path.relative_to(root) for path in files} | (configs if package == "prfl" else set())
+        assert there == {path.relative_to(root) for path in files} | (set(configs) if package == "prfl" else set())
     assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {"prfl", "prfl_kernels"}
 
 

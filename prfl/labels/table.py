@@ -71,7 +71,7 @@ def import_table(
         notes.append(f"{len(empty)} {what}: {_lines(empty)}")
     if not answered and not faults.errors:
         raise PrflError(
-            _why_nothing(len(table.rows), len(rows)), where=str(path), fix="one answered row a line is needed"
+            _why_nothing(len(table.rows), len(rows)), where=str(path), fix="write one line for each video or pair, with an answer"
         )
 
     checked = parse_rows(answered, manifest.parent / path.name, faults)

@@ -110,7 +110,7 @@ class SavedReward(Generic[Content]):
         form, version = config.get("format"), config.get("version")
         if (form, version) != (f"prfl-{kind.kind}", VERSION):
             fix = "give a folder that this version's save_pretrained wrote"
-            if form in READERS and version == VERSION:
+            if isinstance(form, str) and form in READERS and version == VERSION:
                 fix = f"load it with {READERS[form]}.from_pretrained; in a config, reward.space: {form.split('-')[1]}"
             what = f"it is {_short(form)} version {_short(version)}, not prfl-{kind.kind} version {VERSION}"
             raise PrflError(what, where=where, fix=fix)

@@ -182,12 +182,14 @@ def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
         assert finish
         seen.append([(hook.every, hook.at_start) for hook in hooks])
         for call in (*(hook.call for hook in hooks), finish):
-            with pytest.raises(PrflError, match="^seen$") if hooks and call is not finish else finishing(config):
+            measures = isinstance(call, callbacks.Validation)
+            with pytest.raises(PrflError, match="^seen$") if measures else finishing(config, call is finish):
                 call(0)
         return TrainResult(1, None, None)
 
-    def finishing(config: Config) -> Any:
-        return pytest.raises(PrflError, match="^seen$") if config.evaluation.final_samples else no_error()
+    def finishing(config: Config, last: bool) -> Any:
+        draws = last and config.evaluation.final_samples
+        return pytest.raises(PrflError, match="^seen$") if draws else no_error()
 
     patch.setattr(callbacks, "outcome_of", outcome_of)
     patch.setattr(outcomes, "outcome_of", outcome_of)

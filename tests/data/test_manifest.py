@@ -105,7 +105,7 @@ def test_fault_in_a_pair(folder, row, message):
 def test_no_rows_and_no_file(folder):
     with pytest.raises(PrflError, match="holds no rows"):
         read_manifest(write(folder))
-    with pytest.raises(PrflError, match="nowhere.jsonl: cannot be read"):
+    with pytest.raises(PrflError, match="nowhere.jsonl: there is no such file"):
         read_manifest(folder / "nowhere.jsonl")
 
 
