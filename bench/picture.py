@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -92,7 +93,7 @@ def pictures(drawn: Mapping[str, Drawn], prompts: Sequence[str]) -> list[Float[n
 
 def _picture(figure: Figure, drawn: Mapping[str, Drawn], prompts: Sequence[str], step: int, frame: int) -> np.ndarray:
     figure.clear()
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(3, 2)))
     axes = top.subplots(len(drawn), len(prompts))
     for row, (name, each) in zip(axes, drawn.items(), strict=True):
         row[0].set_ylabel(name, fontsize=11, color=COLOURS[name])
@@ -111,8 +112,9 @@ def _picture(figure: Figure, drawn: Mapping[str, Drawn], prompts: Sequence[str],
     axis.set_ylabel("the head's score", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=8, loc="upper left")
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _show(axis: Axes, picture: Float[Tensor, "3 h w"], right: bool | None) -> None:

@@ -149,6 +149,22 @@ def _read(curve: Sequence[Mapping[str, float]], over: str, value: float) -> floa
     return float(np.interp(value, [point[over] for point in curve], [point["judge/all"] for point in curve]))
 
 
+def first_run(result: Result) -> Table:
+    """bench/study_first_run.py: what the first command's policy gains, over the seeds."""
+    body = []
+    for name, spread in result["over the seeds"].items():
+        one, ends = f"{spread['difference']:+.3f} ± {spread['deviation']:.3f}", (spread["least"], spread["most"])
+        row = [
+            name,
+            f"{spread['base']:.3f}",
+            f"{spread['policy']:.3f}",
+            one,
+            " to ".join(f"{end:+.3f}" for end in ends),
+        ]
+        body.append(row)
+    return ["measure", "base", "policy", "difference ± deviation", "least to most"], body
+
+
 def lasting(result: Result) -> Table:
     """bench/study_lasting.py: what keeps a longer run's gain."""
     rows = {row["generator"]: row for row in result["rows"] if row["generator"] != "base"}
@@ -362,7 +378,7 @@ def _gradient_seconds(cost: Result, name: str) -> float | None:
 TABLES: dict[str, Callable[..., Table]] = {
     each.__name__: each
     for each in (
-        spine, methods, methods_half, summary, lasting, blocks, rollout, heads, saved, peaks, work, gradient, cheaper,
-        cards, models,
+        spine, methods, methods_half, summary, first_run, lasting, blocks, rollout, heads, saved, peaks, work,
+        gradient, cheaper, cards, models,
     )
 }  # fmt: skip

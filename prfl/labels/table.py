@@ -70,9 +70,8 @@ def import_table(
         what = "pairs that nobody answered are left out" if layout.pairs else "videos have no label"
         notes.append(f"{len(empty)} {what}: {_lines(empty)}")
     if not answered and not faults.errors:
-        raise PrflError(
-            _why_nothing(len(table.rows), len(rows)), where=str(path), fix="write one line for each video or pair, with an answer"
-        )
+        fix = "write one line for each video or pair, with an answer"
+        raise PrflError(_why_nothing(len(table.rows), len(rows)), where=str(path), fix=fix)
 
     checked = parse_rows(answered, manifest.parent / path.name, faults)
     write_manifest(out or manifest, checked)
