@@ -93,7 +93,7 @@ def pictures(drawn: Mapping[str, Drawn], prompts: Sequence[str]) -> list[Float[n
 
 def _picture(figure: Figure, drawn: Mapping[str, Drawn], prompts: Sequence[str], step: int, frame: int) -> np.ndarray:
     figure.clear()
-    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=(3, 2)))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2))[:, 0]
     axes = top.subplots(len(drawn), len(prompts))
     for row, (name, each) in zip(axes, drawn.items(), strict=True):
         row[0].set_ylabel(name, fontsize=11, color=COLOURS[name])
