@@ -55,11 +55,11 @@ def test_train_runs_the_stages_in_order(calls: list[tuple]) -> None:
 def test_dry_run_prints_what_reads_back_as_the_same_config(
     calls: list[tuple], capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    assert cli.main(["train", SFT, "--dry-run", "seed=9"]) == 0
+    assert cli.main(["train", SFT, "--dry-run", "-v", "seed=9"]) == 0
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
     assert [(call[0], call[1].config, call[2]) for call in calls] == [
-        ("dry_run", load_config(printed), {"earlier": []})
+        ("dry_run", load_config(printed), {"earlier": [], "gpu": None, "quiet": False})
     ]
     assert load_config(printed).seed == 9
 

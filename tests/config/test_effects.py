@@ -36,6 +36,7 @@ from prfl.reward import LatentReward
 from prfl.reward.pixel import PixelReward
 from prfl.rollout.sampling import sample
 from prfl.runs import callbacks, outcomes
+from prfl.runs.callbacks import Validation
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_policy import train_policy
 from prfl.steering.sampling import steer
@@ -182,7 +183,7 @@ def watched(config: Config, patch: pytest.MonkeyPatch) -> Any:
         assert finish
         seen.append([(hook.every, hook.at_start) for hook in hooks])
         for call in (*(hook.call for hook in hooks), finish):
-            measures = isinstance(call, callbacks.Validation)
+            measures = isinstance(call, Validation)
             with pytest.raises(PrflError, match="^seen$") if measures else finishing(config, call is finish):
                 call(0)
         return TrainResult(1, None, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from prfl import cli
 from prfl.config import load_config
 from prfl.config.messages import models_in
 from prfl.config.schema import Config
-from prfl.config.section import Section
+from prfl.config.section import Section, kinds
+from prfl.config.sections.steering import SteeringBase
 from prfl.factory import clips as clips_factory
 from prfl.factory.backbone import build_backbone
 from prfl.factory.clips import build_manifest
 from prfl.factory.objective import build_regulariser, build_reward_gradient
 from prfl.factory.reward import load_followed_reward
+from prfl.factory.steering import build_steering
 from tests.faults.project import make_project
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 from tests.reward.test_public_rewards import save_tiny_rewards
@@ -128,6 +131,11 @@ def test_every_key_is_read_by_somebody(
         data = {"manifest": None, "generator": yaml.safe_load(f"{{name: {generator}}}")}
         prompts = {"prompts": {"train": "shapes"}, "frames": 17, "height": 32, "width": 32}
         build_manifest(load_config(write("made", "sft.yaml", data={**data, **prompts})), model, iter)
+    for kind in kinds(SteeringBase, "name"):
+        (name,) = typing.get_args(kind.model_fields["name"].annotation)
+        noisy = ", solver: ancestral" if "solver" in kind.model_fields else ""
+        steered = load_config("prfl.yaml", [f"steering={{name: {name}, rewards: [{{path: heads/latent}}]{noisy}}}"])
+        build_steering(steered, model)
     keys = {(model.__name__, key) for model in sections(Config) for key in model.model_fields}
     tags = {(section, key) for section, key in keys if key in ("name", "space")}
     bases = {(section, key) for section, key in keys if section in ("RewardBase", "RewardGradientConfig")}

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
+from prfl.estimate.work import Work
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_scorer
 from prfl.factory.rollout import build_cheaper, build_schedule
@@ -161,7 +163,10 @@ def test_it_is_a_straight_line_in_the_number_of_blocks(
     config = make(*f"backbone.checkpointing={mode}".split())
     continued = [network_call(config, gradient=gradient) for gradient in (False, True)]
     monkeypatch.setattr(phases, "for_all_blocks", lambda model, run: run())
-    assert continued == [network_call(config, gradient=gradient) for gradient in (False, True)]
+    whole = [network_call(config, gradient=gradient) for gradient in (False, True)]
+    assert [replace(part, work=Work()) for part in continued] == [replace(part, work=Work()) for part in whole]
+    for one, other in zip(continued, whole, strict=True):  # sums of floating point, in another order
+        assert one.work.amounts == pytest.approx(other.work.amounts, rel=1e-9)
 
 
 def test_the_allocator_sees_the_predicted_peak(make: Callable[..., Config]) -> None:

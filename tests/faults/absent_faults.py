@@ -137,6 +137,7 @@ def _(bench):
 
 @fault("a model that is on no hub", "nobody/nothing: no folder here", "the hub id (owner/name)")
 def _(bench):
+    bench.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it waits 23 s where there is no network
     message = bench.cli("train", "sft.yaml", "backbone.model=nobody/nothing")
     assert "huggingface_hub" not in message and "cached files" not in message
     return message

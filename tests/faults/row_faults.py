@@ -17,7 +17,7 @@ def imported(bench: Bench, text: str) -> str:
 @fault(
     "a table with a header alone",
     "labels.csv: holds a header and no rows",
-    "one answered row a line",
+    "one line for each",
     leaves=("labels.",),
 )
 def _(bench):

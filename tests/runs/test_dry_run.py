@@ -66,6 +66,8 @@ WITHOUT = {
     "reward": "data.manifest: there is no file",
     "vader": "reward.aesthetic.mlp: there is no file",
     "instructvideo": "data.manifest: there is no file",
+    "vader-hps": "reward.hps.weights: there is no file",
+    **{f"vader-{name}": f"reward.{name}.model" for name in ("clip", "pickscore", "object", "action", "coherence")},
 }
 
 
