@@ -153,15 +153,9 @@ def first_run(result: Result) -> Table:
     """bench/study_first_run.py: what the first command's policy gains, over the seeds."""
     body = []
     for name, spread in result["over the seeds"].items():
-        one, ends = f"{spread['difference']:+.3f} ± {spread['deviation']:.3f}", (spread["least"], spread["most"])
-        row = [
-            name,
-            f"{spread['base']:.3f}",
-            f"{spread['policy']:.3f}",
-            one,
-            " to ".join(f"{end:+.3f}" for end in ends),
-        ]
-        body.append(row)
+        difference = f"{spread['difference']:+.3f} ± {spread['deviation']:.3f}"
+        ends = f"{spread['least']:+.3f} to {spread['most']:+.3f}"
+        body.append([name, f"{spread['base']:.3f}", f"{spread['policy']:.3f}", difference, ends])
     return ["measure", "base", "policy", "difference ± deviation", "least to most"], body
 
 

@@ -127,7 +127,7 @@ class Card:
         return total
 
 
-H200 = Card("H200", tensor=989, single=67, bandwidth=4800)
+H200 = Card("H200", tensor=989.0, single=67.0, bandwidth=4800.0)
 SLOWER = 2.0  # than the rates above at the slow end of a range: nothing has been timed on a GPU
 
 
@@ -151,8 +151,8 @@ class CardSize:
 
 
 CARD_SIZES = {
-    24: CardSize(24, 23.5, Card("RTX 3090", 71, 35.6, 936), Card("RTX 4090", 165, 82.6, 1008)),
-    48: CardSize(48, 47.4, Card("RTX A6000", 155, 38.7, 768), Card("RTX 6000 Ada", 364, 91.1, 960)),
-    80: CardSize(80, 79.1, Card("A100", 312, 19.5, 2039), Card("H100", 989, 67, 3350)),
+    24: CardSize(24, 23.5, Card("RTX 3090", 71.0, 35.6, 936.0), Card("RTX 4090", 165.0, 82.6, 1008.0)),
+    48: CardSize(48, 47.4, Card("RTX A6000", 155.0, 38.7, 768.0), Card("RTX 6000 Ada", 364.0, 91.1, 960.0)),
+    80: CardSize(80, 79.1, Card("A100", 312.0, 19.5, 2039.0), Card("H100", 989.0, 67.0, 3350.0)),
     141: CardSize(141, 139.8, H200, H200),
 }

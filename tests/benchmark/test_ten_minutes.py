@@ -21,6 +21,7 @@ WHEELS = ("diffusers", "pydantic", "pydantic-core", "annotated-types", "typing-i
 # What a bare image of torch 2.11 brings of prfl's own installation, besides what these themselves need.
 BARE = (
     "accelerate", "jaxtyping", "matplotlib", "peft", "pillow", "psutil", "pytest", "pytest-benchmark", "pytest-xdist",
+    "platformdirs",  # mkdocs brings it here, and pytest loads its plugin, which a bare image has not
     "pyyaml", "rich",
     "safetensors", "setuptools", "tensorboard", "tokenizers", "torch", "torchmetrics", "transformers", "triton",
 )  # fmt: skip
