@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -84,14 +84,15 @@ def each_frame(
 
     inputs: each (n, ...), the frames first.
     """
-    differentiated = torch.is_grad_enabled() and inputs[0].requires_grad
-    scores = []
-    for chunks in zip(*(values.split(frames_at_once) for values in inputs), strict=True):
-        if differentiated:
-            scores.append(checkpoint(score, *chunks, use_reentrant=False, preserve_rng_state=False))
-        else:
-            scores.append(score(*chunks))
-    return torch.cat(scores)
+    chunks = zip(*(values.split(frames_at_once) for values in inputs), strict=True)
+    return torch.cat([computed_again(score, *chunk) for chunk in chunks])
+
+
+def computed_again(compute: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Call ``compute``; where gradients flow its activations are freed, and computed again in the backward pass."""
+    if torch.is_grad_enabled() and inputs[0].requires_grad:
+        return checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return compute(*inputs)
 
 
 def evenly_spaced(frames: int, count: int) -> list[int]:

@@ -5,14 +5,12 @@ None of them reads the prompt: labels are named in the config, for prompts that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     VideoMAEConfig,
     VideoMAEForVideoClassification,
@@ -23,7 +21,16 @@ from transformers import (
 )
 
 from prfl.backbone.condition import Condition
-from prfl.reward.look import IMAGENET_MEAN, IMAGENET_STD, Look, each_frame, evenly_spaced, frames_of, seen
+from prfl.reward.look import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Look,
+    computed_again,
+    each_frame,
+    evenly_spaced,
+    frames_of,
+    seen,
+)
 from prfl.reward.public import FrozenReward, load_network
 from prfl.reward.scores import Scores
 from prfl.utils.errors import PrflError
@@ -95,7 +102,7 @@ class ActionReward(FrozenReward):
         """Score videos.  condition, times: not read."""
         chosen = pixels[:, :, evenly_spaced(pixels.shape[2], self.network.config.num_frames)]
         frames = seen(frames_of(chosen).to(next(self.network.parameters()).dtype), self.look)
-        logits = _again(self.network, frames.unflatten(0, (len(pixels), -1))).logits
+        logits = computed_again(self.network, frames.unflatten(0, (len(pixels), -1))).logits
         return {"action": logits.log_softmax(1)[:, self.number]}
 
 
@@ -133,7 +140,7 @@ class CoherenceReward(FrozenReward):
         """Score videos.  condition, times: not read."""
         chosen = pixels[:, :, evenly_spaced(pixels.shape[2], self.frames)]
         frames = seen(frames_of(chosen).to(next(self.network.parameters()).dtype), self.look)
-        return {"coherence": _again(self.surprise, frames.unflatten(0, (len(pixels), -1))).neg()}
+        return {"coherence": computed_again(self.surprise, frames.unflatten(0, (len(pixels), -1))).neg()}
 
     def surprise(self, frames: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, " b"]:
         """Return the mean absolute difference of predicted and true features of the second half."""
@@ -161,13 +168,6 @@ def load_coherence(
     return CoherenceReward(load_network(VJEPA2Model, model, revision, "facebook/vjepa2-vitl-fpc64-256"), frames).to(
         device
     )
-
-
-def _again(compute: Callable[[Tensor], Any], frames: Tensor) -> Any:
-    """Call ``compute``; where gradients flow its activations are freed, and computed again in the backward pass."""
-    if torch.is_grad_enabled() and frames.requires_grad:
-        return checkpoint(compute, frames, use_reentrant=False, preserve_rng_state=False)
-    return compute(frames)
 
 
 def untrained_object() -> ObjectReward:
