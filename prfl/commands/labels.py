@@ -1,17 +1,40 @@
-"""``prfl labels import``: a manifest from labels that people gave."""
+"""``prfl labels``: pairs for people to compare, their answers joined, and tables of labels as manifests."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from prfl.commands.options import add_command, names, span
+from prfl.commands.options import add_command, names, questions, span
 from prfl.utils.errors import PrflError
 from prfl.utils.text import did_you_mean, visible
 
-SUMMARY = "labels that people gave"
-EXAMPLES = """\
+if TYPE_CHECKING:
+    from prfl.labels.asking import Asked
+
+SUMMARY = "labels of people: a page to compare videos on, several people's answers, tables"
+PAGE_EXAMPLES = """\
+  prfl labels page clips/                           every video below clips/, with the prompt in the .txt beside it
+  prfl labels page clips/ --prompt "a dog runs" --dimensions "motion=Which moves more naturally?" --pairs 60
+                                                    videos of one prompt, a question in words, 60 pairs
+  prfl labels page manifest.jsonl --dimensions motion,text --one-file
+                                                    the videos of a manifest; a page to send away, videos and all
+  prfl labels page clips/ --pairs 60 --choose uncertain --head runs/reward/reward
+                                                    first the pairs that this head is least sure of
+
+The page, label.html, stands beside the videos and needs no server.  It saves preferences.jsonl there, or
+preferences-NAME.jsonl for each person: name it as data.manifest, or join several by prfl labels merge.
+"""
+MERGE_EXAMPLES = """\
+  prfl labels merge clips/preferences-*.jsonl       writes clips/preferences.jsonl
+  prfl labels merge ~/Downloads/preferences-ann.jsonl ~/Downloads/preferences-bo.jsonl --root clips/
+                                                    files that are not beside their videos
+
+Where several people answered one pair, the side with more votes is the better; with as many for both it is a tie.
+"""
+IMPORT_EXAMPLES = """\
   prfl labels import ratings.csv                    video,prompt,split,motion,text with numbers from 0 to 1
   prfl labels import ratings.csv --scale 1:5        ... or from 1 to 5; --scale text=1:3,motion=1:5 for each
   prfl labels import pairs.csv --out pairs.jsonl    prompt,a,b,motion with a, b or tie, or words for them
@@ -26,6 +49,8 @@ Files are CSV, TSV, JSON, JSON lines or parquet.  Paths in a file are relative t
 that hold none of prompt, video, a, b, split and rater are dimensions.  Where a column names the rater, several answers
 to the same are joined: the majority of choices, the mean of ratings; how far raters agree is printed.
 """
+ASKED = "what is asked, in words or not; repeatable; default: which is better overall, or what the head scores"
+EXAMPLES = f"{PAGE_EXAMPLES}\n{IMPORT_EXAMPLES}"
 OPTIONS = {
     "columns": "which column holds prompt, video, a, b, split or rater, as a=path_A; or a path made of columns, as "
     "video=clips/{id}.mp4",
@@ -49,7 +74,35 @@ def scales(text: str) -> dict[str, tuple[float, float]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    action = add_command(actions, "import", "turn a table of labels into a manifest", EXAMPLES)
+    page = add_command(actions, "page", "write a page on which people compare videos", PAGE_EXAMPLES)
+    page.set_defaults(action=write_page)
+    add_asked(page)
+    page.add_argument("--one-file", action="store_true", help="put the videos into the page, in place of links to them")
+
+    merge = add_command(actions, "merge", "join the answers of several people", MERGE_EXAMPLES)
+    merge.set_defaults(action=merge_files)
+    merge.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what the page saved, one for each person")
+    merge.add_argument("--out", type=Path, metavar="FILE", help="the manifest; default: preferences.jsonl in the root")
+    merge.add_argument("--root", type=Path, metavar="FOLDER", help="of the videos; default: the files' folder")
+
+    add_import(actions)
+
+
+def add_asked(action: argparse.ArgumentParser) -> None:
+    """Add the options that say what is asked."""
+    action.add_argument("source", type=Path, metavar="FOLDER", help="a folder of videos, or a manifest (.jsonl)")
+    action.add_argument("--dimensions", type=questions, action="append", metavar="NAME=QUESTION", help=ASKED)
+    action.add_argument("--prompt", help="of videos that have no .txt beside them, as a.txt for a.mp4")
+    action.add_argument("--pairs", type=int, metavar="N", help="ask so many; default: every two videos of a prompt")
+    action.add_argument("--choose", choices=["all", "uncertain"], default="all", help="which come first; see --head")
+    action.add_argument("--head", metavar="FOLDER", help="a saved reward: with --choose uncertain, what is unsure")
+    action.add_argument("--model", help="the video model that it reads; default: what it was trained on")
+    action.add_argument("--follow-links", action="store_true", help="a manifest's links may lead out of its folder")
+
+
+def add_import(actions: Any) -> None:
+    action = add_command(actions, "import", "turn a table of labels into a manifest", IMPORT_EXAMPLES)
+    action.set_defaults(action=import_file)
     action.add_argument("file", type=Path, metavar="FILE", help="one row a video, or a pair")
     action.add_argument("--out", type=Path, metavar="FILE", help="the manifest; default: FILE.jsonl")
     action.add_argument("--preset", metavar="NAME", help="the layout of a public set or a tool")
@@ -66,6 +119,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    options.action(options)
+
+
+def asked(options: argparse.Namespace) -> Asked:
+    """Choose what is asked, and say it."""
+    from prfl.labels.asking import asked_of, tell
+
+    chosen = asked_of(
+        options.source,
+        {name: text for each in options.dimensions or () for name, text in each.items()},
+        prompt=options.prompt,
+        count=options.pairs,
+        choose=options.choose,
+        head=options.head,
+        model=options.model,
+        follow_links=options.follow_links,
+    )
+    tell(chosen)
+    return chosen
+
+
+def write_page(options: argparse.Namespace) -> None:
+    from prfl.labels import page
+    from prfl.labels.asking import PAGE
+    from prfl.utils.console import console, progress
+
+    chosen = asked(options)
+    path, shown = chosen.folder / PAGE, progress("looking at the videos")
+    page.write_page(path, chosen.pairs, chosen.questions, one_file=options.one_file, progress=shown)
+    console.say(f"open in a browser: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+def merge_files(options: argparse.Namespace) -> None:
+    from prfl.labels.merge import merge
+
+    print(visible(merge(options.files, options.root, options.out)))
+
+
+def import_file(options: argparse.Namespace) -> None:
     from prfl.labels.layout import FIELDS, Layout
     from prfl.labels.presets import PRESETS
     from prfl.labels.table import import_table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,15 @@ def add_command(commands: Any, name: str, summary: str, examples: str) -> argpar
 
 def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def questions(text: str) -> dict[str, str]:
+    """Read NAME,NAME or NAME=QUESTION, or several with a comma between; a comma is part of a question otherwise."""
+    parts = re.split(r",\s*(?=[\w .-]+=)", text) if "=" in text else names(text)
+    named = [part.partition("=") for part in parts]
+    if any(not name.strip() for name, _, _ in named):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of questions, as motion=Which moves better?")
+    return {name.strip(): question.strip() for name, _, question in named}
 
 
 def numbers(text: str) -> list[float]:

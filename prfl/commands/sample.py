@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from prfl.commands.options import names, numbers
+from prfl.commands.options import numbers, questions
 from prfl.config import Config, load_config
 from prfl.config.sections.steering import BestOfConfig
 from prfl.utils.errors import PrflError
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = parser.add_argument_group("videos for a person to compare")
     labels.add_argument("--per-prompt", type=int, metavar="N", help="draw N videos a prompt, for a person to compare")
     labels.add_argument("--prompts", type=int, metavar="N", help="of so many training prompts (with --per-prompt)")
-    labels.add_argument("--dimensions", type=names, metavar="A,B", help="what is asked of a pair (with --per-prompt)")
+    asked = "what is asked of a pair, in words or not; repeatable (with --per-prompt)"
+    labels.add_argument("--dimensions", type=questions, action="append", metavar="NAME=QUESTION", help=asked)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -94,4 +95,5 @@ def draw_for_labels(config: Config, options: argparse.Namespace) -> None:
 
     from prfl.labels.draw import draw
 
-    draw(config, options.per_prompt, prompts=options.prompts, dimensions=options.dimensions)
+    asked = {name: text for each in options.dimensions or () for name, text in each.items()}
+    draw(config, options.per_prompt, prompts=options.prompts, questions=asked)

@@ -68,6 +68,8 @@ class _PairRow(_Row):
     a: Text
     b: Text
     preference: Annotated[dict[Text, Choice], Field(min_length=1)]
+    rater: Text | None = None
+    both_bad: list[Text] = []  # dimensions whose tie is one of two bad videos
 
 
 def read_manifest(path: str | Path, *, follow_links: bool = False) -> list[LabelledVideo] | list[PreferencePair]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import torch
@@ -56,22 +56,35 @@ def browser_mp4(pixels: Float[Tensor, "3 f h w"], fps: float, smallest_side: int
 
     4:2:0 needs even sides: an odd last row or column is dropped.
     """
+    return browser_mp4_of([pixels], fps, smallest_side)
+
+
+def browser_mp4_of(parts: Iterable[Float[Tensor, "3 f h w"]], fps: float, smallest_side: int = 192) -> bytes:
+    """Encode a video as ``browser_mp4`` does, of parts of one size that follow each other: a long one is never whole.
+
+    Raises ValueError where there are none.
+    """
     import av
+    from av.video.stream import VideoStream
 
     from prfl.data.video import in_colours_of, tag_colours
 
-    pixels = enlarge(pixels.detach().float().cpu(), smallest_side)
-    height, width = (size // 2 * 2 for size in pixels.shape[2:])
-    levels = (pixels[:, :, :height, :width].clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
-
     buffer = io.BytesIO()
+    stream: VideoStream | None = None
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": "18", "preset": "medium", "threads": "1"}
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        tag_colours(stream)
+        for part in parts:
+            pixels = enlarge(part.detach().float().cpu(), smallest_side)
+            height, width = (size // 2 * 2 for size in pixels.shape[2:])
+            if stream is None:
+                options = {"crf": "18", "preset": "medium", "threads": "1"}
+                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                tag_colours(stream)
 
-        for picture in levels.permute(1, 2, 3, 0).contiguous().numpy():
-            container.mux(stream.encode(in_colours_of(stream, picture)))
+            levels = (pixels[:, :, :height, :width].clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8)
+            for picture in levels.permute(1, 2, 3, 0).contiguous().numpy():
+                container.mux(stream.encode(in_colours_of(stream, picture)))
+        if stream is None:
+            raise ValueError("a video has one part at least")
         container.mux(stream.encode(None))
     return buffer.getvalue()

@@ -11,10 +11,10 @@ from prfl.config.schema import Config
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.factory.backbone import build_backbone, policy_adapter_name
-from prfl.factory.data import video_size
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.policy import load_policy, weights_hash
 from prfl.factory.prompts import check_prompts, load_prompts
+from prfl.labels.asking import MANIFEST, PAGE, asked_of, tell
 from prfl.labels.page import write_page
 from prfl.rollout.sampling import Progress, SamplingSettings, decode_all, jobs, sample
 from prfl.utils.console import console, progress
@@ -24,21 +24,20 @@ from prfl.utils.hashing import json_hash
 from prfl.utils.lock import folder_lock
 from prfl.utils.text import file_stem
 
-MANIFEST, PAGE = "manifest.jsonl", "label.html"
-
 
 def draw(
     config: Config,
     per_prompt: int,
     *,
     prompts: int | None = None,
-    dimensions: Sequence[str] | None = None,
+    questions: Mapping[str, str] | None = None,
 ) -> Path:
     """Draw videos of prompts with the config's policy, or the base where the config trains a reward; returns the page.
 
     prompts: how many training prompts; None is ``evaluation.prompts_per_round``.  Validation prompts come too, a
-    quarter as many: a reward must be measured on labels that it was not trained on.  dimensions: what a person is
-    asked; None is what the config's reward head scores.  Raises PrflError where there is no trained policy.
+    quarter as many: a reward must be measured on labels that it was not trained on.  questions: what a person is
+    asked, by dimension, "" where nobody worded it; None is what the config's reward head scores.
+    Raises PrflError where there is no trained policy.
     """
     if per_prompt < 2:
         raise PrflError("one video a prompt leaves nothing to compare", where="--per-prompt", fix="--per-prompt 4")
@@ -46,10 +45,10 @@ def draw(
     if count < 1:
         raise PrflError(f"{count} prompts leave nothing to draw", where="--prompts", fix="1 or more")
     with folder_lock(config.run):
-        return draw_in_run(config, per_prompt, count, dimensions)
+        return draw_in_run(config, per_prompt, count, questions)
 
 
-def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequence[str] | None) -> Path:
+def draw_in_run(config: Config, per_prompt: int, count: int, questions: Mapping[str, str] | None) -> Path:
     model = build_backbone(config)
     adapter, weights = None, "base"
     if not config.trains_reward:
@@ -61,7 +60,7 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
     splits = load_prompts(config.data.prompts)
     held_out = splits.get("validation", [])[: max(1, count // 4)]
     prompts = {"train": splits["train"][:count], "validation": held_out}
-    asked = dimensions or (config.reward.head_dimensions if config.reward else []) or ["overall"]
+    scored = dict.fromkeys(config.reward.head_dimensions if config.reward else [], "")
     settings = sampling_settings(config)
     folder = config.run / "samples" / f"label-{_key(model, weights, settings, config.data.fps)}"
 
@@ -76,10 +75,11 @@ def draw_in_run(config: Config, per_prompt: int, count: int, dimensions: Sequenc
         progress=progress("sampling"),
     )
     write_manifest(folder / MANIFEST, rows)
-    page = write_page(folder / PAGE, rows, asked, video_size(config.data), progress("writing the page"))
-    size = page.stat().st_size / 2**20
     console.say(f"unlabelled videos: {folder / MANIFEST}")
-    console.say(f"open in a browser: {page} ({size:.0f} MiB)")
+    asked = asked_of(folder / MANIFEST, questions or scored)
+    tell(asked)
+    page = write_page(folder / PAGE, asked.pairs, asked.questions, progress=progress("copies that browsers play"))
+    console.say(f"open in a browser: {page}")
     return page
 
 

@@ -1,221 +1,201 @@
-"use strict";
-// The first half is what is answered and what is saved, without a document: tests run it in node.
+// The page: which pair and which question, by mouse and keys.
 
-const CHOICES = ["a", "b", "tie"];
-const KEYS = { a: "a", arrowleft: "a", b: "b", arrowright: "b", t: "tie", arrowdown: "tie" };
-
-// Answers: {"videos/x.mp4 videos/y.mp4": {dimension: "a" | "b" | "tie"}}.
-function nameOf(pair) {
-  return pair.a + " " + pair.b;
-}
-
-function answered(answers, pair, dimensions) {
-  const given = answers[nameOf(pair)] || {};
-  return dimensions.every((dimension) => dimension in given);
-}
-
-function firstOpen(answers, pair, dimensions) {
-  const given = answers[nameOf(pair)] || {};
-  const open = dimensions.findIndex((dimension) => !(dimension in given));
-  return open < 0 ? 0 : open;
-}
-
-// The next pair after `from` that lacks an answer, from the start again at the end; -1 when there is none.
-function nextOpen(answers, pairs, dimensions, from) {
-  for (let step = 1; step <= pairs.length; step++) {
-    const index = (from + step) % pairs.length;
-    if (!answered(answers, pairs[index], dimensions)) return index;
-  }
-  return -1;
-}
-
-function withAnswer(answers, pair, dimension, choice) {
-  const name = nameOf(pair);
-  return { ...answers, [name]: { ...answers[name], [dimension]: choice } };
-}
-
-// What an earlier visit left, as far as it is about these pairs and questions.
-function restored(text, pairs, dimensions) {
-  let stored = {};
-  try {
-    stored = JSON.parse(text) || {};
-  } catch (error) {
-    return {};
-  }
-  let answers = {};
-  for (const pair of pairs) {
-    for (const dimension of dimensions) {
-      const choice = (stored[nameOf(pair)] || {})[dimension];
-      if (CHOICES.includes(choice)) answers = withAnswer(answers, pair, dimension, choice);
-    }
-  }
-  return answers;
-}
-
-// One line a pair that has any answer: rows of the pair manifest that prfl reads.
-function manifest(answers, pairs) {
-  const given = pairs.filter((pair) => Object.keys(answers[nameOf(pair)] || {}).length > 0);
-  return given.map((pair) => JSON.stringify({ ...pair, preference: answers[nameOf(pair)] }) + "\n").join("");
-}
-
-// ------------------------------------------------------------------------------------------------------- the page
+const WORDS = { a: "A is better", tie: "No difference", bad: "Both bad", b: "B is better" };
+const GRACE = 350; // ms after a new pair came in which the second click of a double click is no answer to it
 
 function start() {
-  const { id, dimensions, pairs, videos } = JSON.parse(document.getElementById("content").textContent);
+  const content = JSON.parse(document.getElementById("content").textContent);
+  const { questions, pairs, videos, server } = content;
+  const dimensions = Object.keys(questions);
   const find = (name) => document.getElementById(name);
-  const store = "prfl-labels/" + id;
-  let answers = {};
-  let keeps = true;
-  try {
-    answers = restored(localStorage.getItem(store), pairs, dimensions);
-  } catch (error) {
-    keeps = false; // some browsers refuse storage to a local file
-  }
-  let unsaved = false;
+  const shown = player([find("a"), find("b")], videos, find);
+  const kept = new Keeping(content, (text, kind) => {
+    find("state").textContent = text;
+    find("state").className = kind;
+  });
+
+  let changes = []; // {index, dimension, before}, for undo
   let visited = []; // indices, for Back
-  let index = Math.max(0, nextOpen(answers, pairs, dimensions, pairs.length - 1));
-  let question = firstOpen(answers, pairs[index], dimensions);
+  let index = 0;
+  let question = 0;
+  let came = 0; // when the pair on the screen came
 
-  function keep() {
-    unsaved = true;
+  // Who answers; then the first pair without an answer.
+  async function begin(name) {
     try {
-      localStorage.setItem(store, JSON.stringify(answers));
+      await kept.begin(name.trim().replace(/\s+/g, " "));
     } catch (error) {
-      keeps = false;
+      ask();
+      const reason = error instanceof TypeError ? "the server does not answer" : error.message;
+      find("why").textContent = `This did not work: ${reason}.`;
+      return;
     }
+    changes = [];
+    visited = [];
+    find("begin").hidden = true;
+    for (const part of ["work", "told"]) find(part).hidden = false;
+    find("save").hidden = server;
+    find("who").textContent = kept.rater === "" ? "" : `You are ${kept.rater}.`;
+    go(Math.max(0, nextOpen(kept.rows, pairs, dimensions, pairs.length - 1)));
   }
 
-  function show() {
-    const pair = pairs[index];
-    find("prompt").textContent = pair.prompt;
-    for (const side of ["a", "b"]) {
-      const video = find(side);
-      if (video.dataset.file !== pair[side]) {
-        video.dataset.file = pair[side];
-        video.src = "data:video/mp4;base64," + videos[pair[side]];
-      }
-    }
-    replay();
-    progress();
-  }
-
-  function progress() {
-    const given = answers[nameOf(pairs[index])] || {};
-    for (const row of find("questions").children) {
-      row.classList.toggle("now", row.dataset.dimension === dimensions[question]);
-      for (const button of row.querySelectorAll("button")) {
-        button.classList.toggle("chosen", given[row.dataset.dimension] === button.dataset.choice);
-      }
-    }
-    const count = pairs.filter((pair) => answered(answers, pair, dimensions)).length;
-    find("done").style.width = (100 * count) / pairs.length + "%";
-    find("count").textContent =
-      `${count} of ${pairs.length} pairs answered; this is pair ${index + 1}.` +
-      (count === pairs.length ? " All done: save, and thank you." : "");
-    find("kept").textContent = keeps
-      ? "Answers are kept in this browser."
-      : "This browser does not keep answers: save before you leave.";
-    find("kept").classList.toggle("lost", !keeps);
+  function ask() {
+    shown.stop();
+    for (const part of ["work", "told", "save"]) find(part).hidden = true;
+    find("state").textContent = "";
+    find("begin").hidden = false;
+    find("name").value = kept.rater;
+    find("name").required = server;
+    find("name").focus();
   }
 
   function go(to) {
     index = to;
-    question = firstOpen(answers, pairs[index], dimensions);
+    came = performance.now();
+    question = Math.max(0, firstOpen(kept.rows, pairs[index], dimensions));
+    find("prompt").textContent = pairs[index].prompt;
+    find("prompt").scrollTop = 0;
+    shown.load(pairs[index]);
     show();
   }
 
-  function choose(dimension, choice) {
-    answers = withAnswer(answers, pairs[index], dimension, choice);
-    keep();
-    find("saved").textContent = "";
-    if (answered(answers, pairs[index], dimensions) && dimension === dimensions[dimensions.length - 1]) {
-      const next = nextOpen(answers, pairs, dimensions, index);
-      if (next >= 0) {
-        visited.push(index);
-        return go(next);
+  function show() {
+    for (const row of find("questions").children) {
+      const { dimension } = row.dataset;
+      row.classList.toggle("now", dimension === dimensions[question]);
+      for (const button of row.querySelectorAll("button")) {
+        const chosen = choiceOf(kept.rows, pairs[index], dimension) === button.dataset.choice;
+        button.setAttribute("aria-pressed", chosen);
       }
     }
-    question = Math.min(dimensions.indexOf(dimension) + 1, dimensions.length - 1);
-    progress();
+    const count = pairs.filter((pair) => isAnswered(kept.rows, pair, dimensions)).length;
+    find("done").style.width = (100 * count) / pairs.length + "%";
+    find("bar").setAttribute("aria-valuemax", pairs.length);
+    find("bar").setAttribute("aria-valuenow", count);
+    find("count").textContent = `${count} of ${pairs.length} pairs answered; this is pair ${index + 1}.`;
+    find("undo").disabled = changes.length === 0;
+    find("back").disabled = visited.length === 0 && index === 0;
+    find("finished").hidden = count < pairs.length;
+    find("finished").textContent = server
+      ? "All pairs are answered. Thank you: you may close this page when every answer is saved."
+      : "All pairs are answered. Save the file, and thank you.";
   }
 
-  function skip() {
-    const next = nextOpen(answers, pairs, dimensions, index);
+  // The next pair comes when this answer completes the pair, whichever question it is of.
+  function choose(dimension, choice) {
+    const pair = pairs[index];
+    const complete = isAnswered(kept.rows, pair, dimensions);
+    changes.push({ index, dimension, before: choiceOf(kept.rows, pair, dimension) });
+    kept.put(pair, dimension, choice);
+    const open = firstOpen(kept.rows, pair, dimensions);
+    const to = open < 0 && !complete ? nextOpen(kept.rows, pairs, dimensions, index) : -1;
+    if (to >= 0) {
+      visited.push(index);
+      return go(to);
+    }
+    question = open >= 0 ? open : Math.min(dimensions.indexOf(dimension) + 1, dimensions.length - 1);
+    show();
+  }
+
+  function undo() {
+    const change = changes.pop();
+    if (!change) return;
+    kept.put(pairs[change.index], change.dimension, change.before);
+    if (change.index !== index) {
+      if (visited[visited.length - 1] === change.index) visited.pop();
+      go(change.index);
+    }
+    question = dimensions.indexOf(change.dimension);
+    show();
+  }
+
+  function next() {
+    const open = nextOpen(kept.rows, pairs, dimensions, index);
     visited.push(index);
-    go(next >= 0 ? next : (index + 1) % pairs.length);
+    go(open >= 0 ? open : (index + 1) % pairs.length);
   }
 
   function back() {
     if (visited.length > 0) go(visited.pop());
     else if (index > 0) go(index - 1);
-    question = 0; // to answer the pair anew
-    progress();
   }
 
-  function replay() {
-    for (const side of ["a", "b"]) {
-      find(side).currentTime = 0;
-      find(side).play().catch(() => {}); // a new source interrupts the one before
-    }
-  }
-
-  function save() {
-    const text = manifest(answers, pairs);
-    const note = find("saved");
-    note.classList.toggle("lost", text === "");
-    if (text === "") {
-      note.textContent = "Nothing is answered yet.";
-      return;
-    }
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "application/jsonl" }));
-    link.download = "preferences.jsonl";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-    unsaved = false;
-    note.textContent = `preferences.jsonl: ${text.split("\n").length - 1} pairs. Put it beside manifest.jsonl.`;
-  }
-
+  // A row of buttons for each question.
   for (const dimension of dimensions) {
     const row = document.createElement("div");
     row.className = "question";
     row.dataset.dimension = dimension;
-    const label = row.appendChild(document.createElement("span"));
-    label.textContent = dimension;
-    for (const choice of ["a", "tie", "b"]) {
-      const button = row.appendChild(document.createElement("button"));
+    row.setAttribute("role", "group");
+    row.setAttribute("aria-label", questions[dimension]);
+    row.appendChild(document.createElement("span")).textContent = questions[dimension];
+    const choices = row.appendChild(document.createElement("div"));
+    for (const choice of CHOICES) {
+      const button = choices.appendChild(document.createElement("button"));
       button.dataset.choice = choice;
-      button.textContent = choice;
+      button.textContent = WORDS[choice];
       button.onclick = () => {
         button.blur(); // or the next space would press it again
-        choose(dimension, choice);
+        if (performance.now() - came > GRACE) choose(dimension, choice);
       };
     }
     find("questions").appendChild(row);
   }
-  Object.entries({ back, skip, replay, save }).forEach(([name, action]) => {
-    find(name).onclick = () => {
-      find(name).blur();
-      action();
-    };
-  });
+
+  const { pause, replay, slower, step } = shown;
+  const save = () => kept.save();
+  const steps = { earlier: () => step(-1), later: () => step(1) };
+  Object.entries({ back, undo, next, save, pause, replay, ...steps, speed: slower, change: ask }).forEach(
+    ([name, action]) => {
+      find(name).onclick = () => {
+        find(name).blur();
+        action();
+      };
+    },
+  );
+  find("person").onsubmit = (event) => {
+    event.preventDefault();
+    begin(find("name").value);
+  };
+
+  const others = { backspace: back, enter: next, n: next, r: replay, " ": pause, v: slower };
   addEventListener("keydown", (event) => {
-    const key = event.key.toLowerCase();
+    if (find("work").hidden) return;
+    const pressed = event.key.toLowerCase();
     const control = event.ctrlKey || event.metaKey;
+    const onButton = event.target instanceof HTMLButtonElement || event.target.tagName === "SUMMARY";
     let action = null;
-    if (control && key === "s") action = save;
-    else if (control || event.altKey || event.repeat) return;
-    else if (key in KEYS) action = () => choose(dimensions[question], KEYS[key]);
-    else action = { backspace: back, s: skip, r: replay }[key];
+    if (control && pressed === "s") action = save;
+    else if (control && pressed === "z") action = undo;
+    else if (control || event.altKey || event.target === find("at")) return;
+    else if (pressed === ",") action = steps.earlier;
+    else if (pressed === ".") action = steps.later;
+    else if (event.repeat) return;
+    else if (onButton && (pressed === " " || pressed === "enter")) return; // which Tab led to
+    else if (pressed in KEYS) action = () => choose(dimensions[question], KEYS[pressed]);
+    else action = others[pressed];
     if (!action) return;
     event.preventDefault();
     action();
   });
   addEventListener("beforeunload", (event) => {
-    if (unsaved && !keeps) event.preventDefault(); // the browser asks whether to leave
+    if (kept.loses) event.preventDefault(); // the browser asks whether to leave
   });
-  show();
+
+  find("task").textContent =
+    `${pairs.length} pairs of videos are shown, two beside each other. ` +
+    (dimensions.length > 1 ? "For each pair, answer:" : "For each pair, answer this question:");
+  for (const text of Object.values(questions)) {
+    find("list").appendChild(document.createElement("li")).textContent = text;
+  }
+  find("why").textContent =
+    "It stands beside your answers, so that those of several people can be told apart. " +
+    (server ? "The same name goes on later where it stopped." : "If you are the only one, leave it empty.");
+  find("where").textContent = server
+    ? "Every answer is sent to the computer that this page came from, and to nobody else."
+    : "Nothing leaves this page. Save file writes your answers: put that file beside the videos, in this page's folder.";
+  const known = kept.stored("rater");
+  if (known === null) ask();
+  else begin(known);
 }
 
-if (typeof document !== "undefined") start();
-if (typeof module !== "undefined") module.exports = { KEYS, answered, firstOpen, manifest, nextOpen, restored, withAnswer };
+start();

@@ -1,7 +1,8 @@
-"""One HTML file on which a person compares the videos of a prompt two at a time; the videos are inside it.
+"""One HTML file on which a person compares the videos of a prompt two at a time.
 
-It loads nothing and sends nothing.  Answers are kept in the browser while the person works, and saved as a manifest of
-pairs, ``preferences.jsonl``, to be put beside the videos.
+It links the videos beside it, or holds them (``one_file``).  It loads nothing else and sends nothing: answers are kept
+in the browser while the person works, and saved as a manifest of pairs, ``preferences.jsonl``, to be put beside the
+videos.  ``prfl.labels.serve`` gives the same page to browsers of several people, and takes their answers.
 """
 
 from __future__ import annotations
@@ -10,82 +11,91 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from prfl.data.manifest import LabelledVideo
-from prfl.data.video import read_video
-from prfl.evaluation.media import browser_mp4
 from prfl.evaluation.style import STYLE
+from prfl.labels.pairs import Pair
+from prfl.labels.playable import facts_of, playable
 from prfl.rollout.sampling import Progress
-from prfl.utils.errors import PrflError
-from prfl.utils.files import atomic_write
+from prfl.utils.errors import Faults
+from prfl.utils.files import CACHE_TAG, atomic_write, mark_written
 from prfl.utils.text import html_text
-from prfl.utils.video_size import VideoSize
 
 HERE = Path(__file__).parent
+COPIES = "label-videos"
+"""The folder of the copies of videos that browsers do not play, beside the page."""
 
 
 def write_page(
     path: Path,
-    rows: Sequence[LabelledVideo],
-    dimensions: Sequence[str],
-    size: VideoSize,
+    pairs: Sequence[Pair],
+    questions: Mapping[str, str],
+    *,
+    one_file: bool = False,
     progress: Progress = iter,
 ) -> Path:
-    """Write the page (atomically) to ``path``, in the folder of the manifest of ``rows``.
+    """Write the page (atomically) to ``path``, the folder of which the pairs' names are relative to.
 
-    dimensions: what is asked of every pair.  size: of the videos, as they are read.
-    Raises PrflError where no prompt has two videos.
+    questions: what is asked of every pair, by dimension.  one_file: the videos are in the page, which can be sent away.
+    Raises PrflError with every video that cannot be read.
     """
-    pairs = page_pairs(path.parent, rows)
-    if not pairs:
-        raise PrflError("no prompt has two videos to compare", where=str(path), fix="--per-prompt 2 or more")
     videos = {}
-    for row in progress(rows):
-        data = browser_mp4(read_video(row.video, size), size.fps)
-        videos[_name(path.parent, row.video)] = base64.b64encode(data).decode()
-
-    # What the page shows, and the files that it is made of.
-    content = {"id": path.parent.name, "dimensions": list(dimensions), "pairs": pairs, "videos": videos}
-    page = (HERE / "page.html").read_text(encoding="utf-8")
-    parts = {
-        "TITLE": html_text(path.parent.name),
-        "STYLE": STYLE + (HERE / "page.css").read_text(encoding="utf-8"),
-        "CONTENT": json.dumps(content).replace("<", "\\u003c"),  # no prompt can end the script
-        "SCRIPT": (HERE / "page.js").read_text(encoding="utf-8"),
-    }
-
-    slots = re.compile(r"\{\{([A-Z]+)\}\}")
-    assert sorted(slots.findall(page)) == sorted(parts), "page.html has a slot for each part"
-    page = slots.sub(lambda slot: parts[slot[1]], page)  # in one pass: no part is a template itself
+    for name, (file, fps) in playable_videos(path.parent, pairs, progress).items():
+        source = quote(Path(file).relative_to(path.parent).as_posix())
+        if one_file:
+            kind = "webm" if file.suffix == ".webm" else "mp4"
+            source = f"data:video/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+        videos[name] = {"src": source, "fps": fps}
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page_text(path.parent, pairs, questions, videos), encoding="utf-8")
     return path
 
 
-def page_pairs(folder: Path, rows: Sequence[LabelledVideo]) -> list[dict[str, str]]:
-    """Pair every two videos of a prompt, as rows of a pair manifest that lack only the preference.
+def playable_videos(folder: Path, pairs: Sequence[Pair], progress: Progress = iter) -> dict[str, tuple[Path, float]]:
+    """Find, for each video of the pairs, the file that browsers play and its pictures a second.
 
-    Which of the two is ``a`` (on the left), and the order of a prompt's pairs, are a hash of the names: no side and no
-    sample comes first more often, and the same videos always give the same pairs.
+    Copies are written where a video is in a form that they do not play.  Raises PrflError with every video that cannot
+    be read.
     """
-    members: dict[str, list[LabelledVideo]] = {}
-    for row in rows:
-        members.setdefault(row.prompt, []).append(row)
-    pairs = []
-    for prompt, videos in members.items():
-        of_prompt = []
-        for first, second in combinations(videos, 2):
-            names = [_name(folder, first.video), _name(folder, second.video)]
-            digest = hashlib.sha256(" ".join(sorted(names)).encode()).digest()
-            a, b = sorted(names, reverse=bool(digest[0] & 1))
-            split = {} if first.split is None else {"split": first.split}
-            of_prompt.append((digest, {"prompt": prompt, "a": a, "b": b, **split}))
-        pairs += [pair for _, pair in sorted(of_prompt, key=lambda digest_and_pair: digest_and_pair[0])]
-    return pairs
+    videos, faults = {}, Faults()
+    for name in progress(list(dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b)))):
+        with faults.collected():
+            facts = facts_of(folder / name)
+            copy = folder / COPIES / f"{hashlib.sha256(name.encode()).hexdigest()[:6]}-{Path(name).stem}.mp4"
+            videos[name] = playable(folder / name, facts, copy), facts.fps
+    faults.raise_all(folder, "videos")
+    if any(file.is_relative_to(folder / COPIES) for file, _ in videos.values()):
+        mark_written(folder / COPIES, CACHE_TAG)  # so that nobody takes them for more videos
+    return videos
 
 
-def _name(folder: Path, video: Path) -> str:
-    return video.resolve().relative_to(folder.resolve()).as_posix()
+def page_text(
+    folder: Path,
+    pairs: Sequence[Pair],
+    questions: Mapping[str, str],
+    videos: Mapping[str, Mapping[str, Any]],
+    server: bool = False,
+) -> str:
+    """Fill in the page.  videos: ``{"src": ..., "fps": ...}`` by name.  server: whether answers are sent."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # two folders of one name are two pages
+    content = {
+        "id": f"{folder.resolve().name}-{digest}",
+        "questions": dict(questions),
+        "pairs": [pair.row for pair in pairs],
+        "videos": videos,
+        "server": server,
+    }
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    scripts = ("answers.js", "keeping.js", "player.js", "page.js")
+    parts = {
+        "TITLE": html_text(folder.resolve().name),
+        "STYLE": STYLE + (HERE / "page.css").read_text(encoding="utf-8"),
+        "CONTENT": json.dumps(content).replace("<", "\\u003c"),  # no prompt can end the script
+        "SCRIPT": "\n".join((HERE / name).read_text(encoding="utf-8") for name in scripts),
+    }
+    slots = re.compile(r"\{\{([A-Z]+)\}\}")
+    assert sorted(slots.findall(page)) == sorted(parts), "page.html has a slot for each part"
+    return slots.sub(lambda slot: parts[slot[1]], page)  # in one pass: no part is a template itself

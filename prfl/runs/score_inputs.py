@@ -10,6 +10,7 @@ from pathlib import Path
 from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES
 from prfl.utils.errors import Faults, PrflError
+from prfl.utils.files import CACHE_TAG
 from prfl.utils.reading import text_of
 
 LATENTS = ".safetensors"
@@ -57,7 +58,7 @@ def _items_of(name: str, prompt: str | None, follow_links: bool) -> list[Item]:
         rows = read_manifest(path, follow_links=follow_links)
         return [Item(_shown(file), row.prompt) for row in rows for file in manifest_videos([row])]
     if path.is_dir():
-        return _several(name, [file for file in path.rglob("*") if file.is_file()], prompt)
+        return _several(name, files_below(path), prompt)
     if not path.exists() and glob.has_magic(name):
         return _several(name, [Path(file) for file in glob.glob(name, recursive=True)], prompt)
     if path.suffix.lower() not in (*SUFFIXES, LATENTS):
@@ -67,6 +68,11 @@ def _items_of(name: str, prompt: str | None, follow_links: bool) -> list[Item]:
         fix = "give the path of a video, a latents file, a folder or a manifest"
         raise PrflError("there is no such file", where=name, fix=fix)
     return [Item(path, _prompt_of(path, prompt))]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List every file below a folder, but for those that prfl can make again, such as copies for a browser."""
+    return [file for file in folder.rglob("*") if file.is_file() and not (file.parent / CACHE_TAG).is_file()]
 
 
 def _several(name: str, files: Sequence[Path], prompt: str | None) -> list[Item]:

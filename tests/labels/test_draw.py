@@ -82,7 +82,7 @@ def test_a_reward_to_be_trained_gets_the_base_s_videos(tiny_run: Callable[..., P
     Path(run / "reward.yaml").write_text(json.dumps(config))
     assert cli.main(["sample", str(run / "reward.yaml"), "--per-prompt", "2"]) == 0, capsys.readouterr().err
     (page,) = (run / "samples").glob("label-*/label.html")
-    assert '"dimensions": ["light", "calm"]' in page.read_text()
+    assert '"questions": {"light": "Which is better: light?", "calm": ' in page.read_text()
 
 
 @pytest.mark.parametrize(

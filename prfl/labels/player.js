@@ -1,0 +1,92 @@
+// Two videos beside each other: paused, slowed, stepped and placed together.
+
+const SPEEDS = [1, 0.5, 0.25];
+
+// sides: the two video elements.  videos: by file, {src, fps}.  find: a control by its name.
+function player(sides, videos, find) {
+  let speed = 0;
+
+  function load(pair) {
+    find("broken").hidden = true;
+    for (const video of sides) {
+      const file = pair[video.id];
+      if (video.dataset.file !== file) {
+        video.dataset.file = file;
+        video.src = videos[file].src;
+      }
+    }
+    replay();
+  }
+
+  function play() {
+    sides.forEach((video) => video.play().catch(() => {})); // a new source interrupts the one before
+  }
+
+  function replay() {
+    sides.forEach((video) => (video.currentTime = 0));
+    play();
+    find("at").value = 0;
+  }
+
+  function stop() {
+    sides.forEach((video) => video.pause());
+  }
+
+  function pause() {
+    if (sides.some((video) => video.paused)) play();
+    else stop();
+  }
+
+  function applySpeed() {
+    sides.forEach((video) => (video.playbackRate = SPEEDS[speed]));
+    find("speed").textContent = ["Speed 1", "Speed 1/2", "Speed 1/4"][speed];
+  }
+
+  function slower() {
+    speed = (speed + 1) % SPEEDS.length;
+    applySpeed();
+  }
+
+  // To the middle of the next frame or the one before: on its edge a browser may show either.
+  function step(by) {
+    stop();
+    for (const video of sides) {
+      const { fps } = videos[video.dataset.file];
+      const frame = Math.floor(video.currentTime * fps + 1e-3) + by;
+      const last = Math.max(0, Math.round(video.duration * fps) - 1);
+      video.currentTime = (Math.min(Math.max(frame, 0), last) + 0.5) / fps;
+    }
+  }
+
+  // share: of the longer video; the shorter one stands at its end behind that.
+  function place(share) {
+    stop();
+    const longest = Math.max(...sides.map((video) => video.duration || 0));
+    for (const video of sides) video.currentTime = Math.min(share * longest, video.duration || 0);
+  }
+
+  for (const video of sides) {
+    video.onloadedmetadata = () => {
+      applySpeed(); // a new source begins at full speed
+      const shape = video.videoWidth / video.videoHeight;
+      video.parentElement.parentElement.classList.toggle("wide", shape > 1.1);
+    };
+    video.onplay = video.onpause = () => {
+      find("pause").textContent = sides.some((one) => one.paused) ? "Play" : "Pause";
+    };
+    video.onerror = () => {
+      find("broken").hidden = false;
+      find("broken").textContent = `This browser cannot play ${video.dataset.file}.`;
+    };
+    video.ontimeupdate = () => {
+      const longer = sides[0].duration >= sides[1].duration ? sides[0] : sides[1];
+      if (video === longer && document.activeElement !== find("at")) {
+        find("at").value = (1000 * video.currentTime) / (video.duration || 1);
+      }
+    };
+  }
+  find("at").oninput = () => place(find("at").value / 1000);
+  find("at").onchange = () => find("at").blur();
+  applySpeed();
+  return { load, pause, place, replay, slower, step, stop };
+}
