@@ -51,7 +51,7 @@ def main() -> None:
     head = spine.REWARDS / "adapter-0/reward"
     reward = {"reward": build_latents_scorer(load_reward(head, model, "rollout"), model)}
 
-    prompts, rows, scores = load_prompts(config.data.prompts)["validation"], {}, {}
+    prompts, rows, scores = load_prompts(config.data)["validation"], {}, {}
     for name, rounding in ROUNDINGS.items():
         if rounding:
             eight_bits.QUERIES_AND_KEYS, eight_bits.VALUES = rounding

@@ -144,7 +144,7 @@ def main() -> None:
     load_policy(config, model)
     assert config.reward is not None, "a run that follows a reward"
     score = with_total(load_followed_reward(config, model), model, config.reward.weights, config.reward.aggregate)
-    prompts = load_prompts(config.data.prompts)["test"][: options.videos]
+    prompts = load_prompts(config.data)["test"][: options.videos]
     adapters = {"base": None, "PRFL": policy_adapter_name(config)}
     drawn = {name: draw(config, model, score, prompts, adapter) for name, adapter in adapters.items()}
 

@@ -119,7 +119,7 @@ def measure(config_file: Path, split: str, seed: int, guidance: float, out: Path
     adapter_path = REWARDS / "adapter-0/reward"  # of bench/study_reward.py, or else the one inside the package
     head = load_reward(adapter_path if adapter_path.exists() else reward_path("shapes"), model, "measure")
     reward = {"reward": build_latents_scorer(head, model)}
-    prompts = load_prompts(config.data.prompts)[split]
+    prompts = load_prompts(config.data)[split]
     outcome = outcomes.outcome_of(config, model, reward, prompts, SAMPLES, "policy" if trained else "base")
     rows = {"prompts": outcome.prompts, "spread": outcome.spread}
     scores = {key: values.tolist() for key, values in outcome.scores.items()}

@@ -192,7 +192,7 @@ def worker(options: argparse.Namespace) -> None:
         if out.exists():
             continue
         world = world or World(options.policy, options.guidance[0], options.seeds[0])
-        prompts = load_prompts(world.config.data.prompts)["test"][: options.prompts]
+        prompts = load_prompts(world.config.data)["test"][: options.prompts]
         result = draw(world, name, prompts, options.samples)
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out) as temporary:

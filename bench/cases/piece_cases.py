@@ -66,7 +66,7 @@ def inputs(config: Config, model: Backbone) -> tuple[Tensor, Condition]:
     noise = torch.randn(config.training.batch, *shape, generator=torch.Generator().manual_seed(0)).to(
         model.facts.device
     )
-    prompts = load_prompts(config.data.prompts)["train"][: len(noise)]
+    prompts = load_prompts(config.data)["train"][: len(noise)]
     remember(model, prompts)
     return noise.to(model.facts.device), model.condition(prompts)
 

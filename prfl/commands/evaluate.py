@@ -14,6 +14,7 @@ SUMMARY = "measure a reward per noise level, on held-out clips"
 EXAMPLES = """\
   prfl eval --run runs/tiny-reward                          a finished run: its reward by noise level
   prfl eval --run runs/tiny-policy                          a finished run: its policy beside the base, test prompts
+  prfl eval --run runs/tiny-reward --split test             the same on the rows that are for the end
   prfl eval configs/tiny/reward.yaml                        the head that this config trained
   prfl eval --head runs/tiny-reward/reward                  a saved reward, on the clips that it was trained for
   prfl eval configs/tiny/reward.yaml --head frozen=FOLDER --head pixel=FOLDER
@@ -26,6 +27,7 @@ CONFIG = "optional"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="a finished run, in place of a config")
     parser.add_argument("--head", action="append", metavar="[NAME=]FOLDER", help="a saved reward; may be repeated")
+    parser.add_argument("--split", choices=("validation", "test"), help="of the config's clips; default: validation")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="labelled videos, all of them held out")
 
 
@@ -42,7 +44,10 @@ def run(options: argparse.Namespace) -> None:
     from prfl.runs.evaluate import evaluate
 
     source: dict[str, Any] = {} if config else {"run": options.run, "overrides": options.overrides}
-    evaluate(config, heads=named_heads(options.head or []) or None, manifest=options.manifest, **source)
+    if options.split and options.manifest:
+        raise PrflError("all rows of another manifest are held out", where="--split", fix="leave it out")
+    heads = named_heads(options.head or []) or None
+    evaluate(config, heads=heads, manifest=options.manifest, split=options.split or "validation", **source)
 
 
 def named_heads(texts: list[str]) -> dict[str, Path]:

@@ -68,6 +68,11 @@ class Config(Section):
         return not self.objective.trains_policy
 
     @property
+    def reads_clips(self) -> bool:
+        """Whether clips are trained on; else a manifest or a folder has prompts to give, and no more."""
+        return self.data.has_clips and self.objective.reads_clips
+
+    @property
     def follows_reward(self) -> bool:
         """Whether the video model is trained towards a reward."""
         return self.objective.follows_reward

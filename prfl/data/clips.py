@@ -91,6 +91,7 @@ def write_clips(
     prompts: Mapping[str, Sequence[str]],
     settings: ClipSettings,
     *,
+    captions: Mapping[Path, tuple[str, str]] | None = None,
     skip_unreadable: bool = False,
     follow_links: bool = False,
     progress: Callable = iter,
@@ -98,8 +99,8 @@ def write_clips(
     """Write the files and two manifests: (clips against their degradations, the clips alone); returns their paths.
 
     videos: a file, or a folder with all that lies below it (``find_videos``).  prompts: of ``train`` and, to hold clips
-    out, ``validation``; the clips of a split take its prompts in turn, whatever they show.  A finished folder is left
-    alone.
+    out, ``validation``; the clips of a split take its prompts in turn, whatever they show.  captions: (prompt, split)
+    of each video, for all of its clips, in place of ``prompts``.  A finished folder is left alone.
     Raises PrflError when there are no videos, one is unreadable, or they are too short for a clip in each split.
     """
     pairs_file, clips_file = folder / "pairs.jsonl", folder / "clips.jsonl"
@@ -113,10 +114,11 @@ def write_clips(
     pairs: list[PreferencePair] = []
     clips: list[LabelledVideo] = []
     alike = dict.fromkeys(settings.kinds, 0)
-    for number, split, clip in progress(_cut(sources.videos, "validation" in prompts, settings, skip_unreadable)):
+    splits = {video: split for video, (_, split) in captions.items()} if captions else {}
+    cut = _cut(sources.videos, splits, "validation" in prompts, settings, skip_unreadable)
+    for number, video, split, clip in progress(cut):
         suffix = settings.formats[number % len(settings.formats)]
-        split_prompts = prompts[split]
-        prompt = split_prompts[number % len(split_prompts)]
+        prompt = captions[video][0] if captions else prompts[split][number % len(prompts[split])]
         good = folder / "videos" / f"{number:05d}.{suffix}"
         write_video(good, clip, settings.fps)
         clips.append(LabelledVideo(good, prompt, {}, split))
@@ -145,11 +147,12 @@ def write_clips(
 
 
 def _cut(
-    videos: Sequence[Path], hold_out: bool, settings: ClipSettings, skip_unreadable: bool
-) -> Iterator[tuple[int, str, Clip]]:
-    """Cut (number, split, clip).
+    videos: Sequence[Path], splits: Mapping[Path, str], hold_out: bool, settings: ClipSettings, skip_unreadable: bool
+) -> Iterator[tuple[int, Path, str, Clip]]:
+    """Cut (number, video, split, clip).
 
-    Stretches do not overlap and validation's are the last, so nothing is in both splits.
+    Stretches do not overlap.  splits: of each video; without them validation's stretches are the last, if ``hold_out``.
+    Either way nothing is in both splits.
     """
     stretches_of: dict[Path, Stretches] = {}
     for video in videos:
@@ -161,8 +164,9 @@ def _cut(
     _report_left_out(stretches_of, settings)
 
     total = sum(len(stretches.numbers) for stretches in stretches_of.values())
-    train = total - max(1, round(settings.held_out * total)) if hold_out else total
-    if train < 1:
+    train = total - max(1, round(settings.held_out * total)) if hold_out and not splits else total
+    trained = [video for video in stretches_of if splits.get(video, "train") == "train" and stretches_of[video].numbers]
+    if train < 1 or not trained:
         what = f"{total} clips of {settings.frames} frames at {settings.fps:g} fps fit into the videos ({len(videos)})"
         raise PrflError(what, where="data.generator.videos", fix="give more or longer videos, or fewer data.frames")
 
@@ -173,9 +177,9 @@ def _cut(
         with _skipping_unreadable(skip_unreadable):
             cut = cut_video(video, numbers, VideoSize(settings.frames, height, width, settings.fps))
             for stretch, whole in enumerate(cut, start=first):
+                split = splits.get(video, "train" if stretch < train else "validation")
                 for crop in range(settings.crops):
-                    split = "train" if stretch < train else "validation"
-                    yield stretch * settings.crops + crop, split, _part(whole, stretch, crop, settings)
+                    yield stretch * settings.crops + crop, video, split, _part(whole, stretch, crop, settings)
         first += len(numbers)
 
 

@@ -98,16 +98,18 @@ def load_dataset(
     *,
     window: Window = "start",
     split: str | None = None,
+    root: Path | None = None,
     skip_unreadable: bool = False,
     follow_links: bool = False,
 ) -> LatentDataset | PairDataset:
     """Load the rows of a manifest (of one split) with their cached latents and conditions, all into memory.
 
+    root: the folder of the manifest's videos; None is its own.
     Raises PrflError when the split is empty, when something is not in the cache for exactly this model, size and rate,
     and, unless ``skip_unreadable``, for videos that the cache found unreadable; else their rows are left out and the
     videos listed in ``skipped``.
     """
-    every = read_manifest(manifest, follow_links=follow_links)
+    every = read_manifest(manifest, root=root, follow_links=follow_links)
     rows = [row for row in every if split is None or row.split == split]
     if not rows:
         raise PrflError(f"no row has split {split!r}", where=str(manifest), fix='add "split" to its rows')
@@ -126,14 +128,13 @@ def load_dataset(
         raise PrflError("no readable video is left", where=str(manifest), fix="see the reasons that `prfl cache` lists")
 
     # Each video's latents once, each prompt's condition once.
-    prompts = [row.prompt for row in kept]
-    conditions = {prompt: cache.condition(prompt) for prompt in ["", *prompts]}
+    conditions = {prompt: cache.condition(prompt) for prompt in ["", *(row.prompt for row in kept)]}
     latents_row = {video: row for row, video in enumerate(manifest_videos(kept))}
     entries = {video: entry_of[video] for video in latents_row}
     latents = torch.stack([cache.latents(entry) for entry in entries.values()])
     common: dict[str, Any] = {
+        "latents": latents,
         "conditions": conditions,
-        "prompts": prompts,
         "device": backbone.facts.device,
         "skipped": skipped,
         "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video in entries}),
@@ -141,16 +142,31 @@ def load_dataset(
         "entries": frozenset(entry.name for entry in entries.values()),
     }
 
+    return _of_rows(kept, latents_row, common)
+
+
+def labels_only(rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> LatentDataset | PairDataset:
+    """Make the data set of rows whose videos are not encoded yet: prompts and labels, and nothing to train on."""
+    latents_row = {video: row for row, video in enumerate(manifest_videos(rows))}
+    nothing = {"latents": torch.empty(0), "conditions": {}, "device": torch.device("cpu"), "skipped": []}
+    return _of_rows(rows, latents_row, nothing)
+
+
+def _of_rows(
+    rows: Sequence[LabelledVideo] | Sequence[PreferencePair], latents_row: dict[Path, int], common: dict[str, Any]
+) -> LatentDataset | PairDataset:
+    """Make the data set of rows, which are of one kind.  latents_row: by video.  common: what is not of its rows."""
+    common = {**common, "prompts": [row.prompt for row in rows]}
+    videos = [row for row in rows if isinstance(row, LabelledVideo)]
     if videos:
         video = torch.tensor([latents_row[row.video] for row in videos])
-        return LatentDataset(latents=latents, video=video, labels=_columns([row.label for row in videos]), **common)
+        return LatentDataset(video=video, labels=_columns([row.label for row in videos]), **common)
 
+    pairs = [row for row in rows if isinstance(row, PreferencePair)]
     a = torch.tensor([latents_row[pair.a] for pair in pairs])
     b = torch.tensor([latents_row[pair.b] for pair in pairs])
-    values = []
-    for pair in pairs:
-        values.append({name: _PREFERRED[side] for name, side in pair.preference.items()})
-    return PairDataset(latents=latents, a=a, b=b, preference=_columns(values), **common)
+    preference = [{name: _PREFERRED[side] for name, side in pair.preference.items()} for pair in pairs]
+    return PairDataset(a=a, b=b, preference=_columns(preference), **common)
 
 
 def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Path, str]) -> str:

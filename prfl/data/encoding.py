@@ -49,6 +49,7 @@ def build_cache(
     *,
     window: Window = "start",
     batch_size: int = 8,
+    root: Path | None = None,
     skip_unreadable: bool = False,
     follow_links: bool = False,
     progress: bool = True,
@@ -57,8 +58,9 @@ def build_cache(
 
     Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
+    root: the folder of the manifest's videos; None is its own.
     """
-    rows = read_manifest(manifest, follow_links=follow_links)
+    rows = read_manifest(manifest, root=root, follow_links=follow_links)
     cache = LatentCache.for_backbone(backbone, folder, size, window)
     progress = progress and processes.is_main()
 

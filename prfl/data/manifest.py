@@ -3,10 +3,10 @@
     {"video": "clips/a.mp4", "prompt": "a dog runs", "label": {"motion": 1, "text": 0.5}, "split": "train"}
     {"prompt": "a dog runs", "a": "clips/a.mp4", "b": "clips/b.mp4", "preference": {"motion": "a"}}
 
-Paths are relative to the manifest's folder and must stay inside it: a manifest from somebody else must not make us read
-other files.  Links must stay inside too, unless the user lets them lead out (``data.follow_links``), as those of a
-snapshot of the hub into its blobs do.  ``label`` and ``split`` may be left out.  One prompt belongs to one split: a
-prompt in both train and test would make every held-out figure a lie.
+Paths are relative to the manifest's folder, or to a ``root`` that the user names, and must stay inside it: a manifest
+from somebody else must not make us read other files.  Links must stay inside too, unless the user lets them lead out
+(``data.follow_links``), as those of a snapshot of the hub into its blobs do.  ``label`` and ``split`` may be left out.
+One prompt belongs to one split: a prompt in both train and test would make every held-out figure a lie.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prfl.utils.errors import Faults, PrflError
 from prfl.utils.files import atomic_write
-from prfl.utils.reading import json_rows, printable
+from prfl.utils.reading import absent, json_rows, printable
 from prfl.utils.text import did_you_mean
 
 Choice = Literal["a", "b", "tie"]
@@ -72,21 +72,46 @@ class _PairRow(_Row):
     both_bad: list[Text] = []  # dimensions whose tie is one of two bad videos
 
 
-def read_manifest(path: str | Path, *, follow_links: bool = False) -> list[LabelledVideo] | list[PreferencePair]:
-    """Read the rows, all of one kind, paths resolved.  Raises PrflError that names file and line of every fault."""
-    return parse_rows(json_rows(Path(path)), Path(path), follow_links=follow_links)
+def read_manifest(
+    path: str | Path, *, root: Path | None = None, follow_links: bool = False
+) -> list[LabelledVideo] | list[PreferencePair]:
+    """Read the rows, all of one kind, paths resolved.  Raises PrflError that names file and line of every fault.
+
+    root: the folder of the videos; None is the manifest's.
+    """
+    return parse_rows(json_rows(Path(path)), Path(path), root=root, follow_links=follow_links)
+
+
+def prompts_by_split(path: str | Path) -> dict[str | None, list[str]]:
+    """Read the prompts of each split (None: of rows that name none), once each; the videos are not looked for."""
+    splits: dict[str | None, dict[str, None]] = {}
+    faults = Faults()
+    for where, fields in json_rows(Path(path)):
+        with faults.collected():
+            row = checked(_PairRow if _is_pair(fields) else _VideoRow, fields, where)
+            splits.setdefault(row.split, {})[row.prompt] = None
+    faults.raise_all(path)
+    return {split: list(prompts) for split, prompts in splits.items()}
 
 
 def parse_rows(
-    rows: Sequence[tuple[str, dict[str, Any]]], path: Path, faults: Faults | None = None, *, follow_links: bool = False
+    rows: Sequence[tuple[str, dict[str, Any]]],
+    path: Path,
+    faults: Faults | None = None,
+    *,
+    root: Path | None = None,
+    follow_links: bool = False,
 ) -> list[LabelledVideo] | list[PreferencePair]:
     """Turn (``file:line``, fields) of a manifest, or of another file that says the same, into rows.
 
-    path: the file; the videos' paths are relative to its folder and must stay inside it.  follow_links: links may lead
-    out of it.  faults: of rows that could not even be read, to be raised with those found here.
-    Raises PrflError with every fault.
+    path: the file; the videos' paths are relative to ``root`` (None: to its folder) and must stay inside it.
+    follow_links: links may lead out of it.  faults: of rows that could not even be read, to be raised with those found
+    here.  Raises PrflError with every fault.
     """
     faults = faults or Faults()
+    if root is not None and not root.is_dir():
+        raise absent(root, "name the folder that the manifest's paths are relative to", "folder")
+    folder = _Folder(root or path.parent, "data.root" if root else "the manifest's folder")
     if not rows and not faults.errors:
         raise PrflError("holds no rows", where=str(path), fix="write one JSON object on each line")
 
@@ -101,7 +126,7 @@ def parse_rows(
                 fix = "keep videos and pairs in two manifests"
                 raise PrflError(f"is {kinds[0]}, but the first row is {kinds[1]}", where=where, fix=fix)
 
-            row = _pair(fields, path, where, follow_links) if pairs else _video(fields, path, where, follow_links)
+            row = _pair(fields, folder, where, follow_links) if pairs else _video(fields, folder, where, follow_links)
             _check_split(row, splits, where)
             if isinstance(row, LabelledVideo):
                 first = first_line.setdefault((row.video, row.prompt), where)
@@ -121,16 +146,22 @@ def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path
     return list(dict.fromkeys(videos))
 
 
-def write_manifest(path: str | Path, rows: Sequence[LabelledVideo | PreferencePair]) -> None:
-    """Write a manifest, atomically, with paths relative to its folder.  Raises PrflError for a path outside it."""
+def write_manifest(
+    path: str | Path, rows: Sequence[LabelledVideo | PreferencePair], *, root: Path | None = None
+) -> None:
+    """Write a manifest, atomically, with paths relative to ``root`` (None: to its folder).
+
+    Raises PrflError for a path outside of that folder.
+    """
     path = Path(path)
+    folder = root or path.parent
     lines = []
     for row in rows:
         fields: dict[str, Any]
         if isinstance(row, LabelledVideo):
-            fields = {"video": _relative(row.video, path), "prompt": row.prompt, "label": row.label}
+            fields = {"video": _relative(row.video, folder, path), "prompt": row.prompt, "label": row.label}
         else:
-            fields = {"prompt": row.prompt, "a": _relative(row.a, path), "b": _relative(row.b, path)}
+            fields = {"prompt": row.prompt, "a": _relative(row.a, folder, path), "b": _relative(row.b, folder, path)}
             fields["preference"] = row.preference
         if row.split is not None:
             fields["split"] = row.split
@@ -159,22 +190,30 @@ def _is_pair(fields: dict[str, Any]) -> bool:
     return not {"a", "b", "preference"}.isdisjoint(fields)
 
 
-def _video(fields: dict[str, Any], manifest: Path, where: str, follow_links: bool) -> LabelledVideo:
+def _video(fields: dict[str, Any], folder: _Folder, where: str, follow_links: bool) -> LabelledVideo:
     row = checked(_VideoRow, fields, where)
-    return LabelledVideo(_inside(row.video, manifest, where, follow_links), row.prompt, row.label, row.split)
+    return LabelledVideo(_inside(row.video, folder, where, follow_links), row.prompt, row.label, row.split)
 
 
-def _pair(fields: dict[str, Any], manifest: Path, where: str, follow_links: bool) -> PreferencePair:
+def _pair(fields: dict[str, Any], folder: _Folder, where: str, follow_links: bool) -> PreferencePair:
     row = checked(_PairRow, fields, where)
-    a, b = (_inside(name, manifest, where, follow_links) for name in (row.a, row.b))
+    a, b = (_inside(name, folder, where, follow_links) for name in (row.a, row.b))
     if a.resolve() == b.resolve():
         raise PrflError(f"both sides of the pair are {row.a}", where=where, fix="name two videos")
     return PreferencePair(row.prompt, a, b, row.preference, row.split)
 
 
-def _inside(name: str, manifest: Path, where: str, follow_links: bool) -> Path:
+@dataclass(frozen=True)
+class _Folder:
+    """Where the videos of a manifest are.  called: what it is, in an error."""
+
+    path: Path
+    called: str
+
+
+def _inside(name: str, root: _Folder, where: str, follow_links: bool) -> Path:
     """Find the file that a row names, resolved, but for a link that leads out: its target may have no suffix."""
-    folder = manifest.parent.resolve()
+    folder = root.path.resolve()
     try:
         link = Path(os.path.normpath(folder / name))
         target = (folder / name).resolve()
@@ -184,22 +223,25 @@ def _inside(name: str, manifest: Path, where: str, follow_links: bool) -> Path:
 
     leaves = not target.is_relative_to(folder)
     if leaves and not (link.is_relative_to(folder) and link.resolve() == target):
-        fix = "move the file, or put the manifest into a folder above it"
-        raise PrflError(f"{name!r} leaves the manifest's folder", where=where, fix=fix)
+        fix = "move the file, put the manifest into a folder above it, or name that folder: data.root=FOLDER"
+        raise PrflError(f"{name!r} leaves {root.called}", where=where, fix=fix)
     if leaves and not follow_links:
         fix = "data.follow_links=true (prfl score: --follow-links), or put the manifest into a folder above it"
-        raise PrflError(f"{name!r} leaves the manifest's folder by a link", where=where, fix=fix)
+        raise PrflError(f"{name!r} leaves {root.called} by a link", where=where, fix=fix)
     if not exists:
-        raise PrflError(f"no such file: {name}", where=where, fix=f"paths are relative to {manifest.parent}")
+        raise PrflError(f"no such file: {name}", where=where, fix=f"paths are relative to {root.path}")
     return link if leaves else target
 
 
-def _relative(file: Path, manifest: Path) -> str:
-    folder = manifest.parent.resolve()
-    if not file.resolve().is_relative_to(folder):
+def _relative(file: Path, root: Path, manifest: Path) -> str:
+    """Name a file from ``root``; one that a link in there leads out to is named by the link."""
+    folder, path = root.resolve(), file.resolve()
+    if not path.is_relative_to(folder):
+        path = file.parent.resolve() / file.name
+    if not path.is_relative_to(folder):
         fix = "put the manifest into a folder above its videos"
         raise PrflError(f"{file} is outside the manifest's folder", where=str(manifest), fix=fix)
-    name = file.resolve().relative_to(folder).as_posix()
+    name = path.relative_to(folder).as_posix()
     if name != printable(name):
         what = f"the name {printable(name)} is not UTF-8, as a manifest is"
         raise PrflError(what, where=str(manifest), fix="rename the file")

@@ -78,6 +78,17 @@ def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) 
     return sets
 
 
+def hold_out(prompts: Sequence[str], share: float) -> set[str]:
+    """Choose a share of prompts to be held out, by a hash of each: at least one of two or more, and never all.
+
+    Prompts that differ only in how they are written (``plain``) stay together.
+    """
+    texts = sorted({plain(prompt) for prompt in prompts}, key=lambda text: hashlib.sha256(text.encode()).digest())
+    count = min(max(1, round(share * len(texts))), len(texts) - 1) if share else 0
+    held = set(texts[:count])
+    return {prompt for prompt in prompts if plain(prompt) in held}
+
+
 @lru_cache(maxsize=2**17)  # a list is split at several places of a start
 def plain(prompt: str) -> str:
     """Strip a prompt of its case, spaces, Unicode form, invisible signs and the full stop at its end."""

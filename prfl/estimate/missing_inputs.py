@@ -29,8 +29,9 @@ def missing_inputs(config: Config, filled: Collection[Path] = (), file: Path | N
             if source.kind == kind and (what := missing(source, filled)):
                 sought = other_place(file, source.target) if file else None
                 lines.append(f"{source.key}: {what}" + (f" (nor is it {sought[1]})" if sought else ""))
-    if config.data.manifest is not None and config.data.manifest.is_file():
-        read_manifest(config.data.manifest, follow_links=config.data.follow_links)
+    data = config.data
+    if data.manifest is not None and data.manifest.is_file() and (data.root is None or data.root.is_dir()):
+        read_manifest(data.manifest, root=data.root, follow_links=data.follow_links)
     return lines
 
 

@@ -123,7 +123,7 @@ def evaluation_samples(config: Config) -> int:
     if config.trains_reward:
         return 0
     rounds = 1 + math.ceil(steps / evaluation.every) if evaluation.every else 0
-    prompts = load_prompts(config.data.prompts)
+    prompts = load_prompts(config.data)
     drawn = rounds * samples_of_round(evaluation, len(prompts.get("validation", [])))
     if evaluation.final_samples:
         count = len(prompts["test"][: evaluation.final_samples])

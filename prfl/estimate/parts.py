@@ -81,5 +81,5 @@ class Shapes:
 
 def longest_prompt(config: Config) -> int:
     """Return the longest prompt in tokens, or more: a text has no more tokens than bytes, and an end."""
-    splits = load_prompts(config.data.prompts).values()
+    splits = load_prompts(config.data).values()
     return max(len(prompt.encode()) + 1 for prompts in splits for prompt in prompts)

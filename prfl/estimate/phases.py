@@ -41,7 +41,7 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
 
     # Before the training.
     yield encoding_prompts(config, model)
-    if config.data.has_clips:
+    if config.reads_clips:
         yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
 
     # A step.
@@ -81,7 +81,7 @@ def encoding_prompts(config: Config, model: Backbone) -> Part:
     ``encode_prompts`` has the rest of the model wait on the host; filling a cache does not.
     """
     here = module_bytes(model.text.encoder())
-    if device_kind(config) == "cpu" or config.data.has_clips:
+    if device_kind(config) == "cpu" or config.reads_clips:
         here += sum(map(module_bytes, model.networks.values()))
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 

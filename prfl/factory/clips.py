@@ -13,11 +13,19 @@ from prfl.backbone import Backbone
 from prfl.backbone.network import fingerprints
 from prfl.config.schema import Config
 from prfl.config.section import Section
-from prfl.config.sections.data import ClipsConfig, CuratedConfig, GeneratorBase, MixtureConfig, SamplesConfig
+from prfl.config.sections.data import (
+    ClipsConfig,
+    CuratedConfig,
+    DataConfig,
+    GeneratorBase,
+    MixtureConfig,
+    SamplesConfig,
+)
+from prfl.data.folder import say_left_out
 from prfl.data.manifest import read_manifest, write_manifest
 from prfl.data.sources import find_videos
 from prfl.factory.policy import finished_run_config, policy_model, weights_hash
-from prfl.factory.prompts import load_prompts
+from prfl.factory.prompts import captioned_videos, load_prompts
 from prfl.rollout.sampling import SamplingSettings, decode_all, sample
 from prfl.toy import clips as shapes
 from prfl.utils.errors import PrflError
@@ -42,15 +50,29 @@ class Order:
 
 
 def build_manifest(config: Config, model: Backbone, progress: Callable) -> Path:
-    """The manifest that the config names, or the one that its generator writes (once)."""
+    """The manifest that the config names, or the one that is written of its folder, or by its generator (once)."""
     if config.data.manifest is not None:
         return config.data.manifest
+    if config.data.folder is not None:
+        return build_folder_manifest(config.data)
     generator = config.data.generator
     if generator is None:
-        fix = "data.manifest=FILE, or a data.generator"
+        fix = "data.manifest=FILE, data.folder=FOLDER, or a data.generator"
         raise PrflError("the config names no clips", where="data", fix=fix)
-    order = Order(config, model, load_prompts(config.data.prompts), progress)
+    order = Order(config, model, load_prompts(config.data), progress)
     return GENERATORS[type(generator)](generator, order)
+
+
+def build_folder_manifest(data: DataConfig) -> Path:
+    """The videos of ``data.folder`` with the texts beside them; paths are relative to that folder."""
+    assert data.folder is not None
+    say_left_out(data.folder, follow_links=data.follow_links, skip_unreadable=data.skip_unreadable)
+    rows = captioned_videos(data)
+    names = [(str(row.video.relative_to(data.folder)), row.prompt, row.split) for row in rows]
+    mark_written(data.cache, CACHE_TAG)
+    path = data.cache / f"folder-{_hash(names)}.jsonl"
+    write_manifest(path, rows, root=data.folder)
+    return path
 
 
 def build_all_samples(generator: SamplesConfig, order: Order) -> Path:
@@ -118,6 +140,7 @@ def build_video_clips(generator: ClipsConfig, order: Order) -> Path:
     from prfl.data.decoding import picture_hash
 
     data, prompts = order.config.data, order.prompts
+    captions = {row.video: (row.prompt, row.split or "train") for row in captioned_videos(data)}
     settings = cutting.ClipSettings(
         frames=data.frames,
         height=data.height,
@@ -133,8 +156,11 @@ def build_video_clips(generator: ClipsConfig, order: Order) -> Path:
     # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
     videos = [picture_hash(video) for video in find_videos(generator.videos, **reading).videos]
     parts = [videos, asdict(settings), prompts.get("train"), prompts.get("validation")]
+    parts += [list(captions.values())] if captions else []
     folder = order.folder(f"{generator.name}-{_hash(parts)}")
-    pairs, alone = cutting.write_clips(folder, generator.videos, prompts, settings, **reading, progress=order.progress)
+    pairs, alone = cutting.write_clips(
+        folder, generator.videos, prompts, settings, captions=captions, **reading, progress=order.progress
+    )
     return pairs if order.config.trains_reward else alone
 
 

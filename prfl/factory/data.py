@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from prfl.config.sections.data import DataConfig
 from prfl.data import leaks
 from prfl.data.cache import LatentCache
 from prfl.data.conditions import recall
-from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
+from prfl.data.dataset import LatentDataset, PairDataset, labels_only, load_dataset
 from prfl.data.encoding import build_cache
+from prfl.data.examples import examples
 from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.factory.clips import build_manifest
 from prfl.factory.prompts import load_prompts
@@ -32,15 +33,40 @@ def video_size(data: DataConfig) -> VideoSize:
 
 
 def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
-    """Encode what is not yet encoded; returns the manifest."""
+    """Encode what is not yet encoded; returns the manifest.  Raises PrflError for rows that the config cannot use."""
     with processes.main_first():
         path = build_manifest(config, model, progress)
-    encode_manifest(config, model, path)
+    check_rows(config, model, path)
+    encode_manifest(config, model, path, config.data.videos_root)
     return path
 
 
-def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
-    """The clips and prompts of a manifest, into the config's cache; several processes share them out."""
+def check_rows(config: Config, model: Backbone, path: Path) -> None:
+    """Raise PrflError, before anything is encoded, for a manifest that the config's training would refuse.
+
+    For a row whose prompt is held out, labels that teach a reward nothing, pairs where videos are trained on.
+    """
+    rows = read_manifest(path, root=config.data.videos_root, follow_links=config.data.follow_links)
+    trained = [row for row in rows if row.split in (None, "train")]
+    if not trained:
+        fix = 'give some rows "split": "train", or no row a split'
+        raise PrflError("no row is for training", where=str(path), fix=fix)
+    check_held_out(config, model, [row.prompt for row in trained], path)
+
+    labels = labels_only(trained)
+    if config.preference and config.reward:
+        with error_location(config.data.clips_key):
+            examples(labels, config.preference.loss, config.reward.head_dimensions)
+    elif isinstance(labels, PairDataset):
+        what = f"objective {config.objective.name} trains on videos, not on pairs"
+        raise PrflError(what, where=config.data.clips_key, fix="give a manifest of videos, or data.folder")
+
+
+def encode_manifest(config: Config, model: Backbone, path: Path, root: Path | None = None) -> None:
+    """The clips and prompts of a manifest, into the config's cache; several processes share them out.
+
+    root: the folder of its videos; None is its own.
+    """
     data = config.data
     with error_location("data"):
         report = build_cache(
@@ -48,6 +74,7 @@ def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
             path,
             data.cache,
             video_size(data),
+            root=root,
             skip_unreadable=data.skip_unreadable,
             follow_links=data.follow_links,
             batch_size=data.encode_batch,
@@ -56,7 +83,7 @@ def encode_manifest(config: Config, model: Backbone, path: Path) -> None:
         from prfl.data.decoding import BY_SIZE, read_anew
 
         console.say(str(report))
-        videos = manifest_videos(read_manifest(path, follow_links=data.follow_links))
+        videos = manifest_videos(read_manifest(path, root=root, follow_links=data.follow_links))
         guessed = sum(BY_SIZE in read_anew(video) for video in videos if video.is_file())
         if guessed:
             how = "they are read as BT.709, as players do"
@@ -81,39 +108,41 @@ def encode_prompts(config: Config, model: Backbone, prompts: Iterable[str], prog
 
 
 def build_dataset(config: Config, model: Backbone, path: Path, split: str) -> Dataset | None:
-    """The cached clips of a split, None where there are none.  A manifest whose rows name no split is all for training.
-
-    Raises PrflError for a training row whose prompt is held out (``data.prompts``).
-    """
-    rows = read_manifest(path, follow_links=config.data.follow_links)
+    """The cached clips of a split, None where there are none.  Rows of a manifest without any split are all trained."""
+    rows = read_manifest(path, root=config.data.videos_root, follow_links=config.data.follow_links)
     has_splits = any(row.split for row in rows)
     if split != "train" and not any(row.split == split for row in rows):
         return None
-    if split == "train":
-        held: dict[str, str] = {}  # prompt: its split
-        for name, prompts in load_prompts(config.data.prompts).items():
-            if name != "train":
-                held |= dict.fromkeys(prompts, name)
-        trained = [row.prompt for row in rows if row.split in (None, "train")]
-        wrong = [prompt for prompt in trained if prompt in held]
-        if wrong:
-            raise PrflError(
-                f"{len(wrong)} rows for training have a prompt of data.prompts.{held[wrong[0]]}, as {wrong[0][:80]!r}",
-                where=str(path),
-                fix="give these rows that split, or take their prompts out of the held-out prompts",
-            )
-        leaks.check_apart({"held out in data.prompts": list(held), "training rows": trained}, str(path), model)
-    return cached_dataset(config, model, path, split if has_splits else None)
+    return cached_dataset(config, model, path, split if has_splits else None, config.data.videos_root)
 
 
-def cached_dataset(config: Config, model: Backbone, path: Path, split: str | None = None) -> Dataset:
-    """The rows of a split, or (None) all of them, with their cached clips."""
+def check_held_out(config: Config, model: Backbone, trained: Sequence[str], path: Path) -> None:
+    """Raise PrflError for prompts of training rows that are held out (``data.prompts``)."""
+    held: dict[str, str] = {}  # prompt: its split
+    for name, prompts in load_prompts(config.data).items():
+        if name != "train":
+            held |= dict.fromkeys(prompts, name)
+    wrong = [prompt for prompt in trained if prompt in held]
+    if wrong:
+        raise PrflError(
+            f"{len(wrong)} rows for training have a prompt of data.prompts.{held[wrong[0]]}, as {wrong[0][:80]!r}",
+            where=str(path),
+            fix="give these rows that split, or take their prompts out of the held-out prompts",
+        )
+    leaks.check_apart({"held out in data.prompts": list(held), "training rows": trained}, str(path), model)
+
+
+def cached_dataset(
+    config: Config, model: Backbone, path: Path, split: str | None = None, root: Path | None = None
+) -> Dataset:
+    """The rows of a split, or (None) all of them, with their cached clips.  root: as in ``encode_manifest``."""
     return load_dataset(
         model,
         path,
         config.data.cache,
         video_size(config.data),
         split=split,
+        root=root,
         skip_unreadable=config.data.skip_unreadable,
         follow_links=config.data.follow_links,
     )

@@ -23,7 +23,7 @@ from prfl.config.sections.reward_gradient import (
     VaderConfig,
     inner_node,
 )
-from prfl.data.dataset import PairDataset
+from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.factory.backbone import POLICY, policy_adapter_name
 from prfl.factory.by_name import build_by_name
 from prfl.factory.data import Dataset
@@ -52,7 +52,7 @@ from prfl.reward.scorer import LatentScorer, PixelScorer
 from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
-from prfl.utils.errors import PrflError, error_location
+from prfl.utils.errors import error_location
 from prfl.utils.order import PROMPTS, met
 
 
@@ -83,7 +83,7 @@ METHODS: dict[type[Section], Callable[..., Method]] = {
 def build_preference(config: Config, model: Backbone, reward: TrainableReward, clips: Dataset) -> Objective:
     settings = config.preference
     assert settings is not None
-    with error_location(clips_key(config)):
+    with error_location(config.data.clips_key):
         if isinstance(reward, LatentReward):
             return Preference(
                 reward,
@@ -106,19 +106,12 @@ def build_preference(config: Config, model: Backbone, reward: TrainableReward, c
         )
 
 
-def clips_key(config: Config) -> str:
-    """The key that the config's clips come from."""
-    return "data.generator" if config.data.generator else "data.manifest"
-
-
 def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
     """SFT as the objective itself, or as the regulariser of another."""
     regulariser = config.reward_gradient.sft if config.reward_gradient else None
     settings = regulariser or config.objective
     assert isinstance(settings, SftConfig | SftRegulariserConfig), "the config's rules ask for objective.sft"
-    if isinstance(clips, PairDataset):
-        what = "SFT trains on videos, not on pairs"
-        raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
+    assert isinstance(clips, LatentDataset), "check_rows refuses pairs"
     return Sft(
         model,
         clips,
@@ -155,7 +148,7 @@ def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScore
 
 def drawn_prompts(config: Config) -> list[str]:
     """The training prompts that this run's chains start with: a short run on a long list needs few of them."""
-    prompts, samples = load_prompts(config.data.prompts)["train"], config.training.steps * config.training.batch
+    prompts, samples = load_prompts(config.data)["train"], config.training.steps * config.training.batch
     return [prompts[index] for index in met(samples, len(prompts), config.seed, PROMPTS)]
 
 
@@ -166,9 +159,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
     with error_location("data"):
         latent_shape = model.latent_shape(config.data.frames, config.data.height, config.data.width)
     starts = clips if objective.starts_from_data else None
-    if isinstance(starts, PairDataset):
-        what = f"objective {objective.name} starts from videos, not from pairs"
-        raise PrflError(what, where=clips_key(config), fix="give a manifest of videos")
+    assert not isinstance(starts, PairDataset), "check_rows refuses pairs"
     return RewardGradient(
         model,
         build_method(config, build_schedule(config, model)),
@@ -180,7 +171,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
             target=scores.target,
             scale=scores.scale,
         ),
-        load_prompts(config.data.prompts)["train"],
+        load_prompts(config.data)["train"],
         latent_shape,
         adapter=POLICY,
         guidance=Guidance(guidance.scale, guidance.gradient),

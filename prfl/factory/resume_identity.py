@@ -27,7 +27,7 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
     facts |= {f"backbone.model ({part})": weights for part, weights in fingerprints(model).items()}
     facts["backbone.model (settings)"] = [model.facts.settings, *model.facts.schedule]
     facts["backbone.model (text encoder)"] = model.facts.text_identity or f"of {config.backbone.model}"  # a hub id
-    prompts = "\n".join(load_prompts(config.data.prompts)["train"])
+    prompts = "\n".join(load_prompts(config.data)["train"])
     facts["data.prompts.train (content)"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
     if clips is not None:
         facts["data (videos and labels)"] = clips.fingerprint

@@ -57,7 +57,7 @@ def draw_in_run(config: Config, per_prompt: int, count: int, questions: Mapping[
     check_prompts(config, model)
 
     # What is drawn, how, and what is asked of it.
-    splits = load_prompts(config.data.prompts)
+    splits = load_prompts(config.data)
     held_out = splits.get("validation", [])[: max(1, count // 4)]
     prompts = {"train": splits["train"][:count], "validation": held_out}
     scored = dict.fromkeys(config.reward.head_dimensions if config.reward else [], "")

@@ -14,7 +14,7 @@ def cache(config: Config) -> None:
     """Encode the config's clips and prompts."""
     model = build_backbone(config)
     check_prompts(config, model)
-    if config.data.has_clips:
+    if config.reads_clips:
         fill_cache(config, model, progress("generated clips"))
     if not config.trains_reward:  # which reads its clips' prompts alone
         encoded = encode_prompts(config, model, prompts_of(config), progress("encoding the prompts"))

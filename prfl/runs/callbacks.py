@@ -26,7 +26,7 @@ class Validation:
     def __init__(self, stage: StageRun, rewards: Mapping[str, reward_eval.Scorer], best: BestPolicy | None) -> None:
         evaluation = stage.config.evaluation
         self.stage, self.rewards, self.best = stage, rewards, best
-        self.prompts = load_prompts(stage.config.data.prompts)["validation"][: evaluation.prompts_per_round]
+        self.prompts = load_prompts(stage.config.data)["validation"][: evaluation.prompts_per_round]
         self.alarms: list[hacking.HackingAlarm] = []
 
     def __call__(self, step: int) -> dict[str, float]:

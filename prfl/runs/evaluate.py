@@ -32,21 +32,22 @@ def evaluate(
     overrides: Sequence[str] = (),
     heads: Mapping[str, Path] | None = None,
     manifest: Path | None = None,
+    split: str = "validation",
 ) -> None:
     """Measure trained rewards, side by side, at every noise level; or a trained policy beside its base.
 
     run: a finished run's folder, in place of a config; None is that of the first head.  overrides: keys of the run's
     config to change.  heads: saved rewards by name; none is the one that the config trained.
-    manifest: other labelled videos, all of them held out (out of domain, say); None is the config's validation split.
+    manifest: other labelled videos, all of them held out (out of domain, say); None is a split of the config's.
     """
     if config is None:
         folder = run or next(iter(heads.values() if heads else [])).parent
         config = finished_run_config(folder, overrides)
     with folder_lock(config.run):
-        evaluate_in_run(config, heads, manifest)
+        evaluate_in_run(config, heads, manifest, split)
 
 
-def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: Path | None) -> None:
+def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: Path | None, split: str) -> None:
     model = build_backbone(config)
     if heads is None and manifest is None and not config.trains_reward:
         return evaluate_policy(config, model)
@@ -58,23 +59,24 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
 
     # The clips: those of the config, and the held-out ones, which may be another manifest's.
     train = None  # its samples say how far apart two scores are still a tie
-    if manifest is None or config.data.has_clips:
+    if manifest is None or config.reads_clips:
         path = fill_cache(config, model, progress("generated clips"))
         train = build_dataset(config, model, path, "train")
     if manifest is None:
-        held = build_dataset(config, model, path, "validation")
+        held = build_dataset(config, model, path, split)
     else:
         path = manifest
         encode_manifest(config, model, path)
         held = cached_dataset(config, model, path)
     if held is None:
-        fix = 'add "split": "validation" to the held-out rows'
+        fix = f'add "split": "{split}" to the held-out rows; --split says which of validation and test is measured'
         raise PrflError("there are no held-out rows", where=str(path), fix=fix)
     if train is not None and manifest is not None:
         warn_of_trained(held, train, manifest)
 
     # The measures, at the noise levels of the rollout among others.
-    results = config.run / "reward_eval.json" if manifest is None else reward_eval.results_of(config.run, manifest)
+    own = config.run / ("reward_eval-test.json" if split == "test" else "reward_eval.json")
+    results = own if manifest is None else reward_eval.results_of(config.run, manifest)
     at = reward_eval.levels(chain_sigmas(config, model).tolist())
     warn_of_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
@@ -101,7 +103,7 @@ def evaluate_policy(config: Config, model: Backbone) -> None:
     if not config.evaluation.final_samples:
         fix = "say how many samples: evaluation.final_samples=64"
         raise PrflError("there are no samples to measure", where="evaluation.final_samples", fix=fix)
-    encode_prompts(config, model, load_prompts(config.data.prompts)["test"], progress("encoding the prompts"))
+    encode_prompts(config, model, load_prompts(config.data)["test"], progress("encoding the prompts"))
     reward = load_followed_reward(config, model) if config.follows_reward else None
     compare_base(config, model, watched_rewards(config, model, reward), RunFolder(config.run))
     show_report(config.run)

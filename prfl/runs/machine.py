@@ -229,7 +229,7 @@ def video() -> Check:
 
 def inputs(config: Config, filled: Collection[Path], file: Path | None = None) -> Iterator[Check]:
     """Check prompt files, the manifest, the reward and the model: here, to be downloaded, or missing."""
-    yield read("data.prompts", lambda: f"{sum(map(len, load_prompts(config.data.prompts).values()))} prompts", file)
+    yield read("data.prompts", lambda: f"{sum(map(len, load_prompts(config.data).values()))} prompts", file)
     absent = downloads(config)
     reason = hub() if absent else ""
     for key, name in absent.items():

@@ -23,7 +23,7 @@ from prfl.utils.console import console, progress
 
 def prompts_of(config: Config) -> list[str]:
     """List the prompts that a policy's training encodes beside its clips': of its rollouts, its rounds and its end."""
-    prompts, evaluation = load_prompts(config.data.prompts), config.evaluation
+    prompts, evaluation = load_prompts(config.data), config.evaluation
     of_rollouts = drawn_prompts(config) if config.reward else []
     of_rounds = prompts.get("validation", [])[: evaluation.prompts_per_round] if evaluation.every else []
     of_the_end = prompts.get("test", [])[: evaluation.final_samples]
@@ -60,7 +60,7 @@ def compare_base(config: Config, model: Backbone, rewards: Mapping[str, reward_e
 
     After full fine-tuning in place the base is gone, and the policy stands alone.
     """
-    test = load_prompts(config.data.prompts)["test"][: config.evaluation.final_samples]
+    test = load_prompts(config.data)["test"][: config.evaluation.final_samples]
     per_prompt = config.evaluation.final_samples // len(test)
     names: list[Literal["base", "policy"]] = ["base", "policy"] if policy_adapter_name(config) else ["policy"]
     outcomes = [

@@ -69,7 +69,7 @@ def sample_in_run(config: Config, compare_base: bool, drawn: Drawn) -> None:
     model = build_backbone(config)
     base = drawn.base or config.trains_reward
     weights = "base" if base else load_drawn(config, model, drawn)
-    splits = load_prompts(config.data.prompts)
+    splits = load_prompts(config.data)
     prompts = (
         list(drawn.prompts) or (splits.get("validation") or splits["train"])[: config.evaluation.prompts_per_round]
     )

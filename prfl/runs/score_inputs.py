@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prfl.data.folder import prompt_beside
 from prfl.data.manifest import manifest_videos, read_manifest
 from prfl.data.video import SUFFIXES
 from prfl.utils.errors import Faults, PrflError
 from prfl.utils.files import CACHE_TAG
-from prfl.utils.reading import text_of
 
 LATENTS = ".safetensors"
 
@@ -40,7 +40,7 @@ def read_items(inputs: Sequence[str], prompt: str | None, follow_links: bool) ->
 
     inputs: files; folders, of which every video and latents file below is taken; patterns such as ``clips/*.mp4``; and
     manifests (.jsonl), whose rows bring their prompts.  The prompt of any other file is the text of the .txt beside it,
-    as ``a.mp4`` and ``a.txt``, or else ``prompt``.
+    as ``a.mp4`` and ``a.txt`` (``prompt_beside``), or else ``prompt``.
     Raises PrflError for an input that is absent or empty, of no known kind, or has no prompt.
     """
     items: list[Item] = []
@@ -85,14 +85,11 @@ def _several(name: str, files: Sequence[Path], prompt: str | None) -> list[Item]
 
 
 def _prompt_of(file: Path, prompt: str | None) -> str:
-    beside = file.with_suffix(".txt")
-    if beside.is_file():
-        if text := " ".join(text_of(beside).split()):
-            return text
-        what = "it is empty, and should be the prompt of the video beside it"
-        raise PrflError(what, where=str(beside), fix="write the prompt into it")
+    if text := prompt_beside(file):
+        return text
     if prompt is None:
-        fix = f'--prompt "what the video shows", a {beside.name} beside it, or a manifest (.jsonl) with prompts'
+        text = file.with_suffix(".txt").name
+        fix = f'--prompt "what the video shows", a {text} beside it, or a manifest (.jsonl) with prompts'
         raise PrflError("a reward reads the prompt too, and this file has none", where=str(file), fix=fix)
     return prompt
 

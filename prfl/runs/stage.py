@@ -15,7 +15,7 @@ from prfl.estimate.fill import fill_card
 from prfl.estimate.suggestions import out_of_memory
 from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choose_kernels, policy_adapter_name
 from prfl.factory.data import build_dataset, fill_cache
-from prfl.factory.prompts import check_prompts, load_prompts
+from prfl.factory.prompts import check_prompts, check_sets, load_prompts
 from prfl.factory.resume_identity import input_contents
 from prfl.runs.outcomes import show_report
 from prfl.runs.stage_run import StageRun
@@ -32,7 +32,7 @@ from prfl.utils.lock import folder_lock
 
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
-    load_prompts(config.data.prompts)
+    check_sets(config, load_prompts(config.data))
     with processes.peer_errors(), out_of_memory(config):
         train_stage(config, resume)
 
@@ -52,7 +52,7 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     model = prepared_model(config)
 
     # The clips of the data, through the VAE once.
-    manifest = fill_cache(config, model, progress("generated clips")) if config.data.has_clips else None
+    manifest = fill_cache(config, model, progress("generated clips")) if config.reads_clips else None
     clips = build_dataset(config, model, manifest, "train") if manifest else None
     park_vae(model)
 
@@ -61,7 +61,8 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
     if config.trains_reward:
         assert manifest is not None
         model.text.free()  # a policy's stage encodes its prompts first
-        result = train_reward(stage, build_dataset(config, model, manifest, "validation"))
+        validation, test = (build_dataset(config, model, manifest, split) for split in ("validation", "test"))
+        result = train_reward(stage, validation, test)
     else:
         result = train_policy(stage)
     show_report(folder.path)

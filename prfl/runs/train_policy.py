@@ -67,7 +67,7 @@ def check_enough_prompts(stage: StageRun) -> None:
     """Raises PrflError where stop_on_hacking would compare too few prompts to tell a fall from chance."""
     if not stage.config.evaluation.stop_on_hacking:
         return
-    validation = load_prompts(stage.config.data.prompts)["validation"]
+    validation = load_prompts(stage.config.data)["validation"]
     if len(validation) < FEWEST_PROMPTS:
         what = f"stop_on_hacking compares {FEWEST_PROMPTS} prompts or more, and there are {len(validation)}"
         raise PrflError(what, where="data.prompts.validation", fix="give more, or evaluation.stop_on_hacking=false")

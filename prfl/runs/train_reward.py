@@ -30,8 +30,11 @@ from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 
 
-def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
-    """Train, measure on the validation prompts at the end, and save to ``run/reward``."""
+def train_reward(stage: StageRun, validation: Dataset | None, test: Dataset | None) -> TrainResult:
+    """Train, measure on the validation rows at the end, and save to ``run/reward``; then measure on the test rows.
+
+    Where there are no validation rows, the test rows are what the card has.
+    """
     config, model, run = stage.config, stage.model, stage.folder
     assert stage.clips is not None
     reward = build_new_reward(config, model)
@@ -39,7 +42,8 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
         layers, blocks = reach(model, reward.adapter.name)
         console.say(f"the reward's adapter on {layers} layers of {blocks} blocks")
     objective = build_preference(config, model, reward, stage.clips)
-    warn_of_incomparable({"reward": reward}, validation)
+    held, split = (test, "test") if validation is None else (validation, "validation")
+    warn_of_incomparable({"reward": reward}, held)
 
     def watch(step: int) -> dict[str, float]:
         """Measure pairwise accuracy within a prompt at three noise levels: is it learning, or overfitting?"""
@@ -50,26 +54,35 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
         last = rows[-1].dimension if rows else ""
         return {f"accuracy/sigma {r.level.low:g}": r.accuracy.value for r in rows if r.dimension == last}
 
+    def measure(data: Dataset, of_split: str) -> tuple[list[reward_eval.Row], Path]:
+        """One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
+
+        A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
+        """
+        highest = math.inf if reward.noise_aware else 0.5
+        bins = [level for level in reward_eval.levels() if level.kind == "bin" and level.high <= highest]
+        path = run.path / ("reward_eval-test.json" if of_split == "test" else "reward_eval.json")
+        facts = {"split": of_split}
+        return measure_reward(config, {"reward": reward}, model, data, None, path, bins, noise_draws=1, **facts), path
+
     def finish(step: int) -> dict[str, float]:
         reward.card = card(config)
-        if validation is not None:
-            # One draw, no ties, no more than the card and the plot need: `prfl eval` takes its time.
-            # A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
-            highest = math.inf if reward.noise_aware else 0.5
-            bins = [level for level in reward_eval.levels() if level.kind == "bin" and level.high <= highest]
-            path = run.path / "reward_eval.json"
-            rows = measure_reward(config, {"reward": reward}, model, validation, None, path, at=bins, noise_draws=1)
+        if held is not None:
+            rows, path = measure(held, split)
             reward.card = card(config, **reward_eval.measured_card(rows, "reward"))
             try:
-                reward.calibrate(clean_logits(reward, model, validation))
+                reward.calibrate(clean_logits(reward, model, held))
             except PrflError as error:  # what was trained is saved all the same
                 warn(f"the scores are not normalised: {error.what}")
         if processes.is_main():
             reward.save_pretrained(run.path / "reward")
             made_by = run_hash(run.path, stage.run_id)
             save_reward_stamp(run.path / "reward", model, Moment(step, step, made_by))
-        if validation is not None:  # what was trained is saved by now, whatever printing comes to
+        if held is not None:  # what was trained is saved by now, whatever printing comes to
             show_measured(rows, path)
+        if held is not test and test is not None:
+            console.say(f"{len(test)} test rows, by which nothing was chosen:", style="bold")
+            show_measured(*measure(test, "test"))
         show_verdict(reward.card, reward.dimensions, str(run.path / "reward"))
         return {}
 
@@ -82,7 +95,8 @@ def train_reward(stage: StageRun, validation: Dataset | None) -> TrainResult:
 def warn_of_incomparable(rewards: Mapping[str, Reward], held: Dataset | None) -> None:
     """Warn of the dimensions that will have no accuracy on the held-out rows, with the reason."""
     if held is None:
-        warn("no row has the split validation: the reward will be saved without an accuracy, its scores as they are")
+        what = "no row has the split validation or test"
+        warn(f"{what}: the reward will be saved without an accuracy, its scores as they are")
         return
     asked = dict.fromkeys(name for reward in rewards.values() for name in reward.dimensions)
     for name, reason in reward_eval.incomparable(asked, reward_eval.held_out(held)).items():

@@ -138,6 +138,14 @@ EFFECTS: dict[str, tuple] = {
         "step", PRFL, [], *objective("dense_process", "rewards: 1, steps_range", "[0, 0.25]", "[0.75, 1]"),
     ),
     "DataConfig.manifest": ("step", SFT, [], *sides("data.manifest", "manifest.jsonl", "fewer.jsonl")),
+    "DataConfig.root": ("step", SFT, [], *sides("data.root", "null", "same-names")),
+    "DataConfig.folder": (
+        "prompts", SFT, ["data.manifest=null", "data.prompts={}"], *sides("data.folder", "texts", "texts/deep"),
+    ),
+    "DataConfig.held_out": (
+        "prompts", SFT, ["data.manifest=null", "data.folder=texts", "data.prompts={}"],
+        *sides("data.held_out", 0.0, 0.5),
+    ),
     "DataConfig.cache": ("cache", SFT, [], *sides("data.cache", "cache-one", "cache-two")),
     "DataConfig.frames": ("step", SFT, [], *sides("data.frames", 5, 1)),
     "DataConfig.height": ("step", SFT, [], *sides("data.height", 16, 8)),

@@ -80,6 +80,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path
     broken = json.dumps({**json.loads(rows[0]), "video": "clips/broken.mp4"}) + "\n"
     Path("broken.jsonl").write_text("".join(rows) + broken, encoding="utf-8")
     Path("more.txt").write_text("a green square\na yellow circle\n", encoding="utf-8")
+    shutil.copytree("clips", "same-names/clips")
+    names = sorted(path.name for path in Path("clips").glob("?.mp4"))
+    for name, other in zip(names, reversed(names), strict=True):
+        shutil.copy(f"clips/{name}", f"same-names/clips/{other}")
+    for number, path in enumerate(("texts/0", "texts/1", "texts/deep/2")):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f"clips/{number}.mp4", f"{path}.mp4")
+        Path(f"{path}.txt").write_text(f"a red circle {number}", encoding="utf-8")
     for kind, name in (("latent", "second"), ("pixel", "pixels")):
         shutil.copytree(f"heads/{kind}", f"heads/{name}")
     second = LatentReward.from_pretrained("heads/second", model_of(load_config("prfl.yaml")))
@@ -108,7 +116,7 @@ def model_of(config: Config) -> Backbone:
 def step(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """Metrics and gradients of the objective's first two steps, and how they were computed."""
     model = model_of(config)
-    path = fill_cache(config, model, iter) if config.data.has_clips else None
+    path = fill_cache(config, model, iter) if config.reads_clips else None
     clips = build_dataset(config, model, path, "train") if path else None
     if isinstance(config.objective, PreferenceConfig):
         reward = build_new_reward(config, model)
@@ -247,7 +255,7 @@ def cached(config: Config, patch: pytest.MonkeyPatch) -> Any:
 COMPUTATIONS: dict[str, Callable[[Config, pytest.MonkeyPatch], Any]] = {
     "step": step, "loop": loop, "sampled": sampled, "steered": steered,
     "watched": watched, "clips": clips, "asked": asked, "cache": cached,
-    "prompts": lambda config, patch: load_prompts(config.data.prompts),
+    "prompts": lambda config, patch: load_prompts(config.data),
     "kernels": lambda config, patch: choose_kernels(config, model_of(config)),
     "attention": lambda config, patch: attention_choice(config, model_of(config)),
     "device": lambda config, patch: choose_device(config.backbone),

@@ -131,6 +131,9 @@ def test_every_key_is_read_by_somebody(
         data = {"manifest": None, "generator": yaml.safe_load(f"{{name: {generator}}}")}
         prompts = {"prompts": {"train": "shapes"}, "frames": 17, "height": 32, "width": 32}
         build_manifest(load_config(write("made", "sft.yaml", data={**data, **prompts})), model, iter)
+    for video in Path("clips").glob("*.mp4"):
+        video.with_suffix(".txt").write_text("a red circle")
+    build_manifest(load_config(write("made", "sft.yaml", data={"manifest": None, "folder": "clips"})), model, iter)
     for kind in kinds(SteeringBase, "name"):
         (name,) = typing.get_args(kind.model_fields["name"].annotation)
         noisy = ", solver: ancestral" if "solver" in kind.model_fields else ""

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from prfl.config.sections.data import PromptsConfig
+from prfl.config.sections.data import DataConfig
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest, write_manifest
 from prfl.data.prompts import plain, read_prompts, split_prompts
 from prfl.factory.prompts import load_prompts
@@ -170,16 +170,35 @@ def test_a_set_that_would_be_empty_is_named():
         split_prompts(["a", "b", "c"])
 
 
+def data(manifest=None, **prompts) -> DataConfig:
+    return DataConfig(manifest=manifest, prompts=prompts, cache="cache", frames=5, height=16, width=16, fps=8)
+
+
+def test_sets_that_no_file_has_are_those_of_the_manifest(folder):
+    rows = [{**VIDEO, "prompt": split, "split": split} for split in ("test", "train", "validation")]
+    path = write(folder, *rows)
+    assert load_prompts(data(path)) == {split: [split] for split in ("train", "validation", "test")}
+    (folder / "x.txt").write_text("x")
+    assert load_prompts(data(path, train=str(folder / "x.txt")))["train"] == ["x"]
+    (folder / "x.txt").write_text("test")
+    with pytest.raises(PrflError, match="data.prompts.test: the prompt 'test' is in train too"):
+        load_prompts(data(path, train=str(folder / "x.txt")))
+    with pytest.raises(PrflError, match="data.prompts.train: there are no prompts to train on"):
+        load_prompts(data(write(folder, rows[0])))
+    with pytest.raises(PrflError, match="2 rows are wrong"):
+        load_prompts(data(write(folder, {**VIDEO, "lable": {}}, {"prompt": "x"})))
+
+
 def test_one_file_for_all_sets_is_split(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("".join(f"prompt {i}\n" for i in range(20)))
     other = tmp_path / "test.txt"
     other.write_text("another\n")
-    sets = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(path)))
+    sets = load_prompts(data(train=str(path), validation=str(path), test=str(path)))
     assert {name: len(prompts) for name, prompts in sets.items()} == {"train": 16, "validation": 2, "test": 2}
-    sets = load_prompts(PromptsConfig(train=str(path), validation=str(path), test=str(other)))
+    sets = load_prompts(data(train=str(path), validation=str(path), test=str(other)))
     assert {name: len(prompts) for name, prompts in sets.items()} == {"train": 18, "validation": 2, "test": 1}
-    assert len(load_prompts(PromptsConfig(train=str(path)))["train"]) == 20
+    assert len(load_prompts(data(train=str(path)))["train"]) == 20
 
 
 def test_prompts_that_differ_only_in_how_they_are_written_are_split_together():
@@ -192,6 +211,19 @@ def test_prompts_that_differ_only_in_how_they_are_written_are_split_together():
     for chosen in split.values():
         assert {plain(prompt) for prompt in chosen} & set(prompts) == {p for p in chosen if p in prompts}
     assert before == split_prompts(prompts), "and nothing moves where nothing is alike"
+
+
+def test_videos_may_be_below_another_folder(folder):
+    """On another disk, say: nothing but what is below that folder is read."""
+    path = write(folder.parent, VIDEO)
+    (row,) = read_manifest(path, root=folder)
+    assert row.video == folder / "clips/a.mp4"
+    write_manifest(path, [row], root=folder)
+    assert json.loads(path.read_text())["video"] == "clips/a.mp4"
+    with pytest.raises(PrflError, match="leaves data.root"):
+        read_manifest(write(folder.parent, {**VIDEO, "video": "../outside.mp4"}), root=folder)
+    with pytest.raises(PrflError, match="no such folder"):
+        read_manifest(path, root=folder / "elsewhere")
 
 
 def test_links_lead_out_where_the_user_says_so(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +19,7 @@ class GeneratorBase(Section):
 
     name: str = Field(description="The generator.")
     makes_pairs: ClassVar[bool] = False  # preferences in place of labels
+    brings_prompts: ClassVar[bool] = False  # the videos have texts beside them
 
 
 class SamplesConfig(GeneratorBase):
@@ -70,7 +72,8 @@ class ClipsConfig(GeneratorBase):
     )
     videos: FolderOrFile = place(
         description="A video, or a folder of videos and of folders of them. Hidden files, files of other suffixes and "
-        "what prfl wrote are left out, and said."
+        "what prfl wrote are left out, and said. Without data.prompts, the prompt of a.mp4 is the text in a.txt beside "
+        "it."
     )
     kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
         default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
@@ -78,19 +81,27 @@ class ClipsConfig(GeneratorBase):
         description="Degradations. The first three are worse in dimension look, the others in dimension motion.",
     )
     crops: int = Field(default=1, ge=1, description="Clips from each stretch: the whole picture, then parts of it.")
-    held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the stretches for validation prompts.")
+    held_out: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of the stretches for validation; of the prompts, where those are the texts beside videos.",
+    )
     formats: list[Literal["mp4", "webm", "gif"]] = Field(
         default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
     )
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the crops and degradations.")
     makes_pairs = True
+    brings_prompts = True
 
     def files(self) -> list[Source]:
         return [Source("data.generator.videos", str(self.videos), "videos")]
 
 
 class PromptsConfig(Section):
-    train: str = place(description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on.")
+    train: str | None = place(
+        default=None, description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on."
+    )
     validation: str | None = place(default=None, description="Prompts watched during a run, or 'shapes'.")
     test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
 
@@ -106,12 +117,25 @@ class DataConfig(Section):
         default=None,
         description="JSON lines: a labelled video, or a pair of videos of one prompt with a preference, in each.",
     )
+    root: FolderOrFile | None = place(
+        default=None, description="Folder that the paths in data.manifest are relative to; null is the manifest's own."
+    )
+    folder: FolderOrFile | None = place(
+        default=None,
+        description="Videos with their prompts beside them, a.mp4 and a.txt (or a.caption, or a.json with a caption), "
+        "in place of a manifest. Videos in its folders train, validation and test have that split.",
+    )
+    held_out: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of data.folder's prompts for validation, if no folder in it is."
+    )
     generator: GeneratorConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
     prompts: PromptsConfig = Field(
+        default=PromptsConfig(),
         description="The three sets of prompts; no prompt may be in two of them. A file that is named for several "
-        "is split among them, in parts of 80, 10 and 10 %, by a hash of each prompt."
+        "is split among them, in parts of 80, 10 and 10 %, by a hash of each prompt. A set that is not named has the "
+        "prompts of that split of data.manifest or data.folder.",
     )
     cache: FolderOrFile = Field(
         description="Folder of cached latents, prompt embeddings and generated clips.", json_schema_extra=WRITTEN
@@ -129,8 +153,8 @@ class DataConfig(Section):
     )
     follow_links: bool = Field(
         default=False,
-        description="Read videos through links that lead out of the folder of data.manifest or data.generator.videos, "
-        "as into a snapshot's blobs or to another disk. Such links are refused else.",
+        description="Read videos through links that lead out of the folder of data.manifest, data.folder or "
+        "data.generator.videos, as into a snapshot's blobs or to another disk. Such links are refused else.",
         json_schema_extra=MAY_CHANGE,
     )
     encode_batch: int = Field(
@@ -142,7 +166,22 @@ class DataConfig(Section):
 
     @property
     def has_clips(self) -> bool:
-        return self.manifest is not None or self.generator is not None
+        return bool(self.manifest or self.folder or self.generator)
+
+    @property
+    def brings_prompts(self) -> bool:
+        """Whether prompts can be taken from the clips: of a manifest's rows, or the texts beside videos."""
+        return bool(self.manifest or self.folder or (self.generator and self.generator.brings_prompts))
+
+    @property
+    def clips_key(self) -> str:
+        """The key that names the clips."""
+        return next((f"data.{key}" for key in ("generator", "folder") if getattr(self, key)), "data.manifest")
+
+    @property
+    def videos_root(self) -> Path | None:
+        """The folder that the manifest's paths are relative to: of the one that is read, or written of data.folder."""
+        return self.folder or self.root
 
     @property
     def makes_pairs(self) -> bool:
@@ -153,20 +192,38 @@ class DataConfig(Section):
         if self.generator:
             return self.generator.files()
         remedy = "write one (JSON lines: see docs/data.md), or name another"
-        return [Source("data.manifest", str(self.manifest), "manifest", remedy=remedy)] if self.manifest else []
+        sources = [Source("data.manifest", str(self.manifest), "manifest", remedy=remedy)] if self.manifest else []
+        folders = {"data.root": self.root, "data.folder": self.folder}
+        return sources + [Source(key, str(path), "videos") for key, path in folders.items() if path]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
-        reads_clips = config.objective.reads_clips
-        if self.manifest and self.generator:
-            yield "data.generator", "data.manifest is given too; keep one of them"
-        if reads_clips and not self.has_clips:
-            yield "data.manifest", "the objective trains on clips; give data.manifest or data.generator"
-        if not reads_clips and self.has_clips:
-            yield "data", "clips are given that nobody reads; remove them or add objective.sft"
-        if not self.has_clips:
-            yield from unread(self, "data", ["skip_unreadable", "encode_batch"], "a config without clips")
+        given = [key for key in ("manifest", "folder", "generator") if getattr(self, key)]
+        if len(given) > 1:
+            yield f"data.{given[-1]}", f"data.{given[0]} is given too; keep one of them"
+        if config.objective.reads_clips and not given:
+            yield "data.manifest", "the objective trains on clips; give data.manifest, data.folder or data.generator"
+        if self.folder and config.trains_reward:
+            what = f"videos with texts have no labels; have them labelled (prfl labels page {self.folder}), or a reward"
+            yield "data.folder", f"{what} learn to see damage: data.generator={{name: video_clips, videos: ...}}"
+        if not config.reads_clips:
+            if given and not (self.brings_prompts and not self.prompts.train):
+                yield "data", "clips are given that nobody reads; remove them or add objective.sft"
+            yield from unread(self, "data", ["encode_batch"], "a config without clips")
+        if not given:
+            yield from unread(self, "data", ["skip_unreadable"], "a config without clips")
+        if not self.manifest:
+            yield from unread(self, "data", ["root"], "a config without data.manifest")
+        if not self.folder:
+            yield from unread(self, "data", ["held_out"], "a config without data.folder")
         if self.generator:
             yield from self.generator.conflicts(config)
+        if not self.brings_prompts:
+            yield from self.prompt_faults(config)
+
+    def prompt_faults(self, config: Config) -> Iterator[Fault]:
+        """Of prompts that no clips bring; what a manifest or a folder lacks is seen when it is read."""
+        if not self.prompts.train:
+            yield "data.prompts.train", "missing; give a file of prompts, or data.manifest or data.folder that has them"
         if config.evaluation.every and not self.prompts.validation:
             yield "data.prompts.validation", "evaluation.every needs validation prompts"
         if config.evaluation.final_samples and not self.prompts.test:

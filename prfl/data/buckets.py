@@ -1,0 +1,70 @@
+"""Clips of several sizes in one run: each video is read at the size that it fits best (``data.buckets``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from prfl.data.headers import Header, read_header
+from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos
+from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
+
+Rows = Sequence[LabelledVideo] | Sequence[PreferencePair]
+NEAR = 0.05  # of log(height / width): shapes that differ by less crop nothing that anybody would miss
+FASTER = 1.01  # a rate above the file's by more than this repeats pictures
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """The sizes at which videos are read, the largest first.
+
+    by_prompt: all videos of a prompt are read at one size, because they are compared.
+    """
+
+    sizes: tuple[VideoSize, ...]
+    by_prompt: bool = False
+
+    @property
+    def largest(self) -> VideoSize:
+        return self.sizes[0]
+
+    def of_rows(self, rows: Rows) -> list[VideoSize]:
+        """Choose the size of each row's videos."""
+        if len(self.sizes) == 1:
+            return [self.largest] * len(rows)
+        together: dict[object, list[LabelledVideo | PreferencePair]] = {}
+        for number, row in enumerate(rows):
+            together.setdefault(row.prompt if self.by_prompt else number, []).append(row)
+        chosen = {key: best_size(manifest_videos(members), self.sizes) for key, members in together.items()}
+        return [chosen[row.prompt if self.by_prompt else number] for number, row in enumerate(rows)]
+
+
+def best_size(videos: Sequence[Path], sizes: Sequence[VideoSize]) -> VideoSize:
+    """Choose the size for videos that are read alike: one that the shortest fills, not faster than the slowest.
+
+    Of these the one nearest to the first one's shape, of alike ones the largest.  Where none fits, the shortest.
+    """
+    headers = [header for video in videos if (header := known_header(video))]
+    if not headers:  # reported where the video is read
+        return sizes[0]
+    seconds, fps = min(header.seconds for header in headers), min(header.fps for header in headers)
+    filled = [size for size in sizes if (size.frames - 1) / size.fps <= seconds]
+    slow = [size for size in filled if size.fps <= fps * FASTER] or filled
+    if not slow:
+        return min(sizes, key=lambda size: (size.frames - 1) / size.fps)
+    shape = math.log(headers[0].height / headers[0].width)
+    apart = {size: round(abs(math.log(size.height / size.width) - shape) / NEAR) for size in slow}
+    return min(slow, key=lambda size: (apart[size], -size.frames * size.height * size.width))
+
+
+@lru_cache(maxsize=2**17)
+def known_header(video: Path) -> Header | None:
+    """Read a video's header once; None where it cannot be read."""
+    try:
+        return read_header(video)
+    except PrflError:
+        return None

@@ -1,0 +1,174 @@
+"""``prfl init``: a commented project that runs, for a folder of videos or a manifest of people's preferences."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from prfl.backbone import Backbone, load_architecture
+from prfl.config import load_stages
+from prfl.data.folder import read_folder
+from prfl.data.headers import Header, read_header, typical
+from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
+from prfl.factory.backbone import shapes_or
+from prfl.runs.project_files import (
+    FOLDER_CLIPS,
+    LARGE,
+    PAIRS,
+    POLICY,
+    PROJECT,
+    PROMPTS_ONLY,
+    README,
+    REWARD,
+    SFT,
+    SMALL,
+    VIDEOS,
+)  # fmt: skip
+from prfl.utils.errors import PrflError
+from prfl.utils.files import atomic_write
+from prfl.utils.video_size import VideoSize
+
+SAMPLED = 200  # headers that are read: enough to know what the videos are like
+DRAWN = {"wan": (81, 480 * 832, 16), "cogvideox": (49, 480 * 720, 8)}
+"""Of each family: the frames and pixels of its usual videos, and their rate."""
+COLUMN = 34  # where the comments of a config begin
+WIDE = 512  # tokens of a model that is trained on a GPU are wider
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a project is made of.
+
+    source: the folder or the manifest.  rows: its videos or pairs.  dimensions: that people labelled; none in a folder.
+    """
+
+    source: Path
+    rows: Sequence[LabelledVideo | PreferencePair]
+    dimensions: Sequence[str]
+
+    @property
+    def holds_out(self) -> bool:
+        return any(row.split == "validation" for row in self.rows)
+
+
+def write_project(source: Path, out: Path, model: str) -> list[Path]:
+    """Write the project's files into ``out``; returns them.
+
+    source: a folder of a.mp4 and a.txt, or a manifest.  model: a diffusers folder, a hub id or 'shapes'.
+    Raises PrflError for videos without a text beside them, and where one of the files is there already.
+    """
+    found = find(source)
+    network = load_architecture(shapes_or(model))
+    size = clip_for(network, model, typical([read_header(video) for video in spread(manifest_videos(found.rows))]))
+
+    values = settings(found, network, model, size, out)
+    texts = {"project.yaml": PROJECT, "reward.yaml": REWARD, "policy.yaml": POLICY, "README.md": README}
+    if there := [name for name in texts if (out / name).exists()]:
+        fix = "--out names another folder, or remove it"
+        raise PrflError(f"there is a {there[0]} already", where=str(out), fix=fix)
+    for name, text in texts.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_text(aligned(Template(text).substitute(values)), encoding="utf-8")
+    load_stages(out / "project.yaml")
+    return [out / name for name in texts]
+
+
+def find(source: Path) -> Found:
+    """Read the folder or the manifest.  Raises PrflError for what neither is."""
+    if source.is_dir():
+        return Found(source, read_folder(source, held_out=0.2), [])
+    rows = read_manifest(source)
+    labels = [row.label if isinstance(row, LabelledVideo) else row.preference for row in rows]
+    dimensions = list(dict.fromkeys(name for label in labels for name in label))
+    if not dimensions:
+        fix = "label them first (prfl labels page), or name the folder of the videos in place of the manifest"
+        raise PrflError("no row says which video is good", where=str(source), fix=fix)
+    return Found(source, rows, dimensions)
+
+
+def spread(videos: Sequence[Path]) -> Sequence[Path]:
+    """Choose so many videos that their headers are read soon, evenly."""
+    return videos[:: math.ceil(len(videos) / SAMPLED)]
+
+
+def clip_for(network: Backbone, model: str, videos: Header) -> VideoSize:
+    """Choose the clips' size: as the model draws them, of the videos' shape, and no larger, longer or faster."""
+    facts = network.facts
+    frames, pixels, fps = (17, 32 * 32, 8) if model == "shapes" else DRAWN[facts.family]
+    rate = min(fps, videos.fps) if videos.fps else fps
+
+    scale = min(1, math.sqrt(pixels / (videos.height * videos.width)))
+    multiples = [facts.spatial_factor * side for side in facts.patch[1:]]
+    sides = zip((videos.height, videos.width), multiples, strict=True)
+    height, width = (max(multiple, math.floor(scale * side / multiple) * multiple) for side, multiple in sides)
+    if model == "shapes":  # its positions end there
+        height, width = min(height, 32), min(width, 32)
+
+    # As many frames as the videos have, in steps that the model takes.
+    longest = min(frames, max(1, math.floor(videos.seconds * rate)))
+    counts = range(longest, 0, -1)
+    return VideoSize(next(count for count in counts if takes(network, count, height, width)), height, width, rate)
+
+
+def takes(network: Backbone, frames: int, height: int, width: int) -> bool:
+    """Tell whether the model takes clips of this size."""
+    try:
+        network.latent_shape(frames, height, width)
+    except PrflError:
+        return False
+    return True
+
+
+def settings(found: Found, network: Backbone, model: str, size: VideoSize, out: Path) -> dict[str, object]:
+    """Fill in the templates' names."""
+    facts, labelled = network.facts, bool(found.dimensions)
+    common = LARGE if max(facts.widths) >= WIDE else SMALL
+    path = quoted(os.path.relpath(found.source, out))
+    reward_clips, policy_clips = (PAIRS, PROMPTS_ONLY) if labelled else (VIDEOS, FOLDER_CLIPS)
+    dimensions = list(map(quoted, found.dimensions or ["look", "motion"]))
+    rated = labelled and isinstance(found.rows[0], LabelledVideo)
+    return {
+        **common,
+        "name": re.sub(r"[^\w.-]+", "-", out.resolve().name.removesuffix("-prfl")),
+        "project": shlex.quote(str(out)),
+        "model": quoted(model),
+        "folder": found.source,
+        "summary": f"{len(found.rows)} {'rows' if labelled else 'videos'}, read as {size.frames} frames of "
+        f"{size.height} x {size.width} at {size.fps:g} fps",
+        "reward_clips": Template(reward_clips).substitute(path=path).rstrip(),
+        "policy_clips": Template(policy_clips).substitute(path=path).rstrip(),
+        "encode_policy": "" if labelled else f"\n  encode_batch: {common['encode_batch']}",
+        "sft": "" if labelled else SFT,
+        "frames": size.frames,
+        "height": size.height,
+        "width": size.width,
+        "fps": f"{size.fps:g}",
+        "dimensions": ", ".join(dimensions),
+        "first": dimensions[0],
+        "block": reading_block(facts.num_blocks),
+        "loss": "bce" if rated else "bradley_terry",
+        "reward_every": 100 if found.holds_out else 0,
+        "policy_every": (20 if common is SMALL else 100) if found.holds_out else 0,
+    }
+
+
+def aligned(text: str) -> str:
+    """Put the comments behind values below each other, where there is room."""
+    return re.sub(r"(?m)^( *[^\s#].*?)  (# .*)$", lambda line: f"{line[1]:<{COLUMN}}  {line[2]}", text)
+
+
+def reading_block(blocks: int) -> int:
+    """Choose the block behind which a head reads: a fifth of the depth, as PRFL does, or half of a few blocks."""
+    return blocks // 5 - 1 if blocks >= 12 else max(0, blocks // 2 - 1)
+
+
+def quoted(text: str) -> str:
+    """Write a text as YAML inside a line."""
+    return text if re.fullmatch(r"[A-Za-z./][\w./-]*", text) else json.dumps(text, ensure_ascii=False)

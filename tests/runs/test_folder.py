@@ -1,0 +1,108 @@
+"""From a folder of a.mp4 and a.txt to a reward and a policy, by what `prfl init` writes; and what is refused before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prfl import cli
+from prfl.config import load_config
+from prfl.data.video import write_video
+from tests.data.test_clips import texture
+
+TEXTS = ["waves on a lake", "clouds in the evening", "leaves in the wind", "smoke over a town"]
+FEW = ["training.steps=2", "training.batch=2", "evaluation.every=0"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only: four videos of 2 s, 48 x 64 pixels at 12 fps, each with its prompt beside it."""
+    folder = tmp_path_factory.mktemp("own") / "my clips"
+    for number, text in enumerate(TEXTS):
+        write_video(folder / f"{number}.mp4", texture(24, 48, 64, seed=number), 12)
+        (folder / f"{number}.txt").write_text(f"{text}\n")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(videos, "my clips")
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    assert cli.main(list(arguments)) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_what_init_writes_trains_a_reward_and_a_policy(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["init", "my clips"]) == 0, capsys.readouterr().err
+    reward, policy = (load_config(f"my-clips-prfl/{name}.yaml") for name in ("reward", "policy"))
+    assert (reward.data.frames, reward.data.height, reward.data.width, reward.data.fps) == (13, 24, 32, 8)
+    assert policy.data.folder == Path("my clips") and reward.evaluation.every == 100
+
+    few = [f"{stage}.{key}" for stage in ("reward", "policy") for key in FEW]
+    assert cli.main(["train", "my-clips-prfl/project.yaml", *few]) == 0, capsys.readouterr().err
+    (pairs,) = Path("runs/cache").glob("video_clips-*/pairs.jsonl")
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert {row["prompt"] for row in rows} == set(TEXTS) and {row["split"] for row in rows} == {"train", "validation"}
+    (manifest,) = Path("runs/cache").glob("folder-*.jsonl")
+    assert {json.loads(line)["video"] for line in manifest.read_text().splitlines()} == {f"{n}.mp4" for n in range(4)}
+    assert Path("runs/my-clips-reward/reward/reward.safetensors").is_file()
+    assert Path("runs/my-clips-policy/policy.safetensors").is_file()
+
+    assert "there is a project.yaml already" in refused(capsys, "init", "my clips")
+    Path("my clips/0.txt").unlink()
+    assert "my clips/0.mp4: there is no text beside this video" in refused(capsys, "init", "my clips", "--out", "x")
+
+
+def test_init_of_a_manifest_takes_its_labels(project: Path, tiny_pipeline_folder: Path) -> None:
+    rows = [
+        {"prompt": text, "a": f"my clips/{n}.mp4", "b": f"my clips/{1 - n}.mp4", "preference": {"text match": "a"}}
+        for n, text in enumerate(TEXTS[:2])
+    ]
+    Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["init", "labels.jsonl", "--model", str(tiny_pipeline_folder), "--out", "p"]) == 0
+    reward, policy = (load_config(f"p/{name}.yaml") for name in ("reward", "policy"))
+    assert reward.reward and reward.reward.head_dimensions == ["text match"] and reward.evaluation.every == 0
+    assert not policy.reads_clips and policy.data.manifest == reward.data.manifest
+
+
+def config(**data: object) -> str:
+    """A config of SFT for these data."""
+    tree = yaml.safe_load(Path("p/policy.yaml").read_text())
+    size = {key: tree["data"][key] for key in ("cache", "frames", "height", "width", "fps")}
+    tree |= {"data": {**size, **data}, "objective": {"name": "sft"}, "reward": None}
+    Path("x.yaml").write_text(yaml.safe_dump(tree))
+    return "x.yaml"
+
+
+def test_the_cache_refuses_what_the_training_would(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """Before anything is encoded."""
+    assert cli.main(["init", "my clips", "--out", "p"]) == 0
+    pair = {"prompt": "x", "a": "my clips/0.mp4", "b": "my clips/1.mp4", "preference": {"look": "tie"}}
+    Path("pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    pairs = ["data.generator=null", "data.manifest=pairs.jsonl", "evaluation.every=0"]
+    shown = [
+        refused(capsys, "cache", config(manifest="pairs.jsonl"), "evaluation.every=0"),
+        refused(capsys, "cache", "p/reward.yaml", "reward.head.dimensions=[look]", *pairs),
+        refused(capsys, "train", "p/reward.yaml", "reward.head.dimensions=[look]", *pairs),
+        refused(capsys, "cache", config(folder="my clips", held_out=0.0)),
+        refused(capsys, "train", config(folder="my clips", held_out=0.0)),
+        refused(capsys, "cache", config(folder="my clips"), "evaluation.final_samples=4"),
+        refused(capsys, "cache", "p/reward.yaml", "data.generator=null", "data.folder=my clips"),
+    ]
+    words = [
+        "trains on videos, not on pairs",
+        "1 pairs are all ties",
+        "1 pairs are all ties",
+        "needs validation prompts",
+    ]
+    words += ["needs validation prompts", "needs test prompts", "have no labels"]
+    assert all(word in text for word, text in zip(words, shown, strict=True)), shown
+    assert not list(Path("runs/cache").glob("latents/*"))
