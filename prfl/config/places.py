@@ -24,7 +24,7 @@ from prfl.utils.text import closest
 READ_KEYS = {
     key for key, owner in all_keys(Config) if owner.model_fields[key.rpartition(".")[2]].json_schema_extra == READ
 }
-INSIDE = ("shapes", "shapes-untrained")  # words for what lies inside the package
+INSIDE = ("shapes", "shapes-untrained", "shapes-answers")  # words for what lies inside the package
 PACKAGE = Path(__file__).parents[1]
 
 

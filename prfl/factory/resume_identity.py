@@ -10,6 +10,7 @@ from prfl.backbone import Backbone
 from prfl.backbone.network import fingerprints
 from prfl.config.schema import Config
 from prfl.config.section import Source
+from prfl.factory.critic import critic_folder
 from prfl.factory.data import Dataset
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import reward_path
@@ -43,7 +44,7 @@ def _source_contents(source: Source, key: str) -> dict[str, Any]:
     if source.kind == "reward":
         return {f"{key} ({name})": value for name, value in saved_reward(reward_path(source.target)).items()}
     if source.kind == "model":
-        return {f"{key} (content)": _folder_content(source.target)}
+        return {f"{key} (content)": _folder_content(str(critic_folder(source.target)))}
     if not Path(source.target).is_file():
         path = Path(source.target)
         raise AbsentError(f"there is no such file: {path}", path=path, where=key, fix=source.remedy)

@@ -17,7 +17,9 @@ from prfl.config.sections import public_rewards as public
 from prfl.config.sections.reward import LatentRewardConfig, PixelRewardConfig
 from prfl.factory import provenance
 from prfl.factory.by_name import build_by_name
+from prfl.factory.critic import load_critic, untrained_critic
 from prfl.factory.data import video_size
+from prfl.factory.prompts import load_prompts
 from prfl.reward import own_function, pixel, text_match, watched
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
@@ -36,10 +38,11 @@ Reward = TrainableReward | RewardEnsemble | PublicReward
 
 
 class PublicKind(NamedTuple):
-    """load: takes the keys of the section by name, and ``device``.  untrained: one of its sizes, to be counted."""
+    """load: takes the keys of the section by name, and ``device``, ``clip`` (the videos' size) and ``prompts``.
+    untrained: one of its sizes, to be counted; it takes keys of the section, too."""
 
     load: Callable[..., PublicReward]
-    untrained: Callable[[], PublicReward]
+    untrained: Callable[..., PublicReward]
 
 
 PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
@@ -50,6 +53,7 @@ PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
     public.ObjectConfig: PublicKind(watched.load_object, watched.untrained_object),
     public.ActionConfig: PublicKind(watched.load_action, watched.untrained_action),
     public.CoherenceConfig: PublicKind(watched.load_coherence, watched.untrained_coherence),
+    public.CriticConfig: PublicKind(load_critic, untrained_critic),
     public.CallableConfig: PublicKind(own_function.load_own, own_function.Unread),
 }
 """Of every section that names a reward which others trained."""
@@ -120,16 +124,23 @@ def load_public_rewards(config: Config, model: Backbone) -> PublicReward:
     for section in config.reward.public:
         if section.licence:
             warn(f"the licence of the weights of {section.key}: {section.licence}")
-        members.append(build_by_name(PUBLIC_REWARDS[type(section)].load, section, device=model.facts.device))
+        members.append(build_public_reward(section, config, model))
     reward: PublicReward = members[0] if len(members) == 1 else SeveralRewards(members)
     total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)  # every weight has its dimension
     return reward
 
 
+def build_public_reward(section: public.PublicRewardConfig, config: Config, model: Backbone) -> PublicReward:
+    """One public reward, of clips of the run's size and of its prompts."""
+    prompts = [prompt for part in load_prompts(config.data.prompts).values() for prompt in part]
+    load = PUBLIC_REWARDS[type(section)].load
+    return build_by_name(load, section, device=model.facts.device, clip=video_size(config.data), prompts=prompts)
+
+
 def untrained_public_rewards(config: Config) -> PublicReward:
     """What ``load_public_rewards`` loads, in the published sizes with random weights, to be counted on ``meta``."""
     assert config.reward is not None
-    members = [PUBLIC_REWARDS[type(section)].untrained() for section in config.reward.public]
+    members = [build_by_name(PUBLIC_REWARDS[type(section)].untrained, section) for section in config.reward.public]
     return members[0] if len(members) == 1 else SeveralRewards(members)
 
 

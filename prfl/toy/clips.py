@@ -35,6 +35,11 @@ def reward_folder() -> Path:
     return Path(__file__).parent / "reward"
 
 
+def critic_folder() -> Path:
+    """Return a small vision-language model that answers questions about the world's videos (critic_recipe.py)."""
+    return Path(__file__).parent / "critic"
+
+
 def mixture(folder: Path, captions: Sequence[str], count: int, seed: int, wrong: float, unsteady: float) -> Path:
     """Render clips with a share of flaws (both 0: curated clips); returns the manifest."""
     manifest = folder / "manifest.jsonl"

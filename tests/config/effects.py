@@ -215,6 +215,7 @@ EFFECTS: dict[str, tuple] = {
 
 HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_seen_and_ends_the_run"
 PUBLIC = "tests/reward/test_public_rewards.py::"
+CRITIC = "tests/reward/test_critic.py::"
 OPEN_CLIP = f"{PUBLIC}test_open_clip_weights_give_open_clip_embeddings"
 OBJECT = f"{PUBLIC}test_an_unlikely_object_has_a_gradient_and_labels_are_by_name"
 ACTION = f"{PUBLIC}test_action_is_the_log_probability_of_its_label"
@@ -243,6 +244,10 @@ REASONS: dict[str, str] = {
     "ObjectConfig.absent": OBJECT,
     "ActionConfig.label": ACTION,
     "CoherenceConfig.frames": COHERENCE,
+    "CriticConfig.questions": f"{CRITIC}test_all_questions_on_one_vision_pass_are_those_of_stock_passes_one_by_one",
+    "CriticConfig.frames": f"{CRITIC}test_all_questions_on_one_vision_pass_are_those_of_stock_passes_one_by_one",
+    "CriticConfig.most_pixels": "tests/reward/test_qwen_look.py::test_sizes_and_frames_that_patches_do_not_divide",
+    "CriticConfig.dtype": f"{CRITIC}test_loads_a_saved_model_and_refuses_others",
     "CallableConfig.function": "tests/reward/test_own_function.py::test_functions_and_classes",
     "CallableConfig.options": "tests/reward/test_own_function.py::test_functions_and_classes",
     "RolloutConfig.drift_limit": "tests/objective/test_reuse.py::test_drift_above_the_limit_ends_the_use_of_a_rollout",

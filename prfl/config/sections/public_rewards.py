@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
 HPS_WEIGHTS = "download HPS_v2.1_compressed.pt of xswu/HPSv2, and name it here"
+QUESTIONS = "write them, or have them written: prfl questions CONFIG"
 WEIGHTS = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -23,6 +24,7 @@ class PublicRewardConfig(Section):
 
     key: ClassVar[str]  # its yaml path
     licence: ClassVar[str] = ""  # of its weights, where it has conditions
+    gives_logits: ClassVar[bool] = False  # whether the sigmoid of a score is a probability
     hinge: ClassVar[str] = "that is for a trained reward's scores; say where this one is to stop, or take shape: linear"
 
     def title(self) -> str:
@@ -35,7 +37,7 @@ class PublicRewardConfig(Section):
         revised, model = getattr(self, "revision", None), getattr(self, "model", getattr(self, "clip", ""))
         if revised and not is_hub_id(model):
             yield from unread(self, self.key, ["revision"], "a model in a folder")
-        if reward.aggregate == "logsigmoid":
+        if reward.aggregate == "logsigmoid" and not self.gives_logits:
             yield "reward.aggregate", f"the score of {self.key} is no logit of a label; use sum"
         if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
             yield "reward.target", self.hinge
@@ -163,3 +165,30 @@ class CallableConfig(PublicRewardConfig):
                 yield "reward.callable.function", "give module:function"
         except LookupError as error:
             yield "reward.callable.function", f"{error}; give module:function"
+
+
+class CriticConfig(ModelRewardConfig):
+    key = "reward.critic"
+    gives_logits = True
+    model: str = place(
+        default="Qwen/Qwen3-VL-4B-Instruct",
+        description="A Qwen3-VL or Qwen2.5-VL: a folder, a hub id, or 'shapes' (inside the package).",
+    )
+    questions: str | None = place(
+        default=None,
+        description="JSON lines of questions beside the prompts (prfl questions writes them); 'shapes' and "
+        "'shapes-answers' are the shapes world's, of yes or no and of free answers; null asks whether the video fits "
+        "its prompt.",
+    )
+    frames: int = Field(default=8, ge=1, description="Frames that it sees, evenly spaced among those decoded.")
+    most_pixels: int = Field(default=200_704, ge=1024, description="Pixels of a frame; a larger one is made smaller.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of its weights.")
+
+    def title(self) -> str:
+        return f"the answers of a vision-language model ({self.model}) to {self.questions or 'one question a prompt'}"
+
+    def files(self) -> list[Source]:
+        sources = super().files()
+        if self.questions is not None and not self.questions.startswith("shapes"):
+            sources.append(Source(f"{self.key}.questions", self.questions, "file", remedy=QUESTIONS))
+        return sources

@@ -19,6 +19,7 @@ from prfl.config.sections.public_rewards import (
     CallableConfig,
     ClipConfig,
     CoherenceConfig,
+    CriticConfig,
     HpsConfig,
     ObjectConfig,
     PickScoreConfig,
@@ -180,6 +181,9 @@ class PixelRewardConfig(RewardBase):
     action: ActionConfig | None = Field(default=None, description="Log-probability of an action (VideoMAE).")
     coherence: CoherenceConfig | None = Field(
         default=None, description="How well the second half follows from the first (V-JEPA 2)."
+    )
+    critic: CriticConfig | None = Field(
+        default=None, description="A vision-language model's answers to questions about the video: log-odds."
     )
     callable: CallableConfig | None = Field(default=None, description="A function of your own.")
     head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")

@@ -1,0 +1,42 @@
+"""The critic of a config: a vision-language model and its questions, or those inside the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prfl.reward import critic, critic_sizes
+from prfl.reward.questions import Questions
+from prfl.toy import clips as shapes
+from prfl.toy.questions import all_questions
+from prfl.utils.video_size import VideoSize
+
+INSIDE = {"shapes": partial(all_questions, free=False), "shapes-answers": partial(all_questions, free=True)}
+
+
+def critic_folder(model: str) -> str | Path:
+    """A folder or a hub id; 'shapes' is the critic inside the package."""
+    return shapes.critic_folder() if model == "shapes" else model
+
+
+def find_questions(questions: str | None) -> Questions | str | None:
+    """A file of questions; 'shapes' and 'shapes-answers' are those of the shapes world, of yes or no and free."""
+    return INSIDE[questions]() if questions in INSIDE else questions
+
+
+def load_critic(
+    model: str, questions: str | None, frames: int, most_pixels: int, dtype: Literal["float32", "bfloat16"],
+    revision: str | None, device: torch.device, clip: VideoSize, prompts: Sequence[str],
+) -> critic.CriticReward:  # fmt: skip
+    folder, asked = str(critic_folder(model)), find_questions(questions)
+    return critic.load_critic(folder, asked, frames, most_pixels, dtype, revision, device, clip, prompts)
+
+
+def untrained_critic(
+    model: str, questions: str | None, frames: int, most_pixels: int, dtype: Literal["float32", "bfloat16"]
+) -> critic.CriticReward:
+    return critic_sizes.untrained(str(critic_folder(model)), find_questions(questions), frames, most_pixels, dtype)

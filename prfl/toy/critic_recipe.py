@@ -1,0 +1,223 @@
+"""Trains the critic inside the package: a small Qwen3-VL that answers questions about moving shapes.
+
+    python -m prfl.toy.critic_recipe FOLDER
+
+It learns from rendered clips, and from clips that the shapes world's VAE decodes from noisy and mixed latents; the
+oracle answers.  It sees no sample of the generator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from prfl.backbone.wan import vae as vae_codec
+from prfl.reward.critic import CriticReward
+from prfl.reward.questions import Question
+from prfl.toy import oracle, questions, renderer
+from prfl.toy.clips import CLIP, model_folder
+from prfl.toy.recipe import cosine, say
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>",
+           "<|image_pad|>")  # fmt: skip
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }} {% for part in message.content %}"
+    "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|> {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+FRAMES = 8  # that it sees of a clip
+SECONDS = (CLIP.frames - 1) / CLIP.fps
+WIDTH = 64
+MOST_NOISE = 0.6  # on the latents, whose own deviation is 1
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A question about one of the videos of a batch, with its right answer."""
+
+    video: int
+    ask: str
+    answer: str
+
+
+def new_tokenizer() -> PreTrainedTokenizerFast:
+    """Make a tokenizer of whole words; the time of a group of frames is one token."""
+    texts = ["user assistant yes no ? .", questions.DESCRIBE, questions.UNCLEAR, *questions.STEADY.values()]
+    texts += [*questions.YES_OR_NO.values(), *questions.FREE.values(), "and"]
+    texts += [attributes.caption for attributes in renderer.all_attributes()]
+    split = pre_tokenizers.Whitespace()
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)} - {"{}", "{}?"})
+    stamps = [f"<{tenth / 10:.1f} seconds>" for tenth in range(round(SECONDS * 10) + 1)]
+    vocabulary = {token: number for number, token in enumerate(["<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in stamps])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token=SPECIAL[0], eos_token=SPECIAL[2], chat_template=CHAT
+    )
+
+
+def new_network(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3VLForConditionalGeneration:
+    torch.manual_seed(seed)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
+        tie_word_embeddings=True, pad_token_id=ids["<|endoftext|>"],
+        rope_parameters={"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 1e4},
+    )  # fmt: skip
+    vision = dict(
+        depth=2, hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_heads=4, patch_size=8, spatial_merge_size=2,
+        temporal_patch_size=2, out_hidden_size=WIDTH, num_position_embeddings=16, deepstack_visual_indexes=[0],
+    )  # fmt: skip
+    config = Qwen3VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    return Qwen3VLForConditionalGeneration(config)
+
+
+def new_critic(seed: int = 0) -> CriticReward:
+    tokenizer = new_tokenizer()
+    network = new_network(tokenizer, seed)
+    return CriticReward(network, tokenizer, questions.all_questions(), frames=FRAMES, seconds=SECONDS)
+
+
+# -------------------------------------------------------------------------------------------------------- the videos
+
+
+def rendered(seed: int, index: int, count: int) -> Tensor:
+    """Draw clips of random captions, two in five with a flaw."""
+    captions = [attributes.caption for attributes in renderer.all_attributes()]
+    return renderer.render(renderer.sample_scenes(seed, index, count, captions, unsteady=0.4))
+
+
+@torch.no_grad()
+def decoded(vae: AutoencoderKLWan, seed: int, index: int, count: int) -> Tensor:
+    """Decode clips from noisy latents, a third of them mixed from two: pictures as a generator's may be."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    latents = vae_codec.encode(vae, rendered(seed, index, count))
+    share = torch.rand(count, 1, 1, 1, 1, generator=generator) * 0.5
+    share *= torch.rand(share.shape, generator=generator) < 1 / 3
+    latents = (1 - share) * latents + share * latents.roll(1, 0)
+    noise = torch.rand(count, 1, 1, 1, 1, generator=generator) * MOST_NOISE
+    latents = latents + noise * torch.randn(latents.shape, generator=generator)
+    return vae_codec.decode(vae, latents).clamp(-1, 1)
+
+
+def measured(pixels: Tensor) -> list[dict[str, str]]:
+    """Return the oracle's answers about each video."""
+    verdicts = oracle.measure(pixels)
+    return [questions.answers(verdicts, video) for video in range(len(pixels))]
+
+
+# ------------------------------------------------------------------------------------------------------- the lessons
+
+
+def lessons(answers: Sequence[dict[str, str]], each: int, rng: random.Random) -> list[Lesson]:
+    """Draw so many questions of each video: of every second one the answer is yes or no, and each as often."""
+    drawn = []
+    for video, named in enumerate(answers):
+        for number in range(each):
+            name = rng.choice((*oracle.DIMENSIONS, "all"))
+            if name == "all":
+                drawn.append(Lesson(video, questions.DESCRIBE, questions.described(named)))
+            elif number % 2 and name == "steadiness":
+                yes = named[name] == questions.STEADY[True]
+                drawn.append(Lesson(video, questions.YES_OR_NO[name], "yes" if yes else "no"))
+            elif number % 2:
+                drawn.append(yes_or_no(video, name, named[name], rng))
+            else:
+                drawn.append(Lesson(video, questions.FREE[name], named[name]))
+    return drawn
+
+
+def yes_or_no(video: int, name: str, value: str, rng: random.Random) -> Lesson:
+    """Ask of an attribute's value: of the right one, where there is one, as often as of another."""
+    others = [other for other in renderer.ATTRIBUTES[name] if other != value]
+    right = value != questions.UNCLEAR and rng.random() < 0.5
+    asked = value if right else rng.choice(others)
+    return Lesson(video, questions.YES_OR_NO[name].format(asked), "yes" if right else "no")
+
+
+def lesson_loss(critic: CriticReward, pixels: Tensor, drawn: Sequence[Lesson]) -> Tensor:
+    """Average the negative log-probability of the answers' tokens; shorter sequences are filled up behind."""
+    chosen = critic.chosen(pixels.shape[2])
+    seconds = [frame / (pixels.shape[2] - 1) * SECONDS for frame in chosen]
+    values, grid = critic.look.seen(pixels[:, :, chosen])
+    features = critic.watched(values, grid)
+
+    asks = [[Question(lesson.answer, lesson.ask, lesson.answer)] for lesson in drawn]
+    texts = critic.tokens_of(asks, features[0].shape[1], seconds)
+    tokens = [item.tokens for (item,) in texts]
+    answers = [critic.chat.encode(lesson.answer) for lesson in drawn]
+    longest = max(len(before) + len(answer) for before, answer in zip(tokens, answers, strict=True))
+    ids, targets = (torch.full((len(drawn), longest), fill) for fill in (0, -100))
+    for row, (before, answer) in enumerate(zip(tokens, answers, strict=True)):
+        end = len(before) + len(answer)
+        ids[row, :end] = torch.tensor([*before, *answer])
+        targets[row, len(before) - 1 : end - 1] = torch.tensor(answer)
+
+    rows = torch.tensor([lesson.video for lesson in drawn])
+    logits = critic.continued(ids, grid[rows], seconds, [each[rows] for each in features])
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def train(folder: Path, steps: int, batch: int, each: int, pool: int, learning_rate: float, seed: int = 0) -> None:
+    """Train a critic and save it with its tokenizer."""
+    critic = new_critic(seed)
+    network = critic.network.requires_grad_(True).train()
+    say(f"{sum(weights.numel() for weights in network.parameters()):,} parameters")
+    vae = vae_codec.channels_last(AutoencoderKLWan.from_pretrained(model_folder() / "vae", use_safetensors=True))
+    clips = torch.cat([decoded(vae, seed + 3000, index, 32) for index in range(pool // 32)])
+    known = measured(clips)
+    say(f"{len(clips)} decoded clips")
+
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps, warmup=100))
+    rng, total, began = random.Random(seed), 0.0, time.monotonic()
+    for step in range(steps):
+        fresh = rendered(seed + 4000, step, batch // 2)
+        kept = rng.sample(range(len(clips)), batch - len(fresh))
+        pixels = torch.cat([fresh, clips[kept]])
+        drawn = lessons(measured(fresh) + [known[index] for index in kept], each, rng)
+
+        loss = lesson_loss(critic, pixels, drawn)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        total += loss.item()
+        if step % 100 == 99 or step == steps - 1:
+            say(
+                f"step {step + 1}: loss {total / (step % 100 + 1):.4f}, {(time.monotonic() - began) / (step + 1):.2f} s"
+            )
+            total = 0.0
+            network.save_pretrained(folder)
+            critic.chat.tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=32, help="videos a step")
+    parser.add_argument("--each", type=int, default=3, help="questions of each video")
+    parser.add_argument("--pool", type=int, default=2048, help="clips that are decoded from noisy latents")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    options = parser.parse_args()
+    train(**vars(options))
