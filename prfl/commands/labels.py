@@ -27,6 +27,13 @@ PAGE_EXAMPLES = """\
 The page, label.html, stands beside the videos and needs no server.  It saves preferences.jsonl there, or
 preferences-NAME.jsonl for each person: name it as data.manifest, or join several by prfl labels merge.
 """
+SERVE_EXAMPLES = """\
+  prfl labels serve clips/                          the same page at http://127.0.0.1:8765/, for this machine
+  prfl labels serve clips/ --host 0.0.0.0           for everybody on the network who has the address that is printed
+
+Each person gives a name; every answer is written to a file of their own beside the videos before the page calls it
+saved.  Stopped and started again, it goes on.  What is asked is chosen as by labels page.
+"""
 MERGE_EXAMPLES = """\
   prfl labels merge clips/preferences-*.jsonl       writes clips/preferences.jsonl
   prfl labels merge ~/Downloads/preferences-ann.jsonl ~/Downloads/preferences-bo.jsonl --root clips/
@@ -78,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     page.set_defaults(action=write_page)
     add_asked(page)
     page.add_argument("--one-file", action="store_true", help="put the videos into the page, in place of links to them")
+
+    serve = add_command(actions, "serve", "serve that page to several people", SERVE_EXAMPLES)
+    serve.set_defaults(action=serve_page)
+    add_asked(serve)
+    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default: 127.0.0.1, this machine alone")
+    serve.add_argument("--port", type=int, default=8765, metavar="N", help="default: 8765; 0 is any that is free")
 
     merge = add_command(actions, "merge", "join the answers of several people", MERGE_EXAMPLES)
     merge.set_defaults(action=merge_files)
@@ -149,6 +162,13 @@ def write_page(options: argparse.Namespace) -> None:
     path, shown = chosen.folder / PAGE, progress("looking at the videos")
     page.write_page(path, chosen.pairs, chosen.questions, one_file=options.one_file, progress=shown)
     console.say(f"open in a browser: {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+def serve_page(options: argparse.Namespace) -> None:
+    from prfl.labels.serve import serve
+    from prfl.utils.console import progress
+
+    serve(asked(options), options.host, options.port, progress("looking at the videos"))
 
 
 def merge_files(options: argparse.Namespace) -> None:

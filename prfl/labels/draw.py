@@ -79,7 +79,7 @@ def draw_in_run(config: Config, per_prompt: int, count: int, questions: Mapping[
     asked = asked_of(folder / MANIFEST, questions or scored)
     tell(asked)
     page = write_page(folder / PAGE, asked.pairs, asked.questions, progress=progress("copies that browsers play"))
-    console.say(f"open in a browser: {page}")
+    console.say(f"open in a browser: {page}; for several people: prfl labels serve {folder}")
     return page
 
 

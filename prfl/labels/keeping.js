@@ -69,8 +69,8 @@ class Keeping {
     if (this.sending) return;
     this.sending = true;
     while (this.unsent.size > 0) {
-      const { rater, rows } = this;
-      const [name] = this.unsent;
+      const { rater, rows, unsent } = this; // another person may begin meanwhile
+      const [name] = unsent;
       try {
         const body = JSON.stringify(signed(rows[name], rater));
         const reply = await fetch("answers", { method: "POST", headers: { "Content-Type": "application/json" }, body });
@@ -78,9 +78,11 @@ class Keeping {
       } catch (error) {
         this.refusal = "the server does not answer";
       }
-      const same = rater === this.rater && rows[name] === this.rows[name]; // nobody answered anew meanwhile
-      if (this.refusal === "" && same) this.unsent.delete(name);
-      this.remember();
+      const anew = rater === this.rater && rows[name] !== this.rows[name];
+      if (this.refusal !== "" || !anew) unsent.delete(name);
+      if (this.refusal !== "") unsent.add(name); // at the end: others go before it
+      this.store(`unsent/${rater}`, [...unsent].join("\n"));
+      this.tell(...this.state());
       if (this.refusal !== "") await new Promise((wake) => setTimeout(wake, RETRY));
     }
     this.sending = false;

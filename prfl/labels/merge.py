@@ -48,10 +48,12 @@ def merge(files: Sequence[Path], root: Path | None = None, out: Path | None = No
 
 
 def latest(rows: Sequence[Row]) -> dict[str, dict[tuple[str, frozenset[str]], Row]]:
-    """Sort rows by rater, one a pair: the last one.  A row without a rater is of its file."""
+    """Sort rows by rater, one a pair: the last one.  A row without a rater is of its file; Ann and ann are one."""
     by_rater: dict[str, dict[tuple[str, frozenset[str]], Row]] = {}
+    spelling: dict[str, str] = {}
     for where, fields in rows:
         rater = fields.get("rater") or Path(where.rpartition(":")[0]).stem
+        rater = spelling.setdefault(rater.casefold(), rater)
         pair = fields["prompt"], frozenset((fields["a"], fields["b"]))
         by_rater.setdefault(rater, {})[pair] = where, fields
     return by_rater

@@ -13,16 +13,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from prfl.evaluation.style import STYLE
 from prfl.labels.pairs import Pair
 from prfl.labels.playable import facts_of, playable
-from prfl.rollout.sampling import Progress
 from prfl.utils.errors import Faults
 from prfl.utils.files import CACHE_TAG, atomic_write, mark_written
 from prfl.utils.text import html_text
+
+if TYPE_CHECKING:
+    from prfl.rollout.sampling import Progress  # which loads the video models' library
 
 HERE = Path(__file__).parent
 COPIES = "label-videos"

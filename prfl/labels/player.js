@@ -38,7 +38,7 @@ function player(sides, videos, find) {
   }
 
   function applySpeed() {
-    sides.forEach((video) => (video.playbackRate = SPEEDS[speed]));
+    for (const video of sides) video.playbackRate = video.defaultPlaybackRate = SPEEDS[speed]; // of the next source too
     find("speed").textContent = ["Speed 1", "Speed 1/2", "Speed 1/4"][speed];
   }
 
@@ -67,7 +67,6 @@ function player(sides, videos, find) {
 
   for (const video of sides) {
     video.onloadedmetadata = () => {
-      applySpeed(); // a new source begins at full speed
       const shape = video.videoWidth / video.videoHeight;
       video.parentElement.parentElement.classList.toggle("wide", shape > 1.1);
     };
