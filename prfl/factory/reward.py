@@ -20,7 +20,7 @@ from prfl.factory.by_name import build_by_name
 from prfl.factory.critic import load_critic, untrained_critic
 from prfl.factory.data import video_size
 from prfl.factory.prompts import load_prompts
-from prfl.reward import own_function, pixel, text_match, watched
+from prfl.reward import image_reward, mps, own_function, pixel, text_match, watched
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
 from prfl.reward.ensemble import RewardEnsemble
@@ -50,6 +50,8 @@ PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
     public.ClipConfig: PublicKind(text_match.load_clip, partial(text_match.untrained, "clip")),
     public.PickScoreConfig: PublicKind(text_match.load_pickscore, partial(text_match.untrained, "pickscore")),
     public.HpsConfig: PublicKind(text_match.load_hps, partial(text_match.untrained, "hps")),
+    public.ImageRewardConfig: PublicKind(image_reward.load_image_reward, image_reward.untrained),
+    public.MpsConfig: PublicKind(mps.load_mps, mps.untrained),
     public.ObjectConfig: PublicKind(watched.load_object, watched.untrained_object),
     public.ActionConfig: PublicKind(watched.load_action, watched.untrained_action),
     public.CoherenceConfig: PublicKind(watched.load_coherence, watched.untrained_coherence),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from prfl.reward.tensor_file import read_tensors
 from prfl.utils.errors import PrflError
-from prfl.utils.reading import disk_refuses, unreadable
 
 FIX = "give HPS_v2.1_compressed.pt of xswu/HPSv2, or its tensors as safetensors"
 HEAD = 64  # channels of an attention head in every CLIP's text side, and in the image sides up to ViT-L
@@ -47,22 +43,9 @@ def read_open_clip(path: Path) -> CLIPModel:
     Raises PrflError for another file, or a tensor that is missing, strange or not finite.
     """
     where = str(path)
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        if isinstance(error, OSError) and disk_refuses(path, error):
-            raise unreadable(path, error, FIX) from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise PrflError(f"cannot be read as a CLIP: {reason}", where=where, fix=FIX) from error
-
-    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    tensors = {str(name).removeprefix("module."): value for name, value in tensors.items()}
-    if not all(isinstance(value, Tensor) for value in tensors.values()) or "visual.conv1.weight" not in tensors:
+    tensors = read_tensors(path, "a CLIP", FIX)
+    if "visual.conv1.weight" not in tensors:
         raise PrflError("holds no CLIP in open_clip's names: it has no 'visual.conv1.weight'", where=where, fix=FIX)
-    broken = [name for name, value in tensors.items() if not value.isfinite().all()]
-    if broken:
-        raise PrflError(f"{', '.join(broken[:3])} is not finite", where=where, fix="download the file again")
-
     try:
         clip = CLIPModel(config_of(tensors))
         clip.load_state_dict(renamed(tensors))

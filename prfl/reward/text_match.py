@@ -9,7 +9,6 @@ the whole picture on black.  A CLIP reads 77 tokens: what a longer prompt has be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,18 +16,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from prfl.backbone.condition import Condition
 from prfl.reward.look import Look, each_frame, frames_of, seen
 from prfl.reward.open_clip import read_open_clip
 from prfl.reward.public import FrozenReward, load_network
 from prfl.reward.scores import Scores
-from prfl.utils.console import warn
-from prfl.utils.errors import PrflError
+from prfl.reward.tokens import CLIP_TOKENS, Tokenise, read_tokeniser
 
-Tokenise = Callable[[list[str]], dict[str, Tensor]]
-TOKENS = 77  # of a CLIP's text side
 VIT_H_14 = {  # the sizes of CLIP ViT-H/14, which PickScore and HPS v2 are trained from
     "projection_dim": 1024,
     "text_config": {
@@ -110,25 +106,8 @@ def untrained(name: str) -> TextMatch:
     """Build one of ViT-H/14's size, whose bytes are counted on ``meta``; its words are all the same."""
 
     def tokenise(prompts: list[str]) -> dict[str, Tensor]:
-        return {"input_ids": torch.zeros(len(prompts), TOKENS, dtype=torch.long)}  # no mask: one would be looked into
+        return {
+            "input_ids": torch.zeros(len(prompts), CLIP_TOKENS, dtype=torch.long)
+        }  # no mask: one would be looked into
 
     return TextMatch(name, CLIPModel(CLIPConfig(**VIT_H_14)), tokenise, "crop", 100.0)
-
-
-def read_tokeniser(name: str, revision: str | None, example: str) -> Tokenise:
-    """Load a CLIP's tokenizer from a folder or hub id; a prompt that is cut is warned of.  Raises PrflError."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        fix = f"give a folder or hub id that has tokenizer.json too, as {example}"
-        raise PrflError(f"cannot load the tokenizer: {reason}", where=name, fix=fix) from error
-
-    def tokenise(prompts: Sequence[str]) -> dict[str, Tensor]:
-        lengths = [len(ids) for ids in tokenizer(list(prompts)).input_ids]
-        if cut := sum(length > TOKENS for length in lengths):
-            warn(f"the reward reads {TOKENS} tokens of a prompt: the end of {cut} of {len(lengths)} is not read")
-        tokens = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
-
-    return tokenise

@@ -217,6 +217,7 @@ HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_se
 PUBLIC = "tests/reward/test_public_rewards.py::"
 CRITIC = "tests/reward/test_critic.py::"
 OPEN_CLIP = f"{PUBLIC}test_open_clip_weights_give_open_clip_embeddings"
+MPS = "tests/reward/test_mps.py::test_score_is_that_of_its_equations"
 OBJECT = f"{PUBLIC}test_an_unlikely_object_has_a_gradient_and_labels_are_by_name"
 ACTION = f"{PUBLIC}test_action_is_the_log_probability_of_its_label"
 COHERENCE = f"{PUBLIC}test_coherence_is_predicted_without_a_look_at_the_future"
@@ -237,9 +238,10 @@ REASONS: dict[str, str] = {
     "AestheticConfig.revision": "of a hub CLIP: there is no network here",
     "ModelRewardConfig.model": "tests/reward/test_public_rewards.py::test_clip_score_is_that_of_transformers",
     "ModelRewardConfig.revision": "of a hub model: there is no network here",
-    "HpsConfig.weights": OPEN_CLIP,
-    "HpsConfig.tokenizer": OPEN_CLIP,
-    "HpsConfig.revision": "of a hub tokenizer: there is no network here",
+    "FileRewardConfig.weights": OPEN_CLIP,
+    "FileRewardConfig.tokenizer": OPEN_CLIP,
+    "FileRewardConfig.revision": "of a hub tokenizer: there is no network here",
+    "MpsConfig.aspect": MPS,
     "ObjectConfig.present": OBJECT,
     "ObjectConfig.absent": OBJECT,
     "ActionConfig.label": ACTION,

@@ -26,7 +26,7 @@ from prfl.factory.reward import load_followed_reward
 from prfl.factory.steering import build_steering
 from tests.faults.project import make_project
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
-from tests.reward.test_public_rewards import save_tiny_rewards
+from tests.reward.tiny_rewards import save_tiny_rewards
 
 NOBODY = {"conflicts", "unread", "identity", "load_config", "config_from", "validate", "model_dump"}  # of prfl/config
 ONE_CHOICE = {("Config", "version")}  # a single value is allowed: nothing to read

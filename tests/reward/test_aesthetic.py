@@ -40,10 +40,10 @@ def tiny_clip(seed: int = 0, projection_dim: int = WIDTH) -> CLIPModel:
     return clip.eval()
 
 
-def tiny_mlp(seed: int = 1) -> AestheticMlp:
+def tiny_mlp(seed: int = 1, width: int = WIDTH) -> AestheticMlp:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        mlp = AestheticMlp(WIDTH)
+        mlp = AestheticMlp(width)
     with torch.no_grad():
         for name, parameter in mlp.named_parameters():
             parameter.mul_(3 if name.endswith("weight") else 1)  # or all embeddings score nearly alike

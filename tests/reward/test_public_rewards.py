@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessor,
     CLIPModel,
-    PreTrainedTokenizerFast,
-    VideoMAEConfig,
-    VideoMAEForVideoClassification,
-    VJEPA2Config,
-    VJEPA2Model,
-    YolosConfig,
-    YolosForObjectDetection,
 )
 
-from prfl.backbone.condition import Ask, Condition
+from prfl.reward import image_reward, mps
 from prfl.reward.look import CLIP_MEAN, CLIP_STD, Look, evenly_spaced, frames_of, seen
 from prfl.reward.open_clip import read_open_clip, renamed
 from prfl.reward.public import SeveralRewards
-from prfl.reward.text_match import TextMatch, load_clip, load_hps, load_pickscore, untrained
+from prfl.reward.text_match import load_clip, load_hps, load_pickscore, untrained
 from prfl.reward.watched import (
-    ActionReward,
     CoherenceReward,
     ObjectReward,
     load_action,
@@ -43,82 +33,23 @@ from prfl.reward.watched import (
 )
 from prfl.utils.errors import PrflError
 from tests.reward.test_aesthetic import SIZE, pictures, smooth, tiny_clip
-
-LAYERS: dict[str, Any] = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32
-}  # fmt: skip
-WORDS = ("<start>", "a", "dog", "cat", "runs", "<end>")  # a CLIP's last word marks the end
-
-
-def prompts(*texts: str) -> Condition:
-    return Condition({}, tuple(Ask(text) for text in texts))
-
-
-def tiny_words() -> PreTrainedTokenizerFast:
-    vocabulary = {word: number + 44 for number, word in enumerate(WORDS)} | {"<unk>": 2}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("<start>", 44), ("<end>", 49)]
-    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ends)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<end>", eos_token="<end>", unk_token="<unk>")
+from tests.reward.tiny_rewards import (
+    LAYERS,
+    all_rewards,
+    open_clip_names,
+    prompts,
+    save_tiny_clip,
+    seeded,
+    tiny_videomae,
+    tiny_vjepa,
+    tiny_words,
+    tiny_yolos,
+)
 
 
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
     return save_tiny_clip(tmp_path / "clip")
-
-
-def save_tiny_clip(folder: Path) -> Path:
-    clip = tiny_clip()
-    clip.config.text_config.eos_token_id = 49
-    clip.save_pretrained(folder)
-    tiny_words().save_pretrained(folder)
-    return folder
-
-
-def save_tiny_rewards(folder: Path) -> dict[str, dict[str, Any]]:
-    """Write every public reward but the aesthetic one, and return their sections of a config."""
-    clip = str(save_tiny_clip(folder / "clip"))
-    for name, network in (("yolos", tiny_yolos()), ("videomae", tiny_videomae()), ("vjepa", tiny_vjepa())):
-        network.save_pretrained(folder / name)
-    save_file(open_clip_names(tiny_clip()), folder / "hps.safetensors")
-    Path("own_light.py").write_text("def light(pixels, _, factor):\n    return factor * pixels.mean((1, 2, 3, 4))\n")
-    return {
-        "clip": {"model": clip},
-        "pickscore": {"model": clip},
-        "hps": {"weights": str(folder / "hps.safetensors"), "tokenizer": clip},
-        "object": {"model": str(folder / "yolos"), "present": ["dog"], "absent": ["car"]},
-        "action": {"model": str(folder / "videomae"), "label": "sleeping"},
-        "coherence": {"model": str(folder / "vjepa"), "frames": 8},
-        "callable": {"function": "own_light:light", "options": {"factor": 2.0}},
-    }
-
-
-def seeded(make: Callable[[], torch.nn.Module]) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return make().eval()
-
-
-def tiny_yolos() -> YolosForObjectDetection:
-    config = YolosConfig(**LAYERS, image_size=[32, 32], patch_size=8, num_detection_tokens=5, num_labels=3)
-    config.id2label = {0: "cat", 1: "Dog", 2: "car"}
-    return seeded(lambda: YolosForObjectDetection(config))
-
-
-def tiny_videomae() -> VideoMAEForVideoClassification:
-    config = VideoMAEConfig(**LAYERS, image_size=16, patch_size=4, num_frames=4, tubelet_size=2, num_labels=3)
-    config.id2label = {0: "running", 1: "playing guitar", 2: "sleeping"}
-    return seeded(lambda: VideoMAEForVideoClassification(config))
-
-
-def tiny_vjepa() -> VJEPA2Model:
-    config = VJEPA2Config(
-        crop_size=16, patch_size=4, frames_per_clip=8, tubelet_size=2, hidden_size=32, num_hidden_layers=2,
-        num_attention_heads=2, mlp_ratio=2, pred_hidden_size=24, pred_num_attention_heads=2, pred_num_hidden_layers=2,
-        pred_num_mask_tokens=2, pred_mlp_ratio=2,
-    )  # fmt: skip
-    return seeded(lambda: VJEPA2Model(config))
 
 
 # What networks look at.
@@ -158,24 +89,6 @@ def test_frames_are_evenly_spaced() -> None:
 # Gradients.
 
 
-def all_rewards() -> dict[str, Callable[[], Any]]:
-    """Every reward in float64, by its name."""
-
-    def tokenise(texts: list[str]) -> dict[str, torch.Tensor]:
-        return dict(
-            tiny_words()(texts, padding="max_length", max_length=8, return_tensors="pt", return_token_type_ids=False)
-        )
-
-    return {
-        "clip": lambda: TextMatch("clip", tiny_clip().double(), tokenise, "crop", 100.0),
-        "pickscore": lambda: TextMatch("pickscore", tiny_clip().double(), tokenise, "crop", None),
-        "hps": lambda: TextMatch("hps", tiny_clip().double(), tokenise, "pad", 1.0),
-        "object": lambda: ObjectReward(tiny_yolos().double(), ["dog"], ["car"]),
-        "action": lambda: ActionReward(tiny_videomae().double(), "Playing guitar"),
-        "coherence": lambda: CoherenceReward(tiny_vjepa().double(), frames=8),
-    }
-
-
 @pytest.mark.parametrize("name", all_rewards())
 def test_gradient_against_a_finite_difference(name: str) -> None:
     """Along a random direction, with pixels away from both clamps; every frame that is read receives some."""
@@ -194,6 +107,7 @@ def test_gradient_against_a_finite_difference(name: str) -> None:
     with torch.no_grad():
         expected = (total(pixels + step * direction) - total(pixels - step * direction)) / (2 * step)
     # Central differences err by step^2 times the third derivative; L1's kinks are rare in 8 frames' features.
+    assert expected.abs() > 1e-6
     torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-3, atol=1e-8)
     read = evenly_spaced(frames, 4) if name == "action" else range(frames)
     assert all(gradient[:, :, frame].abs().amax() > 0 for frame in read)
@@ -217,10 +131,13 @@ def test_several_rewards_add_their_gradients() -> None:
 
 def test_published_sizes_are_counted_on_meta() -> None:
     """Forward and backward, without a look into a tensor."""
-    kinds = (untrained_object, untrained_action, untrained_coherence, partial(untrained, "hps"))
+    kinds = (
+        untrained_object, untrained_action, untrained_coherence, partial(untrained, "hps"), image_reward.untrained,
+        mps.untrained,
+    )  # fmt: skip
     for kind in kinds:
         with torch.device("meta"):
-            reward, pixels = kind(), torch.rand(1, 3, 8, 64, 64, requires_grad=True)
+            reward, pixels = kind(), torch.rand(1, 3, 2, 64, 64, requires_grad=True)
             scores = reward(pixels, prompts(""))
             (gradient,) = torch.autograd.grad(torch.stack(list(scores.values())).sum(), pixels)
         assert gradient.shape == pixels.shape
@@ -248,43 +165,6 @@ def test_clip_score_is_that_of_transformers(clip_folder: Path) -> None:
 def test_a_prompt_that_is_cut_is_said(clip_folder: Path, capsys: pytest.CaptureFixture) -> None:
     load_clip(str(clip_folder))(smooth(2, 1), prompts("a dog " * 50, "a cat"))
     assert "the end of 1 of 2 is not read" in capsys.readouterr().out.replace("\n", " ")
-
-
-SAME_NAMES = (
-    ("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1"),
-    ("mlp.c_proj", "mlp.fc2"),
-)  # fmt: skip
-
-
-def open_clip_names(clip: CLIPModel) -> dict[str, torch.Tensor]:
-    """The tensors of a CLIP as open_clip names and packs them."""
-    state, tensors = clip.state_dict(), {}
-    for side, prefix in (("text_model", ""), ("vision_model", "visual.")):
-        for layer in range(2):
-            source, target = f"{side}.encoder.layers.{layer}.", f"{prefix}transformer.resblocks.{layer}."
-            for kind in ("weight", "bias"):
-                packed = [state[f"{source}self_attn.{which}_proj.{kind}"] for which in "qkv"]
-                tensors[f"{target}attn.in_proj_{kind}"] = torch.cat(packed)
-                for theirs, ours in SAME_NAMES:
-                    tensors[f"{target}{theirs}.{kind}"] = state[f"{source}{ours}.{kind}"]
-    vision, text = "vision_model.", "text_model."
-    tensors |= {
-        "visual.conv1.weight": state[f"{vision}embeddings.patch_embedding.weight"],
-        "visual.class_embedding": state[f"{vision}embeddings.class_embedding"],
-        "visual.positional_embedding": state[f"{vision}embeddings.position_embedding.weight"],
-        "token_embedding.weight": state[f"{text}embeddings.token_embedding.weight"],
-        "positional_embedding": state[f"{text}embeddings.position_embedding.weight"],
-        "visual.proj": state["visual_projection.weight"].T.contiguous(),
-        "text_projection": state["text_projection.weight"].T.contiguous(),
-        "logit_scale": state["logit_scale"].reshape(1),
-    }
-    for kind in ("weight", "bias"):
-        tensors |= {
-            f"visual.ln_pre.{kind}": state[f"{vision}pre_layrnorm.{kind}"],
-            f"visual.ln_post.{kind}": state[f"{vision}post_layernorm.{kind}"],
-            f"ln_final.{kind}": state[f"{text}final_layer_norm.{kind}"],
-        }
-    return tensors
 
 
 def packed_attention(

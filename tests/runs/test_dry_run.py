@@ -66,7 +66,7 @@ WITHOUT = {
     "reward": "data.manifest: there is no file",
     "vader": "reward.aesthetic.mlp: there is no file",
     "instructvideo": "data.manifest: there is no file",
-    "vader-hps": "reward.hps.weights: there is no file",
+    **{f"vader-{name}": f"reward.{name}.weights: there is no file" for name in ("hps", "imagereward", "mps")},
     **{f"vader-{name}": f"reward.{name}.model" for name in ("clip", "pickscore", "object", "action", "coherence")},
 }
 

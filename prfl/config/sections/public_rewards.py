@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from prfl.config.schema import Config
 
 AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
-HPS_WEIGHTS = "download HPS_v2.1_compressed.pt of xswu/HPSv2, and name it here"
 QUESTIONS = "write them, or have them written: prfl questions CONFIG"
 WEIGHTS = "model.safetensors", "model.safetensors.index.json"
 
@@ -34,8 +33,8 @@ class PublicRewardConfig(Section):
     def conflicts(self, config: Config) -> Iterator[Fault]:
         reward = config.reward
         assert reward is not None
-        revised, model = getattr(self, "revision", None), getattr(self, "model", getattr(self, "clip", ""))
-        if revised and not is_hub_id(model):
+        source = next((getattr(self, key) for key in ("model", "clip", "tokenizer") if hasattr(self, key)), "")
+        if getattr(self, "revision", None) and not is_hub_id(source):
             yield from unread(self, self.key, ["revision"], "a model in a folder")
         if reward.aggregate == "logsigmoid" and not self.gives_logits:
             yield "reward.aggregate", f"the score of {self.key} is no logit of a label; use sum"
@@ -86,22 +85,59 @@ class PickScoreConfig(ModelRewardConfig):
         return f"PickScore ({self.model})"
 
 
-class HpsConfig(PublicRewardConfig):
+class FileRewardConfig(PublicRewardConfig):
+    """A reward that is a file of weights, and a tokenizer.  remedy: how to get the file."""
+
+    remedy: ClassVar[str]
+    weights: FolderOrFile
+    tokenizer: str
+    revision: str | None = Field(default=None, description="Revision of a hub tokenizer; null is its newest.")
+
+    def files(self) -> list[Source]:
+        return [
+            Source(f"{self.key}.weights", str(self.weights), "file", remedy=self.remedy),
+            Source(f"{self.key}.tokenizer", self.tokenizer, "model", self.revision, ("tokenizer.json",)),
+        ]
+
+
+class HpsConfig(FileRewardConfig):
     key = "reward.hps"
+    remedy = "download HPS_v2.1_compressed.pt of xswu/HPSv2, and name it here"
     weights: FolderOrFile = place(description="HPS_v2.1_compressed.pt (only tensors are read), or safetensors.")
     tokenizer: str = place(
         default="openai/clip-vit-large-patch14", description="A CLIP's tokenizer: a folder or a hub id."
     )
-    revision: str | None = Field(default=None, description="Revision of a hub tokenizer; null is its newest.")
 
     def title(self) -> str:
         return "HPS v2"
 
-    def files(self) -> list[Source]:
-        return [
-            Source(f"{self.key}.weights", str(self.weights), "file", remedy=HPS_WEIGHTS),
-            Source(f"{self.key}.tokenizer", self.tokenizer, "model", self.revision, ("tokenizer.json",)),
-        ]
+
+class ImageRewardConfig(FileRewardConfig):
+    key = "reward.imagereward"
+    remedy = "download ImageReward.pt of THUDM/ImageReward, and name it here"
+    weights: FolderOrFile = place(description="ImageReward.pt (only tensors are read), or safetensors.")
+    tokenizer: str = place(
+        default="google-bert/bert-base-uncased", description="BERT's tokenizer: a folder or a hub id."
+    )
+
+    def title(self) -> str:
+        return "ImageReward"
+
+
+class MpsConfig(FileRewardConfig):
+    key = "reward.mps"
+    licence = "none is stated with them; ask their authors"
+    remedy = "download MPS's safetensors of ModelScope's DiffSynth-Studio/QualityMetric_reward_pretrained, and name it"
+    weights: FolderOrFile = place(description="MPS's tensors as safetensors; its own .pth is a pickled module.")
+    tokenizer: str = place(
+        default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="A CLIP's tokenizer: a folder or a hub id."
+    )
+    aspect: Literal["overall", "aesthetics", "quality", "semantic"] = Field(
+        default="overall", description="What the preference is about: the words that a picture is compared under."
+    )
+
+    def title(self) -> str:
+        return f"MPS ({self.aspect})"
 
 
 class ObjectConfig(ModelRewardConfig):

@@ -21,6 +21,8 @@ from prfl.config.sections.public_rewards import (
     CoherenceConfig,
     CriticConfig,
     HpsConfig,
+    ImageRewardConfig,
+    MpsConfig,
     ObjectConfig,
     PickScoreConfig,
     PublicRewardConfig,
@@ -177,6 +179,12 @@ class PixelRewardConfig(RewardBase):
         default=None, description="PickScore of frames and prompt: about 15 to 25."
     )
     hps: HpsConfig | None = Field(default=None, description="HPS v2 of frames and prompt: about 0.2 to 0.35.")
+    imagereward: ImageRewardConfig | None = Field(
+        default=None, description="How people rate frames for the prompt, by ImageReward: about -2 to 2."
+    )
+    mps: MpsConfig | None = Field(
+        default=None, description="People's preference for frames of the prompt, by MPS: about 0 to 20."
+    )
     object: ObjectConfig | None = Field(default=None, description="Objects that are in the frames, or are not (YOLOS).")
     action: ActionConfig | None = Field(default=None, description="Log-probability of an action (VideoMAE).")
     coherence: CoherenceConfig | None = Field(
