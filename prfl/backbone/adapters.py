@@ -46,19 +46,19 @@ LayerState = tuple[LoraLayer, tuple[str, ...], bool]
 """A layer, the adapters that act in it together, and whether they are switched on."""
 
 
-def layer_states(network: nn.Module) -> list[LayerState]:
+def layer_states(layers: Sequence[LoraLayer]) -> list[LayerState]:
     """What acts now, layer by layer: a pipeline may have several LoRAs, each on layers of its own."""
-    return [(layer, tuple(layer.active_adapters), not layer.disable_adapters) for layer in lora_layers(network)]
+    return [(layer, tuple(layer.active_adapters), not layer.disable_adapters) for layer in layers]
 
 
-def put_back(network: nn.Module, states: Sequence[LayerState]) -> None:
+def put_back(layers: Sequence[LoraLayer], states: Sequence[LayerState]) -> None:
     """Let every layer act as it did; layers that have become LoRA layers since then act as the first one.
 
     Where there was none they are switched on and nothing acts in them, so that what a pipeline loads later does.
     """
     before = {id(layer): (active, enabled) for layer, active, enabled in states}
     newer = states[0][1:] if states else ((), True)
-    for layer in lora_layers(network):
+    for layer in layers:
         active, enabled = before.get(id(layer), newer)
         layer.set_adapter(list(active))
         layer.enable_adapters(enabled)
@@ -66,17 +66,27 @@ def put_back(network: nn.Module, states: Sequence[LayerState]) -> None:
 
 def set_active(network: nn.Module, name: str | None) -> None:
     """Switch, leaving every ``requires_grad`` as it was (peft changes them)."""
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    for layer in lora_layers(network):
+    flags = requires_grad_flags(network)
+    switch(lora_layers(network), name)
+    restore(flags)
+
+
+def switch(layers: Sequence[LoraLayer], name: str | None) -> None:
+    """Let one adapter act in these layers, or none; peft changes ``requires_grad`` by the way."""
+    for layer in layers:
         if name is not None:
             layer.set_adapter(name)
         layer.enable_adapters(name is not None)
-    restore(flags)
+
+
+def requires_grad_flags(network: nn.Module) -> list[tuple[nn.Parameter, bool]]:
+    return [(parameter, parameter.requires_grad) for parameter in network.parameters()]
 
 
 def restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
     for parameter, flag in flags:
-        parameter.requires_grad_(flag)
+        if parameter.requires_grad != flag:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager
@@ -86,27 +96,34 @@ def use_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
     On leaving, what acted in each layer and every ``requires_grad`` are as they were on entering.
     Raises PrflError when there is no such adapter.
     """
-    if name is not None and name not in adapter_names(network):
+    # It is entered at every network call, and a walk over all modules takes milliseconds: one walk each way.
+    layers = lora_layers(network)
+    if name is not None and not any(name in layer.lora_A for layer in layers):
         raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
-    before = layer_states(network)
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    before = layer_states(layers)
+    flags = requires_grad_flags(network)
     if any(enabled and active if name is None else not enabled or active != (name,) for _, active, enabled in before):
-        set_active(network, name)
+        switch(layers, name)
+        restore(flags)
     try:
         yield
     finally:
-        if layer_states(network) != before:
-            put_back(network, before)
+        now = lora_layers(network)
+        if layer_states(now) != before:
+            put_back(now, before)
         restore(flags)
 
 
-def same_adapter_only(network: nn.Module, block: Callable[..., Any]) -> Callable[..., Any]:
-    """``block``, refusing to run under another adapter, or another dropout, than now: to be given to checkpointing."""
-    expected, layers = active_adapter(network), dropouts(network)
+def same_adapter_only(modules: nn.Module, block: Callable[..., Any]) -> Callable[..., Any]:
+    """``block``, refusing to run under another adapter, or another dropout, than now: to be given to checkpointing.
+
+    modules: those that ``block`` runs; their layers alone say which adapter it computes under.
+    """
+    expected, layers = active_adapter(modules), dropouts(modules)
     masks = [layer.seeds for layer in layers]
 
     def checked(*inputs: Any) -> Any:
-        now = active_adapter(network)
+        now = active_adapter(modules)
         if now != expected:
             raise PrflError(
                 f"a checkpointed block ran forward under adapter {expected!r} and is computed again under {now!r}",
@@ -194,8 +211,8 @@ def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str
     if name in adapter_names(network) or "." in name or not name:
         raise PrflError(f"'{name}' cannot be the name of a new adapter", fix="take a new name without a dot")
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=matching_layers(network, spec, lists))
-    before = layer_states(network)
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    before = layer_states(lora_layers(network))
+    flags = requires_grad_flags(network)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
         torch.manual_seed(spec.seed)
@@ -211,8 +228,8 @@ def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str
             if spec.dropout:
                 layer.lora_dropout[name] = SampleDropout(spec.dropout, full_name)
     network.train(network.training)  # new layers start in training mode
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    put_back(network, before)
+    flags = requires_grad_flags(network)
+    put_back(lora_layers(network), before)
     restore(flags)
 
 

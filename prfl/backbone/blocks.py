@@ -80,7 +80,6 @@ class Checkpointed(nn.Module):
             return super(Checkpointed, self).forward(*values[:positional], **named)
 
         store = HostStore() if self.running.offload else None
-        # The block's own layers alone say which adapter it computes under.
         output = run_block(same_adapter_only(self, run), *args, *kwargs.values(), mode=mode, store=store)
         if store is not None:
             store.settle()

@@ -86,7 +86,8 @@ def build_steering(config: Config, model: Backbone) -> Steering:
     assert section is not None
     settings, looks = sampling_settings(config), build_looks(config, model)
     schedule = steering_schedule(section, settings, model)
-    prices = Prices(1.0 if settings.guidance_scale == 1 else 2.0, decode_price(config))
+    decode = decode_price(config) if any(look.decodes for look in looks) else 0.0  # counting takes a second
+    prices = Prices(1.0 if settings.guidance_scale == 1 else 2.0, decode)
     method = build_by_name(METHODS[type(section)], section)
     if section.budget is not None:
         method = within(section.budget, method, schedule, looks, prices)

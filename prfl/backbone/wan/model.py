@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from prfl.backbone import adapters
 from prfl.backbone.base import Facts
@@ -139,7 +139,7 @@ class WanBackbone(WanCodec):
         for first, last in stretches(modes, self.blocks_a_checkpoint if head else 1):
             part = one_after_another(blocks[first:last], head if last == count else None)
             if checkpointed and modes[first] != "none":
-                guarded = adapters.same_adapter_only(self.transformer, part)
+                guarded = adapters.same_adapter_only(nn.ModuleList(blocks[first:last]), part)
                 hidden = run_block(guarded, hidden, *others, mode=modes[first], store=store)
             else:
                 hidden = part(hidden, *others)
