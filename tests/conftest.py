@@ -6,7 +6,7 @@ Heavy imports are inside the fixtures: the process that hands the tests out to o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +22,21 @@ def own_hashes(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["PRFL_HASHES"] = str(tmp_path_factory.mktemp("hashes") / "hashes.sqlite")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_flushing() -> Iterator[None]:
+    """Nothing waits for the disk: the files of a test need not outlive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture
 def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots of one pixel, for tests that train by the command line; one that is marked ``pictures`` draws them."""
     from tests import pictures
 
     if request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr(pictures.PNG, pictures.blank)
+        pictures.leave_out(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,7 @@ def test_gradients_equal_those_without(backbone: WanBackbone, mode: Any, offload
         assert theirs.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", slow_unless("attention".__eq__, ["full", "attention"]))
 def test_compiled_blocks(backbone: WanBackbone, mode: Any) -> None:
     """They call fused attention as one operation, which is kept there too."""

@@ -213,6 +213,7 @@ def test_without_a_norm_before_the_cross_attention(make_tiny_pipeline: Callable[
     assert_close(computed(backbone), expected)
 
 
+@pytest.mark.slow
 def test_compiled_blocks(tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = with_adapter(tiny_backbone)
     expected = computed(backbone)

@@ -18,7 +18,6 @@ import torch
 from _pytest.mark.expression import Expression
 
 from prfl.config import load_config
-from tests.slow import slow_unless
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -179,18 +178,15 @@ def test_every_piece_can_start_and_end_within_the_default_budget(gpu: Any) -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, found",
-    slow_unless(
-        lambda case: case[0].startswith("wan-1.3b"),
-        [
-            ("wan-14b-same_step-pixel_1", ["same_step-wan-14b-frames49-chain4-latent", "-pixel_1"]),
-            ("wan-14b-rival_prfl-ours", ["rival_prfl-wan-14b-frames81-chain4-rival", "-ours"]),
-            ("wan-14b-gradient_call-full", ["gradient_call-wan-14b-full"]),
-            ("wan-14b-gradient_call-full-kernels", ["gradient_call-wan-14b-full, kernels"]),
-            ("wan-1.3b-scale-frames-value81-vader", ["scale-wan-1.3b-frames-value81-vader"]),
-        ],
-    ),
+    [
+        ("wan-14b-same_step-pixel_1", ["same_step-wan-14b-frames49-chain4-latent", "-pixel_1"]),
+        ("wan-14b-rival_prfl-ours", ["rival_prfl-wan-14b-frames81-chain4-rival", "-ours"]),
+        ("wan-14b-gradient_call-full-kernels", ["gradient_call-wan-14b-full, kernels"]),
+        ("wan-1.3b-scale-frames-value81-vader", ["scale-wan-1.3b-frames-value81-vader"]),
+    ],
 )
 def test_pytest_reads_a_pieces_words_so(gpu: Any, name: str, found: list[str]) -> None:
     piece = next(piece for piece in gpu.pieces() if piece.name == name)
@@ -224,6 +220,7 @@ def test_the_compiled_tests_want_torch_triton_and_pytest_only(gpu: Any) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_kernels_cases_want_neither_diffusers_nor_peft() -> None:
     """But for a block and for peft's own rows."""
     code = BARE.replace('"jaxtyping", "rich", "numpy"', "") + (

@@ -126,6 +126,7 @@ class Stage:
     """What a case's works hold, as the weights of a model."""
 
 
+@pytest.mark.slow
 def test_the_models_are_gone_when_the_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref] = []
 

@@ -31,6 +31,7 @@ def test_all_providers_compute_the_same(case: Case) -> None:
     assert all(max(errors.values()) < 1e-4 for errors in compared.values())
 
 
+@pytest.mark.slow
 def test_what_a_score_and_a_decoder_keep() -> None:
     problem = build(named("score-tiny"))
     kept = {name: saved_bytes(prepare(problem, name)) for name in (LATENT, ONE, FOUR, ALL)}

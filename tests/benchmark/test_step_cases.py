@@ -58,6 +58,7 @@ def another_time(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return velocity
 
 
+@pytest.mark.slow
 def test_a_difference_planted_in_the_rival_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     script: Any = import_module("bench.rival")
     monkeypatch.setattr(script, "velocity", another_time(script.velocity))
@@ -74,6 +75,7 @@ def test_a_gradient_that_only_the_clamp_takes_is_seen(monkeypatch: pytest.Monkey
     assert isinstance(found[OURS], AssertionError)
 
 
+@pytest.mark.slow
 def test_the_same_step_has_the_same_rollout_whatever_the_reward() -> None:
     case = small("same_step")
     problem, found = measure(case, case.providers, 0.0, 1)
@@ -110,6 +112,7 @@ def test_a_plain_decoder_of_wans_says_why_it_is_not_there() -> None:
         prepare(case.build(**case.settings), PLAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [lambda noise: noise * (1 + 1e-5), lambda noise: noise.roll(1, -1)])
 def test_other_noise_is_no_same_step(planted: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """On the pixel side alone: a little larger, or the same numbers elsewhere."""

@@ -116,6 +116,7 @@ def test_what_does_not_fit_the_budget_is_left_out_and_named(bare: dict[str, str]
     assert line["end"].startswith("left out: ")
 
 
+@pytest.mark.slow
 def test_what_the_sanitizer_finds_fails_its_part(bare: dict[str, str], tmp_path: Path) -> None:
     """One in its place, which runs nothing: the command, the environment and the outcome are what is looked at."""
     program = tmp_path / "bin/compute-sanitizer"

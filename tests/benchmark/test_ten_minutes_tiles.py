@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 
 INTERPRETED = """
@@ -47,6 +49,7 @@ print(json.dumps([rows, held]))
 """
 
 
+@pytest.mark.slow
 def test_every_value_is_in_use_when_its_kernel_runs() -> None:
     ours = os.pathsep.join(str(REPOSITORY / folder) for folder in ("", "kernels", "bench"))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ours}

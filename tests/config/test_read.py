@@ -56,6 +56,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_pictures")
 def test_every_key_is_read_by_somebody(
     tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, read: set[tuple[str, str]]

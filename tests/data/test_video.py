@@ -245,8 +245,7 @@ def test_sound_alone_and_wrong_suffixes(tmp_path):
         read_video(tmp_path / "nothing.mp4", SIZE)
 
 
-@pytest.mark.parametrize("rate", ["24000/1001", "30000/1001", "60000/1001"])
-@pytest.mark.parametrize("asked", [0.0, -5e-4, 5e-4])
+@pytest.mark.parametrize("rate, asked", [("24000/1001", 0.0), ("30000/1001", -5e-4), ("60000/1001", 5e-4)])
 def test_as_many_pictures_as_are_needed_are_enough(tmp_path, rate, asked):
     """One answer, whoever asks: the rate is written as 23.976, and rounded up or down."""
     encode(tmp_path / "x.mp4", [np.full((16, 16, 3), 3 * index, np.uint8) for index in range(81)], fps=Fraction(rate))

@@ -24,6 +24,7 @@ def peak(config: Config, mode: str) -> int:
     return predict_memory(config, build_architecture(config)).training_peak
 
 
+@pytest.mark.slow
 def test_it_keeps_more_the_more_room_there_is(make: Callable[..., Config]) -> None:
     config = make(AUTO)
     least, attention = (peak(config, mode) for mode in ("full", "attention"))

@@ -50,6 +50,7 @@ def test_changes_are_the_predictions_and_end_where_it_fits(make: Callable[..., C
     assert all(f"{number}. {change.overrides}" in text for number, change in enumerate(result.changes, 1))
 
 
+@pytest.mark.slow
 def test_a_smaller_video_comes_last(make: Callable[..., Config]) -> None:
     before = Prediction.of(on_gpu(make(*LITTLE_LEFT)))
     result = fit(before, card(before.always + (before.memory.peak - before.always) // 20))
@@ -59,6 +60,7 @@ def test_a_smaller_video_comes_last(make: Callable[..., Config]) -> None:
     assert notes == ranks and result.changes[-1].new_run
 
 
+@pytest.mark.slow
 def test_weights_that_are_larger_than_the_card(make: Callable[..., Config]) -> None:
     before = Prediction.of(on_gpu(make(*LITTLE_LEFT)))
     result = fit(before, card(before.always // 3))
@@ -66,6 +68,7 @@ def test_weights_that_are_larger_than_the_card(make: Callable[..., Config]) -> N
     assert "does not fit" in shown(result) and "what no phase frees" in shown(result)
 
 
+@pytest.mark.slow
 def test_what_the_config_refuses_is_no_change(make: Callable[..., Config]) -> None:
     """The reward inside the package was trained on 17 frames."""
     before = Prediction.of(on_gpu(make(*LITTLE_LEFT, "backbone.model=shapes", "reward.path=shapes")))

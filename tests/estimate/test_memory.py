@@ -298,7 +298,7 @@ def test_checkpointing_and_smaller_videos_take_less(make: Callable[..., Config])
         assert network_call(make(*mode, "backbone.offload=true")).saved < network_call(make(*mode)).saved
 
 
-@pytest.mark.parametrize("mode", ["attention", "full"])
+@pytest.mark.parametrize("mode", slow_unless("full".__eq__, ["attention", "full"]))
 def test_what_is_offloaded(make: Callable[..., Config], mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes in host memory against the stores of a real step; on a CPU it is the same memory, so nothing is gained."""
     own = [f"backbone.checkpointing={mode}", "backbone.offload=true", "objective={name: vader, last_steps: 3}"]
@@ -323,6 +323,7 @@ def test_what_is_offloaded(make: Callable[..., Config], mode: str, monkeypatch: 
     assert here.host == 0 and here.peak == predicted(make(*own, "backbone.offload=false"))[0].peak
 
 
+@pytest.mark.slow
 def test_a_reward_scored_in_parts(make: Callable[..., Config]) -> None:
     sizes = [predicted(make(*more))[1]["reward"].saved for more in ([], ["reward.batch=1"], ["reward.batch=5"])]
     # What the head makes of its weights does not depend on the batch; beside so few tokens it shows.
@@ -354,6 +355,7 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
 
 
+@pytest.mark.slow
 def test_methods_that_draw_are_predicted_at_their_most(make: Callable[..., Config]) -> None:
     """AlignProp's deepest draw walks as DRaFT-K does; DRTune's inputs need no gradient, however many its steps."""
     found = {
@@ -435,6 +437,7 @@ def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config]
     assert (part is not None) == (solver == "unipc")
 
 
+@pytest.mark.slow
 def test_what_a_step_cache_holds_is_counted(make: Callable[..., Config]) -> None:
     """Two hidden states of each branch of guidance, beside the call: as many bytes as really live in two calls."""
     guided = "rollout.guidance={scale: 2.0, gradient: cond}"

@@ -20,7 +20,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Pat
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(pictures.PNG, pictures.blank)
+        pictures.leave_out(patch)
         make_project(tiny_pipeline_folder)
         assert cli.main(["train", "sft.yaml"]) == 0
     return folder

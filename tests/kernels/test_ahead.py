@@ -84,6 +84,7 @@ def test_gelu_is_one_exponential_and_one_division() -> None:
     assert count_instructions(build, 90).loop < 620
 
 
+@pytest.mark.slow
 def test_cosines_and_sines_are_read_in_one_go() -> None:
     """8 scalar loads a thread where the tables have every value twice; what is left in the backward is rstd."""
     builds = [each for each in every_build(90) if each.name.startswith("qk_norm_rope")]

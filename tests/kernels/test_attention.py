@@ -72,6 +72,7 @@ def test_folded_text_is_the_padded_text() -> None:
     torch.testing.assert_close(attend(folded, bias), attend(padded, None), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_opcheck() -> None:
     query, key, value = inputs()
     for given in ((query, key, value), [x.detach() for x in (query, key, value)]):

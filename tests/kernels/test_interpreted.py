@@ -23,6 +23,7 @@ def test_the_sources_in_the_interpreter(file: Path) -> None:
     interpret(str(file))
 
 
+@pytest.mark.slow
 def test_the_sources_in_the_interpreter_in_float32() -> None:
     """All of them in one process: what importing takes is a good part of it."""
     interpret(str(FOLDER), "-k", "float32 or not float")

@@ -447,6 +447,7 @@ def test_one_adapter_twice_in_a_chain() -> None:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dropout"), [("none", 0.0), ("normed", 0.4), ("gelu", 0.0)])
 def test_compiled_whole(kind: str, dropout: float) -> None:
     def run(leaves: dict[str, Tensor], group: list[Projection]) -> tuple[Tensor, ...]:

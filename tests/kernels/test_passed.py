@@ -10,6 +10,7 @@ import torch
 
 from prfl_kernels import passed
 from tests.kernels.triton.conftest import Verdict, verdicts
+from tests.slow import slow_unless
 
 
 @pytest.fixture(autouse=True)
@@ -76,12 +77,15 @@ def test_only_a_whole_file_without_a_failure_is_a_pass(ran: dict[str, set[str]],
 
 @pytest.mark.parametrize(
     ("more", "wanted"),
-    [
-        ((), {"attention": True, "lora_linear": False}),
-        (("-k", "not other"), {"lora_linear": False}),
-        (("-x",), {"attention": True, "lora_linear": False}),
-        (("{}/test_attention.py::test_one",), {}),
-    ],
+    slow_unless(
+        lambda case: case[0] == ("-k", "not other"),
+        [
+            ((), {"attention": True, "lora_linear": False}),
+            (("-k", "not other"), {"lora_linear": False}),
+            (("-x",), {"attention": True, "lora_linear": False}),
+            (("{}/test_attention.py::test_one",), {}),
+        ],
+    ),
 )
 def test_what_a_run_leaves(tmp_path: Path, more: tuple[str, ...], wanted: dict[str, bool]) -> None:
     """Of a file with a test that is skipped, and of one with a failure; a file that is not of the folder is nothing."""

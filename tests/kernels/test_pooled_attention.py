@@ -80,6 +80,7 @@ def test_only_what_is_asked_for_gets_a_gradient() -> None:
     assert saved.peak == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [48], indirect=True)
 def test_it_compiles_whole(chunk: None) -> None:
     given = inputs()

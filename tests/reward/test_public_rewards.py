@@ -129,6 +129,7 @@ def test_several_rewards_add_their_gradients() -> None:
         SeveralRewards([members[0], members[0]])
 
 
+@pytest.mark.slow
 def test_published_sizes_are_counted_on_meta() -> None:
     """Forward and backward, without a look into a tensor."""
     kinds = (

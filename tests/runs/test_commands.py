@@ -24,6 +24,7 @@ from prfl.reward import LatentReward, RewardHead
 from prfl.utils import rng
 from tests import pictures
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
+from tests.slow import slow_unless
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 DATA = {"cache": "cache", "frames": 5, "height": 16, "width": 16, "fps": 8}
@@ -43,7 +44,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Pat
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(pictures.PNG, pictures.blank)
+        pictures.leave_out(patch)
         write_project(tiny_pipeline_folder)
         assert cli.main(["train", "story.yaml"]) == cli.main(["train", "pixel.yaml"]) == 0
     return folder
@@ -184,6 +185,7 @@ def test_eval_measures_a_saved_head(trained: Path, capsys: pytest.CaptureFixture
     assert {row["level"]["kind"] for row in rows} == {"bin", "point", "sampler"}
 
 
+@pytest.mark.slow
 def test_eval_compares_rewards_on_other_clips(trained: Path, capsys: pytest.CaptureFixture) -> None:
     """A latent and a pixel reward side by side, on a manifest that neither was trained on."""
     other = Path("other")
@@ -243,7 +245,7 @@ def test_full_fine_tuning_saves_a_transformer_for_diffusers(
     assert "--per-prompt 4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["reward", "prfl", "full"])
+@pytest.mark.parametrize("stage", slow_unless("full".__eq__, ["reward", "prfl", "full"]))
 def test_a_half_precision_model_trains_float32_weights(
     trained: Path, stage: str, capsys: pytest.CaptureFixture
 ) -> None:

@@ -122,6 +122,7 @@ def held_out(run: str) -> dict[int, float]:
     return {record["step"]: record[KEPT] for record in metrics(run) if KEPT in record}
 
 
+@pytest.mark.slow
 def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys) -> None:
     """On a planted reward whose held-out counterpart rises and then falls; stopped and gone on with it is the same."""
     monkeypatch.chdir(tmp_path)

@@ -90,6 +90,7 @@ def test_steering_of_the_config_and_of_the_command_line(head: None, capsys: pyte
     assert "--best-of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_policy_a_checkpoint_of_it_and_a_share_of_its_update(head: None, capsys: pytest.CaptureFixture) -> None:
     """A LoRA scaled to 0 is the base; each of the weights that can be drawn has a folder of its own."""
     assert cli.main(["train", "prfl.yaml", "training.save_every=1", "training.keep=2"]) == 0, capsys.readouterr().err

@@ -186,8 +186,11 @@ def test_beams_raise_the_reward():
     assert means[0] == pytest.approx(toy.MEAN, abs=0.3) and means[1] > means[0] + 0.8
 
 
-@pytest.mark.parametrize("solver", [("euler", {}), ("ancestral", {"eta": 1.0}), ("flow_sde", {"eta": 0.7})], ids=str)
-@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize(
+    "solver, clean",
+    [(("euler", {}), False), (("ancestral", {"eta": 1.0}), True), (("flow_sde", {"eta": 0.7}), False)],
+    ids=str,
+)
 def test_guidance_draws_the_tilted_distribution_with_every_solver(solver: tuple, clean: bool):
     """Also through the clean prediction: of a Gaussian it has the same slope."""
     read = (lambda x, sigma, condition: x.flatten(1).sum(1)) if clean else toy.value
@@ -239,6 +242,7 @@ def test_doit_raises_the_reward_by_rollouts_alone():
     assert means[1] > means[0] + 0.2
 
 
+@pytest.mark.slow
 def test_a_tree_draws_by_its_leaves_and_greedily_the_best():
     """A tree of many leaves at once draws as importance weights do; euler's end is Gaussian, so its tilt is known."""
     look = [Look(lambda x, sigma, condition: x.flatten(1).sum(1), calls=0.5)]

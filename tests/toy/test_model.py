@@ -38,11 +38,13 @@ def test_wan_pipeline_loads_and_samples_it():
     assert videos.frames.shape == (1, 17, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_videos_survive_the_round_trip(backbone: Backbone):
     """At least 0.90 of 512 clips, measured when the VAE was trained (1.00); fewer here."""
     assert recipe.round_trip(backbone.vae, 128)["all"] >= 0.90
 
 
+@pytest.mark.slow
 def test_the_base_draws_what_it_is_told_imperfectly(backbone: Backbone):
     """0.35 to 0.70 of held-out samples have everything right (validation prompts: the test prompts are for studies)."""
     prompts = renderer.split_prompts()["validation"] * 4

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("killed_run.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 and fork are POSIX")
 def test_stopped_runs_equal_the_straight_run_bit_for_bit(tmp_path: Path) -> None:
     """5 + 5 steps, and a run that is killed -9 three times (twice in the middle of a save) and then stopped by SIGTERM

@@ -22,6 +22,7 @@ from prfl.training.regulariser import Regulariser
 from prfl.training.run_folder import RunFolder, read_metrics
 from tests.objective.parts import latent_objective, with_policy
 from tests.objective.test_sft import dataset
+from tests.slow import slow_unless
 
 CHAINS = {"euler": euler(chain_sigmas(3, 3.0)), "flow_sde": flow_sde(chain_sigmas(3, 3.0), eta=0.7)}
 
@@ -37,7 +38,7 @@ def go(pipeline, folder, steps, chain):
     return fit(objective, settings, run, regulariser=regulariser, accelerator=accelerator)
 
 
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", slow_unless("flow_sde".__eq__, CHAINS))
 def test_two_and_two_steps_equal_four_bit_for_bit(tiny_pipeline_folder, tmp_path, chain):
     go(tiny_pipeline_folder, tmp_path / "straight", 4, chain)
     go(tiny_pipeline_folder, tmp_path / "broken", 2, chain)
@@ -67,7 +68,7 @@ REUSED = {  # method, limit of the drift, finished steps at the break, the step 
 }
 
 
-@pytest.mark.parametrize("name", REUSED)
+@pytest.mark.parametrize("name", slow_unless(("prfl", "prfl, clean, above the limit").__contains__, REUSED))
 def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, tmp_path, name):
     """Five and five steps equal ten bit for bit: rollouts for 4 steps are made in steps 0, 4 and 8, or earlier."""
     method, limit, at, made, stale = REUSED[name]
@@ -96,6 +97,7 @@ def test_a_run_that_is_resumed_while_a_rollout_is_reused(tiny_pipeline_folder, t
     assert ages == ([0, 1, 2, 0, 1, 2, 0, 1, 2, 0] if limit else [0, 1, 2, 3, 0, 1, 2, 3, 0, 1])
 
 
+@pytest.mark.slow
 def test_the_comparison_of_resumed_rollouts_can_fail(tiny_pipeline_folder, tmp_path, monkeypatch):
     """Were the rollout made again with the present weights, the resumed run would be another one."""
     monkeypatch.setattr("prfl.objective.reused_rollout.holding", lambda *_: nullcontext())

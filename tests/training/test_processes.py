@@ -66,7 +66,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) 
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(pictures.PNG, pictures.blank)
+        pictures.leave_out(patch)
         two_processes.write_project(tiny_pipeline_folder)
         for name in two_processes.STAGES:
             assert not two_processes.train(name, f"one-{name}")
@@ -92,6 +92,7 @@ def same_but_time(one: dict, two: dict) -> None:
         assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", two_processes.STAGES)
 def test_metrics_are_those_of_one_process(ended, stage):
     """A batch of 3 on two processes is uneven, and the reward's labels are not all there."""
@@ -107,6 +108,7 @@ def test_metrics_are_those_of_one_process(ended, stage):
         assert any("validation/motion" in r and "validation/diversity" in r for r in two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", two_processes.STAGES)
 def test_gradients_and_weights_are_those_of_one_process(ended, stage):
     """AdamW's first average holds the gradients.  It divides by their size, so where one is nearly zero its rounding
@@ -123,6 +125,7 @@ def test_gradients_and_weights_are_those_of_one_process(ended, stage):
         assert float((apart > 1e-6).double().mean()) < 0.01 and float(apart.max()) <= 2e-3 * step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["one-two", "two-one"])
 def test_a_run_goes_on_with_another_number_of_processes(ended, order):
     straight, mixed = ended.metrics("one-prfl"), ended.metrics(f"mixed-{order}")
@@ -133,6 +136,7 @@ def test_a_run_goes_on_with_another_number_of_processes(ended, order):
         same_but_time(first, second)
 
 
+@pytest.mark.slow
 def test_cache_and_samples_are_shared_out(ended):
     one, two = ended.facts
     clips = 3 * sum(len(two_processes.PROMPTS[split]) for split in ("train", "validation"))
@@ -148,6 +152,7 @@ def test_cache_and_samples_are_shared_out(ended):
     assert one["prfl"]["sampled"] >= 4 and two["prfl"]["sampled"] >= 4
 
 
+@pytest.mark.slow
 def test_results_are_those_of_one_process(ended):
     one, two = (
         json.loads((ended.folder / f"runs/{run}-reward/reward_eval.json").read_text()) for run in ("one", "two")
@@ -161,16 +166,19 @@ def test_results_are_those_of_one_process(ended):
     assert files[0] == files[1] and "samples/final/results.json" in files[0]
 
 
+@pytest.mark.slow
 def test_only_the_main_process_speaks(ended):
     assert "prfl: runs/two-prfl" in ended.output[0] and "sampled_step" in ended.output[0]
     assert ended.output[1] == ""
 
 
+@pytest.mark.slow
 def test_processes_with_other_weights_are_stopped(ended):
     for facts in ended.facts:
         assert "the processes do not train the same weights" in facts["other weights"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_with_a_message(ended):
     assert ended.codes == [0, -9]  # the child reports the command's exit code 2 by its message
     message = ended.facts[0]["killed"]
