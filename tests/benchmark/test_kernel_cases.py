@@ -14,6 +14,7 @@ from bench.cases import kernel_cases
 from bench.cases.kernel_cases import CEILING, COMPILED, LIGER, OURS, OURS_COMPILED, cases
 from bench.harness.measure import Measurement, first_runs, measure, outputs, saved_bytes
 from bench.harness.problem import Case, Unavailable, build, prepare
+from tests.slow import slow_unless
 
 TINY = cases("tiny")
 SLOW = (COMPILED, OURS_COMPILED, LIGER)  # half a minute each; Liger wants a GPU
@@ -46,7 +47,7 @@ def test_all_providers_compute_the_same(case: Case) -> None:
     assert bool(gradients) == (case.settings["mode"] != "forward")
 
 
-@pytest.mark.parametrize("operation", MISTAKES)
+@pytest.mark.parametrize("operation", slow_unless("lora_linear".__eq__, MISTAKES))
 def test_a_planted_mistake_is_seen(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, plant = MISTAKES[operation]
     right: Any = getattr(kernel_cases, name)

@@ -219,6 +219,7 @@ def growing(mebibytes: int) -> Problem:
     return Problem({"plain": lambda: Work(run)}, "plain", torch.float32)
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_a_process_of_its_own() -> None:
     found = [memory_alone(Case("growing", growing, {"mebibytes": size}, ("plain",)), "plain") for size in (64, 8)]
     assert [63 <= found[0]["peak"] / 2**20 < 80, 7 <= found[1]["peak"] / 2**20 < 24] == [True, True]

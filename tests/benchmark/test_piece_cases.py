@@ -12,6 +12,7 @@ from bench.cases.piece_cases import ALL, CHECKPOINTED, FOUR, LATENT, OFFLOAD, ON
 from bench.harness.measure import Measurement, first_runs, measure, outputs, saved_bytes
 from bench.harness.problem import Case, Unavailable, build, prepare
 from prfl.backbone.wan import vae as vae_codec
+from tests.slow import slow_unless
 
 TINY = cases("tiny")
 
@@ -20,7 +21,7 @@ def named(name: str) -> Case:
     return next(case for case in TINY if case.name == name)
 
 
-@pytest.mark.parametrize("case", TINY, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", slow_unless(lambda case: case is TINY[0], TINY), ids=lambda case: case.name)
 def test_all_providers_compute_the_same(case: Case) -> None:
     problem = build(case)
     here = [name for name in case.providers if OFFLOAD not in name or torch.cuda.is_available()]

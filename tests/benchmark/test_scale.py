@@ -179,6 +179,7 @@ def test_each_axis_changes_its_own_setting_alone(axis: str) -> None:
     assert all(sizes[0][name] == sizes[1][name] for name in sizes[0] if name != axis)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axis, grows",
     slow_unless(

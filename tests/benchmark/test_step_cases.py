@@ -33,6 +33,7 @@ def small(operation: str) -> Case:
     return replace(case, settings={**case.settings, "chain": 3}, memory=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", slow_unless("rival_prfl".__eq__, ["rival_prfl", "rival_vader"]))
 def test_the_rival_computes_what_we_do(operation: str) -> None:
     problem = build_case(small(operation))
@@ -218,6 +219,7 @@ def test_wans_worlds_say_what_they_need(world: str) -> None:
     assert worlds.weights(own) == "random"
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_for_both_sides() -> None:
     own = worlds.config("small")
     model, plain = worlds.backbone(own), worlds.transformer(own)

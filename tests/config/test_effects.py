@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -104,9 +105,9 @@ MODELS: dict[str, Backbone] = {}
 
 
 def model_of(config: Config) -> Backbone:
-    """The config's model, its policy stirred; made once, but where a reward adds an adapter."""
+    """The config's model, its policy stirred; built once."""
     kind = repr((config.backbone, config.seed, config.objective.name == "sft"))
-    if kind not in MODELS or config.objective.name == "preference":
+    if kind not in MODELS:
         MODELS[kind] = build_backbone(config)
         if config.backbone.adapter:
             stir(MODELS[kind], POLICY, seed=3)
@@ -116,6 +117,8 @@ def model_of(config: Config) -> Backbone:
 def step(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """Metrics and gradients of the objective's first two steps, and how they were computed."""
     model = model_of(config)
+    if isinstance(config.objective, PreferenceConfig):
+        model = deepcopy(model)  # the reward may add an adapter
     path = fill_cache(config, model, iter) if config.reads_clips else None
     clips = build_dataset(config, model, path, "train") if path else None
     if isinstance(config.objective, PreferenceConfig):
@@ -170,7 +173,7 @@ def sampled(config: Config, patch: pytest.MonkeyPatch) -> Any:
 def steered(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """The chains that are kept, and what they cost."""
     shutil.rmtree("steering", ignore_errors=True)
-    model = build_backbone(config)
+    model = deepcopy(model_of(config))  # a reward may add an adapter
     steering = build_steering(config, model)
     ((_, result),) = steer(
         model, ["a red circle"], [0], steering.method, steering.settings, steering.schedule, steering.looks

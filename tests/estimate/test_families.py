@@ -55,6 +55,7 @@ def allocated(run: Callable[[], object]) -> Tensor:
     return torch.tensor(changes).cumsum(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_the_networks_peak(make: Callable[..., Config], checkpointing: str) -> None:
     config = make(f"backbone.checkpointing={checkpointing}")

@@ -78,6 +78,7 @@ def test_full_checkpoints_of_several_blocks_stay_together() -> None:
     assert list(stretches(("full",) * 5, 2)) == [(0, 2), (2, 4), (4, 5)]
 
 
+@pytest.mark.slow
 def test_without_a_card_it_is_full(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(AUTO)
     model = build_backbone(config)

@@ -153,6 +153,7 @@ def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpoint
     assert phase.saved == pytest.approx(kept, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",
     slow_unless(["none", "full"].__contains__, ["none", "attention", "full", "full backbone.offload=true"]),
@@ -222,6 +223,7 @@ def test_a_vae_that_nothing_decodes_with_is_not_on_the_gpu(make: Callable[..., C
     assert latent["evaluation"].bytes == here["evaluation"].bytes + vae
 
 
+@pytest.mark.slow
 def test_encoding_the_prompts_comes_before_all_else(make: Callable[..., Config]) -> None:
     """Alone; VAE and transformer are there too on a CPU, and while a cache is filled."""
     model = build_architecture(make())
@@ -298,6 +300,7 @@ def test_checkpointing_and_smaller_videos_take_less(make: Callable[..., Config])
         assert network_call(make(*mode, "backbone.offload=true")).saved < network_call(make(*mode)).saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", slow_unless("full".__eq__, ["attention", "full"]))
 def test_what_is_offloaded(make: Callable[..., Config], mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes in host memory against the stores of a real step; on a CPU it is the same memory, so nothing is gained."""
@@ -379,6 +382,7 @@ def test_a_pixel_reward_keeps_the_decoder(make: Callable[..., Config]) -> None:
     assert everything["decoder"].saved > 1.5 * one["decoder"].saved > 0
 
 
+@pytest.mark.slow
 def test_frames_that_are_scored_by_themselves_are_predicted_so(make: Callable[..., Config]) -> None:
     """Against a real forward and backward pass through decoder and reward; one frame's activations at a time."""
     own = ["reward.space=pixel", "objective={name: instructvideo, last_steps: 1, temporal_decay: 0.5}"]
@@ -413,6 +417,7 @@ def test_reward_training(make: Callable[..., Config], head: str) -> None:
     assert parts["gradients"].bytes == parts["trained weights"].bytes == 4 * found.trainable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "flow_sde", "unipc"])
 def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config], solver: str) -> None:
     config = make(f"rollout.solver={solver}")

@@ -121,6 +121,7 @@ BUDGETS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, offload, device", BUDGETS)
 def test_a_block_of_wan_1_3b_keeps_within_its_budget(mode: Any, offload: bool, device: str) -> None:
     """At 480 x 832 and 81 frames, on ``meta``: what the third block adds to two."""

@@ -117,7 +117,6 @@ def metrics(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.pictures
 def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
     shown = capsys.readouterr().out

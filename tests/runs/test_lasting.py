@@ -161,6 +161,7 @@ def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, 
     assert all(torch.equal(again[name], value) for name, value in kept.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_hacking_ends_keeps_its_best_round(tiny_pipeline_folder, tmp_path, monkeypatch, capsys) -> None:
     """Each time it is started: resumed, it measures its last round again, and is ended by it again."""
     monkeypatch.chdir(tmp_path)

@@ -67,6 +67,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: Non
 
 
 @pytest.mark.slow
+@pytest.mark.pictures
 def test_story_from_video_files_to_a_steered_policy(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["cache", "reward.yaml"]) == 0, capsys.readouterr().err
     (made,) = Path("cache").glob("video_clips-*")
