@@ -54,8 +54,8 @@ PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
     public.MpsConfig: PublicKind(mps.load_mps, mps.untrained),
     public.ObjectConfig: PublicKind(watched.load_object, watched.untrained_object),
     public.ActionConfig: PublicKind(watched.load_action, watched.untrained_action),
-    public.CoherenceConfig: PublicKind(watched.load_coherence, watched.untrained_coherence),
     public.CriticConfig: PublicKind(load_critic, untrained_critic),
+    public.CoherenceConfig: PublicKind(watched.load_coherence, watched.untrained_coherence),
     public.CallableConfig: PublicKind(own_function.load_own, own_function.Unread),
 }
 """Of every section that names a reward which others trained."""

@@ -176,33 +176,6 @@ class CoherenceConfig(ModelRewardConfig):
         return f"how well the second half follows from the first, by V-JEPA 2 ({self.model})"
 
 
-class CallableConfig(PublicRewardConfig):
-    key = "reward.callable"
-    function: str = Field(description="module:function of pixels and prompts, or an entry point of prfl.rewards.")
-    options: dict[str, Any] = Field(default={}, description="Keyword arguments of the function.")
-
-    def title(self) -> str:
-        return f"the function {self.function}"
-
-    def files(self) -> list[Source]:
-        """The file of the function: its hash is part of a run's identity."""
-        try:
-            source = source_of(self.function)
-        except LookupError:
-            source = None
-        name = str(source) if source else f"{self.function.partition(':')[0]}.py"
-        remedy = "put the module into the current folder, or install it"
-        return [Source(f"{self.key}.function", name, "file", remedy=remedy)]
-
-    def conflicts(self, config: Config) -> Iterator[Fault]:
-        yield from super().conflicts(config)
-        try:
-            if not full_name(self.function).partition(":")[2]:
-                yield "reward.callable.function", "give module:function"
-        except LookupError as error:
-            yield "reward.callable.function", f"{error}; give module:function"
-
-
 class CriticConfig(ModelRewardConfig):
     key = "reward.critic"
     gives_logits = True
@@ -228,3 +201,30 @@ class CriticConfig(ModelRewardConfig):
         if self.questions is not None and not self.questions.startswith("shapes"):
             sources.append(Source(f"{self.key}.questions", self.questions, "file", remedy=QUESTIONS))
         return sources
+
+
+class CallableConfig(PublicRewardConfig):
+    key = "reward.callable"
+    function: str = Field(description="module:function of pixels and prompts, or an entry point of prfl.rewards.")
+    options: dict[str, Any] = Field(default={}, description="Keyword arguments of the function.")
+
+    def title(self) -> str:
+        return f"the function {self.function}"
+
+    def files(self) -> list[Source]:
+        """The file of the function: its hash is part of a run's identity."""
+        try:
+            source = source_of(self.function)
+        except LookupError:
+            source = None
+        name = str(source) if source else f"{self.function.partition(':')[0]}.py"
+        remedy = "put the module into the current folder, or install it"
+        return [Source(f"{self.key}.function", name, "file", remedy=remedy)]
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        yield from super().conflicts(config)
+        try:
+            if not full_name(self.function).partition(":")[2]:
+                yield "reward.callable.function", "give module:function"
+        except LookupError as error:
+            yield "reward.callable.function", f"{error}; give module:function"
