@@ -95,7 +95,7 @@ def tell(asked: Asked) -> None:
     """Say what is asked, and warn where nothing of it will measure the reward."""
     videos = {name for pair in asked.pairs for name in (pair.a, pair.b)}
     prompts = {pair.prompt for pair in asked.pairs}
-    held = sum(pair.split == "validation" for pair in asked.pairs)
+    held = sum(pair.held_out for pair in asked.pairs)
     console.say(
         f"{len(asked.pairs)} pairs of {len(videos)} videos and {len(prompts)} prompts, {held} of them held out; "
         f"asked is {', '.join(asked.questions)}"

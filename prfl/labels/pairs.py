@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from prfl.data.manifest import LabelledVideo, PreferencePair
-from prfl.data.prompts import plain
+from prfl.data.prompts import hold_out
 
 HELD_OUT = 0.2  # of the prompts, where a manifest has no splits
 
@@ -31,8 +31,12 @@ class Pair:
         return {"prompt": self.prompt, "a": self.a, "b": self.b, **split}
 
     @property
+    def held_out(self) -> bool:
+        return self.split not in (None, "train")
+
+    @property
     def digest(self) -> bytes:
-        return _digest(" ".join(sorted((self.a, self.b))))
+        return hashlib.sha256(" ".join(sorted((self.a, self.b))).encode()).digest()
 
 
 def all_pairs(folder: Path, rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> list[Pair]:
@@ -60,16 +64,11 @@ def all_pairs(folder: Path, rows: Sequence[LabelledVideo] | Sequence[PreferenceP
 
 
 def with_splits(pairs: Sequence[Pair]) -> list[Pair]:
-    """Hold out about a fifth of the prompts, where no row has a split: at least one of two or more.
-
-    Which ones is a hash of each prompt: prompts that come later change nothing for the others, as a rule.
-    """
+    """Hold out a fifth of the prompts, where no row has a split: at least one of two or more (``hold_out``)."""
     if any(pair.split for pair in pairs):
         return list(pairs)
-    order = sorted({plain(pair.prompt) for pair in pairs}, key=_digest)
-    below = [prompt for prompt in order if int.from_bytes(_digest(prompt)[:4]) < HELD_OUT * 2**32]
-    held = (below or order[:1])[: len(order) - 1]  # one prompt at least is trained on
-    return [replace(pair, split="validation" if plain(pair.prompt) in held else "train") for pair in pairs]
+    held = hold_out([pair.prompt for pair in pairs], HELD_OUT)
+    return [replace(pair, split="validation" if pair.prompt in held else "train") for pair in pairs]
 
 
 def spread(pairs: Sequence[Pair], uncertainty: Mapping[str, float] | None = None) -> list[Pair]:
@@ -80,15 +79,15 @@ def spread(pairs: Sequence[Pair], uncertainty: Mapping[str, float] | None = None
     split then come with the least sure first.  The held-out ones do not: an accuracy on hard pairs says little.
     """
     of_split: dict[str | None, list[Pair]] = {}
-    for pair in sorted(pairs, key=lambda pair: pair.split in (None, "train")):
+    for pair in sorted(pairs, key=lambda pair: not pair.held_out):
         of_split.setdefault(pair.split, []).append(pair)
     placed: list[tuple[float, Pair]] = []
-    for split, members in of_split.items():
-        if uncertainty is not None and split in (None, "train"):
+    for members in of_split.values():
+        held_out = members[0].held_out
+        ordered = _in_rounds(members)
+        if uncertainty is not None and not held_out:
             ordered = sorted(members, key=lambda pair: -uncertainty[f"{pair.a} {pair.b}"])
-        else:
-            ordered = _in_rounds(members)
-        first = 0.5 if split in (None, "train") else 0.1
+        first = 0.1 if held_out else 0.5
         placed += [((number + first) / len(ordered), pair) for number, pair in enumerate(ordered)]
     return [pair for _, pair in sorted(placed, key=lambda place_and_pair: place_and_pair[0])]
 
@@ -106,7 +105,3 @@ def _in_rounds(pairs: Sequence[Pair]) -> list[Pair]:
 def video_name(folder: Path, video: Path) -> str:
     """Name a video as the rows of a manifest in ``folder`` do; links stay as they are."""
     return Path(os.path.relpath(video, folder)).as_posix()
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
