@@ -13,14 +13,27 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from prfl.commands import cache, completion, doctor, evaluate, export, init, labels, sample, schema, score, train
+from prfl.commands import (
+    cache,
+    completion,
+    doctor,
+    evaluate,
+    export,
+    init,
+    labels,
+    questions,
+    sample,
+    schema,
+    score,
+    train,
+)
 from prfl.commands.options import add_command, config_of, in_file, print_any_name
 from prfl.utils.errors import PrflError
 from prfl.utils.interrupts import ended_by_signals
 from prfl.utils.streams import lossy_output, silence
 from prfl.utils.threads import let_threads_sleep
 
-COMMANDS = (init, train, cache, evaluate, sample, score, export, labels, doctor, schema)
+COMMANDS = (init, train, cache, evaluate, sample, score, export, labels, questions, doctor, schema)
 OVERVIEW = f"Align a video generator with preferences, by the gradient of a latent reward.\n\n{train.EXAMPLES}"
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from prfl.config.sections.data import DataConfig
+from prfl.factory.data import video_size
+from prfl.factory.prompts import load_prompts
 from prfl.reward import critic, critic_sizes
 from prfl.reward.questions import Questions
 from prfl.toy import clips as shapes
 from prfl.toy.questions import all_questions
-from prfl.utils.video_size import VideoSize
 
 INSIDE = {"shapes": partial(all_questions, free=False), "shapes-answers": partial(all_questions, free=True)}
 
@@ -30,10 +31,12 @@ def find_questions(questions: str | None) -> Questions | str | None:
 
 def load_critic(
     model: str, questions: str | None, frames: int, most_pixels: int, dtype: Literal["float32", "bfloat16"],
-    revision: str | None, device: torch.device, clip: VideoSize, prompts: Sequence[str],
+    revision: str | None, device: torch.device, data: DataConfig,
 ) -> critic.CriticReward:  # fmt: skip
+    """A critic that is asked about the videos of all prompts of the run."""
+    prompts = [prompt for part in load_prompts(data).values() for prompt in part]
     folder, asked = str(critic_folder(model)), find_questions(questions)
-    return critic.load_critic(folder, asked, frames, most_pixels, dtype, revision, device, clip, prompts)
+    return critic.load_critic(folder, asked, frames, most_pixels, dtype, revision, device, video_size(data), prompts)
 
 
 def untrained_critic(

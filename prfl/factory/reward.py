@@ -19,7 +19,6 @@ from prfl.factory import provenance
 from prfl.factory.by_name import build_by_name
 from prfl.factory.critic import load_critic, untrained_critic
 from prfl.factory.data import video_size
-from prfl.factory.prompts import load_prompts
 from prfl.reward import image_reward, mps, own_function, pixel, text_match, watched
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
@@ -38,7 +37,7 @@ Reward = TrainableReward | RewardEnsemble | PublicReward
 
 
 class PublicKind(NamedTuple):
-    """load: takes the keys of the section by name, and ``device``, ``clip`` (the videos' size) and ``prompts``.
+    """load: takes the keys of the section by name, and ``device``, ``data`` (that section).
     untrained: one of its sizes, to be counted; it takes keys of the section, too."""
 
     load: Callable[..., PublicReward]
@@ -134,9 +133,7 @@ def load_public_rewards(config: Config, model: Backbone) -> PublicReward:
 
 def build_public_reward(section: public.PublicRewardConfig, config: Config, model: Backbone) -> PublicReward:
     """One public reward, of clips of the run's size and of its prompts."""
-    prompts = [prompt for part in load_prompts(config.data.prompts).values() for prompt in part]
-    load = PUBLIC_REWARDS[type(section)].load
-    return build_by_name(load, section, device=model.facts.device, clip=video_size(config.data), prompts=prompts)
+    return build_by_name(PUBLIC_REWARDS[type(section)].load, section, device=model.facts.device, data=config.data)
 
 
 def untrained_public_rewards(config: Config) -> PublicReward:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -95,19 +96,25 @@ def read_questions(path: str | Path) -> Questions:
     by_prompt: dict[str, list[Question]] = {}
     for where, fields in json_rows(path):
         with faults.collected():
-            row = checked(_Row, fields, where)
-            names = [question.dimension for question in row.questions]
-            if twice := {name for name in names if names.count(name) > 1}:
-                fix = "give each question its own dimension: what it scores is weighed by that name"
-                raise PrflError(f"two questions are of the dimension '{min(twice)}'", where=where, fix=fix)
-            if row.prompt in by_prompt:
-                what = f"the prompt {row.prompt[:80]!r} stands twice"
+            prompt, asked = str(fields.get("prompt", "")).strip(), question_rows(fields, where)
+            if prompt in by_prompt:
+                what = f"the prompt {prompt[:80]!r} stands twice"
                 raise PrflError(what, where=where, fix="put all its questions into one row")
-            by_prompt[row.prompt] = [Question(**question.model_dump()) for question in row.questions]
+            by_prompt[prompt] = asked
     faults.raise_all(path)
     if not by_prompt:
         raise PrflError("holds no questions", where=str(path), fix="write them: prfl questions CONFIG")
     return Questions(by_prompt)
+
+
+def question_rows(fields: dict[str, Any], where: str) -> list[Question]:
+    """Read the questions of one row.  Raises PrflError at ``where``."""
+    row = checked(_Row, fields, where)
+    names = [question.dimension for question in row.questions]
+    if twice := {name for name in names if names.count(name) > 1}:
+        fix = "give each question its own dimension: what it scores is weighed by that name"
+        raise PrflError(f"two questions are of the dimension '{min(twice)}'", where=where, fix=fix)
+    return [Question(**question.model_dump()) for question in row.questions]
 
 
 def write_questions(path: Path, questions: Questions) -> None:

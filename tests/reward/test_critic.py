@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prfl.backbone.condition import Ask, Condition
+from prfl.config import load_config
+from prfl.estimate.work import Counted
+from prfl.factory.reward import build_public_reward
 from prfl.reward.critic import CriticReward, load_critic
+from prfl.reward.critic_sizes import CountedCritic
 from prfl.reward.questions import FITS, Question, Questions, read_questions, write_questions
 from prfl.utils.errors import PrflError
 from tests.critic import FAMILIES, QUESTIONS, tiny_vlm, tiny_words
 
+VADER = Path(__file__).parents[2] / "configs/tiny/vader.yaml"
 PROMPTS = ("a red circle moves left", "a blue square")
 
 
@@ -175,3 +181,41 @@ def test_loads_a_saved_model_and_refuses_others(tmp_path: Path) -> None:
         load_critic(str(tmp_path / "vlm"))
     with pytest.raises(PrflError, match="cannot load the critic"):
         load_critic(str(tmp_path / "nothing"))
+
+
+def test_a_config_loads_its_critic_and_asks_of_the_runs_own_prompts(tmp_path: Path) -> None:
+    words = tiny_words()
+    tiny_vlm("qwen3_vl", words).save_pretrained(tmp_path / "vlm")
+    words.save_pretrained(tmp_path / "vlm")
+    config = load_config(
+        VADER,
+        [
+            "data.generator=null", "objective={name: vader}", "reward={space: pixel, shape: linear, aggregate: "
+            f"logsigmoid, critic: {{model: {tmp_path / 'vlm'}, questions: shapes, dtype: float32}}}}",
+        ],
+    )  # fmt: skip
+    critic = build_public_reward(config.reward.public[0], config, SimpleNamespace(facts=SimpleNamespace(device="cpu")))
+    assert critic.dimensions == ("shape", "colour", "direction", "speed", "steadiness")
+    assert (
+        critic.seconds == 2.0 and critic.questions.of("a red circle moves left slowly")[1].ask == "is its colour red?"
+    )
+
+
+def test_a_dry_run_counts_as_many_passes_of_the_language_model_as_there_are_questions() -> None:
+    words = tiny_words()
+    for family in FAMILIES:
+        network = tiny_vlm(family, words).to("meta")
+        few, many = (
+            CountedCritic(network, Questions({"*": [Question(f"{n}", "?", "yes") for n in range(count)]}), 4, 10**6)
+            for count in (1, 3)
+        )
+        work = []
+        for critic in (few, many):
+            pixels = torch.empty(1, 3, 5, 16, 24, device="meta", requires_grad=True)
+            with Counted() as counted:
+                total = torch.stack(list(critic(pixels, condition("a")).values())).sum()
+                torch.autograd.grad(total, pixels)
+            work.append(counted)
+        flops = [sum(count for (_, unit), count in each.amounts.items() if unit == "GFLOP") for each in work]
+        assert flops[1] > 1.5 * flops[0]
+        assert work[1].peak < 1.2 * work[0].peak, "one question's activations at a time"
