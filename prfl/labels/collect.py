@@ -63,9 +63,10 @@ class Collection:
             return list(self._known(self.file(rater)).values())
 
     def put(self, fields: Any) -> tuple[str, int]:
-        """Take an answer, in the place of the rater's earlier one to that pair; returns the rater, and of how many.
+        """Take an answer, in the place of the rater's earlier one to that pair.
 
-        Their file is written anew before this returns.  Raises PrflError for what is no answer to what is asked.
+        Their file is written anew before this returns: the rater, and how many pairs they answered in all dimensions.
+        Raises PrflError for what is no answer to what is asked.
         """
         if not isinstance(fields, dict):
             raise PrflError("an answer is an object", fix="send what the page sends")
@@ -86,7 +87,7 @@ class Collection:
             with atomic_write(file) as temporary:
                 temporary.write_text("".join(map(line_of, rows.values())), encoding="utf-8")
             self.rows[file] = rows  # not before it is on the disk
-        return answer.rater, len(rows)
+        return answer.rater, sum(row["preference"].keys() >= self.dimensions for row in rows.values())
 
     def counts(self) -> dict[Path, int]:
         """Count the rows of every file that was written or read."""

@@ -1,6 +1,6 @@
 // The page: which pair and which question, by mouse and keys.
 
-const WORDS = { a: "A is better", tie: "No difference", bad: "Both bad", b: "B is better" };
+const WORDS = { a: ["A is better", "A"], tie: ["No difference", "T"], bad: ["Both bad", "X"], b: ["B is better", "B"] };
 const GRACE = 350; // ms after a new pair came in which the second click of a double click is no answer to it
 
 function start() {
@@ -8,7 +8,7 @@ function start() {
   const { questions, pairs, videos, server } = content;
   const dimensions = Object.keys(questions);
   const find = (name) => document.getElementById(name);
-  const shown = player([find("a"), find("b")], videos, find);
+  const shown = player([find("a"), find("b")], videos, find, server);
   const kept = new Keeping(content, (text, kind) => {
     find("state").textContent = text;
     find("state").className = kind;
@@ -17,7 +17,7 @@ function start() {
   let changes = []; // {index, dimension, before}, for undo
   let visited = []; // indices, for Back
   let index = 0;
-  let question = 0;
+  let question = 0; // that keys answer; -1 for none
   let came = 0; // when the pair on the screen came
 
   // Who answers; then the first pair without an answer.
@@ -56,6 +56,7 @@ function start() {
     find("prompt").textContent = pairs[index].prompt;
     find("prompt").scrollTop = 0;
     shown.load(pairs[index]);
+    scrollTo(0, 0);
     show();
   }
 
@@ -93,7 +94,8 @@ function start() {
       visited.push(index);
       return go(to);
     }
-    question = open >= 0 ? open : Math.min(dimensions.indexOf(dimension) + 1, dimensions.length - 1);
+    const last = open < 0 && !complete; // of all pairs: one key too many changes nothing
+    question = open >= 0 ? open : last ? -1 : Math.min(dimensions.indexOf(dimension) + 1, dimensions.length - 1);
     show();
   }
 
@@ -132,7 +134,9 @@ function start() {
     for (const choice of CHOICES) {
       const button = choices.appendChild(document.createElement("button"));
       button.dataset.choice = choice;
-      button.textContent = WORDS[choice];
+      const [word, letter] = WORDS[choice];
+      button.textContent = word + " ";
+      button.appendChild(document.createElement("kbd")).textContent = letter;
       button.onclick = () => {
         button.blur(); // or the next space would press it again
         if (performance.now() - came > GRACE) choose(dimension, choice);
@@ -171,7 +175,7 @@ function start() {
     else if (pressed === ".") action = steps.later;
     else if (event.repeat) return;
     else if (onButton && (pressed === " " || pressed === "enter")) return; // which Tab led to
-    else if (pressed in KEYS) action = () => choose(dimensions[question], KEYS[pressed]);
+    else if (pressed in KEYS) action = () => question >= 0 && choose(dimensions[question], KEYS[pressed]);
     else action = others[pressed];
     if (!action) return;
     event.preventDefault();

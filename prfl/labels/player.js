@@ -2,8 +2,10 @@
 
 const SPEEDS = [1, 0.5, 0.25];
 
+const RELOAD = 3000; // ms until a video that a server did not give is asked for again
+
 // sides: the two video elements.  videos: by file, {src, fps}.  find: a control by its name.
-function player(sides, videos, find) {
+function player(sides, videos, find, server) {
   let speed = 0;
 
   function load(pair) {
@@ -39,7 +41,7 @@ function player(sides, videos, find) {
 
   function applySpeed() {
     for (const video of sides) video.playbackRate = video.defaultPlaybackRate = SPEEDS[speed]; // of the next source too
-    find("speed").textContent = ["Speed 1", "Speed 1/2", "Speed 1/4"][speed];
+    find("speed").textContent = ["Speed 1\u00d7", "Speed \u00bd\u00d7", "Speed \u00bc\u00d7"][speed];
   }
 
   function slower() {
@@ -67,6 +69,7 @@ function player(sides, videos, find) {
 
   for (const video of sides) {
     video.onloadedmetadata = () => {
+      find("broken").hidden = true;
       const shape = video.videoWidth / video.videoHeight;
       video.parentElement.parentElement.classList.toggle("wide", shape > 1.1);
     };
@@ -74,8 +77,10 @@ function player(sides, videos, find) {
       find("pause").textContent = sides.some((one) => one.paused) ? "Play" : "Pause";
     };
     video.onerror = () => {
+      const { file } = video.dataset;
       find("broken").hidden = false;
-      find("broken").textContent = `This browser cannot play ${video.dataset.file}.`;
+      find("broken").textContent = `${file} cannot be shown` + (server ? "; trying again." : " by this browser.");
+      if (server) setTimeout(() => file === video.dataset.file && video.load(), RELOAD);
     };
     video.ontimeupdate = () => {
       const longer = sides[0].duration >= sides[1].duration ? sides[0] : sides[1];

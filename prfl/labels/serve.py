@@ -52,6 +52,8 @@ class LabelServer(ThreadingHTTPServer):
         self.collection = Collection(asked.folder, asked.pairs, list(asked.questions))
         self.root = "/" if _is_loopback(host) else f"/{secrets.token_urlsafe(16)}/"
 
+        self.told: set[str] = set()
+
         # The page names a video by its number: no name of a file comes in by an address.
         self.videos: dict[str, Path] = {}
         shown: dict[str, Mapping[str, Any]] = {}
@@ -66,6 +68,14 @@ class LabelServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             fix = "--port 0 takes any port that is free; --host an address of this machine, 0.0.0.0 for all of them"
             raise PrflError(f"cannot listen at {host}, port {port}: {error}", where="--port", fix=fix) from error
+
+    def tell(self, rater: str, count: int) -> None:
+        """Say once that somebody has begun, and that they have answered all."""
+        total = len(self.asked.pairs)
+        text = f"{rater} has answered {'all' if count == total else count} of {total} pairs"
+        if count in (1, total) and text not in self.told:
+            self.told.add(text)
+            console.say(text)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a browser that left
@@ -130,8 +140,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.BAD_REQUEST, error.what)
         except (ValueError, RecursionError):
             return self._refuse(HTTPStatus.BAD_REQUEST, "this is not JSON")
-        if count in (1, len(self.server.asked.pairs)):
-            console.say(f"{rater}: {count} of {len(self.server.asked.pairs)} pairs")
+        self.server.tell(rater, count)
         self._send(b"", "text/plain", HTTPStatus.NO_CONTENT)
 
     def _video(self, file: Path) -> None:

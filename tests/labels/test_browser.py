@@ -140,6 +140,16 @@ def test_keys_alone_are_enough(open_page: Callable, address: str) -> None:
     page.keyboard.press("Backspace")
     page.keyboard.press("Backspace")
     assert chosen(page) == ["a", "b"]
+    page.keyboard.press("t")
+    assert chosen(page) == ["tie", "b"]
+
+    # At the end of all pairs, one key too many changes nothing.
+    page.keyboard.press("Enter")
+    for _ in range(28):
+        page.keyboard.press("b")
+    assert "15 of 15" in at(page) and page.is_visible("#finished")
+    page.keyboard.press("a")
+    assert chosen(page) == ["b", "b"]
 
 
 def test_the_videos_obey(open_page: Callable, address: str) -> None:
