@@ -26,7 +26,7 @@ from prfl.training.guards import check_differs_from_base, check_starts_as_base
 from prfl.training.learning import Watched
 from prfl.training.run_folder import RunFolder
 from prfl.utils import processes
-from prfl.utils.console import console, disable_progress_bars, progress
+from prfl.utils.console import console, progress
 from prfl.utils.lock import folder_lock
 
 
@@ -47,7 +47,6 @@ def train_stage(config: Config, resume: str) -> None:
 def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume: str) -> None:
     if not processes.is_main():
         console.quiet = True
-        disable_progress_bars()
     console.say(f"{config.objective.name}: {config.run}", style="bold")
     model = prepared_model(config)
 
@@ -72,6 +71,7 @@ def train_in(folder: RunFolder, config: Config, accelerator: Accelerator, resume
 
 def prepared_model(config: Config) -> Backbone:
     """Build the model of a config and check it; prints what was chosen for it."""
+    console.say(f"loading {config.backbone.model}")
     model = build_backbone(config)
 
     # Which kernels and which attention run.

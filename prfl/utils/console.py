@@ -67,21 +67,23 @@ def progress(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     return shown
 
 
-def disable_progress_bars() -> None:
-    """Switch off the bars that the libraries show while they load a model."""
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Print nothing of what the libraries log, inside, nor their bars.
+
+    They log an error of theirs before they raise it, and a bar of theirs breaks ours.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-
-
-@contextmanager
-def silent_libraries() -> Iterator[None]:
-    """Print nothing of what the libraries log, inside: they log an error of theirs before they raise it."""
     before = logging.root.manager.disable
+    shown = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
     logging.disable(logging.CRITICAL)
+    for library in shown:
+        library.disable_progress_bar()
     try:
         yield
     finally:
         logging.disable(before)
+        for library in shown:
+            library.enable_progress_bar()

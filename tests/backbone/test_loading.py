@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from prfl.backbone import Condition, load_backbone
 from prfl.backbone.network import add_copy
@@ -161,3 +162,11 @@ def test_the_transformer_makes_room_for_the_text_encoder(folder: Path, monkeypat
     assert all(a is b for a, b in zip(backbone.transformer.parameters(), before, strict=True))
     remember(backbone, ["a"])
     assert len(seen) == 5, "nothing new to encode"
+
+
+def test_the_libraries_bars_are_not_shown(tiny_pipeline_folder: Path, capfd: pytest.CaptureFixture) -> None:
+    """They break ours; and they are as they were afterwards."""
+    logging.enable_progress_bar()
+    load_backbone(tiny_pipeline_folder).condition(["a red circle"])  # which loads the text encoder
+    assert logging.is_progress_bar_enabled()
+    assert capfd.readouterr().err == ""

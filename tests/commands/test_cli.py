@@ -48,7 +48,7 @@ def test_train_with_options_and_overrides_in_any_order(calls: list[tuple]) -> No
 
 def test_train_runs_the_stages_in_order(calls: list[tuple]) -> None:
     assert cli.main(["train", STORY, "policy.training.steps=7"]) == 0
-    assert [call[1].run.name for call in calls] == ["tiny-reward", "tiny-policy"]
+    assert [call[1].run.name for call in calls] == ["tiny-watcher", "tiny-policy"]
     assert calls[1][1].training.steps == 7
 
 

@@ -128,9 +128,9 @@ def test_a_broken_manifest_is_found(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_later_stage_may_read_what_an_earlier_one_makes() -> None:
-    reward, policy = load_stages("configs/tiny.yaml")
+    watcher, policy = load_stages("configs/tiny.yaml")
     there = Path(policy.config.evaluation.held_out_reward or "").is_dir()
-    assert not missing_inputs(policy.config, filled=[reward.config.run])
+    assert not missing_inputs(policy.config, filled=[watcher.config.run])
     assert there or "evaluation.held_out_reward" in missing_inputs(policy.config)[0]
 
 
