@@ -66,7 +66,7 @@ def test_dry_run_prints_what_reads_back_as_the_same_config(
 
 def test_doctor_with_and_without_a_config(calls: list[tuple]) -> None:
     assert cli.main(["doctor"]) == cli.main(["doctor", STORY, "policy.seed=9"]) == 0
-    assert [[stage.name for stage in call[1]] for call in calls] == [[], ["reward", "policy"]]
+    assert [[stage.name for stage in call[1]] for call in calls] == [[], ["watcher", "policy"]]
     assert calls[1][1][1].config.seed == 9
 
 
@@ -102,14 +102,18 @@ def test_cache_eval_and_sample(calls: list[tuple]) -> None:
     assert calls == [
         ("cache", config, {}),
         ("sample", config, {**PLAIN, "compare_base": True}),
-        ("evaluate", config, {"heads": None, "manifest": Path("m.jsonl")}),
-        ("evaluate", None, {"heads": {"head": Path("a/b")}, "manifest": None, "run": None, "overrides": []}),
-        ("evaluate", config, {"heads": {"x": Path("a/b"), "y": Path("c")}, "manifest": None}),
+        ("evaluate", config, {"heads": None, "manifest": Path("m.jsonl"), "split": "validation"}),
+        (
+            "evaluate",
+            None,
+            {"heads": {"head": Path("a/b")}, "manifest": None, "split": "validation", "run": None, "overrides": []},
+        ),
+        ("evaluate", config, {"heads": {"x": Path("a/b"), "y": Path("c")}, "manifest": None, "split": "validation"}),
     ]
 
 
 def test_eval_of_a_run_takes_keys_to_change(calls: list[tuple]) -> None:
-    of_a_run = {"heads": None, "manifest": None, "run": Path("runs/x")}
+    of_a_run = {"heads": None, "manifest": None, "split": "validation", "run": Path("runs/x")}
     for arguments in (["--run", "runs/x", "seed=1", "seed=2"], ["seed=1", "--run", "runs/x", "seed=2"]):
         assert cli.main(["eval", *arguments]) == 0
         assert calls.pop() == ("evaluate", None, {**of_a_run, "overrides": ["seed=1", "seed=2"]})
