@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prfl.commands.options import by_option, numbers
 from prfl.utils.errors import PrflError
+
+if TYPE_CHECKING:
+    from prfl.runs.ranking import Ranking
 
 SUMMARY = "score videos or latents with a saved reward"
 EXAMPLES = """\
@@ -16,6 +20,8 @@ EXAMPLES = """\
       every video of a manifest with its own prompt, at three noise levels, each the mean over four draws of the noise
   prfl score latents.safetensors --prompt "a dog runs" --head owner/name --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers
       normalised latents, (channels, frames, height, width), under the name 'latents'
+  prfl score clips/ --critic Qwen/Qwen3-VL-4B-Instruct --questions q.jsonl --frames 81 --height 480 --width 832 --fps 16
+      a critic's answers about finished videos; it needs no video model
   prfl score clips/ --head owner/name --rank --best 3 --copy-to best/ --page best.html
       every video below clips/, with the prompt in the .txt beside it; the best three of each prompt, copied and shown
 """
@@ -25,7 +31,10 @@ PRINTS_RESULT = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     inputs = "videos, latents (.safetensors), folders of them, patterns, manifests (.jsonl)"
     parser.add_argument("inputs", nargs="+", metavar="FILE", help=inputs)
-    parser.add_argument("--head", required=True, metavar="FOLDER", help="a saved reward: a folder or a hub id")
+    by = parser.add_mutually_exclusive_group(required=True)
+    by.add_argument("--head", metavar="FOLDER", help="a saved reward: a folder or a hub id")
+    by.add_argument("--critic", metavar="MODEL", help="a vision-language model, which answers questions instead")
+    parser.add_argument("--questions", metavar="FILE", help="of the critic; default: whether it fits its prompt")
     parser.add_argument("--prompt", help="of files in no manifest that have no .txt beside them, as a.txt for a.mp4")
     parser.add_argument("--sigmas", type=numbers, default=[0.0], metavar="S,S", help="noise levels, 0 clean to 1 noise")
     parser.add_argument("--draws", type=int, default=1, metavar="N", help="mean over N draws of the noise; default: 1")
@@ -50,7 +59,13 @@ def run(options: argparse.Namespace) -> None:
     from prfl.runs.ranking import Ranking
     from prfl.runs.score import CLIP, score_files
 
+    clip = {name: getattr(options, name) for name in CLIP}
     ranks = options.rank or any((options.best, options.copy_to, options.page))
+    ranking = Ranking(options.best, options.copy_to, options.page) if ranks else None
+    if options.critic:
+        return ask_critic(options, clip, ranking)
+    if options.questions:
+        raise PrflError("a saved reward is asked nothing", where="--questions", fix="--critic MODEL")
     with by_option({"backbone.model": "--model", "backbone.dtype": "--dtype", "backbone.device": "--device"}):
         score_files(
             options.inputs,
@@ -62,8 +77,21 @@ def run(options: argparse.Namespace) -> None:
             sigmas=options.sigmas,
             noise_draws=options.draws,
             seed=options.seed,
-            clip={name: getattr(options, name) for name in CLIP},
+            clip=clip,
             out=options.out,
             follow_links=options.follow_links,
-            ranking=Ranking(options.best, options.copy_to, options.page) if ranks else None,
+            ranking=ranking,
         )
+
+
+def ask_critic(options: argparse.Namespace, clip: dict[str, Any], ranking: Ranking | None) -> None:
+    """Score by a critic.  Raises PrflError for options of noisy latents, which it does not see."""
+    from prfl.runs.score_critic import score_files
+
+    if options.sigmas != [0.0] or options.draws != 1 or options.model:
+        fix = "leave out --sigmas, --draws and --model"
+        raise PrflError("a critic sees finished videos, without noise or a video model", where="--critic", fix=fix)
+    score_files(
+        options.inputs, options.critic, questions=options.questions, prompt=options.prompt, dtype=options.dtype,
+        device=options.device, clip=clip, out=options.out, follow_links=options.follow_links, ranking=ranking,
+    )  # fmt: skip

@@ -12,6 +12,8 @@ from prfl.config.sections.evaluation import EvaluationConfig
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.reward_eval import Scorer as LatentsScorer
 from prfl.evaluation.reward_eval import pixel_scorer
+from prfl.factory.by_name import build_by_name
+from prfl.factory.critic import load_critic
 from prfl.factory.data import video_size
 from prfl.factory.reward import Reward, load_reward
 from prfl.reward.checkpoint import check_clip
@@ -51,6 +53,9 @@ def watched_rewards(config: Config, model: Backbone, trained: Reward | None) -> 
         held_out = load_reward(config.evaluation.held_out_reward, model, adapter_name="held-out")
         check_clip(held_out.card, video_size(config.data), config.evaluation.held_out_reward)
         scorers["held_out"] = with_total(held_out, model, None, "sum")
+    if section := config.evaluation.held_out_critic:
+        critic = build_by_name(load_critic, section, device=model.facts.device, data=config.data)
+        scorers["held_out"] = with_total(critic, model, None, "logsigmoid")
     return scorers
 
 

@@ -153,8 +153,11 @@ def yes_or_no(video: int, name: str, value: str, rng: random.Random) -> Lesson:
     return Lesson(video, questions.YES_OR_NO[name].format(asked), "yes" if right else "no")
 
 
-def lesson_loss(critic: CriticReward, pixels: Tensor, drawn: Sequence[Lesson]) -> Tensor:
-    """Average the negative log-probability of the answers' tokens; shorter sequences are filled up behind."""
+def lesson_logits(critic: CriticReward, pixels: Tensor, drawn: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
+    """Return logits (n, length, words) and the answers' tokens (n, length), -100 elsewhere.
+
+    Shorter sequences are filled up behind, where no token before looks.
+    """
     chosen = critic.chosen(pixels.shape[2])
     seconds = [frame / (pixels.shape[2] - 1) * SECONDS for frame in chosen]
     values, grid = critic.look.seen(pixels[:, :, chosen])
@@ -173,14 +176,100 @@ def lesson_loss(critic: CriticReward, pixels: Tensor, drawn: Sequence[Lesson]) -
 
     rows = torch.tensor([lesson.video for lesson in drawn])
     logits = critic.continued(ids, grid[rows], seconds, [each[rows] for each in features])
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return logits, targets
 
 
-def train(folder: Path, steps: int, batch: int, each: int, pool: int, learning_rate: float, seed: int = 0) -> None:
+def lesson_loss(critic: CriticReward, pixels: Tensor, drawn: Sequence[Lesson]) -> Tensor:
+    """Average the negative log-probability of the answers' tokens, first over an answer's, then over answers."""
+    logits, targets = lesson_logits(critic, pixels, drawn)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    return (losses.sum(1) / (targets != -100).sum(1)).mean()
+
+
+@torch.no_grad()
+def examined(critic: CriticReward, pixels: Tensor, seed: int = 0, batch: int = 32) -> dict[str, float]:
+    """Measure the share of right answers by the kind of question: ``free/colour``, ``yes or no/colour``.
+
+    A free answer is right where its likeliest token is the oracle's word.  Of yes or no: one question about a value
+    that the oracle finds, where it finds one, and one about another.
+    """
+    rng, right = random.Random(seed), dict[str, list[bool]]()
+    for part in pixels.split(batch):
+        named, drawn, kinds = measured(part), list[Lesson](), list[str]()
+        for video, answers in enumerate(named):
+            for name, value in answers.items():
+                drawn.append(Lesson(video, questions.FREE[name], value))
+                kinds.append(f"free/{name}")
+                for lesson in both_ways(video, name, value, rng):
+                    drawn.append(lesson)
+                    kinds.append(f"yes or no/{name}")
+        logits, targets = lesson_logits(critic, part, drawn)
+        hit = (logits.argmax(2) == targets)[targets != -100]
+        for kind, good in zip(kinds, hit.tolist(), strict=True):
+            right.setdefault(kind, []).append(good)
+    return {kind: sum(each) / len(each) for kind, each in sorted(right.items())}
+
+
+def both_ways(video: int, name: str, value: str, rng: random.Random) -> list[Lesson]:
+    """Ask by yes or no of the value that the oracle finds, and of another; of steadiness there is one question."""
+    if name == "steadiness":
+        return [Lesson(video, questions.YES_OR_NO[name], "yes" if value == questions.STEADY[True] else "no")]
+    other = rng.choice([each for each in renderer.ATTRIBUTES[name] if each != value])
+    asked = [(other, "no")] + ([(value, "yes")] if value != questions.UNCLEAR else [])
+    return [Lesson(video, questions.YES_OR_NO[name].format(each), answer) for each, answer in asked]
+
+
+# ------------------------------------------------------------------------------------------------------- the training
+
+
+def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: float, seed: int) -> None:
+    """Teach the vision tower alone to see, by heads that are dropped: shape, colour, and where the shape is when.
+
+    Without it the tower stays blind to all but colour for long: one word a question says little of a picture.
+    """
+    step_frames = critic.look.step
+    heads = torch.nn.Linear(4 * WIDTH, len(renderer.SHAPES) + len(renderer.COLOURS) + 2 * step_frames)
+    trained = [*critic.network.model.visual.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
+    captions = [attributes.caption for attributes in renderer.all_attributes()]
+    for step in range(steps):
+        scenes = renderer.sample_scenes(seed + 5000, step, batch, captions, unsteady=0.4)
+        clips = renderer.render(scenes)
+        first = step % (clips.shape[2] - 2)
+        frames = clips[:, :, [first, first + 2]]
+
+        # Where the shape is in each frame, as the middle of what is not background; from -1 to 1.
+        strength = (frames / 2 + 0.5 - renderer.BACKGROUND).norm(dim=1)
+        line = torch.linspace(-1, 1, renderer.SIZE)
+        mass = strength.sum((2, 3))
+        places = torch.stack([(strength.sum(2) * line).sum(2) / mass, (strength.sum(3) * line).sum(2) / mass], dim=2)
+
+        (tokens, *_) = critic.watched(*critic.look.seen(frames + 0.05 * torch.randn_like(frames)))
+        shapes, colours, found = heads(tokens.flatten(1)).split([3, 6, 2 * step_frames], dim=1)
+        names = [(renderer.SHAPES.index(s.drawn.shape), list(renderer.COLOURS).index(s.drawn.colour)) for s in scenes]
+        shape, colour = torch.tensor(names).T
+        loss = F.cross_entropy(shapes, shape) + F.cross_entropy(colours, colour)
+        loss = loss + 10 * F.mse_loss(found, places.flatten(1))
+
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 50 == 49:
+            right = (shapes.argmax(1) == shape).float().mean()
+            off = F.l1_loss(found, places.flatten(1)) * renderer.SIZE / 2
+            say(f"tower step {step + 1}: loss {loss:.3f}, shapes right {right:.2f}, off by {off:.2f} px")
+
+
+def train(
+    folder: Path, steps: int, batch: int, each: int, pool: int, learning_rate: float, tower_steps: int, seed: int = 0
+) -> None:
     """Train a critic and save it with its tokenizer."""
     critic = new_critic(seed)
     network = critic.network.requires_grad_(True).train()
     say(f"{sum(weights.numel() for weights in network.parameters()):,} parameters")
+    train_tower(critic, tower_steps, batch=32, learning_rate=learning_rate, seed=seed)
     vae = vae_codec.channels_last(AutoencoderKLWan.from_pretrained(model_folder() / "vae", use_safetensors=True))
     clips = torch.cat([decoded(vae, seed + 3000, index, 32) for index in range(pool // 32)])
     known = measured(clips)
@@ -209,6 +298,8 @@ def train(folder: Path, steps: int, batch: int, each: int, pool: int, learning_r
             total = 0.0
             network.save_pretrained(folder)
             critic.chat.tokenizer.save_pretrained(folder)
+            marks = examined(critic, rendered(seed + 9000, 0, 32))
+            say(", ".join(f"{kind} {share:.2f}" for kind, share in marks.items()))
 
 
 if __name__ == "__main__":
@@ -218,6 +309,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=32, help="videos a step")
     parser.add_argument("--each", type=int, default=3, help="questions of each video")
     parser.add_argument("--pool", type=int, default=2048, help="clips that are decoded from noisy latents")
+    parser.add_argument("--tower-steps", type=int, default=600, help="steps of the vision tower alone, before")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     options = parser.parse_args()
     train(**vars(options))

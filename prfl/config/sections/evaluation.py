@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from prfl.config.section import SEEDS, Fault, Section, Source, place, unread
+from prfl.config.sections.public_rewards import CriticConfig
 from prfl.utils.metrics_file import HELD_OUT, measure_name
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ def held_out_name(name: str) -> str:
     return HELD_OUT + measure_name(name)
 
 
+class JudgeConfig(CriticConfig):
+    key = "evaluation.held_out_critic"
+
+
 class EvaluationConfig(Section):
     every: int = Field(ge=0, description="Steps between rounds on validation prompts; 0 is never.")
     prompts_per_round: int = Field(
@@ -31,6 +36,9 @@ class EvaluationConfig(Section):
     )
     held_out_reward: str | None = place(
         default=None, description="A trained reward, folder or hub id, that is watched and never trained on."
+    )
+    held_out_critic: JudgeConfig | None = Field(
+        default=None, description="A vision-language model that watches in its place: its answers about the videos."
     )
     stop_on_hacking: bool = Field(
         default=False,
@@ -54,7 +62,15 @@ class EvaluationConfig(Section):
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples: the same noise in every round.")
 
     def files(self) -> list[Source]:
+        if self.held_out_critic:
+            return self.held_out_critic.files()
         return [Source("evaluation.held_out_reward", self.held_out_reward, "reward")] if self.held_out_reward else []
+
+    @property
+    def watching(self) -> str:
+        """The key that names a reward which watches; empty where none does."""
+        names = [name for name in ("held_out_reward", "held_out_critic") if getattr(self, name)]
+        return f"evaluation.{names[0]}" if names else ""
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         if config.trains_reward:
@@ -70,12 +86,17 @@ class EvaluationConfig(Section):
     def watch_faults(self, config: Config) -> Iterator[Fault]:
         """Of what is watched on held-out prompts while a video model is trained."""
         objective = config.objective
-        if self.held_out_reward and not objective.trains_policy:
-            yield "evaluation.held_out_reward", f"objective {objective.name} draws no videos; it does not read it"
+        watching = self.watching
+        if watching and not objective.trains_policy:
+            yield watching, f"objective {objective.name} draws no videos; it does not read it"
+        if self.held_out_reward and self.held_out_critic:
+            yield "evaluation.held_out_critic", "evaluation.held_out_reward watches already; take one of the two"
+        if self.held_out_critic:
+            yield from self.held_out_critic.faults()
         if self.held_out_reward and config.reward and self.held_out_reward in config.reward.paths:
             yield "evaluation.held_out_reward", "this is the reward that is trained on; give another one"
-        if self.held_out_reward and not self.every and not self.final_samples:
-            yield "evaluation.held_out_reward", "nothing is measured; set evaluation.every or evaluation.final_samples"
+        if watching and not self.every and not self.final_samples:
+            yield watching, "nothing is measured; set evaluation.every or evaluation.final_samples"
         if self.stop_on_hacking and not objective.follows_reward:
             yield "evaluation.stop_on_hacking", f"objective {objective.name} follows no reward; it does not read it"
         elif self.stop_on_hacking and (not self.every or self.prompts_per_round < FEWEST_PROMPTS):
@@ -86,7 +107,7 @@ class EvaluationConfig(Section):
         """Of the measure that the best round is chosen by."""
         sources = {  # group of measures: the key that has it measured, and its value
             "judge": ("evaluation.judge", self.judge),
-            "held_out": ("evaluation.held_out_reward", self.held_out_reward),
+            "held_out": (self.watching or "evaluation.held_out_reward", self.watching),
         }
         group, slash, measure = measure_name(keep_best).partition("/")
         if not config.objective.trains_policy:

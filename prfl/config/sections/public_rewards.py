@@ -30,12 +30,16 @@ class PublicRewardConfig(Section):
         """What the card of a policy that followed it says."""
         raise NotImplementedError
 
-    def conflicts(self, config: Config) -> Iterator[Fault]:
-        reward = config.reward
-        assert reward is not None
+    def faults(self) -> Iterator[Fault]:
+        """Every rule that its keys break among each other."""
         source = next((getattr(self, key) for key in ("model", "clip", "tokenizer") if hasattr(self, key)), "")
         if getattr(self, "revision", None) and not is_hub_id(source):
             yield from unread(self, self.key, ["revision"], "a model in a folder")
+
+    def conflicts(self, config: Config) -> Iterator[Fault]:
+        reward = config.reward
+        assert reward is not None
+        yield from self.faults()
         if reward.aggregate == "logsigmoid" and not self.gives_logits:
             yield "reward.aggregate", f"the score of {self.key} is no logit of a label; use sum"
         if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
