@@ -13,7 +13,7 @@ from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 
-Rows = Sequence[LabelledVideo] | Sequence[PreferencePair]
+Rows = Sequence[LabelledVideo | PreferencePair]
 NEAR = 0.05  # of log(height / width): shapes that differ by less crop nothing that anybody would miss
 FASTER = 1.01  # a rate above the file's by more than this repeats pictures
 

@@ -145,7 +145,7 @@ def load_dataset(
     return _of_rows(kept, latents_row, common)
 
 
-def labels_only(rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> LatentDataset | PairDataset:
+def labels_only(rows: Sequence[LabelledVideo | PreferencePair]) -> LatentDataset | PairDataset:
     """Make the data set of rows whose videos are not encoded yet: prompts and labels, and nothing to train on."""
     latents_row = {video: row for row, video in enumerate(manifest_videos(rows))}
     nothing = {"latents": torch.empty(0), "conditions": {}, "device": torch.device("cpu"), "skipped": []}
@@ -153,7 +153,7 @@ def labels_only(rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> Lat
 
 
 def _of_rows(
-    rows: Sequence[LabelledVideo] | Sequence[PreferencePair], latents_row: dict[Path, int], common: dict[str, Any]
+    rows: Sequence[LabelledVideo | PreferencePair], latents_row: dict[Path, int], common: dict[str, Any]
 ) -> LatentDataset | PairDataset:
     """Make the data set of rows, which are of one kind.  latents_row: by video.  common: what is not of its rows."""
     common = {**common, "prompts": [row.prompt for row in rows]}

@@ -155,7 +155,7 @@ def build_video_clips(generator: ClipsConfig, order: Order) -> Path:
     reading = {"skip_unreadable": data.skip_unreadable, "follow_links": data.follow_links}
     # Other videos, settings or prompts make other clips: the folder's name is a hash of them all.
     videos = [picture_hash(video) for video in find_videos(generator.videos, **reading).videos]
-    parts = [videos, asdict(settings), prompts.get("train"), prompts.get("validation")]
+    parts: list[object] = [videos, asdict(settings), prompts.get("train"), prompts.get("validation")]
     parts += [list(captions.values())] if captions else []
     folder = order.folder(f"{generator.name}-{_hash(parts)}")
     pairs, alone = cutting.write_clips(

@@ -21,16 +21,19 @@ from prfl.factory.critic import load_critic, untrained_critic
 from prfl.factory.data import video_size
 from prfl.reward import image_reward, mps, own_function, pixel, text_match, watched
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
-from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, kind_of
+from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, find_reward, kind_of, rewrite_config
+from prfl.reward.checkpoint_schema import BenchmarkScores
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
+from prfl.reward.model_card import reward_card
 from prfl.reward.pixel import PixelNetwork, PixelReward
 from prfl.reward.public import PublicReward, SeveralRewards
 from prfl.reward.scores import total
 from prfl.toy import clips as shapes
 from prfl.utils.console import warn
 from prfl.utils.errors import PrflError, error_location
+from prfl.utils.files import atomic_write
 
 TrainableReward = LatentReward | PixelReward
 Reward = TrainableReward | RewardEnsemble | PublicReward
@@ -176,6 +179,29 @@ def save_reward_stamp(folder: Path, model: Backbone, moment: provenance.Moment) 
     """What made a saved reward, beside its two files, which are the same whoever made them."""
     stamp = provenance.base_of(model) | asdict(moment)
     provenance.write_beside(folder, stamp, [folder / WEIGHTS, folder / CONFIG])
+
+
+def add_to_card(path: str | Path, name: str, scores: BenchmarkScores) -> None:
+    """Write a benchmark's result into the card of a saved reward: its config.json, its README.md and its stamp.
+
+    A reward of the hub, or the one inside the package, keeps the card that it has, and that is said.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or folder.resolve() == shapes.reward_folder().resolve():
+        warn(f"the card of {path} is not ours to write: the result is in the table alone")
+        return
+    saved = find_reward(folder)
+    if saved.edited:
+        return
+    stamp = provenance.read_stamp(folder)
+    card = asdict(saved.config.card)
+    card["benchmarks"] = {**card["benchmarks"], name: asdict(scores)}
+    config = {**saved.config.model_dump(mode="json"), "card": card}
+    rewrite_config(folder, config)
+    with atomic_write(folder / "README.md") as temporary:
+        reward_card(config).save(temporary)
+    if stamp:
+        provenance.write_beside(folder, stamp, [folder / WEIGHTS, folder / CONFIG])
 
 
 def load_reward(path: str | Path, model: Backbone, adapter_name: str | None = None) -> TrainableReward:

@@ -57,6 +57,12 @@ def write_reward(folder: str | Path, kind: str, config: Mapping[str, object], te
 
     with atomic_write(Path(folder) / WEIGHTS) as path:
         path.write_bytes(weights)
+    rewrite_config(folder, whole)
+
+
+def rewrite_config(folder: str | Path, config: Mapping[str, object]) -> None:
+    """Write a config.json whose weights stay as they are, with the hash of what it says now."""
+    whole = {**config, "config_sha256": config_hash(config)}
     with atomic_write(Path(folder) / CONFIG) as path:
         path.write_bytes((json.dumps(whole, indent=2) + "\n").encode())
 

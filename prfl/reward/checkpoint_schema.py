@@ -32,12 +32,43 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
+class BenchmarkScores:
+    """How often a reward's scores order a set's pairs as people did (prfl/runs/benchmark.py).
+
+    title, dataset: what the set is called, and its hub id.  accuracy: per dimension of the set, by sigma, on the pairs
+    that people decided; accuracy_ties: of three classes, on all pairs, at the best threshold.  decided, ties: how many
+    there are.  pairs_read, left_out: rows that were measured, and those without readable videos.
+    seconds: to read, encode and score the two videos of a pair.  gib: peak memory.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    title: str
+    dataset: str | None
+    accuracy: dict[str, dict[str, Share]]
+    accuracy_ties: dict[str, dict[str, Share]]
+    decided: dict[str, int]
+    ties: dict[str, int]
+    pairs_read: int
+    left_out: int
+    seconds: float
+    gib: float | None
+    device: str
+
+    @property
+    def cost(self) -> str:
+        memory = f", {self.gib:.2f} GiB at the peak" if self.gib is not None else ""
+        return f"{self.seconds:.2g} s a pair{memory}, on {self.device}"
+
+
+@dataclass(frozen=True)
 class RewardCard:
     """What a person should know before using a saved reward.
 
     labels: what label 1 means, per dimension.  Ranges are (lowest, highest) of the training videos.
     accuracy: per dimension, held-out pairwise accuracy within a prompt by sigma bin, e.g. {"motion": {"0.0-0.2": 0.9}}.
     accuracy_low: the lower ends of its 95 % intervals over prompts.  pairs: of how many pairs, per dimension.
+    benchmarks: by the name that ``prfl eval --benchmark`` takes.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,6 +81,7 @@ class RewardCard:
     accuracy: dict[str, dict[str, Share]] = field(default_factory=dict)
     accuracy_low: dict[str, dict[str, Share]] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkScores] = field(default_factory=dict)
 
     @property
     def clips(self) -> str:
@@ -105,7 +137,7 @@ class StoredAdapter(Stored):
     targets: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
     name: Annotated[str, Field(pattern=r"^[\w-]{1,100}$")] = "reward"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # torch takes no larger one
 
 
 class StoredReward(Stored):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prfl.config.section import is_hub_id
+from prfl.reward.checkpoint_schema import BenchmarkScores
 from prfl.reward.scores import Normalisation
 from prfl.utils.text import markdown_cell
 
@@ -21,10 +22,14 @@ def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
     model_id = backbone.get("model_id")
     dimensions = list(config["normalisation"]["mean"])
 
+    benchmarks = card.get("benchmarks", {})
     data = ModelCardData(
         library_name="prfl",
         base_model=model_id if is_hub_id(model_id) else None,
         tags=["prfl", kind, "reward-model", "video", "arxiv:2511.21541"],
+        datasets=[each["dataset"] for each in benchmarks.values() if each["dataset"]] or None,
+        model_name=(kind if name == "FOLDER" else name) if benchmarks else None,
+        eval_results=eval_results(benchmarks) or None,
     )
     parts = [f"---\n{data.to_yaml()}\n---", f"# {kind.capitalize()}: {markdown_cell(', '.join(dimensions))}"]
 
@@ -48,7 +53,45 @@ def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
     if card["labels"]:
         parts.append(table(("dimension", "a good label means"), list(card["labels"].items())))
     parts.append("## Accuracy by noise level\n\n" + accuracy_text(card["accuracy"]))
+    parts += [benchmark_text(each) for each in benchmarks.values()]
     return ModelCard("\n\n".join(parts) + "\n")
+
+
+def eval_results(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
+    """List the accuracies as the hub's ``model-index`` has them."""
+    kinds = {"accuracy": "without ties", "accuracy_ties": "with ties, at the best threshold"}
+    return [
+        EvalResult(
+            task_type="preference-prediction",
+            task_name="which of two videos people prefer",
+            dataset_type=scores["dataset"] or name,
+            dataset_name=scores["title"],
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=f"{dimension}, sigma {sigma}, {words}",
+            metric_value=value,
+        )
+        for name, scores in benchmarks.items()
+        for kind, words in kinds.items()
+        for dimension, by_sigma in scores[kind].items()
+        for sigma, value in by_sigma.items()
+    ]
+
+
+def benchmark_text(scores: Mapping[str, Any]) -> str:
+    """Write a section with one line a dimension and sigma."""
+    rows = [
+        (dimension, sigma, f"{value:.2%}", f"{scores['accuracy_ties'][dimension][sigma]:.2%}",
+         str(scores["decided"][dimension]), str(scores["ties"][dimension]))
+        for dimension, by_sigma in scores["accuracy"].items()
+        for sigma, value in by_sigma.items()
+    ]  # fmt: skip
+    left_out = f", {scores['left_out']} left out for want of readable videos" if scores["left_out"] else ""
+    counted = f"{scores['pairs_read']} pairs{left_out}; {BenchmarkScores(**scores).cost}."
+    note = f"{counted} With ties: three classes, at the threshold that is best for this set (arXiv 2305.14324). "
+    note += "Measured by `prfl eval --benchmark`."
+    head = ("dimension", "sigma", "without ties", "with ties", "decided pairs", "ties")
+    return f"## {markdown_cell(scores['title'])}\n\n{note}\n\n" + table(head, rows)
 
 
 USE = """\
