@@ -50,24 +50,27 @@ class LabelServer(ThreadingHTTPServer):
     def __init__(self, asked: Asked, host: str, port: int, progress: Progress = iter) -> None:
         self.asked = asked
         self.collection = Collection(asked.folder, asked.pairs, list(asked.questions))
-        self.root = "/" if _is_loopback(host) else f"/{secrets.token_urlsafe(16)}/"
-
         self.told: set[str] = set()
-
-        # The page names a video by its number: no name of a file comes in by an address.
-        self.videos: dict[str, Path] = {}
-        shown: dict[str, Mapping[str, Any]] = {}
-        for name, (file, fps) in playable_videos(asked.folder, asked.pairs, progress).items():
-            source = f"videos/{len(shown)}{file.suffix}"
-            self.videos[source], shown[name] = file, {"src": source, "fps": fps}
-        self.page = page_text(asked.folder, asked.pairs, asked.questions, shown, server=True).encode()
-
+        self.root = "/" if _is_loopback(host) else f"/{secrets.token_urlsafe(16)}/"
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
+            what = f"cannot listen at {host}, port {port}: {getattr(error, 'strerror', None) or error}"
             fix = "--port 0 takes any port that is free; --host an address of this machine, 0.0.0.0 for all of them"
-            raise PrflError(f"cannot listen at {host}, port {port}: {error}", where="--port", fix=fix) from error
+            raise PrflError(what, where="--port", fix=fix) from error
+
+        # The page names a video by its number: no name of a file comes in by an address.
+        self.videos: dict[str, Path] = {}
+        shown: dict[str, Mapping[str, Any]] = {}
+        try:
+            for name, (file, fps) in playable_videos(asked.folder, asked.pairs, progress).items():
+                source = f"videos/{len(shown)}{file.suffix}"
+                self.videos[source], shown[name] = file, {"src": source, "fps": fps}
+        except PrflError:
+            self.server_close()
+            raise
+        self.page = page_text(asked.folder, asked.pairs, asked.questions, shown, server=True).encode()
 
     def tell(self, rater: str, count: int) -> None:
         """Say once that somebody has begun, and that they have answered all."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
 
 from tests.faults.planting import Bench, fault, warning
@@ -72,3 +74,26 @@ def _(bench):
 @warning("no rows are held out", "no row has the split validation", "without an accuracy")
 def _(bench):
     return trained(bench)
+
+
+@fault("no two videos of one prompt to compare", "clips: 4 videos of 4 prompts, none of which has two", "word for word")
+def _(bench):
+    for number in range(4):
+        Path(f"clips/{number}.txt").write_text(f"a red circle, take {number}")
+    return bench.cli("labels", "page", "clips")
+
+
+@fault("a labelling server at a port that is taken", "--port: cannot listen at 127.0.0.1, port", "--port 0 takes")
+def _(bench):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        message = bench.cli("labels", "serve", "clips", "--prompt", "a red circle", "--port", port)
+    return message.replace(port, "8765")
+
+
+@fault("answers of two people in two splits", "bo.jsonl:1: this prompt is in split 'train' here", "the same split")
+def _(bench):
+    for rater, split in (("ann", "validation"), ("bo", "train")):
+        row = {"prompt": "x", "a": "clips/0.mp4", "b": "clips/1.mp4", "preference": {"calm": "a"}, "split": split}
+        Path(f"{rater}.jsonl").write_text(json.dumps(row) + "\n")
+    return bench.cli("labels", "merge", "ann.jsonl", "bo.jsonl")
