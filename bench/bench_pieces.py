@@ -1,6 +1,6 @@
 """The pieces of a step, each by itself: pytest bench/bench_pieces.py --benchmark
 
-One piece: -k score, -k decode, -k gradient_call.
+One piece: -k score, -k decode, -k gradient_call, -k steer.
 """
 
 from __future__ import annotations

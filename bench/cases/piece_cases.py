@@ -4,6 +4,8 @@
 different rewards, so nothing is compared there; elsewhere all providers compute the same thing.
 ``decode``: latents to pixels, frame by frame with its cache, with our checkpoints between the frames and without.
 ``gradient_call``: the transformer forward and backward under the policy's adapter, by what it keeps for that and where.
+``steer``: one of four chains is chosen half way, by the latent reward, by the pixel reward at clean predictions, or
+by chance.  Seconds are those of one network call of the chains, so what a look adds to it shows.
 """
 
 from __future__ import annotations
@@ -27,10 +29,18 @@ from prfl.config.schema import Config
 from prfl.data.conditions import remember
 from prfl.estimate.memory import reward_tensors
 from prfl.factory.backbone import POLICY, attention_choice
+from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_reward_gradient
 from prfl.factory.prompts import load_prompts
+from prfl.factory.steering import look_of
 from prfl.objective.loss import loss_gradient
 from prfl.reward.frames import decode_frames, draw_frames
+from prfl.steering.best_of import BestOf
+from prfl.steering.budget import calls_of
+from prfl.steering.calls import Prices
+from prfl.steering.looks import random_look
+from prfl.steering.process import Look
+from prfl.steering.sampling import process_of
 
 LATENT, ONE, FOUR, ALL = "latent reward", "pixel reward, 1 frame", "pixel reward, 4 frames", "pixel reward, all frames"
 PIXEL: Mapping[str, str | int] = {ONE: "one", FOUR: 4, ALL: "all"}
@@ -41,6 +51,8 @@ CALLS = (  # a mode of checkpointing, and what is on with it
     f"full, {OFFLOAD}, {KERNELS}",
 )  # fmt: skip
 LENGTHS = {**FRAMES, "tiny": 17}  # five latent frames, so that four of them are not all
+DECODED, CHANCE = "pixel reward, clean prediction", "chance"
+CHOSEN, CHAIN = BestOf(4, decide_at=(0.5,)), 6  # steps
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 
@@ -52,7 +64,8 @@ def cases(world: str) -> list[Case]:
         of_decode = {**settings, "frames": frames, "mode": mode}
         decoding.append(Case("decode", decode, of_decode, (CHECKPOINTED, PLAIN), needs, memory=mode != "forward"))
     scoring = Case("score", score, settings, (LATENT, *PIXEL), needs)
-    return [scoring, *decoding, Case("gradient_call", gradient_call, settings, CALLS, needs)]
+    steering = Case("steer", steer, settings, (LATENT, DECODED, CHANCE), needs)
+    return [scoring, *decoding, Case("gradient_call", gradient_call, settings, CALLS, needs), steering]
 
 
 def config(world: str, *overrides: str) -> Config:
@@ -160,3 +173,33 @@ def gradient_call(world: str) -> Problem:
 
     named = {} if torch.cuda.is_available() else {name: f"{name} (torch path)" for name in CALLS if KERNELS in name}
     return Problem({name: partial(work, name) for name in CALLS}, CALLS[0], names=named, **facts(settings, latents))
+
+
+def steer(world: str) -> Problem:
+    plain = config(world, f"evaluation.steps={CHAIN}")
+    model = worlds.backbone(plain)
+    latents, condition = inputs(plain, model)
+    settings = sampling_settings(plain)
+    schedule = settings.chain(model, latents.shape[1:])
+    prompts = [ask.prompt for ask in condition.asks]
+
+    def look_by(provider: str) -> Look:
+        if provider == CHANCE:
+            return random_look(0)
+        of_provider = plain if provider == LATENT else config(world, step_problem.PIXEL, "objective={name: vader}")
+        return look_of(worlds.reward(world, of_provider, model), model)
+
+    def work(provider: str) -> Work:
+        look = look_by(provider)
+        chain_calls = calls_of(CHOSEN, schedule, [look], Prices()).policy
+
+        def run(_: Any) -> Outputs | None:
+            process = process_of(model, prompts, [0] * len(prompts), settings, schedule, [look], adapter=POLICY)
+            with torch.no_grad():
+                steered = CHOSEN(process)
+            return {"kept": steered.kept.latents} if provider == LATENT else None
+
+        return Work(run, constant=weights(model), repeats=round(chain_calls))
+
+    works = {name: partial(work, name) for name in (LATENT, DECODED, CHANCE)}
+    return Problem(works, LATENT, **facts(plain, latents))

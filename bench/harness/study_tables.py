@@ -369,10 +369,26 @@ def _gradient_seconds(cost: Result, name: str) -> float | None:
     return plans["stride 2, 4 gradients a rollout"] if plans else None
 
 
+def steering(result: Result) -> Table:
+    """bench/study_steering.py: every generator's rows, with what they cost."""
+    body = []
+    for row in result["rows"]:
+        others = row["right, less that of"]
+        less = [_interval(others[name], "+") if name in others else "" for name in ("base", "the end")]
+        guided = f", guidance {row['guidance']:g}" if row["guidance"] != 1 else ""
+        body.append([
+            f"{row['generator']}{guided}: {row['row']}", f"{sum(row['calls'].values()):.0f}",
+            _interval(row["right"]), *less, "" if row["diversity"] is None else f"{row['diversity']:.3f}",
+            str(row["samples"] * result["prompts"] * len(result["seeds"])),
+        ])  # fmt: skip
+    head = ["row", "calls", "all right", "less one sample's", "less best at the end's", "diversity", "samples"]
+    return head, body
+
+
 TABLES: dict[str, Callable[..., Table]] = {
     each.__name__: each
     for each in (
         spine, methods, methods_half, summary, first_run, lasting, blocks, rollout, heads, saved, peaks, work,
-        gradient, cheaper, cards, models,
+        gradient, cheaper, cards, models, steering,
     )
 }  # fmt: skip

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
         config = load_config(options.config, [*options.overrides, *changes])
 
     from prfl.runs.sample import sample
+    from prfl.utils import processes
 
     sample(
         config,
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
         checkpoint=options.checkpoint,
         lora_scale=1.0 if options.lora_scale is None else options.lora_scale,
     )
+    processes.end()
 
 
 def overrides(config: Config, options: argparse.Namespace) -> list[str]:

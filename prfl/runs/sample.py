@@ -18,6 +18,9 @@ from prfl.factory.policy import load_checkpoint_policy, load_policy, moment_of, 
 from prfl.factory.prompts import load_prompts
 from prfl.runs.outcomes import outcome_of
 from prfl.runs.steer import steer_in_run
+from prfl.training.distributed import make_accelerator
+from prfl.training.run_folder import RunFolder
+from prfl.utils import processes
 from prfl.utils.console import console, progress
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
@@ -47,7 +50,8 @@ def sample(
 
     prompts: none are the validation prompts, or the training prompts where there are none.  base: the untrained model.
     checkpoint: of the run, in place of its result.  lora_scale: factor of what the policy's adapter changes.
-    Writes a folder below the run's samples: mp4 files and index.html with everything.
+    Writes a folder below the run's samples: mp4 files and index.html with everything.  Several processes share the
+    prompts out.
     """
     if config.trains_reward and not config.steering:
         fix = (
@@ -61,11 +65,15 @@ def sample(
     if compare_base and (config.steering or base):
         what = "it is for plain samples of a policy" if config.steering else "the base is drawn already"
         raise PrflError(what, where="--compare-base", fix="leave it out")
-    with folder_lock(config.run):
-        sample_in_run(config, compare_base, Drawn(prompts, base, checkpoint, lora_scale))
+    with processes.peer_errors():
+        make_accelerator(RunFolder(config.run), config.backbone.device, [], config.training.timeout)
+        with folder_lock(config.run):
+            sample_in_run(config, compare_base, Drawn(prompts, base, checkpoint, lora_scale))
 
 
 def sample_in_run(config: Config, compare_base: bool, drawn: Drawn) -> None:
+    if not processes.is_main():
+        console.quiet = True
     model = build_backbone(config)
     base = drawn.base or config.trains_reward
     weights = "base" if base else load_drawn(config, model, drawn)
@@ -111,6 +119,8 @@ def draw_plainly(
         )
 
     # The videos, all of them in one grid, and a page.
+    if not processes.is_main():
+        return
     folder = config.run / "samples" / "sampled"
     made_by = moment_of(config) if "policy" in names and drawn.checkpoint is None else None
     path = policy_eval.write_results(folder, outcomes, config.data.fps, made_by)

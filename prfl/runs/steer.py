@@ -31,17 +31,17 @@ SHOWN = 3  # rejected chains of a video that are decoded for the page
 
 def steer_in_run(
     config: Config, model: Backbone, prompts: Sequence[str], adapter: str | None, weights: str, judge: Judge | None
-) -> Path:
+) -> None:
     """Draw a steered video of each prompt into a folder of samples/; videos that are there are not drawn again.
 
-    weights: tells the policy from others.  Returns the page.
+    weights: tells the policy from others.  Several processes share the prompts out, and the main one writes the page.
     """
     assert config.steering is not None
     steering = build_steering(config, model)
     folder = config.run / "samples" / f"steered-{config.steering.name}-{_key(config, model, steering, weights)}"
     mark_written(folder)
 
-    # The prompts that have no record yet; several processes share them out.
+    # The prompts that have no record yet.
     todo = [prompt for prompt in processes.share(prompts) if whole_json(record_path(folder, prompt), "kept") is None]
     together = max(1, steering.settings.batch // steering.method.chains)
     for start in progress("sampling")(range(0, len(todo), together)):
@@ -60,15 +60,16 @@ def steer_in_run(
         for group, prompt in enumerate(batch):
             write_record(folder, prompt, group, len(batch), steered, model, config.data.fps, judge)
 
+    # All records together, and their page.
     processes.wait()
-    results = _results(config, steering, folder, prompts, adapter)
+    if not processes.is_main():
+        return
     path = folder / "results.json"
-    if processes.is_main():
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        results = _results(config, steering, folder, prompts, adapter)
+        temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = write_steering_page(path, f"{config.steering.name}: {config.run.resolve().name}")
     console.print(f"open in a browser: {page}", markup=False, soft_wrap=True)
-    return page
 
 
 def _key(config: Config, model: Backbone, steering: Steering, weights: str) -> str:

@@ -54,6 +54,7 @@ class GuidedSampling:
             if round(float(sigma), 6) not in acting:
                 return network(latents, sigma, condition)
             velocity, slope = with_gradient(process, network, latents, sigma, condition)
+            velocity = network(latents, sigma, condition) if velocity is None else velocity
             process.calls += price * len(latents)
             at = min(float(sigma), self.latest)
             return velocity - shortened(at / (1 - at) * self.strength * slope, self.longest, velocity)
@@ -71,9 +72,12 @@ def gradient_price(process: Process) -> Calls:
 
 def with_gradient(
     process: Process, network: Read, latents: Tensor, sigma: Tensor, condition: Condition
-) -> tuple[Tensor, Tensor]:
-    """The velocity, and the gradient of the weighted looks in the latents.  Looks at clean predictions are
-    differentiated through the network; every backward pass is under the adapter of its forward pass."""
+) -> tuple[Tensor | None, Tensor]:
+    """The velocity, where a look needs it, and the gradient of the weighted looks in the latents.
+
+    Looks at clean predictions are differentiated through the network; every backward pass is under the adapter of its
+    forward pass.
+    """
     leaf, gradient = latents.detach().requires_grad_(), torch.zeros_like(latents)
     for look in process.looks:
         if not look.clean:
@@ -81,7 +85,7 @@ def with_gradient(
                 gradient += look.weight * torch.autograd.grad(look.read(leaf, sigma, condition).sum(), leaf)[0]
     clean_looks = [look for look in process.looks if look.clean]
     if not clean_looks:
-        return network(latents, sigma, condition), gradient
+        return None, gradient
     with torch.enable_grad(), process.held():
         velocity = network(leaf, sigma, condition)
         clean, level = clean_prediction(leaf, velocity, sigma), torch.zeros_like(sigma)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -72,6 +72,11 @@ class Process:
     def groups(self) -> range:
         return range(len(self.condition))
 
+    def parts(self, count: int) -> Iterator[slice]:
+        """So many samples, as many at a time as a network call takes."""
+        for first in range(0, count, self.batch):
+            yield slice(first, first + self.batch)
+
     # --- chains ------------------------------------------------------------------------------------------------------
 
     def start(self, count: int) -> Chains:
@@ -95,8 +100,7 @@ class Process:
     def velocity(self, latents: Tensor, node: int, groups: Sequence[int]) -> Tensor:
         """The network's output, some samples at a time; counted."""
         sigma, parts = sigma_at(self.schedule, node, latents), []
-        for first in range(0, len(latents), self.batch):
-            part = slice(first, first + self.batch)
+        for part in self.parts(len(latents)):
             parts.append(self.network(latents[part], sigma, self.condition[list(groups[part])]))
         self.calls += Calls(policy=len(latents) * self.prices.step)
         return torch.cat(parts)
@@ -147,8 +151,7 @@ class Process:
     def read(self, look: Look, latents: Tensor, sigma: Tensor, groups: Sequence[int]) -> Float[Tensor, " n"]:
         """One reward's scores, some samples at a time; counted."""
         parts = []
-        for first in range(0, len(latents), self.batch):
-            part = slice(first, first + self.batch)
+        for part in self.parts(len(latents)):
             parts.append(look.read(latents[part], sigma, self.condition[list(groups[part])]))
         self.calls += Calls(reward=len(latents) * look.calls, decodes=len(latents) * look.decodes * self.prices.decode)
         return torch.cat(parts)

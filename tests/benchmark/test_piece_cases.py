@@ -28,7 +28,7 @@ def test_all_providers_compute_the_same(case: Case) -> None:
     works, found = first_runs(problem, here)
     assert set(case.providers) <= problem.works.keys() and list(works) == here, found
     compared = {name: each.errors for name, each in found.items() if isinstance(each, Measurement) and each.errors}
-    assert list(compared) == ([LATENT] if case.operation == "score" else here)
+    assert list(compared) == ([LATENT] if case.operation in ("score", "steer") else here)
     assert all(max(errors.values()) < 1e-4 for errors in compared.values())
 
 

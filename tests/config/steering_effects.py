@@ -52,5 +52,6 @@ STEERING_EFFECTS: dict[str, tuple] = {
     "NoiseSearchConfig.rounds": steered("noise", "rounds", (1, 2)),
     "NoiseSearchConfig.look_at": steered("noise", "look_at", (0.25, 0.5)),
     "NoiseSearchConfig.rate": steered("noise", "rate", (0.0, 1.0)),
+    "NoiseSearchConfig.gradient": steered("noise", "gradient", ("false", "true"), "steering.rounds=2"),
     "GuidedSamplingConfig.to_step": steered("guidance", "to_step", (0.5, 1.0)),
 }

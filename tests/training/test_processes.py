@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) 
         for name in two_processes.STAGES:
             assert not two_processes.train(name, f"one-{name}")
         assert not two_processes.train("prfl", "mixed-one-two", "training.steps=2", *two_processes.UNWATCHED)
+        two_processes.draw("one-prfl")
         port = free_port()
         children = [start(rank, folder, port) for rank in range(2)]
         try:
@@ -153,6 +155,22 @@ def test_cache_and_samples_are_shared_out(ended):
 
 
 @pytest.mark.slow
+def test_drawn_and_steered_videos_are_shared_out(ended):
+    one, two = (facts["drawn"] for facts in ended.facts)
+    assert one["steered"] + two["steered"] == one["sampled"] // 2 + two["sampled"] // 2 == 3
+    assert min(one["steered"], two["steered"]) == 1
+    steered = [
+        json.loads(next((ended.folder / f"runs/{run}-prfl/samples").glob("steered-*/results.json")).read_text())
+        for run in ("one", "two")
+    ]
+    for first, second in zip(*(each["videos"] for each in steered), strict=True):
+        (kept,), (same,) = first["kept"], second["kept"]
+        assert (first["prompt"], kept["origin"], first["calls"]) == (second["prompt"], same["origin"], second["calls"])
+        ((node, score),), ((same_node, same_score),) = kept["trace"], same["trace"]
+        assert node == same_node and score == pytest.approx(same_score, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_results_are_those_of_one_process(ended):
     one, two = (
         json.loads((ended.folder / f"runs/{run}-reward/reward_eval.json").read_text()) for run in ("one", "two")
@@ -160,7 +178,8 @@ def test_results_are_those_of_one_process(ended):
     for first, second in zip(one["rows"], two["rows"], strict=True):
         assert first["accuracy"] == pytest.approx(second["accuracy"])
     files = [
-        sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+        # Folders of steered videos are named by the weights, which differ in their last bits.
+        sorted(re.sub("best_of-[0-9a-f]+", "best_of", str(p.relative_to(run))) for p in run.rglob("*") if p.is_file())
         for run in (ended.folder / "runs/one-prfl", ended.folder / "runs/two-prfl")
     ]
     assert files[0] == files[1] and "samples/final/results.json" in files[0]

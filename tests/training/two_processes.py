@@ -22,7 +22,7 @@ from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation import plots, policy_eval
-from prfl.runs import train_policy
+from prfl.runs import steer, train_policy
 from prfl.utils import processes, rng
 from tests import pictures
 
@@ -96,6 +96,13 @@ def train(name: str, run: str, *overrides: str) -> str:
     return error.getvalue()[error.getvalue().find("prfl") :] if code else ""
 
 
+def draw(run: str) -> None:
+    """Draw plain videos with a policy's run, and steered ones."""
+    overrides = [f"run=runs/{run}", f"data.cache=cache-{run}", *UNWATCHED]
+    for options in ([], ["--best-of", "2", "--decide-at", "0.5"]):
+        assert cli.main(["sample", "prfl.yaml", *overrides, *options]) == 0
+
+
 def everything(rank: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     facts: dict = {"encoded": {}, "sampled": {}}
@@ -110,6 +117,12 @@ def everything(rank: int) -> None:
         counts["sampled"] += len(prompts)
         return sample(backbone, prompts, *others, **more)
 
+    record = steer.write_record
+
+    def counted_record(*given):
+        counts["steered"] += 1
+        return record(*given)
+
     keep = LatentCache.keep
 
     def counted_keep(self, prompt, condition):
@@ -118,12 +131,17 @@ def everything(rank: int) -> None:
 
     processes.end = lambda: None  # one command after another in the same process
     WanBackbone.encode, policy_eval.sample, LatentCache.keep = counted_encode, counted_sample, counted_keep
+    steer.write_record = counted_record
     for name in STAGES:
         counts.clear()
         assert not train(name, f"two-{name}")
         facts[name] = dict(counts)
     assert not train("prfl", "mixed-two-one", "training.steps=2", *UNWATCHED)
     assert not train("prfl", "mixed-one-two", *UNWATCHED)
+
+    counts.clear()
+    draw("two-prfl")
+    facts["drawn"] = dict(counts)
 
     def other_weights(*given):
         objective = build(*given)

@@ -176,4 +176,7 @@ class NoiseSearchConfig(SteeringBase):
     chains: int = Field(default=4, ge=1, description="Chains of a round.")
     rounds: int = Field(default=3, ge=1, description="Rounds; the best chains of the last one are finished.")
     look_at: StepShare = Field(default=0.5, description="Share of the steps at which a round is looked at.")
-    rate: float = Field(default=1.0, ge=0, description="How far the mean moves in a round.")
+    rate: float = Field(default=1.0, ge=0, description="How far the mean moves in a round, or a chain's start.")
+    gradient: bool = Field(
+        default=False, description="Every chain's start climbs by the reward's gradient there, in place of the mean."
+    )

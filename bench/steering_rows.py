@@ -1,0 +1,151 @@
+"""The rows of bench/study_steering.py: methods and rewards, the generators that they steer, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from prfl.backbone import Backbone
+from prfl.config import load_config
+from prfl.config.schema import Config
+from prfl.factory.backbone import build_backbone, policy_adapter_name
+from prfl.factory.evaluation import sampling_settings
+from prfl.factory.policy import finished_run_config, load_policy
+from prfl.factory.reward import load_reward
+from prfl.factory.steering import decode_price
+from prfl.reward.pixel import PixelReward
+from prfl.rollout.sampling import SamplingSettings
+from prfl.rollout.solvers import SOLVERS, SolverSchedule
+from prfl.steering.best_of import BestOf
+from prfl.steering.budget import Method, calls_of, within
+from prfl.steering.calls import Calls, Prices
+from prfl.steering.dlbs import BeamSearch
+from prfl.steering.doit import Doit
+from prfl.steering.dts import TreeSearch
+from prfl.steering.fk import FkSteering
+from prfl.steering.guidance import GuidedSampling
+from prfl.steering.latsearch import LatSearch
+from prfl.steering.looks import latent_look, pixel_look, random_look
+from prfl.steering.noise import NoiseSearch
+from prfl.steering.process import Look, Process
+from prfl.steering.sampling import process_of
+from prfl.steering.svdd import Svdd
+
+CONFIG = "configs/tiny/best.yaml"
+PIXEL = Path("runs/study-reward/pixel-0/reward")  # of bench/study_reward.py
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """equal_to: the row whose network calls are this one's budget."""
+
+    method: Method
+    reward: str = "head"
+    solver: str = "euler"
+    equal_to: str | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it only chooses among chains that are drawn without noise."""
+        return isinstance(self.method, BestOf) and self.solver == "euler"
+
+
+AT = {f"at {share:g}": (share,) for share in (0.5, 0.75)} | {"at the end": (1.0,)}
+HALVING = {"0.4 and 0.7": (0.4, 0.7), "0.5 and 0.75": (0.5, 0.75)}
+NOISY = "ancestral"
+PLAIN, END = "base", "best of {}, at the end"
+METHODS = {
+    PLAIN: Row(BestOf(1), "random"),
+    **{f"best of {n}, {name}": Row(BestOf(n, decide_at=at)) for n in (2, 4, 8, 16) for name, at in AT.items()},
+    **{f"halving {n}, {name}": Row(BestOf(n, decide_at=at)) for n in (8, 16) for name, at in HALVING.items()},
+    "base, ancestral": Row(BestOf(1), "random", NOISY),
+    "best of 4, at the end, ancestral": Row(BestOf(4, decide_at=(1.0,)), "head", NOISY),
+    "svdd of 8": Row(Svdd(8), "head", NOISY),
+    "svdd of 32, every 2": Row(Svdd(32, every=2), "head", NOISY),
+    "fk of 4": Row(FkSteering(4), "head", NOISY),
+    "fk of 4, max": Row(FkSteering(4, potential="max"), "head", NOISY),
+    "dlbs, 2 beams of 2": Row(BeamSearch(2, children=2), "head", NOISY),
+    "tree of 4": Row(TreeSearch(4), "head", NOISY),
+    "tree of 4, greedy": Row(TreeSearch(4, greedy=True), "head", NOISY),
+    "latsearch of 6": Row(LatSearch(6)),
+    "doit": Row(Doit(4)),
+    "noise, 3 rounds of 3": Row(NoiseSearch(3)),
+    "noise, gradient, 3 rounds": Row(NoiseSearch(1, look_at=0.3, gradient=True, rate=0.3)),
+    "guidance": Row(GuidedSampling(1)),
+    "guidance, strength 3": Row(GuidedSampling(1, strength=3.0)),
+}
+COMPARED = ("best of 8, at 0.5", "best of 8, at 0.75", "best of 8, at the end")
+ROWS = METHODS | {
+    f"{name} ({reward})": replace(METHODS[name], reward=reward, equal_to=name if reward == "pixel" else None)
+    for name in COMPARED
+    for reward in ("pixel", "random", "oracle")
+}
+
+
+class World:
+    """A generator at one guidance scale and seed, and the rewards that steer it."""
+
+    def __init__(self, policy: Path | None, guidance: float, seed: int) -> None:
+        base = [f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}", f"evaluation.steps={STEPS}"]
+        self.config: Config = load_config(CONFIG, base)
+        if policy is not None:
+            self.config = finished_run_config(policy, base)
+        self.model: Backbone = build_backbone(self.config)
+        self.adapter = None
+        if policy is not None:
+            load_policy(self.config, self.model)
+            self.adapter = policy_adapter_name(self.config)
+        self.settings: SamplingSettings = sampling_settings(self.config)
+        self.prices = prices(guidance)
+        self.head = load_reward("shapes", self.model, adapter_name="steering")
+        self.seed = seed
+
+    def look(self, reward: str) -> Look:
+        if reward == "pixel":
+            return pixel_look(PixelReward.from_pretrained(PIXEL), self.model, aggregate="logsigmoid")
+        if reward == "random":
+            return random_look(self.seed)
+        assert reward == "head", "the oracle is asked of the pool alone"
+        return latent_look(self.head, aggregate="logsigmoid")  # type: ignore[arg-type] # a latent one
+
+    def schedule(self, solver: str) -> SolverSchedule:
+        shape = self.model.latent_shape(self.settings.frames, self.settings.height, self.settings.width)
+        sigmas = self.model.sigmas(self.settings.steps, shape, self.settings.shift)
+        return SOLVERS[solver](sigmas, **({"eta": 1.0} if solver == NOISY else {}))
+
+    def begin(self, prompts: Sequence[str], indices: Sequence[int]) -> Process:
+        looks, schedule = [self.look("head")], self.schedule("euler")
+        return process_of(self.model, prompts, indices, self.settings, schedule, looks, adapter=self.adapter)
+
+
+@cache
+def prices(guidance: float) -> Prices:
+    return Prices(1.0 if guidance == 1 else 2.0, decode_price(load_config(CONFIG)))
+
+
+@cache
+def a_world() -> World:
+    """Of which only what all of them have in common is asked."""
+    return World(None, 1.0, 0)
+
+
+@cache
+def method_of(name: str, guidance: float) -> tuple[Method, Calls]:
+    """The row's method, with as many chains as the calls of another row allow, and what one video costs."""
+    row = ROWS[name]
+    facts = a_world().schedule(row.solver), [cost_of(row.reward)], prices(guidance)
+    method = (
+        row.method if row.equal_to is None else within(method_of(row.equal_to, guidance)[1].total, row.method, *facts)
+    )
+    return method, calls_of(method, *facts)
+
+
+@cache
+def cost_of(reward: str) -> Look:
+    """A look that costs what the reward's does.  The oracle's verdict is free: it is a ceiling."""
+    if reward == "pixel":
+        return Look(lambda clean, sigma, condition: clean, clean=True, decodes=1)
+    return a_world().look("random" if reward == "oracle" else reward)
