@@ -16,6 +16,7 @@ from pathlib import Path
 from prfl.commands import (
     cache,
     completion,
+    convert,
     doctor,
     evaluate,
     export,
@@ -33,7 +34,7 @@ from prfl.utils.interrupts import ended_by_signals
 from prfl.utils.streams import lossy_output, silence
 from prfl.utils.threads import let_threads_sleep
 
-COMMANDS = (init, train, cache, evaluate, sample, score, export, labels, questions, doctor, schema)
+COMMANDS = (init, train, cache, evaluate, sample, score, export, labels, questions, convert, doctor, schema)
 OVERVIEW = f"Align a video generator with preferences, by the gradient of a latent reward.\n\n{train.EXAMPLES}"
 
 

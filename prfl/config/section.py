@@ -52,15 +52,15 @@ class Source:
     """What a run reads from a place that its config names.
 
     key: the yaml path that names it.  target: a file, a folder or a hub id.
-    kind: ``model`` (a diffusers or transformers folder, or a hub id), ``reward`` (a saved reward), ``run`` (a finished
-    run), ``manifest``, ``videos``, ``file``.
+    kind: ``model`` (a diffusers or transformers folder, or a hub id), ``folder`` (of a model, never a hub id),
+    ``reward`` (a saved reward), ``run`` (a finished run), ``manifest``, ``videos``, ``file``.
     revision, weights: of a model on the hub; one of these files tells that it was downloaded.
     remedy: how to get what is not there.
     """
 
     key: str
     target: str
-    kind: Literal["model", "reward", "run", "manifest", "videos", "file"]
+    kind: Literal["model", "folder", "reward", "run", "manifest", "videos", "file"]
     revision: str | None = None
     weights: tuple[str, ...] = ()
     remedy: str = ""

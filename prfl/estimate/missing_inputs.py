@@ -50,6 +50,10 @@ def _no_file(source: Source, filled: Collection[Path]) -> str:
     return "" if Path(source.target).is_file() else f"there is no file {source.target}; {source.remedy}"
 
 
+def _no_folder(source: Source, filled: Collection[Path]) -> str:
+    return "" if Path(source.target).is_dir() else f"there is no folder {source.target}; {source.remedy}"
+
+
 def _no_reward(source: Source, filled: Collection[Path]) -> str:
     """Say that a saved reward is missing.  An id of the hub is not looked for here."""
     path = source.target
@@ -75,6 +79,7 @@ MISSING: dict[str, Callable[[Source, Collection[Path]], str]] = {
     "reward": _no_reward,
     "run": _no_run,
     "file": _no_file,
+    "folder": _no_folder,
     "manifest": _no_file,
     "videos": _no_videos,
 }

@@ -43,7 +43,7 @@ def _source_contents(source: Source, key: str) -> dict[str, Any]:
     """What tells the content of a file, a model's folder or a saved reward from any other's."""
     if source.kind == "reward":
         return {f"{key} ({name})": value for name, value in saved_reward(reward_path(source.target)).items()}
-    if source.kind == "model":
+    if source.kind in ("model", "folder"):
         return {f"{key} (content)": _folder_content(str(critic_folder(source.target)))}
     if not Path(source.target).is_file():
         path = Path(source.target)

@@ -19,7 +19,7 @@ from prfl.factory import provenance
 from prfl.factory.by_name import build_by_name
 from prfl.factory.critic import load_critic, untrained_critic
 from prfl.factory.data import video_size
-from prfl.reward import image_reward, mps, own_function, pixel, text_match, watched
+from prfl.reward import hpsv3, image_reward, mps, own_function, pixel, text_match, videoalign, watched
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, find_reward, kind_of, rewrite_config
 from prfl.reward.checkpoint_schema import BenchmarkScores
@@ -54,6 +54,8 @@ PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
     public.HpsConfig: PublicKind(text_match.load_hps, partial(text_match.untrained, "hps")),
     public.ImageRewardConfig: PublicKind(image_reward.load_image_reward, image_reward.untrained),
     public.MpsConfig: PublicKind(mps.load_mps, mps.untrained),
+    public.Hpsv3Config: PublicKind(hpsv3.load_hpsv3, hpsv3.untrained),
+    public.VideoAlignConfig: PublicKind(videoalign.load_videoalign, videoalign.untrained),
     public.ObjectConfig: PublicKind(watched.load_object, watched.untrained_object),
     public.ActionConfig: PublicKind(watched.load_action, watched.untrained_action),
     public.CriticConfig: PublicKind(load_critic, untrained_critic),
@@ -136,13 +138,17 @@ def load_public_rewards(config: Config, model: Backbone) -> PublicReward:
 
 def build_public_reward(section: public.PublicRewardConfig, config: Config, model: Backbone) -> PublicReward:
     """One public reward, of clips of the run's size and of its prompts."""
-    return build_by_name(PUBLIC_REWARDS[type(section)].load, section, device=model.facts.device, data=config.data)
+    context = {"device": model.facts.device, "data": config.data, "clip": video_size(config.data)}
+    return build_by_name(PUBLIC_REWARDS[type(section)].load, section, **context)
 
 
 def untrained_public_rewards(config: Config) -> PublicReward:
     """What ``load_public_rewards`` loads, in the published sizes with random weights, to be counted on ``meta``."""
     assert config.reward is not None
-    members = [build_by_name(PUBLIC_REWARDS[type(section)].untrained, section) for section in config.reward.public]
+    clip = video_size(config.data)
+    members = [
+        build_by_name(PUBLIC_REWARDS[type(section)].untrained, section, clip=clip) for section in config.reward.public
+    ]
     return members[0] if len(members) == 1 else SeveralRewards(members)
 
 

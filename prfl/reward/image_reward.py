@@ -23,8 +23,8 @@ from prfl.backbone.condition import Condition
 from prfl.reward.aesthetic import AestheticMlp
 from prfl.reward.look import Look, each_frame, frames_of, seen
 from prfl.reward.public import FrozenReward
+from prfl.reward.published import published_tensors
 from prfl.reward.scores import Scores
-from prfl.reward.tensor_file import read_tensors
 from prfl.reward.tokens import Tokenise, read_tokeniser
 from prfl.utils.errors import PrflError
 
@@ -82,7 +82,7 @@ def load_image_reward(
 ) -> ImageReward:
     """Load ImageReward from its .pt file, or its tensors as safetensors, with BERT's tokenizer.  Raises PrflError."""
     path = Path(weights)
-    tensors = read_tensors(path, "an ImageReward", FIX)
+    tensors = published_tensors(path, "an ImageReward", FIX)
     try:
         networks = networks_of(tensors)
     except (KeyError, RuntimeError, ValueError) as error:

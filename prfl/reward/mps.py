@@ -26,8 +26,8 @@ from prfl.backbone.condition import Condition
 from prfl.reward.look import Look, each_frame, frames_of, seen
 from prfl.reward.open_clip import HEAD, HEADS_OF_1280
 from prfl.reward.public import FrozenReward
+from prfl.reward.published import published_tensors
 from prfl.reward.scores import Scores
-from prfl.reward.tensor_file import read_tensors
 from prfl.reward.text_match import VIT_H_14
 from prfl.reward.tokens import CLIP_TOKENS, Tokenise, read_tokeniser
 from prfl.utils.errors import PrflError
@@ -192,7 +192,9 @@ def load_mps(
     if path.suffix != ".safetensors":
         what = "MPS's own checkpoint is a pickled module, which runs code when it is read"
         raise PrflError(what, where=str(path), fix=FIX)
-    tensors = {name.replace(".fn.", "."): value.float() for name, value in read_tensors(path, "an MPS", FIX).items()}
+    tensors = {
+        name.replace(".fn.", "."): value.float() for name, value in published_tensors(path, "an MPS", FIX).items()
+    }
     try:
         clip, cross = build(config_of(tensors), len({name.split(".")[2] for name in tensors if name[:6] == "cross_"}))
         for network, prefix in ((clip, "model."), (cross, "cross_model.layers.")):

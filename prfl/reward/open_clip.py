@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from prfl.reward.tensor_file import read_tensors
+from prfl.reward.published import published_tensors
 from prfl.utils.errors import PrflError
 
 FIX = "give HPS_v2.1_compressed.pt of xswu/HPSv2, or its tensors as safetensors"
@@ -43,7 +43,7 @@ def read_open_clip(path: Path) -> CLIPModel:
     Raises PrflError for another file, or a tensor that is missing, strange or not finite.
     """
     where = str(path)
-    tensors = read_tensors(path, "a CLIP", FIX)
+    tensors = published_tensors(path, "a CLIP", FIX)
     if "visual.conv1.weight" not in tensors:
         raise PrflError("holds no CLIP in open_clip's names: it has no 'visual.conv1.weight'", where=where, fix=FIX)
     try:

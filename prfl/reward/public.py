@@ -145,8 +145,10 @@ class SeveralRewards:
             yield from member.parameters()
 
 
-def load_network(kind: type[Any], name: str, revision: str | None, example: str) -> Any:
-    """Load a whole network of transformers in float32, from a folder or hub id, safetensors only.
+def load_network(
+    kind: type[Any], name: str, revision: str | None, example: str, dtype: torch.dtype = torch.float32
+) -> Any:
+    """Load a whole network of transformers, from a folder or hub id, safetensors only.
 
     kind: its class.  example: a hub id of one, for the error.
     Raises PrflError where there is none, or not all of it, or a weight is not finite.
@@ -155,7 +157,7 @@ def load_network(kind: type[Any], name: str, revision: str | None, example: str)
     fix = f"give the folder or hub id of a {what} in transformers' format with safetensors: {example}"
     try:
         network, report = kind.from_pretrained(
-            name, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            name, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if is_hub_id(name):

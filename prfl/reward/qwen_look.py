@@ -24,8 +24,9 @@ NORMALISATIONS = {"qwen3_vl": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
 
 @dataclass(frozen=True)
 class QwenLook:
-    """patch, merge, step: of the model.  most_pixels: a larger frame is made smaller, its sides nearly in proportion.
+    """patch, merge, step: of the model.
 
+    most_pixels, fewest_pixels: a larger frame is made smaller, a smaller one larger, its sides nearly in proportion.
     Sides become multiples of patch * merge, the number of frames one of step.
     """
 
@@ -35,6 +36,7 @@ class QwenLook:
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
     most_pixels: int = 200_704
+    fewest_pixels: int = 1
 
     @staticmethod
     def of(config: Any, most_pixels: int) -> QwenLook:
@@ -48,7 +50,9 @@ class QwenLook:
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that frames of this size are brought to."""
         factor = self.patch * self.merge
-        return smart_resize(height, width, factor, min_pixels=factor**2, max_pixels=self.most_pixels)
+        return smart_resize(
+            height, width, factor, min_pixels=max(self.fewest_pixels, factor**2), max_pixels=self.most_pixels
+        )
 
     def tokens(self, height: int, width: int) -> int:
         """Count the tokens that the language model reads of ``step`` frames."""

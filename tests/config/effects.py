@@ -217,6 +217,8 @@ HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_se
 PUBLIC = "tests/reward/test_public_rewards.py::"
 CRITIC = "tests/reward/test_critic.py::"
 OPEN_CLIP = f"{PUBLIC}test_open_clip_weights_give_open_clip_embeddings"
+VIDEOALIGN = "tests/reward/test_qwen_scores.py::test_converted_videoalign_scores_as_the_published_one"
+HPSV3 = "tests/reward/test_qwen_scores.py::test_converted_hpsv3_scores_as_the_published_one"
 MPS = "tests/reward/test_mps.py::test_score_is_that_of_its_equations"
 OBJECT = f"{PUBLIC}test_an_unlikely_object_has_a_gradient_and_labels_are_by_name"
 ACTION = f"{PUBLIC}test_action_is_the_log_probability_of_its_label"
@@ -242,6 +244,11 @@ REASONS: dict[str, str] = {
     "FileRewardConfig.tokenizer": OPEN_CLIP,
     "FileRewardConfig.revision": "of a hub tokenizer: there is no network here",
     "MpsConfig.aspect": MPS,
+    "VideoAlignConfig.model": VIDEOALIGN,
+    "VideoAlignConfig.frames": "tests/reward/test_qwen_scores.py::test_how_many_frames_videoalign_reads",
+    "VideoAlignConfig.dtype": VIDEOALIGN,
+    "Hpsv3Config.model": HPSV3,
+    "Hpsv3Config.dtype": HPSV3,
     "ObjectConfig.present": OBJECT,
     "ObjectConfig.absent": OBJECT,
     "ActionConfig.label": ACTION,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLModel,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
     VJEPA2Config,
@@ -24,11 +28,14 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from prfl.backbone.condition import Ask, Condition
-from prfl.reward import image_reward, mps
+from prfl.reward import hpsv3, image_reward, mps, videoalign
 from prfl.reward.aesthetic import AestheticMlp
+from prfl.reward.hpsv3 import Hpsv3
 from prfl.reward.image_reward import ImageReward
 from prfl.reward.mps import MpsReward
+from prfl.reward.qwen_score import Reading, Words, head_of
 from prfl.reward.text_match import TextMatch
+from prfl.reward.videoalign import VideoAlign
 from prfl.reward.watched import ActionReward, CoherenceReward, ObjectReward
 from tests.reward.test_aesthetic import SIZE, tiny_clip, tiny_mlp
 
@@ -74,11 +81,22 @@ def save_tiny_rewards(folder: Path) -> dict[str, dict[str, Any]]:
         "hps": {"weights": str(folder / "hps.safetensors"), "tokenizer": clip},
         "imagereward": {"weights": str(folder / "imagereward.safetensors"), "tokenizer": clip},
         "mps": {"weights": str(folder / "mps.safetensors"), "tokenizer": clip, "aspect": "quality"},
+        "videoalign": {"model": save_converted(tiny_videoalign(), folder / "videoalign"), "frames": 4},
+        "hpsv3": {"model": save_converted(tiny_hpsv3(), folder / "hpsv3")},
         "object": {"model": str(folder / "yolos"), "present": ["dog"], "absent": ["car"]},
         "action": {"model": str(folder / "videomae"), "label": "sleeping"},
         "coherence": {"model": str(folder / "vjepa"), "frames": 8},
         "callable": {"function": "own_light:light", "options": {"factor": 2.0}},
     }
+
+
+def save_converted(reward: VideoAlign | Hpsv3, folder: Path) -> str:
+    """Write a reward as ``prfl convert`` does."""
+    reward.network.save_pretrained(folder)
+    qwen_words(*reward.reading.tokens).save_pretrained(folder)
+    save_file(reward.head.state_dict(), folder / "head.safetensors")
+    (folder / "reading.json").write_text(json.dumps(asdict(reward.reading)))
+    return str(folder)
 
 
 def seeded(make: Callable[[], torch.nn.Module]) -> Any:
@@ -144,6 +162,63 @@ def livelier(network: torch.nn.Module, factor: float) -> None:
             parameter.mul_(factor)
 
 
+CHAT = (
+    "{% for m in messages %}<start> {% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"
+    "{% else %}<|vision_start|> <|{{ c['type'] }}_pad|> <|vision_end|> {% endif %}{% endfor %}<end>{% endfor %}"
+)
+QWEN_WORDS = (*WORDS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<unk>", "rate", "END")
+
+
+def qwen_words(*special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of a Qwen2-VL, with a chat template, and these special tokens behind the others."""
+    vocabulary = {word: number for number, word in enumerate(QWEN_WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", chat_template=CHAT)
+    words.add_tokens([*QWEN_WORDS[6:10], *special], special_tokens=True)
+    return words
+
+
+def tiny_qwen(words: int) -> Qwen2VLModel:
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": words, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 0,
+            "eos_token_id": 5, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+        },
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
+        vision_start_token_id=6, vision_end_token_id=7, image_token_id=8, video_token_id=9,
+    )  # fmt: skip
+    network = seeded(lambda: Qwen2VLModel(config))
+    livelier(network, 6)
+    return network
+
+
+def tiny_videoalign(frames: int | None = None) -> VideoAlign:
+    """Frames of 100 to 400 pixels, patches of 4 x 4."""
+    reading = Reading(
+        "<start> <|video_pad|> rate {prompt} <|VQ_reward|> a <|MQ_reward|> <|TA_reward|> END", videoalign.PICTURES,
+        videoalign.TOKENS, videoalign.DIMENSIONS, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 400, 100, fps=2.0,
+    )  # fmt: skip
+    words = Words.of(reading, qwen_words(*videoalign.TOKENS), "tiny")
+    head = seeded(lambda: torch.nn.Linear(32, 1, bias=False))
+    return VideoAlign(tiny_qwen(16), head, words, reading, fps=8.0, frames=frames)
+
+
+def tiny_hpsv3() -> Hpsv3:
+    reading = Reading(
+        "<start> <|image_pad|> {prompt} rate <|Reward|> END", hpsv3.PICTURES, hpsv3.TOKENS, hpsv3.DIMENSIONS, (0.0,),
+        (1.0,), 256, 256,
+    )  # fmt: skip
+    words = Words.of(reading, qwen_words(*hpsv3.TOKENS), "tiny")
+    return Hpsv3(tiny_qwen(14), seeded(tiny_hpsv3_head), words, reading)
+
+
+def tiny_hpsv3_head() -> torch.nn.Module:
+    sizes = {f"{number}.weight": torch.zeros(shape) for number, shape in ((0, (8, 32)), (3, (4, 8)), (5, (2, 4)))}
+    return head_of(sizes)
+
+
 def all_rewards() -> dict[str, Callable[[], Any]]:
     """Every reward in float64, by its name."""
 
@@ -152,12 +227,19 @@ def all_rewards() -> dict[str, Callable[[], Any]]:
             tiny_words()(texts, padding="max_length", max_length=8, return_tensors="pt", return_token_type_ids=False)
         )
 
+    def in_double(reward: Any) -> Any:
+        for network in reward.networks:
+            network.double()
+        return reward
+
     return {
         "clip": lambda: TextMatch("clip", tiny_clip().double(), tokenise, "crop", 100.0),
         "pickscore": lambda: TextMatch("pickscore", tiny_clip().double(), tokenise, "crop", None),
         "hps": lambda: TextMatch("hps", tiny_clip().double(), tokenise, "pad", 1.0),
         "imagereward": lambda: ImageReward(*(part.double() for part in tiny_image_reward()), tokenise),
         "mps": lambda: MpsReward(*(part.double() for part in tiny_mps()), tokenise),
+        "videoalign": lambda: in_double(tiny_videoalign(frames=4)),
+        "hpsv3": lambda: in_double(tiny_hpsv3()),
         "object": lambda: ObjectReward(tiny_yolos().double(), ["dog"], ["car"]),
         "action": lambda: ActionReward(tiny_videomae().double(), "Playing guitar"),
         "coherence": lambda: CoherenceReward(tiny_vjepa().double(), frames=8),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prfl.config.schema import Config
 
 AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-aesthetic-predictor, and name it here"
+CONVERT = "convert what its authors publish, once: prfl convert"
 QUESTIONS = "write them, or have them written: prfl questions CONFIG"
 WEIGHTS = "model.safetensors", "model.safetensors.index.json"
 
@@ -24,6 +25,7 @@ class PublicRewardConfig(Section):
     key: ClassVar[str]  # its yaml path
     licence: ClassVar[str] = ""  # of its weights, where it has conditions
     gives_logits: ClassVar[bool] = False  # whether the sigmoid of a score is a probability
+    whole_videos: ClassVar[bool] = False  # whether a part of a video tells it nothing
     hinge: ClassVar[str] = "that is for a trained reward's scores; say where this one is to stop, or take shape: linear"
 
     def title(self) -> str:
@@ -40,6 +42,9 @@ class PublicRewardConfig(Section):
         reward = config.reward
         assert reward is not None
         yield from self.faults()
+        objective = config.reward_gradient
+        if self.whole_videos and objective and objective.frames != "all":
+            yield "objective.frames", f"{self.key} reads whole videos; set it to all"
         if reward.aggregate == "logsigmoid" and not self.gives_logits:
             yield "reward.aggregate", f"the score of {self.key} is no logit of a label; use sum"
         if reward.shape == "hinge" and reward.target == type(reward).model_fields["target"].default:
@@ -161,6 +166,7 @@ class ObjectConfig(ModelRewardConfig):
 
 class ActionConfig(ModelRewardConfig):
     key = "reward.action"
+    whole_videos = True
     licence = "CC-BY-NC-4.0: not for commercial use"
     model: str = place(
         default="MCG-NJU/videomae-base-finetuned-kinetics", description="A VideoMAE: a folder or a hub id."
@@ -173,11 +179,40 @@ class ActionConfig(ModelRewardConfig):
 
 class CoherenceConfig(ModelRewardConfig):
     key = "reward.coherence"
+    whole_videos = True
     model: str = place(default="facebook/vjepa2-vitl-fpc64-256", description="A V-JEPA 2: a folder or a hub id.")
     frames: int = Field(default=16, ge=4, description="Frames that it reads, evenly spaced; a multiple of 4.")
 
     def title(self) -> str:
         return f"how well the second half follows from the first, by V-JEPA 2 ({self.model})"
+
+
+class VideoAlignConfig(PublicRewardConfig):
+    key = "reward.videoalign"
+    whole_videos = True
+    model: FolderOrFile = place(description="The folder that `prfl convert videoalign` wrote.")
+    frames: int | None = Field(
+        default=None, ge=2, multiple_of=2, description="Frames that it reads, evenly spaced; null is two of a second."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of its weights.")
+
+    def title(self) -> str:
+        return "VideoAlign: visual quality, motion quality, text alignment"
+
+    def files(self) -> list[Source]:
+        return [Source(f"{self.key}.model", str(self.model), "folder", remedy=f"{CONVERT} videoalign --help")]
+
+
+class Hpsv3Config(PublicRewardConfig):
+    key = "reward.hpsv3"
+    model: FolderOrFile = place(description="The folder that `prfl convert hpsv3` wrote.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of its weights.")
+
+    def title(self) -> str:
+        return "HPSv3"
+
+    def files(self) -> list[Source]:
+        return [Source(f"{self.key}.model", str(self.model), "folder", remedy=f"{CONVERT} hpsv3 --help")]
 
 
 class CriticConfig(ModelRewardConfig):

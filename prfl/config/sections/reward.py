@@ -21,11 +21,13 @@ from prfl.config.sections.public_rewards import (
     CoherenceConfig,
     CriticConfig,
     HpsConfig,
+    Hpsv3Config,
     ImageRewardConfig,
     MpsConfig,
     ObjectConfig,
     PickScoreConfig,
     PublicRewardConfig,
+    VideoAlignConfig,
 )
 
 if TYPE_CHECKING:
@@ -184,6 +186,12 @@ class PixelRewardConfig(RewardBase):
     )
     mps: MpsConfig | None = Field(
         default=None, description="People's preference for frames of the prompt, by MPS: about 0 to 20."
+    )
+    hpsv3: Hpsv3Config | None = Field(
+        default=None, description="People's choices of pictures, by HPSv3 on Qwen2-VL-7B: about 0 to 12."
+    )
+    videoalign: VideoAlignConfig | None = Field(
+        default=None, description="VideoAlign's VQ, MQ and TA on Qwen2-VL-2B: each about -3 to 3."
     )
     object: ObjectConfig | None = Field(default=None, description="Objects that are in the frames, or are not (YOLOS).")
     action: ActionConfig | None = Field(default=None, description="Log-probability of an action (VideoMAE).")

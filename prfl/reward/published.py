@@ -15,7 +15,7 @@ from prfl.utils.errors import PrflError
 from prfl.utils.reading import disk_refuses, unreadable
 
 
-def read_tensors(path: Path, what: str, fix: str) -> dict[str, Tensor]:
+def published_tensors(path: Path, what: str, fix: str) -> dict[str, Tensor]:
     """Read the tensors of a file by their names, without the wrappings of a training run around them.
 
     what: what the file should hold, for the errors, as "a CLIP".
