@@ -225,10 +225,11 @@ def both_ways(video: int, name: str, value: str, rng: random.Random) -> list[Les
 def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: float, seed: int) -> None:
     """Teach the vision tower alone to see, by heads that are dropped: shape, colour, and where the shape is when.
 
-    Without it the tower stays blind to all but colour for long: one word a question says little of a picture.
+    Without it the tower stays blind to all but colour for long: one word a question says little of a picture.  The
+    heads read the mean of the tokens, as attention over them does.
     """
     step_frames = critic.look.step
-    heads = torch.nn.Linear(4 * WIDTH, len(renderer.SHAPES) + len(renderer.COLOURS) + 2 * step_frames)
+    heads = torch.nn.Linear(WIDTH, len(renderer.SHAPES) + len(renderer.COLOURS) + 2 * step_frames)
     trained = [*critic.network.model.visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
@@ -246,7 +247,7 @@ def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: flo
         places = torch.stack([(strength.sum(2) * line).sum(2) / mass, (strength.sum(3) * line).sum(2) / mass], dim=2)
 
         (tokens, *_) = critic.watched(*critic.look.seen(frames + 0.05 * torch.randn_like(frames)))
-        shapes, colours, found = heads(tokens.flatten(1)).split([3, 6, 2 * step_frames], dim=1)
+        shapes, colours, found = heads(tokens.mean(1)).split([3, 6, 2 * step_frames], dim=1)
         names = [(renderer.SHAPES.index(s.drawn.shape), list(renderer.COLOURS).index(s.drawn.colour)) for s in scenes]
         shape, colour = torch.tensor(names).T
         loss = F.cross_entropy(shapes, shape) + F.cross_entropy(colours, colour)

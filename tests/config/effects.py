@@ -253,8 +253,6 @@ REASONS: dict[str, str] = {
     "ObjectConfig.absent": OBJECT,
     "ActionConfig.label": ACTION,
     "CoherenceConfig.frames": COHERENCE,
-    "EvaluationConfig.held_out_critic": "tests/runs/test_critic_judges.py::"
-    "test_a_critic_watches_a_run_that_follows_another_reward",
     "CriticConfig.questions": f"{CRITIC}test_all_questions_on_one_vision_pass_are_those_of_stock_passes_one_by_one",
     "CriticConfig.frames": f"{CRITIC}test_all_questions_on_one_vision_pass_are_those_of_stock_passes_one_by_one",
     "CriticConfig.most_pixels": "tests/reward/test_qwen_look.py::test_sizes_and_frames_that_patches_do_not_divide",
