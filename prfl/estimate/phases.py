@@ -29,6 +29,7 @@ from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.frames import decode_frames
 from prfl.reward.latent import LatentReward
 from prfl.reward.scorer import PixelScorer
+from prfl.reward.several import LatentBeside
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import Network
 
@@ -257,6 +258,13 @@ def reward_phases(
             saved = counted.live
             backward(scores, leaf, trains)
         yield reward_part("reward: forward and backward", held + counted.peak, saved, counted, batch)
+        return
+
+    # A latent reward beside one on pixels: its graph is kept while the other's is made.
+    if isinstance(reward, LatentBeside):
+        (part,) = reward_phases(config, model, reward.latent, shapes, batch, held)
+        yield part
+        yield from reward_phases(config, model, reward.pixel, shapes, batch, held + part.saved)
         return
 
     # A pixel reward that is trained: the decoder only makes its input.

@@ -9,12 +9,21 @@ import torch
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
-from prfl.factory.reward import Reward, build_new_reward, load_followed_reward, reward_path, untrained_public_rewards
+from prfl.factory.reward import (
+    Reward,
+    build_new_reward,
+    load_latent_beside,
+    load_trained_rewards,
+    reward_path,
+    untrained_public_rewards,
+)
 from prfl.reward.checkpoint import read_config
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward
 from prfl.reward.pixel import PixelNetwork, PixelReward
+from prfl.reward.public import PublicReward
+from prfl.reward.several import LatentBeside
 
 
 def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]:
@@ -26,20 +35,42 @@ def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]
         warnings.filterwarnings("ignore", "for .* copying from a non-meta parameter")
         if config.trains_reward:
             return build_new_reward(config, model), ""
-        if config.reward.public:
-            return untrained_public_rewards(config), ""
-        paths = config.reward.paths
-        if paths and all(Path(reward_path(path)).is_dir() for path in paths):
-            return load_followed_reward(config, model), ""
-        if not config.reward.decodes:
-            blocks = max(1, model.facts.num_blocks // 5)
-            width = model.facts.width_after([blocks - 1])
-            heads = [LatentReward(RewardHead(width, ["reward"]), model, [blocks - 1]).freeze() for _ in paths]
-            many = f"{len(heads)} frozen reward heads" if len(heads) > 1 else "a frozen reward head"
-            what = f"{many} on the first {blocks} of {model.facts.num_blocks} blocks (not trained yet)"
-            return RewardEnsemble(heads) if len(heads) > 1 else heads[0], what
-        network = PixelNetwork(model.facts.text_width, ["reward"])
-        return PixelReward(network).freeze(), "prfl's own small pixel reward (it is not trained yet)"
+        reward, assumed = _followed(config, model)
+        latent = getattr(config.reward, "latent", None)
+        if latent is None:
+            return reward, assumed
+        if Path(reward_path(latent)).is_dir():
+            beside, also = load_latent_beside(latent, config, model), ""
+        else:
+            beside, also = _assumed_head(model), f"a frozen reward head beside it, {_blocks_read(model)}"
+        assert isinstance(reward, PixelReward | PublicReward)
+        return LatentBeside(beside, reward), "; ".join(text for text in (assumed, also) if text)
+
+
+def _followed(config: Config, model: Backbone) -> tuple[Reward, str]:
+    assert config.reward is not None
+    if config.reward.public:
+        return untrained_public_rewards(config), ""
+    paths = config.reward.paths
+    if paths and all(Path(reward_path(path)).is_dir() for path in paths):
+        return load_trained_rewards(config, model), ""
+    if not config.reward.decodes:
+        heads = [_assumed_head(model) for _ in paths]
+        many = f"{len(heads)} frozen reward heads" if len(heads) > 1 else "a frozen reward head"
+        return RewardEnsemble(heads) if len(heads) > 1 else heads[0], f"{many} {_blocks_read(model)}"
+    network = PixelNetwork(model.facts.text_width, ["reward"])
+    return PixelReward(network).freeze(), "prfl's own small pixel reward (it is not trained yet)"
+
+
+def _assumed_head(model: Backbone) -> LatentReward:
+    """A head on the first fifth of the blocks, which is what one that is not trained yet is taken for."""
+    blocks = max(1, model.facts.num_blocks // 5)
+    return LatentReward(RewardHead(model.facts.width_after([blocks - 1]), ["reward"]), model, [blocks - 1]).freeze()
+
+
+def _blocks_read(model: Backbone) -> str:
+    blocks = max(1, model.facts.num_blocks // 5)
+    return f"on the first {blocks} of {model.facts.num_blocks} blocks (not trained yet)"
 
 
 def reads_of_a_score(config: Config) -> int:

@@ -20,6 +20,7 @@ from prfl.reward.checkpoint import check_clip
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 from prfl.reward.scores import Scores, total
+from prfl.reward.several import LatentBeside
 from prfl.rollout.sampling import SamplingSettings
 from prfl.toy import clips as shapes
 
@@ -81,4 +82,7 @@ def with_total(
 
 def build_latents_scorer(reward: Reward, model: Backbone) -> LatentsScorer:
     """Logits of a reward at noisy latents, for evaluation."""
+    if isinstance(reward, LatentBeside):
+        latent, pixel = reward.latent.logits, pixel_scorer(model, reward.pixel)
+        return lambda *given: latent(*given) | pixel(*given)
     return reward.logits if isinstance(reward, LatentReward | RewardEnsemble) else pixel_scorer(model, reward)

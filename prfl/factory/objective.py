@@ -48,7 +48,8 @@ from prfl.objective.reward_gradient import RewardGradient
 from prfl.objective.sft import Sft
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
-from prfl.reward.scorer import LatentScorer, PixelScorer
+from prfl.reward.scorer import JointScorer, LatentScorer, PixelScorer
+from prfl.reward.several import LatentBeside
 from prfl.rollout.guidance import Guidance
 from prfl.rollout.solvers import SolverSchedule
 from prfl.training.regulariser import Regulariser
@@ -136,12 +137,16 @@ def build_rollouts(config: Config) -> FreshRollout | ReusedRollout:
     return ReusedRollout(rollout.gradients_per_rollout, config.training.batch, rollout.drift_limit)
 
 
-def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScorer | PixelScorer:
+def build_scorer(config: Config, model: Backbone, reward: Reward) -> LatentScorer | PixelScorer | JointScorer:
     """How a reward-gradient objective reads its reward."""
     objective, scores = config.reward_gradient, config.reward
     assert objective is not None and scores is not None
     if isinstance(reward, LatentReward | RewardEnsemble):
         return LatentScorer(reward, scores.aggregate)
+    if isinstance(reward, LatentBeside):
+        latent, pixel = (build_scorer(config, model, member) for member in (reward.latent, reward.pixel))
+        assert isinstance(latent, LatentScorer) and isinstance(pixel, PixelScorer)
+        return JointScorer(latent, pixel)
     context = {"reward": reward, "backbone": model, "seed": config.seed, "aggregate": scores.aggregate}
     return build_by_name(PixelScorer, objective, **context)
 

@@ -28,20 +28,21 @@ from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
 from prfl.reward.model_card import reward_card
 from prfl.reward.pixel import PixelNetwork, PixelReward
-from prfl.reward.public import PublicReward, SeveralRewards
+from prfl.reward.public import PublicReward
 from prfl.reward.scores import total
+from prfl.reward.several import LatentBeside, SeveralRewards
 from prfl.toy import clips as shapes
 from prfl.utils.console import warn
 from prfl.utils.errors import PrflError, error_location
 from prfl.utils.files import atomic_write
 
 TrainableReward = LatentReward | PixelReward
-Reward = TrainableReward | RewardEnsemble | PublicReward
+Reward = TrainableReward | RewardEnsemble | PublicReward | LatentBeside
 
 
 class PublicKind(NamedTuple):
-    """load: takes the keys of the section by name, and ``device``, ``data`` (that section).
-    untrained: one of its sizes, to be counted; it takes keys of the section, too."""
+    """load: takes the keys of the section by name, and ``device``, ``data`` (that section), ``video`` (its size).
+    untrained: one of its sizes, to be counted; it takes keys of the section, and ``video``, too."""
 
     load: Callable[..., PublicReward]
     untrained: Callable[..., PublicReward]
@@ -98,10 +99,22 @@ NEW_REWARDS: dict[type, Callable[[Config, Backbone], TrainableReward]] = {
 
 
 def load_followed_reward(config: Config, model: Backbone) -> Reward:
-    """The reward at ``reward.path``, or the public one that is named in its place; frozen."""
+    """The reward at ``reward.path``, or the public ones that are named in its place; frozen.
+
+    With ``reward.latent`` a latent one beside it.
+    """
     assert config.reward is not None
-    if config.reward.public:
-        return load_public_rewards(config, model)
+    reward = load_public_rewards(config, model) if config.reward.public else load_trained_rewards(config, model)
+    if isinstance(config.reward, PixelRewardConfig) and config.reward.latent is not None:
+        reward = LatentBeside(load_latent_beside(config.reward.latent, config, model), reward)  # type: ignore[arg-type]
+    # A weight on a dimension that it does not have is known now, and not in the first step.
+    total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)
+    return reward
+
+
+def load_trained_rewards(config: Config, model: Backbone) -> Reward:
+    """The reward at ``reward.path``, or several as one."""
+    assert config.reward is not None
     paths = config.reward.paths
     members = []
     for number, path in enumerate(paths):
@@ -114,12 +127,18 @@ def load_followed_reward(config: Config, model: Backbone) -> Reward:
             raise PrflError(what, where="reward.path" if several else "reward.space", fix=fix)
         check_clip(member.card, video_size(config.data), path)
         members.append(member)
-    reward: Reward = members[0]
     if isinstance(config.reward, LatentRewardConfig) and len(members) > 1:
         latent = [member for member in members if isinstance(member, LatentReward)]
-        reward = RewardEnsemble(latent, config.reward.uncertainty_weight)
-    # A weight on a dimension that it does not have is known now, and not in the first step.
-    total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)
+        return RewardEnsemble(latent, config.reward.uncertainty_weight)
+    return members[0]
+
+
+def load_latent_beside(path: str, config: Config, model: Backbone) -> LatentReward:
+    """The latent reward that is followed beside one on pixels."""
+    reward = load_reward(path, model, adapter_name="reward-latent")
+    if not isinstance(reward, LatentReward):
+        raise PrflError(f"the reward at {path} is a pixel one", where="reward.latent", fix="name it as reward.path")
+    check_clip(reward.card, video_size(config.data), path)
     return reward
 
 
@@ -131,25 +150,30 @@ def load_public_rewards(config: Config, model: Backbone) -> PublicReward:
         if section.licence:
             warn(f"the licence of the weights of {section.key}: {section.licence}")
         members.append(build_public_reward(section, config, model))
-    reward: PublicReward = members[0] if len(members) == 1 else SeveralRewards(members)
-    total(dict.fromkeys(reward.dimensions, torch.zeros(1)), config.reward.weights)  # every weight has its dimension
-    return reward
+    return together(members, config)
 
 
 def build_public_reward(section: public.PublicRewardConfig, config: Config, model: Backbone) -> PublicReward:
     """One public reward, of clips of the run's size and of its prompts."""
-    context = {"device": model.facts.device, "data": config.data, "clip": video_size(config.data)}
+    context = {"device": model.facts.device, "data": config.data, "video": video_size(config.data)}
     return build_by_name(PUBLIC_REWARDS[type(section)].load, section, **context)
 
 
 def untrained_public_rewards(config: Config) -> PublicReward:
     """What ``load_public_rewards`` loads, in the published sizes with random weights, to be counted on ``meta``."""
     assert config.reward is not None
-    clip = video_size(config.data)
+    size = video_size(config.data)
     members = [
-        build_by_name(PUBLIC_REWARDS[type(section)].untrained, section, clip=clip) for section in config.reward.public
+        build_by_name(PUBLIC_REWARDS[type(section)].untrained, section, video=size) for section in config.reward.public
     ]
-    return members[0] if len(members) == 1 else SeveralRewards(members)
+    return together(members, config)
+
+
+def together(members: list[PublicReward], config: Config) -> PublicReward:
+    """The public rewards of a config as one."""
+    settings = config.reward
+    assert isinstance(settings, PixelRewardConfig)
+    return members[0] if len(members) == 1 else SeveralRewards(members, settings.weights, settings.balance)
 
 
 def followed_weights(config: Config, reward: Reward) -> dict[str, float]:

@@ -6,6 +6,8 @@ Source: arXiv 2508.03789, and its public code for the size of pictures, the text
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,11 +38,11 @@ class Hpsv3(QwenScore):
         return {"hpsv3": torch.cat(scores)}
 
 
-def load_hpsv3(model: str, dtype: Dtype = "bfloat16", device: torch.device | str = "cpu") -> Hpsv3:
+def load_hpsv3(model: str | Path, dtype: Dtype = "bfloat16", device: torch.device | str = "cpu") -> Hpsv3:
     """Load a converted HPSv3 from a folder.  Raises PrflError."""
-    parts = read_folder(model, dtype, FIX)
+    parts = read_folder(str(model), dtype, FIX)
     if parts[-1].dimensions != DIMENSIONS:
-        raise PrflError("is another reward than HPSv3", where=model, fix=FIX)
+        raise PrflError("is another reward than HPSv3", where=str(model), fix=FIX)
     return Hpsv3(*parts).to(device)
 
 

@@ -99,52 +99,6 @@ class FrozenReward:
             yield from network.parameters()
 
 
-class SeveralRewards:
-    """Several public rewards as one: the scores of each beside those of the others.
-
-    Each frees its activations before the next one's are made where it checkpoints its frames; at the pixels their
-    gradients are added, and the decoder has one backward pass.
-    Raises PrflError where two of them have a score of the same name.
-    """
-
-    space = "pixel"
-    noise_aware = False
-    card = None
-
-    def __init__(self, members: Sequence[PublicReward]) -> None:
-        self.members = members
-        self.dimensions = tuple(name for member in members for name in member.dimensions)
-        if twice := {name for name in self.dimensions if self.dimensions.count(name) > 1}:
-            fix = "leave one of them out, or let your own function return another name"
-            raise PrflError(f"two rewards score '{min(twice)}'", where="reward", fix=fix)
-
-    @property
-    def normalisation(self) -> Normalisation:
-        return Normalisation.none(self.dimensions)
-
-    @property
-    def differentiable(self) -> bool:
-        return all(member.differentiable for member in self.members)
-
-    @property
-    def frames_at_once(self) -> int | None:
-        counts = [member.frames_at_once for member in self.members]
-        return None if None in counts else max(count for count in counts if count is not None)
-
-    def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
-        scores: Scores = {}
-        for member in self.members:
-            scores |= member(pixels, condition, times)
-        return scores
-
-    def logits(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
-        return self(pixels, condition, times)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        for member in self.members:
-            yield from member.parameters()
-
-
 def load_network(
     kind: type[Any], name: str, revision: str | None, example: str, dtype: torch.dtype = torch.float32
 ) -> Any:

@@ -68,6 +68,29 @@ class LatentScorer:
 
 
 @dataclass(frozen=True)
+class JointScorer:
+    """A latent reward and one on decoded pixels at the same clean latents: the scores of both."""
+
+    latent: LatentScorer
+    pixel: PixelScorer
+
+    @property
+    def noise_aware(self) -> bool:
+        return False
+
+    @property
+    def differentiable(self) -> bool:
+        return self.latent.differentiable and self.pixel.differentiable
+
+    def selected(self) -> AbstractContextManager:
+        return self.latent.selected()  # the decoder has no adapter
+
+    def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition, step: int) -> Scores:
+        scores = self.latent(latents, sigma, condition, step)
+        return scores | self.pixel(latents, sigma, condition, step)
+
+
+@dataclass(frozen=True)
 class PixelScorer:
     """A pixel reward on decoded latents (clean ones, or a clean prediction), around the decoder's clamp.
 

@@ -7,6 +7,7 @@ Source: arXiv 2501.13918, and its public code for the frames, the text and the h
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,22 +60,22 @@ class VideoAlign(QwenScore):
 
 
 def load_videoalign(
-    model: str,
+    model: str | Path,
     frames: int | None = None,
     dtype: Dtype = "bfloat16",
-    clip: VideoSize | None = None,
+    video: VideoSize | None = None,
     device: torch.device | str = "cpu",
 ) -> VideoAlign:
-    """Load a converted VideoAlign from a folder.  clip: of the videos, for their frames a second.  Raises PrflError."""
-    parts = read_folder(model, dtype, FIX)
+    """Load a converted VideoAlign from a folder.  video: its size, for the frames a second.  Raises PrflError."""
+    parts = read_folder(str(model), dtype, FIX)
     if parts[-1].dimensions != DIMENSIONS or parts[-1].fps is None:
-        raise PrflError("is another reward than VideoAlign", where=model, fix=FIX)
-    return VideoAlign(*parts, fps=clip.fps if clip else 16.0, frames=frames).to(device)
+        raise PrflError("is another reward than VideoAlign", where=str(model), fix=FIX)
+    return VideoAlign(*parts, fps=video.fps if video else 16.0, frames=frames).to(device)
 
 
-def untrained(frames: int | None = None, dtype: Dtype = "bfloat16", clip: VideoSize | None = None) -> VideoAlign:
+def untrained(frames: int | None = None, dtype: Dtype = "bfloat16", video: VideoSize | None = None) -> VideoAlign:
     """Build one of the published size, whose bytes are counted on ``meta``."""
     text = " ".join(("{prompt}", PICTURES, *TOKENS))
     reading = Reading(text, PICTURES, TOKENS, DIMENSIONS, (0.0,) * 3, (1.0,) * 3, 200_704, FEWEST_PIXELS, fps=2.0)
     parts = untrained_parts(1536, 8960, 12, nn.Linear(1536, 1, bias=False), reading, WORDS, dtype)
-    return VideoAlign(*parts, fps=clip.fps if clip else 16.0, frames=frames)
+    return VideoAlign(*parts, fps=video.fps if video else 16.0, frames=frames)

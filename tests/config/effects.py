@@ -217,6 +217,7 @@ HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_se
 PUBLIC = "tests/reward/test_public_rewards.py::"
 CRITIC = "tests/reward/test_critic.py::"
 OPEN_CLIP = f"{PUBLIC}test_open_clip_weights_give_open_clip_embeddings"
+SEVERAL = "tests/reward/test_several.py::"
 VIDEOALIGN = "tests/reward/test_qwen_scores.py::test_converted_videoalign_scores_as_the_published_one"
 HPSV3 = "tests/reward/test_qwen_scores.py::test_converted_hpsv3_scores_as_the_published_one"
 MPS = "tests/reward/test_mps.py::test_score_is_that_of_its_equations"
@@ -244,6 +245,8 @@ REASONS: dict[str, str] = {
     "FileRewardConfig.tokenizer": OPEN_CLIP,
     "FileRewardConfig.revision": "of a hub tokenizer: there is no network here",
     "MpsConfig.aspect": MPS,
+    "PixelRewardConfig.balance": f"{SEVERAL}test_balanced_gradient_is_that_of_its_equation",
+    "PixelRewardConfig.latent": f"{SEVERAL}test_a_latent_reward_beside_a_pixel_one_adds_its_gradient",
     "VideoAlignConfig.model": VIDEOALIGN,
     "VideoAlignConfig.frames": "tests/reward/test_qwen_scores.py::test_how_many_frames_videoalign_reads",
     "VideoAlignConfig.dtype": VIDEOALIGN,

@@ -86,6 +86,7 @@ VADER = "objective={name: vader, sft: {}}"
 DENSE = "objective={name: dense_process"
 CACHE = "rollout.cheaper.cache=0.1"
 REUSE = "rollout.gradients_per_rollout=2"
+LINEAR = "reward.shape=linear"
 AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
@@ -132,6 +133,21 @@ RULES = [
     (
         ["objective={name: instructvideo, temporal_decay: 1.0}", "reward.space=pixel", "reward.aggregate=logsigmoid"],
         "objective.temporal_decay: a weighted logit is no logit",
+    ),
+    (
+        [VADER, AESTHETIC, "reward.shape=linear", "reward.balance=gradient_norm"],
+        "reward.balance: one reward, with noth",
+    ),
+    (
+        [VADER, AESTHETIC, "reward.shape=linear", "reward.balance=gradient_norm", "reward.latent=x"],
+        "reward.balance: lengths of gradients are compared at the pixels",
+    ),
+    (
+        [
+            "objective={name: vader, sft: {}, frames: one}",
+            "reward={space: pixel, shape: linear, videoalign: {model: x}}",
+        ],
+        "objective.frames: reward.videoalign reads whole videos; set it to all",
     ),
     ([VADER, AESTHETIC, "reward.target=10.0", "reward.path=x"], "reward.path: reward.aesthetic does not read it"),
     (

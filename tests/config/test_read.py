@@ -81,7 +81,7 @@ def test_every_key_is_read_by_somebody(
     tiny_clip().save_pretrained("clip")
     torch.save(tiny_mlp().state_dict(), "mlp.pth")
     aesthetic = {"clip": "clip", "mlp": "mlp.pth"}
-    public = save_tiny_rewards(Path("public"))
+    public, alone = save_tiny_rewards(Path("public")), {"path": None, "weights": None}
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write(
@@ -101,7 +101,8 @@ def test_every_key_is_read_by_somebody(
         write("kept", "prfl.yaml", reward=several, evaluation=kept),
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}),
         write("supervised", "sft.yaml"),
-        write("seen", "vader.yaml", reward={"path": None, "weights": None, "aesthetic": aesthetic, **public}),
+        write("seen", "vader.yaml", reward={**alone, "aesthetic": aesthetic, **public, "balance": "gradient_norm"}),
+        write("beside", "vader.yaml", reward={**alone, "clip": public["clip"], "latent": "heads/latent"}),
     ]
     # Pixel rewards, so that the keys of frames are read too.
     methods = [

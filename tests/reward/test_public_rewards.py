@@ -20,7 +20,6 @@ from transformers import (
 from prfl.reward import hpsv3, image_reward, mps, videoalign
 from prfl.reward.look import CLIP_MEAN, CLIP_STD, Look, evenly_spaced, frames_of, seen
 from prfl.reward.open_clip import read_open_clip, renamed
-from prfl.reward.public import SeveralRewards
 from prfl.reward.text_match import load_clip, load_hps, load_pickscore, untrained
 from prfl.reward.watched import (
     CoherenceReward,
@@ -111,22 +110,6 @@ def test_gradient_against_a_finite_difference(name: str) -> None:
     torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-3, atol=1e-8)
     read = evenly_spaced(frames, 4) if name in ("action", "videoalign") else range(frames)
     assert all(gradient[:, :, frame].abs().amax() > 0 for frame in read)
-
-
-def test_several_rewards_add_their_gradients() -> None:
-    members = [all_rewards()[name]() for name in ("clip", "object")]
-    several = SeveralRewards(members)
-    assert several.dimensions == ("clip", "dog", "no car") and several.differentiable
-    condition, pixels = prompts("a dog", "a cat"), smooth(2, 3).double().requires_grad_()
-    scores = several(pixels, condition)
-    (together,) = torch.autograd.grad(torch.stack(list(scores.values())).sum(), pixels)
-    alone = []
-    for member in members:
-        total = torch.stack(list(member(pixels, condition).values())).sum()
-        alone.append(torch.autograd.grad(total, pixels)[0])
-    torch.testing.assert_close(together, sum(alone))
-    with pytest.raises(PrflError, match="two rewards score 'clip'"):
-        SeveralRewards([members[0], members[0]])
 
 
 @pytest.mark.slow

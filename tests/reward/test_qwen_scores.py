@@ -95,8 +95,8 @@ def by_scattering(network: Qwen2VLModel, words: Any, text: str, frames: torch.Te
 def test_converted_videoalign_scores_as_the_published_one(videoreward: Path) -> None:
     """Merged LoRA, frames of two a second, text around the pictures, three tokens, one head, mean and deviation."""
     pixels, texts = smooth(2, 9, 60, 100), ["a dog runs", "a cat"]
-    clip = VideoSize(9, 60, 100, fps=3)
-    reward = load_videoalign(str(videoreward / "converted"), dtype="float32", clip=clip)
+    size = VideoSize(9, 60, 100, fps=3)
+    reward = load_videoalign(str(videoreward / "converted"), dtype="float32", video=size)
     scores = reward(pixels, prompts(*texts))
 
     published = torch.load(videoreward / "checkpoint-3/model.pth", weights_only=True)

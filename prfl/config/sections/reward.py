@@ -201,6 +201,16 @@ class PixelRewardConfig(RewardBase):
     critic: CriticConfig | None = Field(
         default=None, description="A vision-language model's answers to questions about the video: log-odds."
     )
+    latent: str | None = place(
+        default=None,
+        description="A trained latent reward that is followed beside, at the same clean latents: a folder, a hub id, "
+        "or 'shapes'.",
+    )
+    balance: Literal["none", "gradient_norm"] = Field(
+        default="none",
+        description="Of several: none adds their gradients as they are; gradient_norm gives each the share of the "
+        "gradient at the pixels that its weight says, however steep it is.",
+    )
     callable: CallableConfig | None = Field(default=None, description="A function of your own.")
     head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")
 
@@ -208,4 +218,16 @@ class PixelRewardConfig(RewardBase):
         yield from super().conflicts(config)
         if config.trains_reward:
             keys = [public.key.removeprefix("reward.") for public in self.public]
-            yield from unread(self, "reward", keys, f"objective {config.objective.name}")
+            yield from unread(self, "reward", [*keys, "latent", "balance"], f"objective {config.objective.name}")
+        elif self.latent is not None and self.balance != "none":
+            what = "lengths of gradients are compared at the pixels, and reward.latent reads none"
+            yield "reward.balance", f"{what}; weigh it by reward.weights, or leave one of the two out"
+        elif len(self.public) < 2:
+            yield from unread(self, "reward", ["balance"], "one reward, with nothing to balance,")
+
+    def files(self) -> list[Source]:
+        beside = [] if self.latent is None else [Source("reward.latent", self.latent, "reward")]
+        return super().files() + beside
+
+    def title(self) -> str:
+        return super().title() + ("" if self.latent is None else "; a latent reward beside it")
