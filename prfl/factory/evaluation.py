@@ -19,6 +19,7 @@ from prfl.factory.reward import Reward, load_reward
 from prfl.reward.checkpoint import check_clip
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
+from prfl.reward.own_function import load_own
 from prfl.reward.scores import Scores, total
 from prfl.reward.several import LatentBeside
 from prfl.rollout.sampling import SamplingSettings
@@ -57,6 +58,9 @@ def watched_rewards(config: Config, model: Backbone, trained: Reward | None) -> 
     if section := config.evaluation.held_out_critic:
         critic = build_by_name(load_critic, section, device=model.facts.device, data=config.data)
         scorers["held_out"] = with_total(critic, model, None, "logsigmoid")
+    if own := config.evaluation.held_out_callable:
+        watcher = load_own(own.function, own.options, own.differentiable, model.facts.device, where=own.key)
+        scorers["held_out"] = with_total(watcher, model, None, "sum")
     return scorers
 
 

@@ -4,12 +4,16 @@
         return pixels.diff(dim=-1).abs().mean((1, 2, 3, 4))         # (b,), or a dictionary of several such scores
 
 A class is called with its options and ``device``, once; what it returns is called with pixels and prompts.
+
+One that is said not to be differentiable is asked for scores alone, and may use numpy or any other package: it is for
+judges, and for steering that needs no gradient.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +28,7 @@ from prfl.reward.scores import Scores
 from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
 
-WHERE = "reward.callable.function"
+KEY = "reward.callable"
 TRIED = (2, 3, 5, 32, 32)  # the clip that a function is tried on
 STEP = 1e-2  # of the finite difference; its sign alone is compared
 
@@ -32,16 +36,24 @@ STEP = 1e-2  # of the finite difference; its sign alone is compared
 class OwnReward(FrozenReward):
     """``reward(pixels, condition)`` gives the function's scores, each (b,), by name.
 
-    name: of the score of a function that returns one tensor.
+    name: of the score of a function that returns one tensor.  where: the yaml path of its section.
     Raises PrflError where a trial on a small clip shows that it cannot be followed: another shape, numbers that are not
     finite, no gradient.
     """
 
     frames_at_once = None
 
-    def __init__(self, name: str, function: Callable[..., Any], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        device: torch.device | str = "cpu",
+        differentiable: bool = True,
+        where: str = KEY,
+    ) -> None:
         super().__init__((name,))
-        self.name, self.function = name, function
+        self.name, self.function, self.differentiable = name, function, differentiable
+        self.where = f"{where}.function"
         self.dimensions = tuple(self.try_out(device))
 
     def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
@@ -50,13 +62,14 @@ class OwnReward(FrozenReward):
 
     def scores(self, pixels: Float[Tensor, "b 3 f h w"], prompts: list[str]) -> Scores:
         """Call the function on pixels in [0, 1].  Raises PrflError for a result of another kind or shape."""
-        result = self.function(soft_clamp(pixels / 2 + 0.5), prompts)
+        with nullcontext() if self.differentiable else torch.no_grad():
+            result = self.function(soft_clamp(pixels / 2 + 0.5), prompts)
         scores = dict(result) if isinstance(result, Mapping) else {self.name: result}
         for name, values in scores.items():
             if not isinstance(values, Tensor) or values.shape != (len(pixels),):
                 kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 fix = "return a tensor with one score for each video, or a dictionary of such"
-                raise PrflError(f"'{name}' is {kind} for {len(pixels)} videos", where=WHERE, fix=fix)
+                raise PrflError(f"'{name}' is {kind} for {len(pixels)} videos", where=self.where, fix=fix)
         return {
             name: values.to(torch.float32) if values.dtype.itemsize < 4 else values for name, values in scores.items()
         }
@@ -74,14 +87,16 @@ class OwnReward(FrozenReward):
             raise
         except Exception as error:  # whatever a stranger's function raises
             what = f"it fails on a clip of {TRIED[2]} frames, {TRIED[3]} x {TRIED[4]}: {type(error).__name__}: {error}"
-            raise PrflError(what, where=WHERE, fix="call it by hand on torch.rand(2, 3, 5, 32, 32)") from error
+            raise PrflError(what, where=self.where, fix="call it by hand on torch.rand(2, 3, 5, 32, 32)") from error
 
         if not all(values.isfinite().all() for values in scores.values()):
-            raise PrflError("its scores are not finite", where=WHERE, fix="call it on torch.rand(2, 3, 5, 32, 32)")
+            raise PrflError("its scores are not finite", where=self.where, fix="call it on torch.rand(2, 3, 5, 32, 32)")
+        if not self.differentiable:
+            return scores
         if gradient is None or not gradient.isfinite().all() or not gradient.abs().amax() > 0:
             what = "no gradient comes back to the pixels" if gradient is None else "its gradient is zero, or not finite"
             fix = "use torch's own operations throughout: no numpy, no .detach(), no rounding or thresholds"
-            raise PrflError(what, where=WHERE, fix=fix)
+            raise PrflError(what, where=self.where, fix=fix)
         self._check_sign(pixels.detach(), prompts, gradient)
         return scores
 
@@ -94,30 +109,38 @@ class OwnReward(FrozenReward):
             for sign in (1, -1)
         )
         if not up > down:
-            warn(f"{WHERE}: a step of {STEP:g} along its gradient does not raise it ({float(up - down):.3g})")
+            warn(f"{self.where}: a step of {STEP:g} along its gradient does not raise it ({float(up - down):.3g})")
 
 
-def load_own(function: str, options: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> OwnReward:
+def load_own(
+    function: str,
+    options: Mapping[str, Any] | None = None,
+    differentiable: bool = True,
+    device: torch.device | str = "cpu",
+    where: str = KEY,
+) -> OwnReward:
     """Import a function, or make an object of a class, and try it out.  Raises PrflError.
 
     function: ``module:name``, or the name of an entry point.  options: keyword arguments.
+    where: the yaml path of its section.
     """
+    place = f"{where}.function"
     try:
         imported = import_function(function)
     except Exception as error:  # whatever a stranger's module raises
         fix = "give module:function, with the module in the current folder or installed"
-        raise PrflError(f"cannot be imported: {type(error).__name__}: {error}", where=WHERE, fix=fix) from error
+        raise PrflError(f"cannot be imported: {type(error).__name__}: {error}", where=place, fix=fix) from error
 
     options = dict(options or {})
     name = function.rpartition(":")[2]
     make: Callable[..., Any] = imported
     if inspect.isclass(imported):
         try:
-            return OwnReward(name, make(device=device, **options), device)
+            return OwnReward(name, make(device=device, **options), device, differentiable, where)
         except TypeError as error:
             fix = "its __init__ takes device and the options by name, its __call__ pixels and prompts"
-            raise PrflError(f"cannot be made: {error}", where=WHERE, fix=fix) from error
-    return OwnReward(name, lambda pixels, prompts: imported(pixels, prompts, **options), device)
+            raise PrflError(f"cannot be made: {error}", where=place, fix=fix) from error
+    return OwnReward(name, lambda pixels, prompts: imported(pixels, prompts, **options), device, differentiable, where)
 
 
 class Unread(OwnReward):

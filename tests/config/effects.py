@@ -261,6 +261,7 @@ REASONS: dict[str, str] = {
     "CriticConfig.most_pixels": "tests/reward/test_qwen_look.py::test_sizes_and_frames_that_patches_do_not_divide",
     "CriticConfig.dtype": f"{CRITIC}test_loads_a_saved_model_and_refuses_others",
     "CallableConfig.function": "tests/reward/test_own_function.py::test_functions_and_classes",
+    "CallableConfig.differentiable": "tests/reward/test_own_function.py::test_a_gradient_method_refuses_a_judge",
     "CallableConfig.options": "tests/reward/test_own_function.py::test_functions_and_classes",
     "RolloutConfig.drift_limit": "tests/objective/test_reuse.py::test_drift_above_the_limit_ends_the_use_of_a_rollout",
     "SamplesConfig.policies": "tests/factory/test_samples.py::test_base_and_policy_draw_one_training_set",

@@ -82,6 +82,7 @@ def test_every_key_is_read_by_somebody(
     torch.save(tiny_mlp().state_dict(), "mlp.pth")
     aesthetic = {"clip": "clip", "mlp": "mlp.pth"}
     public, alone = save_tiny_rewards(Path("public")), {"path": None, "weights": None}
+    judge = {"held_out_callable": public["callable"]}
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write(
@@ -99,7 +100,7 @@ def test_every_key_is_read_by_somebody(
             rollout={"gradients_per_rollout": 2},
         ),
         write("kept", "prfl.yaml", reward=several, evaluation=kept),
-        write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}),
+        write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}, evaluation={**watched, **judge}),
         write("supervised", "sft.yaml"),
         write("seen", "vader.yaml", reward={**alone, "aesthetic": aesthetic, **public, "balance": "gradient_norm"}),
         write("beside", "vader.yaml", reward={**alone, "clip": public["clip"], "latent": "heads/latent"}),

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from prfl.backbone import Backbone
 from prfl.backbone.condition import Ask, Condition
+from prfl.config import load_config
+from prfl.factory.evaluation import watched_rewards
 from prfl.reward.own_function import load_own
 from prfl.utils.errors import PrflError
 
+REPOSITORY = Path(__file__).parents[2]
 MODULE = """
 import torch
 
@@ -91,6 +95,39 @@ def test_what_cannot_be_followed_is_refused(module: str, function: str, message:
     with pytest.raises(PrflError) as caught:
         load_own(f"{module}:{function}")
     assert message in str(caught.value) and "reward.callable.function" in str(caught.value)
+
+
+def test_a_judge_needs_no_gradient(module: str) -> None:
+    """Its scores are asked for without one, so that numpy will do; shapes and numbers are tried as ever."""
+    judge = load_own(f"{module}:by_numpy", differentiable=False, where="evaluation.held_out_callable")
+    pixels = torch.rand(2, 3, 5, 8, 8, requires_grad=True)
+    scores = judge(pixels, Condition({}, (Ask("a"), Ask("b"))))["by_numpy"]
+    assert not judge.differentiable and not scores.requires_grad and scores.dtype == torch.float32
+    torch.testing.assert_close(scores, (pixels / 2 + 0.5).mean((1, 2, 3, 4)).detach())
+    with pytest.raises(PrflError, match="evaluation.held_out_callable.function: 'per_frame' is"):
+        load_own(f"{module}:per_frame", differentiable=False, where="evaluation.held_out_callable")
+
+
+def test_a_gradient_method_refuses_a_judge(module: str) -> None:
+    own = f"reward={{space: pixel, shape: linear, callable: {{function: '{module}:rounded', differentiable: false}}}}"
+    vader = str(REPOSITORY / "configs/tiny/vader.yaml")
+    with pytest.raises(PrflError, match="objective vader follows the gradient of its reward, and this one"):
+        load_config(vader, [own])
+    with pytest.raises(PrflError, match="steering.guidance follows the gradient of its reward"):
+        load_config(vader, [own, "steering={name: guidance}"])
+    assert load_config(vader, [own, "steering={name: best_of}"]).reward
+
+
+def test_a_function_watches_a_run(module: str, tiny_backbone: Backbone) -> None:
+    judge = f"evaluation.held_out_callable={{function: '{module}:rounded'}}"
+    config = load_config(REPOSITORY / "configs/tiny/vader.yaml", ["reward.path=shapes", judge, "evaluation.every=5"])
+    (scorer,) = watched_rewards(config, tiny_backbone, None).values()
+    condition = tiny_backbone.condition(["a dog"])
+    with torch.no_grad():
+        scores = scorer(torch.randn(1, 4, 3, 4, 4), torch.full((1,), 0.3), condition)
+    assert 0 < float(scores["total"]) < 1
+    with pytest.raises(PrflError, match="evaluation.held_out_callable: evaluation.held_out_reward watches already"):
+        load_config(REPOSITORY / "configs/tiny/vader.yaml", ["evaluation.held_out_reward=shapes-second", judge])
 
 
 def test_other_refusals(module: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from prfl.config.section import SEEDS, Fault, Section, Source, place, unread
-from prfl.config.sections.public_rewards import CriticConfig
+from prfl.config.sections.public_rewards import CallableConfig, CriticConfig
 from prfl.utils.metrics_file import HELD_OUT, measure_name
 
 if TYPE_CHECKING:
@@ -26,6 +26,15 @@ class JudgeConfig(CriticConfig):
     key = "evaluation.held_out_critic"
 
 
+class JudgeCallableConfig(CallableConfig):
+    key = "evaluation.held_out_callable"
+    differentiable: bool = Field(default=False, description="No gradient is asked of a judge.")
+
+    def faults(self) -> Iterator[Fault]:
+        yield from super().faults()
+        yield from unread(self, self.key, ["differentiable"], "a judge")
+
+
 class EvaluationConfig(Section):
     every: int = Field(ge=0, description="Steps between rounds on validation prompts; 0 is never.")
     prompts_per_round: int = Field(
@@ -39,6 +48,9 @@ class EvaluationConfig(Section):
     )
     held_out_critic: JudgeConfig | None = Field(
         default=None, description="A vision-language model that watches in its place: its answers about the videos."
+    )
+    held_out_callable: JudgeCallableConfig | None = Field(
+        default=None, description="A function of your own that watches in its place; it needs no gradient."
     )
     stop_on_hacking: bool = Field(
         default=False,
@@ -62,15 +74,20 @@ class EvaluationConfig(Section):
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples: the same noise in every round.")
 
     def files(self) -> list[Source]:
-        if self.held_out_critic:
-            return self.held_out_critic.files()
+        if section := self.held_out_critic or self.held_out_callable:
+            return section.files()
         return [Source("evaluation.held_out_reward", self.held_out_reward, "reward")] if self.held_out_reward else []
 
     @property
     def watching(self) -> str:
         """The key that names a reward which watches; empty where none does."""
-        names = [name for name in ("held_out_reward", "held_out_critic") if getattr(self, name)]
+        names = self.watchers
         return f"evaluation.{names[0]}" if names else ""
+
+    @property
+    def watchers(self) -> list[str]:
+        """The keys, without their section, that name a reward which watches: at most one may."""
+        return [name for name in ("held_out_reward", "held_out_critic", "held_out_callable") if getattr(self, name)]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         if config.trains_reward:
@@ -89,10 +106,11 @@ class EvaluationConfig(Section):
         watching = self.watching
         if watching and not objective.trains_policy:
             yield watching, f"objective {objective.name} draws no videos; it does not read it"
-        if self.held_out_reward and self.held_out_critic:
-            yield "evaluation.held_out_critic", "evaluation.held_out_reward watches already; take one of the two"
-        if self.held_out_critic:
-            yield from self.held_out_critic.faults()
+        for name in self.watchers[1:]:
+            yield f"evaluation.{name}", f"{watching} watches already; take one of the two"
+        for section in (self.held_out_critic, self.held_out_callable):
+            if section:
+                yield from section.faults()
         if self.held_out_reward and config.reward and self.held_out_reward in config.reward.paths:
             yield "evaluation.held_out_reward", "this is the reward that is trained on; give another one"
         if watching and not self.every and not self.final_samples:

@@ -246,6 +246,9 @@ class CallableConfig(PublicRewardConfig):
     key = "reward.callable"
     function: str = Field(description="module:function of pixels and prompts, or an entry point of prfl.rewards.")
     options: dict[str, Any] = Field(default={}, description="Keyword arguments of the function.")
+    differentiable: bool = Field(
+        default=True, description="false: no gradient is asked of it; for steering that needs none, and for judges."
+    )
 
     def title(self) -> str:
         return f"the function {self.function}"
@@ -262,8 +265,15 @@ class CallableConfig(PublicRewardConfig):
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         yield from super().conflicts(config)
+        steering = config.steering
+        if not self.differentiable and (steering is None or steering.follows_gradient):
+            name = f"steering.{steering.name}" if steering else f"objective {config.objective.name}"
+            what = f"{name} follows the gradient of its reward, and this one is said to have none"
+            yield "reward.callable.differentiable", f"{what}; it can watch, as evaluation.held_out_callable"
+
+    def faults(self) -> Iterator[Fault]:
         try:
             if not full_name(self.function).partition(":")[2]:
-                yield "reward.callable.function", "give module:function"
+                yield f"{self.key}.function", "give module:function"
         except LookupError as error:
-            yield "reward.callable.function", f"{error}; give module:function"
+            yield f"{self.key}.function", f"{error}; give module:function"

@@ -53,6 +53,11 @@ class SteeringBase(Section):
         """The solver; None is the one that videos are drawn with."""
         return self.solver or ("ancestral" if self.needs_noise else None)
 
+    @property
+    def follows_gradient(self) -> bool:
+        """Whether it differentiates what it looks at."""
+        return False
+
     def files(self) -> list[Source]:
         return [
             Source(f"steering.rewards[{number}].path", reward.path, "reward")
@@ -131,6 +136,10 @@ class GuidedSamplingConfig(SteeringBase):
     from_step: Share = Field(default=0.0, description="Share of the steps at which the gradient begins to act.")
     to_step: StepShare = Field(default=1.0, description="Share of the steps at which it ends.")
 
+    @property
+    def follows_gradient(self) -> bool:
+        return True
+
     def conflicts(self, config: Config) -> Iterator[Fault]:
         yield from super().conflicts(config)
         if self.from_step >= self.to_step:
@@ -180,3 +189,7 @@ class NoiseSearchConfig(SteeringBase):
     gradient: bool = Field(
         default=False, description="Every chain's start climbs by the reward's gradient there, in place of the mean."
     )
+
+    @property
+    def follows_gradient(self) -> bool:
+        return self.gradient
