@@ -27,6 +27,7 @@ from prfl.commands import (
     schema,
     score,
     train,
+    unpack,
 )
 from prfl.commands.options import add_command, config_of, in_file, print_any_name
 from prfl.utils.errors import PrflError
@@ -34,7 +35,9 @@ from prfl.utils.interrupts import ended_by_signals
 from prfl.utils.streams import lossy_output, silence
 from prfl.utils.threads import let_threads_sleep
 
-COMMANDS = (init, train, cache, evaluate, sample, score, export, labels, questions, convert, doctor, schema)
+COMMANDS = (
+    init, train, cache, evaluate, sample, score, export, labels, unpack, questions, convert, doctor, schema,
+)  # fmt: skip
 OVERVIEW = f"Align a video generator with preferences, by the gradient of a latent reward.\n\n{train.EXAMPLES}"
 
 

@@ -70,7 +70,7 @@ def completed(layout: Layout, table: Table) -> Layout:
     """
     columns = {name: column for name, column in layout.columns.items() if column}
     for name in FIELDS:
-        if name not in columns and (column := _known_as(name, table.columns)):
+        if name not in columns and (column := known_as(name, table.columns)):
             columns[name] = column
     for name, column in columns.items():
         _check_column(column, table, f"--columns {name}=")
@@ -105,7 +105,7 @@ def completed(layout: Layout, table: Table) -> Layout:
     return replace(layout, columns=columns, dimensions=dimensions)
 
 
-def _known_as(name: str, columns: Sequence[str]) -> str | None:
+def known_as(name: str, columns: Sequence[str]) -> str | None:
     """Return the column that is known for holding a field; the field's own name goes before others."""
     if name in columns:
         return name

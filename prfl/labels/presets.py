@@ -1,7 +1,7 @@
 """The layouts of public sets of preferences and of labelling tools, by the name that ``--preset`` takes.
 
 Columns and values were read from the sets' pages and from public readers of them; where a set's page leaves a doubt,
-its note says so.  Embedded videos must be written out as files first.
+its note says so.  ``prfl unpack`` writes embedded videos out as files.
 """
 
 from __future__ import annotations

@@ -106,3 +106,19 @@ def test_the_cache_refuses_what_the_training_would(project: Path, capsys: pytest
     words += ["needs validation prompts", "needs test prompts", "have no labels"]
     assert all(word in text for word, text in zip(words, shown, strict=True)), shown
     assert not list(Path("runs/cache").glob("latents/*"))
+
+
+def test_an_imported_public_layout_trains_a_reward(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """VideoAlign's training table, as `prfl labels import` reads it, and a project of it; one pair is for the end."""
+    lines = ["path_A,path_B,prompt,VQ,MQ,TA,fps_A,split", "my clips/0.mp4,my clips/1.mp4,a lake,A,same,B,12,train"]
+    Path("train.csv").write_text("\n".join([*lines, "my clips/2.mp4,my clips/3.mp4,smoke,B,same,B,12,test"]))
+    assert cli.main(["labels", "import", "train.csv", "--preset", "videoalign"]) == 0, capsys.readouterr().err
+    assert cli.main(["init", "train.jsonl", "--out", "p"]) == 0
+
+    few = [*FEW, "reward.head.dimensions=[VQ, TA]"]
+    assert cli.main(["train", "p/reward.yaml", *few]) == 0, capsys.readouterr().err
+    assert Path("runs/p-reward/reward/reward.safetensors").is_file()
+    measured = json.loads(Path("runs/p-reward/reward_eval-test.json").read_text())
+    assert measured["split"] == "test" and {row["pairs"] for row in measured["rows"]} == {1}
+    assert "needs validation prompts" in refused(capsys, "train", "p/reward.yaml", *few, "evaluation.every=1")
+    assert cli.main(["eval", "--run", "runs/p-reward"]) == 2 and "--split" in capsys.readouterr().err
