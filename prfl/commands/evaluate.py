@@ -85,9 +85,8 @@ def run(options: argparse.Namespace) -> None:
     source: dict[str, Any] = {} if config else {"run": options.run, "overrides": options.overrides}
     if options.split and options.manifest:
         raise PrflError("all rows of another manifest are held out", where="--split", fix="leave it out")
-    if options.split:
-        source["split"] = options.split
-    evaluate(config, heads=named_heads(options.head or []) or None, manifest=options.manifest, **source)
+    heads = named_heads(options.head or []) or None
+    evaluate(config, heads=heads, manifest=options.manifest, split=options.split or "validation", **source)
 
 
 def run_benchmark(options: argparse.Namespace) -> None:

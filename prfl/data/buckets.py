@@ -14,8 +14,14 @@ from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 
 Rows = Sequence[LabelledVideo | PreferencePair]
+Clip = tuple[Path, VideoSize]
 NEAR = 0.05  # of log(height / width): shapes that differ by less crop nothing that anybody would miss
 FASTER = 1.01  # a rate above the file's by more than this repeats pictures
+
+
+def once(clips: Sequence[Sequence[Clip]]) -> list[Clip]:
+    """List the clips of all rows, once each, in order."""
+    return list(dict.fromkeys(clip for of_row in clips for clip in of_row))
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,19 @@ class ClipSizes:
     sizes: tuple[VideoSize, ...]
     by_prompt: bool = False
 
+    @staticmethod
+    def of(size: VideoSize | ClipSizes) -> ClipSizes:
+        """Make sizes of one."""
+        return size if isinstance(size, ClipSizes) else ClipSizes((size,))
+
     @property
     def largest(self) -> VideoSize:
         return self.sizes[0]
+
+    def clips(self, rows: Rows) -> list[list[Clip]]:
+        """List the videos of each row with the size at which they are read."""
+        sizes = self.of_rows(rows)
+        return [[(video, size) for video in manifest_videos([row])] for row, size in zip(rows, sizes, strict=True)]
 
     def of_rows(self, rows: Rows) -> list[VideoSize]:
         """Choose the size of each row's videos."""

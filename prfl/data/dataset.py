@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
+from prfl.data.buckets import Clip, ClipSizes, once
 from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
@@ -33,14 +34,33 @@ class LatentBatch:
     labels: dict[str, Float[Tensor, " b"]]
 
 
+class ClipLatents:
+    """Latents of several shapes: those of one shape are taken together.
+
+    kinds: (n,) the number of each one's shape.
+    """
+
+    def __init__(self, clips: Sequence[Tensor]) -> None:
+        self.clips = list(clips)
+        shapes = list(dict.fromkeys(clip.shape for clip in clips))
+        self.kinds = torch.tensor([shapes.index(clip.shape) for clip in clips])
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, rows: Tensor | Sequence[int]) -> Float[Tensor, "b c t h w"]:
+        return torch.stack([self.clips[int(row)] for row in rows])
+
+
 @dataclass(kw_only=True)
 class _Loaded:
     """The common part of both data sets: each video's latents once, each prompt's condition once, on the CPU.
 
     fingerprint: hash of the rows, and of the contents of their videos.  entries: the names of these in the cache.
+    batch: samples of an optimizer step, which have one shape where there are several.
     """
 
-    latents: Tensor
+    latents: Tensor | ClipLatents
     conditions: dict[str, Condition]
     prompts: list[str]
     device: torch.device
@@ -48,6 +68,11 @@ class _Loaded:
     fingerprint: str = ""  # of the videos' bytes, prompts and labels
     former_fingerprint: str = ""  # as checkpoints of older versions have it: of the cache's entries
     entries: frozenset[str] = frozenset()
+    batch: int = 1
+
+    def kinds(self, rows: Tensor) -> list[int]:
+        """Number the shapes of these rows' latents; empty where all have one."""
+        return self.latents.kinds[rows].tolist() if isinstance(self.latents, ClipLatents) else []
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -94,8 +119,9 @@ def load_dataset(
     backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
-    size: VideoSize,
+    size: VideoSize | ClipSizes,
     *,
+    batch: int = 1,
     window: Window = "start",
     split: str | None = None,
     root: Path | None = None,
@@ -104,7 +130,8 @@ def load_dataset(
 ) -> LatentDataset | PairDataset:
     """Load the rows of a manifest (of one split) with their cached latents and conditions, all into memory.
 
-    root: the folder of the manifest's videos; None is its own.
+    size: of all clips, or those that each fits best.  batch: samples of an optimizer step.  root: the folder of the
+    manifest's videos; None is its own.
     Raises PrflError when the split is empty, when something is not in the cache for exactly this model, size and rate,
     and, unless ``skip_unreadable``, for videos that the cache found unreadable; else their rows are left out and the
     videos listed in ``skipped``.
@@ -113,58 +140,76 @@ def load_dataset(
     rows = [row for row in every if split is None or row.split == split]
     if not rows:
         raise PrflError(f"no row has split {split!r}", where=str(manifest), fix='add "split" to its rows')
-    cache = LatentCache.for_backbone(backbone, folder, size, window)
-    entry_of, skipped = cache.find(manifest_videos(rows))
+    sizes = ClipSizes.of(size)
+    caches = {each: LatentCache.for_backbone(backbone, folder, each, window) for each in sizes.sizes}
+    clips = sizes.clips(rows)
+    entry_of, skipped = _find(caches, once(clips))
     if skipped and not skip_unreadable:
         listed = "".join(f"\n  {path}: {reason}" for path, reason in skipped)
         fix = "mend or remove these files, or leave them out with skip_unreadable"
         raise PrflError(f"{len(skipped)} videos are unreadable{listed}", where=str(manifest), fix=fix)
 
     # The rows whose videos are in the cache; a manifest has rows of one kind.
-    videos = [row for row in rows if isinstance(row, LabelledVideo) and row.video in entry_of]
-    pairs = [row for row in rows if isinstance(row, PreferencePair) and row.a in entry_of and row.b in entry_of]
-    kept = videos or pairs
+    cached = [(row, of_row) for row, of_row in zip(rows, clips, strict=True) if entry_of.keys() >= set(of_row)]
+    kept, kept_clips = [row for row, _ in cached], [of_row for _, of_row in cached]
     if not kept:
         raise PrflError("no readable video is left", where=str(manifest), fix="see the reasons that `prfl cache` lists")
 
     # Each video's latents once, each prompt's condition once.
-    conditions = {prompt: cache.condition(prompt) for prompt in ["", *(row.prompt for row in kept)]}
-    latents_row = {video: row for row, video in enumerate(manifest_videos(kept))}
-    entries = {video: entry_of[video] for video in latents_row}
-    latents = torch.stack([cache.latents(entry) for entry in entries.values()])
+    conditions = {prompt: caches[sizes.largest].condition(prompt) for prompt in ["", *(row.prompt for row in kept)]}
+    latents_row = {clip: row for row, clip in enumerate(once(kept_clips))}
+    entries = {clip: entry_of[clip] for clip in latents_row}
+    tensors = [caches[of_clip].latents(entry) for (_, of_clip), entry in entries.items()]
     common: dict[str, Any] = {
-        "latents": latents,
+        "latents": torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else ClipLatents(tensors),
+        "batch": batch,
         "conditions": conditions,
         "device": backbone.facts.device,
         "skipped": skipped,
-        "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video in entries}),
-        "former_fingerprint": _fingerprint(kept, {video: entry.name for video, entry in entries.items()}),
+        "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video, _ in entries}),
+        "former_fingerprint": _fingerprint(kept, {video: entry.name for (video, _), entry in entries.items()}),
         "entries": frozenset(entry.name for entry in entries.values()),
     }
 
-    return _of_rows(kept, latents_row, common)
+    return _of_rows(kept, [[latents_row[clip] for clip in of_row] for of_row in kept_clips], common)
+
+
+def _find(
+    caches: dict[VideoSize, LatentCache], clips: Sequence[Clip]
+) -> tuple[dict[Clip, Path], list[tuple[Path, str]]]:
+    """Do ``LatentCache.find`` for videos of several sizes: ({(video, size): its entry}, [(unreadable, reason)])."""
+    entries: dict[Clip, Path] = {}
+    failed: list[tuple[Path, str]] = []
+    for size, cache in caches.items():
+        of_size, failed_of_size = cache.find([video for video, each in clips if each == size])
+        entries |= {(video, size): entry for video, entry in of_size.items()}
+        failed += failed_of_size
+    return entries, failed
 
 
 def labels_only(rows: Sequence[LabelledVideo | PreferencePair]) -> LatentDataset | PairDataset:
     """Make the data set of rows whose videos are not encoded yet: prompts and labels, and nothing to train on."""
     latents_row = {video: row for row, video in enumerate(manifest_videos(rows))}
+    places = [[latents_row[video] for video in manifest_videos([row])] for row in rows]
     nothing = {"latents": torch.empty(0), "conditions": {}, "device": torch.device("cpu"), "skipped": []}
-    return _of_rows(rows, latents_row, nothing)
+    return _of_rows(rows, places, nothing)
 
 
 def _of_rows(
-    rows: Sequence[LabelledVideo | PreferencePair], latents_row: dict[Path, int], common: dict[str, Any]
+    rows: Sequence[LabelledVideo | PreferencePair], places: Sequence[Sequence[int]], common: dict[str, Any]
 ) -> LatentDataset | PairDataset:
-    """Make the data set of rows, which are of one kind.  latents_row: by video.  common: what is not of its rows."""
+    """Make the data set of rows, which are of one kind.
+
+    places: for each row, where the latents of its videos are.  common: what is not of its rows.
+    """
     common = {**common, "prompts": [row.prompt for row in rows]}
     videos = [row for row in rows if isinstance(row, LabelledVideo)]
     if videos:
-        video = torch.tensor([latents_row[row.video] for row in videos])
+        video = torch.tensor([place for (place,) in places])
         return LatentDataset(video=video, labels=_columns([row.label for row in videos]), **common)
 
     pairs = [row for row in rows if isinstance(row, PreferencePair)]
-    a = torch.tensor([latents_row[pair.a] for pair in pairs])
-    b = torch.tensor([latents_row[pair.b] for pair in pairs])
+    a, b = torch.tensor(places).unbind(1)
     preference = [{name: _PREFERRED[side] for name, side in pair.preference.items()} for pair in pairs]
     return PairDataset(a=a, b=b, preference=_columns(preference), **common)
 

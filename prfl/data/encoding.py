@@ -6,7 +6,7 @@ Videos and prompts that are in the cache are left alone.  All processes of a run
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.data.buckets import ClipSizes, once
 from prfl.data.cache import LatentCache
 from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
-from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
+from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
@@ -45,7 +46,7 @@ def build_cache(
     backbone: Backbone,
     manifest: str | Path,
     folder: str | Path,
-    size: VideoSize,
+    size: VideoSize | ClipSizes,
     *,
     window: Window = "start",
     batch_size: int = 8,
@@ -58,40 +59,44 @@ def build_cache(
 
     Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
     PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
-    root: the folder of the manifest's videos; None is its own.
+    root: the folder of the manifest's videos; None is its own.  size: of all clips, or those that each fits best.
     """
     rows = read_manifest(manifest, root=root, follow_links=follow_links)
-    cache = LatentCache.for_backbone(backbone, folder, size, window)
+    sizes = ClipSizes.of(size)
+    caches = {each: LatentCache.for_backbone(backbone, folder, each, window) for each in sizes.sizes}
     progress = progress and processes.is_main()
 
-    # Videos by the entry that they belong to: equal content has one entry.
+    # Videos by the entry that they belong to: equal content has one entry of a size.
     failed: list[tuple[Path, str]] = []
-    same_content: dict[Path, list[Path]] = {}
+    same_content: dict[VideoSize, dict[Path, list[Path]]] = {}
     made_from: dict[Path, str] = {}
-    videos = manifest_videos(rows)
-    for video in videos:
+    videos = once(sizes.clips(rows))
+    for video, of_video in videos:
         try:
-            file, facts = cache.latents_entry(video)
+            file, facts = caches[of_video].latents_entry(video)
         except OSError as error:
             failed.append((video, unreadable(video, error).one_line))
             continue
-        same_content.setdefault(file, []).append(video)
+        same_content.setdefault(of_video, {}).setdefault(file, []).append(video)
         made_from[file] = facts
 
-    _check_splits(rows, same_content, str(manifest), backbone)
+    unread = {video for video, _ in failed}
+    _check_splits(rows, [video for video, _ in videos if video not in unread], str(manifest), backbone)
 
     # One video of each missing entry, and the missing prompts.
-    missing = cache.missing_latents(same_content)
-    todo = {file: copies for file, copies in same_content.items() if file in missing}
-    entries = [(file, made_from[file], copies[0]) for file, copies in todo.items()]
-    copies_of = {copies[0]: copies for copies in todo.values()}
-    for video, reason in _encode_shared(backbone, cache, entries, batch_size, progress):
-        failed += [(copy, reason) for copy in copies_of[video]]
-    prompts = cache.missing(["", *(row.prompt for row in rows)])
-    _embed_shared(backbone, cache, prompts, progress)
+    encoded = 0
+    for of_videos, files in same_content.items():
+        missing = caches[of_videos].missing_latents(files)
+        todo = {file: copies for file, copies in files.items() if file in missing}
+        entries = [(file, made_from[file], copies[0]) for file, copies in todo.items()]
+        copies_of = {copies[0]: copies for copies in todo.values()}
+        for video, reason in _encode_shared(backbone, caches[of_videos], entries, batch_size, progress):
+            failed += [(copy, reason) for copy in copies_of[video]]
+        encoded += sum(file.exists() for file in todo)
+    prompts = caches[sizes.largest].missing(["", *(row.prompt for row in rows)])
+    _embed_shared(backbone, caches[sizes.largest], prompts, progress)
     processes.wait()
 
-    encoded = sum(file.exists() for file in todo)
     report = CacheReport(encoded, len(videos) - len(failed) - encoded, tuple(failed), len(prompts))
     if failed and not skip_unreadable:
         fix = "mend or remove these files, or leave them out with skip_unreadable; the others are cached"
@@ -100,16 +105,12 @@ def build_cache(
 
 
 def _check_splits(
-    rows: Sequence[LabelledVideo | PreferencePair],
-    same_content: Mapping[Path, Sequence[Path]],
-    where: str,
-    backbone: Backbone,
+    rows: Sequence[LabelledVideo | PreferencePair], videos: Sequence[Path], where: str, backbone: Backbone
 ) -> None:
-    """Check that no video and no prompt is in two splits.  same_content: the videos by the entry that they share."""
-    entry_of: dict[Path, Path] = {}
-    for file, copies in same_content.items():
-        entry_of |= dict.fromkeys(copies, file)
-    check_contents(rows, entry_of, where)
+    """Check that no video and no prompt is in two splits.  videos: those whose bytes can be read."""
+    from prfl.data.decoding import picture_hash
+
+    check_contents(rows, {video: picture_hash(video) for video in videos}, where)
 
     prompts: dict[str, list[str]] = {}
     for row in rows:

@@ -14,7 +14,7 @@ from torch import Tensor
 from prfl.backbone.condition import Condition
 from prfl.data.dataset import LatentDataset, PairDataset, preference_between
 from prfl.utils.errors import PrflError
-from prfl.utils.order import shuffled
+from prfl.utils.order import shuffled, shuffled_alike
 from prfl.utils.text import did_you_mean
 
 Loss = Literal["bce", "bradley_terry", "rao_kupper", "thurstone"]
@@ -32,6 +32,7 @@ class Examples:
     sides: tuple[Int[Tensor, " m"], ...]
     targets: dict[str, Float[Tensor, " m"]]
     prompts: list[str]
+    kinds: tuple[int, ...] = ()  # numbers of the latents' shapes, where there are several
 
     @cached_property
     def labelled(self) -> dict[str, float]:
@@ -70,6 +71,7 @@ def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Seque
         tuple(side[keep] for side in sides),
         {name: targets[name][keep] for name in dimensions},
         [prompts[row] for row in keep.tolist()],
+        tuple(dataset.kinds(sides[0][keep])),
     )
 
 
@@ -130,7 +132,10 @@ class Drawn:
 
 def draw_examples(dataset: LatentDataset | PairDataset, pool: Examples, seed: int, indices: Sequence[int]) -> Drawn:
     """Draw the examples of these sample indices: epoch by epoch, all of the pool in a new order."""
-    chosen = shuffled(indices, len(pool), seed, "preference")
+    if pool.kinds:
+        chosen = shuffled_alike(indices, pool.kinds, dataset.batch, seed, "preference")
+    else:
+        chosen = shuffled(indices, len(pool), seed, "preference")
     rows = torch.cat([side[chosen] for side in pool.sides])
     prompts = [pool.prompts[example] for example in chosen]
     return Drawn(

@@ -61,12 +61,22 @@ def levels(sampler_sigmas: Sequence[float] = (), edges: Sequence[float] = EDGES)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Labelled samples.  labels: {} where people compared pairs; pairs: all of one prompt, by dimension."""
+    """Labelled samples.  labels: {} where people compared pairs; pairs: all of one prompt, by dimension.
+
+    kinds: numbers of the samples' shapes, where there are several.
+    """
 
     get: Callable[[list[int]], tuple[Tensor, Condition]]
     prompts: list[str]
     labels: dict[str, Tensor]
     pairs: dict[str, Pairs]
+    kinds: Sequence[int] = ()
+
+    def batches(self, size: int) -> list[list[int]]:
+        """Part the samples into batches of one shape, in order."""
+        kinds = self.kinds or [0] * len(self.prompts)
+        members = [[place for place, each in enumerate(kinds) if each == kind] for kind in sorted(set(kinds))]
+        return [of_kind[start : start + size] for of_kind in members for start in range(0, len(of_kind), size)]
 
     def head(self, count: int) -> HeldOut:
         """Take the first samples only, and the pairs among them (a manifest of pairs stays whole)."""
@@ -75,7 +85,7 @@ class HeldOut:
         labels = {name: values[:count] for name, values in self.labels.items()}
         prompts = self.prompts[:count]
         pairs = {name: metrics.pairs_within(values, prompts) for name, values in labels.items()}
-        return HeldOut(self.get, prompts, labels, pairs)
+        return HeldOut(self.get, prompts, labels, pairs, self.kinds[:count])
 
 
 def held_out(dataset: LatentDataset | PairDataset) -> HeldOut:
@@ -91,7 +101,7 @@ def held_out(dataset: LatentDataset | PairDataset) -> HeldOut:
     if len(labels) > 1:
         labels[OVERALL] = torch.stack(list(labels.values())).amin(0)
     pairs = {name: metrics.pairs_within(values, dataset.prompts) for name, values in labels.items()}
-    return HeldOut(get, dataset.prompts, labels, pairs)
+    return HeldOut(get, dataset.prompts, labels, pairs, dataset.kinds(dataset.video))
 
 
 def _held_out_pairs(dataset: PairDataset) -> HeldOut:
@@ -112,7 +122,7 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
         second = torch.where(a_wins, labelled + size, labelled)
         decided = (preference[labelled] != 0.5).long()
         pairs[name] = Pairs(first, second, decided, number[labelled], prompts)
-    return HeldOut(get, dataset.prompts * 2, {}, pairs)
+    return HeldOut(get, dataset.prompts * 2, {}, pairs, dataset.kinds(rows))
 
 
 def incomparable(dimensions: Iterable[str], data: HeldOut) -> dict[str, str]:
@@ -169,10 +179,9 @@ def score(
     """
     size = len(data.prompts)
     table: Table = {(name, level): {} for name in scorers for level in at}
-    jobs = [(draw, start) for draw in range(noise_draws) for start in range(0, size, batch)]
+    jobs = [(draw, indices) for draw in range(noise_draws) for indices in data.batches(batch)]
 
-    for draw, start in progress(processes.share(jobs)):
-        indices = list(range(start, min(start + batch, size)))
+    for draw, indices in progress(processes.share(jobs)):
         clean, condition = data.get(indices)
         noise = rng.normal(clean.shape[1:], seed, "evaluation/noise", draw, indices).to(clean)
 

@@ -11,6 +11,7 @@ from prfl.backbone.network import on_host
 from prfl.config.schema import Config
 from prfl.config.sections.data import DataConfig
 from prfl.data import leaks
+from prfl.data.buckets import ClipSizes
 from prfl.data.cache import LatentCache
 from prfl.data.conditions import recall
 from prfl.data.dataset import LatentDataset, PairDataset, labels_only, load_dataset
@@ -28,8 +29,15 @@ Dataset = LatentDataset | PairDataset
 
 
 def video_size(data: DataConfig) -> VideoSize:
-    """Of every clip of the run."""
+    """Of every video that the run draws, and of its clips where they have one size."""
     return VideoSize(data.frames, data.height, data.width, data.fps)
+
+
+def clip_sizes(config: Config) -> ClipSizes:
+    """The sizes at which the run's clips are read; what a reward compares is read at one."""
+    data = config.data
+    further = (VideoSize(each.frames, each.height, each.width, each.fps or data.fps) for each in data.buckets)
+    return ClipSizes((video_size(data), *further), by_prompt=config.trains_reward)
 
 
 def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:
@@ -73,7 +81,7 @@ def encode_manifest(config: Config, model: Backbone, path: Path, root: Path | No
             model,
             path,
             data.cache,
-            video_size(data),
+            clip_sizes(config),
             root=root,
             skip_unreadable=data.skip_unreadable,
             follow_links=data.follow_links,
@@ -140,7 +148,8 @@ def cached_dataset(
         model,
         path,
         config.data.cache,
-        video_size(config.data),
+        clip_sizes(config),
+        batch=config.training.batch,
         split=split,
         root=root,
         skip_unreadable=config.data.skip_unreadable,

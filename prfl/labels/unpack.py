@@ -8,7 +8,7 @@ The table has every other column as it was, and the file's path in place of a vi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -55,7 +55,7 @@ def unpack(source: str, folder: Path, split: str = "train", most: int | None = N
         raise PrflError(f"no column of its {len(table)} rows has videos in it", where=source, fix=fix)
 
     prompt = known_as("prompt", list(table[0]))
-    written = write_prompts(folder, table, list(columns), prompt)
+    written = write_prompts(folder, table, list(columns), prompt) if prompt else 0
     with atomic_write(folder / TABLE) as temporary:
         lines = (json.dumps(cells, ensure_ascii=False, default=str) + "\n" for cells in table)
         temporary.write_text("".join(lines), encoding="utf-8")
@@ -66,11 +66,11 @@ def unpack(source: str, folder: Path, split: str = "train", most: int | None = N
     return "\n  ".join(text)
 
 
-def write_prompts(folder: Path, table: list[dict[str, Any]], videos: list[str], prompt: str | None) -> int:
+def write_prompts(folder: Path, table: list[dict[str, Any]], videos: list[str], prompt: str) -> int:
     """Write a row's prompt beside each of its videos; returns how many."""
     count = 0
-    for cells in table if prompt else ():
-        text = str(cells[prompt] or "").strip()
+    for cells in table:
+        text = str(cells.get(prompt) or "").strip()
         for name in videos:
             if text and cells.get(name):
                 with atomic_write((folder / cells[name]).with_suffix(".txt")) as temporary:
@@ -94,7 +94,7 @@ def kind_of(content: bytes) -> str:
     return ".gif" if content[:4] == b"GIF8" else ""
 
 
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def parquet_rows(path: Path) -> Generator[dict[str, Any], None, None]:
     """Read a parquet file, or all in a folder by name, a few rows at a time."""
     try:
         from pyarrow import ArrowException, parquet
@@ -112,7 +112,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise PrflError(f"is not a parquet file: {error}", where=str(file), fix="download it again") from error
 
 
-def hub_rows(source: str, split: str) -> Iterator[dict[str, Any]]:
+def hub_rows(source: str, split: str) -> Generator[dict[str, Any], None, None]:
     """Read a data set of the hub as it streams; videos are left encoded."""
     name, _, config = source.partition(":")
     if name.count("/") != 1:

@@ -14,7 +14,7 @@ from prfl.backbone.condition import Condition
 from prfl.data.dataset import LatentDataset
 from prfl.rollout.flow import add_noise, shift_sigmas, velocity_target
 from prfl.utils import rng
-from prfl.utils.order import shuffled
+from prfl.utils.order import shuffled, shuffled_alike
 from prfl.utils.timing import Clock
 
 
@@ -49,9 +49,15 @@ class Sft:
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.backbone.parameters(self.adapter)
 
+    def order(self, indices: Sequence[int]) -> list[int]:
+        """Choose the rows of these sample indices; a step's have latents of one shape."""
+        if kinds := self.dataset.kinds(self.dataset.video):
+            return shuffled_alike(indices, kinds, self.dataset.batch, self.seed, "sft")
+        return shuffled(indices, len(self.dataset), self.seed, "sft")
+
     def draw(self, step: int, indices: Sequence[int]) -> SftBatch:
         device = self.backbone.facts.device
-        batch = self.dataset.get(shuffled(indices, len(self.dataset), self.seed, "sft"))
+        batch = self.dataset.get(self.order(indices))
         clean = batch.latents.to(device, torch.float32)
         noise = rng.normal(clean.shape[1:], self.seed, "sft/noise", step, indices).to(clean)
         u = rng.uniform(self.seed, "sft/sigma", step, indices)

@@ -14,7 +14,7 @@ from prfl.backbone import Backbone
 from prfl.backbone.network import reach
 from prfl.config.schema import Config
 from prfl.evaluation import plots, reward_eval, tables
-from prfl.factory.data import Dataset
+from prfl.factory.data import Dataset, clip_sizes
 from prfl.factory.evaluation import build_latents_scorer
 from prfl.factory.objective import build_preference
 from prfl.factory.provenance import Moment, run_hash
@@ -181,19 +181,17 @@ def clean_logits(reward: Reward, model: Backbone, data: Dataset) -> dict[str, to
     held = reward_eval.held_out(data)
     score = build_latents_scorer(reward, model)
     parts = []
-    for start in range(0, len(held.prompts), 64):
-        latents, condition = held.get(list(range(start, min(start + 64, len(held.prompts)))))
+    for indices in held.batches(64):
+        latents, condition = held.get(indices)
         parts.append(score(latents, torch.zeros(len(latents), device=latents.device), condition))
     return {name: torch.cat([part[name] for part in parts]) for name in reward.dimensions}
 
 
 def card(config: Config, **measured: Any) -> RewardCard:
     """Make the card of a reward: the videos that it was trained on, and what was measured of it."""
-    data = config.data
-    return RewardCard(
-        frames=(data.frames, data.frames),
-        fps=(data.fps, data.fps),
-        height=(data.height, data.height),
-        width=(data.width, data.width),
-        **measured,
-    )
+    sizes = clip_sizes(config).sizes
+    ranges: dict[str, Any] = {}
+    for name in ("frames", "fps", "height", "width"):
+        values = [getattr(size, name) for size in sizes]
+        ranges[name] = (min(values), max(values))
+    return RewardCard(**ranges, **measured)

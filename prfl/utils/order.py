@@ -15,6 +15,20 @@ def shuffled(indices: Sequence[int], length: int, seed: int, purpose: str) -> li
     return [epoch_order(length, seed, purpose, index // length)[index % length] for index in indices]
 
 
+def shuffled_alike(indices: Sequence[int], kinds: Sequence[int], batch: int, seed: int, purpose: str) -> list[int]:
+    """Map global sample indices as ``shuffled`` does, but ``batch`` of them that are one step's have one kind.
+
+    kinds: of each item.  Every item comes once an epoch, and some of a kind again, to fill its last batch.
+    """
+    chosen = []
+    for index in indices:
+        number, place = divmod(index, batch)
+        count = sum(-(-kinds.count(kind) // batch) for kind in set(kinds))
+        batches = epoch_batches(tuple(kinds), batch, seed, purpose, number // count)
+        chosen.append(batches[number % count][place])
+    return chosen
+
+
 def met(samples: int, length: int, seed: int, purpose: str) -> list[int]:
     """List the positions that a training of so many samples comes to, once each, in the list's order."""
     return sorted(shuffled(range(min(samples, length)), length, seed, purpose))
@@ -24,3 +38,14 @@ def met(samples: int, length: int, seed: int, purpose: str) -> list[int]:
 def epoch_order(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
     """Draw the order of one epoch."""
     return rng.permutation(length, seed, f"order/{purpose}", epoch)
+
+
+@lru_cache(maxsize=8)
+def epoch_batches(kinds: tuple[int, ...], batch: int, seed: int, purpose: str, epoch: int) -> list[list[int]]:
+    """Draw the batches of one epoch, each of one kind, in a new order."""
+    batches = []
+    for kind in sorted(set(kinds)):
+        order = [item for item in epoch_order(len(kinds), seed, purpose, epoch) if kinds[item] == kind]
+        filled = [order[place % len(order)] for place in range(-(-len(order) // batch) * batch)]
+        batches += [filled[start : start + batch] for start in range(0, len(filled), batch)]
+    return [batches[number] for number in epoch_order(len(batches), seed, f"{purpose}/batches", epoch)]

@@ -146,6 +146,16 @@ EFFECTS: dict[str, tuple] = {
         "prompts", SFT, ["data.manifest=null", "data.folder=texts", "data.prompts={}"],
         *sides("data.held_out", 0.0, 0.5),
     ),
+    **{
+        f"BucketConfig.{key}": (
+            "step", SFT, ["data.frames=9"],  # which no clip fills
+            *sides("data.buckets", *("[{frames: 5, height: 16, width: 16, fps: 8}]".replace(*each) for each in two)),
+        )
+        for key, two in {
+            "frames": (("5", "5"), ("5", "1")), "height": (("h", "h"), ("height: 16", "height: 8")),
+            "width": (("w", "w"), ("width: 16", "width: 8")), "fps": (("f", "f"), ("fps: 8", "fps: 16")),
+        }.items()
+    },
     "DataConfig.cache": ("cache", SFT, [], *sides("data.cache", "cache-one", "cache-two")),
     "DataConfig.frames": ("step", SFT, [], *sides("data.frames", 5, 1)),
     "DataConfig.height": ("step", SFT, [], *sides("data.height", 16, 8)),

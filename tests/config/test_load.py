@@ -88,6 +88,7 @@ CACHE = "rollout.cheaper.cache=0.1"
 REUSE = "rollout.gradients_per_rollout=2"
 LINEAR = "reward.shape=linear"
 AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
+FOLDER = ("data.generator=null", "data.folder=a")
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
     (["rollout.guidance.scale=3"], "rollout.guidance: gradient: none goes with scale: 1"),
@@ -96,6 +97,17 @@ RULES = [
     (["data.manifest=a.jsonl"], "data.generator: data.manifest is given too"),
     (["objective.sft=null"], "data: clips are given that nobody reads"),
     (["data.generator=null"], "data.manifest: the objective trains on clips"),
+    (["data.folder=a", "data.generator=null", "data.held_out=1"], "data.held_out: should be less than 1"),
+    (["data.root=a"], "data.root: a config without data.manifest does not read it"),
+    (["data.held_out=0.2"], "data.held_out: a config without data.folder does not read it"),
+    (["data.prompts={}"], "data.prompts.train: missing; give a file of prompts"),
+    (["data.buckets=[{frames: 9, height: 32, width: 32}]"], "data.buckets: the generator shapes_mixture makes"),
+    ([*FOLDER, "data.buckets=[{frames: 18, height: 32, width: 32}]"], "data.buckets[0]: it is larger than data.frames"),
+    ([*FOLDER, "data.buckets=[{frames: 17, height: 32, width: 32}]"], "data.buckets[0]: this size is named twice"),
+    (
+        [*FOLDER, "objective={name: instructvideo}", "data.buckets=[{frames: 9, height: 32, width: 32}]"],
+        "starts chains",
+    ),
     (["evaluation.every=5"], "data.prompts.validation: evaluation.every needs"),
     (["evaluation.final_samples=5"], "data.prompts.test: evaluation.final_samples needs"),
     (["backbone.adapter=null"], "backbone.adapter: missing; train: lora needs it"),

@@ -101,7 +101,7 @@ def test_every_key_is_read_by_somebody(
         ),
         write("kept", "prfl.yaml", reward=several, evaluation=kept),
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}, evaluation={**watched, **judge}),
-        write("supervised", "sft.yaml"),
+        write("supervised", "sft.yaml", data={"buckets": [{"frames": 1, "height": 16, "width": 16}]}),
         write("seen", "vader.yaml", reward={**alone, "aesthetic": aesthetic, **public, "balance": "gradient_norm"}),
         write("beside", "vader.yaml", reward={**alone, "clip": public["clip"], "latent": "heads/latent"}),
     ]

@@ -31,7 +31,7 @@ def _(bench):
     shutil.copy("clips/0.mp4", "clips/9.mp4")
     row = {"prompt": "a red circle", "a": "clips/0.mp4", "b": "clips/9.mp4", "preference": {"calm": "a"}}
     Path("manifest.jsonl").write_text(json.dumps(row) + "\n")
-    return bench.cli("train", "reward.yaml", "reward.head.dimensions=[calm]")
+    return bench.cli("train", "reward.yaml", "reward.head.dimensions=[calm]", "objective.loss=bradley_terry")
 
 
 @warning("prompts of unknown words in two sets", "1 prompts are, token for token, in another split", "'a wolf' (test)")

@@ -106,6 +106,13 @@ class PromptsConfig(Section):
     test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
 
 
+class BucketConfig(Section):
+    frames: int = Field(ge=1, description="Frames of a clip of this size, as data.frames.")
+    height: int = Field(ge=8, description="Height in pixels, as data.height.")
+    width: int = Field(ge=8, description="Width in pixels, as data.width.")
+    fps: float | None = Field(default=None, gt=0, description="Frames per second of this size; null is data.fps.")
+
+
 if TYPE_CHECKING:
     GeneratorConfig = GeneratorBase
 else:
@@ -148,6 +155,12 @@ class DataConfig(Section):
     )
     width: int = Field(ge=8, description="Width in pixels, a multiple of what the model's patches cover (16 for Wan).")
     fps: float = Field(gt=0, description="Frames per second at which clips are read and samples written.")
+    buckets: list[BucketConfig] = Field(
+        default=[],
+        description="Further sizes of clips, none larger than frames x height x width. A video is read at the size "
+        "that it fills, of its shape and at its rate; a batch has clips of one size. Videos that are drawn have the "
+        "first size.",
+    )
     skip_unreadable: bool = Field(
         default=False, description="Go on without videos that cannot be read, instead of stopping with a list of them."
     )
@@ -217,8 +230,28 @@ class DataConfig(Section):
             yield from unread(self, "data", ["held_out"], "a config without data.folder")
         if self.generator:
             yield from self.generator.conflicts(config)
+        if self.buckets:
+            yield from self.bucket_faults(config)
         if not self.brings_prompts:
             yield from self.prompt_faults(config)
+
+    def bucket_faults(self, config: Config) -> Iterator[Fault]:
+        """Of clips of several sizes."""
+        if not config.reads_clips:
+            yield "data.buckets", "a config that trains on no clips does not read it; remove it"
+        if self.generator:
+            yield "data.buckets", f"the generator {self.generator.name} makes clips of one size; remove it"
+        if config.reward_gradient and config.reward_gradient.starts_from_data:
+            yield "data.buckets", f"objective {config.objective.name} starts chains from clips of one size; remove it"
+        sizes = [(self.frames, self.height, self.width, self.fps)]
+        for number, bucket in enumerate(self.buckets):
+            size = (bucket.frames, bucket.height, bucket.width, bucket.fps or self.fps)
+            if bucket.frames * bucket.height * bucket.width > self.frames * self.height * self.width:
+                what = "it is larger than data.frames x height x width, for which memory is predicted; put it there"
+                yield f"data.buckets[{number}]", what
+            if size in sizes:
+                yield f"data.buckets[{number}]", "this size is named twice"
+            sizes.append(size)
 
     def prompt_faults(self, config: Config) -> Iterator[Fault]:
         """Of prompts that no clips bring; what a manifest or a folder lacks is seen when it is read."""
