@@ -1,0 +1,205 @@
+"""How many answers `prfl labels page --choose uncertain` saves for the same accuracy, on the shapes world.
+
+    python bench/study_labels.py [--out bench/results/labels.json]
+
+1. The base's samples of configs/tiny/reward.yaml: 6 of each of 88 training and 24 validation prompts.  The oracle
+   answers in a person's place: the video with more of five attributes right is better, as many right are a tie.
+2. For each seed, a head is trained on 60 pairs that were drawn at random.  Then it is asked for more, twice as many in
+   all each time: at random, or those that the last head is least sure of, by the page's own code (``unsure``).
+3. Every head ranks the validation pairs that are no ties, at sigma 0, 0.25 and 0.5.
+
+The blocks under the head are frozen, so their features are computed once: a training of the head alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench import studies
+from prfl.backbone import Backbone
+from prfl.config import Config, load_config
+from prfl.data.dataset import LatentDataset
+from prfl.factory.backbone import build_backbone
+from prfl.factory.clips import build_manifest
+from prfl.factory.data import build_dataset, encode_manifest
+from prfl.labels.pairs import Pair
+from prfl.labels.uncertain import unsure
+from prfl.reward import losses
+from prfl.reward.head import RewardHead
+from prfl.rollout.flow import add_noise
+from prfl.utils import rng
+
+CONFIG = "configs/tiny/reward.yaml"
+SIGMAS = (0.0, 0.25, 0.5)
+ASKED = (60, 120, 240, 480)  # answers in all, of either way to choose
+LONGER = (*ASKED, 960)  # of the random way, to read the chosen one's accuracy off
+STEPS, BATCH, RATE = 200, 32, 1e-3
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Samples with their features, (n, sigmas, tokens, width), and every pair of one prompt: rows, and the answer."""
+
+    features: Tensor
+    pairs: list[tuple[int, int]]
+    answers: Tensor  # 1: the first is better, 0: the second, 0.5: a tie
+
+    @property
+    def decided(self) -> Tensor:
+        return self.answers != 0.5
+
+
+@torch.no_grad()
+def pool(config: Config, model: Backbone, path: Path, split: str) -> Pool:
+    data = build_dataset(config, model, path, split)
+    assert isinstance(data, LatentDataset)
+    rows = [int(torch.nonzero(data.video == video)[0]) for video in data.video.unique()]  # with its own prompt
+    features = []
+    for start in range(0, len(rows), 64):
+        batch = data.get(rows[start : start + 64])
+        noise = rng.normal(batch.latents.shape[1:], 0, "study", 0, rows[start : start + 64]).to(batch.latents)
+        at_levels = []
+        for sigma in SIGMAS:
+            level = torch.full((len(noise),), sigma)
+            noisy = add_noise(batch.latents, noise, level)
+            at_levels += model.features(noisy, level, batch.condition, [3])
+        features.append(torch.stack(at_levels, 1))
+
+    right = torch.stack([values[rows] for values in data.labels.values()]).sum(0)
+    prompts = [data.prompts[row] for row in rows]
+    pairs = [(a, b) for a in range(len(rows)) for b in range(a + 1, len(rows)) if prompts[a] == prompts[b]]
+    first, second = torch.tensor(pairs).T
+    return Pool(torch.cat(features), pairs, ((right[first] - right[second]).sign() + 1) / 2)
+
+
+def trained(data: Pool, asked: Sequence[int], seed: int) -> RewardHead:
+    """A head that was trained on the answers to these pairs, by the loss that knows ties."""
+    torch.manual_seed(seed)
+    head = RewardHead(data.features.shape[-1], ["better"])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, weight_decay=0.01)
+    draws = torch.Generator().manual_seed(seed)
+    pairs, answers = torch.tensor(data.pairs)[asked], data.answers[asked]
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = RATE * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / STEPS)) / 2
+        chosen = torch.randint(len(pairs), (BATCH,), generator=draws)
+        levels = torch.randint(len(SIGMAS), (BATCH,), generator=draws).repeat(2)
+        logits = head([data.features[pairs[chosen].T.flatten(), levels]], torch.tensor(SIGMAS)[levels])[:, 0]
+        loss = losses.rao_kupper(logits[:BATCH], logits[BATCH:], answers[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return head
+
+
+@torch.no_grad()
+def scores(head: RewardHead, data: Pool) -> Tensor:
+    """Scores of every sample, by noise level: (sigmas, n)."""
+    levels = torch.tensor(SIGMAS).expand(len(data.features), -1)
+    each = [head([data.features[:, at]], levels[:, at])[:, 0] for at in range(len(SIGMAS))]
+    return torch.stack(each)
+
+
+def accuracy(head: RewardHead, data: Pool) -> float:
+    first, second = torch.tensor(data.pairs)[data.decided].T
+    ranked = scores(head, data)
+    return float(((ranked[:, first] > ranked[:, second]) == (data.answers[data.decided] > 0.5)).double().mean())
+
+
+def least_sure(head: RewardHead, data: Pool, open_pairs: Sequence[int], count: int) -> list[int]:
+    """The pairs that the page would ask first: by the scores of the clean videos, in standard deviations."""
+    clean = scores(head, data)[0]
+    clean = (clean - clean.mean()) / clean.std()
+    named = {str(row): {"better": float(score)} for row, score in enumerate(clean)}
+    pairs = [Pair("", *map(str, data.pairs[number])) for number in open_pairs]
+    sure = unsure(pairs, named, ["better"])
+    ordered = sorted(zip(open_pairs, pairs, strict=True), key=lambda each: -sure[f"{each[1].a} {each[1].b}"])
+    return [number for number, _ in ordered[:count]]
+
+
+def one_seed(train: Pool, held: Pool, seed: int) -> dict[str, dict[int, dict[str, float]]]:
+    """By the way to choose and the number of answers: the accuracy, and the share of ties among the answers."""
+    order = list(range(len(train.pairs)))
+    random.Random(f"study of labels {seed}").shuffle(order)
+    measured: dict[str, dict[int, dict[str, float]]] = {"random": {}, "uncertain": {}}
+
+    def measure(way: str, asked: list[int]) -> RewardHead:
+        head = trained(train, asked, seed)
+        ties = float((~train.decided[asked]).double().mean())
+        measured[way][len(asked)] = {"accuracy": round(accuracy(head, held), 4), "ties": round(ties, 4)}
+        print(seed, way, len(asked), measured[way][len(asked)], flush=True)
+        return head
+
+    head = measure("random", order[: ASKED[0]])
+    measured["uncertain"][ASKED[0]] = measured["random"][ASKED[0]]
+    asked = order[: ASKED[0]]
+    for count in ASKED[1:]:
+        open_pairs = sorted(set(order) - set(asked))
+        asked = asked + least_sure(head, train, open_pairs, count - len(asked))
+        head = measure("uncertain", asked)
+    for count in LONGER[1:]:
+        measure("random", order[:count])
+    return measured
+
+
+def same_accuracy(curve: dict[int, float], accuracy: float) -> float:
+    """How many random answers first give this accuracy, on a line between the counts' logarithms.
+
+    Not below the fewest nor above the most that were measured: a figure at an end is a bound.
+    """
+    counts = sorted(curve)
+    if accuracy <= curve[counts[0]]:
+        return counts[0]
+    for low, high in zip(counts, counts[1:], strict=False):
+        if curve[low] < accuracy <= curve[high]:
+            return low * (high / low) ** ((accuracy - curve[low]) / (curve[high] - curve[low]))
+    return counts[-1]
+
+
+def rows_of(by_seed: Sequence[dict[str, dict[int, dict[str, float]]]]) -> list[dict]:
+    """A row for each number of answers; the saving is read off each seed's random curve, and off their mean."""
+    curves = [{count: of["random"][count]["accuracy"] for count in LONGER} for of in by_seed]
+    mean = {count: sum(curve[count] for curve in curves) / len(curves) for count in LONGER}
+    rows = []
+    for count in LONGER:
+        row: dict = {"answers": count}
+        for way in ("random", "uncertain"):
+            of_way = [of[way][count] for of in by_seed if count in of[way]]
+            if of_way:
+                row[way] = {key: [each[key] for each in of_way] for key in ("accuracy", "ties")}
+        if "uncertain" in row and count > ASKED[0]:
+            reached = row["uncertain"]["accuracy"]
+            row["random answers for the same"] = round(same_accuracy(mean, sum(reached) / len(reached)))
+            row["the same, by seed"] = [round(same_accuracy(*each)) for each in zip(curves, reached, strict=True)]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/labels.json"))
+    options = parser.parse_args()
+    config = load_config(CONFIG)
+    model = build_backbone(config)
+    path = build_manifest(config, model, iter)
+    encode_manifest(config, model, path)
+    train, held = (pool(config, model, path, split) for split in ("train", "validation"))
+    by_seed = [one_seed(train, held, seed) for seed in studies.SEEDS]
+    result = {
+        "seeds": list(studies.SEEDS),
+        "pairs": {"train": len(train.pairs), "validation, no ties": int(held.decided.sum())},
+        "ties": round(float((~train.decided).double().mean()), 4),
+        "rows": rows_of(by_seed),
+    }
+    studies.write(options.out, result)
+
+
+if __name__ == "__main__":
+    main()
