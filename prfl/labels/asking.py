@@ -14,6 +14,7 @@ from prfl.runs.score_inputs import files_below, read_items
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
 
+MANY = 1000  # pairs, from which on a limit is advised
 MANIFEST, PAGE = "manifest.jsonl", "label.html"
 
 
@@ -55,6 +56,8 @@ def asked_of(
         fix = "two or more videos of one prompt, word for word the same; prfl sample --per-prompt 4 draws them"
         raise PrflError(what, where=str(source), fix=fix)
 
+    if count is None and len(pairs) > MANY:
+        warn(f"{len(pairs)} pairs are more than people answer: --pairs 200 asks the first 200, of all prompts in turn")
     uncertainty = None
     if head is not None:
         from prfl.labels.uncertain import uncertainties

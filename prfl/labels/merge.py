@@ -41,8 +41,9 @@ def merge(files: Sequence[Path], root: Path | None = None, out: Path | None = No
     merged = parse_rows(joined, root / MERGED)
     write_manifest(out or root / MERGED, merged)
 
-    held = sum(row.split == "validation" for row in merged)
-    lines = [f"{out or root / MERGED}: {summary(merged)}", f"{held} of the pairs are held out"]
+    held = sum(row.split not in (None, "train") for row in merged)
+    blind = "" if held else ": a reward that is trained on them cannot be measured"
+    lines = [f"{out or root / MERGED}: {summary(merged)}", f"{held} of the pairs are held out{blind}"]
     lines += [f"{rater}: {told(list(answers.values()))}" for rater, answers in by_rater.items()]
     return "\n  ".join(lines + agreements(by_rater))
 

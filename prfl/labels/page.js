@@ -196,7 +196,10 @@ function start() {
     (server ? "The same name goes on later where it stopped." : "If you are the only one, leave it empty.");
   find("where").textContent = server
     ? "Every answer is sent to the computer that this page came from, and to nobody else."
-    : "Nothing leaves this page. Save file writes your answers: put that file beside the videos, in this page's folder.";
+    : "Nothing leaves this page. Save file writes your answers: " +
+      (videos[pairs[0].a].src.startsWith("data:")
+        ? "send that file back to whoever sent you this page."
+        : "put that file beside the videos, in this page's folder.");
   const known = kept.stored("rater");
   if (known === null) ask();
   else begin(known);

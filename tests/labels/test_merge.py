@@ -42,7 +42,7 @@ def test_most_decide_and_agreement_is_told(folder: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().out
     assert "ann and bo agree: m 0.50 of 2" in told and "ann and cy agree: m 0.00 of 1" in told
     assert "cy: 1 pairs, left 0% of 1 decided, 1 ties (1 of them both bad)" in told
-    assert "0 of the pairs are held out" in told
+    assert "0 of the pairs are held out: a reward" in told
 
 
 def test_a_rater_counts_once_a_pair(folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_one_file_holds_the_videos(videos: Path) -> None:
     assert all(video["src"].startswith("data:video/mp4;base64,") for video in held["videos"].values())
 
 
-def test_what_cannot_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_cannot_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PrflError, match="there are no videos in it"):
         asked_of(tmp_path, {})
     for name in ("a", "b"):
@@ -101,6 +101,10 @@ def test_what_cannot_be_asked(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         asked_of(tmp_path, {}, prompt="a dog", choose="uncertain")
     assert cli.main(["labels", "page", str(tmp_path), "--prompt", "a dog"]) == 0
     assert "warning: no pair is held out" in capsys.readouterr().out, "of one prompt"
+    with monkeypatch.context() as patch:
+        patch.setattr("prfl.labels.asking.MANY", 0)
+        assert cli.main(["labels", "page", str(tmp_path), "--prompt", "a dog"]) == 0
+    assert "warning: 1 pairs are more than people answer" in capsys.readouterr().out
     (tmp_path / "b.mp4").write_bytes(b"no video")
     assert cli.main(["labels", "page", str(tmp_path), "--prompt", "a dog"]) == 2
     assert "b.mp4" in capsys.readouterr().err
