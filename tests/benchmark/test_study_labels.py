@@ -26,5 +26,5 @@ def test_rows_and_their_table() -> None:
     rows = study_labels.rows_of([seed, seed])
     assert [row.get("random answers for the same") for row in rows] == [None, 120, 480, 960, None]
     head, body = study_tables.labels({"rows": rows})
-    assert body[2] == ["240", "0.600 ± 0.000", "0.650 ± 0.000", "480", "480 to 480"]
-    assert body[4] == ["960", "0.640 ± 0.000", "", "", ""] and len(head) == 5
+    assert body[2] == ["240", "0.600 ± 0.000", "0.650 ± 0.000", "+0.050 ± 0.000", "480", "480 to 480"]
+    assert body[4] == ["960", "0.640 ± 0.000", "", "", "", ""] and len(head) == 6
