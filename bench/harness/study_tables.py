@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.harness.label_tables import labels
 from bench.studies import DIMENSIONS
 
 Table = tuple[Sequence[str], list[list[str]]]
@@ -388,7 +389,7 @@ def steering(result: Result) -> Table:
 TABLES: dict[str, Callable[..., Table]] = {
     each.__name__: each
     for each in (
-        spine, methods, methods_half, summary, first_run, lasting, blocks, rollout, heads, saved, peaks, work,
+        spine, methods, methods_half, summary, first_run, lasting, blocks, labels, rollout, heads, saved, peaks, work,
         gradient, cheaper, cards, models, steering,
     )
 }  # fmt: skip

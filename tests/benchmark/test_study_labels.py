@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import study_labels
-from bench.harness import study_tables
+from bench.harness.label_tables import labels
 
 RANDOM = {60: 0.55, 120: 0.6, 240: 0.6, 480: 0.65, 960: 0.64}
 
@@ -25,6 +25,6 @@ def test_rows_and_their_table() -> None:
     seed = {"random": measured(RANDOM), "uncertain": measured(uncertain)}
     rows = study_labels.rows_of([seed, seed])
     assert [row.get("random answers for the same") for row in rows] == [None, 120, 480, 960, None]
-    head, body = study_tables.labels({"rows": rows})
+    head, body = labels({"rows": rows})
     assert body[2] == ["240", "0.600 ± 0.000", "0.650 ± 0.000", "+0.050 ± 0.000", "480", "480 to 480"]
     assert body[4] == ["960", "0.640 ± 0.000", "", "", "", ""] and len(head) == 6
