@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock, unpatchify
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -96,18 +96,46 @@ def _decode_frames(
 ) -> tuple[Tensor, list[Any]]:
     """Pixels of some latent frames, and the features of the last; as arguments and results, as a checkpoint needs them.
 
-    checkpointed: each frame by itself, too.
+    checkpointed: each frame by itself, too, and within it each block.
     """
     decoded, kept = [], list(features)
     for frame in range(chunk.shape[2]):
+        run = partial(_decode_by_block, decoder, first and frame == 0)
         read = chunk[:, :, frame : frame + 1]
         if checkpointed:
-            run = partial(_decode_frames, decoder, first and frame == 0, False)
             pixels, kept = _again(run, read, *kept)
         else:
             pixels = _decode_frame(decoder, first and frame == 0, read, kept)
         decoded.append(pixels)
     return torch.cat(decoded, dim=2), kept
+
+
+def _decode_by_block(decoder: nn.Module, first: bool, chunk: Tensor, *features: Any) -> tuple[Tensor, list[Any]]:
+    """Pixels and features of one latent frame, of which each block of the decoder keeps its input alone."""
+    kept = list(features)
+    blocks = [module for module in decoder.up_blocks.modules() if type(module) is WanResidualBlock]
+    for block in blocks:
+        block.__class__ = BlockAgain
+    try:
+        return _decode_frame(decoder, first, chunk, kept), kept
+    finally:
+        for block in blocks:
+            block.__class__ = WanResidualBlock
+
+
+class BlockAgain(WanResidualBlock):
+    """A block of the decoder that is computed again in the backward pass; parameters and names stay."""
+
+    def forward(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+        at = feat_idx[0]
+
+        def run(x: Tensor, *features: Any) -> tuple[Tensor, ...]:
+            mine = dict(enumerate(features, start=at))
+            return WanResidualBlock.forward(self, x, mine, [at]), *mine.values()
+
+        x, feat_cache[at], feat_cache[at + 1] = _again(run, x, feat_cache[at], feat_cache[at + 1])
+        feat_idx[0] = at + 2
+        return x
 
 
 def _decode_frame(decoder: nn.Module, first: bool, chunk: Tensor, features: list[Any]) -> Tensor:
