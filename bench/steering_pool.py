@@ -29,7 +29,7 @@ from prfl.utils import rng
 from prfl.utils.files import atomic_write
 
 CHUNK = 8  # chains of a prompt that are drawn at a time
-READ_AT = (0.4, 0.5, 0.6, 0.7, 0.75, 0.9, 1.0)  # shares of the steps at which the head reads
+READ_AT = (0.4, 0.5, 0.7, 0.75, 1.0)  # shares of the steps at which the head reads
 CLEAN_AT = (0.5, 0.75)  # whose clean predictions are kept for other rewards; the end is kept as well
 TOGETHER = 64
 
@@ -65,9 +65,14 @@ def _followed(process: Process, backbone: Backbone, prompts: list[str]) -> dict[
             noted[f"clean/{node}"] = clean.half().cpu()
     pixels = decode_all(backbone, chains.latents)
     judged = {f"oracle/{name}": values for name, values in shapes.judge(pixels, prompts).items()}
-    scores = torch.tensor([[score for _, score in trace] for trace in chains.traces])
-    shown = ((pixels + 1) * 127.5).round().byte()
-    return {**noted, **judged, "head": scores, f"clean/{process.steps}": chains.latents.half().cpu(), "pixels": shown}
+    for number, node in enumerate(node for node, _ in chains.traces[0]):
+        noted[f"head/{node}"] = torch.tensor([trace[number][1] for trace in chains.traces])
+    return {**noted, **judged, f"clean/{process.steps}": chains.latents.half().cpu(), "pixels": as_bytes(pixels)}
+
+
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as 0 to 255."""
+    return ((pixels + 1) * 127.5).round().byte()
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def load_pool(
 ) -> Pool:
     """Join the chunks that were drawn, with a table for each reward; the pixel reward reads what is kept, once."""
     chunks = [load_file(path) for path in paths]
-    columns = {name: torch.cat([chunk[name] for chunk in chunks], 1) for name in chunks[0]}
+    shared = set.intersection(*(set(chunk) for chunk in chunks))
+    columns = {name: torch.cat([chunk[name] for chunk in chunks], 1) for name in chunks[0] if name in shared}
     verdicts = {name.removeprefix("oracle/"): columns[name] for name in columns if name.startswith("oracle/")}
     shape = columns["pixels"].shape[:2]
 
@@ -106,7 +112,7 @@ def load_pool(
     dimensions = [verdicts[name] for name in verdicts if name != "all" and not name.startswith("measured/")]
     chance = torch.stack([rng.uniform(seed, f"random/{prompt}", 0, range(shape[1])) for prompt in prompts])
     tables = {
-        "head": table(dict(zip(nodes_of(steps, READ_AT), columns["head"].unbind(-1), strict=True))),
+        "head": table({int(name.removeprefix("head/")): columns[name] for name in columns if name.startswith("head/")}),
         "random": table({node: chance for node in range(steps + 1)}),
         "oracle": table({steps: torch.stack(dimensions).mean(0) + verdicts["all"]}),
     }
@@ -143,10 +149,11 @@ class Recorded(Process):
     """Chains that were drawn before: a state is the number of its chain."""
 
     def start(self, count: int) -> Chains:
-        chains = super().start(count)
-        pairs = zip(chains.groups, chains.slots, strict=True)
-        numbers = [float(self.indices[group] * count + slot) for group, slot in pairs]
-        return replace(chains, latents=torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1))
+        groups = tuple(group for group in self.groups for _ in range(count))
+        slots = tuple(slot for _ in self.groups for slot in range(count))
+        numbers = [float(self.indices[group] * count + slot) for group, slot in zip(groups, slots, strict=True)]
+        latents = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1)
+        return Chains(latents, 0, groups, slots, origins=slots, traces=((),) * len(groups))
 
 
 def played_back(

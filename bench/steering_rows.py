@@ -35,7 +35,7 @@ from prfl.steering.svdd import Svdd
 
 CONFIG = "configs/tiny/best.yaml"
 PIXEL = Path("runs/study-reward/pixel-0/reward")  # of bench/study_reward.py
-STEPS = 20
+STEPS = (20, 10)  # of the chains: with half of them, twice as many can be had
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Row:
     method: Method
     reward: str = "head"
     solver: str = "euler"
-    equal_to: str | None = None
+    equal_to: Row | None = None
 
     @property
     def pooled(self) -> bool:
@@ -56,12 +56,19 @@ class Row:
 AT = {f"at {share:g}": (share,) for share in (0.5, 0.75)} | {"at the end": (1.0,)}
 HALVING = {"0.4 and 0.7": (0.4, 0.7), "0.5 and 0.75": (0.5, 0.75)}
 NOISY = "ancestral"
-PLAIN, END = "base", "best of {}, at the end"
+PLAIN = "one sample"
 METHODS = {
     PLAIN: Row(BestOf(1), "random"),
     **{f"best of {n}, {name}": Row(BestOf(n, decide_at=at)) for n in (2, 4, 8, 16) for name, at in AT.items()},
+    "best of 7, at 0.5": Row(BestOf(7, decide_at=(0.5,))),
+    "best of 5, at 0.75": Row(BestOf(5, decide_at=(0.75,))),
+    "best of 10, at 0.75": Row(BestOf(10, decide_at=(0.75,))),
+    "best of 14, at 0.5": Row(BestOf(14, decide_at=(0.5,))),
+    "halving 12, 0.5 and 0.75": Row(BestOf(12, decide_at=(0.5, 0.75))),
+    "halving 4, 0.5 and 0.75": Row(BestOf(4, decide_at=(0.5, 0.75))),
+    "halving 6, 0.5 and 0.75": Row(BestOf(6, decide_at=(0.5, 0.75))),
     **{f"halving {n}, {name}": Row(BestOf(n, decide_at=at)) for n in (8, 16) for name, at in HALVING.items()},
-    "base, ancestral": Row(BestOf(1), "random", NOISY),
+    "one sample, ancestral": Row(BestOf(1), "random", NOISY),
     "best of 4, at the end, ancestral": Row(BestOf(4, decide_at=(1.0,)), "head", NOISY),
     "svdd of 8": Row(Svdd(8), "head", NOISY),
     "svdd of 32, every 2": Row(Svdd(32, every=2), "head", NOISY),
@@ -78,18 +85,20 @@ METHODS = {
     "guidance, strength 3": Row(GuidedSampling(1, strength=3.0)),
 }
 COMPARED = ("best of 8, at 0.5", "best of 8, at 0.75", "best of 8, at the end")
-ROWS = METHODS | {
-    f"{name} ({reward})": replace(METHODS[name], reward=reward, equal_to=name if reward == "pixel" else None)
-    for name in COMPARED
-    for reward in ("pixel", "random", "oracle")
-}
+CEILING = [f"best of {n}, at the end" for n in (2, 4, 8, 16)]  # the oracle judges finished videos
+ROWS = (
+    METHODS
+    | {f"{name} (pixel)": replace(METHODS[name], reward="pixel", equal_to=METHODS[name]) for name in COMPARED}
+    | {f"{name} (random)": replace(METHODS[name], reward="random") for name in COMPARED}
+    | {f"{name} (oracle)": replace(METHODS[name], reward="oracle") for name in CEILING}
+)
 
 
 class World:
     """A generator at one guidance scale and seed, and the rewards that steer it."""
 
-    def __init__(self, policy: Path | None, guidance: float, seed: int) -> None:
-        base = [f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}", f"evaluation.steps={STEPS}"]
+    def __init__(self, policy: Path | None, guidance: float, seed: int, steps: int) -> None:
+        base = [f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}", f"evaluation.steps={steps}"]
         self.config: Config = load_config(CONFIG, base)
         if policy is not None:
             self.config = finished_run_config(policy, base)
@@ -111,13 +120,13 @@ class World:
         assert reward == "head", "the oracle is asked of the pool alone"
         return latent_look(self.head, aggregate="logsigmoid")  # type: ignore[arg-type] # a latent one
 
-    def schedule(self, solver: str) -> SolverSchedule:
+    def schedule(self, solver: str, steps: int) -> SolverSchedule:
         shape = self.model.latent_shape(self.settings.frames, self.settings.height, self.settings.width)
-        sigmas = self.model.sigmas(self.settings.steps, shape, self.settings.shift)
+        sigmas = self.model.sigmas(steps, shape, self.settings.shift)
         return SOLVERS[solver](sigmas, **({"eta": 1.0} if solver == NOISY else {}))
 
     def begin(self, prompts: Sequence[str], indices: Sequence[int]) -> Process:
-        looks, schedule = [self.look("head")], self.schedule("euler")
+        looks, schedule = [self.look("head")], self.schedule("euler", self.settings.steps)
         return process_of(self.model, prompts, indices, self.settings, schedule, looks, adapter=self.adapter)
 
 
@@ -129,17 +138,16 @@ def prices(guidance: float) -> Prices:
 @cache
 def a_world() -> World:
     """Of which only what all of them have in common is asked."""
-    return World(None, 1.0, 0)
+    return World(None, 1.0, 0, STEPS[0])
 
 
 @cache
-def method_of(name: str, guidance: float) -> tuple[Method, Calls]:
+def method_of(row: Row, guidance: float, steps: int) -> tuple[Method, Calls]:
     """The row's method, with as many chains as the calls of another row allow, and what one video costs."""
-    row = ROWS[name]
-    facts = a_world().schedule(row.solver), [cost_of(row.reward)], prices(guidance)
-    method = (
-        row.method if row.equal_to is None else within(method_of(row.equal_to, guidance)[1].total, row.method, *facts)
-    )
+    facts = a_world().schedule(row.solver, steps), [cost_of(row.reward)], prices(guidance)
+    method = row.method
+    if row.equal_to is not None:
+        method = within(method_of(row.equal_to, guidance, steps)[1].total, method, *facts)
     return method, calls_of(method, *facts)
 
 

@@ -10,7 +10,8 @@ generators are the base and, with --policy RUN, a run's policy.
 
 1. Of each generator, guidance and seed a pool of chains is drawn, 8 of each prompt at a time (--chunks), and looked at
    on their way.  Rows that only choose among chains without noise are played back from it (bench/steering_pool.py).
-2. The other rows are drawn each by itself, of the base without guidance (--samples of each prompt and seed).
+2. The other rows are drawn each by itself, of the base without guidance (--samples of each prompt and seed), with the
+   fewest steps.
 
 What is there is not drawn again, so a stopped study goes on.
 """
@@ -19,18 +20,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench import steering_pool, studies
 from bench.harness import study_tables
-from bench.steering_rows import CONFIG, END, PIXEL, PLAIN, ROWS, STEPS, Row, World, a_world, cost_of, method_of, prices
+from bench.steering_rows import CONFIG, PIXEL, PLAIN, ROWS, STEPS, Row, World, a_world, cost_of, method_of, prices
 from bench.study_spine import slug
 from prfl.evaluation import metrics, plots
 from prfl.factory.prompts import load_prompts
@@ -40,10 +44,14 @@ from prfl.steering.best_of import BestOf
 from prfl.steering.calls import Calls
 from prfl.steering.sampling import steer
 from prfl.toy import clips as shapes
+from prfl.utils import rng
 from prfl.utils.files import atomic_write
 
 RUNS = Path("runs/study-steering")
 SAMPLES = 8
+ORDERS = 16  # ways in which a pool's chains are shared out
+AIMED = 90  # network calls
+NEAR = 0.15  # of its calls: best of N at the end that a row is compared with
 
 
 # --------------------------------------------------------------------------------------------------- what is drawn
@@ -56,18 +64,23 @@ class Cell:
     policy: Path | None
     guidance: float
     seed: int
+    steps: int
     prompts: int
 
     @property
     def folder(self) -> Path:
         who = "base" if self.policy is None else "policy"
-        return RUNS / f"{who}-{self.guidance:g}-{self.seed}-{self.prompts}"
+        return RUNS / f"{who}-{self.guidance:g}-{self.seed}-{self.steps}x{self.prompts}"
+
+    @property
+    def world(self) -> World:
+        return World(self.policy, self.guidance, self.seed, self.steps)
 
     def chunk(self, number: int) -> Path:
         return self.folder / f"chains-{number}.safetensors"
 
     def row(self, name: str, samples: int) -> Path:
-        return self.folder / f"{slug(name)}-{samples}.json"
+        return self.folder / f"{slug(name)}-{samples}.safetensors"
 
     @property
     def tested(self) -> list[str]:
@@ -81,12 +94,12 @@ class Cell:
             return None
         assert there == paths[: len(there)], f"{self.folder}: a chunk is missing between others"
         pixel = PixelReward.from_pretrained(PIXEL) if PIXEL.exists() else None
-        return steering_pool.load_pool(there, self.tested, STEPS, self.seed, a_world().model, pixel)
+        return steering_pool.load_pool(there, self.tested, self.steps, self.seed, a_world().model, pixel)
 
 
 def draw_pool(cell: Cell, chunks: Sequence[int]) -> None:
     missing = [number for number in chunks if not cell.chunk(number).exists()]
-    world = World(cell.policy, cell.guidance, cell.seed) if missing else None
+    world = cell.world if missing else None
     for number in missing:
         assert world is not None
         steering_pool.draw_chunk(cell.chunk(number), world.begin, world.model, cell.tested, number)
@@ -98,119 +111,130 @@ def draw_row(cell: Cell, name: str, samples: int) -> None:
     out = cell.row(name, samples)
     if out.exists():
         return
-    world, row = World(cell.policy, cell.guidance, cell.seed), ROWS[name]
-    method, _ = method_of(name, cell.guidance)
+    world, row = cell.world, ROWS[name]
+    method, _ = method_of(row, cell.guidance, cell.steps)
     every, indices = jobs(cell.tested, samples)
     latents, calls = [], Calls()
     for _, steered in steer(
-        world.model, every, indices, method, replace(world.settings, batch=64), world.schedule(row.solver),
+        world.model, every, indices, method, replace(world.settings, batch=64), world.schedule(row.solver, cell.steps),
         [world.look(row.reward)], adapter=world.adapter, decode_price=world.prices.decode,
     ):  # fmt: skip
         latents.append(steered.kept.latents.float().cpu())
         calls += steered.calls
     pixels = decode_all(world.model, torch.cat(latents))
-    scores = {key: values.tolist() for key, values in shapes.judge(pixels, every).items()}
-    spread = metrics.diversity(pixels, every)
-    result = {"scores": scores, "calls": asdict(calls / len(every)), "spread": spread}
+    judged = shapes.judge(pixels, every)
+    result = {"right": judged["all"], "size": judged["measured/size"], "pixels": steering_pool.as_bytes(pixels)}
+    spent = torch.tensor(list(asdict(calls / len(every)).values()), dtype=torch.float64)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary:
-        temporary.write_text(json.dumps(result), encoding="utf-8")
-    print(f"{out}: {statistics.mean(scores['all']):.3f}, {sum(result['calls'].values()):.1f} calls", flush=True)
+        save_file({"calls": spent, **{key: x.unflatten(0, (-1, samples)) for key, x in result.items()}}, temporary)
+    print(f"{out}: {float(result['right'].mean()):.3f}, {float(spent.sum()):.1f} calls", flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ the study
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """A row at one cell.  right, size: (prompts, samples).  spread: by prompt."""
+    """A row at one cell.  right, size: (prompts, samples).  pixels: (prompts, different samples, ...), 0 to 255."""
 
     right: Tensor
     size: Tensor
-    spread: dict[str, float]
+    pixels: Tensor
     calls: Calls
 
 
-def outcome_of(cell: Cell, pool: steering_pool.Pool | None, name: str, samples: int) -> Outcome | None:
-    """What is there of a row; None where it was not drawn."""
-    row = ROWS[name]
-    method, calls = method_of(name, cell.guidance)
+def outcome_of(
+    cell: Cell, pool: steering_pool.Pool | None, row: Row, name: str = "", samples: int = 0
+) -> Outcome | None:
+    """What is there of a row; None where it was not drawn.  name, samples: of one without a pool."""
+    method, calls = method_of(row, cell.guidance, cell.steps)
     if not row.pooled:
         path = cell.row(name, samples)
         if not path.exists():
             return None
-        drawn = json.loads(path.read_text(encoding="utf-8"))
-        right, size = (torch.tensor(drawn["scores"][key]).reshape(-1, samples) for key in ("all", "measured/size"))
-        return Outcome(right, size, drawn["spread"], Calls(**drawn["calls"]))
+        drawn = load_file(path)
+        return Outcome(drawn["right"], drawn["size"], drawn["pixels"], Calls(*drawn["calls"].tolist()))
     if pool is None or row.reward not in pool.tables or pool.chains < method.chains:
         return None
-    count = min(SAMPLES, pool.chains // method.chains)
-    facts = a_world().schedule("euler"), cost_of(row.reward), count, prices(cell.guidance)
-    steered = steering_pool.played_back(pool.prompts, pool.tables[row.reward], method, *facts)
-    chosen = steered.kept.latents.long().reshape(-1, count)
-    of_prompt = torch.arange(len(chosen))[:, None]
-    every, _ = jobs(pool.prompts, count)
-    pixels = pool.pixels[of_prompt, chosen].flatten(0, 1).float() / 127.5
-    right, size = (pool.verdicts[key][of_prompt, chosen] for key in ("all", "measured/size"))
-    return Outcome(right, size, metrics.diversity(pixels, every), calls)
+
+    # The pool's chains are shared out in several ways, which makes the mean over them a steadier one.
+    count = pool.chains // method.chains
+    facts = a_world().schedule("euler", cell.steps), cost_of(row.reward), count, prices(cell.guidance)
+    of_prompt, chosen = torch.arange(len(pool.prompts))[:, None], []
+    for number in range(ORDERS if count < pool.chains else 1):
+        order = torch.tensor(rng.permutation(pool.chains, 0, "order", number))
+        table = pool.tables[row.reward]
+        table = table if row.reward == "random" else table[:, order]  # chance knows no chain
+        steered = steering_pool.played_back(pool.prompts, table, method, *facts)
+        chosen.append(order[steered.kept.latents.long().reshape(-1, count)])
+    right, size = (pool.verdicts[key][of_prompt, torch.cat(chosen, 1)] for key in ("all", "measured/size"))
+    return Outcome(right, size, pool.pixels[of_prompt, chosen[0]], calls)
 
 
-def cells(options: argparse.Namespace) -> Iterator[tuple[str, float, list[Cell]]]:
-    """Generator, guidance, and its cells by seed; the most important ones first."""
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, float, int, list[Cell]]]:
+    """Generator, guidance and steps, and its cells by seed; the most important ones first."""
     for policy in [None, *([options.policy] if options.policy else [])]:
-        for guidance in options.guidance:
-            seeds = [Cell(policy, guidance, seed, options.prompts) for seed in options.seeds]
-            yield "base" if policy is None else "policy", guidance, seeds
+        for guidance, steps in product(options.guidance, options.steps):
+            seeds = [Cell(policy, guidance, seed, steps, options.prompts) for seed in options.seeds]
+            yield "base" if policy is None else "policy", guidance, steps, seeds
 
 
 def draw(options: argparse.Namespace) -> None:
     for number in range(options.chunks):
-        for _, _, seeds in cells(options):
+        for *_, seeds in cells(options):
             for cell in seeds:
                 draw_pool(cell, [number])
     for name in options.rows:
         for seed in options.seeds if not ROWS[name].pooled else ():
-            draw_row(Cell(None, 1.0, seed, options.prompts), name, options.samples)
+            draw_row(Cell(None, 1.0, seed, options.steps[-1], options.prompts), name, options.samples)
 
 
 def study(options: argparse.Namespace) -> dict:
     rows = []
-    for generator, guidance, seeds in cells(options):
-        pools = [cell.pool() for cell in seeds]
-        ends = end_rows(seeds, pools)
-        plain = [outcome_of(cell, pool, PLAIN, 1) for cell, pool in zip(seeds, pools, strict=True)]
+    for generator, guidance, steps, seeds in cells(options):
+        pairs = [(cell, cell.pool()) for cell in seeds]
+        facts = {"generator": generator, "guidance": guidance, "steps": steps}
+        ends: dict[tuple[int, ...], dict[float, list[Outcome]]] = {}
         for name in options.rows:
-            outcomes = [outcome_of(p, pool, name, options.samples) for p, pool in zip(seeds, pools, strict=True)]
-            there = [outcome for outcome in outcomes if outcome is not None]
-            if len(there) == len(seeds):
-                rows.append(row_of(name, generator, guidance, seeds[0].tested, there, plain, ends))
+            row = ROWS[name]
+            outcomes = [outcome_of(*pair, row, name, options.samples) for pair in pairs]
+            there = [(pair, outcome) for pair, outcome in zip(pairs, outcomes, strict=True) if outcome is not None]
+            if there:
+                drawn = tuple(cell.seed for (cell, _), _ in there)
+                if drawn not in ends:
+                    ends[drawn] = ends_of([pair for pair, _ in there])
+                plain = [outcome_of(*pair, ROWS[PLAIN]) for pair, _ in there]
+                measured = row_of(row, seeds[0], [outcome for _, outcome in there], plain, ends[drawn])
+                rows.append({"row": name, **facts, "seeds": drawn, **measured})
     return {
         "config": CONFIG,
         "prompts": options.prompts,
-        "seeds": options.seeds,
         "policy": None if options.policy is None else options.policy.name,
         "rows": rows,
     }
 
 
-def end_rows(seeds: Sequence[Cell], pools: Sequence[steering_pool.Pool | None]) -> dict[float, list[Outcome]]:
+Pair = tuple[Cell, steering_pool.Pool | None]
+
+
+def ends_of(pairs: Sequence[Pair]) -> dict[float, list[Outcome]]:
     """Best of N at the end by the head, by its calls, for every N that the pools have."""
     rows = {}
-    for count in range(1, min((0 if pool is None else pool.chains) for pool in pools) + 1):
-        name = END.format(count)
-        ROWS.setdefault(name, Row(BestOf(count, decide_at=(1.0,))))
-        outcomes = [outcome_of(cell, pool, name, 1) for cell, pool in zip(seeds, pools, strict=True)]
-        rows[method_of(name, seeds[0].guidance)[1].total] = [each for each in outcomes if each is not None]
+    for count in range(1, min((0 if pool is None else pool.chains) for _, pool in pairs) + 1):
+        row = Row(BestOf(count, decide_at=(1.0,)))
+        outcomes = [outcome_of(*pair, row) for pair in pairs]
+        rows[outcomes[0].calls.total] = [each for each in outcomes if each is not None]  # type: ignore[union-attr]
     return rows
 
 
 def row_of(
-    name: str, generator: str, guidance: float, prompts: Sequence[str], outcomes: list[Outcome],
-    plain: Sequence[Outcome | None], ends: dict[float, list[Outcome]],
-) -> dict:  # fmt: skip
-    """A row over all seeds, with the differences to the plain samples and to best of N at the end at no fewer calls.
+    row: Row, cell: Cell, outcomes: list[Outcome], plain: Sequence[Outcome | None], ends: dict[float, list[Outcome]]
+) -> dict:
+    """A row over its seeds, with the differences to one sample and to best of N at the end at about as many calls.
 
-    Differences are paired by prompt and seed, over all samples that either has.
+    cell: any of them.  Differences are paired by prompt and seed, over all samples that either has.
+    Diversity is between the samples of a prompt, those of other seeds too.
     """
 
     def right(results: Sequence[Outcome | None]) -> Tensor:
@@ -220,19 +244,20 @@ def row_of(
     for outcome in outcomes[1:]:
         calls += outcome.calls
     calls = calls / len(outcomes)
-    every = [prompt for _ in outcomes for prompt in prompts]
+    every = [prompt for _ in outcomes for prompt in cell.tested]
     equal = min(ends, key=lambda spent: abs(spent - calls.total)) if ends else None
-    less = {PLAIN: plain} if name != PLAIN and len(right(plain)) == len(every) else {}
-    if equal is not None and abs(equal - calls.total) < 0.15 * calls.total and name != PLAIN:
-        less |= {"the end": ends[equal]}
-    spreads = [statistics.mean(outcome.spread.values()) for outcome in outcomes if outcome.spread]
+    less: dict[str, Sequence[Outcome | None]] = {}
+    if row != ROWS[PLAIN] and all(plain):
+        less[PLAIN] = plain
+        if equal is not None and abs(equal - calls.total) < NEAR * calls.total:
+            less["the end"] = ends[equal]
+    count = min(outcome.pixels.shape[1] for outcome in outcomes)
+    pixels = torch.cat([outcome.pixels[:, :count].flatten(0, 1) for outcome in outcomes]).float() / 127.5
+    spread = metrics.diversity(pixels, jobs(cell.tested, count)[0] * len(outcomes))
     return {
-        "row": name,
-        "reward": ROWS[name].reward,
-        "generator": generator,
-        "guidance": guidance,
-        "chains": method_of(name, guidance)[0].chains,
-        "samples": outcomes[0].right.shape[1],
+        "reward": row.reward,
+        "chains": method_of(row, cell.guidance, cell.steps)[0].chains,
+        "samples": count,
         "calls": asdict(calls),
         "right": asdict(metrics.mean_interval(right(outcomes), every)),
         "right per seed": [float(outcome.right.mean()) for outcome in outcomes],
@@ -241,37 +266,61 @@ def row_of(
             for other, results in less.items()
         },
         "the end's calls": equal if "the end" in less else None,
-        "diversity": statistics.mean(spreads) if spreads else None,
+        "diversity": statistics.mean(spread.values()) if spread else None,
         "size": statistics.mean(float(outcome.size.mean()) for outcome in outcomes),
     }
 
 
+SERIES = ("best of N, at the end (oracle)", "halving N, 0.5 and 0.75", "best of N, at 0.75", "best of N, at 0.5",
+          "best of N, at the end", "one sample")  # fmt: skip
+
+
 def plot(result: dict, path: Path) -> None:
-    """The oracle's score against network calls: a panel for each generator and guidance, a colour for each reward."""
+    """The oracle's score against network calls: a panel for each generator and guidance, a line for each way to decide.
+
+    Beside each point is its number of chains.  Rows that are in no series have their names.
+    """
     worlds = list(dict.fromkeys((row["generator"], row["guidance"]) for row in result["rows"]))
-    figure = Figure(figsize=(6 * len(worlds), 4.2), layout="constrained")
-    colours = dict(zip(("head", "pixel", "random", "oracle"), plots.COLOURS, strict=False))
-    for axes, (generator, guidance) in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds, strict=True):
-        rows = [row for row in result["rows"] if (row["generator"], row["guidance"]) == (generator, guidance)]
-        for row in rows:
-            calls, right = sum(row["calls"].values()), row["right"]["value"]
-            axes.scatter(calls, right, s=14, color=colours[row["reward"]])
-            beside = {"xytext": (4, 1), "textcoords": "offset points", "fontsize": 5.5, "color": plots.GREY}
-            axes.annotate(row["row"], (calls, right), **beside)
-        axes.set_xlabel("network calls a sample, decodes of the reward among them")
-        axes.set_ylabel("right, says the oracle")
-        plots.style(axes, f"{generator}, guidance {guidance:g}")
+    figure = Figure(figsize=(5 * len(worlds), 4.6), layout="constrained")
+    colours = dict(zip(SERIES, (*plots.COLOURS, plots.GREY), strict=False))
+    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False, sharey=True)[0], worlds, strict=True):
+        lines: dict[tuple[str, int], list[tuple[float, float, str]]] = {}
+        for row in result["rows"]:
+            series = re.sub("of [0-9]+|halving [0-9]+", lambda match: match[0].split()[0] + " N", row["row"])
+            if (row["generator"], row["guidance"]) == world and (row["reward"] != "random" or series == PLAIN):
+                number = str(row["chains"]) if series in SERIES else row["row"]
+                point = sum(row["calls"].values()), row["right"]["value"], number
+                lines.setdefault((series, row["steps"]), []).append(point)
+        for (series, steps), points in lines.items():
+            look = {"color": colours.get(series, plots.GREY), "linestyle": "-" if steps == min(STEPS) else ":"}
+            x, y, numbers = zip(*sorted(points), strict=True)
+            axes.plot(x, y, marker="o", markersize=4, label=f"{series}; {steps} steps", **look)
+            for at in zip(x, y, numbers, strict=True):
+                axes.annotate(at[2], at[:2], xytext=(4, 3), textcoords="offset points", fontsize=6, color=plots.GREY)
+        axes.axvline(AIMED, color=plots.GREY, linewidth=0.8)
+        axes.set_xlabel("network calls a sample")
+        plots.style(axes, f"{world[0]}, guidance {world[1]:g}")
+    figure.axes[0].set_ylabel("right, says the oracle")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside right center",
+        fontsize=7,
+        frameon=False,
+        labelcolor=plots.GREY,
+    )
     path.write_bytes(plots.png(figure))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/steering.json"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/pictures/steering.png"))
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--prompts", type=int, default=32, help="test prompts, the first ones")
     parser.add_argument("--chunks", type=int, default=8, help="of the pools: 8 chains of each prompt and seed in each")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="of each prompt and seed, of rows without a pool")
+    parser.add_argument("--samples", type=int, default=1, help="of each prompt and seed, of rows without a pool")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(studies.SEEDS))
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="of the chains")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--policy", type=Path, metavar="RUN", help="a finished run, whose policy is steered too")
     parser.add_argument("--there", action="store_true", help="draw nothing: only what is there, into the results")
@@ -283,7 +332,7 @@ def main() -> None:
             draw(options)
         studies.write(options.out, study(options))
     print(study_tables.of_files("steering", options.out))
-    plot(json.loads(options.out.read_text(encoding="utf-8")), options.out.with_suffix(".png"))
+    plot(json.loads(options.out.read_text(encoding="utf-8")), options.picture)
 
 
 if __name__ == "__main__":

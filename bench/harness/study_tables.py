@@ -66,15 +66,7 @@ def spine(result: Result) -> Table:
             f"{cost['seconds per step']:.2f}" if cost else "",
             f"{cost['peak bytes above the loaded baseline'] / 2**20:.0f}" if cost else "",
         ])  # fmt: skip
-    head = [
-        "generator; guidance",
-        "all right",
-        "less the base's",
-        "diversity",
-        "trained reward",
-        "s/step",
-        "peak MiB",
-    ]
+    head = ["generator; guidance", "all right", "less the base's", "diversity", "trained reward", "s/step", "peak MiB"]
     return head, body
 
 
@@ -118,14 +110,20 @@ SUMMARY = {  # the README's rows: as the file calls them
 }
 
 
-def summary(result: Result) -> Table:
-    """bench/study_methods.py: six rows of it, less the base."""
+STEERED = {"row": "halving 8, 0.5 and 0.75", "generator": "base", "guidance": 1.0, "steps": 10}
+
+
+def summary(result: Result, steered: Result) -> Table:
+    """bench/study_methods.py: six rows of it, less the base; and one of bench/study_steering.py, less its own."""
     rows = {row["generator"]: row for row in result["rows"]}
     body = []
     for title, name in SUMMARY.items():
         row, recipe = rows[name], result["recipes"].get(name)
         seconds = f"{recipe['seconds per step'] * recipe['steps']:.0f}" if recipe else ""
         body.append([title, f"{_right(row)['value']:.3f}", _less(row, "base"), seconds])
+    row = next(row for row in steered["rows"] if STEERED.items() <= row.items())
+    gain = _interval(row["right, less that of"]["one sample"], "+")
+    body.append(["no training: the head keeps one of 8", f"{row['right']['value']:.3f}", gain, "0"])
     return ["trained by", "all right", "more than the base", "training, s"], body
 
 
@@ -371,18 +369,20 @@ def _gradient_seconds(cost: Result, name: str) -> float | None:
 
 
 def steering(result: Result) -> Table:
-    """bench/study_steering.py: every generator's rows, with what they cost."""
+    """bench/study_steering.py: every generator's rows of four chains and more, with what they cost."""
     body = []
     for row in result["rows"]:
+        if row["row"] != "one sample" and (row["chains"] < 4 or row["reward"] == "random"):
+            continue
         others = row["right, less that of"]
-        less = [_interval(others[name], "+") if name in others else "" for name in ("base", "the end")]
+        less = [_interval(others[name], "+") if name in others else "" for name in ("one sample", "the end")]
         guided = f", guidance {row['guidance']:g}" if row["guidance"] != 1 else ""
         body.append([
-            f"{row['generator']}{guided}: {row['row']}", f"{sum(row['calls'].values()):.0f}",
+            f"{row['generator']}{guided}, {row['steps']} steps: {row['row']}", f"{sum(row['calls'].values()):.0f}",
             _interval(row["right"]), *less, "" if row["diversity"] is None else f"{row['diversity']:.3f}",
-            str(row["samples"] * result["prompts"] * len(result["seeds"])),
+            f"{row['samples'] * result['prompts'] * len(row['seeds'])}",
         ])  # fmt: skip
-    head = ["row", "calls", "all right", "less one sample's", "less best at the end's", "diversity", "samples"]
+    head = ["row", "calls", "all right", "less one sample's", "less the end's", "diversity", "videos"]
     return head, body
 
 

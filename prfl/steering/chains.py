@@ -70,8 +70,9 @@ class Chains:
     def best(self, count: int) -> list[int]:
         """Rows of the ``count`` chains of each group with the highest last scores, the best first."""
         chosen: list[int] = []
+        scores = self.scores
         for group in dict.fromkeys(self.groups):
-            ranked = sorted(self.rows_of(group), key=lambda row: -self.scores[row])  # equal ones keep their order
+            ranked = sorted(self.rows_of(group), key=lambda row: -scores[row])  # equal ones keep their order
             chosen += ranked[:count]
         return chosen
 
