@@ -1,6 +1,12 @@
 // The page: which pair and which question, by mouse and keys.
 
-const WORDS = { a: ["A is better", "A"], tie: ["No difference", "T"], bad: ["Both bad", "X"], b: ["B is better", "B"] };
+// Of each choice: the word on its button, what a telephone has no room for, and the key.
+const WORDS = {
+  a: ["A", " is better", "A"],
+  tie: ["No difference", "", "T"],
+  bad: ["Both bad", "", "X"],
+  b: ["B", " is better", "B"],
+};
 const GRACE = 350; // ms after a new pair came in which the second click of a double click is no answer to it
 
 function start() {
@@ -134,8 +140,10 @@ function start() {
     for (const choice of CHOICES) {
       const button = choices.appendChild(document.createElement("button"));
       button.dataset.choice = choice;
-      const [word, letter] = WORDS[choice];
-      button.textContent = word + " ";
+      const [word, rest, letter] = WORDS[choice];
+      button.textContent = word;
+      button.setAttribute("aria-label", word + rest);
+      button.appendChild(document.createElement("span")).textContent = rest + " ";
       button.appendChild(document.createElement("kbd")).textContent = letter;
       button.onclick = () => {
         button.blur(); // or the next space would press it again

@@ -24,7 +24,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2VLConfig, Qwen2VLModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.vision_utils import get_vision_position_ids
 
 from prfl.reward.look import computed_again
@@ -93,9 +95,12 @@ class QwenScore(FrozenReward):
     """What VideoAlign and HPSv3 share: ``score`` reads one video, or pictures of one prompt."""
 
     frames_at_once: int | None = None
+    by_layer = False  # whether activations are computed again layer by layer, or all of a pass at once
 
     def __init__(self, network: Qwen2VLModel, head: nn.Module, words: Words, reading: Reading) -> None:
         super().__init__(reading.dimensions, network, head)
+        if self.by_layer:
+            checkpoint_layers(network)
         self.network, self.head, self.words, self.reading = network, head, words, reading
         look = QwenLook.of(network.config, reading.most_pixels)
         self.look = replace(look, fewest_pixels=reading.fewest_pixels)
@@ -103,15 +108,16 @@ class QwenScore(FrozenReward):
     def score(self, pixels: Float[Tensor, "n 3 f h w"], prompt: str) -> Float[Tensor, "n k"]:
         """Score videos of one prompt, or pictures as videos of one frame; activations are computed again.
 
-        The tower and the language model free theirs one after the other, so that only one's are alive at once.
+        Not by layer: the tower and the language model free theirs one after the other, so that only one's are alive.
         """
+        again = (lambda run, *inputs: run(*inputs)) if self.by_layer else computed_again
         ids = self.words.encode(prompt)
         places = [index for index, word in enumerate(ids) if word in self.words.special]
         if ids.count(self.words.pictures) != 1 or len(places) != len(self.dimensions):
             what = f"a prompt names a token of the reward's own: {prompt[:80]!r}"
             raise PrflError(what, where="data.prompts", fix="leave that token out of the prompt")
-        seen = computed_again(self.see, pixels).unflatten(0, (len(pixels), -1))
-        return computed_again(partial(self.read, ids=ids, places=places), seen)
+        seen = again(self.see, pixels).unflatten(0, (len(pixels), -1))
+        return again(partial(self.read, ids=ids, places=places), seen)
 
     def see(self, pixels: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, "tokens d"]:
         """Run the vision tower; its grid stays on the CPU, where its sizes are read."""
@@ -136,6 +142,14 @@ class QwenScore(FrozenReward):
         scores = outputs[..., 0] if outputs.shape[2] == 1 else outputs.diagonal(dim1=1, dim2=2)
         mean, std = (torch.tensor(values).to(scores) for values in (self.reading.mean, self.reading.std))
         return (scores - mean) / std
+
+
+def checkpoint_layers(network: nn.Module) -> None:
+    """Have every layer keep its input alone, as transformers does in training; nothing else there is of training."""
+    for layer in network.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.gradient_checkpointing = layer.training = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def grid_of(look: QwenLook, pixels: Float[Tensor, "n 3 f h w"]) -> Tensor:

@@ -35,6 +35,8 @@ class VideoAlign(QwenScore):
     fps: of the videos.  frames: how many it reads, even; None is what its own frames per second give.
     """
 
+    by_layer = True  # a whole video's activations are tens of gigabytes
+
     def __init__(self, *parts: Any, fps: float | int, frames: int | None = None) -> None:
         super().__init__(*parts)
         self.fps, self.frames = fps, frames

@@ -64,6 +64,21 @@ def test_a_checkpointed_decoder_gives_the_same_gradient_and_keeps_less(
     assert kept[1] < 0.4 * kept[0]
 
 
+def test_many_frames_are_checkpointed_in_groups(tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pixels and gradient as frame by frame; features are kept between groups only."""
+    vae, gradients, kept = tiny_backbone.vae.double(), [], []
+    for few in (99, 4):
+        monkeypatch.setattr("prfl.backbone.wan.vae.FEW", few)
+        latents = torch.randn(1, 4, 10, 2, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+        with SavedBytes() as saved:
+            pixels = decode(vae, latents, 1, checkpointed=True)
+            kept.append(saved.live)
+            gradients.append(torch.autograd.grad(pixels.square().sum(), latents)[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert gradients[0][:, :, 1:].abs().amax() > 0 and not gradients[0][:, :, 0].any()
+    assert kept[1] < 0.55 * kept[0]
+
+
 def test_the_decoder_is_checkpointed_with_the_blocks(tiny_backbone: WanBackbone) -> None:
     kept = {}
     for mode in ("none", "full"):
