@@ -140,8 +140,15 @@ def same_adapter_only(modules: nn.Module, block: Callable[..., Any]) -> Callable
 
 
 def block_names(network: nn.Module, lists: Sequence[str]) -> list[str]:
-    """``blocks.0``, ``blocks.1``, ...: the blocks of a network's lists, in the order in which they run."""
-    return [f"{name}.{index}" for name in lists for index in range(len(network.get_submodule(name)))]
+    """``blocks.0``, ``blocks.1``, ...: the blocks of a network's lists, in the order in which they run.
+
+    What is no list is one block, as the middle of a UNet is.
+    """
+    names: list[str] = []
+    for name in lists:
+        part = network.get_submodule(name)
+        names += [f"{name}.{index}" for index in range(len(part))] if isinstance(part, nn.ModuleList) else [name]
+    return names
 
 
 def block_of(layer: str, blocks: Sequence[str]) -> str | None:

@@ -66,6 +66,8 @@ class Facts:
     prefix_decodes: whether the first latent frames decode alike without the later ones.
     shift: of the sigmas, the pipeline's own; where they follow from a table of timesteps, the shift that is like it.
     device, dtype: of the computation.  vae_dtype: of the VAE's.
+    strides: of the tokens behind each block, latents that one is wide and high; empty where all blocks have all tokens.
+    variance_preserving: a flow made of such a path, whose chains may end before data (``flow_form.ended``).
     """
 
     family: str
@@ -95,10 +97,17 @@ class Facts:
     device: torch.device
     dtype: torch.dtype
     vae_dtype: torch.dtype
+    strides: tuple[int, ...] = ()
+    variance_preserving: bool = False
 
     @property
     def num_blocks(self) -> int:
         return len(self.widths)
+
+    @property
+    def usual_block(self) -> int:
+        """Behind which block a head reads where nothing is said: a fifth of the depth (PRFL), a UNet's middle."""
+        return self.num_blocks // 2 if self.strides else max(1, self.num_blocks // 5) - 1
 
     def width_after(self, blocks: Sequence[int]) -> int:
         """The width of the tokens behind these blocks.  Raises PrflError where a block is missing, or widths differ."""
@@ -112,6 +121,10 @@ class Facts:
         if len(widths) > 1:
             what = f"the tokens behind blocks {list(blocks)} have widths {sorted(widths)}"
             raise PrflError(what, where="reward.head.blocks", fix="name blocks of one width")
+        strides = {self.strides[block] for block in blocks if self.strides}
+        if len(strides) > 1:
+            what = f"a token behind blocks {list(blocks)} is {sorted(strides)} latents wide"
+            raise PrflError(what, where="reward.head.blocks", fix="name blocks of one shape")
         return widths.pop()
 
     def tokens(self, state: Sequence[int]) -> int:
@@ -178,9 +191,9 @@ class Backbone(Protocol):
         Raises PrflError for an ask with something that the family does not take.
         """
 
-    def start(self, noise: Float[Tensor, b * state], condition: Condition) -> Float[Tensor, b * state]:
-        """Where a chain starts: standard normal noise, scaled to the first sigma, with the first frame in its place
-        where the condition has one."""
+    def start(self, noise: Float[Tensor, b * state], condition: Condition, sigma: float) -> Float[Tensor, b * state]:
+        """Where a chain starts: standard normal noise, scaled to the chain's first sigma, with the first frame in its
+        place where the condition has one."""
 
     def velocity(
         self, latents: Float[Tensor, b * state], sigma: Float[Tensor, "*sigma"], condition: Condition

@@ -67,9 +67,11 @@ class Checkpointed(nn.Module):
 
     running: Running  # of the class, so that a copy of the network is run as the network is
     position: int
+    attends: bool  # else there is no attention to keep
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         mode = self.running.modes(self.position + 1, velocity=not self.running.features)[-1]
+        mode = "full" if mode == "attention" and not self.attends else mode
         if mode == "none" or not torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
         names = list(kwargs)
@@ -95,3 +97,4 @@ def checkpoint_blocks(blocks: Sequence[nn.Module], running: Running) -> None:
         made_of = (Checkpointed, plain)
         block.__class__ = classes.setdefault(plain, type(plain.__name__, made_of, {"running": running}))
         block.position = position
+        block.attends = any(hasattr(module, "set_processor") for module in block.modules())

@@ -11,6 +11,7 @@ from prfl.backbone.base import Backbone
 from prfl.backbone.cogvideox.family import COGVIDEOX
 from prfl.backbone.family import Family
 from prfl.backbone.loaded import LoadedPipeline
+from prfl.backbone.modelscope.family import MODELSCOPE
 from prfl.backbone.source import Source
 from prfl.backbone.wan.family import WAN
 from prfl.utils.errors import PrflError
@@ -18,6 +19,7 @@ from prfl.utils.errors import PrflError
 FAMILIES: dict[str, Family] = {
     "wan": WAN,
     "cogvideox": COGVIDEOX,
+    "modelscope": MODELSCOPE,
 }
 """By the name that ``Facts.family`` has."""
 

@@ -11,6 +11,9 @@ import torch
 from prfl.backbone.base import Backbone
 from prfl.backbone.source import Source
 
+FIRST_NETWORKS = ("transformer", "unet")
+"""What the folder of a pipeline's first network may be called."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFile:
@@ -19,7 +22,8 @@ class LoraFile:
     prefix: before every layer's name.  original_name: of a layer; raises PrflError where it has none.  alpha_below: of
     which layers, by the beginnings of their diffusers names, the readers take ``.alpha``; elsewhere it goes into B.
     Where they are not empty, diffusers takes a file for this family's by a layer that lies there.
-    architecture, implementation: as modelspec names them.  use: what to do with the file outside diffusers.
+    architecture, implementation: as modelspec names them.  before: lines that ``pipeline`` needs before it
+    loads the file.  use: what to do with the file outside diffusers.
     """
 
     prefix: str
@@ -27,6 +31,7 @@ class LoraFile:
     alpha_below: tuple[str, ...]
     architecture: str
     implementation: str
+    before: str = ""
     use: str = ""
 
 

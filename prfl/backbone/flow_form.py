@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from prfl.backbone.base import Facts
+
 Predicts = Literal["epsilon", "v_prediction"]
 
 
@@ -31,8 +33,13 @@ class VariancePreserving:
     @property
     def sigmas(self) -> Float[Tensor, " timesteps"]:
         """s = b / (a + b) at each integer timestep, float64, rising."""
-        a, b = self.alphas_cumprod.double().sqrt(), (1 - self.alphas_cumprod.double()).sqrt()
-        return b / (a + b)
+        return place(self.alphas_cumprod)
+
+    @property
+    def shift(self) -> float:
+        """The shift of a flow's sigmas that has half of them above the same sigma as the table."""
+        middle = float(self.sigmas.median())
+        return middle / (1 - middle)
 
     def timestep(self, sigma: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Where a sigma lies in the table, float64: whole numbers at its entries, its ends outside of it."""
@@ -41,14 +48,6 @@ class VariancePreserving:
         low, high = table[above - 1], table[above]
         return (above - 1 + (sigma - low) / (high - low)).clamp(0, len(table) - 1)
 
-    def start(self, noise: Tensor, sigma: float) -> Tensor:
-        """What a pipeline starts from, x = noise at the first timestep, on the flow: noise / (a + b)."""
-        return noise * scale(torch.tensor(sigma, dtype=torch.float64)).to(noise)
-
-    def end(self, latents: Tensor, sigma: float) -> Tensor:
-        """The pipeline's latents x = (a + b) y, where its chain ends before s = 0."""
-        return latents / scale(torch.tensor(sigma, dtype=torch.float64)).to(latents)
-
     def velocity(
         self,
         network: Callable[[Tensor, Tensor], Tensor],
@@ -56,8 +55,11 @@ class VariancePreserving:
         sigma: Float[Tensor, "*b"],
         predicts: Predicts,
     ) -> Float[Tensor, b * state]:
-        """noise - x0 at latents on the flow.  network: (x, timestep (b,)) to its prediction.  sigma: (b,) or ()."""
-        each = sigma.double().expand(len(latents))
+        """noise - x0 at latents on the flow.  network: (x, timestep (b,)) to its prediction.  sigma: (b,) or ().
+
+        A sigma beyond the table's last is taken for the last: at 1, predicted noise says nothing of x0.
+        """
+        each = sigma.double().expand(len(latents)).clamp(max=float(self.sigmas[-1]))
         to_path = 1 / scale(each)
         a, b, to_path = (spread(value, latents) for value in ((1 - each) * to_path, each * to_path, to_path))
         x = latents * to_path
@@ -65,6 +67,28 @@ class VariancePreserving:
         if predicts == "epsilon":
             return predicted - (x - b * predicted) / a
         return (b - a) * x + (a + b) * predicted
+
+
+def place(alphas_cumprod: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """s = b / (a + b) of a^2, float64."""
+    a, b = alphas_cumprod.double().sqrt(), (1 - alphas_cumprod.double()).sqrt()
+    return b / (a + b)
+
+
+def start_size(facts: Facts, sigma: float) -> float:
+    """The standard deviation of a chain's first latents: a pipeline's, x = noise, are noise / (a + b) on the flow."""
+    return float(scale(torch.tensor(sigma, dtype=torch.float64))) if facts.variance_preserving else 1.0
+
+
+def ended(facts: Facts, latents: Float[Tensor, b * state], sigma: float | Tensor) -> Float[Tensor, b * state]:
+    """What a pipeline decodes of latents at sigma, where its chain ends: its own x = (a + b) y, on a path.
+
+    The chain of a flow ends at data, and so do most: at sigma 0 these are the same latents.
+    """
+    if not facts.variance_preserving:
+        return latents
+    each = torch.as_tensor(sigma, dtype=torch.float64, device=latents.device).expand(len(latents))
+    return latents / spread(scale(each), latents)
 
 
 def scale(sigma: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from prfl.backbone.adapters import block_names
 from prfl.backbone.base import Facts
-from prfl.backbone.blocks import checkpoint_blocks, hidden_states
+from prfl.backbone.blocks import checkpoint_blocks, first_tensor, hidden_states
 from prfl.backbone.condition import Condition
 from prfl.backbone.network import base_blocks
 from prfl.backbone.pipeline import PipelineBackbone
@@ -41,4 +42,9 @@ class HookedBackbone(PipelineBackbone):
         (lists,) = self.facts.blocks.values()
         modules = [self.network.get_submodule(name) for name in block_names(self.network, lists)]
         with self.running.reading_features():
-            return hidden_states(lambda: self.velocity(latents, sigma, condition), modules, blocks)
+            tokens = partial(self.video_tokens, len(latents))
+            return hidden_states(lambda: self.velocity(latents, sigma, condition), modules, blocks, tokens)
+
+    def video_tokens(self, batch: int, output: Any) -> Tensor:
+        """The video's tokens (batch, tokens, width) in what a block returns."""
+        return first_tensor(output)

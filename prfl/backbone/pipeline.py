@@ -93,7 +93,9 @@ class PipelineBackbone(ABC):
     def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> Float[Tensor, " n"]:
         return chain_sigmas(steps, self.facts.shift if shift is None else shift)
 
-    def start(self, noise: Float[Tensor, "b c t h w"], condition: Condition) -> Float[Tensor, "b c t h w"]:
+    def start(
+        self, noise: Float[Tensor, "b c t h w"], condition: Condition, sigma: float
+    ) -> Float[Tensor, "b c t h w"]:
         return noise
 
     def precision(self, weight: Tensor) -> AbstractContextManager:

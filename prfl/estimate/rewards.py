@@ -63,14 +63,13 @@ def _followed(config: Config, model: Backbone) -> tuple[Reward, str]:
 
 
 def _assumed_head(model: Backbone) -> LatentReward:
-    """A head on the first fifth of the blocks, which is what one that is not trained yet is taken for."""
-    blocks = max(1, model.facts.num_blocks // 5)
-    return LatentReward(RewardHead(model.facts.width_after([blocks - 1]), ["reward"]), model, [blocks - 1]).freeze()
+    """A head behind the usual block, which is what one that is not trained yet is taken for."""
+    block = model.facts.usual_block
+    return LatentReward(RewardHead(model.facts.width_after([block]), ["reward"]), model, [block]).freeze()
 
 
 def _blocks_read(model: Backbone) -> str:
-    blocks = max(1, model.facts.num_blocks // 5)
-    return f"on the first {blocks} of {model.facts.num_blocks} blocks (not trained yet)"
+    return f"on the first {model.facts.usual_block + 1} of {model.facts.num_blocks} blocks (not trained yet)"
 
 
 def reads_of_a_score(config: Config) -> int:

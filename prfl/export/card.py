@@ -46,7 +46,8 @@ def policy_card(
         "## Use",
     ]
     if lora in contents:
-        parts.append(USE_LORA.format(pipeline=family.pipeline, base=base, repo=repo, file=lora))
+        facts = {"pipeline": family.pipeline, "before": family.lora.before}
+        parts.append(USE_LORA.format(**facts, base=base, repo=repo, file=lora))
         parts += [family.lora.use.format(file=lora)] if family.lora.use else []
     if networks := [part for part in contents if part != lora]:
         loads = [f'{part} = {family.network}.from_pretrained("{repo}", subfolder="{part}")' for part in networks]
@@ -77,7 +78,7 @@ In diffusers:
 ```python
 from diffusers import {pipeline}
 
-pipeline = {pipeline}.from_pretrained("{base}")
+pipeline = {pipeline}.from_pretrained("{base}"){before}
 pipeline.load_lora_weights("{repo}", weight_name="{file}")
 ```"""
 

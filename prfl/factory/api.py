@@ -22,7 +22,7 @@ def load_backbone(
     device: torch.device | str = "cpu",
     revision: str | None = None,
 ) -> Backbone:
-    """Load a text-to-video model (Wan 2.1, Wan 2.2 TI2V-5B, CogVideoX) from a diffusers folder or a hub id.
+    """Load a text-to-video model (Wan 2.1, Wan 2.2 TI2V-5B, CogVideoX, ModelScope) from a diffusers folder or a hub id.
 
     ``shapes`` is the one inside the package.
 

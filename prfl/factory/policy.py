@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone
 from prfl.backbone.adapters import load_state
+from prfl.backbone.family import FIRST_NETWORKS
 from prfl.backbone.network import computing, fingerprints
 from prfl.backbone.weights import check_finite
 from prfl.config import load_config
@@ -49,7 +50,10 @@ def save_policy(folder: Path, model: Backbone, config: Config, moment: Moment | 
 
 def policy_path(config: Config, folder: Path) -> Path:
     """The file (an adapter) or the first network's folder (all weights) that ``save_policy`` writes."""
-    return folder / ("transformer" if config.backbone.train == "full" else "policy.safetensors")
+    if config.backbone.train == "lora":
+        return folder / "policy.safetensors"
+    first, *others = [folder / name for name in FIRST_NETWORKS]
+    return next((path for path in others if path.exists()), first)
 
 
 def trained_weights(config: Config) -> Path:

@@ -176,7 +176,7 @@ class RewardGradient:
             prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
             remember(self.backbone, prompts)  # those that nobody expected
             condition = self.backbone.condition(prompts)
-            return prompts, condition, self.backbone.start(noise, condition)
+            return prompts, condition, self.backbone.start(noise, condition, float(self.schedule.sigmas[0]))
 
         if self.clips is None:
             what = "the method's chains start from clips of the data, and there are none"

@@ -182,8 +182,10 @@ class StoredLatent(StoredReward):
             raise ValueError(f"the head reads {self.head.blocks} blocks, and {len(self.blocks)} are named")
         if not isinstance(self.backbone.get("model_id"), str):
             raise ValueError("backbone: names no model_id")
-        if self.head.width != self.backbone.get("width"):
-            raise ValueError(f"a head of width {self.head.width} for a model of {self.backbone.get('width')!r:.40}")
+        width = self.backbone.get("width")  # of all blocks, or of each
+        behind = [width[block] for block in self.blocks if block < len(width)] if isinstance(width, list) else [width]
+        if set(map(str, behind)) != {str(self.head.width)}:
+            raise ValueError(f"a head of width {self.head.width} for a model of {width!r:.40}")
         return self
 
 

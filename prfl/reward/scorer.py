@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
+from prfl.backbone.flow_form import ended
 from prfl.backbone.frames import pixel_counts
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.frames import Frames, decode_frames, draw_frames
@@ -126,7 +127,7 @@ class PixelScorer:
 
     def __call__(self, latents: Float[Tensor, "b c t h w"], sigma: Tensor, condition: Condition, step: int) -> Scores:
         chosen = draw_frames(latents.shape[2], self.frames, self.seed, step)
-        pixels, times = decode_frames(self.backbone, latents, chosen)
+        pixels, times = decode_frames(self.backbone, ended(self.backbone.facts, latents, sigma), chosen)
         return self.read(pixels, times, condition, chosen, latents.shape[2])
 
     def read(self, pixels: Tensor, times: Tensor, condition: Condition, chosen: Sequence[int], count: int) -> Scores:

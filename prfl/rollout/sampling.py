@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.backbone.flow_form import ended
 from prfl.backbone.network import on_host
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import SOLVERS, SolverSchedule
@@ -70,7 +71,10 @@ def sample(
     adapter: str | None = None,
     progress: Progress = iter,
 ) -> Float[Tensor, "n c t h w"]:
-    """Draw clean latents, float32 on the CPU.  indices: which sample of its prompt each is.  adapter: None is base."""
+    """Draw latents to decode, float32 on the CPU.
+
+    indices: which sample of its prompt each is.  adapter: None is base.
+    """
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
     schedule = settings.chain(backbone, shape)
     empty = backbone.condition([""])
@@ -88,9 +92,9 @@ def sample(
                 scale=settings.guidance_scale,
                 gradient="both",
             )
-            first = backbone.start(noise.to(backbone.facts.device), condition)
+            first = backbone.start(noise.to(backbone.facts.device), condition, float(schedule.sigmas[0]))
             trajectory = rollout(network, first, schedule, keep=set())
-            done.append(trajectory.at(settings.steps).float().cpu())
+            done.append(ended(backbone.facts, trajectory.at(settings.steps), float(schedule.sigmas[-1])).float().cpu())
     return torch.cat(done)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from prfl.backbone.family import FIRST_NETWORKS
 from prfl.config import identity, load_config
 from prfl.config.schema import Config
 from prfl.factory.provenance import read_stamp
@@ -18,11 +19,12 @@ from prfl.utils.console import console
 from prfl.utils.errors import PrflError
 from prfl.utils.files import disk_errors
 
-WEIGHTS = ("policy.safetensors", "transformer", "reward")
+WEIGHTS = ("policy.safetensors", *FIRST_NETWORKS, "reward")
 # What is made of the final weights; pages for people to label (samples/label-*) are not: their labels are work.
 OF_THE_END = (
     "policy.safetensors",
     "transformer*",
+    "unet",
     "reward",
     "reward_eval*",
     "report.html",

@@ -36,7 +36,7 @@ from prfl.utils.files import atomic_write
 from prfl.utils.video_size import VideoSize
 
 SAMPLED = 200  # headers that are read: enough to know what the videos are like
-DRAWN = {"wan": (81, 480 * 832, 16), "cogvideox": (49, 480 * 720, 8)}
+DRAWN = {"wan": (81, 480 * 832, 16), "cogvideox": (49, 480 * 720, 8), "modelscope": (16, 256 * 256, 8)}
 """Of each family: the frames and pixels of its usual videos, and their rate."""
 COLUMN = 34  # where the comments of a config begin
 WIDE = 512  # tokens of a model that is trained on a GPU are wider

@@ -50,7 +50,7 @@ class NoiseSearch:
             start = self.started(process, number)
             noise = start.latents
             if mean.ndim:
-                size = (1 + mean.flatten(1).square().mean(1)).sqrt()
+                size = (1 + (mean / process.start_size).flatten(1).square().mean(1)).sqrt()
                 start = replace(start, latents=(mean + noise) / per_sample(size, noise))
             chains = process.look(process.step_to(start, node))
             scores = torch.tensor(chains.scores, dtype=torch.float64).reshape(-1, self.chains)

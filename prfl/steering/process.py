@@ -43,7 +43,8 @@ class Process:
     """Chains of the videos that ``condition`` and ``indices`` name, one group each.
 
     indices: which sample of its prompt each video is.  state: the shape of one sample's latents.
-    begin: makes the chain's first latents of standard normal noise.  batch: samples in one network call.
+    begin: makes the chain's first latents of standard normal noise.  end: those that are decoded, of its last.
+    start_size: standard deviation of the first.  batch: samples in one network call.
     held: what must be active around a network call and its backward pass.
     counting: nothing is drawn, and a method whose costs depend on its scores is to cost the most that it may.
     """
@@ -58,6 +59,8 @@ class Process:
     prices: Prices = Prices()
     batch: int = 32
     begin: Callable[[Tensor, Condition], Tensor] = lambda noise, condition: noise
+    end: Callable[[Tensor], Tensor] = lambda latents: latents
+    start_size: float = 1.0
     held: Callable[[], AbstractContextManager] = nullcontext
     counting: bool = False
     calls: Calls = Calls()
@@ -160,7 +163,7 @@ class Process:
         """What the chains are to become.  It costs nothing behind a step without noise, and else the call at this node,
         which the next step then has."""
         if chains.node == self.steps:
-            return chains, chains.latents
+            return chains, self.end(chains.latents)
         if chains.clean is not None and not self.schedule.c[chains.node - 1]:
             return chains, chains.clean
         chains = self.evaluate(chains)
@@ -183,7 +186,7 @@ class Process:
         if chains.node in chains.outputs:
             clean: Tensor | None = self._clean(chains)
         else:
-            clean = chains.latents if chains.node == self.steps else chains.clean
+            clean = self.end(chains.latents) if chains.node == self.steps else chains.clean
         assert clean is not None, "chains are rejected behind a step"
         for row in rows:
             facts = chains.groups[row], chains.origins[row], chains.node, chains.traces[row]
@@ -198,4 +201,4 @@ class Process:
 
     def finish(self, chains: Chains) -> Steered:
         assert chains.node == self.steps, f"node {chains.node} of a chain of {self.steps}"
-        return Steered(chains, tuple(self.rejected), self.calls, self.log)
+        return Steered(replace(chains, latents=self.end(chains.latents)), tuple(self.rejected), self.calls, self.log)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
+from prfl.backbone.flow_form import ended, start_size
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.sampling import SamplingSettings
 from prfl.rollout.solvers import SolverSchedule
@@ -40,7 +41,7 @@ def process_of(
             return guided(latents, sigma)
 
     def begin(noise: Tensor, condition: Condition) -> Tensor:
-        return backbone.start(noise.to(backbone.facts.device), condition)
+        return backbone.start(noise.to(backbone.facts.device), condition, float(schedule.sigmas[0]))
 
     return Process(
         network,
@@ -53,6 +54,8 @@ def process_of(
         Prices(1.0 if scale == 1 else 2.0, decode_price),
         settings.batch,
         begin,
+        partial(ended, backbone.facts, sigma=float(schedule.sigmas[-1])),
+        start_size(backbone.facts, float(schedule.sigmas[0])),
         held,
     )
 

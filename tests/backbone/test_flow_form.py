@@ -7,10 +7,11 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
 from torch import Tensor
 
-from prfl.backbone.flow_form import VariancePreserving
+from prfl.backbone.flow_form import VariancePreserving, ended, start_size
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import SOLVERS
 from prfl.rollout.trajectory import rollout
+from tests.toy_facts import toy_facts
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 # As ModelScope's pipeline has it (its chain ends at the first timestep, not at data), and CogVideoX's.
@@ -19,6 +20,7 @@ V = CogVideoXDDIMScheduler(
     **BETAS, prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=3.0,
     timestep_spacing="trailing", set_alpha_to_one=True,
 )  # fmt: skip
+ON_PATH = toy_facts(variance_preserving=True)
 STEPS = 5  # a divisor of 1000: else trailing timesteps are not those that a step goes to
 WEIGHT = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 2
 
@@ -50,8 +52,9 @@ def test_euler_on_the_flow_is_ddim_on_the_path(scheduler, dtype: torch.dtype, bo
     last = (1 - final**2) ** 0.5 / (final + (1 - final**2) ** 0.5)
     sigmas = torch.cat([path.sigmas[scheduler.timesteps], torch.tensor([last], dtype=torch.float64)])
     flow = guided_network(lambda y, s, _: path.velocity(network, y, s, kind), None)  # type: ignore[arg-type]
-    y = rollout(flow, path.start(start(dtype), float(sigmas[0])), SOLVERS["euler"](sigmas)).at(STEPS)
-    assert (path.end(y, last) - x).abs().max() <= bound * x.abs().max()
+    first = start(dtype) * start_size(ON_PATH, float(sigmas[0]))
+    y = rollout(flow, first, SOLVERS["euler"](sigmas)).at(STEPS)
+    assert (ended(ON_PATH, y, last) - x).abs().max() <= bound * x.abs().max()
 
 
 @pytest.mark.parametrize("scheduler", [NOISE, V], ids=["noise", "v"])

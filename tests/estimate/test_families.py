@@ -1,4 +1,4 @@
-"""The prediction against what torch's allocator sees, on CogVideoX: its network, its reward's features, its decoder."""
+"""The prediction against what torch's allocator sees on families that are not Wan: network, features, decoder."""
 
 from __future__ import annotations
 

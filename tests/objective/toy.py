@@ -47,7 +47,7 @@ class ToyBackbone:
         known = [self.embeds.get(ask.prompt, torch.zeros(1, 2).double()) for ask in asks]
         return Condition({"text": torch.cat(known)}, asks)
 
-    def start(self, noise, condition):
+    def start(self, noise, condition, sigma):
         return noise
 
     def velocity(self, latents, sigma, condition):

@@ -1,8 +1,10 @@
-"""The commands from labels to a policy on CogVideoX: nothing in them knows which family a model is of."""
+"""The commands from labels to a policy on families that are not Wan: nothing in them knows which a model is of."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,16 +21,49 @@ from prfl.factory.backbone import build_backbone
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.cogvideox import save_tiny_cogvideox
+from tests.modelscope import save_tiny_modelscope
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 HEAD = {"dimensions": ["light"], "hidden": 8}
 
 
+@dataclass(frozen=True)
+class Case:
+    """A family.  block: that the head reads.  tensors: of a LoRA.  layer: one that the exported file names."""
+
+    save: Callable[[Path], Path]
+    pipeline: str
+    network: str
+    frames: int
+    block: int
+    blocks: int
+    tensors: int
+    layer: str
+
+
+CASES = {
+    "cogvideox": Case(
+        save_tiny_cogvideox, "CogVideoXPipeline", "transformer", 9, 1, 3, 24,
+        "transformer.transformer_blocks.0.attn1.to_q",
+    ),
+    "modelscope": Case(
+        save_tiny_modelscope, "TextToVideoSDPipeline", "unet", 3, 2, 5, 144,
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=["cogvideox", pytest.param("modelscope", marks=pytest.mark.slow)])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
+def project(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
     """Prompts, labelled clips, and a story of four stages: a latent reward, PRFL, a pixel reward, VADER."""
     monkeypatch.chdir(tmp_path)
-    model = {"model": str(save_tiny_cogvideox(tmp_path / "tiny-cog"))}
+    case = CASES[family]
+    model = {"model": str(case.save(tmp_path / "tiny"))}
     for split, prompts in PROMPTS.items():
         Path(f"{split}.txt").write_text("\n".join(prompts) + "\n")
     rows = []
@@ -36,7 +71,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: Non
         for prompt in PROMPTS[split]:
             for index in range(2):
                 path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
-                noise = rng.normal((3, 9, 16, 16), 0, prompt, 0, [index])[0]
+                noise = rng.normal((3, case.frames, 16, 16), 0, prompt, 0, [index])[0]
                 write_video(path, (0.3 * noise + (0.5 if index else -0.5)).clamp(-1, 1), 8)
                 rows.append(LabelledVideo(path, prompt, {"light": float(index)}, split))
     write_manifest(Path("manifest.jsonl"), rows)
@@ -44,7 +79,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: Non
     preference = {"name": "preference", "loss": "bce"}
     steer = {"weights": {"light": 1.0}, "shape": "linear"}
     stages = {
-        "reward": (model, {"space": "latent", "head": {**HEAD, "blocks": [1], "inner": 8}}, preference),
+        "reward": (model, {"space": "latent", "head": {**HEAD, "blocks": [case.block], "inner": 8}}, preference),
         "prfl": (policy, {"space": "latent", "path": "${stages.reward.run}/reward", **steer},
                  {"name": "prfl", "sft": {"every": 1}}),
         "pixel": (model, {"space": "pixel", "head": HEAD}, preference),
@@ -56,7 +91,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: Non
             "version": 1, "seed": 0, "run": f"runs/{name}", "backbone": backbone, "reward": reward,
             "objective": objective, "rollout": {"steps": 2},
             "data": {
-                "cache": "cache", "frames": 9, "height": 16, "width": 16, "fps": 8, "manifest": "manifest.jsonl",
+                "cache": "cache", "frames": case.frames, "height": 16, "width": 16, "fps": 8,
+                "manifest": "manifest.jsonl",
                 "prompts": {split: f"{split}.txt" for split in PROMPTS},
             },
             "training": {"steps": 2, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
@@ -71,41 +107,43 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: Non
     return tmp_path
 
 
-def test_from_labels_to_policies(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.CaptureFixture) -> None:
+    case = CASES[family]
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
     for run in ("prfl", "vader"):
         records = [json.loads(line) for line in Path(f"runs/{run}/metrics.jsonl").read_text().splitlines()]
         steps = [record for record in records if "reward" in record]
         assert len(steps) == 2 and all(record["gradient_norm"] > 0 for record in steps), run
     saved = load_file("runs/prfl/policy.safetensors")
-    assert len(saved) == 2 * 3 * 4 and any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+    assert len(saved) == case.tensors and any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
     with safe_open("runs/prfl/policy.safetensors", "pt") as file:
         stamp = json.loads(file.metadata()["prfl"])
-    assert (stamp["family"], stamp["networks"]) == ("cogvideox", ["transformer"])
+    assert (stamp["family"], stamp["networks"]) == (family, [case.network])
 
     # It goes on bit for bit, is exported under diffusers' names, and is priced without weights.
     before = load_file("runs/prfl/checkpoints/step-000002/weights.safetensors")
     assert all(torch.equal(before[name], saved[name]) for name in saved)
     assert cli.main(["train", "story.yaml", "--dry-run"]) == 0, capsys.readouterr().err
-    assert "in 3 blocks" in capsys.readouterr().out
+    assert f"in {case.blocks} blocks" in capsys.readouterr().out
     assert cli.main(["export", "runs/prfl"]) == 0, capsys.readouterr().err
     names = load_file("runs/prfl/export/prfl.safetensors").keys()
-    assert "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight" in names
+    assert f"{case.layer}.lora_A.weight" in names
     card = Path("runs/prfl/export/README.md").read_text()
-    assert "CogVideoXPipeline.from_pretrained" in card and "ComfyUI" not in card
+    assert f"{case.pipeline}.from_pretrained" in card and "ComfyUI" not in card
+    assert ("PeftAdapterMixin" in card) == (family == "modelscope")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rollout.cheaper={cache: 0.1}", "rollout.cheaper: a cogvideox model has no cheaper calls"),
-        ("backbone.compile=true", "backbone.compile: diffusers compiles no blocks of a cogvideox model"),
-        ("backbone.kernels=triton", "backbone.kernels: prfl_kernels has no .*lora_linear.* for a cogvideox model"),
-        ("backbone.attention=flash", "backbone.attention: a cogvideox model has no attention by flash"),
+        ("rollout.cheaper={cache: 0.1}", "rollout.cheaper: a FAMILY model has no cheaper calls"),
+        ("backbone.compile=true", "backbone.compile: diffusers compiles no blocks of a FAMILY model"),
+        ("backbone.kernels=triton", "backbone.kernels: prfl_kernels has no .*lora_linear.* for a FAMILY model"),
+        ("backbone.attention=flash", "backbone.attention: a FAMILY model has no attention by flash"),
     ],
     ids=lambda value: value.partition("=")[0],
 )
-def test_what_the_family_has_not_is_refused_by_name(project: Path, override: str, message: str) -> None:
+def test_what_the_family_has_not_is_refused_by_name(family: str, project: Path, override: str, message: str) -> None:
     config = load_config("prfl.yaml", ["reward.path=absent", override])
-    with pytest.raises(PrflError, match=message):
+    with pytest.raises(PrflError, match=message.replace("FAMILY", family)):
         build_backbone(config)

@@ -78,12 +78,13 @@ WEIGHTS = {
     "wan2.1-1.3b": "1,418,996,800 in 30",
     "wan2.1-14b": "14,288,491,584 in 40",
     "cogvideox-2b": "1,693,783,872 in 30",
+    "modelscope-1.7b": "1,411,233,860 in 9",
 }
 
 
 @pytest.mark.parametrize(
     ("model", "config"),
-    [("wan2.1-14b", "reward"), ("wan2.1-1.3b", "prfl"), ("cogvideox-2b", "vader")],
+    [("wan2.1-14b", "reward"), ("wan2.1-1.3b", "prfl"), ("cogvideox-2b", "vader"), ("modelscope-1.7b", "prfl")],
 )
 def test_dry_runs_on_short_clips(model: str, config: str, capsys: pytest.CaptureFixture) -> None:
     weights, frames = WEIGHTS[model], 9 if model == "cogvideox-2b" else 5

@@ -15,10 +15,11 @@ from transformers import T5EncoderModel
 
 from prfl.backbone.base import SIGMA_CONVENTION, Facts
 from prfl.backbone.cogvideox.model import CogVideoXBackbone
-from prfl.backbone.cogvideox.text import CogVideoXText, condition_specs
 from prfl.backbone.family import Family, LoraFile
 from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
 from prfl.backbone.flow_form import VariancePreserving
+from prfl.backbone.on_path import load_scheduler
+from prfl.backbone.padded_text import PaddedText, condition_specs
 from prfl.backbone.source import Source, vae_dtype
 from prfl.utils.errors import PrflError
 
@@ -41,29 +42,16 @@ NUMBERS = ("num_train_timesteps", "beta_start", "beta_end", "snr_shift_scale")  
 
 def load(source: Source, dtype: torch.dtype) -> CogVideoXBackbone:
     """A CogVideoX 1.0 model.  Raises PrflError for CogVideoX 1.5, and for a chain that does not begin at noise."""
-    scheduler = load_scheduler(source)
+    scheduler = load_scheduler(source, CogVideoXDDIMScheduler, SCHEDULE)
     transformer = source.load(CogVideoXTransformer3DModel, "transformer", dtype)
     if transformer.config.patch_size_t is not None:
         what = "CogVideoX 1.5, which has patches over time, is not supported yet"
         raise PrflError(what, where=source.name, fix="take CogVideoX-2b or -5b")
     vae = source.load(AutoencoderKLCogVideoX, "vae", vae_dtype(dtype))
     tokens = transformer.config.max_text_seq_length
-    text = CogVideoXText(*source.text_loaders(T5EncoderModel, dtype), tokens)
-    return CogVideoXBackbone(transformer, vae, text, read_facts(source, transformer, vae, scheduler), scheduler)
-
-
-def load_scheduler(source: Source) -> CogVideoXDDIMScheduler:
-    """Deterministic DDIM on the path of the model's scheduler, whichever that is."""
-    config = source.config(CogVideoXDDIMScheduler, "scheduler")
-    scheduler = CogVideoXDDIMScheduler.from_config({name: config[name] for name in config if name != "_class_name"})
-    for name, needed in SCHEDULE.items():
-        if scheduler.config[name] != needed:
-            raise PrflError(
-                f"the scheduler's {name} is {scheduler.config[name]!r}",
-                where=f"{source.name}/scheduler",
-                fix=f"only {needed!r} is supported",
-            )
-    return scheduler
+    text = PaddedText(*source.text_loaders(T5EncoderModel, dtype), tokens)
+    facts = read_facts(source, transformer, vae, scheduler)
+    return CogVideoXBackbone({"transformer": transformer}, vae, text, facts, scheduler)
 
 
 def read_facts(
@@ -113,18 +101,12 @@ def read_facts(
         spatial_factor=spatial,
         temporal_factor=temporal,
         prefix_decodes=False,
-        shift=shift_like(scheduler),
+        shift=VariancePreserving(scheduler.alphas_cumprod).shift,
         device=transformer.patch_embed.proj.weight.device,
         dtype=dtype,
         vae_dtype=vae.dtype,
+        variance_preserving=True,
     )
-
-
-def shift_like(scheduler: CogVideoXDDIMScheduler) -> float:
-    """The shift of a flow's sigmas that has half of them above the same sigma as the table of timesteps."""
-    table = VariancePreserving(scheduler.alphas_cumprod).sigmas
-    middle = float(table.median())
-    return middle / (1 - middle)
 
 
 COGVIDEOX = Family(

@@ -1,4 +1,4 @@
-"""CogVideoX's text: T5 without a mask, so that its padding is read too, by the encoder and by the network."""
+"""Text that is padded to one length and read without a mask: its padding is read too, by encoder and network."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def condition_specs(tokens: int, width: int, dtype: torch.dtype) -> dict[str, Te
     }
 
 
-class CogVideoXText(PipelineText):
-    """T5 v1.1 XXL; the real encoder has 4.8 billion weights."""
+class PaddedText(PipelineText):
+    """One encoder, whose last hidden states are the condition: T5 of CogVideoX, CLIP of ModelScope's UNet."""
 
     def __init__(
         self,

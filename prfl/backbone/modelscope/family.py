@@ -1,0 +1,136 @@
+"""ModelScope's text-to-video UNet: how it is loaded, what it says of itself, and the line of the table of families.
+
+``architectures/text-to-video-ms-1.7b`` are the hyperparameters of ali-vilab/text-to-video-ms-1.7b.  Network and VAE are
+the defaults of diffusers' UNet and those of Stable Diffusion's VAE; the scheduler's and the text encoder's are from
+memory, and not compared with the hub's files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers.loaders import PeftAdapterMixin
+from transformers import CLIPTextModel
+
+from prfl.backbone.base import SIGMA_CONVENTION, Facts
+from prfl.backbone.family import Family, LoraFile
+from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
+from prfl.backbone.flow_form import VariancePreserving
+from prfl.backbone.modelscope.model import ModelScopeBackbone
+from prfl.backbone.on_path import load_scheduler
+from prfl.backbone.padded_text import PaddedText, condition_specs
+from prfl.backbone.source import Source, vae_dtype
+
+SHIPPED = Path(__file__).parent / "architectures/text-to-video-ms-1.7b"
+TEXT_TOKENS = 77  # of CLIP
+# Of diffusers' configs, what another value of changes the numbers that the same weights give.
+SETTINGS = (
+    "act_fn", "attention_head_dim", "downsample_padding", "mid_block_scale_factor", "norm_eps", "norm_num_groups",
+    "scaling_factor",
+)  # fmt: skip
+SCHEDULE = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}  # DDIM is Euler with these
+PREPARED = """
+# diffusers' class of the UNet lacks the methods that load a LoRA
+from diffusers.loaders import PeftAdapterMixin
+
+unet = type(pipeline.unet)
+pipeline.unet.__class__ = type(unet.__name__, (PeftAdapterMixin, unet), {})"""
+NUMBERS = ("num_train_timesteps", "beta_start", "beta_end", "steps_offset")  # that the path and its chain follow from
+
+
+def load(source: Source, dtype: torch.dtype) -> ModelScopeBackbone:
+    """A model of TextToVideoSDPipeline.  Raises PrflError for a scheduler on whose timesteps DDIM is not Euler."""
+    scheduler = load_scheduler(source, DDIMScheduler, SCHEDULE)
+    unet = with_adapters(source.load(UNet3DConditionModel, "unet", dtype))
+    vae = source.load(AutoencoderKL, "vae", vae_dtype(dtype))
+    text = PaddedText(*source.text_loaders(CLIPTextModel, dtype), TEXT_TOKENS)
+    return ModelScopeBackbone({"unet": unet}, vae, text, read_facts(source, unet, vae, scheduler), scheduler)
+
+
+def with_adapters(unet: UNet3DConditionModel) -> UNet3DConditionModel:
+    """The same network with diffusers' methods for adapters, which its class has not; names and files stay the same."""
+    plain = type(unet)
+    if not issubclass(plain, PeftAdapterMixin):
+        unet.__class__ = type(plain.__name__, (PeftAdapterMixin, plain), {})
+    return unet
+
+
+def read_facts(source: Source, unet: UNet3DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler) -> Facts:
+    config: Any = unet.config
+    dtype, spatial = unet.conv_in.weight.dtype, 2 ** (len(vae.config.block_out_channels) - 1)
+    widths, strides = block_shapes(config.block_out_channels)
+    identity = {
+        "model_id": source.model_id,
+        "revision": source.revision,
+        "num_blocks": len(widths),
+        "width": list(widths),
+        "latent_channels": config.in_channels,
+        "patch_size": [1, 1, 1],
+        "spatial_factor": spatial,
+        "temporal_factor": 1,
+        "scaling_factor": vae.config.scaling_factor,
+        "sigma_convention": SIGMA_CONVENTION,
+        "unet_fingerprint": fingerprint(unet, most=SAMPLED),
+        "vae_fingerprint": fingerprint(vae),
+    }
+    return Facts(
+        family="modelscope",
+        model_id=source.model_id,
+        revision=source.revision,
+        identity=identity,
+        settings=settings_fingerprint(config, vae.config, names=SETTINGS),
+        schedule=tuple(float(scheduler.config[name]) for name in NUMBERS),
+        blocks={"unet": ("down_blocks", "mid_block", "up_blocks")},
+        widths=widths,
+        head_size=config.attention_head_dim,
+        kernels=(),
+        attention=("sdpa",),
+        lean_group=1,
+        condition=condition_specs(TEXT_TOKENS, config.cross_attention_dim, dtype),
+        text_tokens=TEXT_TOKENS,
+        text_width=config.cross_attention_dim,
+        text_identity=source.text_identity(),
+        takes=frozenset({"text"}),
+        embedded_guidance=None,
+        latent_channels=config.in_channels,
+        patch=(1, 1, 1),
+        spatial_factor=spatial,
+        temporal_factor=1,
+        prefix_decodes=True,
+        shift=VariancePreserving(scheduler.alphas_cumprod).shift,
+        device=unet.conv_in.weight.device,
+        dtype=dtype,
+        vae_dtype=vae.dtype,
+        strides=strides,
+        variance_preserving=True,
+    )
+
+
+def block_shapes(channels: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Widths, and latents that a token is wide, behind each block on the way down, in the middle, and up again.
+
+    All blocks but the last on either way change the size at their end.
+    """
+    deepest = 2 ** (len(channels) - 1)
+    down = [min(2 ** (level + 1), deepest) for level in range(len(channels))]
+    up = [max(deepest // 2 ** (level + 1), 1) for level in range(len(channels))]
+    return (*channels, channels[-1], *reversed(channels)), (*down, deepest, *up)
+
+
+MODELSCOPE = Family(
+    pipeline="TextToVideoSDPipeline",
+    network="UNet3DConditionModel",
+    load=load,
+    lora=LoraFile(
+        prefix="unet.",
+        original_name=str,  # diffusers' own names serve the others too
+        alpha_below=(),
+        architecture="modelscope/lora",
+        implementation="https://github.com/huggingface/diffusers",
+        before=PREPARED,
+    ),
+    shipped={"ali-vilab/text-to-video-ms-1.7b": SHIPPED},
+)

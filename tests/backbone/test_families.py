@@ -1,0 +1,342 @@
+"""Every family whose network runs as diffusers has it, on tiny random pipelines: against diffusers' own pipeline, and
+against plain autograd in float64.  What is a family's alone is tested beside: test_cogvideox.py, test_modelscope.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline, TextToVideoSDPipeline
+from torch import Tensor, nn
+
+from prfl.backbone import Backbone, LoraSpec, load_backbone
+from prfl.backbone.families import FAMILIES
+from prfl.backbone.flow_form import ended
+from prfl.backbone.network import add_copy, base_blocks
+from prfl.data.conditions import remember
+from prfl.export.lora import write_shared_file
+from prfl.factory.reward import load_reward
+from prfl.objective.loss import RewardLoss
+from prfl.objective.methods.prfl import Prfl
+from prfl.objective.methods.vader import Vader
+from prfl.objective.reward_gradient import RewardGradient
+from prfl.objective.sft import Sft
+from prfl.reward import LatentReward, RewardAdapter, RewardHead
+from prfl.reward.pixel import PixelNetwork, PixelReward, pooled_prompt
+from prfl.reward.scorer import LatentScorer, PixelScorer, Scorer
+from prfl.rollout.guidance import Guidance, guided_network
+from prfl.rollout.solvers import SOLVERS
+from prfl.rollout.trajectory import rollout
+from prfl.utils.errors import PrflError
+from tests import cogvideox, modelscope
+from tests.objective.parts import PROMPTS, stir
+from tests.objective.test_sft import dataset
+from tests.tiny import TEXT_WIDTH
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model of a family.
+
+    save: writes its folder.  more: what its pipeline's call is given.  frames_first: its pipeline's latents are
+    (b, t, c, h, w).  tokens: of a text.  targets: layers with a LoRA.  block, width: what a head reads.
+    """
+
+    family: str
+    save: Callable[[Path], Path]
+    pipeline: Any
+    shape: tuple[int, ...]
+    frames: int
+    tokens: int
+    targets: tuple[str, ...]
+    block: int
+    more: dict[str, Any]
+    frames_first: bool = False
+
+    def turned(self, latents: Tensor) -> Tensor:
+        """Latents as its pipeline has them, and back."""
+        return latents.transpose(1, 2) if self.frames_first else latents
+
+    def noise(self, batch: int = 1, seed: int = 0) -> Tensor:
+        return torch.randn(batch, *self.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cog(**changes: Any) -> Case:
+    return Case(
+        "cogvideox", lambda folder: cogvideox.save_tiny_cogvideox(folder, **changes), CogVideoXPipeline,
+        cogvideox.SHAPE, 9, cogvideox.TOKENS, ("to_q", "to_v", "ff.net.2"), 1,
+        {"max_sequence_length": cogvideox.TOKENS}, frames_first=True,
+    )  # fmt: skip
+
+
+CASES = {
+    "cogvideox, positions added": cog(),
+    "cogvideox": cog(use_rotary_positional_embeddings=True),
+    "modelscope": Case(
+        "modelscope", modelscope.save_tiny_modelscope, TextToVideoSDPipeline, modelscope.SHAPE, 3, modelscope.TOKENS,
+        ("to_q", "to_v", "ff.net.2"), 2, {},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
+    """The folder of a case, written once."""
+    folders: dict[int, Path] = {}
+
+    def folder_of(case: Case) -> Path:
+        if id(case) not in folders:
+            folders[id(case)] = case.save(tmp_path_factory.mktemp("models") / f"tiny-{case.family}")
+        return folders[id(case)]
+
+    return folder_of
+
+
+@pytest.fixture(params=["cogvideox", "modelscope"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def folder(case: Case, saved: Callable[[Case], Path]) -> Path:
+    return saved(case)
+
+
+@pytest.fixture
+def model(folder: Path) -> Backbone:
+    return load_backbone(folder)
+
+
+# ------------------------------------------------------------------------------------------------- the pipeline's chain
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_chain_is_the_pipelines_own(name: str, saved: Callable[[Case], Path]) -> None:
+    """Without guidance and with it, from its prompts to its latents and pixels."""
+    case = CASES[name]
+    model = load_backbone(saved(case))
+    pipe = case.pipeline.from_pretrained(saved(case))
+    pipe.set_progress_bar_config(disable=True)
+    how = dict(height=16, width=16, num_frames=case.frames, num_inference_steps=5, **case.more)
+    for scale in (1.0, 3.0):
+        given = case.turned(case.noise()).clone()
+        theirs = pipe(PROMPTS[0], **how, guidance_scale=scale, latents=given, output_type="latent").frames
+        condition, empty = model.condition([PROMPTS[0]]), model.condition([""])
+        network = guided_network(model.velocity, condition, empty, scale=scale, gradient="both")
+        schedule = SOLVERS["euler"](model.sigmas(5, case.shape))
+        first = model.start(case.noise(), condition, float(schedule.sigmas[0]))
+        ours = ended(model.facts, rollout(network, first, schedule).at(5), float(schedule.sigmas[-1]))
+        assert (ours - case.turned(theirs)).abs().max() < 1e-5 * theirs.abs().max()
+    pixels = pipe.decode_latents(theirs)
+    assert (model.decode(case.turned(theirs)) - pixels).abs().max() < 1e-5
+
+
+def test_a_sample_does_not_depend_on_its_batch(case: Case, model: Backbone) -> None:
+    latents, sigma, condition = case.noise(3), torch.tensor([0.2, 0.9, 1.0]), model.condition(PROMPTS)
+    together = model.velocity(latents, sigma, condition)
+    for row in range(3):
+        alone = model.velocity(latents[row : row + 1], sigma[row], condition[[row]])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+    assert model.velocity(latents.bfloat16(), sigma, condition).dtype == torch.bfloat16
+
+
+def test_prompts_are_encoded_with_their_padding(case: Case, model: Backbone, folder: Path) -> None:
+    pipe = case.pipeline.from_pretrained(folder, **{name: None for name in (*model.facts.blocks, "vae")})
+    where = {} if case.more else {"device": "cpu", "num_images_per_prompt": 1}
+    theirs, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False, **case.more, **where)
+    condition = model.condition(PROMPTS)
+    torch.testing.assert_close(condition.tensors["prompt_embeds"], theirs)
+    assert theirs.shape[1] == case.tokens
+    assert condition.tensors["lengths"].tolist() == [6, 4, 7]
+    real = [theirs[row, :length].mean(0) for row, length in enumerate([6, 4, 7])]
+    torch.testing.assert_close(pooled_prompt(condition), torch.stack(real))
+    remember(model, PROMPTS)
+    torch.testing.assert_close(model.condition(PROMPTS).tensors["prompt_embeds"], theirs)
+    assert model.text.tokens(["a " * 100]) == [(3,) * (case.tokens - 1) + (1,)]
+
+
+# ------------------------------------------------------------------------------------------------- features
+
+
+def test_features_are_the_videos_tokens_and_end_early(case: Case, model: Backbone) -> None:
+    latents, sigma, condition = case.noise(2), torch.tensor([0.3, 0.8]), model.condition(PROMPTS[:2])
+    whole: list[Tensor] = []
+    for block in base_blocks(model):
+        block.register_forward_hook(
+            lambda module, inputs, output: whole.append(output[0] if isinstance(output, tuple) else output)
+        )
+    model.velocity(latents, sigma, condition)
+    expected, whole[:] = whole[:], []
+    states = model.features(latents, sigma, condition, [case.block, 0])
+    assert len(whole) == case.block + 1 and len(expected) == model.facts.num_blocks
+    for state, block in zip(states, (case.block, 0), strict=True):
+        assert state.shape[0] == 2 and state.shape[2] == model.facts.widths[block]
+        # Every value of the block is there, and the first sample's are the first sample's.
+        assert torch.equal(state[0].flatten().sort()[0], expected[block].chunk(2)[0].flatten().sort()[0])
+    with pytest.raises(PrflError, match=f"0 to {model.facts.num_blocks - 1}"):
+        model.features(latents, sigma, condition, [model.facts.num_blocks])
+
+
+def test_features_are_checkpointed_as_they_are_told(case: Case, model: Backbone) -> None:
+    model.running.checkpointing, model.running.feature_modes = "full", ("none", *["full"] * 9)
+    ran: list[int] = []
+    for index, block in enumerate(base_blocks(model)):
+        linear = next(module for module in block.modules() if isinstance(module, nn.Linear))
+        linear.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
+    leaf = case.noise().requires_grad_()
+    (state,) = model.features(leaf, torch.tensor(0.5), model.condition(PROMPTS[:1]), [1])
+    state.sum().backward()
+    assert ran == [0, 1, 1], "of the features' blocks the second is computed again"
+    ran.clear()
+    model.velocity(leaf, torch.tensor(0.5), model.condition(PROMPTS[:1])).sum().backward()
+    assert sorted(ran) == [block for block in range(model.facts.num_blocks) for _ in range(2)]
+
+
+# ------------------------------------------------------------------------------------------------- gradients
+
+
+def trained(case: Case, folder: Path, checkpointing: str = "none", copy: bool = False) -> Backbone:
+    model = load_backbone(folder, torch.float64)
+    model.running.checkpointing = checkpointing  # type: ignore[assignment]
+    if copy:
+        add_copy(model, "policy")
+        for name in model.facts.blocks:
+            model.networks[f"policy/{name}"].double()
+    else:
+        model.add_adapter("policy", LoraSpec(rank=2, alpha=2.0, targets=case.targets))
+    stir(model, "policy", seed=3)
+    return model
+
+
+def latent_scorer(case: Case, model: Backbone) -> Scorer:
+    torch.manual_seed(0)
+    head = RewardHead(32, ["motion"], blocks=1, inner=16, heads=2, hidden=16).double()
+    reward = LatentReward(head, model, [case.block], adapter=RewardAdapter(rank=2, alpha=4.0, targets=("to_q", "to_v")))
+    stir(model, "reward", seed=4)
+    return LatentScorer(reward.freeze())
+
+
+def pixel_scorer(case: Case, model: Backbone) -> Scorer:
+    torch.manual_seed(1)
+    network = PixelNetwork(TEXT_WIDTH, ["motion"], size=16, hidden=8, inner=16).double()
+    return PixelScorer(PixelReward(network).freeze(), model, seed=0, frames="one")
+
+
+CHAIN = 3
+# (method of a chain, scorer, checkpointing, solver, a trained copy of all weights)
+PATHS: dict[str, tuple[Callable, Callable, str, str, bool]] = {
+    "prfl": (lambda chain: Prfl(chain, 1), latent_scorer, "none", "euler", False),
+    "prfl, checkpointed": (lambda chain: Prfl(chain, 0), latent_scorer, "full", "euler", False),
+    "prfl, all weights": (lambda chain: Prfl(chain, 0), latent_scorer, "full", "euler", True),
+    "vader": (lambda chain: Vader(chain, 0, 1), pixel_scorer, "attention", "euler", False),
+    "whole chain": (lambda chain: Vader(chain, 0, CHAIN), latent_scorer, "full", "euler", False),
+    "whole chain, unipc": (lambda chain: Vader(chain, 0, CHAIN), latent_scorer, "none", "unipc", False),
+}
+
+
+# Every path on the first family; on the other those that differ from each other most, and the rest where time is.
+QUICK = ("prfl, checkpointed", "vader", "whole chain, unipc")
+EVERY_PATH = [
+    *[("cogvideox", path) for path in PATHS],
+    *[pytest.param("modelscope", path, marks=() if path in QUICK else pytest.mark.slow) for path in PATHS],
+]
+
+
+@pytest.mark.parametrize(("case", "path"), EVERY_PATH, indirect=["case"])
+def test_the_gradient_is_plain_autograds(case: Case, folder: Path, path: str) -> None:
+    method, scorer, checkpointing, solver, copy = PATHS[path]
+    model = trained(case, folder, checkpointing, copy)
+    schedule = SOLVERS[solver](model.sigmas(CHAIN, case.shape))
+    loss = RewardLoss({"motion": 1.0}, shape="linear", scale=1.0)
+    objective = RewardGradient(
+        model, method(schedule), scorer(case, model), loss, PROMPTS, case.shape, distance_every=0,
+        guidance=Guidance(2.0, "both"),
+    )  # fmt: skip
+    objective.draw = doubled(objective.draw)  # type: ignore[method-assign]
+    objective.accumulate(0, [0, 1])
+    ours = {name: parameter.grad for name, parameter in objective.parameters().items()}
+
+    # The same in one joint graph.
+    step_plan = objective.method.plan(0)
+    ((node, _),) = step_plan.seeds.items()
+    first = min(step_plan.plan.evaluations)
+    _, condition, x = objective.draw(0, [0, 1])
+    network = guided_network(model.velocity, condition, model.condition(["", ""]), scale=2.0, gradient="both")
+    outputs: list[Tensor] = []
+    model.running.checkpointing = "none"
+    with model.adapter("policy"):
+        for i in range(node):
+            with torch.set_grad_enabled(i >= first):
+                outputs.append(network(x, schedule.sigmas[i]))
+                x = schedule.a[i] * x + sum(weight * outputs[k] for k, weight in schedule.b[i].items())
+    with objective.scorer.selected():
+        scores = objective.scorer(x, schedule.sigmas[node].expand(2), condition, 0)
+    names, leaves = zip(*objective.parameters().items(), strict=True)
+    joint = torch.autograd.grad(-scores["motion"].mean(), leaves, allow_unused=True)
+    size = max(float(gradient.abs().max()) for gradient in joint if gradient is not None)
+    assert size > 1e-6
+    for name, gradient in zip(names, joint, strict=True):
+        if gradient is None:
+            assert ours[name] is None or not ours[name].any(), name
+        else:
+            torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-9 * size, msg=name)
+
+
+def doubled(draw: Callable) -> Callable:
+    def in_double(step: int, indices: list[int]):
+        prompts, condition, start = draw(step, indices)
+        return prompts, condition, start.double()
+
+    return in_double
+
+
+def test_sft_is_flow_matching(case: Case, folder: Path) -> None:
+    model = trained(case, folder, "full")
+    objective = Sft(model, dataset(model), seed=0, prompt_dropout=0.0, shift=model.facts.shift)
+    loss = objective.accumulate(3, [6, 7])["loss"]
+    ours = {name: parameter.grad for name, parameter in objective.parameters().items()}
+    batch, leaves = objective.draw(3, [6, 7]), objective.parameters()
+    sigma = batch.sigma[:, None, None, None, None]
+    with model.adapter("policy"):
+        velocity = model.velocity((1 - sigma) * batch.clean + sigma * batch.noise, batch.sigma, batch.condition)
+        expected = (velocity - (batch.noise - batch.clean)).pow(2).mean()
+        joint = torch.autograd.grad(expected, list(leaves.values()))
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, gradient in zip(leaves, joint, strict=True):
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def test_diffusers_loads_an_exported_lora(case: Case, model: Backbone, folder: Path, tmp_path: Path) -> None:
+    model.add_adapter("policy", LoraSpec(rank=2, alpha=3.0, targets=case.targets))
+    stir(model, "policy", seed=3)
+    state = {name: parameter.detach() for name, parameter in model.parameters("policy").items()}
+    write_shared_file(tmp_path / "lora.safetensors", FAMILIES[case.family].lora, state, rank=2, alpha=3.0)
+    pipe = case.pipeline.from_pretrained(folder, text_encoder=None)
+    exec(FAMILIES[case.family].lora.before, {"pipeline": pipe})  # as the file's card says
+    pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
+    condition, other = model.condition(PROMPTS[:1]), load_backbone(folder)
+    for name in other.computing:
+        other.computing[name] = getattr(pipe, name)
+    latents, sigma = case.noise(), torch.tensor(0.7)
+    with torch.no_grad(), model.adapter("policy"):
+        ours, theirs = (each.velocity(latents, sigma, condition) for each in (model, other))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert (ours - model.velocity(latents, sigma, condition)).abs().max() > 1e-2, "the LoRA does something"
+
+
+def test_a_head_refuses_another_family(case: Case, model: Backbone, saved: Callable, tmp_path: Path) -> None:
+    head = RewardHead(model.facts.width_after([case.block]), ["motion"], inner=16, heads=2, hidden=16)
+    reward, latents, prompt = LatentReward(head, model, [case.block]).freeze(), case.noise(), [PROMPTS[0]]
+    reward.save_pretrained(tmp_path / "reward")
+    again = load_reward(tmp_path / "reward", model)
+    assert torch.equal(reward.score(latents, 0.5, prompt)["motion"], again.score(latents, 0.5, prompt)["motion"])
+    (other,) = {"cogvideox", "modelscope"} - {case.family}
+    with pytest.raises(PrflError, match="num_blocks"):
+        load_reward(tmp_path / "reward", load_backbone(saved(CASES[other])))
