@@ -39,17 +39,17 @@ from prfl.toy.questions import all_questions
 RUNS = Path("runs/study-critic")
 QUIET = ["evaluation.every=0", "evaluation.final_samples=0"]
 COMMON = [
-    "data.generator=null", "objective.sft=null", "objective.distance_weight=2.0", "rollout.steps=10",
+    "data.generator=null", "objective.sft=null", "rollout.steps=10",
     "rollout.stride=1", "rollout.gradients_per_rollout=1", "training.batch=16", "training.learning_rate=1e-3",
     "training.warmup=5", "training.schedule=cosine", "evaluation.every=0", "evaluation.steps=20",
     "evaluation.final_samples=192",
 ]  # fmt: skip
 LABELLED = {"latent": "configs/tiny/reward.yaml", "pixel": "configs/tiny/pixel_reward.yaml"}
 HEAD_WATCHES = "evaluation.held_out_reward=shapes"
-CRITIC_WATCHES = "evaluation.held_out_critic={model: shapes, questions: shapes, dtype: float32}"
+CRITIC_WATCHES = "evaluation.held_out_critic={model: shapes, questions: shapes, frames: 4, dtype: float32}"
 CRITIC = "configs/tiny/diffusion_drf.yaml"
 WAYS = {
-    "critic, yes or no": (CRITIC, [HEAD_WATCHES]),
+    "critic, yes or no": (CRITIC, [HEAD_WATCHES, "reward.critic.questions=shapes"]),
     "critic, free answers": (CRITIC, [HEAD_WATCHES, "reward.critic.questions=shapes-answers"]),
     "latent head": ("configs/tiny/prfl.yaml", [CRITIC_WATCHES, f"reward.path={RUNS}/latent/reward"]),
     "pixel reward": (
@@ -79,7 +79,7 @@ def examine(config_file: Path, trained: bool, out: Path) -> None:
 
 
 def marks(pixels: torch.Tensor) -> dict[str, float]:
-    critic = load_critic(str(critic_folder()), all_questions(), clip=CLIP)
+    critic = load_critic(str(critic_folder()), all_questions(), critic_recipe.FRAMES, clip=CLIP)
     return {kind: round(share, 4) for kind, share in critic_recipe.examined(critic, pixels).items()}
 
 
@@ -176,7 +176,7 @@ def study(seconds: float, seeds: int, ways: list[str]) -> Iterator[dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120, help="CPU time of the training of every run")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: only the critic's accuracy")
     parser.add_argument("--only", action="append", choices=WAYS, help="of the ways; repeatable; default: all")
     parser.add_argument("--out", type=Path, default=Path("bench/results/critic.json"))
     parser.add_argument("--examine", nargs=3, help=argparse.SUPPRESS)

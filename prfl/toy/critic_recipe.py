@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,8 @@ CHAT = (
     "{% if part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}<|im_end|> {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
-FRAMES = 8  # that it sees of a clip
+FRAMES = 4  # that it sees of a clip: 0, 5, 11 and 16, in two groups
+GAP = 5  # frames between the two of a group
 SECONDS = (CLIP.frames - 1) / CLIP.fps
 WIDTH = 64
 MOST_NOISE = 0.6  # on the latents, whose own deviation is 1
@@ -127,22 +127,27 @@ def measured(pixels: Tensor) -> list[dict[str, str]]:
 # ------------------------------------------------------------------------------------------------------- the lessons
 
 
-def lessons(answers: Sequence[dict[str, str]], each: int, rng: random.Random) -> list[Lesson]:
-    """Draw so many questions of each video: of every second one the answer is yes or no, and each as often."""
+def lessons(answers: Sequence[dict[str, str]], each: int, rng: random.Random, closed: int = 1) -> list[Lesson]:
+    """Draw so many questions of each video; of the first ``closed`` the answer is yes or no, and each as often."""
     drawn = []
     for video, named in enumerate(answers):
         for number in range(each):
             name = rng.choice((*oracle.DIMENSIONS, "all"))
             if name == "all":
                 drawn.append(Lesson(video, questions.DESCRIBE, questions.described(named)))
-            elif number % 2 and name == "steadiness":
+            elif number < closed and name == "steadiness":
                 yes = named[name] == questions.STEADY[True]
                 drawn.append(Lesson(video, questions.YES_OR_NO[name], "yes" if yes else "no"))
-            elif number % 2:
+            elif number < closed:
                 drawn.append(yes_or_no(video, name, named[name], rng))
             else:
                 drawn.append(Lesson(video, questions.FREE[name], named[name]))
     return drawn
+
+
+def descriptions(answers: Sequence[dict[str, str]]) -> list[Lesson]:
+    """Ask for a description of each video: one sentence says all that there is, and teaches most."""
+    return [Lesson(video, questions.DESCRIBE, questions.described(named)) for video, named in enumerate(answers)]
 
 
 def yes_or_no(video: int, name: str, value: str, rng: random.Random) -> Lesson:
@@ -223,13 +228,13 @@ def both_ways(video: int, name: str, value: str, rng: random.Random) -> list[Les
 
 
 def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: float, seed: int) -> None:
-    """Teach the vision tower alone to see, by heads that are dropped: shape, colour, and where the shape is when.
+    """Teach the vision tower alone to see: shape, colour, where the shape is, how far it moves between two frames.
 
     Without it the tower stays blind to all but colour for long: one word a question says little of a picture.  The
-    heads read the mean of the tokens, as attention over them does.
+    heads, which are dropped, read the mean of the tokens, as attention over them does.
     """
     step_frames = critic.look.step
-    heads = torch.nn.Linear(WIDTH, len(renderer.SHAPES) + len(renderer.COLOURS) + 2 * step_frames)
+    heads = torch.nn.Linear(WIDTH, len(renderer.SHAPES) + len(renderer.COLOURS) + 2 * step_frames + 2)
     trained = [*critic.network.model.visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps))
@@ -237,8 +242,8 @@ def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: flo
     for step in range(steps):
         scenes = renderer.sample_scenes(seed + 5000, step, batch, captions, unsteady=0.4)
         clips = renderer.render(scenes)
-        first = step % (clips.shape[2] - 2)
-        frames = clips[:, :, [first, first + 2]]
+        first = step % (clips.shape[2] - GAP)
+        frames = clips[:, :, [first, first + GAP]]
 
         # Where the shape is in each frame, as the middle of what is not background; from -1 to 1.
         strength = (frames / 2 + 0.5 - renderer.BACKGROUND).norm(dim=1)
@@ -247,11 +252,12 @@ def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: flo
         places = torch.stack([(strength.sum(2) * line).sum(2) / mass, (strength.sum(3) * line).sum(2) / mass], dim=2)
 
         (tokens, *_) = critic.watched(*critic.look.seen(frames + 0.05 * torch.randn_like(frames)))
-        shapes, colours, found = heads(tokens.mean(1)).split([3, 6, 2 * step_frames], dim=1)
+        shapes, colours, found, moved = heads(tokens.mean(1)).split([3, 6, 2 * step_frames, 2], dim=1)
         names = [(renderer.SHAPES.index(s.drawn.shape), list(renderer.COLOURS).index(s.drawn.colour)) for s in scenes]
         shape, colour = torch.tensor(names).T
         loss = F.cross_entropy(shapes, shape) + F.cross_entropy(colours, colour)
         loss = loss + 10 * F.mse_loss(found, places.flatten(1))
+        loss = loss + 2 * F.mse_loss(moved, 8 * (places[:, 1] - places[:, 0]))
 
         loss.backward()
         optimizer.step()
@@ -263,27 +269,41 @@ def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: flo
             say(f"tower step {step + 1}: loss {loss:.3f}, shapes right {right:.2f}, off by {off:.2f} px")
 
 
-def train(
-    folder: Path, steps: int, batch: int, each: int, pool: int, learning_rate: float, tower_steps: int, seed: int = 0
-) -> None:
-    """Train a critic and save it with its tokenizer."""
-    critic = new_critic(seed)
-    network = critic.network.requires_grad_(True).train()
-    say(f"{sum(weights.numel() for weights in network.parameters()):,} parameters")
-    train_tower(critic, tower_steps, batch=32, learning_rate=learning_rate, seed=seed)
-    vae = vae_codec.channels_last(AutoencoderKLWan.from_pretrained(model_folder() / "vae", use_safetensors=True))
-    clips = torch.cat([decoded(vae, seed + 3000, index, 32) for index in range(pool // 32)])
-    known = measured(clips)
-    say(f"{len(clips)} decoded clips")
+@dataclass(frozen=True)
+class Round:
+    """steps: of so many videos.  described, free_until: shares of the steps with descriptions alone (of twice as many
+    videos), and without questions of yes or no.  closed: of three questions, those of yes or no behind that."""
 
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps, warmup=100))
-    rng, total, began = random.Random(seed), 0.0, time.monotonic()
+    steps: int
+    learning_rate: float
+    described: float
+    free_until: float
+    closed: int
+
+
+ROUNDS = (Round(600, 3e-3, 0.25, 0.5, 1), Round(800, 2e-3, 0.0, 0.0, 2))
+BATCH, EACH, POOL, TOWER_STEPS = 16, 3, 128, 450
+
+
+def learn(critic: CriticReward, round_: Round, clips: Tensor, seed: int) -> None:
+    """Train all of a critic on fresh clips and on those of the pool, half and half."""
+    network, known = critic.network, measured(clips)
+    tower = list(network.model.visual.parameters())
+    words = [weights for name, weights in network.named_parameters() if ".visual." not in name]
+    rate, steps = round_.learning_rate, round_.steps
+    groups = [{"params": tower, "lr": 0.3 * rate}, {"params": words, "lr": rate}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps, warmup=30))
+    rng, total = random.Random(seed), 0.0
     for step in range(steps):
-        fresh = rendered(seed + 4000, step, batch // 2)
-        kept = rng.sample(range(len(clips)), batch - len(fresh))
+        describing = step < steps * round_.described
+        count = 2 * BATCH if describing else BATCH
+        fresh = rendered(seed + 4000, step, count // 2)
+        kept = rng.sample(range(len(clips)), count - len(fresh))
         pixels = torch.cat([fresh, clips[kept]])
-        drawn = lessons(measured(fresh) + [known[index] for index in kept], each, rng)
+        answers = measured(fresh) + [known[index] for index in kept]
+        closed = 0 if step < steps * round_.free_until else round_.closed
+        drawn = descriptions(answers) if describing else lessons(answers, EACH, rng, closed)
 
         loss = lesson_loss(critic, pixels, drawn)
         loss.backward()
@@ -293,24 +313,33 @@ def train(
         schedule.step()
         total += loss.item()
         if step % 100 == 99 or step == steps - 1:
-            say(
-                f"step {step + 1}: loss {total / (step % 100 + 1):.4f}, {(time.monotonic() - began) / (step + 1):.2f} s"
-            )
-            total = 0.0
-            network.save_pretrained(folder)
-            critic.chat.tokenizer.save_pretrained(folder)
-            marks = examined(critic, rendered(seed + 9000, 0, 32))
+            say(f"step {step + 1}: loss {total / (step % 100 + 1):.4f}")
+            marks, total = examined(critic, rendered(9000, 0, 32)), 0.0
             say(", ".join(f"{kind} {share:.2f}" for kind, share in marks.items()))
+
+
+def train(folder: Path, begun: Path | None = None, seed: int = 0) -> None:
+    """Train a critic and save it with its tokenizer.  begun: one behind the first round, saved before."""
+    critic = new_critic(seed)
+    network = critic.network.requires_grad_(True).train()
+    say(f"{sum(weights.numel() for weights in network.parameters()):,} parameters")
+    if begun is None:
+        train_tower(critic, TOWER_STEPS, batch=32, learning_rate=ROUNDS[0].learning_rate, seed=seed)
+    else:
+        saved = Qwen3VLForConditionalGeneration.from_pretrained(begun, use_safetensors=True)
+        network.load_state_dict(saved.state_dict())
+    vae = vae_codec.channels_last(AutoencoderKLWan.from_pretrained(model_folder() / "vae", use_safetensors=True))
+    clips = torch.cat([decoded(vae, seed + 3000, index, 32) for index in range(POOL // 32)])
+    say(f"{len(clips)} decoded clips")
+    critic.chat.tokenizer.save_pretrained(folder)
+    for number, each in enumerate(ROUNDS[1 if begun else 0 :]):
+        learn(critic, each, clips, seed + number + bool(begun))
+        network.save_pretrained(folder)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=32, help="videos a step")
-    parser.add_argument("--each", type=int, default=3, help="questions of each video")
-    parser.add_argument("--pool", type=int, default=2048, help="clips that are decoded from noisy latents")
-    parser.add_argument("--tower-steps", type=int, default=600, help="steps of the vision tower alone, before")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--begun", type=Path, metavar="FOLDER", help="go on with what the first round saved")
     options = parser.parse_args()
-    train(**vars(options))
+    train(options.folder, options.begun)
