@@ -69,8 +69,8 @@ def run(options: argparse.Namespace) -> None:
     if options.benchmark:
         run_benchmark(options)
         return
-    if given := [name for name in OF_BENCHMARK if getattr(options, name) is not None]:
-        raise PrflError("only a benchmark has it", where=f"--{given[0]}", fix="--benchmark NAME, or leave it out")
+    if unread := [name for name in OF_BENCHMARK if getattr(options, name) is not None]:
+        raise PrflError("only a benchmark has it", where=f"--{unread[0]}", fix="--benchmark NAME, or leave it out")
     if options.config and options.run:  # a run brings its config, so what stands there is a key to change
         if "=" not in options.config:
             raise PrflError("a config and a run are given", where="prfl eval", fix="give one of them")

@@ -205,7 +205,7 @@ def _of_rows(
     common = {**common, "prompts": [row.prompt for row in rows]}
     videos = [row for row in rows if isinstance(row, LabelledVideo)]
     if videos:
-        video = torch.tensor([place for (place,) in places])
+        video = torch.tensor([row for (row,) in places])
         return LatentDataset(video=video, labels=_columns([row.label for row in videos]), **common)
 
     pairs = [row for row in rows if isinstance(row, PreferencePair)]

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prfl.utils.errors import Faults, PrflError
+from prfl.utils.errors import AbsentError, Faults, PrflError
 from prfl.utils.files import atomic_write
-from prfl.utils.reading import absent, json_rows, printable
+from prfl.utils.reading import json_rows, printable
 from prfl.utils.text import did_you_mean
 
 Choice = Literal["a", "b", "tie"]
@@ -110,7 +110,8 @@ def parse_rows(
     """
     faults = faults or Faults()
     if root is not None and not root.is_dir():
-        raise absent(root, "name the folder that the manifest's paths are relative to", "folder")
+        fix = "name the folder that the manifest's paths are relative to"
+        raise AbsentError(f"there is no such folder: {root}", path=root, where="data.root", fix=fix)
     folder = _Folder(root or path.parent, "data.root" if root else "the manifest's folder")
     if not rows and not faults.errors:
         raise PrflError("holds no rows", where=str(path), fix="write one JSON object on each line")

@@ -75,7 +75,7 @@ class HeldOut:
     def batches(self, size: int) -> list[list[int]]:
         """Part the samples into batches of one shape, in order."""
         kinds = self.kinds or [0] * len(self.prompts)
-        members = [[place for place, each in enumerate(kinds) if each == kind] for kind in sorted(set(kinds))]
+        members = [[index for index, each in enumerate(kinds) if each == kind] for kind in sorted(set(kinds))]
         return [of_kind[start : start + size] for of_kind in members for start in range(0, len(of_kind), size)]
 
     def head(self, count: int) -> HeldOut:

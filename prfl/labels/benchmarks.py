@@ -63,16 +63,16 @@ def benchmark_of(named: str, root: Path | None) -> Benchmark:
 
 
 def _public(name: str, root: Path | None) -> Benchmark:
-    known = SETS[name]
+    public = SETS[name]
     if root is None:
-        fix = f"--root FOLDER, where {known.table} and the videos of {known.dataset} are"
+        fix = f"--root FOLDER, where {public.table} and the videos of {public.dataset} are"
         raise PrflError("where is the set?", where=f"--benchmark {name}", fix=fix)
-    table, layout = root / known.table, PRESETS[name]
+    table, layout = root / public.table, PRESETS[name]
     manifest = root / f"{name}.jsonl"
     console.say(import_table(table, manifest, layout, root, skip_missing=True))
     labelled = sum(layout.keep(row) for _, row in read_table(table, Faults()).rows)
     left_out = labelled - len(read_manifest(manifest))
     return Benchmark(
-        name=name, title=known.title, manifest=manifest, dataset=known.dataset, left_out=left_out,
-        published=known.published,
+        name=name, title=public.title, manifest=manifest, dataset=public.dataset, left_out=left_out,
+        published=public.published,
     )  # fmt: skip

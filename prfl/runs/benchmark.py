@@ -142,13 +142,13 @@ def compared_dimensions(dimensions: Sequence[str], asked: Sequence[str], benchma
     """Find, for each of the set's dimensions (``asked``), those of the reward whose sum is compared with it."""
     compared: dict[str, list[str]] = {}
     for name in asked:
-        mapped = [own for own, other in benchmark.dimensions.items() if other == name]
-        same = [own for own in dimensions if own.lower() == name.lower()]
+        mapped = [name_in_head for name_in_head, other in benchmark.dimensions.items() if other == name]
+        same = [name_in_head for name_in_head in dimensions if name_in_head.lower() == name.lower()]
         if chosen := mapped or same or (list(dimensions) if name.lower() in ALL_IN_ALL else []):
             compared[name] = chosen
-    for own, other in benchmark.dimensions.items():
-        if own not in dimensions or other not in asked:
-            what = f"{own}={other} names no dimension of both"
+    for name_in_head, other in benchmark.dimensions.items():
+        if name_in_head not in dimensions or other not in asked:
+            what = f"{name_in_head}={other} names no dimension of both"
             raise PrflError(what, where="--dimensions", fix=_known(dimensions, asked))
     if not compared:
         what = "the reward and the set share no dimension"
@@ -236,13 +236,13 @@ def compare(
 
     accuracy: dict[str, dict[str, float]] = {}
     with_ties: dict[str, dict[str, float]] = {}
-    for name, own in compared.items():
+    for name, summed in compared.items():
         pairs = data.pairs[name]
         if not len(pairs.decided()):
             warn(f"{benchmark.name}: no pair of {name} is decided")
             continue
         for sigma in benchmark.sigmas:
-            scores = torch.tensor([sum(store.scores[item][sigma][each] for each in own) for item in items])
+            scores = torch.tensor([sum(store.scores[item][sigma][each] for each in summed) for item in items])
             threshold = metrics.tie_threshold(scores, pairs)
             level = f"{sigma:g}"
             accuracy.setdefault(name, {})[level] = round(metrics.pairwise_accuracy(scores, pairs).value, 4)

@@ -75,8 +75,8 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
         warn_of_trained(held, train, manifest)
 
     # The measures, at the noise levels of the rollout among others.
-    own = config.run / ("reward_eval-test.json" if split == "test" else "reward_eval.json")
-    results = own if manifest is None else reward_eval.results_of(config.run, manifest)
+    of_split = config.run / ("reward_eval-test.json" if split == "test" else "reward_eval.json")
+    results = of_split if manifest is None else reward_eval.results_of(config.run, manifest)
     at = reward_eval.levels(chain_sigmas(config, model).tolist())
     warn_of_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))

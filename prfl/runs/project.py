@@ -39,11 +39,14 @@ SAMPLED = 200  # headers that are read: enough to know what the videos are like
 DRAWN = {"wan": (81, 480 * 832, 16), "cogvideox": (49, 480 * 720, 8), "modelscope": (16, 256 * 256, 8)}
 """Of each family: the frames and pixels of its usual videos, and their rate."""
 COLUMN = 34  # where the comments of a config begin
+ANOTHER_SHAPE = 0.25  # of log(height / width): from 16:9 to 4:3 and further
+MANY = 0.1  # share of the videos that is worth a size of its own
+FEW = 50  # videos, of which a reward needs several clips each
 WIDE = 512  # tokens of a model that is trained on a GPU are wider
 
 
 @dataclass(frozen=True)
-class Found:
+class Content:
     """What a project is made of.
 
     source: the folder or the manifest.  rows: its videos or pairs.  dimensions: that people labelled; none in a folder.
@@ -64,11 +67,12 @@ def write_project(source: Path, out: Path, model: str) -> list[Path]:
     source: a folder of a.mp4 and a.txt, or a manifest.  model: a diffusers folder, a hub id or 'shapes'.
     Raises PrflError for videos without a text beside them, and where one of the files is there already.
     """
-    found = find(source)
+    content = find(source)
     network = load_architecture(shapes_or(model))
-    size = clip_for(network, model, typical([read_header(video) for video in spread(manifest_videos(found.rows))]))
+    headers = [read_header(video) for video in spread(manifest_videos(content.rows))]
+    sizes = sizes_for(network, model, headers)
 
-    values = settings(found, network, model, size, out)
+    values = settings(content, network, model, sizes, out)
     texts = {"project.yaml": PROJECT, "reward.yaml": REWARD, "policy.yaml": POLICY, "README.md": README}
     if there := [name for name in texts if (out / name).exists()]:
         fix = "--out names another folder, or remove it"
@@ -80,22 +84,37 @@ def write_project(source: Path, out: Path, model: str) -> list[Path]:
     return [out / name for name in texts]
 
 
-def find(source: Path) -> Found:
+def find(source: Path) -> Content:
     """Read the folder or the manifest.  Raises PrflError for what neither is."""
     if source.is_dir():
-        return Found(source, read_folder(source, held_out=0.2), [])
+        return Content(source, read_folder(source, held_out=0.2), [])
     rows = read_manifest(source)
     labels = [row.label if isinstance(row, LabelledVideo) else row.preference for row in rows]
     dimensions = list(dict.fromkeys(name for label in labels for name in label))
     if not dimensions:
         fix = "label them first (prfl labels page), or name the folder of the videos in place of the manifest"
         raise PrflError("no row says which video is good", where=str(source), fix=fix)
-    return Found(source, rows, dimensions)
+    return Content(source, rows, dimensions)
 
 
 def spread(videos: Sequence[Path]) -> Sequence[Path]:
     """Choose so many videos that their headers are read soon, evenly."""
     return videos[:: math.ceil(len(videos) / SAMPLED)]
+
+
+def sizes_for(network: Backbone, model: str, headers: Sequence[Header]) -> list[VideoSize]:
+    """Choose the clips' size, and further ones where many videos have another shape (upright, say)."""
+    shapes = [math.log(header.height / header.width) for header in headers]
+    middle = sorted(shapes)[len(shapes) // 2]
+    alike = [header for header, shape in zip(headers, shapes, strict=True) if abs(shape - middle) <= ANOTHER_SHAPE]
+    sizes = [clip_for(network, model, typical(alike))]
+    for others in (lambda shape: shape < middle - ANOTHER_SHAPE, lambda shape: shape > middle + ANOTHER_SHAPE):
+        several = [header for header, shape in zip(headers, shapes, strict=True) if others(shape)]
+        if len(several) >= MANY * len(headers):
+            size = clip_for(network, model, typical(several))
+            if size not in sizes:
+                sizes.append(size)
+    return sorted(sizes, key=lambda size: -size.frames * size.height * size.width)
 
 
 def clip_for(network: Backbone, model: str, videos: Header) -> VideoSize:
@@ -126,26 +145,37 @@ def takes(network: Backbone, frames: int, height: int, width: int) -> bool:
     return True
 
 
-def settings(found: Found, network: Backbone, model: str, size: VideoSize, out: Path) -> dict[str, object]:
+def settings(
+    content: Content, network: Backbone, model: str, sizes: Sequence[VideoSize], out: Path
+) -> dict[str, object]:
     """Fill in the templates' names."""
-    facts, labelled = network.facts, bool(found.dimensions)
+    size, *further = sizes
+    buckets = "".join(
+        f"\n    - {{frames: {each.frames}, height: {each.height}, width: {each.width}, fps: {each.fps:g}}}"
+        for each in further
+    )
+    buckets = f"\n  buckets:  # further sizes: a video is read at the one of its shape{buckets}" if further else ""
+    facts, labelled = network.facts, bool(content.dimensions)
     common = LARGE if max(facts.widths) >= WIDE else SMALL
-    path = quoted(os.path.relpath(found.source, out))
+    path = quoted(os.path.relpath(content.source, out))
     reward_clips, policy_clips = (PAIRS, PROMPTS_ONLY) if labelled else (VIDEOS, FOLDER_CLIPS)
-    dimensions = list(map(quoted, found.dimensions or ["look", "motion"]))
-    rated = labelled and isinstance(found.rows[0], LabelledVideo)
+    dimensions = list(map(quoted, content.dimensions or ["look", "motion"]))
+    crops = 4 if len(content.rows) < FEW else 1
+    rated = labelled and isinstance(content.rows[0], LabelledVideo)
     return {
         **common,
         "name": re.sub(r"[^\w.-]+", "-", out.resolve().name.removesuffix("-prfl")),
         "project": shlex.quote(str(out)),
         "model": quoted(model),
-        "folder": found.source,
-        "summary": f"{len(found.rows)} {'rows' if labelled else 'videos'}, read as {size.frames} frames of "
+        "folder": content.source,
+        "summary": f"{len(content.rows)} {'rows' if labelled else 'videos'}, read as {size.frames} frames of "
         f"{size.height} x {size.width} at {size.fps:g} fps",
-        "reward_clips": Template(reward_clips).substitute(path=path).rstrip(),
+        "reward_clips": Template(reward_clips).substitute(path=path, crops=crops).rstrip(),
         "policy_clips": Template(policy_clips).substitute(path=path).rstrip(),
         "encode_policy": "" if labelled else f"\n  encode_batch: {common['encode_batch']}",
         "sft": "" if labelled else SFT,
+        "policy_buckets": "" if labelled else buckets,
+        "reward_buckets": buckets if labelled else "",
         "frames": size.frames,
         "height": size.height,
         "width": size.width,
@@ -154,8 +184,8 @@ def settings(found: Found, network: Backbone, model: str, size: VideoSize, out: 
         "first": dimensions[0],
         "block": reading_block(facts.num_blocks),
         "loss": "bce" if rated else "bradley_terry",
-        "reward_every": 100 if found.holds_out else 0,
-        "policy_every": (20 if common is SMALL else 100) if found.holds_out else 0,
+        "reward_every": 100 if content.holds_out else 0,
+        "policy_every": (20 if common is SMALL else 100) if content.holds_out else 0,
     }
 
 

@@ -22,7 +22,7 @@ $reward_clips
   frames: $frames  # of a clip; size and rate were chosen after the headers of your videos
   height: $height
   width: $width
-  fps: $fps
+  fps: $fps$reward_buckets
   encode_batch: $encode_batch
 reward:
   space: latent
@@ -54,6 +54,7 @@ VIDEOS = """\
   generator:
     name: video_clips
     videos: $path
+    crops: $crops  # clips of each stretch of a video: the whole picture, then parts of it
     held_out: 0.2  # share of the prompts, the texts beside the videos, that is not trained on
 """
 
@@ -79,7 +80,7 @@ $policy_clips
   frames: $frames
   height: $height
   width: $width
-  fps: $fps$encode_policy
+  fps: $fps$policy_buckets$encode_policy
 reward:
   space: latent
   path: $${stages.reward.run}/reward

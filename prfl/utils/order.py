@@ -22,10 +22,10 @@ def shuffled_alike(indices: Sequence[int], kinds: Sequence[int], batch: int, see
     """
     chosen = []
     for index in indices:
-        number, place = divmod(index, batch)
+        number, offset = divmod(index, batch)
         count = sum(-(-kinds.count(kind) // batch) for kind in set(kinds))
         batches = epoch_batches(tuple(kinds), batch, seed, purpose, number // count)
-        chosen.append(batches[number % count][place])
+        chosen.append(batches[number % count][offset])
     return chosen
 
 
@@ -46,6 +46,6 @@ def epoch_batches(kinds: tuple[int, ...], batch: int, seed: int, purpose: str, e
     batches = []
     for kind in sorted(set(kinds)):
         order = [item for item in epoch_order(len(kinds), seed, purpose, epoch) if kinds[item] == kind]
-        filled = [order[place % len(order)] for place in range(-(-len(order) // batch) * batch)]
+        filled = [order[offset % len(order)] for offset in range(-(-len(order) // batch) * batch)]
         batches += [filled[start : start + batch] for start in range(0, len(filled), batch)]
     return [batches[number] for number in epoch_order(len(batches), seed, f"{purpose}/batches", epoch)]

@@ -10,8 +10,13 @@ import pytest
 import yaml
 
 from prfl import cli
+from prfl.backbone import load_architecture
 from prfl.config import load_config
+from prfl.data.headers import Header
 from prfl.data.video import write_video
+from prfl.factory.backbone import shapes_or
+from prfl.runs.project import sizes_for
+from prfl.utils.video_size import VideoSize
 from tests.data.test_clips import texture
 
 TEXTS = ["waves on a lake", "clouds in the evening", "leaves in the wind", "smoke over a town"]
@@ -122,3 +127,11 @@ def test_an_imported_public_layout_trains_a_reward(project: Path, capsys: pytest
     assert measured["split"] == "test" and {row["pairs"] for row in measured["rows"]} == {1}
     assert "needs validation prompts" in refused(capsys, "train", "p/reward.yaml", *few, "evaluation.every=1")
     assert cli.main(["eval", "--run", "runs/p-reward"]) == 2 and "--split" in capsys.readouterr().err
+
+
+def test_init_gives_upright_videos_a_size_of_their_own() -> None:
+    network = load_architecture(shapes_or("shapes"))
+    wide, tall = Header(48, 80, 12.0, 3.0), Header(80, 48, 12.0, 3.0)
+    sizes = [VideoSize(17, 24, 32, 8), VideoSize(17, 32, 24, 8)]
+    assert sizes_for(network, "shapes", [*[wide] * 5, tall]) == sizes
+    assert sizes_for(network, "shapes", [*[wide] * 20, tall]) == sizes[:1], "one in twenty-one is cut"

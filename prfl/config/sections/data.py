@@ -210,19 +210,22 @@ class DataConfig(Section):
         return sources + [Source(key, str(path), "videos") for key, path in folders.items() if path]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
-        given = [key for key in ("manifest", "folder", "generator") if getattr(self, key)]
-        if len(given) > 1:
-            yield f"data.{given[-1]}", f"data.{given[0]} is given too; keep one of them"
-        if config.objective.reads_clips and not given:
+        sources = [key for key in ("manifest", "folder", "generator") if getattr(self, key)]
+        if len(sources) > 1:
+            yield f"data.{sources[-1]}", f"data.{sources[0]} is given too; keep one of them"
+        if config.objective.reads_clips and not sources:
             yield "data.manifest", "the objective trains on clips; give data.manifest, data.folder or data.generator"
         if self.folder and config.trains_reward:
-            what = f"videos with texts have no labels; have them labelled (prfl labels page {self.folder}), or a reward"
-            yield "data.folder", f"{what} learn to see damage: data.generator={{name: video_clips, videos: ...}}"
+            what = (
+                f"videos with texts have no labels; have people compare them (prfl labels page {self.folder}) and give"
+            )
+            damage = "data.generator={name: video_clips, videos: ...}"
+            yield "data.folder", f"{what} data.manifest, or let the reward learn to see damage: {damage}"
         if not config.reads_clips:
-            if given and not (self.brings_prompts and not self.prompts.train):
+            if sources and not (self.brings_prompts and not self.prompts.train):
                 yield "data", "clips are given that nobody reads; remove them or add objective.sft"
             yield from unread(self, "data", ["encode_batch"], "a config without clips")
-        if not given:
+        if not sources:
             yield from unread(self, "data", ["skip_unreadable"], "a config without clips")
         if not self.manifest:
             yield from unread(self, "data", ["root"], "a config without data.manifest")
