@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from bench.harness import commands
 from prfl.commands.options import add_command, print_any_name
 from prfl.utils.errors import PrflError
@@ -19,6 +21,8 @@ EXAMPLES = """\
       the tables between a page's bench comments, from their files
   python -m bench compare a.json b.json
       what became slower or larger from a to b
+  python -m bench golden configs/wan2.1-1.3b/vader-hps.yaml
+      scores of public rewards with their real weights, beside the stored ones
 """
 
 
@@ -51,7 +55,21 @@ def parser() -> argparse.ArgumentParser:
     action.set_defaults(command=compare)
     action.add_argument("before", type=Path, metavar="A")
     action.add_argument("after", type=Path, metavar="B")
+
+    action = add_command(actions, "golden", "score two fixed videos with a config's public rewards", EXAMPLES)
+    action.set_defaults(command=golden)
+    action.add_argument(
+        "config", type=Path, metavar="CONFIG", help="one that follows public rewards, as vader-hps.yaml"
+    )
+    action.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME")
+    action.add_argument("--write", action="store_true", help="store the scores in place of comparing them")
     return top
+
+
+def golden(options: argparse.Namespace) -> None:
+    from bench import golden as scores
+
+    print("\n".join(scores.golden(options.config, options.device, options.write)))
 
 
 def report(options: argparse.Namespace) -> None:
