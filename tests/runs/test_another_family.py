@@ -123,6 +123,13 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
     # It goes on bit for bit, is exported under diffusers' names, and is priced without weights.
     before = load_file("runs/prfl/checkpoints/step-000002/weights.safetensors")
     assert all(torch.equal(before[name], saved[name]) for name in saved)
+    assert (
+        cli.main(["train", "prfl.yaml", "reward.path=runs/reward/reward", "run=runs/broken", "training.steps=1"]) == 0
+    )
+    assert cli.main(["train", "prfl.yaml", "reward.path=runs/reward/reward", "run=runs/broken"]) == 0
+    assert Path("runs/broken/checkpoints/step-000001").is_dir(), "it went on, and did not begin anew"
+    resumed = load_file("runs/broken/policy.safetensors")
+    assert all(torch.equal(resumed[name], saved[name]) for name in saved)
     assert cli.main(["train", "story.yaml", "--dry-run"]) == 0, capsys.readouterr().err
     assert f"in {case.blocks} blocks" in capsys.readouterr().out
     assert cli.main(["export", "runs/prfl"]) == 0, capsys.readouterr().err
