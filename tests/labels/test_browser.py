@@ -28,7 +28,7 @@ SAVED = "#state:text-is('Every answer is saved')"
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser of this machine, or the one that playwright brought."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]'")
     with playwright.sync_playwright() as driver:
         path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
         try:
@@ -250,7 +250,7 @@ def test_two_people_and_a_server_that_is_killed(open_page: Callable, clips: Path
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_axe_finds_nothing(open_page: Callable, address: str, size: dict[str, int], colours: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install -e '.[browser]'").Axe()
     page = open_page(address, size, color_scheme=colours)
     for state in ("who answers", "a pair", "an answered pair"):
         violations = axe.run(page).response["violations"]
