@@ -12,6 +12,7 @@ from prfl.data.formats import SUFFIXES
 from prfl.utils.errors import PrflError
 from prfl.utils.files import written_by_prfl
 from prfl.utils.hashing import content_hash
+from prfl.utils.reading import absent
 from prfl.utils.text import visible
 
 FOLLOW = "data.follow_links=true, to read what they lead to"
@@ -40,6 +41,9 @@ def find_videos(path: Path, *, follow_links: bool = False, skip_unreadable: bool
     if inside is not None:
         what = f"lies in {inside}, which prfl wrote: its clips would be cut from its own clips"
         raise PrflError(what, where=str(path), fix="name the folder of your own videos, or copy these out of there")
+    fix = f"give a folder of videos ({', '.join(SUFFIXES)}), or one video"
+    if not path.exists():
+        raise absent(path, fix, "file or folder")
     if path.is_file():
         return Sources([path])
 
@@ -48,9 +52,8 @@ def find_videos(path: Path, *, follow_links: bool = False, skip_unreadable: bool
     if outside and not skip_unreadable:
         raise PrflError(f"holds {listed(OUTSIDE, outside)}", where=str(path), fix=f"{FOLLOW}, or take them away")
     if not sources.videos:
-        what = "holds no videos" if path.is_dir() else "no such file or folder"
-        what += "".join(f"; {listed(reason, paths)}" for reason, paths in sources.left_out.items())
-        raise PrflError(what, where=str(path), fix=f"give a folder of videos ({', '.join(SUFFIXES)}), or one video")
+        what = "holds no videos" + "".join(f"; {listed(reason, paths)}" for reason, paths in sources.left_out.items())
+        raise PrflError(what, where=str(path), fix=fix)
     return sources
 
 

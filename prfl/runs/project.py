@@ -33,6 +33,7 @@ from prfl.runs.project_files import (
 )  # fmt: skip
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.reading import absent
 from prfl.utils.video_size import VideoSize
 
 SAMPLED = 200  # headers that are read: enough to know what the videos are like
@@ -86,8 +87,13 @@ def write_project(source: Path, out: Path, model: str) -> list[Path]:
 
 def find(source: Path) -> Content:
     """Read the folder or the manifest.  Raises PrflError for what neither is."""
+    if not source.exists():
+        raise absent(source, "name a folder of videos with texts beside them, or a manifest (.jsonl)", "folder or file")
     if source.is_dir():
         return Content(source, read_folder(source, held_out=0.2), [])
+    if source.suffix != ".jsonl":
+        fix = "prfl labels import makes one of a table; videos are named by their folder"
+        raise PrflError("is no manifest (.jsonl)", where=str(source), fix=fix)
     rows = read_manifest(source)
     labels = [row.label if isinstance(row, LabelledVideo) else row.preference for row in rows]
     dimensions = list(dict.fromkeys(name for label in labels for name in label))

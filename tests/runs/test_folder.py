@@ -61,6 +61,8 @@ def test_what_init_writes_trains_a_reward_and_a_policy(project: Path, capsys: py
     assert Path("runs/my-clips-reward/reward/reward.safetensors").is_file()
     assert Path("runs/my-clips-policy/policy.safetensors").is_file()
 
+    assert "name a folder of videos" in refused(capsys, "init", "nowhere")
+    assert "prfl labels import makes one" in refused(capsys, "init", "my clips/0.txt")
     assert "there is a project.yaml already" in refused(capsys, "init", "my clips")
     Path("my clips/0.txt").unlink()
     assert "my clips/0.mp4: there is no text beside this video" in refused(capsys, "init", "my clips", "--out", "x")
