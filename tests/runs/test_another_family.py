@@ -132,12 +132,28 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
     assert all(torch.equal(resumed[name], saved[name]) for name in saved)
     assert cli.main(["train", "story.yaml", "--dry-run"]) == 0, capsys.readouterr().err
     assert f"in {case.blocks} blocks" in capsys.readouterr().out
-    assert cli.main(["export", "runs/prfl"]) == 0, capsys.readouterr().err
+    assert cli.main(["export", "runs/prfl", "--merged"]) == 0, capsys.readouterr().err
     names = load_file("runs/prfl/export/prfl.safetensors").keys()
     assert f"{case.layer}.lora_A.weight" in names
+    merged = load_file(f"runs/prfl/export/{case.network}/diffusion_pytorch_model.safetensors")
+    assert not any("lora" in name for name in merged)
     card = Path("runs/prfl/export/README.md").read_text()
     assert f"{case.pipeline}.from_pretrained" in card and "ComfyUI" not in card
     assert ("PeftAdapterMixin" in card) == (family == "modelscope")
+
+
+@pytest.mark.slow
+def test_all_weights_are_trained_and_exported(family: str, project: Path, capsys: pytest.CaptureFixture) -> None:
+    network = CASES[family].network
+    assert cli.main(["train", "reward.yaml"]) == 0, capsys.readouterr().err
+    full = ["backbone.train=full", "backbone.adapter=null", "reward.path=runs/reward/reward", "run=runs/full"]
+    assert cli.main(["train", "prfl.yaml", *full]) == 0, capsys.readouterr().err
+    assert cli.main(["export", "runs/full"]) == 0, capsys.readouterr().err
+    file = "diffusion_pytorch_model.safetensors"
+    base, trained = (load_file(f"{folder}/{network}/{file}") for folder in ("tiny", "runs/full/export"))
+    assert base.keys() == trained.keys() and any(not torch.equal(base[name], trained[name]) for name in base)
+    assert cli.main(["sample", "prfl.yaml", *full, "--prompt", "a red circle", "--best-of", "2"]) == 0
+    assert list(Path("runs/full/samples").glob("steered-*/**/*.mp4"))
 
 
 @pytest.mark.parametrize(
