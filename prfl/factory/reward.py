@@ -50,7 +50,9 @@ class PublicKind(NamedTuple):
 
 PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
     public.AestheticConfig: PublicKind(load_aesthetic, AestheticReward.untrained),
-    public.ClipConfig: PublicKind(text_match.load_clip, partial(text_match.untrained, "clip")),
+    public.ClipConfig: PublicKind(
+        text_match.load_clip, partial(text_match.untrained, "clip", text_match.VIT_L_14_TEXT)
+    ),
     public.PickScoreConfig: PublicKind(text_match.load_pickscore, partial(text_match.untrained, "pickscore")),
     public.HpsConfig: PublicKind(text_match.load_hps, partial(text_match.untrained, "hps")),
     public.ImageRewardConfig: PublicKind(image_reward.load_image_reward, image_reward.untrained),

@@ -9,8 +9,9 @@ the whole picture on black.  A CLIP reads 77 tokens: what a longer prompt has be
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from prfl.backbone.condition import Condition
+from prfl.reward.aesthetic import VIT_L_14
 from prfl.reward.look import Look, each_frame, frames_of, seen
 from prfl.reward.open_clip import read_open_clip
 from prfl.reward.public import FrozenReward, load_network
@@ -34,6 +36,13 @@ VIT_H_14 = {  # the sizes of CLIP ViT-H/14, which PickScore and HPS v2 are train
     "vision_config": {
         "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
         "patch_size": 14, "image_size": 224, "hidden_act": "gelu",
+    },
+}  # fmt: skip
+
+VIT_L_14_TEXT = {  # the sizes of CLIP ViT-L/14, whose own score is the default of ``clip``
+    **VIT_L_14,
+    "text_config": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     },
 }  # fmt: skip
 
@@ -102,12 +111,12 @@ def load_hps(
     )
 
 
-def untrained(name: str) -> TextMatch:
-    """Build one of ViT-H/14's size, whose bytes are counted on ``meta``; its words are all the same."""
+def untrained(name: str, sizes: Mapping[str, Any] = VIT_H_14) -> TextMatch:
+    """Build one of these sizes, whose bytes are counted on ``meta``; its words are all the same."""
 
     def tokenise(prompts: list[str]) -> dict[str, Tensor]:
         return {
             "input_ids": torch.zeros(len(prompts), CLIP_TOKENS, dtype=torch.long)
         }  # no mask: one would be looked into
 
-    return TextMatch(name, CLIPModel(CLIPConfig(**VIT_H_14)), tokenise, "crop", 100.0)
+    return TextMatch(name, CLIPModel(CLIPConfig(**sizes)), tokenise, "crop", 100.0)
