@@ -171,9 +171,9 @@ def load_coherence(
 
 
 def untrained_object() -> ObjectReward:
-    """Build one of YOLOS-tiny's size, whose bytes are counted on ``meta``."""
-    sizes = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
-    config = YolosConfig(**sizes, image_size=[512, 512], num_detection_tokens=100, num_labels=91)
+    """Build one of YOLOS-base's size, whose bytes are counted on ``meta``."""
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    config = YolosConfig(**sizes, image_size=[800, 1344], num_detection_tokens=100, num_labels=91)
     return ObjectReward(YolosForObjectDetection(config), [config.id2label[0]])
 
 
