@@ -42,14 +42,14 @@ def scores_of(config_file: Path, device: str) -> dict[str, list[float]]:
     if not sections:
         raise PrflError("it follows no public reward", where=f"{config_file}: reward", fix="give a vader-*.yaml")
     pixels, condition = videos().to(device), Condition({}, tuple(Ask(prompt) for prompt in PROMPTS))
-    found: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for section in sections:
         context = {"device": device, "data": config.data, "video": video_size(config.data)}
         reward = build_by_name(PUBLIC_REWARDS[type(section)].load, section, **context)
-        found |= {
+        scores |= {
             name: [round(float(each), 5) for each in values] for name, values in reward(pixels, condition).items()
         }
-    return found
+    return scores
 
 
 def golden(config_file: Path, device: str, write: bool, results: Path = RESULTS) -> list[str]:
@@ -58,14 +58,14 @@ def golden(config_file: Path, device: str, write: bool, results: Path = RESULTS)
     Raises PrflError where one differs, or none is stored.
     """
     stored = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    found = scores_of(config_file, device)
+    scores = scores_of(config_file, device)
     if write:
         with atomic_write(results) as file:
-            file.write_text(json.dumps(dict(sorted((stored | found).items())), indent=1) + "\n", encoding="utf-8")
-        return [f"{name}: {values} stored" for name, values in found.items()]
+            file.write_text(json.dumps(dict(sorted((stored | scores).items())), indent=1) + "\n", encoding="utf-8")
+        return [f"{name}: {values} stored" for name, values in scores.items()]
 
     lines, wrong = [], []
-    for name, values in found.items():
+    for name, values in scores.items():
         before = stored.get(name)
         if before is None:
             fix = "with weights that are known to be the published ones: --write"

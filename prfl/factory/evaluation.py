@@ -58,8 +58,8 @@ def watched_rewards(config: Config, model: Backbone, trained: Reward | None) -> 
     if section := config.evaluation.held_out_critic:
         critic = build_by_name(load_critic, section, device=model.facts.device, data=config.data)
         scorers["held_out"] = with_total(critic, model, None, "logsigmoid")
-    if own := config.evaluation.held_out_callable:
-        watcher = load_own(own.function, own.options, own.differentiable, model.facts.device, where=own.key)
+    if judge := config.evaluation.held_out_callable:
+        watcher = load_own(judge.function, judge.options, judge.differentiable, model.facts.device, where=judge.key)
         scorers["held_out"] = with_total(watcher, model, None, "sum")
     return scorers
 
@@ -88,5 +88,5 @@ def build_latents_scorer(reward: Reward, model: Backbone) -> LatentsScorer:
     """Logits of a reward at noisy latents, for evaluation."""
     if isinstance(reward, LatentBeside):
         latent, pixel = reward.latent.logits, pixel_scorer(model, reward.pixel)
-        return lambda *given: latent(*given) | pixel(*given)
+        return lambda latents, sigma, condition: latent(latents, sigma, condition) | pixel(latents, sigma, condition)
     return reward.logits if isinstance(reward, LatentReward | RewardEnsemble) else pixel_scorer(model, reward)

@@ -124,12 +124,12 @@ def load_own(
     function: ``module:name``, or the name of an entry point.  options: keyword arguments.
     where: the yaml path of its section.
     """
-    place = f"{where}.function"
+    key = f"{where}.function"
     try:
         imported = import_function(function)
     except Exception as error:  # whatever a stranger's module raises
         fix = "give module:function, with the module in the current folder or installed"
-        raise PrflError(f"cannot be imported: {type(error).__name__}: {error}", where=place, fix=fix) from error
+        raise PrflError(f"cannot be imported: {type(error).__name__}: {error}", where=key, fix=fix) from error
 
     options = dict(options or {})
     name = function.rpartition(":")[2]
@@ -139,7 +139,7 @@ def load_own(
             return OwnReward(name, make(device=device, **options), device, differentiable, where)
         except TypeError as error:
             fix = "its __init__ takes device and the options by name, its __call__ pixels and prompts"
-            raise PrflError(f"cannot be made: {error}", where=place, fix=fix) from error
+            raise PrflError(f"cannot be made: {error}", where=key, fix=fix) from error
     return OwnReward(name, lambda pixels, prompts: imported(pixels, prompts, **options), device, differentiable, where)
 
 

@@ -88,8 +88,8 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def text_in(path: Path, kind: str) -> str:
     """Read the text that a reward is asked with out of its authors' source, of which nothing is run."""
-    wanted, place = TEXTS[kind]
-    fix = f"give {place}"
+    wanted, source = TEXTS[kind]
+    fix = f"give {source}"
     try:
         statements = ast.parse(text_of(path, fix)).body
     except (SyntaxError, ValueError) as error:

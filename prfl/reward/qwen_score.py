@@ -116,8 +116,8 @@ class QwenScore(FrozenReward):
         if ids.count(self.words.pictures) != 1 or len(places) != len(self.dimensions):
             what = f"a prompt names a token of the reward's own: {prompt[:80]!r}"
             raise PrflError(what, where="data.prompts", fix="leave that token out of the prompt")
-        seen = again(self.see, pixels).unflatten(0, (len(pixels), -1))
-        return again(partial(self.read, ids=ids, places=places), seen)
+        pictures = again(self.see, pixels).unflatten(0, (len(pixels), -1))
+        return again(partial(self.read, ids=ids, places=places), pictures)
 
     def see(self, pixels: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, "tokens d"]:
         """Run the vision tower; its grid stays on the CPU, where its sizes are read."""
@@ -136,7 +136,7 @@ class QwenScore(FrozenReward):
         sequence = torch.cat([words[:, :at], pictures, words[:, at + 1 :]], dim=1)
         hidden = model(inputs_embeds=sequence, use_cache=False).last_hidden_state
 
-        moved = [place + (pictures.shape[1] - 1 if place > at else 0) for place in places]
+        moved = [index + (pictures.shape[1] - 1 if index > at else 0) for index in places]
         chosen = hidden[:, moved]
         outputs = self.head(chosen.to(torch.promote_types(chosen.dtype, torch.float32)))  # (n, k, of the head)
         scores = outputs[..., 0] if outputs.shape[2] == 1 else outputs.diagonal(dim1=1, dim2=2)

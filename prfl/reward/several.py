@@ -48,11 +48,11 @@ class Apart(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        given, parts = iter(gradients), []
+        upstream, parts = iter(gradients), []
         reads, context.reads = context.reads, None  # each graph is freed when its gradient is there
         while reads:
             read = reads.pop(0)
-            outputs = [(scores, next(given)) for scores in read.scores]
+            outputs = [(scores, next(upstream)) for scores in read.scores]
             outputs = [(scores, gradient) for scores, gradient in outputs if scores.requires_grad]
             if outputs:
                 scores, of_scores = zip(*outputs, strict=True)
@@ -160,8 +160,8 @@ class LatentBeside:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for member in (self.latent, self.pixel):
-            own = member.parameters()
-            yield from own.values() if isinstance(own, dict) else own
+            parameters = member.parameters()
+            yield from parameters.values() if isinstance(parameters, dict) else parameters
 
 
 def check_names(dimensions: Sequence[str]) -> None:
