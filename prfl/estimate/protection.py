@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PROTECTED = (
     "no code of a model's or a reward's repository is run, and no pickle is loaded: weights are safetensors, and the "
-    "one other file, the aesthetic MLP, is read as weights only"
+    "other files of public rewards (.pt, .pth) are read as weights only"
 )
 
 NOT_PROTECTED = {
