@@ -21,7 +21,7 @@ from prfl.factory.objective import build_reward_gradient
 from prfl.factory.reward import PUBLIC_REWARDS
 from prfl.objective.loss import loss_gradient
 
-ON_CPU = "object", "action", "clip", "aesthetic", "imagereward"
+ON_CPU = "action", "clip", "aesthetic", "imagereward"
 # bench/study_critic.py measures the critic; a user's own function has no size.
 KINDS: Mapping[str, Any] = {
     section.key.removeprefix("reward."): kind.untrained

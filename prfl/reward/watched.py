@@ -53,6 +53,8 @@ class ObjectReward(FrozenReward):
     the object is (VADER's threshold has none below 0.2).  absent: log(1 - the largest p), named ``no LABEL``.
     """
 
+    frames_at_once = 1  # of 800 x 800: five gigabytes of activations each
+
     def __init__(self, network: YolosForObjectDetection, present: Sequence[str], absent: Sequence[str] = ()) -> None:
         super().__init__([*present, *(f"no {label}" for label in absent)], network)
         names = network.config.id2label
@@ -64,8 +66,8 @@ class ObjectReward(FrozenReward):
 
     def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
         """Score videos.  condition, times: not read."""
-        scores = each_frame(self.score_frames, frames_of(pixels)).unflatten(0, (len(pixels), -1)).mean(1)
-        return dict(zip(self.dimensions, scores.unbind(1), strict=True))
+        scores = each_frame(self.score_frames, frames_of(pixels), frames_at_once=self.frames_at_once)
+        return dict(zip(self.dimensions, scores.unflatten(0, (len(pixels), -1)).mean(1).unbind(1), strict=True))
 
     def score_frames(self, frames: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n labels"]:
         dtype = next(self.network.parameters()).dtype
