@@ -105,8 +105,8 @@ def cost(name: str) -> dict[str, float]:
         script = ["bench/study_spine.py", "--memory", config, str(RUNS / f"memory-{slug(name)}.json"), *COMMON]
         studies.run([*script, *overrides[1:]], RUNS / "memory.txt")
         peak = json.loads((RUNS / f"memory-{slug(name)}.json").read_text(encoding="utf-8"))
-        found = {"CPU seconds per step": (used[1] - used[0]) / 6, "peak bytes above the loaded baseline": peak}
-        out.write_text(json.dumps(found), encoding="utf-8")
+        costs = {"CPU seconds per step": (used[1] - used[0]) / 6, "peak bytes above the loaded baseline": peak}
+        out.write_text(json.dumps(costs), encoding="utf-8")
     return json.loads(out.read_text(encoding="utf-8"))
 
 

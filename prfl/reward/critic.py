@@ -90,8 +90,8 @@ class Chat:
         messages = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         mark = "".join(self.tokenizer.convert_ids_to_tokens([self.start, self.video, self.end]))
-        before, found, behind = text.partition(mark)
-        if not found:
+        before, there, behind = text.partition(mark)
+        if not there:
             what = f"the chat template writes no {mark} where a video is"
             raise PrflError(what, where="reward.critic.model", fix=f"take a model whose template does, as {EXAMPLE}")
         return self.encode(before), self.encode(behind)
@@ -155,9 +155,9 @@ class CriticReward(FrozenReward):
 
     def watched(self, values: Float[Tensor, "n d"], grid: Int[Tensor, "b 3"]) -> list[Float[Tensor, "b tokens w"]]:
         """Run the vision tower: its tokens for the language model, and those that Qwen3-VL adds to its first layers."""
-        seen = self.network.model.get_video_features(values.to(self.network.dtype), grid, return_dict=True)
-        deeper = getattr(seen, "deepstack_features", None) or ()
-        return [torch.stack(tuple(videos)) for videos in (seen.pooler_output, *deeper)]
+        output = self.network.model.get_video_features(values.to(self.network.dtype), grid, return_dict=True)
+        deeper = getattr(output, "deepstack_features", None) or ()
+        return [torch.stack(tuple(videos)) for videos in (output.pooler_output, *deeper)]
 
     def tokens_of(
         self, asked: Sequence[Sequence[Question]], tokens: int, seconds: Sequence[float]
@@ -202,7 +202,7 @@ class CriticReward(FrozenReward):
 
         seconds: the time of each frame that was looked at.  features: what ``watched`` returned.
         """
-        seen = BaseModelOutputWithDeepstackFeatures(
+        video = BaseModelOutputWithDeepstackFeatures(
             pooler_output=tuple(features[0]), deepstack_features=[tuple(values) for values in features[1:]]
         )
         types = (ids == self.chat.video) * 2
@@ -210,7 +210,7 @@ class CriticReward(FrozenReward):
             input_ids=ids,
             position_ids=self.positions(ids[:1], types[:1], grid[:1], seconds).expand(-1, len(ids), -1),
             mm_token_type_ids=types,
-            mm_encoder_outputs={"video": seen},
+            mm_encoder_outputs={"video": video},
             use_cache=False,
             logits_to_keep=keep,
         ).logits

@@ -122,8 +122,8 @@ class CountedCritic(CriticReward):
         on_meta: dict[str, Any] = {name: tensor.to(values.device) for name, tensor in places.items()}
         if self.network.config.model_type == "qwen2_5_vl":
             on_meta["cu_window_seqlens"] = bounds
-        seen = tower(values, grid_thw=grid, return_dict=True, **on_meta)
-        layers = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
+        output = tower(values, grid_thw=grid, return_dict=True, **on_meta)
+        layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
         return [layer.unflatten(0, (len(pixels), -1)) for layer in layers]
 
     def pass_through(self, *features: Float[Tensor, "b tokens w"], batch: int) -> Float[Tensor, " b"]:

@@ -57,9 +57,9 @@ class Questions:
 
     def of(self, prompt: str) -> list[Question]:
         """Return what is asked of a prompt's videos, no two of one dimension.  Raises PrflError where it is nothing."""
-        own = list(self.by_prompt.get(prompt, ()))
-        names = {question.dimension for question in own}
-        asked = own + [question for question in self.by_prompt.get(EVERY, ()) if question.dimension not in names]
+        questions = list(self.by_prompt.get(prompt, ()))
+        names = {question.dimension for question in questions}
+        asked = questions + [question for question in self.by_prompt.get(EVERY, ()) if question.dimension not in names]
         if not asked:
             fix = f'write it a row (prfl questions CONFIG), or one of the prompt "{EVERY}", which is asked of all'
             raise PrflError(f"nothing is asked of the prompt {prompt[:80]!r}", where=WHERE, fix=fix)

@@ -252,11 +252,11 @@ def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: flo
         places = torch.stack([(strength.sum(2) * line).sum(2) / mass, (strength.sum(3) * line).sum(2) / mass], dim=2)
 
         (tokens, *_) = critic.watched(*critic.look.seen(frames + 0.05 * torch.randn_like(frames)))
-        shapes, colours, found, moved = heads(tokens.mean(1)).split([3, 6, 2 * step_frames, 2], dim=1)
+        shapes, colours, where, moved = heads(tokens.mean(1)).split([3, 6, 2 * step_frames, 2], dim=1)
         names = [(renderer.SHAPES.index(s.drawn.shape), list(renderer.COLOURS).index(s.drawn.colour)) for s in scenes]
         shape, colour = torch.tensor(names).T
         loss = F.cross_entropy(shapes, shape) + F.cross_entropy(colours, colour)
-        loss = loss + 10 * F.mse_loss(found, places.flatten(1))
+        loss = loss + 10 * F.mse_loss(where, places.flatten(1))
         loss = loss + 2 * F.mse_loss(moved, 8 * (places[:, 1] - places[:, 0]))
 
         loss.backward()
@@ -265,7 +265,7 @@ def train_tower(critic: CriticReward, steps: int, batch: int, learning_rate: flo
         schedule.step()
         if step % 50 == 49:
             right = (shapes.argmax(1) == shape).float().mean()
-            off = F.l1_loss(found, places.flatten(1)) * renderer.SIZE / 2
+            off = F.l1_loss(where, places.flatten(1)) * renderer.SIZE / 2
             say(f"tower step {step + 1}: loss {loss:.3f}, shapes right {right:.2f}, off by {off:.2f} px")
 
 
@@ -287,7 +287,7 @@ BATCH, EACH, POOL, TOWER_STEPS = 16, 3, 128, 450
 
 def learn(critic: CriticReward, round_: Round, clips: Tensor, seed: int) -> None:
     """Train all of a critic on fresh clips and on those of the pool, half and half."""
-    network, known = critic.network, measured(clips)
+    network, answered = critic.network, measured(clips)
     tower = list(network.model.visual.parameters())
     words = [weights for name, weights in network.named_parameters() if ".visual." not in name]
     rate, steps = round_.learning_rate, round_.steps
@@ -301,7 +301,7 @@ def learn(critic: CriticReward, round_: Round, clips: Tensor, seed: int) -> None
         fresh = rendered(seed + 4000, step, count // 2)
         kept = rng.sample(range(len(clips)), count - len(fresh))
         pixels = torch.cat([fresh, clips[kept]])
-        answers = measured(fresh) + [known[index] for index in kept]
+        answers = measured(fresh) + [answered[index] for index in kept]
         closed = 0 if step < steps * round_.free_until else round_.closed
         drawn = descriptions(answers) if describing else lessons(answers, EACH, rng, closed)
 
