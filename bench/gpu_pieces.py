@@ -74,6 +74,7 @@ LEFT_OUT = {  # what is in no piece, and why
     "same_step pixel_plain": "the decoder keeps everything of all frames",
     "wan-14b gradient_step tokens75600 backward": "a run takes 45 s, and a piece has nine of them or more",
     "wan-14b gradient_step tokens75600 both": "likewise",
+    "wan-14b steer": "its chains take longer than a piece may",
     "wan-1.3b scale resolution 720x1280 vader": "needs 150 GiB", "wan-14b scale resolution 720x1280 vader": "184 GiB",
     "wan-14b scale frames value81 vader": "146 GiB",
 }  # fmt: skip
@@ -193,6 +194,7 @@ def of_pieces(number: int, world: str) -> Iterator[Piece]:
         yield measuring(world, words.split(), seconds[number], "", file, of, STEP_NEEDS, gib[number])
     if world == "wan-1.3b":
         yield measuring(world, ["gradient_call"], 320, "", file, of, STEP_NEEDS)
+        yield measuring(world, ["steer"], 480, "", file, of, STEP_NEEDS, gib[number])  # never timed: at most
         return
     for mode, chosen in MODES.items():  # the reference is measured beside each
         largest = 138.0 if mode == "none" else 0.0

@@ -68,6 +68,7 @@ WITHOUT = {
     "vader": "reward.aesthetic.mlp: there is no file",
     "instructvideo": "data.manifest: there is no file",
     **{f"vader-{name}": f"reward.{name}.weights: there is no file" for name in ("hps", "imagereward", "mps")},
+    "diffusion_drf": "reward.critic.questions: there is no file",
     "videoalign": "reward.videoalign.model: there is no folder",
     **{f"vader-{name}": f"reward.{name}.model: there is no folder" for name in ("videoalign", "hpsv3")},
     **{f"vader-{name}": f"reward.{name}.model" for name in ("clip", "pickscore", "object", "action", "coherence")},
