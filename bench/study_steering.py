@@ -127,7 +127,8 @@ def draw_row(cell: Cell, name: str, samples: int) -> None:
     spent = torch.tensor(list(asdict(calls / len(every)).values()), dtype=torch.float64)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary:
-        save_file({"calls": spent, **{key: x.unflatten(0, (-1, samples)) for key, x in result.items()}}, temporary)
+        shaped = {key: x.unflatten(0, (-1, samples)).contiguous() for key, x in result.items()}
+        save_file({"calls": spent, **shaped}, temporary)
     print(f"{out}: {float(result['right'].mean()):.3f}, {float(spent.sum()):.1f} calls", flush=True)
 
 
