@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two threads a process would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if "GOMP_SPINCOUNT" not in os.environ:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `prfl` itself: prfl.utils.threads.let_threads_sleep
+if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:  # as `prfl` itself
+    os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # prfl.utils.threads.let_threads_sleep
 
 FOLDER, PATTERN = "bench", "bench_*.py"
 WORLDS = ("tiny", "small", "wan-1.3b", "wan-14b")
