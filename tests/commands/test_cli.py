@@ -209,7 +209,7 @@ def test_the_version(capsys: pytest.CaptureFixture) -> None:
         ("prfl train tiny/pr", {"tiny/prfl.yaml", "tiny/pretrain.yaml"}),
         ("prfl train tiny/prfl.yaml training.st", {"training.steps="}),
         ("prfl train tiny/prfl.yaml training.schedule=", {"constant", "linear", "cosine"}),
-        ("prfl train tiny.yaml re", {"reward."}),
+        ("prfl train tiny.yaml wa", {"watcher."}),
         ("prfl train tiny.yaml policy.training.sa", {"policy.training.save_every="}),
     ],
 )

@@ -18,7 +18,6 @@ from prfl.estimate.suggestions import Suggestion, is_out_of_memory, out_of_memor
 from prfl.factory.backbone import build_architecture
 from prfl.runs import stage
 from prfl.utils.errors import PrflError
-from tests.slow import slow_unless
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 
@@ -46,9 +45,10 @@ def peak(config: Config) -> int:
     return predict_memory(config, build_architecture(config)).peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, some, absent",
-    slow_unless(lambda case: case[0][0] == "reward.space=pixel", [
+    [
         (["backbone.device=cuda"], ["backbone.offload=true", "backbone.kernels=triton"], "reward.batch"),
         (["reward.space=pixel", "objective={name: vader}"], ["objective.frames=one"], "backbone.offload"),
         (["backbone.train=full", "backbone.adapter=null"], ["backbone.train=lora"], "backbone.kernels"),
@@ -60,7 +60,7 @@ def peak(config: Config) -> int:
             ["rollout.guidance.gradient=cond", "rollout.gradients_per_rollout=1 rollout.drift_limit=0.1"],
             "backbone.kernels",
         ),
-    ]),
+    ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )  # fmt: skip
 def test_each_suggestion_saves_what_it_says(

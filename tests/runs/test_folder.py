@@ -45,6 +45,7 @@ def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_what_init_writes_trains_a_reward_and_a_policy(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["init", "my clips"]) == 0, capsys.readouterr().err
     reward, policy = (load_config(f"my-clips-prfl/{name}.yaml") for name in ("reward", "policy"))
