@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prfl.data.headers import Header, read_header
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
+
+if TYPE_CHECKING:
+    from prfl.data.headers import Header
 
 Rows = Sequence[LabelledVideo | PreferencePair]
 Clip = tuple[Path, VideoSize]
@@ -80,6 +83,8 @@ def best_size(videos: Sequence[Path], sizes: Sequence[VideoSize]) -> VideoSize:
 @lru_cache(maxsize=2**17)
 def known_header(video: Path) -> Header | None:
     """Read a video's header once; None where it cannot be read."""
+    from prfl.data.headers import read_header  # it loads PyAV, which a machine without videos need not have
+
     try:
         return read_header(video)
     except PrflError:
