@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -83,6 +84,14 @@ def test_every_key_is_read_by_somebody(
     aesthetic = {"clip": "clip", "mlp": "mlp.pth"}
     public, alone = save_tiny_rewards(Path("public")), {"path": None, "weights": None}
     judge = {"held_out_callable": public["callable"]}
+    prompts = [line for file in Path().glob("*.txt") for line in file.read_text().splitlines()]
+    questions = {"questions": [{"dimension": "look", "ask": "is it red?", "answer": "yes"}]}
+    Path("questions.jsonl").write_text("".join(json.dumps({"prompt": each, **questions}) + "\n" for each in prompts))
+
+    def critic(frames: int) -> dict[str, object]:
+        return {"model": "shapes", "questions": "questions.jsonl", "frames": frames, "dtype": "float32"}
+
+    watching = {"held_out_critic": critic(2)}
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write(
@@ -103,6 +112,7 @@ def test_every_key_is_read_by_somebody(
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}, evaluation={**watched, **judge}),
         write("supervised", "sft.yaml", data={"buckets": [{"frames": 1, "height": 16, "width": 16}]}),
         write("seen", "vader.yaml", reward={**alone, "aesthetic": aesthetic, **public, "balance": "gradient_norm"}),
+        write("asked", "vader.yaml", reward={**alone, "critic": critic(4)}, evaluation={**watched, **watching}),
         write("beside", "vader.yaml", reward={**alone, "clip": public["clip"], "latent": "heads/latent"}),
     ]
     # Pixel rewards, so that the keys of frames are read too.
