@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from bench.harness.facts import facts
 from prfl.utils import metrics_file
@@ -44,6 +46,25 @@ def train(folder: Path, config: str, overrides: list[str]) -> Path:
         run(["-m", "prfl.cli", "train", config, f"run={folder}", *overrides], folder / "console.txt")
         (folder / FINISHED).touch()
     return folder
+
+
+def outcome(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Read a finished run: of each measure the base's mean, the policy's, and the paired difference with interval.
+
+    names: the measures; one that the run did not take is left out.
+    """
+    results = json.loads((folder / "samples" / "final" / "results.json").read_text(encoding="utf-8"))
+    base, policy = results["outcomes"]["base"], results["outcomes"]["policy"]
+    measures = {
+        name: {
+            "base": base["summary"][name]["value"],
+            "policy": policy["summary"][name]["value"],
+            "difference": policy["difference"][name],
+        }
+        for name in names
+        if name in policy["difference"]
+    }
+    return {"samples": results["samples"], "measures": measures}
 
 
 def records(folder: Path, key: str) -> list[dict]:

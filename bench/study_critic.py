@@ -25,6 +25,7 @@ import torch
 
 from bench import studies
 from bench.study_first_run import spread
+from bench.study_spine import slug
 from prfl.config import load_config
 from prfl.factory.backbone import build_backbone, policy_adapter_name
 from prfl.factory.evaluation import sampling_settings
@@ -110,30 +111,10 @@ def cost(name: str) -> dict[str, float]:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text)
-
-
 def followed(name: str, seed: int, steps: int) -> Path:
     config, overrides = WAYS[name]
     changes = [*COMMON, *overrides, f"training.steps={steps}", f"seed={seed}", f"evaluation.seed={seed}"]
     return studies.train(RUNS / f"{slug(name)}-{seed}", config, changes)
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """Read a finished run: of each measure the base's mean, the policy's, and the paired difference with interval."""
-    results = json.loads((folder / "samples/final/results.json").read_text(encoding="utf-8"))
-    base, policy = results["outcomes"]["base"], results["outcomes"]["policy"]
-    measures = {
-        name: {
-            "base": base["summary"][name]["value"],
-            "policy": policy["summary"][name]["value"],
-            "difference": policy["difference"][name],
-        }
-        for name in MEASURES
-        if name in policy["difference"]
-    }
-    return {"samples": results["samples"], "measures": measures}
 
 
 def examined(folder: Path, trained: bool) -> dict[str, float]:
@@ -163,7 +144,7 @@ def study(seconds: float, seeds: int, ways: list[str]) -> Iterator[dict[str, Any
             each["steps"] = steps = max(10, round(seconds / each["CPU seconds per step"]))
             folder = followed(name, seed, steps)
             runs = result["runs"].setdefault(name, {})
-            runs[str(seed)] = outcome(folder)
+            runs[str(seed)] = studies.outcome(folder, MEASURES)
             if name.startswith("critic"):
                 accuracy[f"samples of {name}, seed {seed}"] = examined(folder, trained=True)
             if len(runs) > 1:

@@ -10,7 +10,6 @@ time, one thread each; a finished seed is not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,6 @@ def train(seed: int) -> Path:
     return studies.train(RUNS / str(seed), CONFIG, [*UNWATCHED, f"seed={seed}", f"evaluation.seed={seed}"])
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """Read a finished run: of each measure the base's mean, the policy's, and the paired difference with interval."""
-    results = json.loads((folder / "samples" / "final" / "results.json").read_text(encoding="utf-8"))
-    base, policy = results["outcomes"]["base"], results["outcomes"]["policy"]
-    measures = {
-        name: {
-            "base": base["summary"][name]["value"],
-            "policy": policy["summary"][name]["value"],
-            "difference": policy["difference"][name],
-        }
-        for name in WATCHED
-    }
-    return {"samples": results["samples"], "measures": measures}
-
-
 def spread(seeds: dict[str, dict[str, Any]], name: str) -> dict[str, float]:
     """Describe the differences of one measure over the seeds."""
     differences = [seed["measures"][name]["difference"]["value"] for seed in seeds.values()]
@@ -58,7 +42,10 @@ def spread(seeds: dict[str, dict[str, Any]], name: str) -> dict[str, float]:
 
 def study(seeds: range) -> dict[str, Any]:
     with studies.pool() as pool:
-        runs = {str(seed): outcome(folder) for seed, folder in zip(seeds, pool.map(train, seeds), strict=True)}
+        runs = {
+            str(seed): studies.outcome(folder, WATCHED)
+            for seed, folder in zip(seeds, pool.map(train, seeds), strict=True)
+        }
     gains = [run["measures"]["judge/all"]["difference"]["value"] for run in runs.values()]
     return {
         "config": CONFIG,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ class VariancePreserving:
 
     alphas_cumprod: Float[Tensor, " timesteps"]
 
-    @property
+    @cached_property  # it is read at every network call
     def sigmas(self) -> Float[Tensor, " timesteps"]:
         """s = b / (a + b) at each integer timestep, float64, rising."""
         return place(self.alphas_cumprod)

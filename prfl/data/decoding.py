@@ -137,8 +137,7 @@ def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, pa
     """
     if _guessed(frame):
         frame.colorspace = BT709
-    # One thread: starting several for each frame takes milliseconds, eighty times what converting a small one does.
-    levels = frame.reformat(format="rgb24", threads=1).to_ndarray()
+    levels = rgb_levels(frame)
 
     transposed, from_right, from_below = orientation(frame, path)
     if transposed:
@@ -146,6 +145,14 @@ def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, pa
     levels = levels[:: -1 if from_below else 1, :: -1 if from_right else 1]
     pixels = torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 127.5 - 1
     return _fit(pixels, height, width, aspect)
+
+
+def rgb_levels(frame: VideoFrame) -> np.ndarray:
+    """Turn a frame into (height, width, 3) levels of 0 to 255, as it is stored.
+
+    On one thread: starting several for each frame takes milliseconds, eighty times what converting a small one does.
+    """
+    return frame.reformat(format="rgb24", threads=1).to_ndarray()
 
 
 def orientation(frame: VideoFrame, path: Path) -> tuple[bool, bool, bool]:

@@ -115,8 +115,7 @@ def untrained(name: str, sizes: Mapping[str, Any] = VIT_H_14) -> TextMatch:
     """Build one of these sizes, whose bytes are counted on ``meta``; its words are all the same."""
 
     def tokenise(prompts: list[str]) -> dict[str, Tensor]:
-        return {
-            "input_ids": torch.zeros(len(prompts), CLIP_TOKENS, dtype=torch.long)
-        }  # no mask: one would be looked into
+        # No mask: one would be looked into.
+        return {"input_ids": torch.zeros(len(prompts), CLIP_TOKENS, dtype=torch.long)}
 
     return TextMatch(name, CLIPModel(CLIPConfig(**sizes)), tokenise, "crop", 100.0)

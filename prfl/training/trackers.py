@@ -21,6 +21,7 @@ import torch
 import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
+from prfl.data.decoding import rgb_levels
 from prfl.data.video import write_video
 from prfl.training.run_folder import RunFolder
 from prfl.utils.files import atomic_write, whole_json
@@ -56,9 +57,7 @@ def _gif(video: Path) -> tuple[bytes, int, int]:
     """A video as the bytes of a GIF, its height and width: TensorBoard shows no other moving pictures."""
     with av.open(str(video)) as container:
         rate = container.streams.video[0].average_rate
-        pictures = np.stack(
-            [frame.reformat(format="rgb24", threads=1).to_ndarray() for frame in container.decode(video=0)]
-        )
+        pictures = np.stack([rgb_levels(frame) for frame in container.decode(video=0)])
     pixels = torch.from_numpy(pictures).permute(3, 0, 1, 2).float() / 127.5 - 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.gif"

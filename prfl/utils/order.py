@@ -21,10 +21,11 @@ def shuffled_alike(indices: Sequence[int], kinds: Sequence[int], batch: int, see
     kinds: of each item.  Every item comes once an epoch, and some of a kind again, to fill its last batch.
     """
     chosen = []
+    of_items = tuple(kinds)
+    count = sum(-(-of_items.count(kind) // batch) for kind in set(of_items))
     for index in indices:
         number, offset = divmod(index, batch)
-        count = sum(-(-kinds.count(kind) // batch) for kind in set(kinds))
-        batches = epoch_batches(tuple(kinds), batch, seed, purpose, number // count)
+        batches = epoch_batches(of_items, batch, seed, purpose, number // count)
         chosen.append(batches[number % count][offset])
     return chosen
 
