@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,18 @@ from prfl.backbone.weights import check_finite, copy_into
 from prfl.utils.errors import PrflError
 
 
+_WALKED: WeakKeyDictionary[nn.Module, tuple[list[LoraConfig], list[LoraLayer]]] = WeakKeyDictionary()
+
+
 def lora_layers(network: nn.Module) -> list[LoraLayer]:
-    return [module for module in network.modules() if isinstance(module, LoraLayer)]
+    """The LoRA layers of a whole network, remembered until an adapter comes or goes: the walk takes milliseconds.
+
+    Whoever adds or deletes an adapter, a pipeline that loads a LoRA too, changes the network's ``peft_config``.
+    """
+    configs = list(getattr(network, "peft_config", {}).values())
+    if network not in _WALKED or [id(config) for config in _WALKED[network][0]] != [id(config) for config in configs]:
+        _WALKED[network] = configs, [module for module in network.modules() if isinstance(module, LoraLayer)]
+    return _WALKED[network][1]
 
 
 def adapter_names(network: nn.Module) -> list[str]:
@@ -66,8 +77,9 @@ def put_back(layers: Sequence[LoraLayer], states: Sequence[LayerState]) -> None:
 
 def set_active(network: nn.Module, name: str | None) -> None:
     """Switch, leaving every ``requires_grad`` as it was (peft changes them)."""
-    flags = requires_grad_flags(network)
-    switch(lora_layers(network), name)
+    layers = lora_layers(network)
+    flags = factor_flags(layers)
+    switch(layers, name)
     restore(flags)
 
 
@@ -83,6 +95,16 @@ def requires_grad_flags(network: nn.Module) -> list[tuple[nn.Parameter, bool]]:
     return [(parameter, parameter.requires_grad) for parameter in network.parameters()]
 
 
+def factor_flags(layers: Sequence[LoraLayer]) -> list[tuple[nn.Parameter, bool]]:
+    """The flags that peft changes when it switches: those of the adapters' own parameters."""
+    parts = [part for layer in layers for name in layer.adapter_layer_names for part in getattr(layer, name).values()]
+    return [(parameter, parameter.requires_grad) for part in parts for parameter in parameters_of(part)]
+
+
+def parameters_of(part: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:
+    return iter((part,)) if isinstance(part, nn.Parameter) else part.parameters()
+
+
 def restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
     for parameter, flag in flags:
         if parameter.requires_grad != flag:
@@ -96,12 +118,11 @@ def use_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
     On leaving, what acted in each layer and every ``requires_grad`` are as they were on entering.
     Raises PrflError when there is no such adapter.
     """
-    # It is entered at every network call, and a walk over all modules takes milliseconds: one walk each way.
     layers = lora_layers(network)
     if name is not None and not any(name in layer.lora_A for layer in layers):
         raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
     before = layer_states(layers)
-    flags = requires_grad_flags(network)
+    flags = factor_flags(layers)
     if any(enabled and active if name is None else not enabled or active != (name,) for _, active, enabled in before):
         switch(layers, name)
         restore(flags)

@@ -106,6 +106,22 @@ def test_requires_grad_and_the_active_adapter_come_back(backbone: WanBackbone) -
     assert backbone.active_adapter is None and flags(backbone) == before
 
 
+def test_layers_are_those_of_now(tiny_backbone: WanBackbone) -> None:
+    """They are remembered, and an adapter that comes or goes, by a pipeline's own means too, is noticed."""
+    network = tiny_backbone.transformer
+    walked = lambda: [module for module in network.modules() if isinstance(module, adapters.LoraLayer)]  # noqa: E731
+    assert adapters.lora_layers(network) == walked() == []
+    network.add_adapter(adapters.LoraConfig(r=1, target_modules=["to_q"]), adapter_name="theirs")
+    first = len(walked())
+    assert adapters.lora_layers(network) == walked() and first
+    tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2, targets=TARGETS))
+    assert adapters.lora_layers(network) == walked() and len(walked()) > first
+    network.unload_lora()
+    assert adapters.lora_layers(network) == walked() == []
+    network.add_adapter(adapters.LoraConfig(r=1, target_modules=["to_k"]), adapter_name="theirs")
+    assert adapters.lora_layers(network) == walked() and len(walked()) == first
+
+
 def test_adding_an_adapter_leaves_the_others_alone(tiny_backbone: WanBackbone) -> None:
     tiny_backbone.transformer.blocks[0].requires_grad_(True)
     tiny_backbone.add_adapter("policy", LoraSpec(rank=2, alpha=2, targets=TARGETS))
