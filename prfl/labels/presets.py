@@ -23,7 +23,20 @@ VIDEOSCORE = (
     "factual consistency",
 )
 MJ_BENCH = ("Alignment", "Safety", "Fineness", "Coherence & Consistency", "Bias")
-RAPIDATA = ("Preference", "Coherence", "Alignment")
+VISIONREWARD = {
+    (1.0, 3.0): ("composition", "focus", "camera movement", "camera stability"),
+    (1.0, 4.0): ("lighting accurate", "letters"),
+    (0.0, 3.0): ("shape at beginning",),
+    (0.0, 4.0): ("shape throughout", "movement smoothness", "movement reality"),
+    (1.0, 5.0): (
+        "alignment", "color", "lighting aes", "object motion dynamic", "camera motion dynamic", "clear",
+        "image quality stability", "detail refinement", "physics law", "safety",
+    ),
+}  # fmt: skip
+"""The ratings of a video by their range; ``unsafe type`` names a kind and is none."""
+RAPIDATA = {
+    name: f"weighted_results1_{name}:weighted_results2_{name}" for name in ("Preference", "Coherence", "Alignment")
+}
 
 
 def per_object(rows_of: Callable[[dict[str, Any], str], Sequence[dict[str, Any]]]) -> Callable[[Path, Faults], Table]:
@@ -60,6 +73,18 @@ def models_rated(content: dict[str, Any], where: str) -> list[dict[str, Any]]:
         files = {"a": f"{first}/{content['id']}.mp4", "b": f"{second}/{content['id']}.mp4"}
         rows.append({"prompt": content["prompt"], **files, "score_a": means[first], "score_b": means[second]})
     return rows
+
+
+def pictures_ranked(content: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """HPDv2's files: of train.json two pictures, the preferred one with 1; of test.json several, 1 the best rank."""
+    if "rank" in content:
+        names, scores = content["image_path"], [-rank for rank in content["rank"]]
+    else:
+        names, scores = content["file_path"], content["human_preference"]
+    return [
+        {"prompt": content["prompt"], "a": names[a], "b": names[b], "score_a": scores[a], "score_b": scores[b]}
+        for a, b in combinations(range(len(names)), 2)
+    ]
 
 
 def win_and_lose(content: dict[str, Any], where: str) -> list[dict[str, Any]]:
@@ -138,7 +163,18 @@ def preferred_first(path: Path, faults: Faults) -> Table:
     return table_of(path, [(where, {**cells, "Overall": "a"}) for where, cells in table.rows])
 
 
+def from_pictures(path: Path, faults: Faults) -> Table:
+    """Read a table of Rapidata's image-to-video sets, whose videos are named by addresses: the last two parts count."""
+    table = read_table(path, faults)
+    rows: list[Row] = []
+    for where, cells in table.rows:
+        names = {name: "/".join(str(cells.get(name)).split("/")[-2:]) for name in ("file_name1", "file_name2")}
+        rows.append((where, {**cells, **names}))
+    return table_of(path, rows)
+
+
 ALWAYS_A = "the preferred one is always a: a head that only looks at the order would be right, so look at prfl eval"
+RAPIDATA_ROOT = "a table in the set's data/ is imported with --root, the folder above it, which has videos/"
 PRESETS: dict[str, Layout] = {
     "videogen-rewardbench": Layout(
         columns={"a": "path_A", "b": "path_B", "prompt": "prompt"},
@@ -155,6 +191,12 @@ PRESETS: dict[str, Layout] = {
         scales={"": (1.0, 4.0)},
         note="the set has links and frames: a video is looked for as ID.mp4, other names by --columns video=...",
     ),
+    "videofeedback2": Layout(
+        columns={"video": "{video_name}.mp4", "prompt": "prompt"},
+        dimensions={"visual": "visual_score", "text": "t2v_score", "physics": "phy_score"},
+        scales={"": (1.0, 5.0)},
+        note="the set's videos lie in several folders: put them into one, and name it by --root",
+    ),
     "mj-bench-video": Layout(
         columns={"a": "video_0_path", "b": "video_1_path", "prompt": "caption"},
         dimensions={**{name: f"category_preference.{name}" for name in MJ_BENCH}, "Overall": "overall_preference"},
@@ -166,6 +208,12 @@ PRESETS: dict[str, Layout] = {
         dimensions={"Overall": "standard_answer"},
         split="test",
     ),
+    "visionreward-train": Layout(
+        columns={"video": "video_path", "prompt": "prompt"},
+        dimensions={name: f"annotation.{name}" for names in VISIONREWARD.values() for name in names},
+        scales={name: scale for scale, names in VISIONREWARD.items() for name in names},
+        note="the set gives each rating's range, not its better end: the higher is taken; --scale NAME=5:1 turns one",
+    ),
     "genai-bench": Layout(
         columns={"a": "left_video", "b": "right_video", "prompt": "prompt"},
         dimensions={"Overall": "vote_type"},
@@ -175,7 +223,14 @@ PRESETS: dict[str, Layout] = {
     "genai-bench-video": Layout(dimensions={"Overall": "score_a:score_b"}, read=per_object(models_rated), split="test"),
     "rapidata": Layout(
         columns={"a": "videos/{file_name1}", "b": "videos/{file_name2}", "prompt": "prompt"},
-        dimensions={name: f"weighted_results1_{name}:weighted_results2_{name}" for name in RAPIDATA},
+        dimensions=RAPIDATA,
+        note=RAPIDATA_ROOT,
+    ),
+    "rapidata-i2v": Layout(
+        columns={"a": "videos/{file_name1}", "b": "videos/{file_name2}", "prompt": "prompt"},
+        dimensions=RAPIDATA,
+        read=from_pictures,
+        note=f"the picture that both videos begin with is left out, so a reward sees the prompt alone; {RAPIDATA_ROOT}",
     ),
     "rapidata-rich": Layout(
         columns={"video": "video", "prompt": "prompt"},
@@ -183,6 +238,11 @@ PRESETS: dict[str, Layout] = {
     ),
     "videodpo": Layout(read=per_object(videodpo), note=ALWAYS_A),
     "solireward": Layout(read=per_object(win_and_lose), dimensions={"Overall": "Overall"}, note=ALWAYS_A),
+    "hpdv2": Layout(
+        read=per_object(pictures_ranked),
+        dimensions={"Overall": "score_a:score_b"},
+        note="pictures, not videos, named as they are below the set's train/ or test/: --root names it",
+    ),
     "hpdv3": Layout(
         columns={"a": "path1", "b": "path2", "prompt": "prompt"},
         dimensions={"Overall": "Overall"},

@@ -1,6 +1,9 @@
 """Small invented tables, each laid out as a public set or a labelling tool lays its own out.
 
 python -m tests.labels.layouts        writes them to a temporary folder, imports each, prints what was read
+
+They are 17 public layouts and those of three tools.  Two sets that are known by name have none here, because their
+columns were seen nowhere: TIGER-Lab/VideoScore-Bench and datapointai/text-2-video-human-preferences-motion.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prfl.labels.presets import PRESETS
+from prfl.labels.presets import PRESETS, VISIONREWARD
 from prfl.labels.table import import_table
 
 Answer = dict[str, Any]
@@ -135,6 +138,14 @@ LAYOUTS: dict[str, Invented] = {
         table("train.parquet", {"id": "0007", "text prompt": "a dog", "video link": "http://x/7", **FEEDBACK}),
         [("a dog", ("0007.mp4",), {name: (value - 1) / 3 for name, value in FEEDBACK.items()})],
     ),
+    "videofeedback2": Invented(
+        table(
+            "data_27k_test.json",
+            {"video_name": "0007_h", "video_url": "http://x/m/7.mp4", "prompt": "a dog", "visual_score": 1,
+             "t2v_score": 5, "phy_score": 3},
+        ),
+        [("a dog", ("0007_h.mp4",), {"visual": 0.0, "text": 1.0, "physics": 0.5})],
+    ),
     "mj-bench-video": Invented(
         table(
             "test.json",
@@ -156,6 +167,17 @@ LAYOUTS: dict[str, Invented] = {
         ),
         [("a dog", ("a.mp4", "b.mp4"), {"Overall": "b"}), ("a cat", ("a.mp4", "b.mp4"), {"Overall": "tie"})],
         "test",
+    ),
+    "visionreward-train": Invented(
+        table(
+            "train.parquet",
+            {"video_path": "v/1.mp4", "internal_id": "1", "prompt": "a dog", "url": "http://x/1",
+             "annotation": {**{name: worst for (worst, _), names in VISIONREWARD.items() for name in names},
+                            "shape throughout": 3, "physics law": 5, "unsafe type": 4},
+             "meta_result": [1, 0], "meta_mask": [1, 1]},
+        ),
+        [("a dog", ("v/1.mp4",), {**{name: 0.0 for names in VISIONREWARD.values() for name in names},
+                                  "shape throughout": 0.75, "physics law": 1.0})],
     ),
     "genai-bench": Invented(
         table(
@@ -187,6 +209,16 @@ LAYOUTS: dict[str, Invented] = {
         ),
         [("a dog", ("videos/1.mp4", "videos/2.mp4"), {"Preference": "a", "Coherence": "tie", "Alignment": "b"})],
     ),
+    "rapidata-i2v": Invented(
+        table(
+            "train.parquet",
+            {**RAPID, "file_name1": "https://x/y/marey/1.mp4", "file_name2": "hailuo-02/2.mp4",
+             "prompt_asset": {"bytes": b"picture", "path": None}, **rapid("Preference", 0.2, 0.8),
+             **rapid("Coherence", 0.5, 0.5), **rapid("Alignment", 0.9, 0.1)},
+        ),
+        [("a dog", ("videos/marey/1.mp4", "videos/hailuo-02/2.mp4"),
+          {"Preference": "b", "Coherence": "tie", "Alignment": "a"})],
+    ),
     "rapidata-rich": Invented(
         table(
             "train.parquet",
@@ -203,6 +235,18 @@ LAYOUTS: dict[str, Invented] = {
     "solireward": Invented(
         table("pairs.json", {"win": ["w.mp4"], "lose": ["l.mp4", "k.mp4"], "meta": {"prompt": "a dog"}}),
         [("a dog", ("w.mp4", "l.mp4"), {"Overall": "a"}), ("a dog", ("w.mp4", "k.mp4"), {"Overall": "a"})],
+    ),
+    "hpdv2": Invented(
+        document("hpdv2.json", [
+            {"prompt": "a dog", "file_path": ["1.jpg", "2.jpg"], "human_preference": [0, 1], "user_hash": "u"},
+            {"prompt": "a cat", "image_path": ["3.jpg", "4.jpg", "5.jpg"], "rank": [2, 1, 2], "raw_annotations": []},
+        ]),
+        [
+            ("a dog", ("1.jpg", "2.jpg"), {"Overall": "b"}),
+            ("a cat", ("3.jpg", "4.jpg"), {"Overall": "b"}),
+            ("a cat", ("3.jpg", "5.jpg"), {"Overall": "tie"}),
+            ("a cat", ("4.jpg", "5.jpg"), {"Overall": "a"}),
+        ],
     ),
     "hpdv3": Invented(
         table(
