@@ -28,7 +28,6 @@ from prfl.backbone.dropout import SampleDropout, dropouts
 from prfl.backbone.weights import check_finite, copy_into
 from prfl.utils.errors import PrflError
 
-
 _WALKED: WeakKeyDictionary[nn.Module, tuple[list[LoraConfig], list[LoraLayer]]] = WeakKeyDictionary()
 
 
