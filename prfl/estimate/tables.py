@@ -27,9 +27,9 @@ def size_table(config: Config, model: Backbone, trainable: int) -> Table:
     base = sum(p.numel() for network in networks for n, p in network.named_parameters() if ".lora_" not in n)
     table = Table("the run", "", title_justify="left")
     table.add_row("video", f"{data.frames} frames of {data.height} x {data.width}")
-    for each in data.buckets:
-        rate = f" at {each.fps:g} fps" if each.fps else ""
-        table.add_row("clips too of", f"{each.frames} frames of {each.height} x {each.width}{rate}")
+    for size in data.sizes[1:]:
+        rate = f" at {size.fps:g} fps" if size.fps != data.fps else ""
+        table.add_row("clips too of", f"{size.frames} frames of {size.height} x {size.width}{rate}")
     table.add_row("latents", f"{channels} x {' x '.join(map(str, grid))} (channels, time, height, width)")
     table.add_row("tokens of the transformer", f"{model.facts.tokens(latent):,}")
     table.add_row("parameters of the transformer", f"{base:,} in {model.facts.num_blocks} blocks")

@@ -30,14 +30,12 @@ Dataset = LatentDataset | PairDataset
 
 def video_size(data: DataConfig) -> VideoSize:
     """Of every video that the run draws, and of its clips where they have one size."""
-    return VideoSize(data.frames, data.height, data.width, data.fps)
+    return data.sizes[0]
 
 
 def clip_sizes(config: Config) -> ClipSizes:
     """The sizes at which the run's clips are read; what a reward compares is read at one."""
-    data = config.data
-    further = (VideoSize(each.frames, each.height, each.width, each.fps or data.fps) for each in data.buckets)
-    return ClipSizes((video_size(data), *further), by_prompt=config.trains_reward)
+    return ClipSizes(config.data.sizes, by_prompt=config.trains_reward)
 
 
 def fill_cache(config: Config, model: Backbone, progress: Callable) -> Path:

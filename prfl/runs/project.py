@@ -14,6 +14,7 @@ from string import Template
 
 from prfl.backbone import Backbone, load_architecture
 from prfl.config import load_stages
+from prfl.data.buckets import FASTER
 from prfl.data.folder import read_folder
 from prfl.data.headers import Header, read_header, typical
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
@@ -109,18 +110,22 @@ def spread(videos: Sequence[Path]) -> Sequence[Path]:
 
 
 def sizes_for(network: Backbone, model: str, headers: Sequence[Header]) -> list[VideoSize]:
-    """Choose the clips' size, and further ones where many videos have another shape (upright, say)."""
+    """Choose the clips' size, and further ones where many videos are of another shape (upright, say) or slower."""
     shapes = [math.log(header.height / header.width) for header in headers]
     middle = sorted(shapes)[len(shapes) // 2]
-    alike = [header for header, shape in zip(headers, shapes, strict=True) if abs(shape - middle) <= ANOTHER_SHAPE]
-    sizes = [clip_for(network, model, typical(alike))]
-    for others in (lambda shape: shape < middle - ANOTHER_SHAPE, lambda shape: shape > middle + ANOTHER_SHAPE):
-        several = [header for header, shape in zip(headers, shapes, strict=True) if others(shape)]
-        if len(several) >= MANY * len(headers):
-            size = clip_for(network, model, typical(several))
-            if size not in sizes:
-                sizes.append(size)
-    return sorted(sizes, key=lambda size: -size.frames * size.height * size.width)
+    apart = [0 if abs(shape - middle) <= ANOTHER_SHAPE else math.copysign(1, shape - middle) for shape in shapes]
+    many = MANY * len(headers)
+    sizes: list[VideoSize] = []
+    for side in (0, -1, 1):
+        alike = [header for header, of in zip(headers, apart, strict=True) if of == side]
+        if not alike or (sizes and len(alike) < many):
+            continue
+        size = clip_for(network, model, typical(alike))
+        slow = [header for header in alike if header.fps * FASTER < size.fps]
+        fast = [header for header in alike if header not in slow]
+        groups = [alike] if not fast or len(slow) < many else [fast, slow]
+        sizes += [clip_for(network, model, typical(group)) for group in groups]
+    return sorted(dict.fromkeys(sizes), key=lambda size: -size.frames * size.height * size.width)
 
 
 def clip_for(network: Backbone, model: str, videos: Header) -> VideoSize:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from prfl.config import config_hash, dump_resolved, identity, load_config
+from prfl.config import config_hash, dump_resolved, identity, json_schema, load_config
+from prfl.config.sections.data import LENGTHS
 from prfl.config.sections.reward_gradient import PrflConfig, VaderConfig
 from prfl.utils.errors import PrflError
+from prfl.utils.video_size import VideoSize
 
 Write = Callable[..., Path]
 
@@ -104,6 +106,9 @@ RULES = [
     (["data.buckets=[{frames: 9, height: 32, width: 32}]"], "data.buckets: the generator shapes_mixture makes"),
     ([*FOLDER, "data.buckets=[{frames: 18, height: 32, width: 32}]"], "data.buckets[0]: it is larger than data.frames"),
     ([*FOLDER, "data.buckets=[{frames: 17, height: 32, width: 32}]"], "data.buckets[0]: this size is named twice"),
+    ([*FOLDER, "data.frames=33", "data.buckets=[4s-8fps, 4s-8fps]"], "data.buckets[0]: this size is named twice"),
+    ([*FOLDER, "data.buckets=[4s-8fps]"], "data.buckets[0]: it is larger than data.frames"),
+    ([*FOLDER, "data.buckets=[4s-8fp]"], "data.buckets[0]: should be one of 2s-16fps"),
     (
         [*FOLDER, "objective={name: instructvideo}", "data.buckets=[{frames: 9, height: 32, width: 32}]"],
         "starts chains",
@@ -230,6 +235,18 @@ HEAD_RULES = [
     ([PREFERENCE, *PIXEL_HEAD, "objective.sigma_sampling=shifted"], "objective.sigma_sampling: a pixel reward"),
     ([PREFERENCE, *PIXEL_HEAD, "reward.aesthetic={mlp: a.pth}"], "reward.aesthetic: objective preference does not"),
 ]
+
+
+def test_a_length_by_name_is_its_numbers(write: Write) -> None:
+    """Of the first height and width; the resolved config has the numbers, and reads back as it is."""
+    given = [*FOLDER, "data.frames=81", "data.fps=16", "data.buckets=[4s-8fps, {frames: 5, height: 16}]"]
+    config = load_config(write(), given)
+    assert config.data.sizes == (VideoSize(81, 32, 32, 16), VideoSize(33, 32, 32, 8), VideoSize(5, 16, 32, 16))
+    assert load_config(write(dump_resolved(config), "resolved.yaml")) == config
+    for name, length in LENGTHS.items():
+        assert str(round((length["frames"] - 1) / length["fps"])) + f"s-{length['fps']}fps" == name
+    items = json_schema()["$defs"]["DataConfig"]["properties"]["buckets"]["items"]["anyOf"]
+    assert items == [{"$ref": "#/$defs/BucketConfig"}, {"enum": list(LENGTHS)}]
 
 
 @pytest.mark.parametrize(("overrides", "message"), RULES + HEAD_RULES)

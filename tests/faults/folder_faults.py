@@ -76,3 +76,8 @@ def _(bench):
 @fault("a clip size that is larger than the first", "data.buckets[0]: it is larger than data.frames", "put it there")
 def _(bench):
     return bench.cli("train", "sft.yaml", "data.buckets=[{frames: 9, height: 64, width: 64}]")
+
+
+@fault("a name of a length that there is not", "data.buckets[0]: should be one of 2s-16fps", "did you mean '4s-8fps'?")
+def _(bench):
+    return bench.cli("train", "sft.yaml", "data.buckets=[4s-8fp]")

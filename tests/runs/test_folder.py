@@ -138,3 +138,14 @@ def test_init_gives_upright_videos_a_size_of_their_own() -> None:
     sizes = [VideoSize(17, 24, 32, 8), VideoSize(17, 32, 24, 8)]
     assert sizes_for(network, "shapes", [*[wide] * 5, tall]) == sizes
     assert sizes_for(network, "shapes", [*[wide] * 20, tall]) == sizes[:1], "one in twenty-one is cut"
+
+
+def test_init_gives_slow_videos_a_rate_of_their_own() -> None:
+    """Read at the others' rate they would repeat their pictures, and be refused."""
+    network = load_architecture(shapes_or("shapes"))
+    fast, slow = Header(48, 64, 24.0, 3.0), Header(48, 64, 4.0, 4.0)
+    sizes = [VideoSize(17, 24, 32, 8), VideoSize(13, 24, 32, 4)]
+    assert sizes_for(network, "shapes", [*[fast] * 5, slow]) == sizes
+    assert sizes_for(network, "shapes", [*[fast] * 20, slow]) == sizes[:1], "one in twenty-one"
+    few_fast = sizes_for(network, "shapes", [fast, *[slow] * 3])
+    assert few_fast == [VideoSize(9, 24, 32, 4)], "the fast one is read as slowly; it has 3 s"

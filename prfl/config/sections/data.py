@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prfl.config.section import MAY_CHANGE, SEEDS, WRITTEN, Fault, FolderOrFile, Section, Source, one_of, place, unread
+from prfl.utils.text import closest
+from prfl.utils.video_size import VideoSize
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -106,11 +108,33 @@ class PromptsConfig(Section):
     test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
 
 
+LENGTHS: dict[str, dict[str, float]] = {
+    "2s-16fps": {"frames": 33, "fps": 16},
+    "3s-16fps": {"frames": 49, "fps": 16},
+    "5s-16fps": {"frames": 81, "fps": 16},
+    "2s-8fps": {"frames": 17, "fps": 8},
+    "4s-8fps": {"frames": 33, "fps": 8},
+    "6s-8fps": {"frames": 49, "fps": 8},
+}
+"""Names of usual lengths and rates, for data.buckets; the numbers of frames are such as Wan and CogVideoX take."""
+
+
 class BucketConfig(Section):
     frames: int = Field(ge=1, description="Frames of a clip of this size, as data.frames.")
-    height: int = Field(ge=8, description="Height in pixels, as data.height.")
-    width: int = Field(ge=8, description="Width in pixels, as data.width.")
+    height: int | None = Field(default=None, ge=8, description="Height in pixels; null is data.height.")
+    width: int | None = Field(default=None, ge=8, description="Width in pixels; null is data.width.")
     fps: float | None = Field(default=None, gt=0, description="Frames per second of this size; null is data.fps.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def named(cls, value: Any) -> Any:
+        """Spell out a name of LENGTHS."""
+        if not isinstance(value, str):
+            return value
+        if value not in LENGTHS:
+            hint = f"; did you mean '{close}'?" if (close := closest(value, list(LENGTHS))) else ""
+            raise ValueError(f"should be one of {', '.join(LENGTHS)}, or {{frames: ..., fps: ...}}{hint}")
+        return LENGTHS[value]
 
 
 if TYPE_CHECKING:
@@ -159,7 +183,8 @@ class DataConfig(Section):
         default=[],
         description="Further sizes of clips, none larger than frames x height x width. A video is read at the size "
         "that it fills, of its shape and at its rate; a batch has clips of one size. Videos that are drawn have the "
-        "first size.",
+        f"first size. A name is one of the first height and width: {', '.join(LENGTHS)}.",
+        json_schema_extra=lambda schema: schema.update(items={"anyOf": [schema["items"], {"enum": [*LENGTHS]}]}),
     )
     skip_unreadable: bool = Field(
         default=False, description="Go on without videos that cannot be read, instead of stopping with a list of them."
@@ -195,6 +220,16 @@ class DataConfig(Section):
     def videos_root(self) -> Path | None:
         """The folder that the manifest's paths are relative to: of the one that is read, or written of data.folder."""
         return self.folder or self.root
+
+    @property
+    def sizes(self) -> tuple[VideoSize, ...]:
+        """The sizes of clips: the first, which videos that are drawn have too, and those of the buckets."""
+        first = VideoSize(self.frames, self.height, self.width, self.fps)
+        further = (
+            VideoSize(each.frames, each.height or self.height, each.width or self.width, each.fps or self.fps)
+            for each in self.buckets
+        )
+        return (first, *further)
 
     @property
     def makes_pairs(self) -> bool:
@@ -246,15 +281,13 @@ class DataConfig(Section):
             yield "data.buckets", f"the generator {self.generator.name} makes clips of one size; remove it"
         if config.reward_gradient and config.reward_gradient.starts_from_data:
             yield "data.buckets", f"objective {config.objective.name} starts chains from clips of one size; remove it"
-        sizes = [(self.frames, self.height, self.width, self.fps)]
-        for number, bucket in enumerate(self.buckets):
-            size = (bucket.frames, bucket.height, bucket.width, bucket.fps or self.fps)
-            if bucket.frames * bucket.height * bucket.width > self.frames * self.height * self.width:
+        first, *further = self.sizes
+        for number, size in enumerate(further):
+            if size.frames * size.height * size.width > first.frames * first.height * first.width:
                 what = "it is larger than data.frames x height x width, for which memory is predicted; put it there"
                 yield f"data.buckets[{number}]", what
-            if size in sizes:
+            if size in self.sizes[: number + 1]:
                 yield f"data.buckets[{number}]", "this size is named twice"
-            sizes.append(size)
 
     def prompt_faults(self, config: Config) -> Iterator[Fault]:
         """Of prompts that no clips bring; what a manifest or a folder lacks is seen when it is read."""
