@@ -37,7 +37,7 @@ def read_folder(
     rows: list[LabelledVideo] = []
     for video in sources.videos:
         with faults.collected():
-            rows.append(LabelledVideo(video, _prompt_of(video), {}, _split_of(video.relative_to(top))))
+            rows.append(LabelledVideo(video, _prompt_of(video), {}, split_of(video.relative_to(top))))
     faults.raise_all(folder, "captions")
     return _with_splits(rows, held_out)
 
@@ -87,7 +87,8 @@ def _prompt_of(video: Path) -> str:
     return prompt
 
 
-def _split_of(below: Path) -> str | None:
+def split_of(below: Path) -> str | None:
+    """Return the split of a video by the folder at the top that it is in.  below: its path from there."""
     return SPLIT_FOLDERS.get(below.parts[0].lower()) if len(below.parts) > 1 else None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from prfl.data.folder import split_of
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.data.video import SUFFIXES
 from prfl.labels.pairs import Pair, all_pairs, spread, with_splits
@@ -78,7 +79,8 @@ def read_rows(
 ) -> tuple[Path, list[LabelledVideo] | list[PreferencePair]]:
     """Read the rows of a manifest, or one for each video below a folder; returns the folder that names are below, too.
 
-    A folder that has a ``manifest.jsonl`` is read by it.  Raises PrflError for every video without a prompt.
+    A folder that has a ``manifest.jsonl`` is read by it; its folders train, validation and test are splits.
+    Raises PrflError for every video without a prompt.
     """
     if source.is_dir() and (source / MANIFEST).is_file():
         console.say(f"the videos are those of {source / MANIFEST}")
@@ -91,7 +93,9 @@ def read_rows(
         fix = f"a folder of {', '.join(SUFFIXES)} files, or a manifest (.jsonl)"
         raise PrflError("there are no videos in it", where=str(source), fix=fix)
     items = read_items([str(file) for file in files], prompt, follow_links)
-    return folder, [LabelledVideo(item.file, item.prompt, {}) for item in items]
+    return folder, [
+        LabelledVideo(item.file, item.prompt, {}, split_of(item.file.relative_to(folder))) for item in items
+    ]
 
 
 def tell(asked: Asked) -> None:

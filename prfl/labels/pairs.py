@@ -40,21 +40,21 @@ class Pair:
 
 
 def all_pairs(folder: Path, rows: Sequence[LabelledVideo] | Sequence[PreferencePair]) -> list[Pair]:
-    """Pair every two videos of a prompt; a manifest of pairs has its own.
+    """Pair every two videos of a prompt and split; a manifest of pairs has its own.
 
     Which of the two is on the left, and the order of a prompt's pairs, are a hash of the names: no side and no sample
     comes first more often, and the same videos always give the same pairs.
     """
     by_prompt: dict[str, list[Pair]] = {}
-    members: dict[str, list[LabelledVideo]] = {}
+    members: dict[tuple[str, str | None], list[LabelledVideo]] = {}
     for row in rows:
         if isinstance(row, PreferencePair):
             by_prompt.setdefault(row.prompt, []).append(
                 Pair(row.prompt, video_name(folder, row.a), video_name(folder, row.b), row.split)
             )
         else:
-            members.setdefault(row.prompt, []).append(row)
-    for prompt, videos in members.items():
+            members.setdefault((row.prompt, row.split), []).append(row)
+    for (prompt, _), videos in members.items():
         for first, second in combinations(videos, 2):
             a, b = sorted((video_name(folder, first.video), video_name(folder, second.video)))
             pair = Pair(prompt, a, b, first.split)
@@ -64,11 +64,15 @@ def all_pairs(folder: Path, rows: Sequence[LabelledVideo] | Sequence[PreferenceP
 
 
 def with_splits(pairs: Sequence[Pair]) -> list[Pair]:
-    """Hold out a fifth of the prompts, where no row has a split: at least one of two or more (``hold_out``)."""
-    if any(pair.split for pair in pairs):
+    """Hold out a fifth of the prompts without a split: at least one of two or more (``hold_out``).
+
+    Not where rows have the splits train or validation: then those without one are trained on, as everywhere.
+    """
+    if any(pair.split in ("train", "validation") for pair in pairs):
         return list(pairs)
-    held = hold_out([pair.prompt for pair in pairs], HELD_OUT)
-    return [replace(pair, split="validation" if pair.prompt in held else "train") for pair in pairs]
+    held = hold_out([pair.prompt for pair in pairs if pair.split is None], HELD_OUT)
+    names = {pair: pair.split or ("validation" if pair.prompt in held else "train") for pair in pairs}
+    return [replace(pair, split=names[pair]) for pair in pairs]
 
 
 def spread(pairs: Sequence[Pair], uncertainty: Mapping[str, float] | None = None) -> list[Pair]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from prfl.data.manifest import LabelledVideo, PreferencePair
+from prfl.labels.asking import asked_of
 from prfl.labels.pairs import Pair, all_pairs, spread, with_splits
 
 HERE = Path("/clips")
@@ -45,6 +47,20 @@ def test_splits_that_were_given_stay_and_one_prompt_is_trained_on() -> None:
     given = all_pairs(HERE, rows(3, 2, "train"))
     assert with_splits(given) == given
     assert {pair.split for pair in with_splits(all_pairs(HERE, rows(1, 3)))} == {"train"}
+
+
+def test_folders_are_splits_and_what_is_in_none_is_held_out_in_part(tmp_path: Path) -> None:
+    """A prompt's videos are compared within a split."""
+    for name in [*(f"{prompt}-{number}" for prompt in range(5) for number in range(2)), *(f"test/{n}" for n in "abc")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.mp4").touch()
+        (tmp_path / f"{name}.txt").write_text(f"prompt {name.split('-')[0] if '-' in name else 0}")
+    asked = asked_of(tmp_path, {}).pairs
+    assert Counter(pair.split for pair in asked) == {"test": 3, "train": 4, "validation": 1}
+    assert {pair.a.startswith("test/") == (pair.split == "test") for pair in asked} == {True}
+
+    given = [Pair("x", "a", "b"), Pair("y", "c", "d", "train")]
+    assert with_splits(given) == given, "beside rows for training, one without a split is for training"
 
 
 def test_who_stops_early_has_covered_the_prompts_and_held_some_out() -> None:

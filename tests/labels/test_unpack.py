@@ -15,7 +15,7 @@ from prfl import cli
 from prfl.data.folder import read_folder
 from prfl.data.manifest import read_manifest
 from prfl.data.video import read_video, write_video
-from prfl.labels.unpack import unpack
+from prfl.labels.unpack import hub_rows, unpack, video_bytes
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 from tests.data.test_clips import texture
@@ -107,3 +107,21 @@ def test_a_data_set_of_the_hub_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(("owner/name", "part"), {"split": "dev", "streaming": True}), ("left", False), ("right", False)]
     assert Path("out/videos/000000-left.mp4").read_bytes() == Path("far.mp4").read_bytes()
     assert len(Path("out/table.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_real_package_reads_a_set_of_its_own() -> None:
+    """A set in a folder of this name, which it looks for before it asks the hub; two columns are declared as videos."""
+    datasets = pytest.importorskip("datasets", reason="pip install -e '.[hub-data]'")
+    for name in ("left.mp4", "right.mp4"):
+        Path(name).write_bytes(video(len(name)))
+    cells = {"prompt": ["a dog"], "left": ["left.mp4"], "right": ["right.mp4"], "vote": ["left"]}
+    kinds = {name: datasets.Video(decode=False) for name in ("left", "right")}
+    features = datasets.Features({**kinds, **{name: datasets.Value("string") for name in ("prompt", "vote")}})
+    Path("owner/name").mkdir(parents=True)
+    datasets.Dataset.from_dict(cells, features=features).to_parquet("owner/name/train.parquet")
+    (row,) = hub_rows("owner/name", "train")
+    assert (row["prompt"], row["vote"]) == ("a dog", "left")
+    assert [video_bytes(row[name]) for name in ("left", "right")] == [video(8), video(9)]
+    with pytest.raises(PrflError, match="owner/name: cannot be read: Bad split"):
+        list(hub_rows("owner/name", "dev"))
