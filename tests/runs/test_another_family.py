@@ -53,7 +53,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["cogvideox", pytest.param("modelscope", marks=pytest.mark.slow)])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
