@@ -94,7 +94,9 @@ def block_bytes(model: str, device: str) -> dict[str, float]:
         weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
         latents = torch.empty(1, *backbone.latent_shape(81, 480, 832), device="meta", dtype=torch.bfloat16)
         facts = backbone.facts
-        condition = stand_in(facts.condition, 1, facts.text_tokens, partial(torch.empty, device="meta"))
+        condition = stand_in(
+            facts.condition, 1, facts.text_tokens, latents.shape[1:], partial(torch.empty, device="meta")
+        )
         saved = []
         for blocks in (1, 2):
             storages: dict[int, torch.Tensor] = {}

@@ -185,10 +185,10 @@ class Backbone(Protocol):
         shape: the state, by which some families shift.  shift: None is the model's own.
         """
 
-    def condition(self, asks: Sequence[Ask | str]) -> Condition:
+    def condition(self, asks: Sequence[str]) -> Condition:
         """Encode asks, a prompt alone being one, on the device; the prompt "" is the unconditional one.
 
-        Raises PrflError for an ask with something that the family does not take.
+        Raises PrflError for an ask with something that the family does not take, or without what it needs.
         """
 
     def start(self, noise: Float[Tensor, b * state], condition: Condition, sigma: float) -> Float[Tensor, b * state]:

@@ -14,10 +14,12 @@ from prfl.backbone.loaded import LoadedPipeline
 from prfl.backbone.modelscope.family import MODELSCOPE
 from prfl.backbone.source import Source
 from prfl.backbone.wan.family import WAN
+from prfl.backbone.wan.image_to_video import WAN_IMAGE
 from prfl.utils.errors import PrflError
 
 FAMILIES: dict[str, Family] = {
     "wan": WAN,
+    "wan_image": WAN_IMAGE,
     "cogvideox": COGVIDEOX,
     "modelscope": MODELSCOPE,
 }
@@ -40,7 +42,7 @@ def load_backbone(
     device: torch.device | str = "cpu",
     revision: str | None = None,
 ) -> Backbone:
-    """A text-to-video model of a known family in diffusers' pipeline format, from a folder or a hub id.
+    """A video model of a known family in diffusers' pipeline format, from a folder or a hub id.
 
     Only safetensors are read and no remote code is run.  The text encoder is loaded at its first use; the VAE is kept
     in float32 when ``dtype`` is a half precision, as the models' authors advise.

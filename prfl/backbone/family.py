@@ -38,6 +38,7 @@ class LoraFile:
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """pipeline: the class that model_index.json names.  network: the class of what predicts.
+    task: what the hub calls it.
 
     load: the model of a source, on its device; where that is ``meta``, without weights and without a tokenizer.
     lora: its files.  shipped: hub ids whose architecture files are inside the package, and the folders that hold them.
@@ -45,6 +46,7 @@ class Family:
 
     pipeline: str
     network: str
+    task: str = "text-to-video"
     load: Callable[[Source, torch.dtype], Backbone]
     lora: LoraFile
     shipped: Mapping[str, Path] = field(default_factory=dict)

@@ -48,6 +48,12 @@ class LoadedPipeline(Source):
             raise PrflError(f"the pipeline has no {name}", where=self.name, fix=f"load the pipeline with its {name}")
         return part
 
+    def encoder_config(self, subfolder: str) -> Any:
+        return self.part(subfolder).config
+
+    def image_loader(self, kind: Any, dtype: torch.dtype) -> Callable[[], tuple[Any, nn.Module]]:
+        return lambda: (self.part("image_processor"), self.part("image_encoder"))
+
     def text_loaders(
         self, kind: Any, dtype: torch.dtype
     ) -> tuple[Callable[[], tuple[Any, nn.Module]], Callable[[], Any] | None]:

@@ -34,7 +34,7 @@ class PaddedText(PipelineText):
 
     @torch.no_grad()
     def encode(self, asks: Sequence[Ask], device: torch.device, dtype: torch.dtype) -> Condition:
-        encoder = self.encoder()
+        encoder = self.text_encoder()
         tokens = self.tokenizer(
             [ask.prompt for ask in asks],
             padding="max_length", max_length=self.most, truncation=True, return_tensors="pt",

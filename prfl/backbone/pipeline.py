@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prfl.backbone import adapters
 from prfl.backbone.base import Facts, LoraSpec
 from prfl.backbone.checkpointing import Running
-from prfl.backbone.condition import Ask, Condition, as_asks
+from prfl.backbone.condition import Ask, Condition, as_asks, check_asks
 from prfl.backbone.dropout import dropping
 from prfl.backbone.network import computing, joined, predictors
 from prfl.backbone.pipeline_text import PipelineText
@@ -76,17 +76,19 @@ class PipelineBackbone(ABC):
 
     # ------------------------------------------------------------------------------------------------- the condition
 
-    def condition(self, asks: Sequence[Ask | str]) -> Condition:
-        """Encode prompts as the pipeline does, or look them up where all of them are known; "" is the unconditional.
+    def condition(self, asks: Sequence[str]) -> Condition:
+        """Encode asks as the pipeline does, or look them up where all of them are known; "" is the unconditional.
 
-        Raises PrflError for an ask with an image.
+        Raises PrflError for an ask with an image that the model does not take, or without one that it needs.
         """
         samples = as_asks(asks)
-        if "image" not in self.facts.takes and any(ask.image is not None for ask in samples):
-            raise PrflError("a text-to-video model takes no first frame", fix="give prompts alone")
+        check_asks(samples, self.facts.takes)
         if samples and all(ask in self.text.known for ask in samples):
             return Condition.cat([self.text.known[ask] for ask in samples]).to(self.facts.device)
-        return self.text.encode(samples, self.facts.device, self.facts.dtype)
+        return self.encode_asks(samples)
+
+    def encode_asks(self, asks: Sequence[Ask]) -> Condition:
+        return self.text.encode(asks, self.facts.device, self.facts.dtype)
 
     # ------------------------------------------------------------------------------------------------- the chain
 

@@ -37,8 +37,11 @@ class PipelineText(ABC):
         """Without the text encoder, where the two can be loaded apart."""
         return self._load_tokenizer() if self._load_tokenizer else self._loaded[0]
 
-    def encoder(self) -> nn.Module:
+    def text_encoder(self) -> nn.Module:
         return self._loaded[1]
+
+    def encoder(self) -> nn.Module:
+        return self.text_encoder()
 
     def unknown(self) -> int | None:
         return self.tokenizer.unk_token_id

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil
 
 from prfl.backbone.weights import cast, check_finite
 from prfl.config.section import is_hub_id
@@ -112,11 +112,13 @@ class Source:
                     fix="download or save the model again, whole",
                 )
 
-    def text_identity(self) -> str:
+    def text_identity(self, *others: str) -> str:
         """Tells one text encoder or tokenizer from another without loading it: a hash of every file's name, size, first
-        and last MiB.  Of a model on the hub its id and revision say it, and this is empty."""
+        and last MiB.  Of a model on the hub its id and revision say it, and this is empty.
+
+        others: further parts that conditions are made by, as an encoder of images."""
         digest = hashlib.sha256()
-        parts = [Path(self.name, part) for part in ("text_encoder", "tokenizer")]
+        parts = [Path(self.name, part) for part in ("text_encoder", "tokenizer", *others)]
         files = [file for part in parts for file in sorted(part.glob("*")) if file.is_file()]
         for file in files:
             size = file.stat().st_size
@@ -136,26 +138,54 @@ class Source:
         except (OSError, ValueError) as error:
             raise self.missing("text encoder or tokenizer", error) from error
 
-    @silent_libraries()
     def load_text(self, kind: Any, dtype: torch.dtype) -> nn.Module:
         """The text encoder, of this transformers class, frozen; on ``meta`` without weights."""
+        return self.load_encoder(kind, "text_encoder", dtype, "text encoder or tokenizer")
+
+    @silent_libraries()
+    def load_encoder(self, kind: Any, subfolder: str, dtype: torch.dtype, called: str) -> nn.Module:
+        """An encoder of conditions, of this transformers class, frozen; on ``meta`` without weights.
+
+        called: its name in the error where it cannot be loaded.
+        """
         if self.device.type == "meta":
-            return self._empty_text(kind, dtype)
+            with torch.device("meta"):
+                return kind(self.encoder_config(subfolder)).to(dtype).requires_grad_(False).eval()
         try:
             encoder, report = kind.from_pretrained(
                 self.name,
-                subfolder="text_encoder",
+                subfolder=subfolder,
                 dtype=dtype,
                 use_safetensors=True,
                 revision=self.revision,
                 output_loading_info=True,
             )
         except (OSError, ValueError, SafetensorError) as error:
-            raise self.missing("text encoder or tokenizer", error) from error
-        self.check_complete("text_encoder", report["missing_keys"])
+            raise self.missing(called, error) from error
+        self.check_complete(subfolder, report["missing_keys"])
         encoder = encoder.to(self.device)
-        check_finite(dict(encoder.named_parameters()), f"{self.name}/text_encoder", NOT_FINITE)
+        check_finite(dict(encoder.named_parameters()), f"{self.name}/{subfolder}", NOT_FINITE)
         return encoder.requires_grad_(False).eval()
+
+    def encoder_config(self, subfolder: str) -> Any:
+        """The transformers config of an encoder."""
+        try:
+            return AutoConfig.from_pretrained(self.name, subfolder=subfolder, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise self.missing(subfolder.replace("_", " "), error) from error
+
+    def image_loader(self, kind: Any, dtype: torch.dtype) -> Callable[[], tuple[Any, nn.Module]]:
+        """What loads the processor of pictures and their encoder, of this transformers class, when first needed."""
+        if self.device.type == "meta":
+            return lambda: (None, self.load_encoder(kind, "image_encoder", dtype, "image encoder"))
+        return lambda: (self.load_image_processor(), self.load_encoder(kind, "image_encoder", dtype, "image encoder"))
+
+    @silent_libraries()
+    def load_image_processor(self) -> Any:
+        try:
+            return CLIPImageProcessorPil.from_pretrained(self.name, subfolder="image_processor", revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise self.missing("image processor", error) from error
 
     def text_loaders(
         self, kind: Any, dtype: torch.dtype
@@ -168,14 +198,6 @@ class Source:
             return lambda: (None, self.load_text(kind, dtype)), None
         tokenizer = cache(self.load_tokenizer)
         return lambda: (tokenizer(), self.load_text(kind, dtype)), tokenizer
-
-    def _empty_text(self, kind: Any, dtype: torch.dtype) -> nn.Module:
-        try:
-            config = AutoConfig.from_pretrained(self.name, subfolder="text_encoder", revision=self.revision)
-        except (OSError, ValueError) as error:
-            raise self.missing("text encoder", error) from error
-        with torch.device("meta"):
-            return kind(config).to(dtype).requires_grad_(False).eval()
 
 
 def vae_dtype(dtype: torch.dtype) -> torch.dtype:

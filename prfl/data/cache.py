@@ -1,10 +1,12 @@
 """The latent cache: every video through the VAE once, every prompt through the text encoder once.
 
     folder/latents/KEY.safetensors     "latents" (c, t, h, w), normalised, in the VAE's dtype
-    folder/prompts/KEY.safetensors     the tensors of one prompt's Condition
+    folder/prompts/KEY.safetensors     the tensors of one prompt's Condition, and of its first frame's where it has one
+    folder/frames/KEY.png              the first frame of the clip, for a model that takes one
     folder/latents/KEY.unreadable      why a video could not be read, in place of its latents
 
-KEY is a hash of everything that the content depends on: the file's bytes (or the prompt), the model's description (with
+KEY is a hash of everything that the content depends on: the file's bytes (or the prompt, and of a first frame the bytes
+and the size and rate of the video that it begins), the model's description (with
 fingerprints of its weights) and dtype, and the clip's size, rate and window.  So a stale entry cannot be found, files
 may be renamed, and a run that was stopped goes on where it was: each entry is written atomically, and present ones are
 skipped.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,13 @@ from typing import Any
 from torch import Tensor
 
 from prfl.backbone import Ask, Backbone, Condition
-from prfl.backbone.condition import TensorSpec
+from prfl.backbone.condition import TensorSpec, as_asks
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
 from prfl.data.formats import Window
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
+from prfl.utils.hashing import remembered_hash
 from prfl.utils.reading import printable, unreadable
 from prfl.utils.video_size import VideoSize
 
@@ -41,7 +44,7 @@ class LatentCache:
 
     size, window: which part of a video is read, and how large.  text: identity of the text encoder, the dtype of its
     embeddings, and where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  condition_specs:
-    of a prompt's tensors.
+    of a prompt's tensors.  takes_image: whether a clip's condition has its first frame.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class LatentCache:
     text: tuple[str, str, int]
     shape: tuple[int, ...]
     condition_specs: Mapping[str, TensorSpec]
+    takes_image: bool = False
 
     @classmethod
     def for_backbone(
@@ -68,6 +72,7 @@ class LatentCache:
             (facts.text_identity, str(facts.dtype), facts.text_tokens),
             shape,
             facts.condition,
+            "image" in facts.takes,
         )
 
     @property
@@ -96,8 +101,16 @@ class LatentCache:
         return self.folder / "latents" / f"{entry_name(made_from)}.safetensors", made_from
 
     def prompt_file(self, prompt: str) -> Path:
-        """Name the file of a prompt's condition."""
-        return self.folder / "prompts" / f"{entry_name(self.prompts.made_from(prompt))}.safetensors"
+        """Name the file of a prompt's condition.  Raises PrflError where its first frame's bytes cannot be read."""
+        return self.folder / "prompts" / f"{entry_name(self.prompts.made_from(source_of(prompt)))}.safetensors"
+
+    def frame_file(self, entry: Path) -> Path:
+        """Name the file of the first frame of a clip.  entry: the file of its latents."""
+        return self.folder / "frames" / f"{entry.stem}.png"
+
+    def ask(self, prompt: str, entry: Path) -> Ask:
+        """Make what a clip with this prompt is conditioned on.  entry: the file of its latents."""
+        return Ask(prompt, self.frame_file(entry), self.size) if self.takes_image else Ask(prompt)
 
     def find(self, videos: Iterable[Path]) -> tuple[dict[Path, Path], list[tuple[Path, str]]]:
         """Find the entries of videos: ({video: its entry}, [(unreadable video, reason)]).
@@ -137,10 +150,10 @@ class LatentCache:
         if not file.exists():
             fix = "run `prfl cache` with the same config"
             raise PrflError(f"the prompt {prompt[:80]!r} is not in the cache", where=str(self.folder), fix=fix)
-        tensors, _ = read_entry(file, self.prompts, prompt)
+        tensors, _ = read_entry(file, self.prompts, str(prompt))
         copies = {name: tensor.clone() for name, tensor in tensors.items()}  # else thousands of files stay mapped
         ragged = frozenset(name for name, spec in self.condition_specs.items() if spec.ragged)
-        return Condition(copies, (Ask(prompt),), ragged)
+        return Condition(copies, as_asks([prompt]), ragged)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
         """List, once each, the prompts whose condition is not here; damaged ones are put aside and count as missing.
@@ -161,7 +174,9 @@ class LatentCache:
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             what = f"the text encoder gives embeddings of {prompt[:80]!r} that are not finite"
             raise PrflError(what, where="backbone.dtype", fix="load the model in float32")
-        write_entry(self.prompt_file(prompt), tensors, self.prompts.made_from(prompt), {"prompt": prompt})
+        write_entry(
+            self.prompt_file(prompt), tensors, self.prompts.made_from(source_of(prompt)), {"prompt": str(prompt)}
+        )
 
     def keep_latents(self, file: Path, made_from: str, video: Path, latents: Tensor) -> None:
         """Write one video's latents.  Raises PrflError when they are not finite."""
@@ -179,7 +194,8 @@ class LatentCache:
         absent, damaged, unhashed = [], {}, 0
         for file in processes.share(list(entries)):
             prompt = entries[file]
-            if not os.path.lexists(file):
+            lacks_frame = prompt is None and self.takes_image and not self.frame_file(file).is_file()
+            if not os.path.lexists(file) or lacks_frame:
                 absent.append(file)
                 continue
             try:
@@ -217,20 +233,36 @@ class LatentCache:
         """Say what is wrong with the tensors of a prompt's entry, or ""."""
         if set(tensors) != set(self.condition_specs):
             return f"it holds {_names(tensors)}, not {', '.join(self.condition_specs)}"
-        faults = (_tensor_fault(name, spec, tensors) for name, spec in self.condition_specs.items())
+        faults = (_tensor_fault(name, spec, self.shape, tensors) for name, spec in self.condition_specs.items())
         return next(filter(None, faults), "")
 
 
-def _tensor_fault(name: str, spec: TensorSpec, tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with one tensor of a single prompt's condition."""
-    tensor = tensors[name]
-    fits = len(tensor.shape) == len(spec.shape) + 1 and tensor.shape[0] == 1
-    fits = fits and all(size in (None, has) for size, has in zip(spec.shape, tensor.shape[1:], strict=True))
+def source_of(prompt: str) -> str | list[Any]:
+    """What tells an ask from another: its prompt, and its first frame with the clip that this begins.
+
+    Raises PrflError where that cannot be read.
+    """
+    (ask,) = as_asks([prompt])
+    if ask.image is None:
+        return ask.prompt
+    try:
+        image = remembered_hash(ask.image)
+    except OSError as error:
+        raise unreadable(ask.image, error, "name a picture that is there") from error
+    clip = asdict(ask.clip) | {"fps": float(ask.clip.fps)} if ask.clip else None
+    return [ask.prompt, image, clip]
+
+
+def _tensor_fault(name: str, spec: TensorSpec, state: Sequence[int], tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with one tensor of a single prompt's condition.  state: (c, t, h, w) of the video's latents."""
+    tensor, shape = tensors[name], spec.of_video(state)
+    fits = len(tensor.shape) == len(shape) + 1 and tensor.shape[0] == 1
+    fits = fits and all(size in (None, has) for size, has in zip(shape, tensor.shape[1:], strict=True))
     if spec.counts is not None:
         fits = fits and tensor.dtype == spec.dtype and 0 <= int(tensor) <= tensors[spec.counts].shape[1]
         return "" if fits else f"its {name} are not those of one prompt"
     if not fits:
-        wanted = ", ".join("tokens" if size is None else str(size) for size in spec.shape)
+        wanted = ", ".join("tokens" if size is None else str(size) for size in shape)
         return f"its {name} are {tuple(tensor.shape)}, not (1, {wanted})"
     return "" if tensor.dtype == spec.dtype else f"its {name} are {tensor.dtype}, not {spec.dtype}"
 

@@ -4,24 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 from prfl.backbone import Ask, Backbone, Condition
+from prfl.backbone.condition import as_asks, with_unconditional
 from prfl.backbone.network import on_host
+from prfl.data.buckets import Clip, ClipSizes, Rows
+from prfl.data.cache import LatentCache
+from prfl.utils.video_size import VideoSize
 
 
-def remember(backbone: Backbone, prompts: Iterable[str], progress: Callable[[list[str]], Iterable[str]] = iter) -> None:
+def remember(backbone: Backbone, prompts: Iterable[str], progress: Callable[[list[Ask]], Iterable[Ask]] = iter) -> None:
     """Encode these prompts now, keep their conditions on the host, and free the text encoder: 10.6 GiB in Wan 2.1.
 
     One by one, since a batch's make-up would change the last bits.
     """
     conditions = backbone.text.known
-    new = [prompt for prompt in dict.fromkeys(prompts) if Ask(prompt) not in conditions]
+    new = [ask for ask in dict.fromkeys(as_asks(prompts)) if ask not in conditions]
     with on_host(backbone) if new else nullcontext():
-        for prompt in progress(new) if new else ():
-            conditions[Ask(prompt)] = backbone.condition([prompt]).to("cpu")
+        for ask in progress(new) if new else ():
+            conditions[ask] = backbone.condition([ask]).to("cpu")
         backbone.text.free()
 
 
 def recall(backbone: Backbone, conditions: Mapping[str, Condition]) -> None:
     """Conditions that were encoded before, by prompt: to be looked up as if they had been ``remember``ed."""
-    backbone.text.known.update({Ask(prompt): condition.to("cpu") for prompt, condition in conditions.items()})
+    asks = as_asks(conditions)
+    backbone.text.known.update({ask: conditions[ask].to("cpu") for ask in asks})
+
+
+def asks_of(
+    rows: Rows, sizes: ClipSizes, caches: Mapping[VideoSize, LatentCache], entries: Mapping[Clip, Path]
+) -> dict[VideoSize, list[Ask]]:
+    """List what the clips of rows are conditioned on, with the unconditional asks, by the size whose cache has it.
+
+    entries: the files of the clips' latents; others are left out.  A prompt alone is of no size: the largest has it.
+    """
+    if not caches[sizes.largest].takes_image:
+        return {sizes.largest: with_unconditional(["", *(row.prompt for row in rows)])}
+    asks: dict[VideoSize, list[str]] = {size: [] for size in sizes.sizes}
+    for row, clips in zip(rows, sizes.clips(rows), strict=True):
+        for clip in clips:
+            if clip in entries:
+                asks[clip[1]].append(caches[clip[1]].ask(row.prompt, entries[clip]))
+    return {size: with_unconditional(of_size) for size, of_size in asks.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Ask, Backbone, Condition
+from prfl.backbone.condition import as_asks
 from prfl.data.buckets import Clip, ClipSizes, once
 from prfl.data.cache import LatentCache
+from prfl.data.conditions import asks_of
 from prfl.data.formats import Window
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
 from prfl.utils.errors import PrflError
@@ -57,11 +59,12 @@ class _Loaded:
     """The common part of both data sets: each video's latents once, each prompt's condition once, on the CPU.
 
     fingerprint: hash of the rows, and of the contents of their videos.  entries: the names of these in the cache.
-    batch: samples of an optimizer step, which have one shape where there are several.
+    batch: samples of an optimizer step, which have one shape where there are several.  first_frames: of each row of
+    ``latents`` its picture and the clip's size, where the model takes them.
     """
 
     latents: Tensor | ClipLatents
-    conditions: dict[str, Condition]
+    conditions: Mapping[str, Condition]
     prompts: list[str]
     device: torch.device
     skipped: list[tuple[Path, str]]
@@ -69,6 +72,7 @@ class _Loaded:
     former_fingerprint: str = ""  # as checkpoints of older versions have it: of the cache's entries
     entries: frozenset[str] = frozenset()
     batch: int = 1
+    first_frames: Sequence[tuple[Path, VideoSize]] = ()
 
     def kinds(self, rows: Tensor) -> list[int]:
         """Number the shapes of these rows' latents; empty where all have one."""
@@ -77,14 +81,16 @@ class _Loaded:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    @property
-    def empty_condition(self) -> Condition:
-        """The condition of the empty prompt, length 1, on the device: for guidance and prompt dropout."""
-        return self.conditions[""].to(device=self.device)
+    def condition(self, prompts: Sequence[str], rows: Sequence[int]) -> Condition:
+        """Take the conditions of prompts as one batch, on the device.  rows: of ``latents``, that these are of."""
+        asks: Sequence[Ask] = as_asks(prompts)
+        if self.first_frames:
+            asks = [Ask(prompt, *self.first_frames[row]) for prompt, row in zip(prompts, rows, strict=True)]
+        return Condition.cat([self.conditions[ask] for ask in asks]).to(device=self.device)
 
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """Take the conditions of prompts as one batch, on the device."""
-        return Condition.cat([self.conditions[prompt] for prompt in prompts]).to(device=self.device)
+    def unconditional(self, condition: Condition) -> Condition:
+        """Take what guidance and prompt dropout have in place of ``condition``, on the device."""
+        return Condition.cat([self.conditions[ask.unconditional] for ask in condition.asks]).to(device=self.device)
 
 
 @dataclass(kw_only=True)
@@ -103,7 +109,9 @@ class LatentDataset(_Loaded):
         chosen = list(indices)
         prompts = [self.prompts[index] for index in chosen]
         labels = {name: values[chosen].to(self.device) for name, values in self.labels.items()}
-        return LatentBatch(self.latents[self.video[chosen]].to(self.device), self.condition(prompts), prompts, labels)
+        rows = self.video[chosen]
+        condition = self.condition(prompts, rows.tolist())
+        return LatentBatch(self.latents[rows].to(self.device), condition, prompts, labels)
 
 
 @dataclass(kw_only=True)
@@ -155,15 +163,18 @@ def load_dataset(
     if not kept:
         raise PrflError("no readable video is left", where=str(manifest), fix="see the reasons that `prfl cache` lists")
 
-    # Each video's latents once, each prompt's condition once.
-    conditions = {prompt: caches[sizes.largest].condition(prompt) for prompt in ["", *(row.prompt for row in kept)]}
+    # Each video's latents once, each prompt's (and first frame's) condition once.
+    asks = asks_of(kept, sizes, caches, entry_of)
+    conditions = {ask: caches[of_size].condition(ask) for of_size, every in asks.items() for ask in every}
     latents_row = {clip: row for row, clip in enumerate(once(kept_clips))}
     entries = {clip: entry_of[clip] for clip in latents_row}
+    frames = [(caches[of_clip].frame_file(entry), of_clip) for (_, of_clip), entry in entries.items()]
     tensors = [caches[of_clip].latents(entry) for (_, of_clip), entry in entries.items()]
     common: dict[str, Any] = {
         "latents": torch.stack(tensors) if len({tensor.shape for tensor in tensors}) == 1 else ClipLatents(tensors),
         "batch": batch,
         "conditions": conditions,
+        "first_frames": frames if "image" in backbone.facts.takes else (),
         "device": backbone.facts.device,
         "skipped": skipped,
         "fingerprint": _fingerprint(kept, {video: remembered_hash(video) for video, _ in entries}),

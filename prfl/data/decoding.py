@@ -28,6 +28,7 @@ from torch import Tensor
 from prfl.data.formats import SUFFIXES
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import remembered_hash
+from prfl.utils.pictures import fitted
 from prfl.utils.reading import disk_refuses, unreadable
 
 # Formats such as playlists make a reader open other files or addresses, whatever the file is called.
@@ -144,7 +145,7 @@ def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, pa
         levels, aspect = levels.transpose(1, 0, 2), 1 / aspect
     levels = levels[:: -1 if from_below else 1, :: -1 if from_right else 1]
     pixels = torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 127.5 - 1
-    return _fit(pixels, height, width, aspect)
+    return fitted(pixels, height, width, aspect)
 
 
 def rgb_levels(frame: VideoFrame) -> np.ndarray:
@@ -237,14 +238,3 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     except ValueError:  # among the side data is something that this PyAV has no name for
         turned = math.radians(frame.rotation)  # counter-clockwise
         return math.cos(turned), -math.sin(turned), math.sin(turned), math.cos(turned)
-
-
-def _fit(picture: Float[Tensor, "3 h w"], height: int, width: int, aspect: float) -> Float[Tensor, "3 H W"]:
-    """Scale until it covers height x width, then cut around the middle.  ``aspect``: a source pixel's width/height."""
-    _, from_height, from_width = picture.shape
-    scale = max(height / from_height, width / (from_width * aspect))
-    size = max(height, round(from_height * scale)), max(width, round(from_width * aspect * scale))
-    if size != (from_height, from_width):
-        picture = torch.nn.functional.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return picture[:, top : top + height, left : left + width]

@@ -16,14 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from prfl.backbone import Backbone
-from prfl.data.buckets import ClipSizes, once
+from prfl.data.buckets import Clip, ClipSizes, once
 from prfl.data.cache import LatentCache
+from prfl.data.conditions import asks_of
 from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.pictures import write_picture
 from prfl.utils.reading import unreadable
 from prfl.utils.video_size import VideoSize
 
@@ -70,6 +72,7 @@ def build_cache(
     failed: list[tuple[Path, str]] = []
     same_content: dict[VideoSize, dict[Path, list[Path]]] = {}
     made_from: dict[Path, str] = {}
+    entry_of: dict[Clip, Path] = {}
     videos = once(sizes.clips(rows))
     for video, of_video in videos:
         try:
@@ -79,11 +82,12 @@ def build_cache(
             continue
         same_content.setdefault(of_video, {}).setdefault(file, []).append(video)
         made_from[file] = facts
+        entry_of[video, of_video] = file
 
     unread = {video for video, _ in failed}
     _check_splits(rows, [video for video, _ in videos if video not in unread], str(manifest), backbone)
 
-    # One video of each missing entry, and the missing prompts.
+    # One video of each missing entry.
     encoded = 0
     for of_videos, files in same_content.items():
         missing = caches[of_videos].missing_latents(files)
@@ -93,11 +97,17 @@ def build_cache(
         for video, reason in _encode_shared(backbone, caches[of_videos], entries, batch_size, progress):
             failed += [(copy, reason) for copy in copies_of[video]]
         encoded += sum(file.exists() for file in todo)
-    prompts = caches[sizes.largest].missing(["", *(row.prompt for row in rows)])
-    _embed_shared(backbone, caches[sizes.largest], prompts, progress)
+
+    # The missing prompts, and first frames.
+    embedded, unread = 0, {video for video, _ in failed}
+    readable = {clip: entry for clip, entry in entry_of.items() if clip[0] not in unread}
+    for of_asks, asks in asks_of(rows, sizes, caches, readable).items():
+        unembedded = caches[of_asks].missing(asks)
+        _embed_shared(backbone, caches[of_asks], unembedded, progress)
+        embedded += len(unembedded)
     processes.wait()
 
-    report = CacheReport(encoded, len(videos) - len(failed) - encoded, tuple(failed), len(prompts))
+    report = CacheReport(encoded, len(videos) - len(failed) - encoded, tuple(failed), embedded)
     if failed and not skip_unreadable:
         fix = "mend or remove these files, or leave them out with skip_unreadable; the others are cached"
         raise PrflError(str(report), where=str(manifest), fix=fix)
@@ -138,7 +148,7 @@ def _encode_shared(
 
 
 def _embed_shared(backbone: Backbone, cache: LatentCache, prompts: Sequence[str], progress: bool) -> None:
-    """Embed this process's part of the prompts, one by one: no prompt's bits depend on its neighbours."""
+    """Embed this process's part of the asks, one by one: none's bits depend on its neighbours."""
     part = processes.share(prompts)
     with _progress("prompts", len(part), progress) as advance:
         for prompt in part:
@@ -158,6 +168,8 @@ def _encode_videos(
     for file, (_, video) in sources.items():
         try:
             clips[file] = read_video(video, cache.size, window=cache.window)
+            if cache.takes_image:
+                write_picture(cache.frame_file(file), clips[file][:, 0])
         except PrflError as error:
             failed.append((video, error.one_line))
             with atomic_write(file.with_suffix(".unreadable")) as temporary:

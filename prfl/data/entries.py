@@ -40,8 +40,11 @@ class Form:
     facts: Mapping[str, Any]
     fault: Callable[[Mapping[str, Tensor]], str]
 
-    def made_from(self, source: str) -> str:
-        """Write all that an entry's content depends on as JSON.  source: the hash of the video, or the prompt."""
+    def made_from(self, source: str | list[Any]) -> str:
+        """Write all that an entry's content depends on as JSON.
+
+        source: the hash of the video, or the prompt, or a list of this and of what is beside it.
+        """
         return json.dumps([source, *self.facts.values()], sort_keys=True)
 
 

@@ -141,7 +141,7 @@ def draw_examples(dataset: LatentDataset | PairDataset, pool: Examples, seed: in
     return Drawn(
         rows.tolist(),
         dataset.latents[rows].to(dataset.device, torch.float32),
-        dataset.condition(prompts * len(pool.sides)),
+        dataset.condition(prompts * len(pool.sides), rows.tolist()),
         {name: values[chosen] for name, values in pool.targets.items()},
         prompts,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from prfl.backbone.condition import Ask
 from prfl.data.manifest import Text, checked
 from prfl.utils.errors import Faults, PrflError
 from prfl.utils.reading import json_rows, numbered_lines
@@ -21,11 +22,13 @@ SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of a list that severa
 class _PromptRow(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
     prompt: Text
+    image: Text | None = None
 
 
 def read_prompts(path: str | Path) -> list[str]:
     """Read one prompt a line from a .txt file (blank lines are skipped), ``{"prompt": ...}`` a line from a .jsonl file.
 
+    A line of the latter may have an "image", the first frame: a file, found from this one's folder.
     Raises PrflError with file and line of every empty or repeated prompt, and for a file without any.
     """
     path, faults = Path(path), Faults()
@@ -35,7 +38,7 @@ def read_prompts(path: str | Path) -> list[str]:
         numbered = []
         for where, fields in json_rows(path):
             with faults.collected():
-                numbered.append((where, checked(_PromptRow, fields, where).prompt))
+                numbered.append((where, _with_image(checked(_PromptRow, fields, where), path.parent)))
     else:
         raise PrflError("is neither .txt nor .jsonl", where=str(path), fix="one prompt a line in a .txt file")
     if not numbered and not faults.errors:
@@ -44,11 +47,17 @@ def read_prompts(path: str | Path) -> list[str]:
     first: dict[str, str] = {}
     for where, prompt in numbered:
         with faults.collected():
-            if first.setdefault(prompt, where) != where:
-                fix = "remove one; a prompt counts once"
-                raise PrflError(f"the prompt {prompt[:80]!r} stands already at {first[prompt]}", where=where, fix=fix)
+            if first.setdefault(str(prompt), where) != where:
+                fix = "remove one; a prompt counts once, whatever its image: say in words in what they differ"
+                fix = fix if isinstance(prompt, Ask) else "remove one; a prompt counts once"
+                what = f"the prompt {prompt[:80]!r} stands already at {first[str(prompt)]}"
+                raise PrflError(what, where=where, fix=fix)
     faults.raise_all(path)
-    return list(first)
+    return [prompt for _, prompt in numbered]
+
+
+def _with_image(row: _PromptRow, folder: Path) -> str:
+    return row.prompt if row.image is None else Ask(row.prompt, folder / row.image)
 
 
 def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from prfl.config.places import other_place
 from prfl.config.schema import Config
 from prfl.config.section import Source, is_hub_id
 from prfl.data.manifest import read_manifest
+from prfl.factory.prompts import absent_frames, load_prompts, no_frames
 from prfl.factory.reward import reward_path
 
 
@@ -29,6 +30,9 @@ def missing_inputs(config: Config, filled: Collection[Path] = (), file: Path | N
             if source.kind == kind and (what := missing(source, filled)):
                 sought = other_place(file, source.target) if file else None
                 lines.append(f"{source.key}: {what}" + (f" (nor is it {sought[1]})" if sought else ""))
+    if not config.trains_reward:
+        frames = absent_frames(load_prompts(config.data))
+        lines += [f"data.prompts.{name}: {no_frames(images)}" for name, images in frames.items()]
     data = config.data
     if data.manifest is not None and data.manifest.is_file() and (data.root is None or data.root.is_dir()):
         read_manifest(data.manifest, root=data.root, follow_links=data.follow_links)

@@ -76,7 +76,9 @@ class Shapes:
         return torch.empty(batch, 3, *self.clip, device="meta")
 
     def condition(self, batch: int) -> Condition:
-        return stand_in(self.model.facts.condition, batch, self.tokens, partial(torch.empty, device="meta"))
+        return stand_in(
+            self.model.facts.condition, batch, self.tokens, self.latent, partial(torch.empty, device="meta")
+        )
 
 
 def longest_prompt(config: Config) -> int:

@@ -42,8 +42,14 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
 
     # Before the training.
     yield encoding_prompts(config, model)
+    if "image" in model.facts.takes:
+        yield measure("encoding the first frames, one by one", partial(_encode, shapes, 1), vae)
     if config.reads_clips:
-        yield measure(f"filling the cache: encode {config.data.encode_batch}", partial(_encode, config, shapes), vae)
+        yield measure(
+            f"filling the cache: encode {config.data.encode_batch}",
+            partial(_encode, shapes, config.data.encode_batch),
+            vae,
+        )
 
     # A step.
     if preference := config.preference:
@@ -113,8 +119,8 @@ def decoding(model: Backbone, shapes: Shapes, batch: int, name: str, weights: in
     return replace(part, work=part.work * (1 / batch), role="decoder")
 
 
-def _encode(config: Config, shapes: Shapes) -> Tensor:
-    return shapes.model.encode(shapes.pixels(config.data.encode_batch).clone())
+def _encode(shapes: Shapes, batch: int) -> Tensor:
+    return shapes.model.encode(shapes.pixels(batch).clone())
 
 
 def _decode(model: Backbone, latents: Tensor) -> Tensor:

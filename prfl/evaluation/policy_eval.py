@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.backbone.condition import texts
 from prfl.evaluation import metrics
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
@@ -125,12 +126,12 @@ def _measure(
         for key, values in scores.items():
             columns.setdefault(key, []).append(values.detach().float().cpu())
 
-        spread |= metrics.diversity(pixels, batch)
+        spread |= metrics.diversity(pixels, texts(batch))
         kept += [video.clone() for video in pixels[::per_prompt][: keep_videos - len(kept)]]
 
     every, numbers = jobs(prompts, per_prompt)
     joined_scores = {key: torch.cat(values) for key, values in columns.items()}
-    return Outcome(name, settings, every, numbers, joined_scores, spread, torch.stack(kept), seconds)
+    return Outcome(name, settings, texts(every), numbers, joined_scores, spread, torch.stack(kept), seconds)
 
 
 @torch.no_grad()
@@ -145,7 +146,7 @@ def _scores(
     """Score samples by motion, judge and rewards: each (b,), by name."""
     scores = {"motion": metrics.motion(latents)}
     if judge is not None:
-        for key, values in judge(pixels, prompts).items():
+        for key, values in judge(pixels, texts(prompts)).items():
             scores[key if key.startswith("measured/") else f"judge/{key}"] = values
     for name, reward in rewards.items():
         sigma = torch.zeros(len(latents), device=backbone.facts.device)

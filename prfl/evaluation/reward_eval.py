@@ -111,7 +111,8 @@ def _held_out_pairs(dataset: PairDataset) -> HeldOut:
     number, prompts = metrics.group(dataset.prompts)
 
     def get(indices: list[int]) -> tuple[Tensor, Condition]:
-        condition = dataset.condition([dataset.prompts[index % size] for index in indices])
+        prompts = [dataset.prompts[index % size] for index in indices]
+        condition = dataset.condition(prompts, rows[indices].tolist())
         return dataset.latents[rows[indices]].to(dataset.device), condition
 
     pairs = {}

@@ -34,9 +34,9 @@ def policy_card(
     family = FAMILIES[provenance.family(made_by)]
     hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
-    tags = ["prfl", "text-to-video", "reward-gradient", *(["lora"] if lora in contents else [])]
+    tags = ["prfl", family.task, "reward-gradient", *(["lora"] if lora in contents else [])]
     data = ModelCardData(
-        library_name="diffusers", pipeline_tag="text-to-video", base_model=base if hub else None, tags=tags
+        library_name="diffusers", pipeline_tag=family.task, base_model=base if hub else None, tags=tags
     )
 
     parts = [

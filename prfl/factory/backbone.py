@@ -8,6 +8,7 @@ import torch
 
 from prfl.backbone import Backbone, LoraSpec, load_architecture, load_backbone
 from prfl.backbone.attention import INT8, VARIABLE, choose_attention, why_not
+from prfl.backbone.hooked import HookedBackbone
 from prfl.backbone.kernels import CallsCheaper, use_kernels
 from prfl.backbone.network import add_copy, all_predictors, train_all
 from prfl.config.schema import Config
@@ -47,8 +48,8 @@ def build_backbone(config: Config) -> Backbone:
     )
     model = prepare_backbone(config, loaded)
     if settings.compile:
-        if not all(getattr(network, "_repeated_blocks", None) for network in all_predictors(model)):
-            what = f"diffusers compiles no blocks of a {model.facts.family} model"
+        if isinstance(model, HookedBackbone):  # a hook that ends the call, within what is compiled
+            what = f"the blocks of a {model.facts.family} model are not compiled"
             raise PrflError(what, where="backbone.compile", fix="compile: false")
         # A block's code is compiled anew with and without gradient, for the base and each set of adapters, for every
         # batch and length of text; past torch's limit of 8 it would run as it is, at the speed of no compiling.

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from prfl.backbone.condition import texts
 from prfl.config.sections.data import DataConfig
 from prfl.factory.data import video_size
 from prfl.factory.prompts import load_prompts
@@ -34,7 +35,7 @@ def load_critic(
     revision: str | None, device: torch.device, data: DataConfig,
 ) -> critic.CriticReward:  # fmt: skip
     """A critic that is asked about the videos of all prompts of the run."""
-    prompts = [prompt for part in load_prompts(data).values() for prompt in part]
+    prompts = [prompt for part in load_prompts(data).values() for prompt in texts(part)]
     folder, asked = str(critic_folder(model)), find_questions(questions)
     return critic.load_critic(folder, asked, frames, most_pixels, dtype, revision, device, video_size(data), prompts)
 

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from prfl.backbone import Backbone
+from prfl.backbone.condition import texts, with_unconditional
 from prfl.backbone.network import on_host
 from prfl.config.schema import Config
 from prfl.config.sections.data import DataConfig
@@ -99,7 +100,7 @@ def encode_manifest(config: Config, model: Backbone, path: Path, root: Path | No
 def encode_prompts(config: Config, model: Backbone, prompts: Iterable[str], progress: Callable) -> int:
     """``remember`` by way of the config's cache: prompts that are in it need no text encoder, and those that are
     not are encoded once, by all processes together.  Returns how many that were."""
-    data, wanted = config.data, list(dict.fromkeys(["", *prompts]))
+    data, wanted = config.data, with_unconditional(prompts)
     with error_location("data"):
         stored = LatentCache.for_backbone(model, data.cache, video_size(data))
     missing = stored.missing(wanted)
@@ -109,7 +110,7 @@ def encode_prompts(config: Config, model: Backbone, prompts: Iterable[str], prog
             stored.keep(prompt, model.condition([prompt]))
         model.text.free()
     processes.wait()
-    recall(model, {prompt: stored.condition(prompt) for prompt in wanted})
+    recall(model, {ask: stored.condition(ask) for ask in wanted})
     return len(missing)
 
 
@@ -127,7 +128,7 @@ def check_held_out(config: Config, model: Backbone, trained: Sequence[str], path
     held: dict[str, str] = {}  # prompt: its split
     for name, prompts in load_prompts(config.data).items():
         if name != "train":
-            held |= dict.fromkeys(prompts, name)
+            held |= dict.fromkeys(texts(prompts), name)
     wrong = [prompt for prompt in trained if prompt in held]
     if wrong:
         raise PrflError(

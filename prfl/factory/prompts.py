@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from prfl.backbone import Backbone
+from collections.abc import Sequence
+from pathlib import Path
+
+from prfl.backbone import Ask, Backbone
+from prfl.backbone.condition import as_asks, check_asks, texts
 from prfl.config.schema import Config
 from prfl.config.sections.data import ClipsConfig, DataConfig
 from prfl.data import leaks
@@ -11,6 +15,7 @@ from prfl.data.manifest import LabelledVideo, prompts_by_split
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.toy import renderer
 from prfl.utils.errors import PrflError, error_location
+from prfl.utils.video_size import VideoSize
 
 SETS = ("train", "validation", "test")
 
@@ -19,7 +24,7 @@ def load_prompts(data: DataConfig) -> dict[str, list[str]]:
     """``train``, and ``validation`` and ``test`` where there are any; no prompt is in two of them.
 
     A file that is named for several sets is split among them, once and for all (``split_prompts``).  A set that is not
-    named has the prompts of that split of the clips.
+    named has the prompts of that split of the clips.  Those with a first frame are of the run's own clip size.
     """
     splits = _named_prompts(data)
     if any(name not in splits for name in SETS):
@@ -30,14 +35,19 @@ def load_prompts(data: DataConfig) -> dict[str, list[str]]:
         raise PrflError("there are no prompts to train on", where="data.prompts.train", fix=fix)
     owner: dict[str, str] = {}
     for name in SETS:
-        for prompt in splits.get(name, []):
+        for prompt in texts(splits.get(name, [])):
             if owner.setdefault(prompt, name) != name:
                 raise PrflError(
                     f"the prompt {prompt[:80]!r} is in {owner[prompt]} too",
                     where=f"data.prompts.{name}",
                     fix="give each prompt to one set",
                 )
-    return {name: splits[name] for name in SETS if name in splits}
+    clip = VideoSize(data.frames, data.height, data.width, data.fps)
+    return {name: [of_clip(prompt, clip) for prompt in splits[name]] for name in SETS if name in splits}
+
+
+def of_clip(prompt: str, clip: VideoSize) -> str:
+    return Ask(prompt, prompt.image, clip) if isinstance(prompt, Ask) else prompt
 
 
 def _named_prompts(data: DataConfig) -> dict[str, list[str]]:
@@ -92,7 +102,33 @@ def check_prompts(config: Config, model: Backbone) -> None:
     """
     prompts = load_prompts(config.data)
     check_sets(config, prompts)
+    check_frames(config, prompts, model)
+    for name, images in absent_frames(prompts).items():
+        raise PrflError(no_frames(images), where=f"data.prompts.{name}", fix="name pictures that are there")
     leaks.check_prompts(prompts, "data.prompts", model)
+
+
+def check_frames(config: Config, prompts: dict[str, list[str]], model: Backbone) -> None:
+    """Raise PrflError for first frames that the model does not take, or that it needs and are not there.
+
+    Where a reward is trained no video is drawn, and each clip has its own.
+    """
+    takes = model.facts.takes
+    for name, of_set in prompts.items():
+        if config.trains_reward and "image" in takes:
+            continue
+        check_asks(of_set, takes, f"data.prompts.{name}")
+
+
+def absent_frames(prompts: dict[str, list[str]]) -> dict[str, list[Path]]:
+    """List the first frames of each set that are not there; sets without such are left out."""
+    asks = {name: as_asks(of_set) for name, of_set in prompts.items()}
+    absent = {name: [ask.image for ask in each if ask.image and not ask.image.is_file()] for name, each in asks.items()}
+    return {name: images for name, images in absent.items() if images}
+
+
+def no_frames(absent: Sequence[Path]) -> str:
+    return f"{len(absent)} first frames are not there; the first is {absent[0]}"
 
 
 def check_sets(config: Config, prompts: dict[str, list[str]]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prfl.backbone import Backbone
+from prfl.backbone.condition import identified
 from prfl.backbone.network import fingerprints
 from prfl.config.schema import Config
 from prfl.config.section import Source
@@ -28,7 +29,7 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
     facts |= {f"backbone.model ({part})": weights for part, weights in fingerprints(model).items()}
     facts["backbone.model (settings)"] = [model.facts.settings, *model.facts.schedule]
     facts["backbone.model (text encoder)"] = model.facts.text_identity or f"of {config.backbone.model}"  # a hub id
-    prompts = "\n".join(load_prompts(config.data)["train"])
+    prompts = "\n".join(identified(prompt) for prompt in load_prompts(config.data)["train"])
     facts["data.prompts.train (content)"] = hashlib.sha256(prompts.encode()).hexdigest()[:16]
     if clips is not None:
         facts["data (videos and labels)"] = clips.fingerprint

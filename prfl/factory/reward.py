@@ -149,8 +149,8 @@ def load_public_rewards(config: Config, model: Backbone) -> PublicReward:
     assert config.reward is not None
     members: list[PublicReward] = []
     for section in config.reward.public:
-        if conditions := section.conditions():
-            warn(f"the licence of the weights of {section.key}: {conditions}")
+        if section.licence:
+            warn(f"the licence of the weights of {section.key}: {section.licence}")
         members.append(build_public_reward(section, config, model))
     return together(members, config)
 

@@ -135,7 +135,7 @@ def decode_price(config: Config) -> float:
     state = model.latent_shape(size.frames, size.height, size.width)
     latents = torch.empty(1, *state, dtype=model.facts.dtype, device="meta")
     sigma = torch.empty(1, device="meta")
-    condition = stand_in(model.facts.condition, 1, model.facts.text_tokens, partial(torch.empty, device="meta"))
+    condition = stand_in(model.facts.condition, 1, model.facts.text_tokens, state, partial(torch.empty, device="meta"))
     counts = []
     for work in (lambda: model.decode(latents), lambda: model.velocity(latents, sigma, condition)):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

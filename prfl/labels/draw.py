@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prfl.backbone import Backbone
+from prfl.backbone.condition import identified
 from prfl.config.schema import Config
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
@@ -108,7 +109,7 @@ def draw_candidates(
     groups: list[tuple[str, str, list[Path]]] = []
     for split, prompts_of_split in prompts.items():
         for prompt in prompts_of_split:
-            stem = folder / "videos" / file_stem(prompt)
+            stem = folder / "videos" / file_stem(identified(prompt))
             groups.append((split, prompt, [stem.with_name(f"{stem.name}-{index}.mp4") for index in range(per_prompt)]))
     mark_written(folder)
 
@@ -121,4 +122,4 @@ def draw_candidates(
         pixels = decode_all(backbone, sample(backbone, every, indices, settings, adapter=adapter), settings.batch)
         for file, video in zip((file for _, files in chunk for file in files), pixels, strict=True):
             write_video(file, video, fps)
-    return [LabelledVideo(file, prompt, {}, split) for split, prompt, files in groups for file in files]
+    return [LabelledVideo(file, str(prompt), {}, split) for split, prompt, files in groups for file in files]

@@ -20,17 +20,11 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
-from prfl.backbone.condition import Condition
+from prfl.backbone.condition import Condition, unconditional, with_unconditional
 from prfl.backbone.kernels import cheaper_calls
-from prfl.data.conditions import remember
+from prfl.data.conditions import recall, remember
 from prfl.data.dataset import LatentDataset
-from prfl.objective.distance import (
-    DistanceTerm,
-    accumulate_distance,
-    shares_call,
-    trained_states,
-    velocity_distance,
-)
+from prfl.objective.distance import accumulate_distance, trained_states, velocity_distance
 from prfl.objective.loss import RewardLoss, loss_gradient, seed_gradients
 from prfl.objective.methods.base import Method
 from prfl.objective.methods.leapalign import leap_similarity
@@ -95,7 +89,9 @@ class RewardGradient:
                 where="reward",
                 fix="take a latent reward, or objective.handoff: clean, which scores clean predictions",
             )
-        remember(self.backbone, ["", *(self.prompts if self.expected is None else self.expected)])
+        remember(self.backbone, with_unconditional(self.prompts if self.expected is None else self.expected))
+        if self.clips is not None and self.clips.first_frames:
+            recall(self.backbone, self.clips.conditions)  # each clip has an unconditional one of its own
 
     @property
     def schedule(self) -> SolverSchedule:
@@ -143,17 +139,14 @@ class RewardGradient:
             seeds, rewards = self.score(scored, step_plan, condition, step, weights)
 
         # 3. Adjoint, one network call at a time.
-        shared = self.distance_weight > 0 and shares_call(self.backbone, step_plan, self.guidance.scale)
-        term = DistanceTerm(self.backbone, condition, self.distance_weight) if shared else None
         with clock("backward"), self.policy(masks):
             if graph:
-                graph.backward(seeds[step_plan.node], term)
+                graph.backward(seeds[step_plan.node])
             else:
-                adjoint.backward(network, trajectory, step_plan.plan, seeds, parameters, term)
+                adjoint.backward(network, trajectory, step_plan.plan, seeds, parameters)
 
         with clock("distance"):
-            distance = {"distance": term.value} if term else self.distance(step, trajectory, step_plan, condition)
-            metrics |= rewards | distance
+            metrics |= rewards | self.distance(step, trajectory, step_plan, condition)
         return metrics | {"latents/max": largest} | self.facts(step_plan) | clock.metrics()
 
     def facts(self, step_plan: StepPlan) -> dict[str, float]:
@@ -183,7 +176,7 @@ class RewardGradient:
         first = self.method.plan(step).first
         if first == 0:
             prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
-            remember(self.backbone, prompts)  # those that nobody expected
+            remember(self.backbone, with_unconditional(prompts))  # those that nobody expected
             condition = self.backbone.condition(prompts)
             return prompts, condition, self.backbone.start(noise, condition, float(self.schedule.sigmas[0]))
 
@@ -201,7 +194,7 @@ class RewardGradient:
         """Return the policy's guided velocity of these samples."""
         scale, empty = self.guidance.scale, None
         if scale != 1:
-            empty = self.backbone.condition([""] * len(condition))
+            empty = self.backbone.condition(unconditional(condition.asks))
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)
 
     def trajectory(

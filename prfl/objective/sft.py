@@ -62,7 +62,7 @@ class Sft:
         noise = rng.normal(clean.shape[1:], self.seed, "sft/noise", step, indices).to(clean)
         u = rng.uniform(self.seed, "sft/sigma", step, indices)
         dropped = (rng.uniform(self.seed, "sft/dropout", step, indices) < self.prompt_dropout).tolist()
-        condition = drop_prompts(batch.condition.to(device), self.dataset.empty_condition, dropped)
+        condition = drop_prompts(batch.condition.to(device), self.dataset.unconditional(batch.condition), dropped)
         return SftBatch(clean, noise, shift_sigmas(u, self.shift).to(clean), condition, batch.prompts, dropped)
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
@@ -87,6 +87,6 @@ class Sft:
 
 
 def drop_prompts(condition: Condition, empty: Condition, dropped: Sequence[bool]) -> Condition:
-    """Return ``condition`` with the samples that are marked replaced by the empty prompt's (a batch of one)."""
-    last = len(condition)
-    return Condition.cat([condition, empty])[[last if drop else i for i, drop in enumerate(dropped)]]
+    """Return ``condition`` with the samples that are marked replaced by their unconditional ones."""
+    count = len(condition)
+    return Condition.cat([condition, empty])[[i + count * drop for i, drop in enumerate(dropped)]]

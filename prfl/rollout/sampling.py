@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.backbone.condition import unconditional
 from prfl.backbone.flow_form import ended
 from prfl.backbone.network import on_host
 from prfl.rollout.guidance import guided_network
@@ -77,18 +78,17 @@ def sample(
     """
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
     schedule = settings.chain(backbone, shape)
-    empty = backbone.condition([""])
-
     done = []
     with backbone.adapter(adapter):
         for start in progress(range(0, len(prompts), settings.batch)):
             batch_prompts = list(prompts[start : start + settings.batch])
             noise = start_noise(shape, settings.seed, batch_prompts, indices[start : start + settings.batch])
             condition = backbone.condition(batch_prompts)
+            guided = settings.guidance_scale != 1
             network = guided_network(
                 backbone.velocity,
                 condition,
-                empty[[0] * len(batch_prompts)],
+                backbone.condition(unconditional(batch_prompts)) if guided else None,
                 scale=settings.guidance_scale,
                 gradient="both",
             )

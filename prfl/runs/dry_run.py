@@ -13,6 +13,7 @@ from prfl.estimate.fitting import Prediction, fit, on_gpu
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.estimate.work import CARD_SIZES
 from prfl.factory.backbone import device_kind
+from prfl.factory.prompts import check_frames, load_prompts
 from prfl.utils.console import console
 
 
@@ -25,6 +26,7 @@ def dry_run(stage: Stage, earlier: Sequence[Stage] = (), gpu: int | None = None,
     console.print(f"\n{stage.path}", style="bold", markup=False)
     prediction = Prediction.of(config)
     model, memory = prediction.model, prediction.memory
+    check_frames(config, load_prompts(config.data), model)
     costs = count_cost(config, model, memory.phases)
     if not quiet:
         console.print(tables.size_table(config, model, memory.trainable))

@@ -71,6 +71,9 @@ def write_project(source: Path, out: Path, model: str) -> list[Path]:
     """
     content = find(source)
     network = load_architecture(shapes_or(model))
+    if "image" in network.facts.takes:
+        what, fix = "no project is written yet for an image-to-video model", "begin with wan2.1-i2v-14b/prfl.yaml"
+        raise PrflError(what, where=model, fix=fix)
     headers = [read_header(video) for video in spread(manifest_videos(content.rows))]
     sizes = sizes_for(network, model, headers)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from prfl.backbone.condition import texts
 from prfl.config.schema import Config
 from prfl.factory.critic import INSIDE, find_questions
 from prfl.factory.prompts import load_prompts
@@ -58,7 +59,7 @@ def write_for(
     out: None is ``reward.critic.questions``.  free: answers in words in place of yes or no.  chat: None is a template.
     Raises PrflError, with what could be written in the file, for prompts of which the model's answer is no list.
     """
-    prompts = [prompt for part in load_prompts(config.data).values() for prompt in part]
+    prompts = [prompt for part in load_prompts(config.data).values() for prompt in texts(part)]
     path = out or file_of(config)
     written = dict(read_questions(path).by_prompt) if path.exists() else {}
     shipped = find_questions("shapes-answers" if free else "shapes")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prfl.backbone import Backbone
+from prfl.backbone.condition import check_asks
 from prfl.config.schema import Config
 from prfl.evaluation import policy_eval, tables
 from prfl.evaluation.media import browser_mp4, grid
@@ -78,11 +79,12 @@ def sample_in_run(config: Config, compare_base: bool, drawn: Drawn) -> None:
     base = drawn.base or config.trains_reward
     weights = "base" if base else load_drawn(config, model, drawn)
     splits = load_prompts(config.data)
-    prompts = (
-        list(drawn.prompts) or (splits.get("validation") or splits["train"])[: config.evaluation.prompts_per_round]
-    )
+    listed = {str(prompt): prompt for split in splits.values() for prompt in split}  # with their first frames
+    of_round = (splits.get("validation") or splits["train"])[: config.evaluation.prompts_per_round]
+    prompts = [listed.get(prompt, prompt) for prompt in drawn.prompts] or of_round
+    check_asks(prompts, model.facts.takes, "--prompt")
     encode_prompts(config, model, prompts, progress("encoding the prompts"))
-    if not set(prompts) <= {prompt for split in splits.values() for prompt in split}:
+    if not set(prompts) <= set(listed.values()):
         evaluation = config.evaluation.model_copy(update={"judge": None})  # it knows the world's prompts only
         config = config.model_copy(update={"evaluation": evaluation})
     if config.steering:

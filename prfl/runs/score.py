@@ -175,7 +175,7 @@ def find_backbone(
         config = load_config(run)
         changes: dict[str, Any] = {"adapter": None, "device": device, "compile": False}
         backbone = config.backbone.model_copy(update=changes | ({"dtype": dtype} if dtype else {}))
-        return build_backbone(config.model_copy(update={"backbone": backbone}))
+        return without_frames(build_backbone(config.model_copy(update={"backbone": backbone})))
     if model is None and not is_hub_id(named.get("model_id")):
         trained_on = f"it was trained on {named['model_id']}" if named else "its card names none"
         raise PrflError(
@@ -183,7 +183,16 @@ def find_backbone(
         )
     source, revision = (named["model_id"], named.get("revision")) if model is None else (model, None)
     chosen_device = choose_device(BackboneConfig(model=source, device=device))
-    return load_backbone(source, getattr(torch, dtype or "float32"), chosen_device, revision)
+    return without_frames(load_backbone(source, getattr(torch, dtype or "float32"), chosen_device, revision))
+
+
+def without_frames(backbone: Backbone) -> Backbone:
+    """Raise PrflError for a model whose conditions need the first frames of what is scored."""
+    if "image" in backbone.facts.takes:
+        what = "files are not yet scored by a reward on an image-to-video model, which needs their first frames"
+        fix = "label held-out rows of the manifest as validation or test: its training measures the reward on them"
+        raise PrflError(what, where=backbone.facts.model_id, fix=fix)
+    return backbone
 
 
 def clip_of(card: RewardCard, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.backbone.condition import identified
 from prfl.config.schema import Config
 from prfl.evaluation.judge import Judge
 from prfl.evaluation.media import browser_mp4
@@ -82,7 +83,7 @@ def _key(config: Config, model: Backbone, steering: Steering, weights: str) -> s
 
 
 def record_path(folder: Path, prompt: str) -> Path:
-    return folder / "records" / f"{file_stem(prompt)}.json"
+    return folder / "records" / f"{file_stem(identified(prompt))}.json"
 
 
 def write_record(
@@ -106,7 +107,7 @@ def write_record(
     # Every decoded chain as a file, kept ones first.
     videos = []
     for number, video in enumerate(pixels):
-        file = f"videos/{file_stem(prompt)}-{number}.mp4"
+        file = f"videos/{file_stem(identified(prompt))}-{number}.mp4"
         with atomic_write(folder / file) as temporary:
             temporary.write_bytes(browser_mp4(video, fps))
         videos.append({"file": file, "scores": _scores(verdicts, number)})

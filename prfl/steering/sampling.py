@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
+from prfl.backbone.condition import unconditional
 from prfl.backbone.flow_form import ended, start_size
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.sampling import SamplingSettings
@@ -31,12 +32,13 @@ def process_of(
     decode_price: float = 0.0,
 ) -> Process:
     """Chains of these videos.  indices: which sample of its prompt each is.  adapter: None is the base."""
-    empty, scale = backbone.condition([""]), settings.guidance_scale
+    scale = settings.guidance_scale
+    empties = {ask: backbone.condition([ask]) for ask in unconditional(prompts)} if scale != 1 else {}
     held = partial(backbone.adapter, adapter)
 
     def network(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        unconditional = empty[[0] * len(latents)] if scale != 1 else None
-        guided = guided_network(backbone.velocity, condition, unconditional, scale=scale, gradient="both")
+        empty = Condition.cat([empties[ask.unconditional] for ask in condition.asks]) if scale != 1 else None
+        guided = guided_network(backbone.velocity, condition, empty, scale=scale, gradient="both")
         with held():
             return guided(latents, sigma)
 

@@ -115,7 +115,7 @@ def base_and_policy(backbone: Backbone, adapter: str) -> tuple[Tensor, Tensor]:
     facts = backbone.facts
     state = (facts.latent_channels, *(2 * size for size in facts.patch))
     latents = rng.normal(state, 0, "start", 0, [0]).to(facts.device)
-    condition = stand_in(facts.condition, 1, 4, lambda shape: rng.normal(shape[1:], 0, "start/text", 0, [0]))
+    condition = stand_in(facts.condition, 1, 4, state, lambda shape: rng.normal(shape[1:], 0, "start/text", 0, [0]))
     condition, sigma = condition.to(facts.device), torch.tensor([0.5], device=facts.device)
     with torch.no_grad():
         base = backbone.velocity(latents, sigma, condition)

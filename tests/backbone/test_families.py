@@ -1,5 +1,6 @@
 """Every family whose network runs as diffusers has it, on tiny random pipelines: against diffusers' own pipeline, and
-against plain autograd in float64.  What is a family's alone is tested beside: test_cogvideox.py, test_modelscope.py."""
+against plain autograd in float64.  What is a family's alone is tested beside: test_cogvideox.py, test_modelscope.py,
+test_wan_image.py."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline, TextToVideoSDPipeline
+from diffusers import CogVideoXPipeline, TextToVideoSDPipeline, WanImageToVideoPipeline
+from PIL import Image
 from torch import Tensor, nn
 
 from prfl.backbone import Backbone, LoraSpec, load_backbone
+from prfl.backbone.condition import unconditional
 from prfl.backbone.families import FAMILIES
 from prfl.backbone.flow_form import ended
 from prfl.backbone.network import add_copy, base_blocks
+from prfl.backbone.wan.text import pad_to
 from prfl.data.conditions import remember
 from prfl.export.lora import write_shared_file
 from prfl.factory.reward import load_reward
@@ -32,7 +36,7 @@ from prfl.rollout.guidance import Guidance, guided_network
 from prfl.rollout.solvers import SOLVERS
 from prfl.rollout.trajectory import rollout
 from prfl.utils.errors import PrflError
-from tests import cogvideox, modelscope
+from tests import cogvideox, modelscope, wan_image
 from tests.objective.parts import PROMPTS, stir
 from tests.objective.test_sft import dataset
 from tests.tiny import TEXT_WIDTH
@@ -43,7 +47,9 @@ class Case:
     """A tiny model of a family.
 
     save: writes its folder.  more: what its pipeline's call is given.  frames_first: its pipeline's latents are
-    (b, t, c, h, w).  tokens: of a text.  targets: layers with a LoRA.  block, width: what a head reads.
+    (b, t, c, h, w).  from_image: whether it takes a first frame.  own_sigmas: its
+    pipeline's sigmas are not the model's, by design.  tokens: of a text.  targets: layers with a LoRA.
+    block, width: what a head reads.
     """
 
     family: str
@@ -56,6 +62,12 @@ class Case:
     block: int
     more: dict[str, Any]
     frames_first: bool = False
+    from_image: bool = False
+    own_sigmas: bool = False
+
+    def asks(self, folder: Path) -> list[str]:
+        """PROMPTS, with first frames (beside the model's folder) where it takes some."""
+        return [*wan_image.first_frames(folder.parent / "pictures", PROMPTS)] if self.from_image else PROMPTS
 
     def turned(self, latents: Tensor) -> Tensor:
         """Latents as its pipeline has them, and back."""
@@ -80,6 +92,11 @@ CASES = {
         "modelscope", modelscope.save_tiny_modelscope, TextToVideoSDPipeline, modelscope.SHAPE, 3, modelscope.TOKENS,
         ("to_q", "to_v", "ff.net.2"), 2, {},
     ),
+    "wan_image": Case(
+        "wan_image", wan_image.save_tiny_wan_image, WanImageToVideoPipeline, wan_image.SHAPE, 9, 512,
+        ("to_q", "add_k_proj", "add_v_proj", "ffn.net.2"), 1, {"max_sequence_length": 512}, from_image=True,
+        own_sigmas=True,
+    ),
 }  # fmt: skip
 
 
@@ -96,7 +113,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
     return folder_of
 
 
-@pytest.fixture(params=["cogvideox", "modelscope"])
+@pytest.fixture(params=["cogvideox", "modelscope", "wan_image"])
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
@@ -104,6 +121,11 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture
 def folder(case: Case, saved: Callable[[Case], Path]) -> Path:
     return saved(case)
+
+
+@pytest.fixture
+def asks(case: Case, folder: Path) -> list[str]:
+    return case.asks(folder)
 
 
 @pytest.fixture
@@ -122,21 +144,31 @@ def test_the_chain_is_the_pipelines_own(name: str, saved: Callable[[Case], Path]
     pipe = case.pipeline.from_pretrained(saved(case))
     pipe.set_progress_bar_config(disable=True)
     how = dict(height=16, width=16, num_frames=case.frames, num_inference_steps=5, **case.more)
+    ask = case.asks(saved(case))[0]
+    if case.from_image:
+        how["image"] = Image.open(ask.image)
     for scale in (1.0, 3.0):
         given = case.turned(case.noise()).clone()
-        theirs = pipe(PROMPTS[0], **how, guidance_scale=scale, latents=given, output_type="latent").frames
-        condition, empty = model.condition([PROMPTS[0]]), model.condition([""])
+        theirs = pipe(prompt=PROMPTS[0], **how, guidance_scale=scale, latents=given, output_type="latent").frames
+        condition, empty = model.condition([ask]), model.condition(unconditional([ask]))
         network = guided_network(model.velocity, condition, empty, scale=scale, gradient="both")
-        schedule = SOLVERS["euler"](model.sigmas(5, case.shape))
+        schedule = SOLVERS["euler"](pipe.scheduler.sigmas if case.own_sigmas else model.sigmas(5, case.shape))
         first = model.start(case.noise(), condition, float(schedule.sigmas[0]))
         ours = ended(model.facts, rollout(network, first, schedule).at(5), float(schedule.sigmas[-1]))
         assert (ours - case.turned(theirs)).abs().max() < 1e-5 * theirs.abs().max()
+    if case.from_image:  # its pipeline decodes, clamps and brings to [0, 1] in one
+        given = case.turned(case.noise()).clone()
+        pixels = pipe(prompt=PROMPTS[0], **how, guidance_scale=scale, latents=given, output_type="pt").frames.transpose(
+            1, 2
+        )
+        assert (model.decode(theirs).clamp(-1, 1) / 2 + 0.5 - pixels).abs().max() < 1e-5
+        return
     pixels = pipe.decode_latents(theirs)
     assert (model.decode(case.turned(theirs)) - pixels).abs().max() < 1e-5
 
 
-def test_a_sample_does_not_depend_on_its_batch(case: Case, model: Backbone) -> None:
-    latents, sigma, condition = case.noise(3), torch.tensor([0.2, 0.9, 1.0]), model.condition(PROMPTS)
+def test_a_sample_does_not_depend_on_its_batch(case: Case, model: Backbone, asks: list[str]) -> None:
+    latents, sigma, condition = case.noise(3), torch.tensor([0.2, 0.9, 1.0]), model.condition(asks)
     together = model.velocity(latents, sigma, condition)
     for row in range(3):
         alone = model.velocity(latents[row : row + 1], sigma[row], condition[[row]])
@@ -144,26 +176,27 @@ def test_a_sample_does_not_depend_on_its_batch(case: Case, model: Backbone) -> N
     assert model.velocity(latents.bfloat16(), sigma, condition).dtype == torch.bfloat16
 
 
-def test_prompts_are_encoded_with_their_padding(case: Case, model: Backbone, folder: Path) -> None:
+def test_prompts_are_encoded_with_their_padding(case: Case, model: Backbone, folder: Path, asks: list[str]) -> None:
     pipe = case.pipeline.from_pretrained(folder, **{name: None for name in (*model.facts.blocks, "vae")})
     where = {} if case.more else {"device": "cpu", "num_images_per_prompt": 1}
     theirs, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False, **case.more, **where)
-    condition = model.condition(PROMPTS)
-    torch.testing.assert_close(condition.tensors["prompt_embeds"], theirs)
+    condition = model.condition(asks)
+    embeds = condition.tensors["prompt_embeds"]
+    torch.testing.assert_close(pad_to(embeds, case.tokens), theirs)
     assert theirs.shape[1] == case.tokens
     assert condition.tensors["lengths"].tolist() == [6, 4, 7]
     real = [theirs[row, :length].mean(0) for row, length in enumerate([6, 4, 7])]
     torch.testing.assert_close(pooled_prompt(condition), torch.stack(real))
-    remember(model, PROMPTS)
-    torch.testing.assert_close(model.condition(PROMPTS).tensors["prompt_embeds"], theirs)
-    assert model.text.tokens(["a " * 100]) == [(3,) * (case.tokens - 1) + (1,)]
+    remember(model, asks)
+    torch.testing.assert_close(model.condition(asks).tensors["prompt_embeds"], embeds)
+    assert model.text.tokens(["a " * 600]) == [(3,) * (case.tokens - 1) + (1,)]
 
 
 # ------------------------------------------------------------------------------------------------- features
 
 
-def test_features_are_the_videos_tokens_and_end_early(case: Case, model: Backbone) -> None:
-    latents, sigma, condition = case.noise(2), torch.tensor([0.3, 0.8]), model.condition(PROMPTS[:2])
+def test_features_are_the_videos_tokens_and_end_early(case: Case, model: Backbone, asks: list[str]) -> None:
+    latents, sigma, condition = case.noise(2), torch.tensor([0.3, 0.8]), model.condition(asks[:2])
     whole: list[Tensor] = []
     for block in base_blocks(model):
         block.register_forward_hook(
@@ -181,18 +214,18 @@ def test_features_are_the_videos_tokens_and_end_early(case: Case, model: Backbon
         model.features(latents, sigma, condition, [model.facts.num_blocks])
 
 
-def test_features_are_checkpointed_as_they_are_told(case: Case, model: Backbone) -> None:
+def test_features_are_checkpointed_as_they_are_told(case: Case, model: Backbone, asks: list[str]) -> None:
     model.running.checkpointing, model.running.feature_modes = "full", ("none", *["full"] * 9)
     ran: list[int] = []
     for index, block in enumerate(base_blocks(model)):
         linear = next(module for module in block.modules() if isinstance(module, nn.Linear))
         linear.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
     leaf = case.noise().requires_grad_()
-    (state,) = model.features(leaf, torch.tensor(0.5), model.condition(PROMPTS[:1]), [1])
+    (state,) = model.features(leaf, torch.tensor(0.5), model.condition(asks[:1]), [1])
     state.sum().backward()
     assert ran == [0, 1, 1], "of the features' blocks the second is computed again"
     ran.clear()
-    model.velocity(leaf, torch.tensor(0.5), model.condition(PROMPTS[:1])).sum().backward()
+    model.velocity(leaf, torch.tensor(0.5), model.condition(asks[:1])).sum().backward()
     assert sorted(ran) == [block for block in range(model.facts.num_blocks) for _ in range(2)]
 
 
@@ -214,7 +247,7 @@ def trained(case: Case, folder: Path, checkpointing: str = "none", copy: bool = 
 
 def latent_scorer(case: Case, model: Backbone) -> Scorer:
     torch.manual_seed(0)
-    head = RewardHead(32, ["motion"], blocks=1, inner=16, heads=2, hidden=16).double()
+    head = RewardHead(model.facts.widths[case.block], ["motion"], blocks=1, inner=16, heads=2, hidden=16).double()
     reward = LatentReward(head, model, [case.block], adapter=RewardAdapter(rank=2, alpha=4.0, targets=("to_q", "to_v")))
     stir(model, "reward", seed=4)
     return LatentScorer(reward.freeze())
@@ -242,7 +275,11 @@ PATHS: dict[str, tuple[Callable, Callable, str, str, bool]] = {
 QUICK = ("prfl, checkpointed", "vader", "whole chain, unipc")
 EVERY_PATH = [
     *[("cogvideox", path) for path in PATHS],
-    *[pytest.param("modelscope", path, marks=() if path in QUICK else pytest.mark.slow) for path in PATHS],
+    *[
+        pytest.param(family, path, marks=() if path in QUICK else pytest.mark.slow)
+        for family in ("modelscope", "wan_image")
+        for path in PATHS
+    ],
 ]
 
 
@@ -253,7 +290,7 @@ def test_the_gradient_is_plain_autograds(case: Case, folder: Path, path: str) ->
     schedule = SOLVERS[solver](model.sigmas(CHAIN, case.shape))
     loss = RewardLoss({"motion": 1.0}, shape="linear", scale=1.0)
     objective = RewardGradient(
-        model, method(schedule), scorer(case, model), loss, PROMPTS, case.shape, distance_every=0,
+        model, method(schedule), scorer(case, model), loss, case.asks(folder), case.shape, distance_every=0,
         guidance=Guidance(2.0, "both"),
     )  # fmt: skip
     objective.draw = doubled(objective.draw)  # type: ignore[method-assign]
@@ -265,7 +302,9 @@ def test_the_gradient_is_plain_autograds(case: Case, folder: Path, path: str) ->
     ((node, _),) = step_plan.seeds.items()
     first = min(step_plan.plan.evaluations)
     _, condition, x = objective.draw(0, [0, 1])
-    network = guided_network(model.velocity, condition, model.condition(["", ""]), scale=2.0, gradient="both")
+    network = guided_network(
+        model.velocity, condition, model.condition(unconditional(condition.asks)), scale=2.0, gradient="both"
+    )
     outputs: list[Tensor] = []
     model.running.checkpointing = "none"
     with model.adapter("policy"):
@@ -296,7 +335,7 @@ def doubled(draw: Callable) -> Callable:
 
 def test_sft_is_flow_matching(case: Case, folder: Path) -> None:
     model = trained(case, folder, "full")
-    objective = Sft(model, dataset(model), seed=0, prompt_dropout=0.0, shift=model.facts.shift)
+    objective = Sft(model, dataset(model, asks=case.asks(folder)), seed=0, prompt_dropout=0.0, shift=model.facts.shift)
     loss = objective.accumulate(3, [6, 7])["loss"]
     ours = {name: parameter.grad for name, parameter in objective.parameters().items()}
     batch, leaves = objective.draw(3, [6, 7]), objective.parameters()
@@ -313,7 +352,9 @@ def test_sft_is_flow_matching(case: Case, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------- files
 
 
-def test_diffusers_loads_an_exported_lora(case: Case, model: Backbone, folder: Path, tmp_path: Path) -> None:
+def test_diffusers_loads_an_exported_lora(
+    case: Case, model: Backbone, folder: Path, tmp_path: Path, asks: list[str]
+) -> None:
     model.add_adapter("policy", LoraSpec(rank=2, alpha=3.0, targets=case.targets))
     stir(model, "policy", seed=3)
     state = {name: parameter.detach() for name, parameter in model.parameters("policy").items()}
@@ -321,7 +362,7 @@ def test_diffusers_loads_an_exported_lora(case: Case, model: Backbone, folder: P
     pipe = case.pipeline.from_pretrained(folder, text_encoder=None)
     exec(FAMILIES[case.family].lora.before, {"pipeline": pipe})  # as the file's card says
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
-    condition, other = model.condition(PROMPTS[:1]), load_backbone(folder)
+    condition, other = model.condition(asks[:1]), load_backbone(folder)
     for name in other.computing:
         other.computing[name] = getattr(pipe, name)
     latents, sigma = case.noise(), torch.tensor(0.7)
@@ -331,12 +372,14 @@ def test_diffusers_loads_an_exported_lora(case: Case, model: Backbone, folder: P
     assert (ours - model.velocity(latents, sigma, condition)).abs().max() > 1e-2, "the LoRA does something"
 
 
-def test_a_head_refuses_another_family(case: Case, model: Backbone, saved: Callable, tmp_path: Path) -> None:
+def test_a_head_refuses_another_family(
+    case: Case, model: Backbone, saved: Callable, tmp_path: Path, asks: list[str]
+) -> None:
     head = RewardHead(model.facts.width_after([case.block]), ["motion"], inner=16, heads=2, hidden=16)
-    reward, latents, prompt = LatentReward(head, model, [case.block]).freeze(), case.noise(), [PROMPTS[0]]
+    reward, latents, prompt = LatentReward(head, model, [case.block]).freeze(), case.noise(), [asks[0]]
     reward.save_pretrained(tmp_path / "reward")
     again = load_reward(tmp_path / "reward", model)
     assert torch.equal(reward.score(latents, 0.5, prompt)["motion"], again.score(latents, 0.5, prompt)["motion"])
-    (other,) = {"cogvideox", "modelscope"} - {case.family}
+    other = "cogvideox" if case.family == "modelscope" else "modelscope"
     with pytest.raises(PrflError, match="num_blocks"):
         load_reward(tmp_path / "reward", load_backbone(saved(CASES[other])))

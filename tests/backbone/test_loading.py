@@ -109,7 +109,6 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"_class_name": "WanImageToVideoPipeline"},
         {"_class_name": "StableDiffusionPipeline"},
         {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875},
         {"boundary_ratio": 0.875},

@@ -82,7 +82,7 @@ def test_latents_and_conditions_are_the_backbones_own(counted, manifest):
     )
     assert batch.condition.tensors["lengths"].tolist() == condition.tensors["lengths"].tolist()
     torch.testing.assert_close(
-        data.empty_condition.tensors["prompt_embeds"], backbone.condition([""]).tensors["prompt_embeds"]
+        data.conditions[""].tensors["prompt_embeds"], backbone.condition([""]).tensors["prompt_embeds"]
     )
     assert batch.labels["motion"].tolist() == [0, 0, 0]
     assert torch.isnan(batch.labels["text"]).all() and data.get([1]).labels["text"].tolist() == [0.5]
@@ -307,7 +307,8 @@ def test_a_pair_manifest_loads_as_pairs(tiny_backbone, manifest):
     for side, chosen in ((data.a, (0, 2, 3)), (data.b, (1, 0, 4))):
         expected = torch.stack([single[videos[which]] for which in chosen])
         torch.testing.assert_close(data.latents[side], expected, atol=1e-5, rtol=0)
-    assert data.prompts == ["a red circle", "a red circle", "a blue square"] and len(data.condition(data.prompts)) == 3
+    assert data.prompts == ["a red circle", "a red circle", "a blue square"]
+    assert len(data.condition(data.prompts, data.a.tolist())) == 3
     nan = float("nan")
     torch.testing.assert_close(data.preference["motion"], torch.tensor([1.0, 0.0, nan]), equal_nan=True)
     torch.testing.assert_close(data.preference["text"], torch.tensor([nan, 0.5, 1.0]), equal_nan=True)

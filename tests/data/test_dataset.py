@@ -44,4 +44,4 @@ def test_conditions_of_other_lengths_are_padded(data):
     batch = data.get([1, 0])
     assert batch.condition.tensors["prompt_embeds"].shape == (2, 3, 2)
     assert batch.condition.tensors["prompt_embeds"][1, :, 0].tolist() == [1, 1, 0]
-    assert len(data.empty_condition) == 1
+    assert len(data.conditions[""]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from prfl.backbone import Ask
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import phases
@@ -17,14 +19,22 @@ from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.parts import Shapes
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.reward.frames import decode_frames
+from prfl.utils.video_size import VideoSize
 from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
+from tests.wan_image import first_frames, save_tiny_wan_image
 
-SIZE = 9, 64, 64
+SIZES = {"cogvideox": (9, 64, 64), "modelscope": (9, 64, 64), "wan_image": (9, 128, 128)}  # beside 512 tokens of text
+PROMPTS = ["a circle", "a"]
 FAMILIES = {
     "cogvideox": lambda folder: save_tiny_cogvideox(folder, num_layers=5, use_rotary_positional_embeddings=True),
     "modelscope": save_tiny_modelscope,
+    "wan_image": lambda folder: save_tiny_wan_image(folder, num_layers=5),
 }
+
+
+def asked(folder: Path, family: str) -> list[Ask]:
+    return first_frames(folder / "pictures", PROMPTS, VideoSize(*SIZES[family], 8))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -32,13 +42,17 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
     folder = tmp_path_factory.mktemp(request.param)
     model = FAMILIES[request.param](folder / "five")
-    (folder / "prompts.txt").write_text("a circle\n")
-    frames, height, width = SIZE
+    images = request.param == "wan_image"
+    rows = [
+        {"prompt": str(ask), **({"image": str(ask.image)} if images else {})} for ask in asked(folder, request.param)
+    ]
+    (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    frames, height, width = SIZES[request.param]
     config = {
         "version": 1, "run": str(folder / "run"), "seed": 0,
         "backbone": {"model": str(model), "device": "cpu", "adapter": {"rank": 2, "alpha": 2}},
         "data": {
-            "prompts": {"train": str(folder / "prompts.txt")}, "cache": str(folder), "frames": frames,
+            "prompts": {"train": str(folder / "prompts.jsonl")}, "cache": str(folder), "frames": frames,
             "height": height, "width": width, "fps": 8,
         },
         "reward": {"space": "latent", "path": str(folder / "absent")}, "rollout": {"steps": 6},
@@ -68,7 +82,9 @@ def test_the_networks_peak(make: Callable[..., Config], checkpointing: str) -> N
     for each in (model, empty):
         for parameter in each.parameters(POLICY).values():
             parameter.grad = torch.zeros_like(parameter)
-    latents, condition = torch.randn(2, *model.latent_shape(*SIZE)), model.condition(["a circle", "a"])
+    latents = torch.randn(2, *model.latent_shape(*SIZES[model.facts.family]))
+    asks = asked(config.data.cache, "wan_image") if "image" in model.facts.takes else PROMPTS
+    condition = model.condition(asks)
     model.velocity(latents, torch.tensor(0.5), condition)
     with model.adapter(POLICY):
         trained = list(model.parameters(POLICY).values())

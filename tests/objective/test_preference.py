@@ -180,7 +180,7 @@ def test_the_head_learns_a_planted_preference(tiny_backbone, loss):
     with torch.no_grad():
         held_out = dataset(tiny_backbone, 32)
         clean = held_out.latents.flip(3)  # other videos, the same planted cue
-        condition = held_out.condition(held_out.prompts)
+        condition = held_out.condition(held_out.prompts, held_out.video.tolist())
         logits = objective.reward.logits(clean, torch.tensor(0.1), condition)["good"]
     good = held_out.labels["good"] == 1
     assert (logits[good][:, None] > logits[~good][None]).double().mean() > 0.95

@@ -5,17 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+from prfl.backbone import Ask
+from prfl.backbone.condition import with_unconditional
 from prfl.data.dataset import LatentDataset
 from prfl.objective.sft import Sft
 from prfl.utils.order import shuffled
 from tests.objective.parts import PROMPTS, SHAPE, assert_same_gradients, take_gradients, with_policy
 
 
-def dataset(backbone, count=5) -> LatentDataset:
+def dataset(backbone, count=5, asks=PROMPTS) -> LatentDataset:
     prompts = [PROMPTS[i % 3] for i in range(count)]
+    frames = [(asks[i % 3].image, asks[i % 3].clip) for i in range(count)] if isinstance(asks[0], Ask) else ()
     return LatentDataset(
         latents=torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0)),
-        conditions={prompt: backbone.condition([prompt]) for prompt in ["", *PROMPTS]},
+        conditions={ask: backbone.condition([ask]) for ask in with_unconditional(asks)}, first_frames=frames,
         prompts=prompts, device=backbone.facts.device, skipped=[], video=torch.arange(count), labels={},
     )  # fmt: skip
 
@@ -62,7 +65,7 @@ def test_prompts_are_dropped_in_their_share(tiny_backbone):
     batch = Sft(tiny_backbone, data, seed=0, prompt_dropout=0.3).draw(0, list(range(200)))
     assert 0.2 < sum(batch.dropped) / 200 < 0.4
     dropped, kept = batch.dropped.index(True), batch.dropped.index(False)
-    assert int(batch.condition.tensors["lengths"][dropped]) == int(data.empty_condition.tensors["lengths"][0])
+    assert int(batch.condition.tensors["lengths"][dropped]) == int(data.conditions[""].tensors["lengths"][0])
     own = data.conditions[batch.prompts[kept]]
     length = int(own.tensors["lengths"][0])
     assert torch.equal(

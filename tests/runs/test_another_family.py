@@ -22,6 +22,7 @@ from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
+from tests.wan_image import first_frames, save_tiny_wan_image
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 HEAD = {"dimensions": ["light"], "hidden": 8}
@@ -29,7 +30,8 @@ HEAD = {"dimensions": ["light"], "hidden": 8}
 
 @dataclass(frozen=True)
 class Case:
-    """A family.  block: that the head reads.  tensors: of a LoRA.  layer: one that the exported file names."""
+    """A family.  block: that the head reads.  tensors: of a LoRA.  layer: one that the exported file names.
+    from_image: whether its prompts have first frames, and each clip its own."""
 
     save: Callable[[Path], Path]
     pipeline: str
@@ -39,6 +41,7 @@ class Case:
     blocks: int
     tensors: int
     layer: str
+    from_image: bool = False
 
 
 CASES = {
@@ -50,10 +53,17 @@ CASES = {
         save_tiny_modelscope, "TextToVideoSDPipeline", "unet", 3, 2, 5, 144,
         "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
     ),
+    "wan_image": Case(
+        save_tiny_wan_image, "WanImageToVideoPipeline", "transformer", 9, 1, 3, 48,
+        "diffusion_model.blocks.0.self_attn.q", from_image=True,
+    ),
 }  # fmt: skip
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in CASES])
+SLOW = ("modelscope", "wan_image")
+
+
+@pytest.fixture(params=["cogvideox", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -65,7 +75,13 @@ def project(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_
     case = CASES[family]
     model = {"model": str(case.save(tmp_path / "tiny"))}
     for split, prompts in PROMPTS.items():
-        Path(f"{split}.txt").write_text("\n".join(prompts) + "\n")
+        rows_of_prompts = [{"prompt": prompt} for prompt in prompts]
+        if case.from_image:
+            pictures = first_frames(tmp_path / f"pictures/{split}", prompts)
+            rows_of_prompts = [
+                {"prompt": ask.prompt, "image": f"pictures/{split}/{ask.image.name}"} for ask in pictures
+            ]
+        Path(f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows_of_prompts))
     rows = []
     for split in ("train", "validation"):
         for prompt in PROMPTS[split]:
@@ -93,7 +109,7 @@ def project(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_
             "data": {
                 "cache": "cache", "frames": case.frames, "height": 16, "width": 16, "fps": 8,
                 "manifest": "manifest.jsonl",
-                "prompts": {split: f"{split}.txt" for split in PROMPTS},
+                "prompts": {split: f"{split}.jsonl" for split in PROMPTS},
             },
             "training": {"steps": 2, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
             "evaluation": {"every": 2, "prompts_per_round": 1},
@@ -138,7 +154,8 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
     merged = load_file(f"runs/prfl/export/{case.network}/diffusion_pytorch_model.safetensors")
     assert not any("lora" in name for name in merged)
     card = Path("runs/prfl/export/README.md").read_text()
-    assert f"{case.pipeline}.from_pretrained" in card and "ComfyUI" not in card
+    assert f"{case.pipeline}.from_pretrained" in card and ("ComfyUI" in card) == (family == "wan_image")
+    assert f"pipeline_tag: {'image' if case.from_image else 'text'}-to-video" in card
     assert ("PeftAdapterMixin" in card) == (family == "modelscope")
 
 
@@ -160,7 +177,7 @@ def test_all_weights_are_trained_and_exported(family: str, project: Path, capsys
     ("override", "message"),
     [
         ("rollout.cheaper={cache: 0.1}", "rollout.cheaper: a FAMILY model has no cheaper calls"),
-        ("backbone.compile=true", "backbone.compile: diffusers compiles no blocks of a FAMILY model"),
+        ("backbone.compile=true", "backbone.compile: the blocks of a FAMILY model are not compiled"),
         ("backbone.kernels=triton", "backbone.kernels: prfl_kernels has no .*lora_linear.* for a FAMILY model"),
         ("backbone.attention=flash", "backbone.attention: a FAMILY model has no attention by flash"),
     ],

@@ -1,4 +1,4 @@
-"""What a Wan text-to-video model says of itself."""
+"""What a Wan model says of itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_facts(source: Source, transformer: ModelMixin, vae: AutoencoderKLWan, s
         "revision": source.revision,
         "num_blocks": config.num_layers,
         "width": width,
-        "latent_channels": config.in_channels,
+        "latent_channels": config.out_channels,
         "patch_size": list(config.patch_size),
         "spatial_factor": vae.config.scale_factor_spatial,
         "temporal_factor": vae.config.scale_factor_temporal,
@@ -52,7 +52,7 @@ def read_facts(source: Source, transformer: ModelMixin, vae: AutoencoderKLWan, s
         text_identity=source.text_identity(),
         takes=frozenset({"text"}),
         embedded_guidance=None,
-        latent_channels=config.in_channels,
+        latent_channels=config.out_channels,
         patch=tuple(config.patch_size),
         spatial_factor=vae.config.scale_factor_spatial,
         temporal_factor=vae.config.scale_factor_temporal,

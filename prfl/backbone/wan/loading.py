@@ -17,7 +17,10 @@ from prfl.backbone.wan.model import WanBackbone
 from prfl.backbone.wan.text import WanText
 from prfl.utils.errors import PrflError
 
-SUPPORTED = "supported are WanPipeline folders with one transformer: Wan 2.1, and Wan 2.2 TI2V-5B for text to video"
+SUPPORTED = (
+    "supported are WanPipeline folders with one transformer (Wan 2.1, and Wan 2.2 TI2V-5B for text to video) and "
+    "Wan 2.1's WanImageToVideoPipeline"
+)
 
 
 def check_pipeline(index: dict[str, Any], where: str) -> None:
@@ -72,7 +75,7 @@ def assemble(
 ) -> WanBackbone:
     """Check that the parts are a text-to-video model and put them together."""
     if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
-        raise PrflError("an image-to-video transformer is not supported yet", where=source.name, fix=SUPPORTED)
+        raise PrflError("an image-to-video transformer in a WanPipeline", where=source.name, fix=SUPPORTED)
     check_vae(vae, source.name)
     facts = read_facts(source, transformer, vae, schedule)
     return WanBackbone(transformer, vae, WanText(load_text, load_tokenizer), facts)

@@ -42,7 +42,7 @@ class WanText(PipelineText):
     @torch.no_grad()
     def encode(self, asks: Sequence[Ask], device: torch.device, dtype: torch.dtype) -> Condition:
         """As WanPipeline does: prompts cleaned, at most 512 tokens."""
-        encoder = self.encoder()
+        encoder = self.text_encoder()
         tokens = self.tokenizer(
             [self.cleaned(ask.prompt) for ask in asks],
             padding="longest", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt",

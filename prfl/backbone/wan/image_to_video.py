@@ -1,0 +1,178 @@
+"""Wan 2.1, image to video: the first frame as latents beside the noisy ones, and as CLIP's tokens beside the text's.
+
+The network runs as diffusers has it, without prfl's kernels: its cross-attention splits the image's tokens from the
+text's by counting 512 from the end, so the text's padding is not folded either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, UMT5EncoderModel
+
+from prfl.backbone.base import Facts
+from prfl.backbone.condition import EMBEDS, Ask, Condition, TensorSpec
+from prfl.backbone.family import Family
+from prfl.backbone.hooked import HookedBackbone
+from prfl.backbone.source import Source, vae_dtype
+from prfl.backbone.wan.codec import WanCodec
+from prfl.backbone.wan.facts import read_facts
+from prfl.backbone.wan.family import ARCHITECTURES, WAN
+from prfl.backbone.wan.loading import check_vae, flow_schedule
+from prfl.backbone.wan.text import TEXT_TOKENS, WanText, pad_to
+from prfl.utils.errors import PrflError
+from prfl.utils.pictures import as_image, fitted, read_picture
+
+FRAME, MASK, TOKENS = "frame_latents", "frame_mask", "image_tokens"
+"""Latents of the first frame followed by grey, which of their frames are the image's, and CLIP's view of it."""
+
+
+class WanImageText(WanText):
+    """UMT5, and CLIP's vision encoder: ViT-H, of 0.6 billion weights."""
+
+    def __init__(
+        self,
+        load: Callable[[], tuple[Any, nn.Module]],
+        load_tokenizer: Callable[[], Any] | None,
+        load_image: Callable[[], tuple[Any, nn.Module]],
+    ) -> None:
+        super().__init__(load, load_tokenizer)
+        self._load_image = load_image
+
+    @cached_property
+    def image_parts(self) -> tuple[Any, nn.Module]:
+        """The processor of pictures, and their encoder."""
+        return self._load_image()
+
+    def encoder(self) -> nn.Module:
+        return nn.ModuleList([self.text_encoder(), self.image_parts[1]])
+
+    def free(self) -> None:
+        super().free()
+        self.__dict__.pop("image_parts", None)
+
+    @torch.no_grad()
+    def image_tokens(self, picture: Float[Tensor, "3 H W"]) -> Float[Tensor, "1 tokens width"]:
+        """CLIP's hidden states before its last layer, as WanImageToVideoPipeline takes them."""
+        processor, encoder = self.image_parts
+        weight = next(encoder.parameters())
+        pixels = processor(images=as_image(picture), return_tensors="pt").pixel_values
+        return encoder(pixels.to(weight), output_hidden_states=True).hidden_states[-2]
+
+
+class WanImageBackbone(HookedBackbone, WanCodec):
+    """A Wan 2.1 image-to-video model.  Made by ``load_backbone``; every base weight is frozen."""
+
+    text: WanImageText
+    _last: tuple[Ask, dict[str, Tensor]] | None = None  # the first frame that was encoded last
+
+    def encode_asks(self, asks: Sequence[Ask]) -> Condition:
+        words = super().encode_asks(asks)
+        frames = [self.frame_tensors(ask) for ask in asks]
+        ours = {name: torch.cat([each[name] for each in frames]) for name in (FRAME, MASK, TOKENS)}
+        return Condition({**words.tensors, **ours}, words.asks, words.ragged)
+
+    @torch.no_grad()
+    def frame_tensors(self, ask: Ask) -> dict[str, Tensor]:
+        """What an ask's first frame adds to its condition; asks for one frame after the other cost one encoding."""
+        frame, clip = ask.unconditional, ask.clip
+        if self._last is not None and self._last[0] == frame:
+            return self._last[1]
+        assert frame.image is not None and clip is not None, "check_asks"
+        picture = fitted(read_picture(frame.image), clip.height, clip.width).to(self.facts.device)
+        video = picture.new_zeros(1, 3, clip.frames, clip.height, clip.width)
+        video[0, :, 0] = picture
+        latents = self.encode(video)
+        mask = latents.new_zeros(1, self.facts.temporal_factor, latents.shape[2], 1, 1)
+        mask[:, :, 0] = 1
+        tensors = {FRAME: latents, MASK: mask, TOKENS: self.text.image_tokens(picture)}
+        tensors = {name: tensor.to(self.facts.device, self.facts.dtype) for name, tensor in tensors.items()}
+        self._last = frame, tensors
+        return tensors
+
+    def velocity(
+        self, latents: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "*sigma"], condition: Condition
+    ) -> Float[Tensor, "b c t h w"]:
+        """The network's v = noise - x0.  Raises PrflError for a condition of a video of another size."""
+        tensors = condition.to(latents.device, self.facts.dtype).tensors
+        if tensors[FRAME].shape[2:] != latents.shape[2:]:
+            shapes = [" x ".join(map(str, tensor.shape[2:])) for tensor in (tensors[FRAME], latents)]
+            what = f"the first frame is of a video of {shapes[0]} latents, and these are {shapes[1]}"
+            raise PrflError(what, where="data", fix="make the condition for the clip's own size")
+        mask = tensors[MASK].expand(-1, -1, -1, *latents.shape[3:])
+        beside = torch.cat([latents.to(self.facts.dtype), mask, tensors[FRAME]], dim=1)
+        timestep = (sigma.to(latents.device) * self.facts.schedule[1]).expand(len(latents))
+        text = pad_to(tensors[EMBEDS], TEXT_TOKENS)
+        with self.precision(self.network.patch_embedding.weight):
+            (velocity,) = self.network(beside, timestep, text, tensors[TOKENS], return_dict=False)
+        return velocity.to(latents.dtype)
+
+
+def load(source: Source, dtype: torch.dtype) -> WanImageBackbone:
+    """A Wan 2.1 image-to-video model.  Raises PrflError for the other models of its pipeline."""
+    schedule = flow_schedule(source)
+    transformer = source.load(WanTransformer3DModel, "transformer", dtype)
+    vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
+    check_network(source, transformer.config, vae.config)
+    check_vae(vae, source.name)
+    text = WanImageText(
+        *source.text_loaders(UMT5EncoderModel, dtype), source.image_loader(CLIPVisionModel, vae_dtype(dtype))
+    )
+    return WanImageBackbone({"transformer": transformer}, vae, text, facts_of(source, transformer, vae, schedule))
+
+
+def check_network(source: Source, config: Any, vae: Any) -> None:
+    """Raise PrflError unless the network reads a first frame as Wan 2.1's does: its latents, a mask, CLIP's tokens."""
+    beside, fix = config.out_channels + vae.scale_factor_temporal, "take Wan 2.1 I2V 14B, 480P or 720P"
+    if source.index.get("expand_timesteps"):
+        what = "image-to-video with a time for each token (Wan 2.2 TI2V-5B) is not supported yet"
+        raise PrflError(what, where=source.name, fix=f"{fix}; of TI2V-5B its WanPipeline draws from text")
+    if config.image_dim is None:
+        what = "an image-to-video model without CLIP's tokens (Wan 2.2 I2V) is not supported yet"
+        raise PrflError(what, where=source.name, fix=fix)
+    if config.pos_embed_seq_len is not None:
+        what = "a model of first and last frame (FLF2V) is not supported"
+        raise PrflError(what, where=source.name, fix=fix)
+    if config.in_channels != config.out_channels + beside:
+        what = f"its network reads {config.in_channels} channels, not {config.out_channels} and {beside} beside them"
+        raise PrflError(what, where=source.name, fix=fix)
+
+
+def facts_of(
+    source: Source, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, schedule: tuple[float, float]
+) -> Facts:
+    facts, clip = read_facts(source, transformer, vae, schedule), source.encoder_config("image_encoder")
+    tokens = (clip.image_size // clip.patch_size) ** 2 + 1
+    frame = {
+        FRAME: TensorSpec((facts.latent_channels, "t", "h", "w"), facts.dtype),
+        MASK: TensorSpec((facts.temporal_factor, "t", 1, 1), facts.dtype),
+        TOKENS: TensorSpec((tokens, clip.hidden_size), facts.dtype),
+    }
+    return replace(
+        facts,
+        family="wan_image",
+        kernels=(),
+        attention=("sdpa",),
+        lean_group=1,
+        condition={**facts.condition, **frame},
+        text_identity=source.text_identity("image_encoder", "image_processor"),
+        takes=frozenset({"text", "image"}),
+    )
+
+
+SHIPPED = ARCHITECTURES / "wan2.1-i2v-14b"  # of both; 720P's scheduler has a shift of 5, 480P's of 3 is in the files
+WAN_IMAGE = Family(
+    pipeline="WanImageToVideoPipeline",
+    network="WanTransformer3DModel",
+    task="image-to-video",
+    load=load,
+    lora=WAN.lora,
+    shipped={f"Wan-AI/Wan2.1-I2V-14B-{size}-Diffusers": SHIPPED for size in ("480P", "720P")},
+)
