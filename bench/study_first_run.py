@@ -18,7 +18,7 @@ from bench import studies
 
 RUNS = Path("runs/study-first-run")
 CONFIG = "configs/tiny/policy.yaml"
-UNWATCHED = ("evaluation.held_out_reward=null", "evaluation.every=114", "evaluation.final_samples=192")
+UNWATCHED = ("evaluation.held_out_reward=null", "evaluation.every=96", "evaluation.final_samples=192")
 AIM = 0.10
 WATCHED = ("judge/all", *(f"judge/{name}" for name in studies.DIMENSIONS), "measured/size", "diversity")
 

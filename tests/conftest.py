@@ -5,6 +5,7 @@ Heavy imports are inside the fixtures: the process that hands the tests out to o
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,16 @@ import pytest
 
 if TYPE_CHECKING:
     from prfl.backbone import Backbone
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

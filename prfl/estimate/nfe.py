@@ -15,6 +15,7 @@ from prfl.estimate.rewards import reads_of_a_score
 from prfl.factory.objective import build_method
 from prfl.factory.prompts import load_prompts
 from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.objective.distance import shares_call
 from prfl.objective.reward_gradient import RewardGradient, retains_graph
 from prfl.rollout.plan import StepPlan
 from prfl.rollout.requirements import requirements
@@ -98,7 +99,8 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
 
         trained = len(step_plan.plan.trains)
         if objective.distance_weight:
-            counts += Counter({GRADIENT: trained, DISTANCE: trained})
+            counts[DISTANCE] += trained
+            counts[GRADIENT] += 0 if shares_call(model, step_plan, rollout.guidance.scale) else trained
         elif step % RewardGradient.distance_every == 0:
             counts[DISTANCE] += 2 * trained
     return counts

@@ -149,8 +149,8 @@ def load_public_rewards(config: Config, model: Backbone) -> PublicReward:
     assert config.reward is not None
     members: list[PublicReward] = []
     for section in config.reward.public:
-        if section.licence:
-            warn(f"the licence of the weights of {section.key}: {section.licence}")
+        if conditions := section.conditions():
+            warn(f"the licence of the weights of {section.key}: {conditions}")
         members.append(build_public_reward(section, config, model))
     return together(members, config)
 

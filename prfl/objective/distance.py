@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import Condition
+from prfl.backbone.dropout import dropouts
 from prfl.rollout.plan import StepPlan, order
 from prfl.rollout.trajectory import Trajectory
 
@@ -29,10 +31,16 @@ def squared_difference(backbone: Backbone, latents: Tensor, sigma: Tensor, condi
 
     The base gets no graph.  Run it under the policy's adapter.
     """
-    sigma = sigma.to(latents.device, torch.float32)
-    with torch.no_grad(), backbone.adapter(None):
-        base = backbone.velocity(latents, sigma, condition)
-    return (backbone.velocity(latents, sigma, condition).float() - base.float()).square().flatten(1).mean(1)
+    base = base_velocity(backbone, latents, sigma, condition)
+    policy = backbone.velocity(latents, sigma.to(latents.device, torch.float32), condition)
+    return (policy.float() - base).square().flatten(1).mean(1)
+
+
+@torch.no_grad()
+def base_velocity(backbone: Backbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    """Return the base's velocity in float32, whatever adapter is selected around."""
+    with backbone.adapter(None):
+        return backbone.velocity(latents, sigma.to(latents.device, torch.float32), condition).float()
 
 
 @torch.no_grad()
@@ -57,3 +65,32 @@ def accumulate_distance(
             (weight * value).backward()
             total += float(value.detach())
     return total
+
+
+def shares_call(backbone: Backbone, step_plan: StepPlan, guidance_scale: float) -> bool:
+    """Return whether the velocity that a step differentiates is the distance's too: see ``DistanceTerm``."""
+    plan = step_plan.plan
+    alone = len(plan.trains) == 1 and not any(plan.passes(k, plan.useful_nodes) for k in plan.trains)
+    return alone and guidance_scale == 1 and not any(dropouts(network) for network in backbone.networks.values())
+
+
+@dataclass
+class DistanceTerm:
+    """The gradient of weight * ``velocity_distance`` at the one velocity that a step differentiates anyway.
+
+    It saves the distance's own call and its backward: two of a PRFL step's networks with gradient become one.  Only
+    where ``shares_call``: guidance and dropout would make the step's velocity another one, and an earlier step would
+    get the distance's gradient through its latents, which the distance takes as they are.
+    """
+
+    backbone: Backbone
+    condition: Condition
+    weight: float
+    value: float = float("nan")
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor, sigma: Tensor, velocity: Tensor) -> Tensor:
+        """Return d (weight * distance) / d velocity, and keep the distance as ``value``."""
+        difference = velocity.float() - base_velocity(self.backbone, latents, sigma, self.condition)
+        self.value = float(difference.square().mean())
+        return 2 * self.weight / difference.numel() * difference

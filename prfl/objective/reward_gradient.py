@@ -24,7 +24,13 @@ from prfl.backbone.condition import Condition, unconditional, with_unconditional
 from prfl.backbone.kernels import cheaper_calls
 from prfl.data.conditions import recall, remember
 from prfl.data.dataset import LatentDataset
-from prfl.objective.distance import accumulate_distance, trained_states, velocity_distance
+from prfl.objective.distance import (
+    DistanceTerm,
+    accumulate_distance,
+    shares_call,
+    trained_states,
+    velocity_distance,
+)
 from prfl.objective.loss import RewardLoss, loss_gradient, seed_gradients
 from prfl.objective.methods.base import Method
 from prfl.objective.methods.leapalign import leap_similarity
@@ -139,14 +145,17 @@ class RewardGradient:
             seeds, rewards = self.score(scored, step_plan, condition, step, weights)
 
         # 3. Adjoint, one network call at a time.
+        shared = self.distance_weight > 0 and shares_call(self.backbone, step_plan, self.guidance.scale)
+        term = DistanceTerm(self.backbone, condition, self.distance_weight) if shared else None
         with clock("backward"), self.policy(masks):
             if graph:
-                graph.backward(seeds[step_plan.node])
+                graph.backward(seeds[step_plan.node], term)
             else:
-                adjoint.backward(network, trajectory, step_plan.plan, seeds, parameters)
+                adjoint.backward(network, trajectory, step_plan.plan, seeds, parameters, term)
 
         with clock("distance"):
-            metrics |= rewards | self.distance(step, trajectory, step_plan, condition)
+            distance = {"distance": term.value} if term else self.distance(step, trajectory, step_plan, condition)
+            metrics |= rewards | distance
         return metrics | {"latents/max": largest} | self.facts(step_plan) | clock.metrics()
 
     def facts(self, step_plan: StepPlan) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
 # CLIP's and ImageNet's own normalisations of pixels in [0, 1], by channel.
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -21,6 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Frames that a network reads at once; with gradients, its activations are alive for these only (CLIP ViT-L/14: 0.4 GB
 # a frame in float32).
 FRAMES_AT_ONCE = 4
+LONGEST = 1333  # pixels of the long side that detectors are trained with
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,26 @@ class Look:
     """size: of the square that the network reads.
 
     fit: ``square`` squeezes a picture into it, ``crop`` brings its short side to the size and cuts the middle out,
-    ``pad`` brings its long side to the size and lays it on black.  mode: of the antialiased resizing.
+    ``pad`` brings its long side to the size and lays it on black; ``whole`` is for a network that reads any size: it
+    brings the short side to the size, but the long one to no more than ``LONGEST``, and both to multiples of 16.
+    mode: of the antialiased resizing.  short: the short side before the middle is cut out; None is the size.
     """
 
     size: int
-    fit: Literal["square", "crop", "pad"] = "square"
+    fit: Literal["square", "crop", "pad", "whole"] = "square"
     mode: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    short: int | None = None
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width after resizing, before cutting or padding."""
         if self.fit == "square":
             return self.size, self.size
+        if self.fit == "whole":
+            return get_size_with_aspect_ratio_yolos((height, width), self.size, LONGEST)
         if self.fit == "crop":  # as transformers' image processors round
-            scale = self.size / min(height, width)
+            scale = (self.short or self.size) / min(height, width)
             return int(height * scale + 1e-9), int(width * scale + 1e-9)
         scale = self.size / max(height, width)  # as HPS v2's own preparation rounds
         return round(height * scale), round(width * scale)
@@ -53,7 +60,7 @@ def soft_clamp(unit: Tensor) -> Tensor:
     return unit + (unit.clamp(0, 1) - unit).detach()
 
 
-def seen(frames: Float[Tensor, "n 3 h w"], look: Look) -> Float[Tensor, "n 3 s s"]:
+def seen(frames: Float[Tensor, "n 3 h w"], look: Look) -> Float[Tensor, "n 3 rows columns"]:
     """Prepare pictures, about [-1, 1], for a network: clamp, resize, fit, clamp what bicubic overshoots, normalise."""
     unit = soft_clamp(frames / 2 + 0.5)
     size = look.resized(*frames.shape[2:])

@@ -166,7 +166,7 @@ def read_folder(folder: str, dtype: Dtype, fix: str) -> tuple[Qwen2VLModel, nn.M
         reading = TypeAdapter(Reading).validate_json(path.read_text(encoding="utf-8"), strict=True)
         tensors = load_file(Path(folder) / HEAD)
     except (OSError, SafetensorError, ValidationError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = fault_of(error) if isinstance(error, ValidationError) else str(error).strip().split("\n")[0]
         raise PrflError(f"is no converted reward: {reason}", where=folder, fix=fix) from error
     head = head_of(tensors)
     try:
@@ -175,6 +175,15 @@ def read_folder(folder: str, dtype: Dtype, fix: str) -> tuple[Qwen2VLModel, nn.M
         raise PrflError(f"holds no head: {' '.join(str(error).split())[:300]}", where=folder, fix=fix) from error
     network = load_network(Qwen2VLModel, folder, None, "one that prfl convert wrote", getattr(torch, dtype))
     return network, head, Words.of(reading, load_tokenizer(folder, None, "Qwen/Qwen2-VL-2B-Instruct"), folder), reading
+
+
+def fault_of(error: ValidationError) -> str:
+    """Say what is wrong with a reading: the rule that it breaks, or a key and what that should be."""
+    first = error.errors()[0]
+    rule = first.get("ctx", {}).get("error")
+    if isinstance(rule, PrflError):
+        return f"{rule.where}: {rule.what}"
+    return f"{READING}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def head_of(tensors: dict[str, Tensor]) -> nn.Module:

@@ -51,17 +51,17 @@ class ObjectReward(FrozenReward):
 
     present: log of the sum over all detections of p(label), the mean over frames; it has a gradient however unlikely
     the object is (VADER's threshold has none below 0.2).  absent: log(1 - the largest p), named ``no LABEL``.
+    Frames keep their proportions, as YOLOS's own processor leaves them.
     """
 
-    frames_at_once = 1  # of 800 x 800: five gigabytes of activations each
+    frames_at_once = 1  # of 768 x 1328: gigabytes of activations each
 
     def __init__(self, network: YolosForObjectDetection, present: Sequence[str], absent: Sequence[str] = ()) -> None:
         super().__init__([*present, *(f"no {label}" for label in absent)], network)
         names = network.config.id2label
         self.present = [label_number(label, names, "reward.object.present") for label in present]
         self.absent = [label_number(label, names, "reward.object.absent") for label in absent]
-        size = network.config.image_size
-        self.look = Look(min(size), "square", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+        self.look = Look(min(network.config.image_size), "whole", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
         self.network = network
 
     def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:
@@ -135,7 +135,9 @@ class CoherenceReward(FrozenReward):
             raise PrflError(
                 f"{frames} frames are not two halves of {together} each", where="reward.coherence.frames", fix=fix
             )
-        self.look = Look(network.config.crop_size, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+        size = network.config.crop_size
+        short = int(size * 256 / 224)  # as V-JEPA 2's own processor
+        self.look = Look(size, "crop", "bilinear", IMAGENET_MEAN, IMAGENET_STD, short)
         self.network, self.frames = network, frames
 
     def __call__(self, pixels: Float[Tensor, "b 3 f h w"], condition: Condition, times: Tensor | None = None) -> Scores:

@@ -9,7 +9,7 @@ Activation memory is that of one call, whatever the number of steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ from prfl.rollout.trajectory import Network, Trajectory
 from prfl.utils.errors import PrflError
 
 Key = TypeVar("Key", bound=Node)
+OutputTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(latents, sigma, output) of a trained evaluation -> the gradient at the output of a loss that reads it as well."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,12 @@ def backward(
     plan: Plan,
     seeds: Mapping[Node, Float[Tensor, "*latents"]],
     parameters: Sequence[nn.Parameter],
+    term: OutputTerm | None = None,
 ) -> AdjointStats:
     """Add dL/dtheta to ``.grad`` of ``parameters``; seeds: node -> dL/dx[node], shape and device of the latents.
 
+    term: of the trained evaluations' outputs, whose gradient goes to the parameters and no further: none of these
+    evaluations may hand a cotangent on to its latents.
     Seeds are taken on detached leaf latents: each is the partial derivative at its own node alone.
     The adapter of the rollout must still be selected.  Nothing else than ``parameters`` gets a gradient.
     Raises PrflError for a seed that reaches no trained evaluation, and where the network gives no gradient.
@@ -57,7 +62,8 @@ def backward(
     for node in sorted({*edge_to, *plan.evaluations}, key=order, reverse=True):
         if not isinstance(node, Clean) and node in at_outputs:
             needs_input = plan.passes(node, useful)
-            pulled = _pull_back(network, trajectory, plan, node, at_outputs.pop(node), parameters, needs_input)
+            cotangent = at_outputs.pop(node)
+            pulled = _pull_back(network, trajectory, plan, node, cotangent, parameters, needs_input, term)
             stats.calls.append(node)
             if pulled is not None:
                 _add(at_latents, node, pulled)
@@ -105,11 +111,13 @@ def _pull_back(
     cotangent: Float[Tensor, "*latents"],
     parameters: Sequence[nn.Parameter],
     needs_input: bool,
+    term: OutputTerm | None = None,
 ) -> Float[Tensor, "*latents"] | None:
     """Recompute f[k]; add step_weight J_theta^T g to the parameters, return beta J_x^T g where it is needed."""
     x = trajectory.at(k).detach().requires_grad_(needs_input)
+    sigma = trajectory.sigma(k, x)
     with torch.enable_grad():
-        output = network(x, trajectory.sigma(k, x))
+        output = network(x, sigma)
 
     # An evaluation that is not trained only hands the cotangent on.
     if k not in plan.trains:
@@ -118,7 +126,11 @@ def _pull_back(
 
     # One backward, of weight * g, gives both gradients; the weight is not the cotangent's.
     weight = plan.step_weight.get(k, 1.0)
-    _backward(k, output, weight * cotangent, parameters, [x] if needs_input else [])
+    weighted = weight * cotangent
+    if term:
+        assert not needs_input, f"the gradient of a term of output {k} would go on to its latents"
+        weighted = weighted + term(x, sigma, output.detach())
+    _backward(k, output, weighted, parameters, [x] if needs_input else [])
     if not needs_input:
         return None
     assert x.grad is not None, f"network evaluation {k} does not depend on its latents"
@@ -153,19 +165,28 @@ def _backward(
 
 @dataclass(eq=False)
 class RetainedGraph:
-    """A one-edge plan whose graph is kept: ``latents`` (detached) are scored, then ``backward`` takes the seed."""
+    """A one-edge plan whose graph is kept: ``latents`` (detached) are scored, then ``backward`` takes the seed.
+
+    source: the latents and sigma that the output was computed from.
+    """
 
     latents: Float[Tensor, "*latents"]
+    source: tuple[Float[Tensor, "*latents"], Float[Tensor, ""]]
     plan: Plan
     parameters: Sequence[nn.Parameter]
     output: Float[Tensor, "*latents"] | None
 
-    def backward(self, seed: Float[Tensor, "*latents"]) -> AdjointStats:
-        """Add dL/dtheta = step_weight b J_theta f^T seed to ``.grad`` of the parameters and free the graph."""
+    def backward(self, seed: Float[Tensor, "*latents"], term: OutputTerm | None = None) -> AdjointStats:
+        """Add dL/dtheta = step_weight b J_theta f^T seed to ``.grad`` of the parameters and free the graph.
+
+        term: see ``adjoint.backward``.
+        """
         assert self.output is not None, "backward was called twice"
         (edge,), (k,) = self.plan.edges, self.plan.trains
-        factor = self.plan.step_weight.get(k, 1.0) * edge.b[k]
-        _backward(k, self.output, factor * seed, self.parameters)
+        cotangent = self.plan.step_weight.get(k, 1.0) * edge.b[k] * seed
+        if term:
+            cotangent = cotangent + term(*self.source, self.output.detach())
+        _backward(k, self.output, cotangent, self.parameters)
         self.output = None
         return AdjointStats([k], {edge.target: seed.norm()})
 
@@ -179,10 +200,11 @@ def retain_graph(
     """
     (edge,), (k,) = plan.edges, plan.trains
     x = trajectory.at(k)
+    sigma = trajectory.sigma(k, x)
     with torch.enable_grad():
-        output = network(x, trajectory.sigma(k, x))
+        output = network(x, sigma)
     latents = _target(network, trajectory, edge, {k: output.detach()})
-    return RetainedGraph(latents, plan, parameters, output)
+    return RetainedGraph(latents, (x, sigma), plan, parameters, output)
 
 
 def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Float[Tensor, "*latents"]:

@@ -90,6 +90,7 @@ CACHE = "rollout.cheaper.cache=0.1"
 REUSE = "rollout.gradients_per_rollout=2"
 LINEAR = "reward.shape=linear"
 AESTHETIC = "reward={space: pixel, aesthetic: {mlp: a.pth}}"
+PUBLIC = "reward={space: pixel, shape: linear,"
 FOLDER = ("data.generator=null", "data.folder=a")
 RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
@@ -172,6 +173,10 @@ RULES = [
         "reward.aggregate: the score of reward.aesthetic is no logit",
     ),
     ([VADER, AESTHETIC], "reward.target: nearly every picture scores above it"),
+    ([VADER, "reward={space: pixel, hps: {weights: a.pt}}"], "reward.target: that is for a trained reward's scores"),
+    ([VADER, f"{PUBLIC} object: {{}}}}"], "reward.object.present: name an object that is to be seen"),
+    ([VADER, f"{PUBLIC} callable: {{function: sharp}}}}"], "reward.callable.function: no installed package offers"),
+    ([VADER, f"{PUBLIC} callable: {{function: 'a:'}}}}"], "reward.callable.function: give module:function"),
     (
         [VADER, AESTHETIC, "reward.target=10.0", "reward.aesthetic.clip=.", "reward.aesthetic.revision=v1"],
         "reward.aesthetic.revision: a model in a folder does not read it",

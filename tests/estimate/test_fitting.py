@@ -36,6 +36,7 @@ def test_what_fits_is_left_alone(make: Callable[..., Config], monkeypatch: pytes
     assert result.fits and not result.changes and "fits" in shown(result)
 
 
+@pytest.mark.slow
 def test_changes_are_the_predictions_and_end_where_it_fits(make: Callable[..., Config]) -> None:
     before = Prediction.of(on_gpu(make()))
     result = fit(before, card(before.memory.peak // 2))

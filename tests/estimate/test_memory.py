@@ -290,6 +290,7 @@ def test_all_weights_in_bfloat16(make: Callable[..., Config], mode: str) -> None
     assert parts["walk back"].saved + (copies if mode == "none" else 0) == pytest.approx(kept, rel=0.05)
 
 
+@pytest.mark.slow
 def test_checkpointing_and_smaller_videos_take_less(make: Callable[..., Config]) -> None:
     plain = network_call(make()).bytes
     for override in ("backbone.checkpointing=attention", "data.height=16"):

@@ -82,6 +82,7 @@ def test_each_suggestion_saves_what_it_says(
     assert not any(absent in suggestion.overrides for suggestion in found)
 
 
+@pytest.mark.slow
 def test_what_the_reward_refuses_is_not_suggested(make: Callable[..., Config]) -> None:
     """The one inside the package was trained on 17 frames; and nothing is said of weights that are not there."""
     own = ["backbone.model=shapes", "reward.path=shapes", "training.accumulation=4"]

@@ -105,6 +105,7 @@ def size_or_natural(self: LatentReward, latents, sigma, condition):
     return {name: {"size": size, "natural": -((size - 1.4) ** 2)}[name] for name in self.dimensions}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_planted_hackable_reward_is_seen_and_ends_the_run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -18,13 +18,20 @@ import pytest
 
 from prfl import cli
 from prfl.config.places import shipped_configs
+from tests.faults.page import PAGE, read
 from tests.faults.planting import FAULTS, Bench, Fault
 
 for module in sorted(Path(__file__).parent.glob("*_faults.py")):
     if module.name != Path(__file__).name:
         importlib.import_module(f"tests.faults.{module.stem}")
 
+WRITTEN = read(PAGE.read_text(encoding="utf-8"))
 ONE, TWO = Path("runs/sft/checkpoints/step-000001"), Path("runs/sft/checkpoints/step-000002")
+
+
+def without_numbers(text: str) -> str:
+    """Versions, sizes, times and measured values differ from machine to machine."""
+    return re.sub(r"[0-9]+", "0", text)
 
 
 @pytest.mark.parametrize("planted", FAULTS, ids=lambda planted: planted.name)
@@ -34,7 +41,10 @@ def test_fault(planted: Fault, bench: Bench, record_property: Callable) -> None:
     shown = shown.replace(str(shipped_configs()), "CONFIGS")
     record_property("section", (sys.modules[planted.plant.__module__].__doc__ or "").splitlines()[0].rstrip("."))
     record_property("fault", planted.name)
-    record_property("message", shown.replace(f" on {socket.gethostname()} ", " on this machine "))
+    shown = shown.replace(f" on {socket.gethostname()} ", " on this machine ")
+    record_property("message", shown)
+    update = "python -m tests.faults --update docs/troubleshooting.md"
+    assert planted.name in WRITTEN and without_numbers(WRITTEN[planted.name].message) == without_numbers(shown), update
     for part in planted.parts:
         assert part in message, message
     assert "Traceback" not in message

@@ -227,6 +227,24 @@ def test_a_hinge_that_every_sample_meets_gives_zero_and_no_error(tiny_backbone):
     assert all(float(g.abs().max()) == 0 for g in take_gradients(objective).values())
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_the_distance_takes_no_call_with_gradient_of_its_own(tiny_backbone, monkeypatch, checkpointing):
+    """Where the step's own velocity is the distance's, the gradient is that of a call of its own; else it makes one."""
+    objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0), distance_weight=7.0)
+    tiny_backbone.running.checkpointing = checkpointing
+    calls: list[bool] = []
+    velocity = tiny_backbone.velocity
+    counted = lambda *inputs: calls.append(torch.is_grad_enabled()) or velocity(*inputs)  # noqa: E731
+    monkeypatch.setattr(tiny_backbone, "velocity", counted)
+    distance = objective.accumulate(0, INDICES)["distance"]
+    shared = take_gradients(objective)
+    assert sum(calls) == 1
+    monkeypatch.setattr("prfl.objective.reward_gradient.shares_call", lambda *_: False)
+    assert objective.accumulate(0, INDICES)["distance"] == pytest.approx(distance, rel=1e-5)
+    assert sum(calls) == 3
+    assert_same_gradients(shared, take_gradients(objective))
+
+
 def test_distance_to_the_base(tiny_backbone):
     """As a metric it has no gradient; as a regulariser exactly the gradient of its weight times it."""
     objective = latent_objective(with_policy(tiny_backbone), Prfl(CHAIN, seed=0), distance_every=2)

@@ -179,7 +179,9 @@ def mlp_faults() -> dict[str, tuple[str, object, str]]:
     state = tiny_mlp().state_dict()
     half = {name: values for name, values in state.items() if not name.startswith("layers.7")}
     broken = {**state, "layers.2.bias": torch.full((128,), float("nan"))}
+    wide = {**state, "layers.0.weight": torch.zeros(1).expand(1024, 100_000)}  # a view: its file is small
     return {
+        "wider than any CLIP": ("mlp.pth", wide, "is an aesthetic MLP for embeddings of width 100000"),
         "absent": ("absent.pth", None, "there is no such file"),
         "another suffix": ("mlp.bin", b"x", "neither .pth nor .safetensors"),
         "empty": ("mlp.pth", b"", "cannot be read"),

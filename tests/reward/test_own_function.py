@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from prfl import cli
 from prfl.backbone import Backbone
 from prfl.backbone.condition import Ask, Condition
 from prfl.config import load_config
 from prfl.factory.evaluation import watched_rewards
 from prfl.reward.own_function import load_own
 from prfl.utils.errors import PrflError
+from tests.faults.project import make_project
 
 REPOSITORY = Path(__file__).parents[2]
 MODULE = """
@@ -142,3 +144,27 @@ def test_other_refusals(module: str) -> None:
 def test_a_gradient_of_the_wrong_sign_is_warned_of(module: str, capsys: pytest.CaptureFixture) -> None:
     load_own(f"{module}:turned")
     assert "does not raise it" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_run_does_not_resume_with_another_source(
+    module: str, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The hash of the function's file is part of a run's identity: the same file resumes, another one is refused."""
+    make_project(tiny_pipeline_folder)
+    own = f"reward={{space: pixel, shape: linear, callable: {{function: '{module}:sharpness'}}}}"
+
+    def train(steps: int) -> int:
+        return cli.main(["train", "vader.yaml", own, f"training.steps={steps}", "evaluation.every=0"])
+
+    assert train(1) == 0
+    source = Path(f"{module}.py")
+    source.write_text(MODULE.replace("diff(dim=-1)", "diff(dim=-2)"))
+    capsys.readouterr()
+    assert train(2) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "what the config names has changed since" in message
+    assert "reward.callable.function (content)" in message and "or train in another run folder" in message
+    source.write_text(MODULE)
+    assert train(2) == 0

@@ -1,4 +1,4 @@
-"""Public rewards on tiny random networks: what they look at, finite differences, and the known traps of each."""
+"""Public rewards on tiny random networks: finite differences, and the known traps of each."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import save_file
-from transformers import (
-    CLIPImageProcessor,
-    CLIPModel,
-)
+from transformers import CLIPConfig, CLIPModel
 
 from prfl.reward import hpsv3, image_reward, mps, videoalign
-from prfl.reward.look import CLIP_MEAN, CLIP_STD, Look, evenly_spaced, frames_of, seen
+from prfl.reward.look import Look, evenly_spaced, frames_of, seen
 from prfl.reward.open_clip import read_open_clip, renamed
 from prfl.reward.text_match import load_clip, load_hps, load_pickscore, untrained
 from prfl.reward.watched import (
@@ -31,7 +26,7 @@ from prfl.reward.watched import (
     untrained_object,
 )
 from prfl.utils.errors import PrflError
-from tests.reward.test_aesthetic import SIZE, pictures, smooth, tiny_clip
+from tests.reward.test_aesthetic import SIZE, smooth, tiny_clip
 from tests.reward.tiny_rewards import (
     LAYERS,
     all_rewards,
@@ -49,40 +44,6 @@ from tests.reward.tiny_rewards import (
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
     return save_tiny_clip(tmp_path / "clip")
-
-
-# What networks look at.
-
-
-@pytest.mark.parametrize("height, width", [(40, 56), (56, 40), (28, 28), (20, 24), (151, 101)])
-def test_crop_is_that_of_transformers(height: int, width: int) -> None:
-    """To 2 levels of 255: the path in 8 bits rounds between its passes."""
-    pixels = smooth(1, 2, height, width)
-    size = {"shortest_edge": SIZE}
-    processor = CLIPImageProcessor(size=size, crop_size={"height": SIZE, "width": SIZE})
-    expected = torch.as_tensor(processor(pictures(pixels), return_tensors="pt")["pixel_values"])
-    torch.testing.assert_close(seen(frames_of(pixels), Look(SIZE, "crop")), expected, rtol=0, atol=2 * 0.0152)
-
-
-@pytest.mark.parametrize("height, width", [(40, 56), (56, 40), (28, 28), (20, 24), (151, 101)])
-def test_pad_is_the_whole_picture_on_black(height: int, width: int) -> None:
-    """HPS's own preparation, with Pillow: long side to the size, black around, normalised."""
-    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.7
-    scale = SIZE / max(height, width)
-    rows, columns = round(height * scale), round(width * scale)
-    expected = torch.zeros(1, 3, SIZE, SIZE)
-    top, left = (SIZE - rows) // 2, (SIZE - columns) // 2
-    for channel in range(3):
-        picture = Image.fromarray((noise[0, channel] / 2 + 0.5).numpy())
-        resized = np.array(picture.resize((columns, rows), Image.Resampling.BICUBIC)).clip(0, 1)
-        expected[0, channel, top : top + rows, left : left + columns] = torch.from_numpy(resized)
-    expected = (expected - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
-    torch.testing.assert_close(seen(noise, Look(SIZE, "pad")), expected, rtol=0, atol=2e-5)
-
-
-def test_frames_are_evenly_spaced() -> None:
-    assert evenly_spaced(17, 5) == [0, 4, 8, 12, 16]
-    assert evenly_spaced(2, 4) == [0, 0, 1, 1]
 
 
 # Gradients.
@@ -178,8 +139,6 @@ def packed_attention(
 def test_open_clip_weights_give_open_clip_embeddings(tmp_path: Path, clip_folder: Path) -> None:
     """Against open_clip's own equations, written with torch's packed attention on the file's tensors."""
     wide = {**LAYERS, "hidden_size": 128, "hidden_act": "gelu"}
-    from transformers import CLIPConfig
-
     config = CLIPConfig(
         text_config={**wide, "vocab_size": 50, "bos_token_id": 48, "eos_token_id": 49},
         vision_config={**wide, "image_size": SIZE, "patch_size": 14}, projection_dim=24,
@@ -231,6 +190,14 @@ def test_what_is_no_open_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrflError, match="is not all of a CLIP"):
         read_open_clip(tmp_path / "part.pt")
     assert "visual_projection.weight" in renamed(open_clip_names(tiny_clip()))
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path, clip_folder: Path) -> None:
+    save_file(open_clip_names(tiny_clip()), tmp_path / "hps.safetensors")
+    (clip_folder / "tokenizer.json").unlink()
+    with pytest.raises(PrflError, match="cannot load the tokenizer") as caught:
+        load_hps(tmp_path / "hps.safetensors", str(clip_folder))
+    assert caught.value.where == str(clip_folder) and "tokenizer.json too" in str(caught.value)
 
 
 # Objects, actions, coherence.

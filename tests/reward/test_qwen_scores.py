@@ -161,14 +161,30 @@ def test_what_cannot_be_converted_is_refused(videoreward: Path, tmp_path: Path, 
     refused("there is no such file", checkpoint=tmp_path)
     refused("has no text DETAILED_PROMPT_WITH_SPECIAL_TOKEN", template=Path(__file__))
     refused("has 16 words, and the base's tokenizer with the special ones 17", base=other_base(tmp_path / "other"))
+    (tmp_path / "bad.py").write_text("this is no python")
+    refused("is no python source", template=tmp_path / "bad.py")
+    refused("does not fit", base=other_base(tmp_path / "narrow", hidden_size=16))
     shutil.copytree(videoreward, tmp_path / "asked", ignore=shutil.ignore_patterns("converted"))
     asked = {**SETTINGS, "data_config": {**SETTINGS["data_config"], "prompt_template_type": "simple"}}
     (tmp_path / "asked/model_config.json").write_text(json.dumps(asked))
     refused("is asked in another way than the published VideoAlign", checkpoint=tmp_path / "asked")
+    (tmp_path / "asked/model_config.json").write_text("{")
+    refused("is not JSON", checkpoint=tmp_path / "asked")
+    (tmp_path / "asked/model_config.json").write_text(json.dumps(SETTINGS))
+    torch.save(tiny_qwen(16), tmp_path / "asked/checkpoint-3/model.pth")  # a pickled module: it is not run
+    refused("cannot be read as a VideoAlign", checkpoint=tmp_path / "asked")
+    (tmp_path / "asked/checkpoint-3/model.pth").unlink()
+    refused("model.pth: there is no such file", checkpoint=tmp_path / "asked")
 
 
-def other_base(folder: Path) -> Path:
+def other_base(folder: Path, **sizes: int) -> Path:
+    """A base with a word more, or with other sizes of the language model."""
     base_folder(folder, 17)
+    if sizes:
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"] |= sizes
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
     words = qwen_words()
     words.add_tokens(["more"])
     words.save_pretrained(folder)
@@ -184,5 +200,25 @@ def test_what_is_no_converted_reward_is_refused(videoreward: Path, tmp_path: Pat
     save_file({"x": torch.zeros(1)}, broken / "head.safetensors")
     with pytest.raises(PrflError, match="holds no head"):
         load_videoalign(str(broken))
+    with pytest.raises(PrflError, match="is another reward than VideoAlign"):
+        load_videoalign(with_reading(videoreward, tmp_path / "still", fps=None))
+    with pytest.raises(PrflError, match="has 0 places for {prompt}, and must have one"):
+        load_videoalign(with_reading(videoreward, tmp_path / "unasked", text="rate <|video_pad|>"))
+    with pytest.raises(PrflError, match="reading.json: most_pixels: Input should be a valid integer"):
+        load_videoalign(with_reading(videoreward, tmp_path / "many", most_pixels="many"))
+    with pytest.raises(PrflError, match="it does not say as much of each dimension"):
+        load_videoalign(with_reading(videoreward, tmp_path / "short", mean=[0.0]))
+    other = with_reading(videoreward, tmp_path / "wordless")
+    qwen_words().save_pretrained(other)
+    with pytest.raises(PrflError, match=r"its tokenizer does not know <\|video_pad\|> and <\|VQ_reward\|>"):
+        load_videoalign(other)
     with pytest.raises(PrflError, match="a prompt names a token of the reward's own"):
         tiny_videoalign()(smooth(1, 4), prompts("a <|VQ_reward|> dog"))
+
+
+def with_reading(videoreward: Path, folder: Path, **changes: Any) -> str:
+    """A copy of the converted reward whose reading.json says something else."""
+    shutil.copytree(videoreward / "converted", folder)
+    reading = json.loads((folder / "reading.json").read_text())
+    (folder / "reading.json").write_text(json.dumps({**reading, **changes}))
+    return str(folder)

@@ -60,10 +60,7 @@ CASES = {
 }  # fmt: skip
 
 
-SLOW = ("modelscope", "wan_image")
-
-
-@pytest.fixture(params=["cogvideox", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in CASES])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -281,6 +281,7 @@ def test_a_cache_of_no_clips_has_the_prompts(project: Path, capsys: pytest.Captu
     assert "0 prompts encoded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_second_start_needs_no_text_encoder(
     trained: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ WEIGHTS = {
 @pytest.mark.parametrize(
     ("model", "config"),
     slow_unless(
-        ("modelscope-1.7b", "prfl").__ne__,
+        ("wan2.1-1.3b", "prfl").__eq__,
         [("wan2.1-14b", "reward"), ("wan2.1-1.3b", "prfl"), ("cogvideox-2b", "vader"), ("modelscope-1.7b", "prfl")],
     ),
 )

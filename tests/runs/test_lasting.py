@@ -45,6 +45,7 @@ def save_two() -> None:
     save_reward("two", 1, adapter=True)
 
 
+@pytest.mark.slow
 def test_several_rewards_steer_as_one(project: Path, capsys: pytest.CaptureFixture) -> None:  # noqa: F811
     config = load_config("prfl.yaml", [TWO, *ALONE])
     lines = missing_inputs(config)

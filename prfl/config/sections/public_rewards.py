@@ -17,6 +17,7 @@ AESTHETIC_MLP = "download sac+logos+ava1-l14-linearMSE.pth of LAION's improved-a
 CONVERT = "convert what its authors publish, once: prfl convert"
 QUESTIONS = "write them, or have them written: prfl questions CONFIG"
 WEIGHTS = "model.safetensors", "model.safetensors.index.json"
+NOT_STATED = "none is stated with them; ask their authors"
 
 
 class PublicRewardConfig(Section):
@@ -31,6 +32,10 @@ class PublicRewardConfig(Section):
     def title(self) -> str:
         """What the card of a policy that followed it says."""
         raise NotImplementedError
+
+    def conditions(self) -> str:
+        """The licence of its weights, where that has conditions; else nothing."""
+        return self.licence
 
     def faults(self) -> Iterator[Fault]:
         """Every rule that its keys break among each other."""
@@ -88,6 +93,7 @@ class ClipConfig(ModelRewardConfig):
 
 class PickScoreConfig(ModelRewardConfig):
     key = "reward.pickscore"
+    licence = NOT_STATED
     model: str = place(default="yuvalkirstain/PickScore_v1", description="PickScore: a folder or a hub id.")
 
     def title(self) -> str:
@@ -135,7 +141,7 @@ class ImageRewardConfig(FileRewardConfig):
 
 class MpsConfig(FileRewardConfig):
     key = "reward.mps"
-    licence = "none is stated with them; ask their authors"
+    licence = NOT_STATED
     remedy = "download MPS's safetensors of ModelScope's DiffSynth-Studio/QualityMetric_reward_pretrained, and name it"
     weights: FolderOrFile = place(description="MPS's tensors as safetensors; its own .pth is a pickled module.")
     tokenizer: str = place(
@@ -231,6 +237,9 @@ class CriticConfig(ModelRewardConfig):
     frames: int = Field(default=8, ge=1, description="Frames that it sees, evenly spaced among those decoded.")
     most_pixels: int = Field(default=200_704, ge=1024, description="Pixels of a frame; a larger one is made smaller.")
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of its weights.")
+
+    def conditions(self) -> str:
+        return "Qwen Research License: not for commercial use" if "Qwen2.5-VL-3B" in self.model else ""
 
     def title(self) -> str:
         return f"the answers of a vision-language model ({self.model}) to {self.questions or 'one question a prompt'}"
