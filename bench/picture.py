@@ -111,7 +111,7 @@ def _picture(figure: Figure, drawn: Mapping[str, Drawn], prompts: Sequence[str],
     axis.set_xlabel("sigma: from noise (1) to the video (0)", fontsize=8)
     axis.set_ylabel("the head's score", fontsize=8)
     axis.tick_params(labelsize=7)
-    axis.legend(fontsize=8, loc="upper left")
+    axis.legend(fontsize=8, loc="lower left")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
