@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from prfl.backbone.base import Backbone
+from prfl.backbone.condition import Condition
 from prfl.backbone.source import Source
 
 FIRST_NETWORKS = ("transformer", "unet")
@@ -42,6 +44,9 @@ class Family:
 
     load: the model of a source, on its device; where that is ``meta``, without weights and without a tokenizer.
     lora: its files.  shipped: hub ids whose architecture files are inside the package, and the folders that hold them.
+    usual: frames, pixels a frame and frames a second of the models' own videos.
+    condition_in_loop: of the prompt embeddings that the pipeline hands to a ``callback_on_step_end``, (b, tokens, d);
+    None where its latents there are not the backbone's, so that no reward can score them.
     """
 
     pipeline: str
@@ -50,3 +55,5 @@ class Family:
     load: Callable[[Source, torch.dtype], Backbone]
     lora: LoraFile
     shipped: Mapping[str, Path] = field(default_factory=dict)
+    usual: tuple[int, int, float] = (81, 480 * 832, 16)
+    condition_in_loop: Callable[[Tensor], Condition] | None = None

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
 from torch import Tensor
 
-from prfl.backbone.wan.text import text_condition
+from prfl.backbone.families import FAMILIES
 from prfl.reward.scores import Shape, total
 from prfl.utils.errors import PrflError
 from prfl.utils.schedule import node_at
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 
 class KeepBest(PipelineCallback):
-    """``callback_on_step_end`` of a Wan pipeline: the best ``count`` samples of each prompt go on from a step.
+    """``callback_on_step_end`` of a diffusers pipeline: the best ``count`` samples of each prompt go on from a step.
 
     at: that step, as a share of all steps.  weights, aggregate: how scores become one, as of ``scores.total``.
     Afterwards ``kept`` has the rows that went on, in the batch's order, and ``scores`` all rows' scores.
-    Raises PrflError for a scheduler whose sigmas are not a flow's, and for a share that is not between 0 and 1.
+    Raises PrflError for a family whose latents in the loop are not the backbone's, for a scheduler whose sigmas are not
+    a flow's, and for a share that is not between 0 and 1.
     """
 
     tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]  # noqa: RUF012 # the base class's form
@@ -40,6 +41,12 @@ class KeepBest(PipelineCallback):
         if not 0 < at < 1 or count < 1:
             what = f"{count} samples cannot be chosen at {at:g} of the steps"
             raise PrflError(what, where="keep_best", fix="keep 1 or more, at a share of the steps between 0 and 1")
+        family = reward.backbone.facts.family
+        condition_in_loop = FAMILIES[family].condition_in_loop
+        if condition_in_loop is None:
+            what = f"the latents of a {FAMILIES[family].pipeline} in its own loop are none that the reward reads"
+            raise PrflError(what, where="keep_best", fix="prfl sample CONFIG --best-of 8 does the same for this family")
+        self.condition = condition_in_loop
         self.reward, self.count, self.at, self.weights, self.aggregate = reward, count, at, weights, aggregate
         self.kept: list[int] = []
         self.scores: list[float] = []
@@ -69,10 +76,8 @@ class KeepBest(PipelineCallback):
 
     @torch.no_grad()
     def score(self, latents: Tensor, sigma: float, embeds: Tensor) -> list[float]:
-        lengths = embeds.abs().amax(2).ne(0).sum(1)  # the pipeline pads with zeros
-        condition = text_condition(embeds, lengths)
         read = self.reward if self.aggregate == "sum" else self.reward.logits
-        return total(read(latents.float(), sigma, condition), self.weights, self.aggregate).tolist()
+        return total(read(latents.float(), sigma, self.condition(embeds)), self.weights, self.aggregate).tolist()
 
 
 def same_rows(embeds: Tensor) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 
 from prfl.backbone import Backbone, load_architecture
+from prfl.backbone.families import FAMILIES
 from prfl.config import load_stages
 from prfl.data.buckets import FASTER
 from prfl.data.folder import read_folder
@@ -38,8 +39,6 @@ from prfl.utils.reading import absent
 from prfl.utils.video_size import VideoSize
 
 SAMPLED = 200  # headers that are read: enough to know what the videos are like
-DRAWN = {"wan": (81, 480 * 832, 16), "cogvideox": (49, 480 * 720, 8), "modelscope": (16, 256 * 256, 8)}
-"""Of each family: the frames and pixels of its usual videos, and their rate."""
 COLUMN = 34  # where the comments of a config begin
 ANOTHER_SHAPE = 0.25  # of log(height / width): from 16:9 to 4:3 and further
 MANY = 0.1  # share of the videos that is worth a size of its own
@@ -134,7 +133,7 @@ def sizes_for(network: Backbone, model: str, headers: Sequence[Header]) -> list[
 def clip_for(network: Backbone, model: str, videos: Header) -> VideoSize:
     """Choose the clips' size: as the model draws them, of the videos' shape, and no larger, longer or faster."""
     facts = network.facts
-    frames, pixels, fps = (17, 32 * 32, 8) if model == "shapes" else DRAWN[facts.family]
+    frames, pixels, fps = (17, 32 * 32, 8) if model == "shapes" else FAMILIES[facts.family].usual
     rate = min(fps, videos.fps) if videos.fps else fps
 
     scale = min(1, math.sqrt(pixels / (videos.height * videos.width)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,10 @@ def test_choosing_says_what_it_cannot_do(pipe: WanPipeline, folder: Path) -> Non
     for count, at in ((0, 0.5), (1, 0.0), (1, 1.0)):
         with pytest.raises(prfl.PrflError, match="keep_best"):
             reward.keep_best(count, at=at)
+    reward.backbone.facts = replace(reward.backbone.facts, family="cogvideox")
+    with pytest.raises(prfl.PrflError, match="CogVideoXPipeline.*\n.*prfl sample"):
+        reward.keep_best(1)
+    reward.backbone.facts = replace(reward.backbone.facts, family="wan")
     pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction")  # sigmas of another path
     with pytest.raises(prfl.PrflError, match="use_flow_sigmas"):
         drawn(pipe, 2, callback_on_step_end=reward.keep_best(1, at=0.1))

@@ -230,6 +230,7 @@ def test_other_errors_are_not_taken_for_a_lost_process(monkeypatch):
 
 
 def test_processes_that_accelerate_would_not_join_are_refused(tmp_path, monkeypatch):
+    make_accelerator(RunFolder(tmp_path), "cpu", [])  # accelerate's first in a process would wait for the other one
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(PrflError, match="2 processes were started, and accelerate makes 1"):
         make_accelerator(RunFolder(tmp_path), "cpu", [])

@@ -121,4 +121,5 @@ COGVIDEOX = Family(
         implementation="https://github.com/huggingface/diffusers",
     ),
     shipped={"THUDM/CogVideoX-2b": SHIPPED},
+    usual=(49, 480 * 720, 8),
 )

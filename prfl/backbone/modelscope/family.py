@@ -133,4 +133,5 @@ MODELSCOPE = Family(
         before=PREPARED,
     ),
     shipped={"ali-vilab/text-to-video-ms-1.7b": SHIPPED},
+    usual=(16, 256 * 256, 8),
 )

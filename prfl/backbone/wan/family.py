@@ -11,6 +11,7 @@ from pathlib import Path
 from prfl.backbone.family import Family, LoraFile
 from prfl.backbone.wan import lora_names
 from prfl.backbone.wan.loading import load
+from prfl.backbone.wan.text import padded_condition
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -30,4 +31,5 @@ WAN = Family(
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ARCHITECTURES / "wan2.1-1.3b",
         "Wan-AI/Wan2.1-T2V-14B-Diffusers": ARCHITECTURES / "wan2.1-14b",
     },
+    condition_in_loop=padded_condition,
 )

@@ -31,6 +31,11 @@ def text_condition(prompt_embeds: Tensor, lengths: Tensor, asks: Sequence[Ask] |
     return Condition({EMBEDS: prompt_embeds, LENGTHS: lengths}, asks, RAGGED)
 
 
+def padded_condition(prompt_embeds: Tensor) -> Condition:
+    """The condition of embeddings as WanPipeline holds them: (batch, tokens, width), padded with zeros."""
+    return text_condition(prompt_embeds, prompt_embeds.abs().amax(2).ne(0).sum(1))
+
+
 class WanText(PipelineText):
     """UMT5; the real one has 5.7 billion weights."""
 
