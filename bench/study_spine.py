@@ -141,7 +141,8 @@ def memory(config_file: str, overrides: list[str], out: Path) -> None:
 def objectives_of(config: Config) -> list[Objective]:
     """Build what a training step accumulates: the run's objective, and its regulariser's if there is one."""
     model = build_backbone(config)
-    clips = build_dataset(config, model, fill_cache(config, model, lambda items: items), "train")
+    path = fill_cache(config, model, lambda items: items) if config.reads_clips else None
+    clips = build_dataset(config, model, path, "train") if path else None
     if not config.follows_reward:
         assert clips is not None, "these configs make their clips, which SFT learns from"
         return [build_sft(config, model, clips)]
