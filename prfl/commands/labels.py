@@ -55,6 +55,11 @@ IMPORT_EXAMPLES = """\
 Files are CSV, TSV, JSON, JSON lines or parquet.  Paths in a file are relative to its folder, or to --root.  Columns
 that hold none of prompt, video, a, b, split and rater are dimensions.  Where a column names the rater, several answers
 to the same are joined: the majority of choices, the mean of ratings; how far raters agree is printed.
+
+presets
+  videogen-rewardbench, videoalign, videofeedback, videofeedback2, mj-bench-video, visionreward, visionreward-train,
+  genai-bench, genai-bench-video, rapidata, rapidata-i2v, rapidata-rich, videodpo, solireward, hpdv2, hpdv3,
+  va-judger-bench; of tools: label-studio, argilla, google-forms
 """
 ASKED = "what is asked, in words or not; repeatable; default: which is better overall, or what the head scores"
 EXAMPLES = f"{PAGE_EXAMPLES}\n{IMPORT_EXAMPLES}"
@@ -118,7 +123,9 @@ def add_import(actions: Any) -> None:
     action.set_defaults(action=import_file)
     action.add_argument("file", type=Path, metavar="FILE", help="one row a video, or a pair")
     action.add_argument("--out", type=Path, metavar="FILE", help="the manifest; default: FILE.jsonl")
-    action.add_argument("--preset", metavar="NAME", help="the layout of a public set or a tool")
+    action.add_argument(
+        "--preset", metavar="NAME", help="the layout of a public set or a tool; --preset help lists them"
+    )
     action.add_argument("--columns", type=pairs_of, default={}, metavar="NAME=COLUMN,...", help=OPTIONS["columns"])
     action.add_argument("--dimensions", type=pairs_of, default={}, metavar="NAME,...", help=OPTIONS["dimensions"])
     action.add_argument("--ignore", type=names, default=[], metavar="COLUMN,...", help="columns that are no answers")
@@ -185,7 +192,9 @@ def import_file(options: argparse.Namespace) -> None:
     layout = Layout()
     if options.preset is not None:
         if options.preset not in PRESETS:
-            fix = did_you_mean(options.preset, list(PRESETS))
+            fix = (
+                f"one of {', '.join(PRESETS)}" if options.preset == "help" else did_you_mean(options.preset, [*PRESETS])
+            )
             raise PrflError(f"there is no preset '{options.preset}'", where="command line: --preset", fix=fix)
         layout = PRESETS[options.preset]
     if unknown := options.columns.keys() - set(FIELDS):

@@ -198,7 +198,15 @@ def _video(fields: dict[str, Any], folder: _Folder, where: str, follow_links: bo
 
 def _pair(fields: dict[str, Any], folder: _Folder, where: str, follow_links: bool) -> PreferencePair:
     row = checked(_PairRow, fields, where)
-    a, b = (_inside(name, folder, where, follow_links) for name in (row.a, row.b))
+    sides, faults = [], Faults()
+    for name in (row.a, row.b):
+        with faults.collected():
+            sides.append(_inside(name, folder, where, follow_links))
+    if len(faults.errors) == 2:
+        first, second = faults.errors
+        raise PrflError(f"{first.what}; {second.what}", where=where, fix=first.fix)
+    faults.raise_all(where)
+    a, b = sides
     if a.resolve() == b.resolve():
         raise PrflError(f"both sides of the pair are {row.a}", where=where, fix="name two videos")
     return PreferencePair(row.prompt, a, b, row.preference, row.split)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from prfl.data.manifest import Choice
 from prfl.labels.answers import choice_of, compared, is_empty, number_of, rating_of
 from prfl.labels.reading import Row, Table, read_table
 from prfl.utils.errors import Faults, PrflError
@@ -126,10 +127,11 @@ def _there(table: Table) -> str:
     return f" (it has {', '.join(table.columns)[:200]})" if table.columns else ""
 
 
-def manifest_row(row: Row, layout: Layout) -> tuple[str, dict[str, Any]]:
+def manifest_row(row: Row, layout: Layout, faults: Faults) -> tuple[str, dict[str, Any]]:
     """Write a row as it would stand in a JSONL manifest; an empty cell is no answer.  layout: completed.
 
-    What is wrong with its paths and prompt, ``parse_rows`` says.  Raises PrflError for an answer in no known words.
+    What is wrong with its paths and prompt, ``parse_rows`` says.  Answers in no known words go to ``faults``.
+    Raises PrflError for a path that cannot be made of the columns.
     """
     where, cells = row
     fields = {name: _text(cells, layout.columns[name], where) for name in (PAIR if layout.pairs else VIDEO)}
@@ -137,19 +139,27 @@ def manifest_row(row: Row, layout: Layout) -> tuple[str, dict[str, Any]]:
         fields["split"] = split
 
     answers: dict[str, Any] = {}
-    for dimension, column in layout.dimensions.items():
-        sides = [column] if column in cells or ":" not in column else column.split(":")
-        values = [cells.get(side) for side in sides]
-        if any(map(is_empty, values)):
-            continue
-        if len(sides) == 2:
-            first, second = (number_of(side, value, where) for side, value in zip(sides, values, strict=True))
-            answers[dimension] = compared((first, second), layout.margin)
-        elif layout.pairs:
-            answers[dimension] = choice_of(dimension, values[0], where)
-        else:
-            answers[dimension] = rating_of(dimension, values[0], layout.scale(dimension), where)
+    for dimension in layout.dimensions:
+        with faults.collected():
+            answer = _answer(cells, layout, dimension, where)
+            if answer is not None:
+                answers[dimension] = answer
     return where, {**fields, ("preference" if layout.pairs else "label"): answers}
+
+
+def _answer(cells: Mapping[str, Any], layout: Layout, dimension: str, where: str) -> Choice | float | None:
+    """Read what a row says of a dimension; None where it says nothing.  Raises PrflError."""
+    column = layout.dimensions[dimension]
+    sides = [column] if column in cells or ":" not in column else column.split(":")
+    values = [cells.get(side) for side in sides]
+    if any(map(is_empty, values)):
+        return None
+    if len(sides) == 2:
+        first, second = (number_of(side, value, where) for side, value in zip(sides, values, strict=True))
+        return compared((first, second), layout.margin)
+    if layout.pairs:
+        return choice_of(dimension, values[0], where)
+    return rating_of(dimension, values[0], layout.scale(dimension), where)
 
 
 def _text(cells: Mapping[str, Any], column: str, where: str) -> str:

@@ -50,7 +50,7 @@ def import_table(
     rows: list[Row] = []
     for row in kept:
         with faults.collected():
-            rows.append(manifest_row(row, layout))
+            rows.append(manifest_row(row, layout, faults))
 
     # What is left out is counted and named.
     notes = (

@@ -96,12 +96,21 @@ def digest(tensor: Tensor) -> str:
     return sha256.hexdigest()
 
 
-def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str) -> None:
+def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str, metrics: Mapping[str, float]) -> None:
     """Raise PrflError where the very first backward pass gave no parameter a gradient.
 
     A LoRA's A matrix may have a zero gradient there, because its B is zero; a gradient in any parameter suffices.
+    metrics: of that step; a loss of exactly 0 beside a reward is a hinge that pulls at no sample.
     """
     if not any(bool(grad.count_nonzero()) for grad in gradients(list(parameters.values()))):
+        if metrics.get("loss") == 0 and "reward" in metrics:
+            mean = f"every sample of the first step scores at least reward.target, {metrics['reward']:.3g} in the mean"
+            raise GuardError(
+                f"no gradient reached any of the {len(parameters)} trained parameters of {what}: {mean}",
+                where="objective",
+                fix="a reward that was trained on few videos calls others far better than they are: train it on more; "
+                "else reward.target above that, or reward.shape=linear, which has no hinge target",
+            )
         raise GuardError(
             f"no gradient reached any of the {len(parameters)} trained parameters of {what} in the first step",
             where="objective",

@@ -335,7 +335,7 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
         metrics = average_metrics(records, [len(part) for part in parts])
         average_gradients(parameters, len(parts[0]) / settings.batch, accelerator)
     if step == 0:  # after the average: a process whose own samples are all beyond the hinge is no fault
-        guards.check_gradient_arrived(state.parameters, name)
+        guards.check_gradient_arrived(state.parameters, name, metrics)
 
     # The step itself, unless a number is not finite.
     with clock("optimizer"):

@@ -73,7 +73,9 @@ class Faults:
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
-            lines = [f"{len(self.errors)} {kind} are wrong"]
+            places = len({error.where for error in self.errors})
+            one = f"one of the {kind} is wrong in {len(self.errors)} ways"
+            lines = [f"{places} {kind} are wrong" if places > 1 else one]
             lines += [f"  {error.where}: {error.one_line}" for error in self.errors[:SHOWN]]
             if len(self.errors) > SHOWN:
                 lines.append(f"  and {len(self.errors) - SHOWN} more")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prfl import cli
+from prfl.commands.labels import IMPORT_EXAMPLES
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.labels.answers import agreement, choice_of, compared, majority, number_of, rating_of
 from prfl.labels.layout import Layout
@@ -18,8 +20,10 @@ from prfl.utils.errors import PrflError
 from tests.labels.layouts import LAYOUTS, table
 
 
-def test_every_preset_has_an_invented_table() -> None:
+def test_every_preset_has_an_invented_table_and_is_named_to_people() -> None:
     assert LAYOUTS.keys() == PRESETS.keys()
+    for text in (IMPORT_EXAMPLES, Path("docs/data.md").read_text(encoding="utf-8")):
+        assert PRESETS.keys() <= set(re.findall(r"[a-z][a-z0-9-]+", text))
 
 
 def read_back(manifest: Path) -> list[tuple[str, tuple[str, ...], dict[str, Any], str | None]]:

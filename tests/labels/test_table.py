@@ -115,3 +115,17 @@ def test_all_that_is_wrong_is_said_at_once(folder: Path) -> None:
     for line, what in ((2, "'motion' is 9"), (3, "has 2 cells"), (5, "no such file"), (6, "is not CSV")):
         assert f"{table}:{line}: {what}" in str(caught.value)
     assert f"{table}:4" not in str(caught.value)
+
+
+def test_each_wrong_answer_of_a_row_and_both_missing_videos_are_said(folder: Path) -> None:
+    """One fault more a run would be found only after the others are mended."""
+    lines = ["prompt,a,b,motion,look", "a dog,a.mp4,b.mp4,sideways,up", "a cat,x.mp4,y.mp4,a,down"]
+    (folder / "t.csv").write_text("\n".join(lines))
+    with pytest.raises(PrflError, match="2 rows are wrong") as caught:
+        import_table(folder / "t.csv")
+    for message in ("csv:2: 'motion': found 'sideways'", "csv:2: 'look': found 'up'", "csv:3: 'look': found 'down'"):
+        assert message in str(caught.value)
+    assert "csv:3: no such file: x.mp4; no such file: y.mp4" in str(caught.value)
+    (folder / "t.csv").write_text("\n".join(lines[:2]))
+    with pytest.raises(PrflError, match="one of the rows is wrong in 2 ways"):
+        import_table(folder / "t.csv")

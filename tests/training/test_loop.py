@@ -193,12 +193,18 @@ def test_no_gradient_and_nothing_trainable_are_refused(tmp_path):
             (self.weight * 0).sum().backward()
             return {"loss": 0.0}
 
+    class Beyond(Dead):
+        def accumulate(self, step, indices):
+            return super().accumulate(step, indices) | {"reward": 11.26}
+
     class Empty(Line):
         def parameters(self):
             return {}
 
     with pytest.raises(PrflError, match="no gradient reached any of the 1 trained parameters"):
         go(tmp_path, Dead(), "dead")
+    with pytest.raises(PrflError, match="every sample of the first step scores at least reward.target, 11.3 in"):
+        go(tmp_path, Beyond(), "beyond")
     with pytest.raises(PrflError, match="nothing is trainable"):
         go(tmp_path, Empty(), "empty")
 
