@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,11 @@ def cost(name: str) -> dict[str, float]:
         config, overrides = WAYS[name]
         used = []
         for steps in (2, 8):
+            folder = RUNS / f"cost-{slug(name)}-{steps}"
+            shutil.rmtree(folder, ignore_errors=True)  # a finished run would not be run again, and cost nothing
             before = cpu_seconds()
             changes = [*COMMON, *QUIET, *overrides[1:], f"training.steps={steps}", "training.warmup=1"]
-            studies.train(RUNS / f"cost-{slug(name)}-{steps}", config, changes)
+            studies.train(folder, config, changes)
             used.append(cpu_seconds() - before)
         script = ["bench/study_spine.py", "--memory", config, str(RUNS / f"memory-{slug(name)}.json"), *COMMON]
         studies.run([*script, *overrides[1:]], RUNS / "memory.txt")
