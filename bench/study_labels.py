@@ -1,11 +1,12 @@
-"""How many answers `prfl labels page --choose uncertain` saves for the same accuracy, on the shapes world.
+"""How many answers it saves to ask first where heads are unsure, for the same accuracy, on the shapes world.
 
-    python bench/study_labels.py --seeds 10 [--out bench/results/labels.json]       (five minutes of one core)
+    python bench/study_labels.py [--seeds 3] [--cache runs/cache]       (15 minutes of one core)
 
-1. The base's samples of configs/tiny/reward.yaml: 6 of each of 88 training and 24 validation prompts.  The oracle
-   answers in a person's place: the video with more of five attributes right is better, as many right are a tie.
-2. For each seed, a head is trained on 60 pairs that were drawn at random.  Then it is asked for more, twice as many in
-   all each time: at random, or those that the last head is least sure of, by the page's own code (``unsure``).
+1. The base's samples: 18 of each of 88 training and 12 of each of 24 validation prompts.  The oracle answers in a
+   person's place: the video with more of five attributes right is better, as many right are a tie.
+2. For each seed, heads are trained on 60 pairs that were drawn at random.  Then they are asked for more, twice as many
+   in all each time, of all pairs of a prompt: at random; those that the last head is least sure of, by the page's own
+   code (``unsure``); or those of which three heads, of other first weights, differ most (``disagreement``).
 3. Every head ranks the validation pairs that are no ties, at sigma 0, 0.25 and 0.5.
 
 The blocks under the head are frozen, so their features are computed once: a training of the head alone takes seconds.
@@ -38,9 +39,12 @@ from prfl.rollout.flow import add_noise
 from prfl.utils import rng
 
 CONFIG = "configs/tiny/reward.yaml"
+SAMPLES = ["data.generator.per_prompt=18", "data.generator.held_out_per_prompt=12", "data.generator.other_captions=0"]
 SIGMAS = (0.0, 0.25, 0.5)
 ASKED = (60, 120, 240, 480)  # answers in all, of either way to choose
-LONGER = (*ASKED, 960)  # of the random way, to read the chosen one's accuracy off
+LONGER = (*ASKED, 960, 1920)  # of the random way, to read the chosen one's accuracy off
+WAYS = ("uncertain", "disagreement")  # beside random
+HEADS = 3  # that have to agree
 STEPS, BATCH, RATE = 200, 32, 1e-3
 
 
@@ -113,9 +117,16 @@ def accuracy(head: RewardHead, data: Pool) -> float:
     return float(((ranked[:, first] > ranked[:, second]) == (data.answers[data.decided] > 0.5)).double().mean())
 
 
-def least_sure(head: RewardHead, data: Pool, open_pairs: Sequence[int], count: int) -> list[int]:
-    """The pairs that the page would ask first: by the scores of the clean videos, in standard deviations."""
+def gaps(head: RewardHead, data: Pool) -> Tensor:
+    """By how much the first of each pair is better by the clean videos' scores, in standard deviations."""
     clean = scores(head, data)[0]
+    first, second = torch.tensor(data.pairs).T
+    return (clean[first] - clean[second]) / clean.std()
+
+
+def least_sure(heads: Sequence[RewardHead], data: Pool, open_pairs: Sequence[int], count: int) -> list[int]:
+    """The pairs that the page would ask first, by the scores of the first head."""
+    clean = scores(heads[0], data)[0]
     clean = (clean - clean.mean()) / clean.std()
     named = {str(row): {"better": float(score)} for row, score in enumerate(clean)}
     pairs = [Pair("", *map(str, data.pairs[number])) for number in open_pairs]
@@ -124,26 +135,33 @@ def least_sure(head: RewardHead, data: Pool, open_pairs: Sequence[int], count: i
     return [number for number, _ in ordered[:count]]
 
 
+def disagreement(heads: Sequence[RewardHead], data: Pool, open_pairs: Sequence[int], count: int) -> list[int]:
+    """The pairs whose gap the heads measure most differently: not those that all of them call even."""
+    deviation = torch.stack([gaps(head, data) for head in heads]).std(0)
+    return sorted(open_pairs, key=lambda number: -float(deviation[number]))[:count]
+
+
 def one_seed(train: Pool, held: Pool, seed: int) -> dict[str, dict[int, dict[str, float]]]:
     """By the way to choose and the number of answers: the accuracy, and the share of ties among the answers."""
     order = list(range(len(train.pairs)))
     random.Random(f"study of labels {seed}").shuffle(order)
-    measured: dict[str, dict[int, dict[str, float]]] = {"random": {}, "uncertain": {}}
+    measured: dict[str, dict[int, dict[str, float]]] = {way: {} for way in ("random", *WAYS)}
 
-    def measure(way: str, asked: list[int]) -> RewardHead:
-        head = trained(train, asked, seed)
+    def measure(way: str, asked: list[int], heads: int = 1) -> list[RewardHead]:
+        several = [trained(train, asked, seed + 1000 * number) for number in range(heads)]
         ties = float((~train.decided[asked]).double().mean())
-        measured[way][len(asked)] = {"accuracy": round(accuracy(head, held), 4), "ties": round(ties, 4)}
+        measured[way][len(asked)] = {"accuracy": round(accuracy(several[0], held), 4), "ties": round(ties, 4)}
         print(seed, way, len(asked), measured[way][len(asked)], flush=True)
-        return head
+        return several
 
-    head = measure("random", order[: ASKED[0]])
-    measured["uncertain"][ASKED[0]] = measured["random"][ASKED[0]]
-    asked = order[: ASKED[0]]
-    for count in ASKED[1:]:
-        open_pairs = sorted(set(order) - set(asked))
-        asked = asked + least_sure(head, train, open_pairs, count - len(asked))
-        head = measure("uncertain", asked)
+    first = measure("random", order[: ASKED[0]], HEADS)
+    for way, choose, heads in zip(WAYS, (least_sure, disagreement), (1, HEADS), strict=True):
+        measured[way][ASKED[0]] = measured["random"][ASKED[0]]
+        asked, last = order[: ASKED[0]], first
+        for count in ASKED[1:]:
+            open_pairs = sorted(set(order) - set(asked))
+            asked = asked + choose(last, train, open_pairs, count - len(asked))
+            last = measure(way, asked, heads if count < ASKED[-1] else 1)
     for count in LONGER[1:]:
         measure("random", order[:count])
     return measured
@@ -170,14 +188,17 @@ def rows_of(by_seed: Sequence[dict[str, dict[int, dict[str, float]]]]) -> list[d
     rows = []
     for count in LONGER:
         row: dict = {"answers": count}
-        for way in ("random", "uncertain"):
+        for way in ("random", *WAYS):
             of_way = [of[way][count] for of in by_seed if count in of[way]]
             if of_way:
                 row[way] = {key: [each[key] for each in of_way] for key in ("accuracy", "ties")}
-        if "uncertain" in row and count > ASKED[0]:
-            reached = row["uncertain"]["accuracy"]
-            row["random answers for the same"] = round(same_accuracy(mean, sum(reached) / len(reached)))
-            row["the same, by seed"] = [round(same_accuracy(*each)) for each in zip(curves, reached, strict=True)]
+        for way in WAYS:
+            if way in row and count > ASKED[0]:
+                reached = row[way]["accuracy"]
+                row[way]["random answers for the same"] = round(same_accuracy(mean, sum(reached) / len(reached)))
+                row[way]["the same, by seed"] = [
+                    round(same_accuracy(*each)) for each in zip(curves, reached, strict=True)
+                ]
         rows.append(row)
     return rows
 
@@ -185,9 +206,10 @@ def rows_of(by_seed: Sequence[dict[str, dict[int, dict[str, float]]]]) -> list[d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/labels.json"))
-    parser.add_argument("--seeds", type=int, default=len(studies.SEEDS), help="how many; three are not enough to tell")
+    parser.add_argument("--seeds", type=int, default=len(studies.SEEDS), help="how many")
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="where the samples are, or go")
     options = parser.parse_args()
-    config = load_config(CONFIG)
+    config = load_config(CONFIG, [*SAMPLES, f"data.cache={options.cache}"])
     model = build_backbone(config)
     path = build_manifest(config, model, iter)
     encode_manifest(config, model, path)

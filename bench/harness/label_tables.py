@@ -1,4 +1,4 @@
-"""The table of bench/study_labels.py: accuracy by the number of answers, at random and least sure first."""
+"""The table of bench/study_labels.py: accuracy by the number of answers, at random and asked by heads."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+HEADER = ["answers", "at random", "least sure first", "as good at random", "heads differ first", "as good at random"]
+
 
 def labels(result: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
     body = []
     for row in result["rows"]:
-        line = [str(row["answers"])]
-        for way in ("random", "uncertain"):
-            reached = row.get(way, {}).get("accuracy", [])
-            line.append(f"{statistics.mean(reached):.3f} ± {statistics.stdev(reached):.3f}" if reached else "")
-        if "random answers for the same" in row:
-            pairs = zip(row["uncertain"]["accuracy"], row["random"]["accuracy"], strict=True)
-            less = [chosen - drawn for chosen, drawn in pairs]
-            error = statistics.stdev(less) / len(less) ** 0.5
-            same = row["the same, by seed"]
-            line += [f"{statistics.mean(less):+.3f} ± {error:.3f}", str(row["random answers for the same"])]
-            line.append(f"{min(same)} to {max(same)}")
-        body.append(line + [""] * (6 - len(line)))
-    return ["answers", "at random", "least sure first", "difference", "as good at random", "by seed"], body
+        line = [str(row["answers"]), reached(row["random"]["accuracy"])]
+        for way in ("uncertain", "disagreement"):
+            chosen = row.get(way, {})
+            line.append(reached(chosen["accuracy"]) if chosen else "")
+            line.append(as_good(chosen) if "random answers for the same" in chosen else "")
+        body.append(line)
+    return HEADER, body
+
+
+def reached(accuracy: Sequence[float]) -> str:
+    return f"{statistics.mean(accuracy):.3f} ± {statistics.stdev(accuracy):.3f}"
+
+
+def as_good(chosen: Mapping[str, Any]) -> str:
+    """How many random answers reach the mean's accuracy, and each seed's."""
+    by_seed = chosen["the same, by seed"]
+    return f"{chosen['random answers for the same']} ({min(by_seed)} to {max(by_seed)})"

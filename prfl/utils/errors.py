@@ -74,8 +74,8 @@ class Faults:
             raise self.errors[0]
         if self.errors:
             places = len({error.where for error in self.errors})
-            one = f"one of the {kind} is wrong in {len(self.errors)} ways"
-            lines = [f"{places} {kind} are wrong" if places > 1 else one]
+            alone = f"one of the {kind} is wrong in {len(self.errors)} ways"
+            lines = [f"{places} {kind} are wrong" if places > 1 else alone]
             lines += [f"  {error.where}: {error.one_line}" for error in self.errors[:SHOWN]]
             if len(self.errors) > SHOWN:
                 lines.append(f"  and {len(self.errors) - SHOWN} more")

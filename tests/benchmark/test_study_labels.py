@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from bench import study_labels
 from bench.harness.label_tables import labels
@@ -22,9 +23,21 @@ def test_rows_and_their_table() -> None:
         return {count: {"accuracy": value, "ties": 0.25} for count, value in of_way.items()}
 
     uncertain = {60: 0.55, 120: 0.6, 240: 0.65, 480: 0.7}
-    seed = {"random": measured(RANDOM), "uncertain": measured(uncertain)}
+    differ = {count: value - 0.025 for count, value in uncertain.items()}
+    ways = {"random": RANDOM | {1920: 0.66}, "uncertain": uncertain, "disagreement": differ}
+    seed = {way: measured(of_way) for way, of_way in ways.items()}
     rows = study_labels.rows_of([seed, seed])
-    assert [row.get("random answers for the same") for row in rows] == [None, 120, 480, 960, None]
+    assert [row.get("uncertain", {}).get("random answers for the same") for row in rows] == [
+        None, 120, 480, 1920, None, None,
+    ]  # fmt: skip
     head, body = labels({"rows": rows})
-    assert body[2] == ["240", "0.600 ± 0.000", "0.650 ± 0.000", "+0.050 ± 0.000", "480", "480 to 480"]
+    assert body[2][:4] == ["240", "0.600 ± 0.000", "0.650 ± 0.000", "480 (480 to 480)"]
+    assert body[2][4:] == ["0.625 ± 0.000", "339 (339 to 339)"]
     assert body[4] == ["960", "0.640 ± 0.000", "", "", "", ""] and len(head) == 6
+
+
+def test_heads_that_agree_on_an_even_pair_are_not_asked_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pair 0: all say even; pair 1: they differ; pair 2: all say the first by far."""
+    by_head = {0: [0.0, -0.5, 3.0], 1: [0.1, 0.5, 3.1], 2: [0.0, 0.1, 2.9]}
+    monkeypatch.setattr(study_labels, "gaps", lambda head, data: torch.tensor(by_head[head]))
+    assert study_labels.disagreement([0, 1, 2], None, [0, 1, 2], 2) == [1, 2]
