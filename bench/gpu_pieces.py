@@ -69,7 +69,14 @@ PREDICTED = (
     "1.3B 480p", "14B 480p", "14B 480p, offload", "14B 720p", "14B 720p, offload", "14B 480p, attention kept",
     "14B 480p, kernels", "14B 720p, kernels", "14B 720p, offload, kernels", "1.3B 480p, full chain",
 )  # fmt: skip
+# A score with its gradient by rewards that others trained: seconds of a run on 33 frames, as counted, at 40 TFLOPS in
+# float32.  No GPU has run them yet.
+REWARDS = {
+    "aesthetic": 0.5, "clip": 0.5, "pickscore": 0.9, "hps": 0.9, "imagereward": 0.4, "mps": 1.1, "hpsv3": 3.0,
+    "videoalign": 0.3, "object": 4.5, "action": 0.1, "coherence": 0.3,
+}  # fmt: skip
 LEFT_OUT = {  # what is in no piece, and why
+    "wan-14b bench_rewards": "the rewards are those of wan-1.3b",
     "step_modes": "bench/ten_minutes.py runs it",
     "same_step pixel_plain": "the decoder keeps everything of all frames",
     "wan-14b gradient_step tokens75600 backward": "a run takes 45 s, and a piece has nine of them or more",
@@ -195,10 +202,20 @@ def of_pieces(number: int, world: str) -> Iterator[Piece]:
     if world == "wan-1.3b":
         yield measuring(world, ["gradient_call"], 320, "", file, of, STEP_NEEDS)
         yield measuring(world, ["steer"], 480, "", file, of, STEP_NEEDS, gib[number])  # never timed: at most
+        yield from of_rewards(number, world)
         return
     for mode, chosen in MODES.items():  # the reference is measured beside each
         largest = 138.0 if mode == "none" else 0.0
         yield measuring(world, ["gradient_call", chosen], 200, f"gradient_call-{mode}", file, of, STEP_NEEDS, largest)
+
+
+def of_rewards(number: int, world: str) -> Iterator[Piece]:
+    """Yield each reward that others trained, beside the latent head, which has a piece of its own, too."""
+    file, of = "bench/bench_rewards.py", (*STEPS, "bench/cases/reward_cases.py")
+    for name, seconds in {"latent reward": 0.1, **REWARDS}.items():
+        word = f"-{name}]" if name in REWARDS else "-latent"
+        both = lasting(number, [0.1, seconds])
+        yield measuring(world, ["reward", word], both, f"reward-{name.split()[0]}", file, of, STEP_NEEDS)
 
 
 def of_scale(number: int, world: str) -> Iterator[Piece]:

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("torch", "triton", "diffusers", "peft", "liger-kernel")
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "peft", "liger-kernel")
 MEASURED = ("kernels", "prfl", "bench")  # the sources that a result depends on
 
 

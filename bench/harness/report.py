@@ -25,12 +25,13 @@ PARTS = ("rollout", "reward", "decode", "backward", "optimizer")  # of a trainin
 PART_HEADS = tuple(f"{part} ms" for part in PARTS)
 PER_GRADIENT = "ms/gradient"
 HEAD = (
-    "provider", "times as fast", "ms (20 to 80 %)", "rounds", "steps/s", PER_GRADIENT, "evaluations", "TFLOPS", "GB/s",
-    "of roofline", "peak MiB", "total MiB", "saved MiB", "error", *PART_HEADS,
+    "provider", "times as fast", "ms (20 to 80 %)", "rounds", "steps/s", PER_GRADIENT, "evaluations", "TFLOP",
+    "of the network", "TFLOPS", "GB/s", "of roofline", "peak MiB", "total MiB", "saved MiB", "error", *PART_HEADS,
 )  # fmt: skip
 DASH = "-"
 EVALUATIONS = "network evaluations"
 GRADIENTS = "solver steps with gradient"  # of one optimizer step
+TFLOP, SHARE = "TFLOP", "share of the network"  # of a run; of a network's arithmetic, where it was shortened
 FIRST = ("same_step", "methods", "rival_prfl", "rival_vader")  # on a page: what all the others are about
 
 
@@ -38,7 +39,8 @@ def cells(row: Row) -> list[str]:
     """Write one line of a table: text under ``HEAD``."""
     info = row.info
     milliseconds, parts, memory = info["milliseconds"], info.get("parts_ms", {}), info["memory"]
-    evaluations, gradients = (info.get("facts", {}).get(name) for name in (EVALUATIONS, GRADIENTS))
+    of_run = info.get("facts", {})
+    evaluations, gradients, arithmetic, share = (of_run.get(name) for name in (EVALUATIONS, GRADIENTS, TFLOP, SHARE))
     total = memory.get("total") if info["device"] != "cpu" else None  # a CPU's has Python's own in it
     return [
         row.provider,
@@ -48,9 +50,11 @@ def cells(row: Row) -> list[str]:
         _or_dash(1e3 / milliseconds["median"] if "shapes" in info and "chain" in info["shapes"] else None, _figures),
         _or_dash(milliseconds["median"] / gradients if gradients else None, _figures),
         _or_dash(evaluations, _figures),
+        _or_dash(arithmetic, _figures),
+        _or_dash(share, _percent),
         _or_dash(info["tflops"], _figures),
         _or_dash(info["gb_per_s"], _figures),
-        _or_dash(info["roofline"], lambda share: f"{100 * share:.0f} %"),
+        _or_dash(info["roofline"], _percent),
         _or_dash(memory.get("peak"), _mebibytes),
         _or_dash(total, _mebibytes),
         _or_dash(info["saved_bytes"], _mebibytes),
@@ -61,6 +65,10 @@ def cells(row: Row) -> list[str]:
 
 def _or_dash(value: Any, write: Any) -> str:
     return DASH if value is None else write(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _mebibytes(size: int) -> str:

@@ -142,13 +142,13 @@ def chosen(piece: Any, name: str) -> bool:
 
 @pytest.mark.parametrize("world", ["wan-1.3b", "wan-14b"])
 def test_every_provider_of_every_case_is_in_one_piece_or_left_out_for_a_reason(gpu: Any, world: str) -> None:
-    from bench.cases import kernel_cases, piece_cases, scale_cases, step_cases
+    from bench.cases import kernel_cases, piece_cases, reward_cases, scale_cases, step_cases
     from bench.gpu_pieces import LEFT_OUT, pieces
 
     every = list(pieces())
     assert len({piece.name for piece in every}) == len(every) and every[0].name.startswith("tests-")
     left_out = set()
-    for module in (kernel_cases, piece_cases, scale_cases, step_cases):
+    for module in (kernel_cases, piece_cases, reward_cases, scale_cases, step_cases):
         file = f"bench/bench_{module.__name__.split('.')[-1].removesuffix('_cases')}s.py".replace("scales", "scale")
         own = [each for each in every if file in each.command and world in each.command]
         for case, provider in ((each, name) for each in module.cases(world) for name in each.providers):

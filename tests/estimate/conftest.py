@@ -12,10 +12,25 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 
 
+@pytest.fixture(scope="session")
+def five_blocks(tmp_path_factory: pytest.TempPathFactory, make_tiny_pipeline: Callable[..., Path]) -> Path:
+    """Read only: a random model of five blocks."""
+    return make_tiny_pipeline(tmp_path_factory.mktemp("models") / "five", num_layers=5)
+
+
 @pytest.fixture
-def make(tmp_path: Path, make_tiny_pipeline: Callable[..., Path]) -> Callable[..., Config]:
+def make(tmp_path: Path, five_blocks: Path) -> Callable[..., Config]:
     """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
-    folder = make_tiny_pipeline(tmp_path / "five", num_layers=5)
+    return configs(tmp_path, five_blocks)
+
+
+@pytest.fixture(scope="module")
+def make_once(tmp_path_factory: pytest.TempPathFactory, five_blocks: Path) -> Callable[..., Config]:
+    """``make``, for what the tests of a file share."""
+    return configs(tmp_path_factory.mktemp("configs"), five_blocks)
+
+
+def configs(tmp_path: Path, folder: Path) -> Callable[..., Config]:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a circle\n")
     config = {

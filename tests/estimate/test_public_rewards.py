@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from prfl.backbone import Backbone, Condition
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import phases
@@ -32,23 +34,40 @@ def several() -> Any:
     return SeveralRewards([all_rewards()[name]() for name in ("imagereward", "object")], balance="gradient_norm")
 
 
-@pytest.mark.parametrize("name", slow_unless(("videoalign", "several").__contains__, [*KINDS, "several"]))
-def test_reward_and_decoder_are_predicted_at_their_peak(make: Callable[..., Config], name: str) -> None:
-    """Forward and backward together; the weights to the byte."""
-    config = make("reward.space=pixel", "objective={name: vader}", "reward.shape=linear", "data.frames=5")
-    kind = several if name == "several" else all_rewards()[name]
-    model, reward = build_backbone(config), kind()
-    scorer = build_scorer(config, model, reward)
-    leaf, condition = torch.randn(2, *model.latent_shape(5, 32, 32)).requires_grad_(), inputs(model)[1]
-    with LiveBytes() as counted:
-        scores = scorer(leaf, torch.tensor(0.0), condition, 0)
-        torch.autograd.grad(torch.stack(list(scores.values())).sum(), leaf)
+@dataclass(frozen=True)
+class Decoded:
+    """A run that follows a reward on decoded pixels: what all rewards share of it."""
 
-    empty = build_architecture(config)
+    config: Config
+    model: Backbone
+    empty: Backbone
+    leaf: torch.Tensor
+    condition: Condition
+
+
+@pytest.fixture(scope="module")
+def decoded(make_once: Callable[..., Config]) -> Decoded:
+    config = make_once("reward.space=pixel", "objective={name: vader}", "reward.shape=linear", "data.frames=5")
+    model = build_backbone(config)
+    leaf = torch.randn(2, *model.latent_shape(5, 32, 32)).requires_grad_()
+    return Decoded(config, model, build_architecture(config), leaf, inputs(model)[1])
+
+
+@pytest.mark.parametrize("name", slow_unless(("videoalign", "several").__contains__, [*KINDS, "several"]))
+def test_reward_and_decoder_are_predicted_at_their_peak(decoded: Decoded, name: str) -> None:
+    """Forward and backward together; the weights to the byte."""
+    kind = several if name == "several" else all_rewards()[name]
+    reward = kind()
+    scorer = build_scorer(decoded.config, decoded.model, reward)
+    with LiveBytes() as counted:
+        scores = scorer(decoded.leaf, torch.tensor(0.0), decoded.condition, 0)
+        torch.autograd.grad(torch.stack(list(scores.values())).sum(), decoded.leaf)
+
     with torch.device("meta"):
         on_meta = kind()
+    shapes = Shapes(decoded.empty, decoded.config)
     with fused_on_meta("cpu"):
-        *_, part = phases.reward_phases(config, empty, on_meta, Shapes(empty, config), 2, held=0)
+        *_, part = phases.reward_phases(decoded.config, decoded.empty, on_meta, shapes, 2, held=0)
     assert part.bytes == pytest.approx(counted.peak, rel=0.1)
     assert sum(t.nbytes for t in reward_tensors(on_meta)) == sum(t.nbytes for t in reward_tensors(reward))
 
@@ -64,4 +83,5 @@ def test_the_published_geometry_of_a_rival_on_eight_fits_one() -> None:
     weights = next(part for part in prediction.memory.fixed if part.name == "reward weights")
     assert weights.bytes == pytest.approx(2 * 2.209e9, rel=0.01), "Qwen2-VL-2B without its last layer, in bfloat16"
     card = CARD_SIZES[80]
-    assert fit(prediction, card).fits and not fit(prediction, card).changes
+    result = fit(prediction, card)
+    assert result.fits and not result.changes
