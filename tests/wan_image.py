@@ -40,6 +40,21 @@ def save_tiny_wan_image(folder: Path, seed: int = 0, index: dict | None = None, 
     return folder
 
 
+def save_tiny_pinned_frame(folder: Path, seed: int = 0, pipeline: type = WanImageToVideoPipeline, **changes) -> Path:
+    """In the layout of Wan 2.2 TI2V-5B, which expands timesteps to the tokens.  pipeline: what its folder names."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline(
+            tokenizer=tiny_tokenizer(),
+            text_encoder=tiny_text_encoder(),
+            vae=tiny_vae(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+            transformer=tiny_transformer(**changes),
+            expand_timesteps=True,
+        ).save_pretrained(folder)
+    return folder
+
+
 def first_frames(folder: Path, prompts: Sequence[str], clip: VideoSize = CLIP) -> list[Ask]:
     """An ask of each prompt, with a random picture of its own, of the clip's size."""
     folder.mkdir(exist_ok=True, parents=True)

@@ -15,11 +15,13 @@ from prfl.backbone.modelscope.family import MODELSCOPE
 from prfl.backbone.source import Source
 from prfl.backbone.wan.family import WAN
 from prfl.backbone.wan.image_to_video import WAN_IMAGE
+from prfl.backbone.wan.pinned_frame import WAN_PINNED_FRAME
 from prfl.utils.errors import PrflError
 
 FAMILIES: dict[str, Family] = {
     "wan": WAN,
     "wan_image": WAN_IMAGE,
+    "wan_pinned_frame": WAN_PINNED_FRAME,
     "cogvideox": COGVIDEOX,
     "modelscope": MODELSCOPE,
 }
@@ -28,11 +30,12 @@ FAMILIES: dict[str, Family] = {
 
 def find_family(source: Source) -> Family:
     """The family of a pipeline, by the class that its model_index.json names.  Raises PrflError for any other class."""
-    name = source.index.get("_class_name")
+    index = source.index
+    name = index.get("_class_name")
     for family in FAMILIES.values():
-        if family.pipeline == name:
+        if family.pipeline == name and family.fits(index):
             return family
-    known_pipelines = ", ".join(family.pipeline for family in FAMILIES.values())
+    known_pipelines = ", ".join(dict.fromkeys(family.pipeline for family in FAMILIES.values()))
     raise PrflError(f"a {name} is not supported", where=source.name, fix=f"give a model of one of {known_pipelines}")
 
 
@@ -41,14 +44,17 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     revision: str | None = None,
+    pipeline: str | None = None,
 ) -> Backbone:
     """A video model of a known family in diffusers' pipeline format, from a folder or a hub id.
+
+    pipeline: the class to load it as, where it serves several; None is the one that its model_index.json names.
 
     Only safetensors are read and no remote code is run.  The text encoder is loaded at its first use; the VAE is kept
     in float32 when ``dtype`` is a half precision, as the models' authors advise.
     Raises PrflError when the folder or a part is missing, and for models of another kind, with those that are known.
     """
-    source = Source(str(folder_or_hub), revision, torch.device(device))
+    source = Source(str(folder_or_hub), revision, torch.device(device), pipeline)
     return find_family(source).load(source, dtype)
 
 
@@ -63,7 +69,10 @@ def backbone_from_pipeline(pipe: DiffusionPipeline) -> Backbone:
 
 
 def load_architecture(
-    folder_or_hub: str | Path, dtype: torch.dtype = torch.float32, revision: str | None = None
+    folder_or_hub: str | Path,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    pipeline: str | None = None,
 ) -> Backbone:
     """The model that ``load_backbone`` would load, on torch's ``meta`` device: shapes and dtypes, no memory.
 
@@ -71,7 +80,7 @@ def load_architecture(
     Raises PrflError like ``load_backbone``.
     """
     folder = architecture_folder(str(folder_or_hub))
-    source = Source(folder, None if folder != str(folder_or_hub) else revision, torch.device("meta"))
+    source = Source(folder, None if folder != str(folder_or_hub) else revision, torch.device("meta"), pipeline)
     return find_family(source).load(source, dtype)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class LoraFile:
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """pipeline: the class that model_index.json names.  network: the class of what predicts.
-    task: what the hub calls it.
+    task: what the hub calls it.  fits: which of the pipeline's models are of the family, by their model_index.json.
 
     load: the model of a source, on its device; where that is ``meta``, without weights and without a tokenizer.
     lora: its files.  shipped: hub ids whose architecture files are inside the package, and the folders that hold them.
@@ -52,6 +53,7 @@ class Family:
     pipeline: str
     network: str
     task: str = "text-to-video"
+    fits: Callable[[Mapping[str, Any]], bool] = lambda index: True
     load: Callable[[Source, torch.dtype], Backbone]
     lora: LoraFile
     shipped: Mapping[str, Path] = field(default_factory=dict)

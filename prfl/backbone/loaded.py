@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,12 @@ from prfl.utils.errors import PrflError
 class LoadedPipeline(Source):
     """Its networks are the pipeline's own, not copies, on its device and in its dtype."""
 
-    pipe: DiffusionPipeline
+    pipe: DiffusionPipeline = field(kw_only=True)
 
     @staticmethod
     def of(pipe: DiffusionPipeline) -> LoadedPipeline:
         name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
-        return LoadedPipeline(name, None, pipe.device, pipe)
+        return LoadedPipeline(name, None, pipe.device, pipe=pipe)
 
     @property
     def index(self) -> dict[str, Any]:

@@ -30,12 +30,14 @@ NOT_FINITE = "download or save the model again, or load it in float32"
 class Source:
     """A pipeline on disk or on the hub.  Whatever cannot be found or read becomes a PrflError that names the part.
 
-    device: on ``meta`` its models have shapes and dtypes alone: nothing but their configs is read.
+    device: on ``meta`` its models have shapes and dtypes alone: nothing but their configs is read.  pipeline: the class
+    that it is loaded as; None is its own.
     """
 
     name: str
     revision: str | None
     device: torch.device
+    pipeline: str | None = None
 
     @property
     def model_id(self) -> str:
@@ -43,8 +45,9 @@ class Source:
 
     @property
     def index(self) -> dict[str, Any]:
-        """The content of model_index.json."""
-        return self.config(DiffusionPipeline)
+        """The content of model_index.json, with the class that it is loaded as."""
+        index = self.config(DiffusionPipeline)
+        return index if self.pipeline is None else {**index, "_class_name": self.pipeline}
 
     def missing(self, part: str, error: Exception) -> PrflError:
         """Make the error of a part that cannot be loaded, as "transformer" or "model index"."""

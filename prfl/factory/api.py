@@ -21,17 +21,19 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     revision: str | None = None,
+    pipeline: str | None = None,
 ) -> Backbone:
-    """Load a text-to-video model (Wan 2.1, Wan 2.2 TI2V-5B, CogVideoX, ModelScope) from a diffusers folder or a hub id.
+    """Load a video model (Wan 2.1, Wan 2.2 TI2V-5B, CogVideoX, ModelScope) from a diffusers folder or a hub id.
 
     ``shapes`` is the one inside the package.
 
-    revision: of the hub's.  Raises PrflError when a part is missing, and for models of another kind.
+    revision: of the hub's.  pipeline: the diffusers pipeline that it is loaded as, where it serves several.
+    Raises PrflError when a part is missing, and for models of another kind.
     """
     if isinstance(folder_or_hub, DiffusionPipeline):
         fix = "prfl.backbone_from_pipeline(pipe)"
         raise PrflError("a pipeline that is loaded already is no folder or hub id", where="load_backbone", fix=fix)
-    return backbones.load_backbone(shapes_or(folder_or_hub), dtype, device, revision)
+    return backbones.load_backbone(shapes_or(folder_or_hub), dtype, device, revision, pipeline)
 
 
 def load_reward(

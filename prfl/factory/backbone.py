@@ -44,7 +44,11 @@ def build_backbone(config: Config) -> Backbone:
     """The frozen model, with the policy's adapter (not active) or, for full fine-tuning, with trainable weights."""
     settings = config.backbone
     loaded = load_backbone(
-        model_source(config), getattr(torch, settings.dtype), choose_device(settings), settings.revision
+        model_source(config),
+        getattr(torch, settings.dtype),
+        choose_device(settings),
+        settings.revision,
+        settings.pipeline,
     )
     model = prepare_backbone(config, loaded)
     if settings.compile:
@@ -77,7 +81,7 @@ def build_architecture(config: Config) -> Backbone:
     """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
     settings = config.backbone
     source = shapes.model_folder() if settings.model in ("shapes", *RECIPES) else settings.model
-    model = load_architecture(source, getattr(torch, settings.dtype), settings.revision)
+    model = load_architecture(source, getattr(torch, settings.dtype), settings.revision, settings.pipeline)
     with torch.device("meta"):
         return prepare_backbone(config, model)
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from prfl.backbone import Ask, backbone_from_pipeline, load_architecture, load_backbone
 from prfl.backbone.condition import stand_in, unconditional, with_unconditional
-from prfl.backbone.wan.image_to_video import FRAME, MASK, TOKENS, WanImageBackbone
+from prfl.backbone.first_frame import FRAME
+from prfl.backbone.wan.image_to_video import MASK, TOKENS, WanImageBackbone
 from prfl.utils.errors import PrflError
 from prfl.utils.pictures import fitted, read_picture, write_picture
 from tests.wan_image import CLIP, SHAPE, first_frames, save_tiny_wan_image
@@ -150,7 +151,7 @@ def test_latents_of_another_size_than_the_condition(model: WanImageBackbone, ask
 @pytest.mark.parametrize(
     ("index", "changes", "named"),
     [
-        ({"expand_timesteps": True}, {}, "a time for each token"),
+        ({"expand_timesteps": True}, {}, "does not take the first frame in the place"),
         ({}, {"image_dim": None, "added_kv_proj_dim": None}, r"Wan 2\.2 I2V"),
         ({}, {"pos_embed_seq_len": 10}, "FLF2V"),
         ({}, {"in_channels": 9}, "reads 9 channels, not 4 and 8"),

@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from prfl.backbone import Ask, load_backbone
-from prfl.backbone.wan.image_to_video import FRAME, TOKENS, WanImageBackbone
+from prfl.backbone.first_frame import FRAME
+from prfl.backbone.wan.image_to_video import TOKENS, WanImageBackbone
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.data.cache import LatentCache, source_of

@@ -22,14 +22,20 @@ from prfl.reward.frames import decode_frames
 from prfl.utils.video_size import VideoSize
 from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
-from tests.wan_image import first_frames, save_tiny_wan_image
+from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
 
-SIZES = {"cogvideox": (9, 64, 64), "modelscope": (9, 64, 64), "wan_image": (9, 128, 128)}  # beside 512 tokens of text
+SIZES = {
+    "cogvideox": (9, 64, 64),
+    "modelscope": (9, 64, 64),
+    "wan_image": (9, 128, 128),
+    "wan_pinned_frame": (9, 64, 64),
+}
 PROMPTS = ["a circle", "a"]
 FAMILIES = {
     "cogvideox": lambda folder: save_tiny_cogvideox(folder, num_layers=5, use_rotary_positional_embeddings=True),
     "modelscope": save_tiny_modelscope,
     "wan_image": lambda folder: save_tiny_wan_image(folder, num_layers=5),
+    "wan_pinned_frame": lambda folder: save_tiny_pinned_frame(folder, num_layers=5),
 }
 
 
@@ -42,7 +48,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
     folder = tmp_path_factory.mktemp(request.param)
     model = FAMILIES[request.param](folder / "five")
-    images = request.param == "wan_image"
+    images = request.param.startswith("wan_")
     rows = [
         {"prompt": str(ask), **({"image": str(ask.image)} if images else {})} for ask in asked(folder, request.param)
     ]
@@ -83,7 +89,7 @@ def test_the_networks_peak(make: Callable[..., Config], checkpointing: str) -> N
         for parameter in each.parameters(POLICY).values():
             parameter.grad = torch.zeros_like(parameter)
     latents = torch.randn(2, *model.latent_shape(*SIZES[model.facts.family]))
-    asks = asked(config.data.cache, "wan_image") if "image" in model.facts.takes else PROMPTS
+    asks = asked(config.data.cache, model.facts.family) if "image" in model.facts.takes else PROMPTS
     condition = model.condition(asks)
     model.velocity(latents, torch.tensor(0.5), condition)
     with model.adapter(POLICY):

@@ -22,7 +22,7 @@ from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
-from tests.wan_image import first_frames, save_tiny_wan_image
+from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 HEAD = {"dimensions": ["light"], "hidden": 8}
@@ -55,6 +55,10 @@ CASES = {
     ),
     "wan_image": Case(
         save_tiny_wan_image, "WanImageToVideoPipeline", "transformer", 9, 1, 3, 48,
+        "diffusion_model.blocks.0.self_attn.q", from_image=True,
+    ),
+    "wan_pinned_frame": Case(
+        save_tiny_pinned_frame, "WanImageToVideoPipeline", "transformer", 9, 1, 3, 48,
         "diffusion_model.blocks.0.self_attn.q", from_image=True,
     ),
 }  # fmt: skip
@@ -151,7 +155,7 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
     merged = load_file(f"runs/prfl/export/{case.network}/diffusion_pytorch_model.safetensors")
     assert not any("lora" in name for name in merged)
     card = Path("runs/prfl/export/README.md").read_text()
-    assert f"{case.pipeline}.from_pretrained" in card and ("ComfyUI" in card) == (family == "wan_image")
+    assert f"{case.pipeline}.from_pretrained" in card and ("ComfyUI" in card) == family.startswith("wan_")
     assert f"pipeline_tag: {'image' if case.from_image else 'text'}-to-video" in card
     assert ("PeftAdapterMixin" in card) == (family == "modelscope")
 
@@ -180,6 +184,7 @@ def test_all_weights_are_trained_and_exported(family: str, project: Path, capsys
     ],
     ids=lambda value: value.partition("=")[0],
 )
+@pytest.mark.parametrize("family", [name for name in CASES if name != "wan_pinned_frame"], indirect=True)  # has all
 def test_what_the_family_has_not_is_refused_by_name(family: str, project: Path, override: str, message: str) -> None:
     config = load_config("prfl.yaml", ["reward.path=absent", override])
     with pytest.raises(PrflError, match=message.replace("FAMILY", family)):

@@ -6,7 +6,7 @@ text's by counting 512 from the end, so the text's padding is not folded either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,20 +18,23 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from prfl.backbone.base import Facts
-from prfl.backbone.condition import EMBEDS, Ask, Condition, TensorSpec
+from prfl.backbone.condition import EMBEDS, Condition, TensorSpec
 from prfl.backbone.family import Family
+from prfl.backbone.first_frame import FRAME, FirstFrameBackbone
 from prfl.backbone.hooked import HookedBackbone
 from prfl.backbone.source import Source, vae_dtype
 from prfl.backbone.wan.codec import WanCodec
 from prfl.backbone.wan.facts import read_facts
 from prfl.backbone.wan.family import ARCHITECTURES, WAN
 from prfl.backbone.wan.loading import check_vae, flow_schedule
+from prfl.backbone.wan.pinned_frame import pins
 from prfl.backbone.wan.text import TEXT_TOKENS, WanText, pad_to
 from prfl.utils.errors import PrflError
-from prfl.utils.pictures import as_image, fitted, read_picture
+from prfl.utils.pictures import as_image
+from prfl.utils.video_size import VideoSize
 
-FRAME, MASK, TOKENS = "frame_latents", "frame_mask", "image_tokens"
-"""Latents of the first frame followed by grey, which of their frames are the image's, and CLIP's view of it."""
+MASK, TOKENS = "frame_mask", "image_tokens"
+"""Which frames of the latents are the picture's, and CLIP's view of it."""
 
 
 class WanImageText(WanText):
@@ -67,35 +70,18 @@ class WanImageText(WanText):
         return encoder(pixels.to(weight), output_hidden_states=True).hidden_states[-2]
 
 
-class WanImageBackbone(HookedBackbone, WanCodec):
+class WanImageBackbone(FirstFrameBackbone, HookedBackbone, WanCodec):
     """A Wan 2.1 image-to-video model.  Made by ``load_backbone``; every base weight is frozen."""
 
     text: WanImageText
-    _last: tuple[Ask, dict[str, Tensor]] | None = None  # the first frame that was encoded last
 
-    def encode_asks(self, asks: Sequence[Ask]) -> Condition:
-        words = super().encode_asks(asks)
-        frames = [self.frame_tensors(ask) for ask in asks]
-        ours = {name: torch.cat([each[name] for each in frames]) for name in (FRAME, MASK, TOKENS)}
-        return Condition({**words.tensors, **ours}, words.asks, words.ragged)
-
-    @torch.no_grad()
-    def frame_tensors(self, ask: Ask) -> dict[str, Tensor]:
-        """What an ask's first frame adds to its condition; asks for one frame after the other cost one encoding."""
-        frame, clip = ask.unconditional, ask.clip
-        if self._last is not None and self._last[0] == frame:
-            return self._last[1]
-        assert frame.image is not None and clip is not None, "check_asks"
-        picture = fitted(read_picture(frame.image), clip.height, clip.width).to(self.facts.device)
+    def frame_tensors(self, picture: Tensor, clip: VideoSize) -> dict[str, Tensor]:
         video = picture.new_zeros(1, 3, clip.frames, clip.height, clip.width)
         video[0, :, 0] = picture
         latents = self.encode(video)
         mask = latents.new_zeros(1, self.facts.temporal_factor, latents.shape[2], 1, 1)
         mask[:, :, 0] = 1
-        tensors = {FRAME: latents, MASK: mask, TOKENS: self.text.image_tokens(picture)}
-        tensors = {name: tensor.to(self.facts.device, self.facts.dtype) for name, tensor in tensors.items()}
-        self._last = frame, tensors
-        return tensors
+        return {FRAME: latents, MASK: mask, TOKENS: self.text.image_tokens(picture)}
 
     def velocity(
         self, latents: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "*sigma"], condition: Condition
@@ -131,9 +117,6 @@ def load(source: Source, dtype: torch.dtype) -> WanImageBackbone:
 def check_network(source: Source, config: Any, vae: Any) -> None:
     """Raise PrflError unless the network reads a first frame as Wan 2.1's does: its latents, a mask, CLIP's tokens."""
     beside, fix = config.out_channels + vae.scale_factor_temporal, "take Wan 2.1 I2V 14B, 480P or 720P"
-    if source.index.get("expand_timesteps"):
-        what = "image-to-video with a time for each token (Wan 2.2 TI2V-5B) is not supported yet"
-        raise PrflError(what, where=source.name, fix=f"{fix}; of TI2V-5B its WanPipeline draws from text")
     if config.image_dim is None:
         what = "an image-to-video model without CLIP's tokens (Wan 2.2 I2V) is not supported yet"
         raise PrflError(what, where=source.name, fix=fix)
@@ -172,6 +155,7 @@ WAN_IMAGE = Family(
     pipeline="WanImageToVideoPipeline",
     network="WanTransformer3DModel",
     task="image-to-video",
+    fits=lambda index: not pins(index),
     load=load,
     lora=WAN.lora,
     shipped={f"Wan-AI/Wan2.1-I2V-14B-{size}-Diffusers": SHIPPED for size in ("480P", "720P")},

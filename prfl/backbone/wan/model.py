@@ -90,25 +90,32 @@ class WanBackbone(WanCodec):
         network, batch = self.transformer, len(latents)
         assert len(condition) == batch, f"{batch} latents but {len(condition)} conditions"
         latents = latents.to(self.facts.dtype)
-        timestep = (sigma.to(latents.device) * self.facts.schedule[1]).float().expand(batch)
+        timestep = self.timesteps(sigma, latents)
         text = condition.tensors[EMBEDS].to(latents)
         bias = None
         if self._computes_in_full_precision():
             text, bias = fold_padding(text, condition.tensors[LENGTHS], TEXT_TOKENS)
         else:  # log(multiplicity) in the 8 bits of bfloat16 is 1.6 % off, so keep all the tokens
             text = pad_to(text, TEXT_TOKENS)
-        time, modulation, text, _ = network.condition_embedder(timestep, text, None, timestep_seq_len=None)
+        each = timestep.shape[1] if timestep.ndim == 2 else None
+        time, modulation, text, _ = network.condition_embedder(timestep.flatten(), text, None, timestep_seq_len=each)
         return {
             "hidden": network.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous(),
             "text": text if bias is None else torch.cat([text, bias[..., None].to(text)], dim=-1),
-            "modulation": modulation.unflatten(1, (6, -1)),
+            "modulation": modulation.unflatten(-1, (6, -1)),
             "rotary": network.rope(latents),
             "time": time,
         }
 
+    def timesteps(self, sigma: Tensor, latents: Tensor) -> Tensor:
+        """The network's time of each sample (b,), or of each token (b, tokens), in float32."""
+        return (sigma.to(latents.device) * self.facts.schedule[1]).float().expand(len(latents))
+
     def _patches(self, time: Tensor, hidden: Tensor) -> Tensor:
         """What stands behind the last block: its velocity, patch by patch."""
-        shift, scale = (self.transformer.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = (self.transformer.scale_shift_table + time.unsqueeze(-2)).chunk(2, dim=-2)
+        if time.ndim == 3:  # of each token
+            shift, scale = shift.squeeze(-2), scale.squeeze(-2)
         hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         return self.transformer.proj_out(hidden)
 

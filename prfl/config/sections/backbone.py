@@ -51,6 +51,11 @@ class KernelsConfig(Section):
 class BackboneConfig(Section):
     model: str = place(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
+    pipeline: str | None = Field(
+        default=None,
+        description="The diffusers pipeline that the model is loaded as, where it serves several: "
+        "WanImageToVideoPipeline lets Wan 2.2 TI2V-5B draw from first frames. Null is the one its folder names.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Type of the frozen weights: bfloat16 halves their memory; adapters and heads stay float32.",

@@ -1,0 +1,43 @@
+"""What families share whose videos begin with a picture: it is read, fitted to the clip and encoded once."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prfl.backbone.condition import Ask, Condition
+from prfl.backbone.pipeline import PipelineBackbone
+from prfl.utils.pictures import fitted, read_picture
+from prfl.utils.video_size import VideoSize
+
+FRAME = "frame_latents"
+"""Latents of the first frame: of it alone, or of a video that begins with it."""
+
+
+class FirstFrameBackbone(PipelineBackbone):
+    """A family says what a picture adds to a condition: ``frame_tensors``."""
+
+    _last: tuple[Ask, dict[str, Tensor]] | None = None  # the first frame that was encoded last
+
+    @abstractmethod
+    def frame_tensors(self, picture: Tensor, clip: VideoSize) -> dict[str, Tensor]:
+        """Encode a picture (3, H, W) of the clip's size: tensors of one sample, (1, ...)."""
+
+    def encode_asks(self, asks: Sequence[Ask]) -> Condition:
+        words, frames = super().encode_asks(asks), [self._of_frame(ask) for ask in asks]
+        ours = {name: torch.cat([frame[name] for frame in frames]) for name in frames[0]}
+        return Condition({**words.tensors, **ours}, words.asks, words.ragged)
+
+    @torch.no_grad()
+    def _of_frame(self, ask: Ask) -> dict[str, Tensor]:
+        """What an ask's first frame adds to its condition; asks for one frame after the other cost one encoding."""
+        frame, clip = ask.unconditional, ask.clip
+        if self._last is None or self._last[0] != frame:
+            assert frame.image is not None and clip is not None, "check_asks"
+            picture = fitted(read_picture(frame.image), clip.height, clip.width).to(self.facts.device)
+            tensors = self.frame_tensors(picture, clip)
+            self._last = frame, {name: each.to(self.facts.device, self.facts.dtype) for name, each in tensors.items()}
+        return self._last[1]
