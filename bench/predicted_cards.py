@@ -1,14 +1,17 @@
 """Which model runs on which card, what to change until it does, and for how many hours: of the shipped configs, as
 ``prfl train --dry-run --gpu`` says it.
 
-    python bench/predicted_cards.py [--out bench/results/cards.json]
+    python bench/predicted_cards.py [--out bench/results/cards.json] [--models "1.3B 480p, VADER, hps" ...]
 
-Memory and work are counted on ``meta`` tensors at the real shapes; nothing is downloaded, allocated or timed.
+Memory and work are counted on ``meta`` tensors at the real shapes; nothing is downloaded, allocated or timed.  It takes
+half a minute of one core for each of 1.3B; what ``--models`` does not name stays as the file has it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,17 @@ from prfl.estimate.tables import hours_text
 from prfl.estimate.units import GIB
 from prfl.estimate.work import CARD_SIZES, CardSize
 
+REWARDS = (
+    "action", "clip", "coherence", "hps", "hpsv3", "imagereward", "mps", "object", "pickscore", "videoalign",
+)  # fmt: skip
 P480, P720 = ("data.height=480", "data.width=832"), ("data.height=720", "data.width=1280")
 MODELS = {  # name: config, overrides
     "1.3B 480p": ("configs/wan2.1-1.3b/prfl.yaml", P480),
     "14B 480p": ("configs/wan2.1-14b/prfl.yaml", P480),
     "14B 720p": ("configs/wan2.1-14b/prfl.yaml", P720),
+    "1.3B 480p, VADER, aesthetic": ("configs/wan2.1-1.3b/vader.yaml", ()),
+    **{f"1.3B 480p, VADER, {name}": (f"configs/wan2.1-1.3b/vader-{name}.yaml", ()) for name in REWARDS},
+    "1.3B 480p, DRaFT-1, videoalign, 81 frames": ("configs/wan2.1-1.3b/videoalign.yaml", ()),
 }
 
 
@@ -69,11 +78,22 @@ def row(name: str, model: dict[str, Any]) -> str:
     return f"| {name} | {model['peak GiB as shipped']:.1f} GiB | {' | '.join(cells)} |"
 
 
+def kept(path: Path, anew: Sequence[str]) -> dict[str, Any]:
+    """Read what the file has of other models, each with the commit that it was counted at."""
+    if not path.is_file():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    models = {name: model for name, model in before["models"].items() if name not in anew}
+    return {name: {"commit": before["commit"], **model} for name, model in models.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/cards.json"))
-    out = parser.parse_args().out
-    models = {name: on_cards(*case) for name, case in MODELS.items()}
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
+    options = parser.parse_args()
+    out, models = options.out, kept(options.out, options.models)
+    models |= {name: on_cards(*MODELS[name]) for name in options.models}
     how = "counted on meta tensors at real shapes; nothing was timed; hours as in prfl/estimate/work.py"
     studies.write(out, {"how": how, "share of a card": SHARE, "models": models}, weights=studies.COUNTED)
     names = [f"{size.gigabytes} GB ({size.names})" for size in CARD_SIZES.values()]

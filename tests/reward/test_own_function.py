@@ -11,6 +11,7 @@ from prfl import cli
 from prfl.backbone import Backbone
 from prfl.backbone.condition import Ask, Condition
 from prfl.config import load_config
+from prfl.config.own_code import source_of
 from prfl.factory.evaluation import watched_rewards
 from prfl.reward.own_function import load_own
 from prfl.utils.errors import PrflError
@@ -168,3 +169,14 @@ def test_a_run_does_not_resume_with_another_source(
     assert "reward.callable.function (content)" in message and "or train in another run folder" in message
     source.write_text(MODULE)
     assert train(2) == 0
+
+
+def test_an_installed_package_offers_a_reward(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an entry point of the group prfl.rewards, as pip writes it: its name alone is the function."""
+    info = tmp_path / "sharp_rewards-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sharp-rewards\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[prfl.rewards]\nsharp = {module}:sharpness\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_own("sharp").dimensions == ("sharp",)
+    assert source_of("sharp") == tmp_path / f"{module}.py"
