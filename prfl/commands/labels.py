@@ -62,6 +62,7 @@ presets
   va-judger-bench; of tools: label-studio, argilla, google-forms
 """
 ASKED = "what is asked, in words or not; repeatable; default: which is better overall, or what the head scores"
+UNSURE = "a saved reward, for --choose uncertain: what is unsure; of several, where they differ most"
 EXAMPLES = f"{PAGE_EXAMPLES}\n{IMPORT_EXAMPLES}"
 OPTIONS = {
     "columns": "which column holds prompt, video, a, b, split or rater, as a=path_A; or a path made of columns, as "
@@ -113,7 +114,7 @@ def add_asked(action: argparse.ArgumentParser) -> None:
     action.add_argument("--prompt", help="of videos that have no .txt beside them, as a.txt for a.mp4")
     action.add_argument("--pairs", type=int, metavar="N", help="ask so many; default: every two videos of a prompt")
     action.add_argument("--choose", choices=["all", "uncertain"], default="all", help="which come first; see --head")
-    action.add_argument("--head", metavar="FOLDER", help="a saved reward: with --choose uncertain, what is unsure")
+    action.add_argument("--head", action="append", metavar="FOLDER", help=UNSURE)
     action.add_argument("--model", help="the video model that it reads; default: what it was trained on")
     action.add_argument("--follow-links", action="store_true", help="a manifest's links may lead out of its folder")
 
@@ -152,7 +153,7 @@ def asked(options: argparse.Namespace) -> Asked:
         prompt=options.prompt,
         count=options.pairs,
         choose=options.choose,
-        head=options.head,
+        heads=options.head or (),
         model=options.model,
         follow_links=options.follow_links,
     )

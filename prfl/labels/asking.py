@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,19 +35,20 @@ def asked_of(
     prompt: str | None = None,
     count: int | None = None,
     choose: Literal["all", "uncertain"] = "all",
-    head: str | None = None,
+    heads: Sequence[str] = (),
     model: str | None = None,
     follow_links: bool = False,
 ) -> Asked:
     """Choose the pairs of a manifest, or of a folder of videos with their prompts beside them.
 
     questions: by dimension, "" where nobody worded one; {} asks which is better overall, or what the head scores.
-    prompt: of videos without a .txt.  count: how many pairs; None is all.  choose: with ``uncertain``, the pairs that
-    ``head`` is least sure of come first; model: that it reads.  Raises PrflError where no prompt has two videos.
+    prompt: of videos without a .txt.  count: how many pairs; None is all.  choose: with ``uncertain``, the pairs come
+    first that one head is least sure of, or on which several differ most; model: that they read.
+    Raises PrflError where no prompt has two videos.
     """
     if count is not None and count < 1:
         raise PrflError(f"{count} pairs leave nothing to compare", where="--pairs", fix="1 or more")
-    if (choose == "uncertain") != (head is not None):
+    if (choose == "uncertain") != bool(heads):
         fix = "--choose uncertain --head FOLDER, both or neither"
         raise PrflError("a head is what is uncertain", where="--choose, --head", fix=fix)
     folder, rows = read_rows(source, prompt, follow_links)
@@ -60,10 +61,10 @@ def asked_of(
     if count is None and len(pairs) > MANY:
         warn(f"{len(pairs)} pairs are more than people answer: --pairs 200 asks the first 200, of all prompts in turn")
     uncertainty = None
-    if head is not None:
+    if heads:
         from prfl.labels.uncertain import uncertainties
 
-        uncertainty, scored = uncertainties(folder, pairs, head, model, set(questions))
+        uncertainty, scored = uncertainties(folder, pairs, heads, model, set(questions))
         questions = questions or dict.fromkeys(scored, "")
     worded = {name: text or question_of(name) for name, text in (questions or {"overall": ""}).items()}
     return Asked(folder, spread(pairs, uncertainty)[:count], worded)

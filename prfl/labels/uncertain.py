@@ -1,9 +1,13 @@
-"""How unsure a saved head is of pairs of videos: people are asked first where its scores lie closest together."""
+"""How unsure saved heads are of pairs of videos: people are asked first where one's scores lie closest together.
+
+Or where several heads differ most: what all of them call even is often a tie, and an answer to it teaches little.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import stdev
 
 import torch
 
@@ -21,20 +25,35 @@ VideoScores = Mapping[str, Mapping[str, float]]
 
 
 def uncertainties(
-    folder: Path, pairs: Sequence[Pair], head: str, model: str | None, asked: Collection[str]
+    folder: Path, pairs: Sequence[Pair], heads: Sequence[str], model: str | None, asked: Collection[str]
 ) -> tuple[dict[str, float], list[str]]:
-    """Score the pairs' clean videos by a saved reward; returns how unsure it is of each, and what it scores.
+    """Score the pairs' clean videos by saved rewards; returns how unsure they are of each, and what they score.
 
-    asked: the dimensions that count; {} is all.  Raises PrflError where the head scores none of them, and what
-    ``prfl score`` raises.
+    heads: one, which is unsure where its scores lie together (``unsure``), or several (``differ``).
+    asked: the dimensions that count; {} is all.  Raises PrflError where a head scores none of them, or not the same,
+    and what ``prfl score`` raises.
     """
-    scores = head_scores(folder, pairs, head, model)
-    scored = list(next(iter(scores.values())))
+    by_head = [head_scores(folder, pairs, head, model) for head in heads]
+    scored = list(next(iter(by_head[0].values())))
+    for head, scores in zip(heads, by_head, strict=True):
+        others = list(next(iter(scores.values())))
+        if set(others) != set(scored):
+            what = f"{head} scores {', '.join(others)}, and {heads[0]} {', '.join(scored)}"
+            raise PrflError(what, where="--head", fix="heads of the same dimensions, trained from different seeds")
     counted = [name for name in scored if not asked or name in asked]
     if not counted:
         fix = did_you_mean(sorted(asked)[0], scored)
         raise PrflError(f"the head scores none of {', '.join(sorted(asked))}", where="--head", fix=fix)
-    return unsure(pairs, scores, counted), scored
+    return (differ(pairs, by_head, counted) if len(heads) > 1 else unsure(pairs, by_head[0], counted)), scored
+
+
+def differ(pairs: Sequence[Pair], by_head: Sequence[VideoScores], dimensions: Sequence[str]) -> dict[str, float]:
+    """Return, by "a b", the standard deviation over heads of how much better a is, the mean over dimensions."""
+    deviations = {}
+    for pair in pairs:
+        gaps = [[scores[pair.a][name] - scores[pair.b][name] for scores in by_head] for name in dimensions]
+        deviations[f"{pair.a} {pair.b}"] = sum(map(stdev, gaps)) / len(gaps)
+    return deviations
 
 
 def unsure(pairs: Sequence[Pair], scores: VideoScores, dimensions: Sequence[str]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from prfl.evaluation.media import browser_mp4
 from prfl.labels.asking import Asked, asked_of
 from prfl.labels.collect import Collection
 from prfl.labels.pairs import Pair, spread
-from prfl.labels.uncertain import unsure
+from prfl.labels.uncertain import differ, unsure
 from tests.labels.test_page import content
 
 
@@ -24,6 +24,13 @@ def test_a_head_is_least_sure_where_its_scores_lie_together() -> None:
     scores = {"a": {"m": 0.0, "t": 0.0}, "b": {"m": -3.0, "t": 0.1}, "c": {"m": 1.0, "t": 2.0}}
     assert unsure(pairs, scores, ["m", "t"]) == pytest.approx({"a b": -1.55, "a c": -1.5, "b c": -2.95})
     assert [pair.b for pair in spread(pairs, unsure(pairs, scores, ["t"]))] == ["b", "c", "c"]
+
+
+def test_heads_that_all_call_a_pair_even_do_not_differ() -> None:
+    pairs = [Pair("p", "a", "b"), Pair("p", "a", "c")]
+    by_head = [{"a": {"m": 0.0}, "b": {"m": 0.0}, "c": {"m": gap}} for gap in (-1.0, 0.0, 1.0)]
+    assert differ(pairs, by_head, ["m"]) == pytest.approx({"a b": 0.0, "a c": 1.0})
+    assert [pair.b for pair in spread(pairs, differ(pairs, by_head, ["m"]))] == ["c", "b"]
 
 
 @pytest.fixture
@@ -79,5 +86,6 @@ def test_half_the_answers_train_a_reward_that_chooses_what_is_asked_next(
     score = {Path(row["file"]).name: float(row["light"]) for row in table}
     distances = [abs(score[pair["a"]] - score[pair["b"]]) for pair in shown]
     assert distances == pytest.approx(sorted(distances), abs=1e-4) and distances[0] < distances[-1]
+    assert cli.main(["labels", "page", "clips", *choice, "--head", "blind/reward"]) == 0, "where the two differ"
     assert cli.main(["labels", "page", "clips", *choice[:-1], "colour"]) == 2
     assert "the head scores none of colour" in capsys.readouterr().err
