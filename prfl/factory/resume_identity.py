@@ -20,6 +20,8 @@ from prfl.training.checkpoint import VERSION
 from prfl.utils.errors import AbsentError
 from prfl.utils.hashing import remembered_hash
 
+INIT = "backbone.adapter.init"
+
 
 def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> dict[str, Any]:
     """What lies behind the paths and names of a config, for a checkpoint's identity: a run that is resumed after its
@@ -34,6 +36,7 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
     if clips is not None:
         facts["data (videos and labels)"] = clips.fingerprint
     sources: list[Source] = config.reward.files() if config.reward else []
+    sources += [source for source in config.backbone.files() if source.key == INIT]
     for number, source in enumerate(sources):
         several = [other.key for other in sources].count(source.key) > 1
         facts |= _source_contents(source, f"{source.key}[{number}]" if several else source.key)

@@ -13,6 +13,7 @@ from prfl.config import dump_resolved, identity
 from prfl.config.schema import Config
 from prfl.estimate.fill import fill_card
 from prfl.estimate.suggestions import out_of_memory
+from prfl.factory.adapter_start import start_adapter
 from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choose_kernels, policy_adapter_name
 from prfl.factory.data import build_dataset, fill_cache
 from prfl.factory.prompts import check_prompts, check_sets, load_prompts
@@ -83,7 +84,9 @@ def prepared_model(config: Config) -> Backbone:
     # Whether the prompts and the adapter are as they should be.
     check_prompts(config, model)
     if config.backbone.adapter:
-        check_starts_as_base(model, POLICY)
+        if config.backbone.adapter.init is None:
+            check_starts_as_base(model, POLICY)
+        start_adapter(config, model)
         layers, blocks = reach(model, POLICY)
         console.say(f"adapter on {layers} layers of {blocks} blocks")
     if config.backbone.checkpointing == "auto":

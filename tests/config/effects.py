@@ -245,6 +245,7 @@ REASONS: dict[str, str] = {
     "StagesConfig.version": "one value is allowed",
     "StagesConfig.stages": "tests/config/test_stages.py::test_a_later_stage_finds_an_earlier_run",
     "BackboneConfig.revision": "of a hub model: there is no network here",
+    "PolicyAdapterConfig.init": "a file of others: tests/factory/test_adapter_start.py",
     "BackboneConfig.pipeline": "of a model that serves two pipelines: tests/backbone/test_pinned_frame.py",
     "BackboneConfig.compile": "tests/backbone/test_kernels.py::test_compiled_blocks",
     "AestheticConfig.mlp": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",

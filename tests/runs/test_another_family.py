@@ -154,6 +154,9 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
     assert f"{case.layer}.lora_A.weight" in names
     merged = load_file(f"runs/prfl/export/{case.network}/diffusion_pytorch_model.safetensors")
     assert not any("lora" in name for name in merged)
+    again = ["backbone.adapter.init=runs/prfl/export/prfl.safetensors", "run=runs/again", "training.steps=1"]
+    assert cli.main(["train", "prfl.yaml", "reward.path=runs/reward/reward", *again]) == 0, capsys.readouterr().err
+    assert f"prfl.safetensors: {case.tensors // 2} layers" in capsys.readouterr().out.replace("\n", "")
     card = Path("runs/prfl/export/README.md").read_text()
     assert f"{case.pipeline}.from_pretrained" in card and ("ComfyUI" in card) == family.startswith("wan_")
     assert f"pipeline_tag: {'image' if case.from_image else 'text'}-to-video" in card

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from prfl.config.section import MAY_CHANGE, Fault, Section, Source, is_hub_id, place, unread
+from prfl.config.section import MAY_CHANGE, Fault, FolderOrFile, Section, Source, is_hub_id, place, unread
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -32,6 +32,11 @@ class AdapterConfig(Section):
 
 
 class PolicyAdapterConfig(AdapterConfig):
+    init: FolderOrFile | None = place(
+        default=None,
+        description="A LoRA to start from and train on: a safetensors file in the names of diffusers, ComfyUI, kohya "
+        "or musubi, of exactly the adapter's layers and rank. Null starts as the base.",
+    )
     blocks: Literal["all", "last_half"] | list[int] = Field(
         default="all",
         description="Blocks that get an update: all, last_half, or a list of them (the first is 0).  Where one step of "
@@ -94,7 +99,11 @@ class BackboneConfig(Section):
     def files(self) -> list[Source]:
         weights = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
         files = tuple(f"transformer/{name}" for name in weights)
-        return [Source("backbone.model", self.model, "model", self.revision, files)]
+        model = Source("backbone.model", self.model, "model", self.revision, files)
+        if self.adapter is None or self.adapter.init is None:
+            return [model]
+        remedy = "name a LoRA as safetensors, or leave it out"
+        return [model, Source("backbone.adapter.init", str(self.adapter.init), "file", remedy=remedy)]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         if not is_hub_id(self.model):
