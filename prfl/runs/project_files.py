@@ -85,6 +85,7 @@ reward:
   space: latent
   path: $${stages.reward.run}/reward
   # weights: {$first: 1.0}  # training the reward ends with the weights to put here
+  shape: linear  # hinge, the paper's, stops pulling at a sample whose score is 2 deviations above the clips' mean
 rollout:
   steps: $chain
 objective:
