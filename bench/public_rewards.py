@@ -18,6 +18,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def measured() -> dict[str, Any]:
     for name, make in problem.works.items():
         work = make()
         work.run(None)
-        seconds = [_processor_seconds(lambda run=work.run: run(None)) for _ in range(ROUNDS)]
+        seconds = [_processor_seconds(partial(work.run, None)) for _ in range(ROUNDS)]
         rows[name] = {**work.facts, "processor seconds": seconds}
         print(name, rows[name], flush=True)
         del work
