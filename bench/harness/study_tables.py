@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.harness.critic_tables import critic, critic_accuracy
 from bench.harness.label_tables import labels
 from bench.harness.reward_tables import public_rewards, public_rewards_cpu
 from bench.studies import DIMENSIONS
@@ -391,7 +392,7 @@ TABLES: dict[str, Callable[..., Table]] = {
     each.__name__: each
     for each in (
         spine, methods, methods_half, summary, first_run, lasting, blocks, labels, rollout, heads, saved, peaks, work,
-        gradient, cheaper, cards, models, steering, public_rewards,
-        public_rewards_cpu,
+        gradient, cheaper, cards, models, steering, public_rewards, public_rewards_cpu, critic,
+        critic_accuracy,
     )
 }  # fmt: skip

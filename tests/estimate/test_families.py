@@ -20,11 +20,15 @@ from prfl.estimate.parts import Shapes
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.reward.frames import decode_frames
 from prfl.utils.video_size import VideoSize
+from tests.backbone.table import MEASURED
 from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
+from tests.slow import slow_unless
+from tests.tiny import save_tiny_pipeline
 from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
 
 SIZES = {
+    "wan": (9, 64, 64),
     "cogvideox": (9, 64, 64),
     "modelscope": (9, 64, 64),
     "wan_image": (9, 128, 128),
@@ -32,6 +36,7 @@ SIZES = {
 }
 PROMPTS = ["a circle", "a"]
 FAMILIES = {
+    "wan": lambda folder: save_tiny_pipeline(folder, num_layers=5),
     "cogvideox": lambda folder: save_tiny_cogvideox(folder, num_layers=5, use_rotary_positional_embeddings=True),
     "modelscope": save_tiny_modelscope,
     "wan_image": lambda folder: save_tiny_wan_image(folder, num_layers=5),
@@ -43,7 +48,7 @@ def asked(folder: Path, family: str) -> list[Ask]:
     return first_frames(folder / "pictures", PROMPTS, VideoSize(*SIZES[family], 8))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=slow_unless("wan".__ne__, FAMILIES))
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -82,7 +87,7 @@ def allocated(run: Callable[[], object]) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_the_networks_peak(make: Callable[..., Config], checkpointing: str) -> None:
+def test_the_networks_peak(make: Callable[..., Config], checkpointing: str, record_property: Callable) -> None:
     config = make(f"backbone.checkpointing={checkpointing}")
     model, empty = build_backbone(config), build_architecture(config)
     for each in (model, empty):
@@ -102,6 +107,8 @@ def test_the_networks_peak(make: Callable[..., Config], checkpointing: str) -> N
         seen = int(allocated(forward_and_backward).max())
     with fused_on_meta("cpu"):
         predicted = phases.network_call(config, empty, Shapes(empty, config), 2, gradient=True).bytes
+    column = "predicted / seen" + (", checkpointed" if checkpointing == "full" else "")
+    record_property(MEASURED, (model.facts.family, column, predicted / seen))
     assert predicted == pytest.approx(seen, rel=0.1)
 
 
