@@ -13,6 +13,7 @@ from prfl.config.section import Source, is_hub_id
 from prfl.data.manifest import read_manifest
 from prfl.factory.prompts import absent_frames, load_prompts, no_frames
 from prfl.factory.reward import reward_path
+from prfl.utils.errors import PrflError
 
 
 def missing_inputs(config: Config, filled: Collection[Path] = (), file: Path | None = None) -> list[str]:
@@ -31,12 +32,20 @@ def missing_inputs(config: Config, filled: Collection[Path] = (), file: Path | N
                 sought = other_place(file, source.target) if file else None
                 lines.append(f"{source.key}: {what}" + (f" (nor is it {sought[1]})" if sought else ""))
     if not config.trains_reward:
-        frames = absent_frames(load_prompts(config.data))
+        frames = absent_frames(readable_prompts(config))
         lines += [f"data.prompts.{name}: {no_frames(images)}" for name, images in frames.items()]
     data = config.data
     if data.manifest is not None and data.manifest.is_file() and (data.root is None or data.root.is_dir()):
         read_manifest(data.manifest, root=data.root, follow_links=data.follow_links)
     return lines
+
+
+def readable_prompts(config: Config) -> dict[str, list[str]]:
+    """The prompts; none where they cannot be read, which is said by all who need them."""
+    try:
+        return load_prompts(config.data)
+    except PrflError:
+        return {}
 
 
 def downloads(config: Config) -> dict[str, str]:

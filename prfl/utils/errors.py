@@ -73,9 +73,11 @@ class Faults:
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
-            places = len({error.where for error in self.errors})
-            alone = f"one of the {kind} is wrong in {len(self.errors)} ways"
-            lines = [f"{places} {kind} are wrong" if places > 1 else alone]
+            # A row may have several faults; an error that names the whole file, or key, is of a row of its own.
+            rows = [str(error.where) for error in self.errors]
+            count = len({row for row in rows if row != str(where)}) + rows.count(str(where))
+            alone = f"one of the {kind} is wrong in {len(rows)} ways"
+            lines = [f"{count} {kind} are wrong" if count > 1 else alone]
             lines += [f"  {error.where}: {error.one_line}" for error in self.errors[:SHOWN]]
             if len(self.errors) > SHOWN:
                 lines.append(f"  and {len(self.errors) - SHOWN} more")

@@ -114,7 +114,7 @@ def test_half_size_in_bfloat16(tiny_run: Callable[..., Path]) -> None:
 
 def test_layers_that_the_file_cannot_hold() -> None:
     weights = torch.ones(2, 2)
-    with pytest.raises(PrflError, match="blocks.0.attn2.add_k_proj has no name in the original"):
-        original_name("blocks.0.attn2.add_k_proj")
+    with pytest.raises(PrflError, match="blocks.0.attn2.norm_added_k has no name in the original"):
+        original_name("blocks.0.attn2.norm_added_k")
     with pytest.raises(PrflError, match="leaves the blocks alone"):
         shared_file_tensors(WAN.lora, {"proj_out.lora_A.weight": weights, "proj_out.lora_B.weight": weights}, 2)
