@@ -29,7 +29,7 @@ def distance(column: str, value: float) -> float:
 def rendered(table: dict[str, dict[str, float]]) -> str:
     """Write it as markdown, a column for each family: the names of what is measured are long."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    lines = [["", *(f"`{family}`" for family in table)], ["---"] * (len(table) + 1)]
+    lines = [["measured", *(f"`{family}`" for family in table)], ["---"] * (len(table) + 1)]
     lines += [[column, *(shown(column, row.get(column)) for row in table.values())] for column in columns]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
