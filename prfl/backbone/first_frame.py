@@ -10,11 +10,20 @@ from torch import Tensor
 
 from prfl.backbone.condition import Ask, Condition
 from prfl.backbone.pipeline import PipelineBackbone
+from prfl.utils.errors import PrflError
 from prfl.utils.pictures import fitted, read_picture
 from prfl.utils.video_size import VideoSize
 
 FRAME = "frame_latents"
 """Latents of the first frame: of it alone, or of a video that begins with it."""
+
+
+def check_size(frame: Tensor, latents: Tensor, axes: int) -> None:
+    """Raise PrflError for latents of another size than a first frame's, in so many of the last axes."""
+    if frame.shape[-axes:] != latents.shape[-axes:]:
+        sizes = [" x ".join(map(str, tensor.shape[-axes:])) for tensor in (frame, latents)]
+        what = f"the first frame is of a video of {sizes[0]} latents, and these are {sizes[1]}"
+        raise PrflError(what, where="data", fix="make the condition for the clip's own size")
 
 
 class FirstFrameBackbone(PipelineBackbone):

@@ -12,6 +12,7 @@ from prfl.config.schema import Config
 from prfl.config.sections.evaluation import EvaluationConfig
 from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
+from prfl.factory.backbone import POLICY
 from prfl.factory.objective import build_method
 from prfl.factory.prompts import load_prompts
 from prfl.factory.rollout import build_cheaper, build_schedule
@@ -100,7 +101,7 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
         trained = len(step_plan.plan.trains)
         if objective.distance_weight:
             counts[DISTANCE] += trained
-            counts[GRADIENT] += 0 if shares_call(model, step_plan, rollout.guidance.scale) else trained
+            counts[GRADIENT] += 0 if shares_call(model, POLICY, step_plan, rollout.guidance.scale) else trained
         elif step % RewardGradient.distance_every == 0:
             counts[DISTANCE] += 2 * trained
     return counts

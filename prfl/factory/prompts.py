@@ -42,8 +42,7 @@ def load_prompts(data: DataConfig) -> dict[str, list[str]]:
                     where=f"data.prompts.{name}",
                     fix="give each prompt to one set",
                 )
-    clip = VideoSize(data.frames, data.height, data.width, data.fps)
-    return {name: [of_clip(prompt, clip) for prompt in splits[name]] for name in SETS if name in splits}
+    return {name: [of_clip(prompt, data.sizes[0]) for prompt in splits[name]] for name in SETS if name in splits}
 
 
 def of_clip(prompt: str, clip: VideoSize) -> str:
@@ -114,9 +113,9 @@ def check_frames(config: Config, prompts: dict[str, list[str]], model: Backbone)
     Where a reward is trained no video is drawn, and each clip has its own.
     """
     takes = model.facts.takes
+    if config.trains_reward and "image" in takes:
+        return
     for name, of_set in prompts.items():
-        if config.trains_reward and "image" in takes:
-            continue
         check_asks(of_set, takes, f"data.prompts.{name}")
 
 

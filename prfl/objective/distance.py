@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.backbone.adapters import dropouts_of
 from prfl.backbone.condition import Condition
-from prfl.backbone.dropout import dropouts
 from prfl.rollout.plan import StepPlan, order
 from prfl.rollout.trajectory import Trajectory
 
@@ -67,11 +67,11 @@ def accumulate_distance(
     return total
 
 
-def shares_call(backbone: Backbone, step_plan: StepPlan, guidance_scale: float) -> bool:
+def shares_call(backbone: Backbone, adapter: str, step_plan: StepPlan, guidance_scale: float) -> bool:
     """Return whether the velocity that a step differentiates is the distance's too: see ``DistanceTerm``."""
     plan = step_plan.plan
     alone = len(plan.trains) == 1 and not any(plan.passes(k, plan.useful_nodes) for k in plan.trains)
-    return alone and guidance_scale == 1 and not any(dropouts(network) for network in backbone.networks.values())
+    return alone and guidance_scale == 1 and not any(dropouts_of(each, adapter) for each in backbone.networks.values())
 
 
 @dataclass

@@ -145,7 +145,7 @@ class RewardGradient:
             seeds, rewards = self.score(scored, step_plan, condition, step, weights)
 
         # 3. Adjoint, one network call at a time.
-        shared = self.distance_weight > 0 and shares_call(self.backbone, step_plan, self.guidance.scale)
+        shared = self.distance_weight > 0 and shares_call(self.backbone, self.adapter, step_plan, self.guidance.scale)
         term = DistanceTerm(self.backbone, condition, self.distance_weight) if shared else None
         with clock("backward"), self.policy(masks):
             if graph:

@@ -20,7 +20,7 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 from prfl.backbone.base import Facts
 from prfl.backbone.condition import EMBEDS, Condition, TensorSpec
 from prfl.backbone.family import Family
-from prfl.backbone.first_frame import FRAME, FirstFrameBackbone
+from prfl.backbone.first_frame import FRAME, FirstFrameBackbone, check_size
 from prfl.backbone.hooked import HookedBackbone
 from prfl.backbone.source import Source, vae_dtype
 from prfl.backbone.wan.codec import WanCodec
@@ -88,10 +88,7 @@ class WanImageBackbone(FirstFrameBackbone, HookedBackbone, WanCodec):
     ) -> Float[Tensor, "b c t h w"]:
         """The network's v = noise - x0.  Raises PrflError for a condition of a video of another size."""
         tensors = condition.to(latents.device, self.facts.dtype).tensors
-        if tensors[FRAME].shape[2:] != latents.shape[2:]:
-            shapes = [" x ".join(map(str, tensor.shape[2:])) for tensor in (tensors[FRAME], latents)]
-            what = f"the first frame is of a video of {shapes[0]} latents, and these are {shapes[1]}"
-            raise PrflError(what, where="data", fix="make the condition for the clip's own size")
+        check_size(tensors[FRAME], latents, 3)
         mask = tensors[MASK].expand(-1, -1, -1, *latents.shape[3:])
         beside = torch.cat([latents.to(self.facts.dtype), mask, tensors[FRAME]], dim=1)
         timestep = (sigma.to(latents.device) * self.facts.schedule[1]).expand(len(latents))

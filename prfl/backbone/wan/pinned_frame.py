@@ -19,7 +19,7 @@ from transformers import UMT5EncoderModel
 
 from prfl.backbone.condition import Condition, TensorSpec
 from prfl.backbone.family import Family
-from prfl.backbone.first_frame import FRAME, FirstFrameBackbone
+from prfl.backbone.first_frame import FRAME, FirstFrameBackbone, check_size
 from prfl.backbone.source import Source, vae_dtype
 from prfl.backbone.wan import vae as vae_codec
 from prfl.backbone.wan.facts import read_facts
@@ -70,10 +70,7 @@ class PinnedFrameBackbone(FirstFrameBackbone, WanBackbone):
     def _frame(self, latents: Tensor, condition: Condition) -> Tensor:
         """The picture's latents.  Raises PrflError for those of another size."""
         frame = condition.tensors[FRAME].to(latents)
-        if frame.shape[3:] != latents.shape[3:]:
-            sizes = [" x ".join(map(str, tensor.shape[3:])) for tensor in (frame, latents)]
-            what = f"the first frame is of a video of {sizes[0]} latents, and these are {sizes[1]}"
-            raise PrflError(what, where="data", fix="make the condition for the clip's own size")
+        check_size(frame, latents, 2)
         return frame
 
     def _pinned(self, latents: Tensor, frame: Tensor) -> Tensor:
