@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,11 @@ def outcome(folder: Path, names: Sequence[str]) -> dict[str, Any]:
         if name in policy["difference"]
     }
     return {"samples": results["samples"], "measures": measures}
+
+
+def interval(value: Mapping[str, float], sign: str = "") -> str:
+    """Write a value with the ends of its interval.  sign: "+" shows it where it is positive, too."""
+    return f"{value['value']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
 
 
 def records(folder: Path, key: str) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
@@ -54,14 +55,17 @@ def tiny_transformer(**changes) -> WanTransformer3DModel:
     return WanTransformer3DModel(**{**settings, **changes}).eval()
 
 
+def text_and_vae() -> dict[str, Any]:
+    """The parts that are Wan's in every tiny pipeline."""
+    return {"tokenizer": tiny_tokenizer(), "text_encoder": tiny_text_encoder(), "vae": tiny_vae()}
+
+
 def save_tiny_pipeline(folder: Path, seed: int = 0, **transformer_changes) -> Path:
     """Write a random pipeline of the real classes; another seed gives other weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         WanPipeline(
-            tokenizer=tiny_tokenizer(),
-            text_encoder=tiny_text_encoder(),
-            vae=tiny_vae(),
+            **text_and_vae(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             transformer=tiny_transformer(**transformer_changes),
         ).save_pretrained(folder)

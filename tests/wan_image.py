@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from prfl.backbone import Ask
 from prfl.utils.pictures import write_picture
 from prfl.utils.video_size import VideoSize
-from tests.tiny import CHANNELS, tiny_text_encoder, tiny_tokenizer, tiny_transformer, tiny_vae
+from tests.tiny import CHANNELS, text_and_vae, tiny_transformer
 
 SHAPE = (CHANNELS, 3, 4, 4)  # 9 frames of 16 x 16
 CLIP = VideoSize(9, 16, 16, 8)
@@ -28,9 +28,7 @@ def save_tiny_wan_image(folder: Path, seed: int = 0, index: dict | None = None, 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         WanImageToVideoPipeline(
-            tokenizer=tiny_tokenizer(),
-            text_encoder=tiny_text_encoder(),
-            vae=tiny_vae(),
+            **text_and_vae(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             image_processor=CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}),
             image_encoder=CLIPVisionModel(vision).eval(),
@@ -45,9 +43,7 @@ def save_tiny_pinned_frame(folder: Path, seed: int = 0, pipeline: type = WanImag
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pipeline(
-            tokenizer=tiny_tokenizer(),
-            text_encoder=tiny_text_encoder(),
-            vae=tiny_vae(),
+            **text_and_vae(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
             transformer=tiny_transformer(**changes),
             expand_timesteps=True,

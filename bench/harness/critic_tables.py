@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.studies import DIMENSIONS
+from bench.studies import DIMENSIONS, interval
 
 Table = tuple[Sequence[str], list[list[str]]]
 Result = Mapping[str, Any]
@@ -20,7 +20,7 @@ def critic(result: Result) -> Table:
         body.append([
             name, f"{_mean(runs, 'judge/all', 'base'):.3f}", f"{_mean(runs, 'judge/all', 'policy'):.3f}",
             f"{_mean(runs, 'judge/all', 'difference'):+.3f}",
-            "; ".join(_interval(run["measures"]["judge/all"]["difference"]) for run in runs),
+            "; ".join(interval(run["measures"]["judge/all"]["difference"], "+") for run in runs),
             f"{cost['steps']}", f"{cost['CPU seconds per step']:.1f}",
             f"{cost['peak bytes above the loaded baseline'] / 1e6:.0f}", f"{size:+.3f}", f"{watched:+.2f}",
         ])  # fmt: skip
@@ -41,7 +41,3 @@ def critic_accuracy(result: Result) -> Table:
 def _mean(runs: Sequence[Result], measure: str, part: str) -> float:
     values = [run["measures"][measure][part] for run in runs]
     return sum(value["value"] if isinstance(value, Mapping) else value for value in values) / len(values)
-
-
-def _interval(difference: Mapping[str, float]) -> str:
-    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"

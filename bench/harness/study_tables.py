@@ -16,7 +16,7 @@ import numpy as np
 from bench.harness.critic_tables import critic, critic_accuracy
 from bench.harness.label_tables import labels
 from bench.harness.reward_tables import public_rewards, public_rewards_cpu
-from bench.studies import DIMENSIONS
+from bench.studies import DIMENSIONS, interval
 
 Table = tuple[Sequence[str], list[list[str]]]
 Result = Mapping[str, Any]
@@ -63,7 +63,7 @@ def spine(result: Result) -> Table:
     for row in result["rows"]:
         cost = result["cost"].get(row["generator"], {})
         body.append([
-            f"{row['generator']}; {row['guidance']:g}", _interval(_right(row)), _less(row, "base"),
+            f"{row['generator']}; {row['guidance']:g}", interval(_right(row)), _less(row, "base"),
             f"{row['diversity']['value']:.3f}", f"{_reward(row):.2f}",
             f"{cost['seconds per step']:.2f}" if cost else "",
             f"{cost['peak bytes above the loaded baseline'] / 2**20:.0f}" if cost else "",
@@ -124,7 +124,7 @@ def summary(result: Result, steered: Result) -> Table:
         seconds = f"{recipe['seconds per step'] * recipe['steps']:.0f}" if recipe else ""
         body.append([title, f"{_right(row)['value']:.3f}", _less(row, "base"), seconds])
     row = next(row for row in steered["rows"] if STEERED.items() <= row.items())
-    gain = _interval(row["right, less that of"]["one sample"], "+")
+    gain = interval(row["right, less that of"]["one sample"], "+")
     body.append(["no training: the head keeps one of 8", f"{row['right']['value']:.3f}", gain, "0"])
     return ["trained by", "all right", "more than the base", "training, s"], body
 
@@ -201,11 +201,7 @@ def _right(row: Result) -> Mapping[str, float]:
 def _less(row: Result, other: str) -> str:
     """Write the paired difference to another row without guidance; "" for that row itself."""
     difference = row["right, less that of"].get(f"{other}, guidance 1")
-    return _interval(difference, "+") if difference else ""
-
-
-def _interval(value: Mapping[str, float], sign: str = "") -> str:
-    return f"{value['value']:{sign}.3f} [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+    return interval(difference, "+") if difference else ""
 
 
 def _per_seed(row: Result) -> str:
@@ -377,11 +373,11 @@ def steering(result: Result) -> Table:
         if row["row"] != "one sample" and (row["chains"] < 4 or row["reward"] == "random"):
             continue
         others = row["right, less that of"]
-        less = [_interval(others[name], "+") if name in others else "" for name in ("one sample", "the end")]
+        less = [interval(others[name], "+") if name in others else "" for name in ("one sample", "the end")]
         guided = f", guidance {row['guidance']:g}" if row["guidance"] != 1 else ""
         body.append([
             f"{row['generator']}{guided}, {row['steps']} steps: {row['row']}", f"{sum(row['calls'].values()):.0f}",
-            _interval(row["right"]), *less, "" if row["diversity"] is None else f"{row['diversity']:.3f}",
+            interval(row["right"]), *less, "" if row["diversity"] is None else f"{row['diversity']:.3f}",
             f"{row['samples'] * result['prompts'] * len(row['seeds'])}",
         ])  # fmt: skip
     head = ["row", "calls", "all right", "less one sample's", "less the end's", "diversity", "videos"]

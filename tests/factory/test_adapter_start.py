@@ -60,20 +60,21 @@ def comfyui(path: Path, state: dict[str, Tensor]) -> None:
     write_shared_file(path, FAMILIES["wan"].lora, state, rank=RANK, alpha=ALPHA)
 
 
-def kohya(path: Path, state: dict[str, Tensor]) -> None:
+def down_and_up(path: Path, state: dict[str, Tensor], prefix: str, separator: str) -> None:
+    """Write the keys that kohya's trainers do, each layer with its alpha."""
     tensors = {}
     for layer, (a, b) in by_layer(state).items():
-        name = f"diffusion_model.{original_name(layer)}"
+        name = prefix + original_name(layer).replace(".", separator)
         tensors |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(ALPHA)}
     save_file(tensors, path)
+
+
+def kohya(path: Path, state: dict[str, Tensor]) -> None:
+    down_and_up(path, state, "diffusion_model.", ".")
 
 
 def musubi(path: Path, state: dict[str, Tensor]) -> None:
-    tensors = {}
-    for layer, (a, b) in by_layer(state).items():
-        name = f"lora_unet_{original_name(layer).replace('.', '_')}"
-        tensors |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(ALPHA)}
-    save_file(tensors, path)
+    down_and_up(path, state, "lora_unet_", "_")
 
 
 def without_alpha(path: Path, state: dict[str, Tensor]) -> None:
