@@ -5,8 +5,8 @@
 1. The base's samples: 18 of each of 88 training and 12 of each of 24 validation prompts.  The oracle answers in a
    person's place: the video with more of five attributes right is better, as many right are a tie.
 2. For each seed, heads are trained on 60 pairs that were drawn at random.  Then they are asked for more, twice as many
-   in all each time, of all pairs of a prompt: at random; those that the last head is least sure of, by the page's own
-   code (``unsure``); or those of which three heads, of other first weights, differ most (``disagreement``).
+   in all each time, of all pairs of a prompt: at random; those that the last head is least sure of (``unsure``); or
+   those of which three heads, of other first weights, differ most (``differ``); both by the page's own code.
 3. Every head ranks the validation pairs that are no ties, at sigma 0, 0.25 and 0.5.
 
 The blocks under the head are frozen, so their features are computed once: a training of the head alone takes seconds.
@@ -32,7 +32,7 @@ from prfl.factory.backbone import build_backbone
 from prfl.factory.clips import build_manifest
 from prfl.factory.data import build_dataset, encode_manifest
 from prfl.labels.pairs import Pair
-from prfl.labels.uncertain import unsure
+from prfl.labels.uncertain import differ, unsure
 from prfl.reward import losses
 from prfl.reward.head import RewardHead
 from prfl.rollout.flow import add_noise
@@ -43,8 +43,8 @@ SAMPLES = ["data.generator.per_prompt=18", "data.generator.held_out_per_prompt=1
 SIGMAS = (0.0, 0.25, 0.5)
 ASKED = (60, 120, 240, 480)  # answers in all, of either way to choose
 LONGER = (*ASKED, 960, 1920)  # of the random way, to read the chosen one's accuracy off
-WAYS = ("uncertain", "disagreement")  # beside random
 HEADS = 3  # that have to agree
+WAYS = {"uncertain": 1, "disagreement": HEADS}  # beside random: how many heads are asked
 STEPS, BATCH, RATE = 200, 32, 1e-3
 
 
@@ -117,28 +117,20 @@ def accuracy(head: RewardHead, data: Pool) -> float:
     return float(((ranked[:, first] > ranked[:, second]) == (data.answers[data.decided] > 0.5)).double().mean())
 
 
-def gaps(head: RewardHead, data: Pool) -> Tensor:
-    """By how much the first of each pair is better by the clean videos' scores, in standard deviations."""
-    clean = scores(head, data)[0]
-    first, second = torch.tensor(data.pairs).T
-    return (clean[first] - clean[second]) / clean.std()
-
-
-def least_sure(heads: Sequence[RewardHead], data: Pool, open_pairs: Sequence[int], count: int) -> list[int]:
-    """The pairs that the page would ask first, by the scores of the first head."""
-    clean = scores(heads[0], data)[0]
-    clean = (clean - clean.mean()) / clean.std()
-    named = {str(row): {"better": float(score)} for row, score in enumerate(clean)}
+def asked_first(heads: Sequence[RewardHead], data: Pool, open_pairs: Sequence[int], count: int) -> list[int]:
+    """The pairs that the page would ask first: that one head is least sure of, or on which several differ most."""
     pairs = [Pair("", *map(str, data.pairs[number])) for number in open_pairs]
-    sure = unsure(pairs, named, ["better"])
-    ordered = sorted(zip(open_pairs, pairs, strict=True), key=lambda each: -sure[f"{each[1].a} {each[1].b}"])
+    by_head = [clean_scores(head, data) for head in heads]
+    first = differ(pairs, by_head, ["better"]) if len(heads) > 1 else unsure(pairs, by_head[0], ["better"])
+    ordered = sorted(zip(open_pairs, pairs, strict=True), key=lambda each: -first[f"{each[1].a} {each[1].b}"])
     return [number for number, _ in ordered[:count]]
 
 
-def disagreement(heads: Sequence[RewardHead], data: Pool, open_pairs: Sequence[int], count: int) -> list[int]:
-    """The pairs whose gap the heads measure most differently: not those that all of them call even."""
-    deviation = torch.stack([gaps(head, data) for head in heads]).std(0)
-    return sorted(open_pairs, key=lambda number: -float(deviation[number]))[:count]
+def clean_scores(head: RewardHead, data: Pool) -> dict[str, dict[str, float]]:
+    """The scores of the clean videos, by their rows, in standard deviations."""
+    clean = scores(head, data)[0]
+    clean = (clean - clean.mean()) / clean.std()
+    return {str(row): {"better": float(score)} for row, score in enumerate(clean)}
 
 
 def one_seed(train: Pool, held: Pool, seed: int) -> dict[str, dict[int, dict[str, float]]]:
@@ -155,12 +147,12 @@ def one_seed(train: Pool, held: Pool, seed: int) -> dict[str, dict[int, dict[str
         return several
 
     first = measure("random", order[: ASKED[0]], HEADS)
-    for way, choose, heads in zip(WAYS, (least_sure, disagreement), (1, HEADS), strict=True):
+    for way, heads in WAYS.items():
         measured[way][ASKED[0]] = measured["random"][ASKED[0]]
         asked, last = order[: ASKED[0]], first
         for count in ASKED[1:]:
             open_pairs = sorted(set(order) - set(asked))
-            asked = asked + choose(last, train, open_pairs, count - len(asked))
+            asked = asked + asked_first(last[:heads], train, open_pairs, count - len(asked))
             last = measure(way, asked, heads if count < ASKED[-1] else 1)
     for count in LONGER[1:]:
         measure("random", order[:count])

@@ -39,5 +39,12 @@ def test_rows_and_their_table() -> None:
 def test_heads_that_agree_on_an_even_pair_are_not_asked_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pair 0: all say even; pair 1: they differ; pair 2: all say the first by far."""
     by_head = {0: [0.0, -0.5, 3.0], 1: [0.1, 0.5, 3.1], 2: [0.0, 0.1, 2.9]}
-    monkeypatch.setattr(study_labels, "gaps", lambda head, data: torch.tensor(by_head[head]))
-    assert study_labels.disagreement([0, 1, 2], None, [0, 1, 2], 2) == [1, 2]
+
+    def clean_scores(head: int, data: object) -> dict[str, dict[str, float]]:
+        """The first of pair n is row 2 n, and scores that much more than the second."""
+        rows = [score for gap in by_head[head] for score in (gap, 0.0)]
+        return {str(row): {"better": score} for row, score in enumerate(rows)}
+
+    monkeypatch.setattr(study_labels, "clean_scores", clean_scores)
+    data = study_labels.Pool(features=[], pairs=[(0, 1), (2, 3), (4, 5)], answers=torch.zeros(3))
+    assert study_labels.asked_first([0, 1, 2], data, [0, 1, 2], 2) == [1, 2]
