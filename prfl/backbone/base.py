@@ -68,6 +68,7 @@ class Facts:
     device, dtype: of the computation.  vae_dtype: of the VAE's.
     strides: of the tokens behind each block, latents that one is wide and high; empty where all blocks have all tokens.
     variance_preserving: a flow made of such a path, whose chains may end before data (``flow_form.ended``).
+    boundary: the sigma from which on the first of two networks predicts (experts.py); None where none take turns.
     """
 
     family: str
@@ -99,6 +100,7 @@ class Facts:
     vae_dtype: torch.dtype
     strides: tuple[int, ...] = ()
     variance_preserving: bool = False
+    boundary: float | None = None
 
     @property
     def num_blocks(self) -> int:

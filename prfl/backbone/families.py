@@ -13,6 +13,7 @@ from prfl.backbone.family import Family
 from prfl.backbone.loaded import LoadedPipeline
 from prfl.backbone.modelscope.family import MODELSCOPE
 from prfl.backbone.source import Source
+from prfl.backbone.wan.experts import WAN_EXPERTS
 from prfl.backbone.wan.family import WAN
 from prfl.backbone.wan.image_to_video import WAN_IMAGE
 from prfl.backbone.wan.pinned_frame import WAN_PINNED_FRAME
@@ -20,6 +21,7 @@ from prfl.utils.errors import PrflError
 
 FAMILIES: dict[str, Family] = {
     "wan": WAN,
+    "wan_experts": WAN_EXPERTS,
     "wan_image": WAN_IMAGE,
     "wan_pinned_frame": WAN_PINNED_FRAME,
     "cogvideox": COGVIDEOX,

@@ -18,6 +18,14 @@ FIRST_NETWORKS = ("transformer", "unet")
 """What the folder of a pipeline's first network may be called."""
 
 
+@dataclass(frozen=True)
+class FileOfNetwork:
+    """Of one of several networks: the ending of its file's name, and what diffusers' ``load_lora_weights`` is told."""
+
+    ending: str
+    told: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraFile:
     """How a LoRA of the family is written, for diffusers and for the programs that read the original names.
@@ -26,7 +34,8 @@ class LoraFile:
     which layers, by the beginnings of their diffusers names, the readers take ``.alpha``; elsewhere it goes into B.
     Where they are not empty, diffusers takes a file for this family's by a layer that lies there.
     architecture, implementation: as modelspec names them.  before: lines that ``pipeline`` needs before it
-    loads the file.  use: what to do with the file outside diffusers.
+    loads the file.  use: what to do with the file outside diffusers.  of_networks: of a model of several networks, the
+    file of each; empty where one LoRA of all of them cannot be written for others.
     """
 
     prefix: str
@@ -36,6 +45,7 @@ class LoraFile:
     implementation: str
     before: str = ""
     use: str = ""
+    of_networks: Mapping[str, FileOfNetwork] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from prfl.backbone.adapters import block_names
 from prfl.backbone.base import Facts
 from prfl.backbone.blocks import checkpoint_blocks, first_tensor, hidden_states
 from prfl.backbone.condition import Condition
-from prfl.backbone.network import base_blocks
+from prfl.backbone.network import with_lists
 from prfl.backbone.pipeline import PipelineBackbone
 from prfl.backbone.pipeline_text import PipelineText
 
@@ -23,13 +23,9 @@ class HookedBackbone(PipelineBackbone):
 
     def __init__(self, networks: Mapping[str, nn.Module], vae: nn.Module, text: PipelineText, facts: Facts) -> None:
         super().__init__(networks, vae, text, facts)
-        checkpoint_blocks(base_blocks(self), self.running)
-
-    @property
-    def network(self) -> Any:
-        """The one that computes now: a copy, inside its adapter."""
-        (network,) = self.computing.values()
-        return network
+        for network, lists in with_lists(self):
+            blocks = [network.get_submodule(name) for name in block_names(network, lists)]
+            checkpoint_blocks(blocks, self.running)
 
     def features(
         self,
@@ -39,7 +35,7 @@ class HookedBackbone(PipelineBackbone):
         blocks: Sequence[int],
     ) -> list[Float[Tensor, "b tokens width"]]:
         """Hidden states after each of ``blocks`` (0 = the first), in that order; later blocks are never run."""
-        (lists,) = self.facts.blocks.values()
+        lists = self.facts.blocks[self.at]
         modules = [self.network.get_submodule(name) for name in block_names(self.network, lists)]
         with self.running.reading_features():
             tokens = partial(self.video_tokens, len(latents))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import TypeVar
@@ -25,6 +25,16 @@ def joined(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
     first = next(iter(parts), None)
     prefixes = {key: "" if key == first else f"{key}." for key in parts}
     return {f"{prefixes[key]}{name}": value for key, values in parts.items() for name, value in values.items()}
+
+
+def split(values: Mapping[str, T], networks: Sequence[str]) -> dict[str, dict[str, T]]:
+    """What ``joined`` put together, by network and name; networks that have nothing are left out."""
+    first, *others = networks
+    parts: dict[str, dict[str, T]] = {key: {} for key in networks}
+    for name, value in values.items():
+        key, _, rest = name.partition(".")
+        parts[key if key in others else first][rest if key in others else name] = value
+    return {key: part for key, part in parts.items() if part}
 
 
 def fingerprints(backbone: Backbone) -> dict[str, str]:

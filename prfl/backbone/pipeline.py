@@ -47,6 +47,12 @@ class PipelineBackbone(ABC):
         for network in self.networks.values():
             network.requires_grad_(False).eval()
         self.computing = dict(networks)  # that compute now: copies, inside their adapter
+        self.at = next(iter(networks), "")  # the name of the one that this call is of
+
+    @property
+    def network(self) -> Any:
+        """The one that computes now: a copy, inside its adapter."""
+        return self.computing[self.at]
 
     @property
     def vae(self) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from prfl.backbone.families import FAMILIES
+from prfl.backbone.family import LoraFile
 from prfl.config.schema import Config
 from prfl.config.section import is_hub_id
 from prfl.estimate.protection import NOT_PROTECTED
@@ -28,13 +29,13 @@ def policy_card(
 ) -> ModelCard:
     """Make the card of a policy.
 
-    contents: which of ``NAME.safetensors`` and the networks' folders are beside the card.  repo: what to load it from.
+    contents: the files of the LoRA and the networks' folders that are beside the card.  repo: what to load it from.
     made_by: what made the policy (``prfl.factory.provenance``).
     """
     family = FAMILIES[provenance.family(made_by)]
-    hub, lora = is_hub_id(config.backbone.model), f"{name}.safetensors"
+    hub, loras = is_hub_id(config.backbone.model), [part for part in contents if part.endswith(".safetensors")]
     base = config.backbone.model if hub else Path(config.backbone.model).name  # a path is nobody's business
-    tags = ["prfl", family.task, "reward-gradient", *(["lora"] if lora in contents else [])]
+    tags = ["prfl", family.task, "reward-gradient", *(["lora"] if loras else [])]
     data = ModelCardData(
         library_name="diffusers", pipeline_tag=family.task, base_model=base if hub else None, tags=tags
     )
@@ -45,11 +46,12 @@ def policy_card(
         f"`{base}` trained with prfl by {config.objective.card_text}.",
         "## Use",
     ]
-    if lora in contents:
+    if loras:
         facts = {"pipeline": family.pipeline, "before": family.lora.before}
-        parts.append(USE_LORA.format(**facts, base=base, repo=repo, file=lora))
-        parts += [family.lora.use.format(file=lora)] if family.lora.use else []
-    if networks := [part for part in contents if part != lora]:
+        lines = [load_line(family.lora, repo, lora) for lora in loras]
+        parts.append(USE_LORA.format(**facts, base=base, loads="\n".join(lines)))
+        parts += [family.lora.use.format(file=loras[0])] if family.lora.use else []
+    if networks := [part for part in contents if part not in loras]:
         loads = [f'{part} = {family.network}.from_pretrained("{repo}", subfolder="{part}")' for part in networks]
         arguments = ", ".join(f"{part}={part}" for part in networks)
         facts = {"pipeline": family.pipeline, "network": family.network, "base": base}
@@ -60,6 +62,13 @@ def policy_card(
         parts += ["## The reward", reward_text(config)]
     parts += ["## Files", files_text(contents)]
     return ModelCard("\n\n".join(parts) + "\n")
+
+
+def load_line(form: LoraFile, repo: str, file: str) -> str:
+    """The call by which diffusers loads a file."""
+    told = [each.told for each in form.of_networks.values() if file.endswith(f"_{each.ending}.safetensors")]
+    arguments = ", ".join([f'"{repo}"', f'weight_name="{file}"', *filter(None, told)])
+    return f"pipeline.load_lora_weights({arguments})"
 
 
 def files_text(contents: Sequence[str]) -> str:
@@ -79,7 +88,7 @@ In diffusers:
 from diffusers import {pipeline}
 
 pipeline = {pipeline}.from_pretrained("{base}"){before}
-pipeline.load_lora_weights("{repo}", weight_name="{file}")
+{loads}
 ```"""
 
 USE_NETWORKS = """\

@@ -11,14 +11,16 @@ diffusers turns the same names into its own and does the same with ``.alpha``, b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from prfl.backbone.family import LoraFile
+from prfl.backbone.network import split
 from prfl.factory import provenance
 from prfl.factory.provenance import Stamp
 from prfl.utils.errors import PrflError
@@ -52,6 +54,28 @@ def shared_file_tensors(
         tensors[f"{key}.lora_A.weight"] = down.to(dtype).contiguous()
         tensors[f"{key}.lora_B.weight"] = up.to(dtype).contiguous()
     return tensors
+
+
+def write_lora_files(
+    folder: Path,
+    name: str,
+    form: LoraFile,
+    state: Mapping[str, Tensor],
+    networks: Sequence[str],
+    **options: Any,
+) -> list[Path]:
+    """Write NAME.safetensors; of a model of several networks a file of each that has the adapter, as its form calls it.
+
+    networks: of the model; the keys of all but the first begin with their names.  options: of ``write_shared_file``.
+    """
+    if len(networks) == 1:
+        parts = {folder / f"{name}.safetensors": dict(state)}
+    else:
+        of_each = split(state, networks)
+        parts = {folder / f"{name}_{form.of_networks[key].ending}.safetensors": part for key, part in of_each.items()}
+    for path, part in parts.items():
+        write_shared_file(path, form, part, **options)
+    return list(parts)
 
 
 def write_shared_file(

@@ -14,7 +14,7 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.export import card
 from prfl.export.hub import push as push_files
-from prfl.export.lora import write_shared_file
+from prfl.export.lora import write_lora_files
 from prfl.factory import provenance
 from prfl.factory.backbone import POLICY, build_backbone
 from prfl.factory.policy import load_policy, network_folders, read_policy, trained_weights
@@ -40,8 +40,9 @@ def export_run(
 ) -> Path:
     """Write what the run trained, with a model card, to ``out`` (``run/export``); returns the folder.
 
-    A LoRA run gives NAME.safetensors, for diffusers and ComfyUI (``lora.py``), and with ``merged`` the whole
-    transformer as a diffusers folder; full fine-tuning gives that folder; a reward run gives the reward.
+    A LoRA run gives NAME.safetensors, for diffusers and ComfyUI (``lora.py``), of a model of several networks a file of
+    each, and with ``merged`` the whole transformer as a diffusers folder; full fine-tuning gives that folder; a reward
+    run gives the reward.
     name: of the file and in the card; the run folder's own.  push: ``owner/name`` on the hub, uploaded at the end.
     Only the files that it wrote are uploaded; what else is in the folder is named and stays.
     Raises PrflError where there is no finished run, the policy is not that of the config, or the hub refuses.
@@ -101,18 +102,15 @@ def _write_policy(config: Config, out: Path, name: str, dtype: str, merged: bool
 
     adapter = config.backbone.adapter
     assert adapter is not None, "the config's rules ask for an adapter"
-    networks = provenance.networks(stamp)
-    if len(networks) > 1:
+    networks, form = provenance.networks(stamp), FAMILIES[provenance.family(stamp)].lora
+    if len(networks) > 1 and not form.of_networks:
         if merged:
             return write_merged(config, out, stamp)
         what = f"a LoRA on {' and '.join(networks)} cannot be written as one file for others"
         raise PrflError(what, where=str(trained), fix="export merged weights (--merged)")
-    file, state = out / f"{name}.safetensors", read_policy(trained)
-    form, stored = FAMILIES[provenance.family(stamp)].lora, getattr(torch, dtype)
-    write_shared_file(file, form, state, rank=adapter.rank, alpha=adapter.alpha, dtype=stored, made_by=stamp)
-    if not merged:
-        return [file]
-    return [file, *write_merged(config, out, stamp)]
+    how = {"rank": adapter.rank, "alpha": adapter.alpha, "dtype": getattr(torch, dtype), "made_by": stamp}
+    files = write_lora_files(out, name, form, read_policy(trained), networks, **how)
+    return [*files, *write_merged(config, out, stamp)] if merged else files
 
 
 def _copy_network(source: Path, folder: Path, stamp: Stamp) -> None:

@@ -38,7 +38,8 @@ class CheaperCalls:
     def __init__(self, backbone: WanBackbone, how: Cheaper, exact: Set[int]) -> None:
         self.backbone, self.exact = backbone, exact
         self.cache = StepCache(how.cache) if how.cache else None
-        blocks = list(backbone.transformer.blocks.children())
+        lists = [network.get_submodule("blocks") for network in backbone.computing.values()]
+        blocks = [block for blocks_of_one in lists for block in blocks_of_one.children()]
         self.products, self.attentions = list[nn.Module](), list[tuple[Any, KernelSelfAttention]]()
         if how.products == "float8":  # the factors of adapters are of a class of their own (``adapters.LowRank``)
             self.products = [layer for block in blocks for layer in block.modules() if type(layer) is nn.Linear]
@@ -83,9 +84,11 @@ class CheaperCalls:
 @dataclass(eq=False)
 class Branch:
     """Of one condition's samples, at each one's last computed call: what the first block added to its input, and what
-    the others added to that.  (b, tokens, width) each.  condition: kept, so that no other one gets its identity."""
+    the others added to that.  (b, tokens, width) each.  condition: kept, so that no other one gets its identity.
+    network: that computed it, of which another can take nothing over."""
 
     condition: object
+    network: nn.Module
     by_first: Tensor
     by_others: Tensor
 
@@ -112,12 +115,13 @@ class StepCache:
         after_first = first(hidden, text, modulation, rotary)
         by_first = after_first - hidden
         branch = self.branches.get(id(condition))
+        branch = branch if branch is not None and branch.network is network else None
         changed = self._changed(by_first, branch)
         self.evaluations += len(hidden)
         self.skipped += len(hidden) - len(changed)
         if len(changed) == len(hidden):
             result = rest(after_first, text, modulation, rotary)
-            self.branches[id(condition)] = Branch(condition, by_first, result - after_first)
+            self.branches[id(condition)] = Branch(condition, network, by_first, result - after_first)
             return result
         assert branch is not None
         result = after_first + branch.by_others

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prfl.backbone.family import Family, LoraFile
 from prfl.backbone.wan import lora_names
-from prfl.backbone.wan.loading import load
+from prfl.backbone.wan.loading import has_two, load
 from prfl.backbone.wan.text import padded_condition
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -18,6 +18,7 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 WAN = Family(
     pipeline="WanPipeline",
     network="WanTransformer3DModel",
+    fits=lambda index: not has_two(index),
     load=load,
     lora=LoraFile(
         prefix="diffusion_model.",

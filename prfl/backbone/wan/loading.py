@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,18 +18,24 @@ from prfl.backbone.wan.text import WanText
 from prfl.utils.errors import PrflError
 
 SUPPORTED = (
-    "supported are WanPipeline folders with one transformer (Wan 2.1, and Wan 2.2 TI2V-5B for text to video) and "
+    "supported are WanPipeline folders (Wan 2.1, and Wan 2.2's TI2V-5B and T2V-A14B for text to video) and "
     "Wan 2.1's WanImageToVideoPipeline"
 )
 
 
-def check_pipeline(index: dict[str, Any], where: str) -> None:
-    """The WanPipeline of a model_index.json must have one transformer.
+def has_two(index: Mapping[str, Any]) -> bool:
+    """Whether a model_index.json has two transformers that share the chain (Wan 2.2 A14B)."""
+    return index.get("transformer_2") not in (None, [None, None]) or index.get("boundary_ratio") is not None
 
-    Where it expands timesteps to one per token (Wan 2.2 TI2V-5B), all of them are equal for text to video.
+
+def check_one(index: Mapping[str, Any], where: str) -> None:
+    """Raise PrflError for a pipeline of two transformers.
+
+    One that expands timesteps to one per token (Wan 2.2 TI2V-5B) is no matter: for text to video all are equal.
     """
-    if index.get("transformer_2") not in (None, [None, None]) or index.get("boundary_ratio") is not None:
-        raise PrflError("a Wan 2.2 pipeline (two transformers) is not supported yet", where=where, fix=SUPPORTED)
+    if has_two(index):
+        what = f"a {index.get('_class_name')} of two transformers is not supported"
+        raise PrflError(what, where=where, fix=SUPPORTED)
 
 
 def check_vae(vae: AutoencoderKLWan, where: str) -> None:
@@ -46,7 +52,7 @@ def check_vae(vae: AutoencoderKLWan, where: str) -> None:
 
 
 def load(source: Source, dtype: torch.dtype) -> WanBackbone:
-    """A Wan text-to-video model.  Raises PrflError for models of another kind (image to video, two transformers)."""
+    """A Wan text-to-video model.  Raises PrflError for models of another kind (image to video)."""
     schedule = flow_schedule(source)
     transformer = source.load(WanTransformer3DModel, "transformer", dtype)
     vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
@@ -56,8 +62,13 @@ def load(source: Source, dtype: torch.dtype) -> WanBackbone:
 
 
 def flow_schedule(source: Source) -> tuple[float, float]:
-    """(shift of the sigmas, timestep of sigma 1) of a supported pipeline."""
-    check_pipeline(source.index, source.name)
+    """(shift of the sigmas, timestep of sigma 1) of a supported pipeline with one transformer."""
+    check_one(source.index, source.name)
+    return read_schedule(source)
+
+
+def read_schedule(source: Source) -> tuple[float, float]:
+    """(shift of the sigmas, timestep of sigma 1).  Raises PrflError for a scheduler that is not of a flow."""
     scheduler = source.config(FlowMatchEulerDiscreteScheduler, "scheduler")
     shift = scheduler.get("flow_shift", scheduler.get("shift"))
     if shift is None:
@@ -74,8 +85,13 @@ def assemble(
     load_tokenizer: Callable[[], Any] | None = None,
 ) -> WanBackbone:
     """Check that the parts are a text-to-video model and put them together."""
-    if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
-        raise PrflError("an image-to-video transformer in a WanPipeline", where=source.name, fix=SUPPORTED)
+    check_reads_text(transformer, source.name)
     check_vae(vae, source.name)
     facts = read_facts(source, transformer, vae, schedule)
-    return WanBackbone(transformer, vae, WanText(load_text, load_tokenizer), facts)
+    return WanBackbone({"transformer": transformer}, vae, WanText(load_text, load_tokenizer), facts)
+
+
+def check_reads_text(transformer: WanTransformer3DModel, where: str) -> None:
+    """Raise PrflError for a network of an image-to-video model."""
+    if transformer.config.image_dim is not None or transformer.config.in_channels != transformer.config.out_channels:
+        raise PrflError("an image-to-video transformer in a WanPipeline", where=where, fix=SUPPORTED)

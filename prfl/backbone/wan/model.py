@@ -7,7 +7,7 @@ checkpointed with a guard on the adapter, and the padded text is folded (see ``t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from prfl.backbone.base import Facts
 from prfl.backbone.cheaper import Cheaper
 from prfl.backbone.checkpointing import one_after_another, run_block, stretches
 from prfl.backbone.condition import EMBEDS, LENGTHS, Condition
-from prfl.backbone.network import copies
+from prfl.backbone.network import all_predictors
 from prfl.backbone.wan.cheaper import CheaperCalls, StepCache
 from prfl.backbone.wan.codec import WanCodec
 from prfl.backbone.wan.kernels import SWAPPED, use_kernels
@@ -29,22 +29,23 @@ from prfl.backbone.wan.text import TEXT_TOKENS, FoldedTextProcessor, WanText, fo
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
 
-TRANSFORMER = "transformer"
-
 
 class WanBackbone(WanCodec):
     """A Wan text-to-video model.  Made by ``load_backbone``; every base weight is frozen."""
 
-    def __init__(self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, text: WanText, facts: Facts) -> None:
-        super().__init__({TRANSFORMER: transformer}, vae, text, facts)
+    def __init__(
+        self, networks: Mapping[str, WanTransformer3DModel], vae: AutoencoderKLWan, text: WanText, facts: Facts
+    ) -> None:
+        super().__init__(networks, vae, text, facts)
         self.step_cache: StepCache | None = None
-        for block in transformer.blocks:
-            block.attn2.set_processor(FoldedTextProcessor())
+        for network in networks.values():
+            for block in network.blocks:
+                block.attn2.set_processor(FoldedTextProcessor())
 
     @property
     def transformer(self) -> WanTransformer3DModel:
         """The one that computes now: a copy, inside its adapter."""
-        return self.computing[TRANSFORMER]
+        return self.network
 
     # ------------------------------------------------------------------------------------------------- the network
 
@@ -57,7 +58,7 @@ class WanBackbone(WanCodec):
         """
         with self.precision(self.transformer.patch_embedding.weight):
             inputs, count = self._embed(latents, sigma, condition), len(self.transformer.blocks)
-            head = partial(self._patches, inputs.pop("time"))
+            head = partial(_patches, self.transformer, inputs.pop("time"))
             if self.step_cache is None:
                 (patches,) = deque(self._run_blocks(count, inputs, head), maxlen=1)  # all are gigabytes
             else:
@@ -111,14 +112,6 @@ class WanBackbone(WanCodec):
         """The network's time of each sample (b,), or of each token (b, tokens), in float32."""
         return (sigma.to(latents.device) * self.facts.schedule[1]).float().expand(len(latents))
 
-    def _patches(self, time: Tensor, hidden: Tensor) -> Tensor:
-        """What stands behind the last block: its velocity, patch by patch."""
-        shift, scale = (self.transformer.scale_shift_table + time.unsqueeze(-2)).chunk(2, dim=-2)
-        if time.ndim == 3:  # of each token
-            shift, scale = shift.squeeze(-2), scale.squeeze(-2)
-        hidden = (self.transformer.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        return self.transformer.proj_out(hidden)
-
     def _computes_in_full_precision(self) -> bool:
         kind = self.facts.device.type
         autocast = kind != "meta" and torch.is_autocast_enabled(kind)
@@ -158,10 +151,22 @@ class WanBackbone(WanCodec):
 
     def use_kernels(self, which: Collection[str] = SWAPPED, attention: str = "sdpa") -> None:
         """Swap prfl_kernels' operations in, or with ``()`` out again, and an attention: see ``kernels.use_kernels``."""
-        for network in (self.networks[TRANSFORMER], *copies(self).values()):
+        for network in all_predictors(self):
             use_kernels(network, which, attention)
         self.running.kernels = frozenset(which)
 
     def cheaper(self, how: Cheaper, exact: Set[int] = frozenset()) -> CheaperCalls:
         """The calls of one rollout, without gradient, that cost less but at the nodes ``exact``: see cheaper.py."""
         return CheaperCalls(self, how, exact)
+
+
+def _patches(network: WanTransformer3DModel, time: Tensor, hidden: Tensor) -> Tensor:
+    """What stands behind the last block: its velocity, patch by patch.
+
+    Of a network that is named: a checkpoint runs it again, when another may be the one that computes.
+    """
+    shift, scale = (network.scale_shift_table + time.unsqueeze(-2)).chunk(2, dim=-2)
+    if time.ndim == 3:  # of each token
+        shift, scale = shift.squeeze(-2), scale.squeeze(-2)
+    hidden = (network.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+    return network.proj_out(hidden)

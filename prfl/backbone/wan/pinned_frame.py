@@ -102,7 +102,8 @@ def load(source: Source, dtype: torch.dtype) -> PinnedFrameBackbone:
         condition={**facts.condition, FRAME: TensorSpec((facts.latent_channels, 1, "h", "w"), facts.dtype)},
         takes=frozenset({"text", "image"}),
     )
-    return PinnedFrameBackbone(transformer, vae, WanText(*source.text_loaders(UMT5EncoderModel, dtype)), facts)
+    text = WanText(*source.text_loaders(UMT5EncoderModel, dtype))
+    return PinnedFrameBackbone({"transformer": transformer}, vae, text, facts)
 
 
 WAN_PINNED_FRAME = Family(
