@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from prfl.backbone.base import Backbone
 from prfl.backbone.cogvideox.family import COGVIDEOX
-from prfl.backbone.family import Family
+from prfl.backbone.family import FIRST_NETWORKS, Family, LoraFile
 from prfl.backbone.loaded import LoadedPipeline
+from prfl.backbone.lora_file import merge_lora
 from prfl.backbone.modelscope.family import MODELSCOPE
 from prfl.backbone.source import Source
 from prfl.backbone.wan.experts import WAN_EXPERTS
 from prfl.backbone.wan.family import WAN
 from prfl.backbone.wan.image_to_video import WAN_IMAGE
 from prfl.backbone.wan.pinned_frame import WAN_PINNED_FRAME
-from prfl.utils.errors import PrflError
+from prfl.utils.errors import PrflError, error_location
 
 FAMILIES: dict[str, Family] = {
     "wan": WAN,
@@ -47,17 +52,43 @@ def load_backbone(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     pipeline: str | None = None,
+    files: Mapping[str, Path] | None = None,
+    base_lora: Path | None = None,
 ) -> Backbone:
     """A video model of a known family in diffusers' pipeline format, from a folder or a hub id.
 
     pipeline: the class to load it as, where it serves several; None is the one that its model_index.json names.
+    files: checkpoints in one file each, in place of the weights of these folders of the pipeline.
+    base_lora: a LoRA that is merged into the network's weights, and from then on part of the base.
 
     Only safetensors are read and no remote code is run.  The text encoder is loaded at its first use; the VAE is kept
     in float32 when ``dtype`` is a half precision, as the models' authors advise.
     Raises PrflError when the folder or a part is missing, and for models of another kind, with those that are known.
     """
-    source = Source(str(folder_or_hub), revision, torch.device(device), pipeline)
-    return find_family(source).load(source, dtype)
+    source = Source(str(folder_or_hub), revision, torch.device(device), pipeline, files or {})
+    family = find_family(source)
+    if base_lora is not None and family.lora.of_networks:
+        what = f"one LoRA for the networks {' and '.join(family.lora.of_networks)}"
+        raise PrflError(f"{what} is not supported yet", where="backbone.base_lora", fix="leave it out")
+    if base_lora is not None:
+        source = replace(source, finish=partial(merge_into, base_lora, family.lora))
+    model = family.load(source, dtype)
+    check_files(model, files or {})
+    return model
+
+
+def merge_into(path: Path, form: LoraFile, folder: str, network: nn.Module) -> None:
+    """Merge a LoRA into what predicts; other networks stay as they are."""
+    if folder in FIRST_NETWORKS:
+        with error_location("backbone.base_lora"):
+            merge_lora(path, form, network)
+
+
+def check_files(model: Backbone, files: Collection[str]) -> None:
+    """Raise PrflError for a file of a network that the model does not have."""
+    if strange := [name for name in files if name not in model.networks]:
+        what = f"the model has no {strange[0]}: its networks are {', '.join(model.networks)}"
+        raise PrflError(what, where=f"backbone.weights.{strange[0]}", fix="leave it out")
 
 
 def backbone_from_pipeline(pipe: DiffusionPipeline) -> Backbone:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil
 
+from prfl.backbone.single_file import load_single_file
 from prfl.backbone.weights import cast, check_finite
 from prfl.config.section import is_hub_id
 from prfl.utils.console import silent_libraries
@@ -31,13 +32,16 @@ class Source:
     """A pipeline on disk or on the hub.  Whatever cannot be found or read becomes a PrflError that names the part.
 
     device: on ``meta`` its models have shapes and dtypes alone: nothing but their configs is read.  pipeline: the class
-    that it is loaded as; None is its own.
+    that it is loaded as; None is its own.  files: checkpoints in one file each, in place of the weights of these
+    folders.  finish: what is done with each of diffusers' models, by its folder, once it is loaded.
     """
 
     name: str
     revision: str | None
     device: torch.device
     pipeline: str | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    finish: Callable[[str, nn.Module], None] | None = None
 
     @property
     def model_id(self) -> str:
@@ -85,6 +89,22 @@ class Source:
             config = self.config(kind, subfolder)
             with torch.device("meta"):
                 return cast(kind.from_config(config), dtype)
+        model = (
+            self.from_file(kind, subfolder, dtype) if subfolder in self.files else self.saved(kind, subfolder, dtype)
+        )
+        model = model.to(self.device)
+        where = self.files.get(subfolder, f"{self.name}/{subfolder}")
+        check_finite(dict(model.named_parameters()), str(where), NOT_FINITE)
+        if self.finish:
+            self.finish(subfolder, model)
+        return model
+
+    def from_file(self, kind: Any, subfolder: str, dtype: torch.dtype) -> nn.Module:
+        """A diffusers model with the weights of a checkpoint in one file."""
+        return cast(load_single_file(kind, self.config(kind, subfolder), self.files[subfolder]), dtype)
+
+    def saved(self, kind: Any, subfolder: str, dtype: torch.dtype) -> Any:
+        """A diffusers model with the pipeline's own weights, complete."""
         try:
             model, report = kind.from_pretrained(
                 self.name,
@@ -97,8 +117,6 @@ class Source:
         except (OSError, ValueError, SafetensorError) as error:
             raise self.missing(subfolder, error) from error
         self.check_complete(subfolder, report["missing_keys"], report["unexpected_keys"])
-        model = model.to(self.device)
-        check_finite(dict(model.named_parameters()), f"{self.name}/{subfolder}", NOT_FINITE)
         return model
 
     def check_complete(self, part: str, missing: Iterable[str], strangers: Iterable[str] = ()) -> None:

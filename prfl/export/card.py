@@ -13,6 +13,7 @@ from prfl.backbone.families import FAMILIES
 from prfl.backbone.family import LoraFile
 from prfl.config.schema import Config
 from prfl.config.section import is_hub_id
+from prfl.config.sections.backbone import BackboneConfig
 from prfl.estimate.protection import NOT_PROTECTED
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
@@ -44,6 +45,7 @@ def policy_card(
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
         f"`{base}` trained with prfl by {config.objective.card_text}.",
+        *changed_base(config.backbone),
         "## Use",
     ]
     if loras:
@@ -69,6 +71,14 @@ def load_line(form: LoraFile, repo: str, file: str) -> str:
     told = [each.told for each in form.of_networks.values() if file.endswith(f"_{each.ending}.safetensors")]
     arguments = ", ".join([f'"{repo}"', f'weight_name="{file}"', *filter(None, told)])
     return f"pipeline.load_lora_weights({arguments})"
+
+
+def changed_base(backbone: BackboneConfig) -> list[str]:
+    """Say what the policy's base has that the model of this name has not: a reader must load it first."""
+    changes = [f"the {name} is that of `{file.name}`" for name, file in backbone.weights.named().items()]
+    if backbone.base_lora:
+        changes.append(f"the LoRA `{backbone.base_lora.name}` is in its weights, at strength 1")
+    return [f"Its base is not the model alone: {'; '.join(changes)}. Load that first."] if changes else []
 
 
 def files_text(contents: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,18 +23,22 @@ def load_backbone(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     pipeline: str | None = None,
+    files: Mapping[str, Path] | None = None,
+    base_lora: Path | None = None,
 ) -> Backbone:
     """Load a video model (Wan 2.1, Wan 2.2 TI2V-5B, CogVideoX, ModelScope) from a diffusers folder or a hub id.
 
     ``shapes`` is the one inside the package.
 
     revision: of the hub's.  pipeline: the diffusers pipeline that it is loaded as, where it serves several.
+    files: checkpoints in one safetensors file, by the network whose weights they replace, as ``transformer``.
+    base_lora: a LoRA file that is merged into the weights, and frozen with them.
     Raises PrflError when a part is missing, and for models of another kind.
     """
     if isinstance(folder_or_hub, DiffusionPipeline):
         fix = "prfl.backbone_from_pipeline(pipe)"
         raise PrflError("a pipeline that is loaded already is no folder or hub id", where="load_backbone", fix=fix)
-    return backbones.load_backbone(shapes_or(folder_or_hub), dtype, device, revision, pipeline)
+    return backbones.load_backbone(shapes_or(folder_or_hub), dtype, device, revision, pipeline, files, base_lora)
 
 
 def load_reward(

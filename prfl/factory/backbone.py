@@ -8,6 +8,7 @@ import torch
 
 from prfl.backbone import Backbone, LoraSpec, load_architecture, load_backbone
 from prfl.backbone.attention import INT8, VARIABLE, choose_attention, why_not
+from prfl.backbone.families import check_files
 from prfl.backbone.hooked import HookedBackbone
 from prfl.backbone.kernels import CallsCheaper, use_kernels
 from prfl.backbone.network import add_copy, all_predictors, train_all
@@ -49,6 +50,8 @@ def build_backbone(config: Config) -> Backbone:
         choose_device(settings),
         settings.revision,
         settings.pipeline,
+        settings.weights.named(),
+        settings.base_lora,
     )
     model = prepare_backbone(config, loaded)
     if settings.compile:
@@ -82,6 +85,7 @@ def build_architecture(config: Config) -> Backbone:
     settings = config.backbone
     source = shapes.model_folder() if settings.model in ("shapes", *RECIPES) else settings.model
     model = load_architecture(source, getattr(torch, settings.dtype), settings.revision, settings.pipeline)
+    check_files(model, settings.weights.named())
     with torch.device("meta"):
         return prepare_backbone(config, model)
 

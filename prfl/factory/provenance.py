@@ -25,6 +25,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.fingerprint import NO_WEIGHTS
+from prfl.backbone.lora_file import RUN_STAMP
 from prfl.backbone.network import fingerprints
 from prfl.config import identity
 from prfl.config.schema import Config
@@ -35,7 +36,7 @@ from prfl.utils.files import atomic_write
 from prfl.utils.hashing import remembered_hash
 from prfl.utils.reading import disk_refuses, unreadable
 
-KEY, BESIDE = "prfl", "prfl.json"
+KEY, BESIDE = RUN_STAMP, "prfl.json"
 AGAIN = "run `prfl train` on this config again"
 Stamp = Mapping[str, Any]
 

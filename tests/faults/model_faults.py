@@ -35,6 +35,29 @@ def _(bench):
     return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model")
 
 
+@fault("a checkpoint in one file that lacks a weight", "the file lacks blocks.0.attn1.to_q.weight", "this very model")
+def _(bench):
+    path = bench.copied_model() / "transformer/diffusion_pytorch_model.safetensors"
+    drop_one(path, "attn1.to_q.weight")
+    return bench.cli("train", "sft.yaml", "run=runs/new", f"backbone.weights.transformer={path}")
+
+
+@fault("a checkpoint of a network that the model has not", "backbone.weights.unet", "networks are transformer, vae")
+def _(bench):
+    path = bench.copied_model() / "transformer/diffusion_pytorch_model.safetensors"
+    return bench.cli("train", "sft.yaml", "run=runs/new", f"backbone.weights.unet={path}")
+
+
+@fault("a LoRA of another model in the base", "backbone.base_lora", "1 of the file's 1 layers", "of this model")
+def _(bench):
+    layer = {
+        "blocks.9.attn1.to_q.lora_A.weight": torch.ones(1, 24),
+        "blocks.9.attn1.to_q.lora_B.weight": torch.ones(24, 1),
+    }
+    save_file(layer, "lora.safetensors")
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.base_lora=lora.safetensors")
+
+
 @fault("a text encoder that lacks a weight", "model/text_encoder", "the file lacks", "again, whole")
 def _(bench):
     drop_one(bench.copied_model() / "text_encoder/model.safetensors", "SelfAttention.q")

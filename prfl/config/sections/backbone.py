@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -53,6 +54,20 @@ class KernelsConfig(Section):
     gated_residual_norm: Kernels = Field(default="auto", description="Gate, sum, norm and modulation of a block.")
 
 
+class WeightsConfig(Section):
+    transformer: FolderOrFile | None = place(default=None, description="Of a diffusion transformer.")
+    transformer_2: FolderOrFile | None = place(
+        default=None, description="Of the second one, where a model has two: the low-noise one of Wan 2.2 A14B."
+    )
+    unet: FolderOrFile | None = place(default=None, description="Of a UNet.")
+    vae: FolderOrFile | None = place(default=None, description="Of the VAE.")
+
+    def named(self) -> dict[str, Path]:
+        """The files by the pipeline's folder whose weights they replace."""
+        files = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: file for name, file in files.items() if file is not None}
+
+
 class BackboneConfig(Section):
     model: str = place(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
@@ -60,6 +75,16 @@ class BackboneConfig(Section):
         default=None,
         description="The diffusers pipeline that the model is loaded as, where it serves several: "
         "WanImageToVideoPipeline lets Wan 2.2 TI2V-5B draw from first frames. Null is the one its folder names.",
+    )
+    weights: WeightsConfig = Field(
+        default=WeightsConfig(),
+        description="Checkpoints in one safetensors file, as ComfyUI and the models' authors give them out: each "
+        "replaces the weights of one of the model's networks, whose config and other parts stay those of the model.",
+    )
+    base_lora: FolderOrFile | None = place(
+        default=None,
+        description="A LoRA that is merged into the base's weights as they are loaded, and stays frozen: the base is "
+        "then the model with it, for the reward too. In the names of diffusers, ComfyUI, kohya or musubi.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -98,12 +123,15 @@ class BackboneConfig(Section):
 
     def files(self) -> list[Source]:
         weights = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
-        files = tuple(f"transformer/{name}" for name in weights)
-        model = Source("backbone.model", self.model, "model", self.revision, files)
-        if self.adapter is None or self.adapter.init is None:
-            return [model]
+        downloaded = tuple(f"transformer/{name}" for name in weights)
+        model = Source("backbone.model", self.model, "model", self.revision, downloaded)
+        remedy = "name a checkpoint as safetensors, or leave it out"
+        files = {f"backbone.weights.{name}": file for name, file in self.weights.named().items()}
+        sources = [Source(key, str(file), "file", remedy=remedy) for key, file in files.items()]
+        loras = {"backbone.base_lora": self.base_lora, "backbone.adapter.init": self.adapter and self.adapter.init}
         remedy = "name a LoRA as safetensors, or leave it out"
-        return [model, Source("backbone.adapter.init", str(self.adapter.init), "file", remedy=remedy)]
+        sources += [Source(key, str(file), "file", remedy=remedy) for key, file in loras.items() if file]
+        return [model, *sources]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         if not is_hub_id(self.model):
