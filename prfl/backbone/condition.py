@@ -24,7 +24,8 @@ class Ask(str):
     It is its prompt, a string, so that whatever reads prompts reads it; a string alone is the ask with nothing else.
     Two asks of one prompt with other images, or clips, are not equal.
 
-    image: a file of the video's first frame.  clip: the size of the video, that conditions with an image depend on.
+    image: a file of the video's first frame, or a video that begins with it.  clip: the size of the video, that
+    conditions with an image depend on.
     """
 
     image: Path | None
@@ -81,7 +82,8 @@ def check_asks(asks: Iterable[str], takes: frozenset[str], where: str = "data.pr
             what = f"a text-to-video model takes no first frame, and {shown} has {ask.image.name}"
             raise PrflError(what, where=where, fix="give prompts alone")
         if "image" in takes and (ask.image is None or ask.clip is None):
-            fix = 'lines of {"prompt": ..., "image": "first.png"} in a .jsonl file; in Python Ask(prompt, image, clip)'
+            fix = 'lines of {"prompt": ..., "image": "first.png"} in a .jsonl file, or those of clips '
+            fix += "(data.prompts.first_frames: true); in Python Ask(prompt, image, clip)"
             raise PrflError(f"an image-to-video model needs a first frame, and {shown} has none", where=where, fix=fix)
 
 

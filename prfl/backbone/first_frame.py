@@ -11,7 +11,7 @@ from torch import Tensor
 from prfl.backbone.condition import Ask, Condition
 from prfl.backbone.pipeline import PipelineBackbone
 from prfl.utils.errors import PrflError
-from prfl.utils.pictures import fitted, read_picture
+from prfl.utils.pictures import read_first_frame
 from prfl.utils.video_size import VideoSize
 
 FRAME = "frame_latents"
@@ -46,7 +46,7 @@ class FirstFrameBackbone(PipelineBackbone):
         frame, clip = ask.unconditional, ask.clip
         if self._last is None or self._last[0] != frame:
             assert frame.image is not None and clip is not None, "check_asks"
-            picture = fitted(read_picture(frame.image), clip.height, clip.width).to(self.facts.device)
+            picture = read_first_frame(frame.image, clip.height, clip.width).to(self.facts.device)
             tensors = self.frame_tensors(picture, clip)
             self._last = frame, {name: each.to(self.facts.device, self.facts.dtype) for name, each in tensors.items()}
         return self._last[1]

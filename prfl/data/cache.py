@@ -29,10 +29,10 @@ from torch import Tensor
 from prfl.backbone import Ask, Backbone, Condition
 from prfl.backbone.condition import TensorSpec, as_asks
 from prfl.data.entries import Form, entry_name, put_aside, read_entry, write_entry
-from prfl.data.formats import Window
 from prfl.utils import processes
 from prfl.utils.console import console, warn
 from prfl.utils.errors import PrflError
+from prfl.utils.formats import Window
 from prfl.utils.hashing import remembered_hash
 from prfl.utils.reading import printable, unreadable
 from prfl.utils.video_size import VideoSize
@@ -95,7 +95,7 @@ class LatentCache:
 
     def latents_entry(self, video: Path) -> tuple[Path, str]:
         """Return the file, and what it is made from, whose hash is its name.  Raises OSError, as ``latents_file``."""
-        from prfl.data.decoding import picture_hash
+        from prfl.utils.decoding import picture_hash
 
         made_from = self.videos.made_from(picture_hash(video))
         return self.folder / "latents" / f"{entry_name(made_from)}.safetensors", made_from

@@ -17,9 +17,9 @@ from prfl.backbone.condition import as_asks
 from prfl.data.buckets import Clip, ClipSizes, once
 from prfl.data.cache import LatentCache
 from prfl.data.conditions import asks_of
-from prfl.data.formats import Window
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
 from prfl.utils.errors import PrflError
+from prfl.utils.formats import Window
 from prfl.utils.hashing import json_hash, remembered_hash
 from prfl.utils.video_size import VideoSize
 

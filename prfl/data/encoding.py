@@ -19,12 +19,12 @@ from prfl.backbone import Backbone
 from prfl.data.buckets import Clip, ClipSizes, once
 from prfl.data.cache import LatentCache
 from prfl.data.conditions import asks_of
-from prfl.data.formats import Window
 from prfl.data.leaks import check_contents, check_prompts
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.formats import Window
 from prfl.utils.pictures import write_picture
 from prfl.utils.reading import unreadable
 from prfl.utils.video_size import VideoSize
@@ -118,7 +118,7 @@ def _check_splits(
     rows: Sequence[LabelledVideo | PreferencePair], videos: Sequence[Path], where: str, backbone: Backbone
 ) -> None:
     """Check that no video and no prompt is in two splits.  videos: those whose bytes can be read."""
-    from prfl.data.decoding import picture_hash
+    from prfl.utils.decoding import picture_hash
 
     check_contents(rows, {video: picture_hash(video) for video in videos}, where)
 

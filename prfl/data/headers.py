@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from prfl.data.decoding import opened, readable, video_stream
+from prfl.utils.decoding import opened, readable, video_stream
 
 
 class Header(NamedTuple):

@@ -28,7 +28,7 @@ class _PromptRow(BaseModel):
 def read_prompts(path: str | Path) -> list[str]:
     """Read one prompt a line from a .txt file (blank lines are skipped), ``{"prompt": ...}`` a line from a .jsonl file.
 
-    A line of the latter may have an "image", the first frame: a file, found from this one's folder.
+    A line of the latter may have an "image", the first frame: a picture or a video, found from this one's folder.
     Raises PrflError with file and line of every empty or repeated prompt, and for a file without any.
     """
     path, faults = Path(path), Faults()

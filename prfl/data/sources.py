@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prfl.data.formats import SUFFIXES
 from prfl.utils.errors import PrflError
 from prfl.utils.files import written_by_prfl
+from prfl.utils.formats import SUFFIXES
 from prfl.utils.hashing import content_hash
 from prfl.utils.reading import absent
 from prfl.utils.text import visible

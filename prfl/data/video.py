@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.data.decoding import (
+from prfl.utils.decoding import (
     AGAIN,
     BT601,
     BT709,
@@ -34,9 +34,9 @@ from prfl.data.decoding import (
     readable,
     video_stream,
 )
-from prfl.data.formats import SUFFIXES, Window
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.formats import SUFFIXES, Window
 from prfl.utils.video_size import VideoSize
 
 # x264's assembly for frames as small as the shapes world's writes other files from process to process, and from CPU to

@@ -137,7 +137,7 @@ def build_rendered_clips(generator: MixtureConfig | CuratedConfig, order: Order)
 def build_video_clips(generator: ClipsConfig, order: Order) -> Path:
     """The pairs of clips and their degradations where a reward is trained, or else the clips alone."""
     from prfl.data import clips as cutting
-    from prfl.data.decoding import picture_hash
+    from prfl.utils.decoding import picture_hash
 
     data, prompts = order.config.data, order.prompts
     captions = {row.video: (row.prompt, row.split or "train") for row in captioned_videos(data)}

@@ -87,7 +87,7 @@ def encode_manifest(config: Config, model: Backbone, path: Path, root: Path | No
             batch_size=data.encode_batch,
         )
     if processes.is_main():
-        from prfl.data.decoding import BY_SIZE, read_anew
+        from prfl.utils.decoding import BY_SIZE, read_anew
 
         console.say(str(report))
         videos = manifest_videos(read_manifest(path, root=root, follow_links=data.follow_links))

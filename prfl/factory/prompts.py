@@ -11,7 +11,7 @@ from prfl.config.schema import Config
 from prfl.config.sections.data import ClipsConfig, DataConfig
 from prfl.data import leaks
 from prfl.data.folder import read_folder
-from prfl.data.manifest import LabelledVideo, prompts_by_split
+from prfl.data.manifest import LabelledVideo, PreferencePair, prompts_by_split, read_manifest
 from prfl.data.prompts import read_prompts, split_prompts
 from prfl.toy import renderer
 from prfl.utils.errors import PrflError, error_location
@@ -72,12 +72,21 @@ def _prompts_of_clips(data: DataConfig) -> dict[str, list[str]]:
     source = data.manifest or data.folder
     if data.prompts.train and source and not source.exists():
         return {}
-    if data.manifest:
+    if data.manifest and not data.prompts.first_frames:
         return {split or "train": prompts for split, prompts in prompts_by_split(data.manifest).items()}
-    splits: dict[str, dict[str, None]] = {}
-    for row in captioned_videos(data):
-        splits.setdefault(row.split or "train", {})[row.prompt] = None
-    return {split: list(prompts) for split, prompts in splits.items()}
+    splits: dict[str, dict[str, str]] = {}
+    for row in _rows_of_clips(data):
+        video = row.a if isinstance(row, PreferencePair) else row.video
+        ask = Ask(row.prompt, video) if data.prompts.first_frames else row.prompt
+        splits.setdefault(row.split or "train", {}).setdefault(row.prompt, ask)
+    return {split: list(prompts.values()) for split, prompts in splits.items()}
+
+
+def _rows_of_clips(data: DataConfig) -> Sequence[LabelledVideo | PreferencePair]:
+    """List the videos or pairs that bring prompts."""
+    if data.manifest:
+        return read_manifest(data.manifest, root=data.root, follow_links=data.follow_links)
+    return captioned_videos(data)
 
 
 def captioned_videos(data: DataConfig) -> list[LabelledVideo]:

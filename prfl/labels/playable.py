@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from prfl.data.decoding import aspect, decoded, opened, orientation, readable, video_stream
 from prfl.data.video import cut_video, find_stretches
 from prfl.evaluation.media import browser_mp4_of
+from prfl.utils.decoding import aspect, decoded, opened, orientation, readable, video_stream
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 from prfl.utils.video_size import VideoSize

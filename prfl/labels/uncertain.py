@@ -15,7 +15,7 @@ from prfl.factory.evaluation import build_latents_scorer
 from prfl.factory.reward import load_reward
 from prfl.labels.pairs import Pair
 from prfl.reward.checkpoint import read_config
-from prfl.runs.score import Scorer, clip_of, find_backbone, read_latents
+from prfl.runs.score import Scorer, ask_of, clip_of, find_backbone, read_latents
 from prfl.utils.console import progress
 from prfl.utils.errors import PrflError
 from prfl.utils.text import did_you_mean
@@ -76,11 +76,12 @@ def head_scores(folder: Path, pairs: Sequence[Pair], head: str, model: str | Non
     scorer = Scorer(backbone, reward, build_latents_scorer(reward, backbone), noise_draws=1, seed=0)
     clip = clip_of(reward.card, {})
     prompts = {name: pair.prompt for pair in pairs for name in (pair.a, pair.b)}
-    conditions = {prompt: backbone.condition([prompt]) for prompt in dict.fromkeys(prompts.values())}
+    asks = {name: ask_of(backbone, folder / name, prompt, clip) for name, prompt in prompts.items()}
+    conditions = {ask: backbone.condition([ask]) for ask in dict.fromkeys(asks.values())}
 
     scores = {}
-    for name, prompt in progress("scoring")(list(prompts.items())):
+    for name, ask in progress("scoring")(list(asks.items())):
         latents = read_latents(folder / name, backbone, clip)
-        values = scorer.at(latents, 0.0, conditions[prompt])
+        values = scorer.at(latents, 0.0, conditions[ask])
         scores[name] = {dimension: float(value) for dimension, value in values.items()}
     return scores

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from prfl.backbone import Ask, Backbone
 from prfl.data.conditions import remember
 from prfl.data.dataset import labels_only
 from prfl.data.manifest import LabelledVideo, PreferencePair, read_manifest
@@ -26,12 +27,13 @@ from prfl.factory.evaluation import build_latents_scorer
 from prfl.factory.reward import add_to_card, load_reward, reward_path
 from prfl.reward.checkpoint import find_reward, read_config
 from prfl.reward.checkpoint_schema import BenchmarkScores
-from prfl.runs.score import Scorer, check_options, clip_of, find_backbone, read_latents
+from prfl.runs.score import Scorer, ask_of, check_options, clip_of, find_backbone, read_latents, takes_frames
 from prfl.training.metrics import peak_gib, reset_peak
 from prfl.utils.console import console, progress, warn
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
 from prfl.utils.hashing import remembered_hash
+from prfl.utils.pictures import read_first_frame
 
 ALL_IN_ALL = ("overall", OVERALL)  # such a dimension of a set is compared with the sum of a reward's scores
 SHOWN = 5  # videos that cannot be read and are named
@@ -116,12 +118,14 @@ def measure_head(benchmark: Benchmark, rows: Sequence[Row], head: str, out: Path
     store = ScoreStore(out / f"{Path(source).resolve().parent.name}-{Path(source).name}.jsonl", facts)
     reset_peak(backbone.facts.device)
     todo = [item for item in items if item not in store.scores]
-    remember(backbone, [prompt for _, prompt in todo], progress("encoding the prompts"))
-    failed = score_items(scorer, store, todo, clip, benchmark.sigmas)
+    failed = without_frame(backbone, todo, clip)
+    asks = {item: ask_of(backbone, *item, clip) for item in todo if item[0] not in failed}
+    remember(backbone, asks.values(), progress("encoding the prompts"))
+    failed |= score_items(scorer, store, asks, clip, benchmark.sigmas)
 
     kept = [row for row in rows if all((video, row.prompt) in store.scores for video in videos_of(row))]
     if failed:
-        names = "; ".join(f"{path}: {reason}" for path, reason in failed[:SHOWN])
+        names = "; ".join(f"{path}: {reason}" for path, reason in list(failed.items())[:SHOWN])
         warn(f"{len(failed)} videos cannot be read, and {len(rows) - len(kept)} rows are left out: {names}")
     if not kept:
         fix = "see the reasons above; --frames and --fps say how much of a video is read"
@@ -199,24 +203,38 @@ class ScoreStore:
             file.write(json.dumps({**row, "seconds": seconds}, ensure_ascii=False) + "\n")
 
 
+def without_frame(backbone: Backbone, items: Sequence[Item], clip: Mapping[str, Any]) -> dict[Path, str]:
+    """Find, where the model takes first frames, the videos that have none to be read, with the reasons."""
+    failed = {}
+    for video in dict.fromkeys(video for video, _ in items) if takes_frames(backbone) else ():
+        try:
+            read_first_frame(video, clip["height"], clip["width"])
+        except PrflError as error:
+            failed[video] = error.one_line
+    return failed
+
+
 def score_items(
-    scorer: Scorer, store: ScoreStore, items: Sequence[Item], clip: Mapping[str, Any], sigmas: Sequence[float]
-) -> list[tuple[Path, str]]:
-    """Score videos at every noise level; returns those that cannot be read, with the reasons."""
-    failed = []
-    for video, prompt in progress("scoring")(items):
+    scorer: Scorer, store: ScoreStore, asks: Mapping[Item, Ask], clip: Mapping[str, Any], sigmas: Sequence[float]
+) -> dict[Path, str]:
+    """Score videos at every noise level; returns those that cannot be read, with the reasons.
+
+    asks: what each is scored for.
+    """
+    failed = {}
+    for item, ask in progress("scoring")(list(asks.items())):
         started = time.perf_counter()
         try:
-            latents = read_latents(video, scorer.backbone, clip)
+            latents = read_latents(item[0], scorer.backbone, clip)
         except PrflError as error:
-            failed.append((video, error.one_line))
+            failed[item[0]] = error.one_line
             continue
-        condition = scorer.backbone.condition([prompt])
+        condition = scorer.backbone.condition([ask])
         levels = {}
         for sigma in sigmas:
             scores = scorer.at(latents, sigma, condition)
             levels[sigma] = {name: float(values[0]) for name, values in scores.items()}
-        store.add((video, prompt), levels, time.perf_counter() - started)
+        store.add(item, levels, time.perf_counter() - started)
     return failed
 
 

@@ -21,6 +21,7 @@ from prfl.data.headers import Header, read_header, typical
 from prfl.data.manifest import LabelledVideo, PreferencePair, manifest_videos, read_manifest
 from prfl.factory.backbone import shapes_or
 from prfl.runs.project_files import (
+    FIRST_FRAMES,
     FOLDER_CLIPS,
     LARGE,
     PAIRS,
@@ -70,9 +71,6 @@ def write_project(source: Path, out: Path, model: str) -> list[Path]:
     """
     content = find(source)
     network = load_architecture(shapes_or(model))
-    if "image" in network.facts.takes:
-        what, fix = "no project is written yet for an image-to-video model", "begin with wan2.1-i2v-14b/prfl.yaml"
-        raise PrflError(what, where=model, fix=fix)
     headers = [read_header(video) for video in spread(manifest_videos(content.rows))]
     sizes = sizes_for(network, model, headers)
 
@@ -184,7 +182,8 @@ def settings(
         "summary": f"{len(content.rows)} {'rows' if labelled else 'videos'}, read as {size.frames} frames of "
         f"{size.height} x {size.width} at {size.fps:g} fps",
         "reward_clips": Template(reward_clips).substitute(path=path, crops=crops).rstrip(),
-        "policy_clips": Template(policy_clips).substitute(path=path).rstrip(),
+        "policy_clips": Template(policy_clips).substitute(path=path).rstrip()
+        + (FIRST_FRAMES if "image" in facts.takes else ""),
         "encode_policy": "" if labelled else f"\n  encode_batch: {common['encode_batch']}",
         "sft": "" if labelled else SFT,
         "policy_buckets": "" if labelled else buckets,

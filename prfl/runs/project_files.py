@@ -113,6 +113,9 @@ PROMPTS_ONLY = """\
   manifest: $path  # its prompts; the videos were for the reward
 """
 
+FIRST_FRAMES = """
+  prompts: {first_frames: true}  # each prompt with the first frame of a clip of it"""
+
 SFT = """
   sft: {every: 2}  # every other step trains on your clips: it keeps the policy near them"""
 

@@ -19,7 +19,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Ask, Backbone, Condition
 from prfl.config import load_config
 from prfl.config.section import is_hub_id
 from prfl.config.sections.backbone import BackboneConfig
@@ -38,6 +38,7 @@ from prfl.utils import rng
 from prfl.utils.console import messages
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.pictures import SUFFIXES as PICTURES
 from prfl.utils.reading import disk_refuses, printable, unreadable
 from prfl.utils.video_size import VideoSize
 
@@ -80,32 +81,43 @@ def score_files(
     if reward.space == "pixel" and any(sigmas):
         messages.say("a pixel reward is not noise-aware: above sigma 0 it scores the decoded clean prediction")
     scorer = Scorer(backbone, reward, build_latents_scorer(reward, backbone), noise_draws, seed)
-    shape = clip_of(reward.card, clip or {}) if any(item.file.suffix != LATENTS for item in items) else {}
+    sized = takes_frames(backbone) or any(item.file.suffix != LATENTS for item in items)
+    shape = clip_of(reward.card, clip or {}) if sized else {}
 
     # The prompts, once each.
     prompts = list(dict.fromkeys(item.prompt for item in items))
     for text in token_warnings(prompts, "the prompts", backbone, token_ids(backbone, prompts)):
         messages.warn(text)
-    conditions = {text: backbone.condition([text]) for text in prompts}
+    conditions: dict[Ask, Condition] = {}
+    failed: dict[Item, str] = {}
+    for item in items:
+        try:
+            ask = ask_of(backbone, item.file, item.prompt, shape)
+            if ask not in conditions:
+                conditions[ask] = backbone.condition([ask]).to("cpu")
+        except PrflError as error:
+            failed[item] = f"{error.where}: {error.one_line}"
     backbone.text.free()
 
-    failed: list[str] = []
     facts = {"reward": head, "model": backbone.facts.model_id, "noise_draws": noise_draws, "seed": seed, "clip": shape}
     with torch.no_grad(), ScoreTable(out, facts, prints=ranking is None) as table:
         for item in track(items, "scoring", console=messages, transient=True, disable=not messages.is_terminal):
+            if item in failed:
+                continue
             try:
                 latents = read_latents(item.file, backbone, shape)
             except PrflError as error:
-                failed.append(f"{error.where}: {error.one_line}")
+                failed[item] = f"{error.where}: {error.one_line}"
                 continue
-            table.add(scorer.rows(item, latents, conditions[item.prompt], sigmas))
+            condition = conditions[ask_of(backbone, item.file, item.prompt, shape)].to(backbone.facts.device)
+            table.add(scorer.rows(item, latents, condition, sigmas))
 
     if ranking and table.rows:
         ranking.show(table.rows, reward.normalisation.unit, shape)
     if failed:
         what = f"{len(failed)} of {len(items)} files were not scored"
         raise PrflError(
-            "\n  ".join([what, *failed]),
+            "\n  ".join([what, *failed.values()]),
             where="prfl score",
             fix="mend or leave out these files; the others are scored",
         )
@@ -175,7 +187,7 @@ def find_backbone(
         config = load_config(run)
         changes: dict[str, Any] = {"adapter": None, "device": device, "compile": False}
         backbone = config.backbone.model_copy(update=changes | ({"dtype": dtype} if dtype else {}))
-        return without_frames(build_backbone(config.model_copy(update={"backbone": backbone})))
+        return build_backbone(config.model_copy(update={"backbone": backbone}))
     if model is None and not is_hub_id(named.get("model_id")):
         trained_on = f"it was trained on {named['model_id']}" if named else "its card names none"
         raise PrflError(
@@ -183,16 +195,32 @@ def find_backbone(
         )
     source, revision = (named["model_id"], named.get("revision")) if model is None else (model, None)
     chosen_device = choose_device(BackboneConfig(model=source, device=device))
-    return without_frames(load_backbone(source, getattr(torch, dtype or "float32"), chosen_device, revision))
+    return load_backbone(source, getattr(torch, dtype or "float32"), chosen_device, revision)
 
 
-def without_frames(backbone: Backbone) -> Backbone:
-    """Raise PrflError for a model whose conditions need the first frames of what is scored."""
-    if "image" in backbone.facts.takes:
-        what = "files are not yet scored by a reward on an image-to-video model, which needs their first frames"
-        fix = "label held-out rows of the manifest as validation or test: its training measures the reward on them"
-        raise PrflError(what, where=backbone.facts.model_id, fix=fix)
-    return backbone
+def takes_frames(backbone: Backbone) -> bool:
+    return "image" in backbone.facts.takes
+
+
+def ask_of(backbone: Backbone, file: Path, prompt: str, clip: Mapping[str, Any]) -> Ask:
+    """Make what a file is scored for: its prompt, and where the model takes one a first frame, its own.
+
+    Of latents it is the picture beside them.  Raises PrflError where there is none.
+    """
+    if not takes_frames(backbone):
+        return Ask(prompt)
+    frame = file if file.suffix != LATENTS else picture_beside(file)
+    return Ask(prompt, frame, VideoSize(**clip))
+
+
+def picture_beside(file: Path) -> Path:
+    """Find the picture that latents begin with: a.png beside a.safetensors, or in the cache that they lie in."""
+    places = [file.with_suffix(suffix) for suffix in PICTURES] + [file.parent.parent / "frames" / f"{file.stem}.png"]
+    there = [path for path in places if path.is_file()]
+    if not there:
+        what = "an image-to-video model needs the first frame, and latents have none"
+        raise PrflError(what, where=str(file), fix=f"put it beside them as {file.stem}.png, or give the video")
+    return there[0]
 
 
 def clip_of(card: RewardCard, asked: Mapping[str, Any]) -> dict[str, Any]:

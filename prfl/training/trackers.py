@@ -21,9 +21,9 @@ import torch
 import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from prfl.data.decoding import rgb_levels
 from prfl.data.video import write_video
 from prfl.training.run_folder import RunFolder
+from prfl.utils.decoding import rgb_levels
 from prfl.utils.files import atomic_write, whole_json
 
 PROJECT = "prfl"  # what services put runs together under; their own variables go before it

@@ -11,10 +11,23 @@ from torch import Tensor
 
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write
+from prfl.utils.formats import SUFFIXES as VIDEOS
 from prfl.utils.reading import disk_refuses, unreadable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 8192 * 8192
+
+
+def read_first_frame(path: Path, height: int, width: int) -> Tensor:
+    """Read a picture, or the one that a video begins with, scaled until it covers height x width, and cut to it.
+
+    Raises PrflError for what is neither.
+    """
+    if path.suffix.lower() not in VIDEOS:
+        return fitted(read_picture(path), height, width)
+    from prfl.utils.decoding import first_picture  # PyAV is imported only where videos are read
+
+    return first_picture(path, height, width)
 
 
 def read_picture(path: Path) -> Tensor:

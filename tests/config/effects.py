@@ -245,6 +245,7 @@ REASONS: dict[str, str] = {
     "StagesConfig.version": "one value is allowed",
     "StagesConfig.stages": "tests/config/test_stages.py::test_a_later_stage_finds_an_earlier_run",
     "BackboneConfig.revision": "of a hub model: there is no network here",
+    "PromptsConfig.first_frames": "tests/runs/test_first_frames.py",
     "WeightsConfig.transformer": "a file of others: tests/backbone/test_single_file.py",
     "WeightsConfig.transformer_2": "a file of others: tests/backbone/test_single_file.py",
     "WeightsConfig.unet": "a file of others: tests/factory/test_base_lora.py",

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prfl.data import cache as cache_module
-from prfl.data import decoding
 from prfl.data.cache import LatentCache
 from prfl.data.dataset import LatentDataset, PairDataset, load_dataset
 from prfl.data.encoding import build_cache
 from prfl.data.manifest import LabelledVideo, PreferencePair, write_manifest
 from prfl.data.video import read_video, write_video
+from prfl.utils import decoding
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 

@@ -14,9 +14,9 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, ColorTrc
 
-from prfl.data.decoding import BT601, BT709, picture_hash, read_anew
 from prfl.data.video import read_video, write_video
 from prfl.evaluation.media import browser_mp4
+from prfl.utils.decoding import BT601, BT709, picture_hash, read_anew
 from prfl.utils.errors import PrflError
 from prfl.utils.hashing import content_hash
 from prfl.utils.video_size import VideoSize

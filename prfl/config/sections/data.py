@@ -106,6 +106,11 @@ class PromptsConfig(Section):
     )
     validation: str | None = place(default=None, description="Prompts watched during a run, or 'shapes'.")
     test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
+    first_frames: bool = Field(
+        default=False,
+        description="Prompts that come from clips bring the first frame of a clip of theirs (of a pair, of a): for an "
+        "image-to-video model.",
+    )
 
 
 LENGTHS: dict[str, dict[str, float]] = {
@@ -272,6 +277,17 @@ class DataConfig(Section):
             yield from self.bucket_faults(config)
         if not self.brings_prompts:
             yield from self.prompt_faults(config)
+        if self.prompts.first_frames and (reason := self.no_prompt_of_clips(config)):
+            yield "data.prompts.first_frames", f"{reason}; remove it"
+
+    def no_prompt_of_clips(self, config: Config) -> str:
+        """Say why no prompt with a first frame is taken from the clips; empty where some are."""
+        if config.trains_reward:
+            return f"objective {config.objective.name} draws no videos, and each clip has its own first frame"
+        if not self.brings_prompts:
+            return "there are no clips that bring prompts (data.manifest, data.folder)"
+        prompts = self.prompts
+        return "all prompts are of files" if prompts.train and prompts.validation and prompts.test else ""
 
     def bucket_faults(self, config: Config) -> Iterator[Fault]:
         """Of clips of several sizes."""

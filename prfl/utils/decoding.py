@@ -25,8 +25,8 @@ from av.video.stream import VideoStream
 from jaxtyping import Float
 from torch import Tensor
 
-from prfl.data.formats import SUFFIXES
 from prfl.utils.errors import PrflError
+from prfl.utils.formats import SUFFIXES
 from prfl.utils.hashing import remembered_hash
 from prfl.utils.pictures import fitted
 from prfl.utils.reading import disk_refuses, unreadable
@@ -146,6 +146,15 @@ def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, pa
     levels = levels[:: -1 if from_below else 1, :: -1 if from_right else 1]
     pixels = torch.from_numpy(levels.copy()).permute(2, 0, 1).float() / 127.5 - 1
     return fitted(pixels, height, width, aspect)
+
+
+def first_picture(path: Path, height: int, width: int) -> Float[Tensor, "3 h w"]:
+    """Read the picture that a video begins with, as ``fitted_picture``.  Raises PrflError for what is no video."""
+    with readable(path), opened(path) as container:
+        stream = video_stream(container, path)
+        for shown in decoded(container, stream, path):
+            return fitted_picture(shown.frame, aspect(stream, path), height, width, path)
+        raise PrflError("holds no pictures", where=str(path), fix=AGAIN)
 
 
 def rgb_levels(frame: VideoFrame) -> np.ndarray:
