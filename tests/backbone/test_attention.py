@@ -83,7 +83,7 @@ def test_trying_another_leaves_what_a_run_has_chosen(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("backend", ["triton", "flash", "sdpa"])
 @pytest.mark.parametrize("which", [(), ("lora_linear",)])
-@pytest.mark.parametrize("mode", ["none", "attention", "full"])
+@pytest.mark.parametrize("mode", slow_unless("attention".__ne__, ["none", "attention", "full"]))
 def test_the_same_whichever_attends(
     tiny_backbone: WanBackbone, which: tuple[str, ...], mode: Any, backend: str
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_piece_that_needs_more_memory_waits_for_a_larger_card(
     assert gpu.state(piece(gpu, gib=112.0), tmp_path) == "left"
 
 
+@pytest.mark.slow
 def test_a_piece_that_takes_too_long_wants_more_time(
     gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -240,6 +240,7 @@ def with_history(mebibytes: int, freed: int) -> Problem:
     return Problem({"plain": lambda: Work(run)}, "plain", torch.float32)
 
 
+@pytest.mark.slow
 def test_the_peak_does_not_depend_on_what_was_freed_before() -> None:
     sizes = [{"mebibytes": 16, "freed": freed} for freed in (0, 20)]
     found = [memory_alone(Case("history", with_history, each, ("plain",)), "plain") for each in sizes]

@@ -24,6 +24,7 @@ def config(*overrides: str) -> Config:
     return load_config("configs/tiny/prfl.yaml", ["backbone.device=cuda", *TINY, *overrides])
 
 
+@pytest.mark.slow
 def test_what_a_step_never_has_is_not_in_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation of many samples takes more than a step of one; the text encoder has a phase of its own.  A held
     edge's graph is made in the rollout."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from bench.picture import REPEATS, Drawn, pictures
@@ -29,6 +30,7 @@ def test_the_chain_comes_first_and_the_verdict_last() -> None:
     assert (frames[0] != frames[STEPS - 1]).any(), "the curves grow"
 
 
+@pytest.mark.slow
 def test_more_that_is_right_shows_more_green() -> None:
     (*_, some), (*_, all_of_them) = (
         pictures({"base": drawn([False, False]), "PRFL": drawn(right)}, PROMPTS)

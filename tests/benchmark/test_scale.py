@@ -126,6 +126,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_report_says_what_a_unit_costs(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     page, plot = tmp_path / "page.html", tmp_path / "plot.png"
     assert main(["report", str(file), "--page", str(page), "--plot", str(plot)]) == 0

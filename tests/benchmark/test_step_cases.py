@@ -167,6 +167,7 @@ def test_ours_with_kernels_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [own.kernels for own in asked] == ["auto", "triton"] * 2
 
 
+@pytest.mark.slow
 def test_each_method_has_a_gradient_and_reuse_counts_by_the_step() -> None:
     problem = build_case(TINY["methods"])
     for name in ("dense", "reuse"):

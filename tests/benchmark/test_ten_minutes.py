@@ -108,6 +108,7 @@ def test_a_rehearsal_brings_every_figure_home(
     assert run(out, bare).count("is there already") == 8  # the same command goes on where the last one stopped
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_budget_is_left_out_and_named(bare: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "bench/ten_minutes.py", "--world", "tiny", "--out", str(tmp_path), "--budget", "6"]
     done = subprocess.run([*command, "--only", "large-step"], cwd=REPOSITORY, env=bare, capture_output=True, text=True)

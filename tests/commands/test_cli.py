@@ -184,7 +184,9 @@ def test_help_teaches_and_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' torch has another OpenMP library")
-@pytest.mark.parametrize(("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(
+    ("own", "spins"), [({}, "1000"), pytest.param({"GOMP_SPINCOUNT": "7"}, "7", marks=pytest.mark.slow)]
+)
 def test_threads_that_wait_sleep_unless_the_user_says_otherwise(own: dict[str, str], spins: str) -> None:
     """Told by the OpenMP library, which reads the environment when torch is loaded."""
     code = "from prfl import cli; cli.main(['schema']); import torch"

@@ -35,7 +35,7 @@ def gflop(work: Work | None, kind: str = PRODUCT) -> float:
     return work.amounts.get((kind, "GFLOP"), 0.0)
 
 
-@pytest.mark.parametrize("call", ["rollout", "gradient"])
+@pytest.mark.parametrize("call", slow_unless("gradient".__eq__, ["rollout", "gradient"]))
 def test_a_call_is_the_one_of_the_committed_counts(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     size = ["data.height=480", "data.width=832", "backbone.kernels=torch", "backbone.device=cuda"]

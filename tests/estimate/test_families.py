@@ -112,7 +112,7 @@ def test_the_networks_peak(make: Callable[..., Config], checkpointing: str, reco
     assert predicted == pytest.approx(seen, rel=0.1)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", slow_unless("none".__eq__, ["none", "full"]))
 def test_what_the_decoder_keeps(make: Callable[..., Config], checkpointing: str) -> None:
     """Of one group of frames, or one frame, and of all: the one's is smaller.  (No workspaces of convolutions.)"""
     config = make(f"backbone.checkpointing={checkpointing}", "data.frames=17")

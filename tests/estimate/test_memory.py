@@ -24,7 +24,7 @@ from prfl.estimate.memory import Memory, predict_memory
 from prfl.estimate.parts import Part, Shapes, module_bytes, pinned
 from prfl.estimate.rewards import reward_on_meta
 from prfl.estimate.work import Work
-from prfl.factory.backbone import POLICY, build_architecture, build_backbone
+from prfl.factory.backbone import POLICY, build_architecture
 from prfl.factory.objective import build_method, build_scorer
 from prfl.factory.rollout import build_cheaper, build_schedule
 from prfl.objective.reused_rollout import ReusedRollout
@@ -35,6 +35,7 @@ from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import rollout
 from prfl.utils.host_store import HostStore
 from prfl.utils.rng import ChainNoises
+from tests.models import copied_backbone
 from tests.slow import slow_unless
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
@@ -120,7 +121,7 @@ USUAL = [SETTINGS[index] for index in (0, 1, 4, 7, 9, 11, 13)]
 @pytest.mark.parametrize("overrides", slow_unless(USUAL.__contains__, SETTINGS), ids=" ".join)
 def test_activations_saved_by_the_network_call(make: Callable[..., Config], overrides: list[str]) -> None:
     config = make(*overrides)
-    model = build_backbone(config)
+    model = copied_backbone(config)
     latents, condition = inputs(model)
     guidance = config.rollout.guidance
     network = guided_network(
@@ -135,7 +136,7 @@ def test_activations_saved_by_the_network_call(make: Callable[..., Config], over
 @pytest.mark.parametrize("checkpointing", ["none", "attention", "full"])
 def test_activations_saved_by_the_reward(make: Callable[..., Config], checkpointing: str) -> None:
     config = make(f"backbone.checkpointing={checkpointing}")
-    model = build_backbone(config)
+    model = copied_backbone(config)
     latents, condition = inputs(model)
     leaf = latents.requires_grad_()
     torch.manual_seed(0)
@@ -173,7 +174,7 @@ def test_it_is_a_straight_line_in_the_number_of_blocks(
 def test_the_allocator_sees_the_predicted_peak(make: Callable[..., Config]) -> None:
     """torch's own profiler on a real forward and backward pass: its peak is the predicted one to a few percent."""
     config = make("data.height=64", "data.width=64", "backbone.checkpointing=full")
-    model = build_backbone(config)
+    model = copied_backbone(config)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, *model.latent_shape(17, 64, 64), generator=generator)
     parameters = list(model.parameters("policy").values())
@@ -191,7 +192,7 @@ def test_the_allocator_sees_the_predicted_peak(make: Callable[..., Config]) -> N
 
 def test_the_decoder_keeps_nothing_of_frames_without_gradient(make: Callable[..., Config]) -> None:
     """A late frame alone costs what an early one costs, though all before it are decoded."""
-    model = build_backbone(make())
+    model = copied_backbone(make())
     kept = {}
     for frame in (1, 4):
         leaf = inputs(model, 1)[0].requires_grad_()
@@ -202,7 +203,7 @@ def test_the_decoder_keeps_nothing_of_frames_without_gradient(make: Callable[...
 def test_parts_of_a_lora_run(make: Callable[..., Config]) -> None:
     config = make("training.ema_decay=0.9")
     found, parts = predicted(config)
-    model = build_backbone(config)
+    model = copied_backbone(config)
     adapter = sum(p.nbytes for p in model.parameters("policy").values())
     for name, factor in (("adapter weights", 1), ("gradients", 1), ("optimizer (two averages)", 2)):
         assert parts[name].bytes == factor * adapter
@@ -264,7 +265,7 @@ def test_all_weights_need_the_frozen_base_as_well(make: Callable[..., Config]) -
 def test_activations_when_all_weights_are_trained(make: Callable[..., Config], override: str) -> None:
     """Of the copy, in all its blocks; the base keeps its own."""
     config = make("backbone.train=full", "backbone.adapter=null", override)
-    model = build_backbone(config)
+    model = copied_backbone(config)
     latents, condition = inputs(model)
     outputs: list[Tensor] = []
     with model.adapter("policy"):  # weights that are trained are no activations
@@ -278,7 +279,7 @@ def test_all_weights_in_bfloat16(make: Callable[..., Config], mode: str) -> None
     """Autocast's copies of the weights are kept for the backward pass, or (checkpointed) until the call ends."""
     own = ["backbone.train=full", "backbone.adapter=null", "backbone.dtype=bfloat16", f"backbone.checkpointing={mode}"]
     found, parts = predicted(make(*own))
-    model = build_backbone(make(*own))
+    model = copied_backbone(make(*own))
     latents, condition = inputs(model)
     outputs: list[Tensor] = []
     with model.adapter("policy"):
@@ -311,7 +312,7 @@ def test_what_is_offloaded(make: Callable[..., Config], mode: str, monkeypatch: 
     stores: set[HostStore] = set()
     put = HostStore.put
     monkeypatch.setattr(HostStore, "put", lambda self, tensor: (stores.add(self), put(self, tensor))[1])
-    model = build_backbone(config)
+    model = copied_backbone(config)
     latents, condition = inputs(model)
     with model.adapter("policy"):
         output = model.velocity(latents, torch.tensor(0.5), condition)
@@ -353,7 +354,7 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes
     found, parts = predicted(make("rollout.gradients_per_rollout=3", "backbone.device=cuda"))
     assert parts[name].bytes == tensors * (most + 1) // (2 * most + 1), "the outputs, and the end"
-    own, stored = build_backbone(config), ReusedRollout(3, 4)
+    own, stored = copied_backbone(config), ReusedRollout(3, 4)
     stored.begin(0, own.parameters("policy"))
     weights = sum(tensor.nbytes for tensor in stored.weights.values())
     assert found.host == most * pinned(tensors // (2 * most + 1)) + weights, "the latents, and the weights that made it"
@@ -389,7 +390,7 @@ def test_frames_that_are_scored_by_themselves_are_predicted_so(make: Callable[..
     own = ["reward.space=pixel", "objective={name: instructvideo, last_steps: 1, temporal_decay: 0.5}"]
     own += ["data.manifest=absent.jsonl", "data.height=64", "data.width=64"]
     config = make(*own)
-    model = build_backbone(config)
+    model = copied_backbone(config)
     network = PixelNetwork(model.facts.text_width, ["reward"])
     scorer = build_scorer(config, model, PixelReward(network).freeze())
     latents = torch.randn(2, *model.latent_shape(17, 64, 64))
@@ -433,7 +434,7 @@ def test_a_multistep_chain_holds_its_earlier_outputs(make: Callable[..., Config]
         most = max(most, sum(ref() is not None for ref in alive))
         return output
 
-    model = build_backbone(config)
+    model = copied_backbone(config)
     latents, _ = inputs(model)
     noises = ChainNoises(model.latent_shape(17, 32, 32), 0, 0, [0, 1])
     rollout(network, latents, chain, noises=noises, keep=set())
@@ -453,7 +454,7 @@ def test_what_a_step_cache_holds_is_counted(make: Callable[..., Config]) -> None
     hidden = 2 * 5 * 4 * 4 * 24 * 4  # samples, tokens, channels, float32
     assert before + 4 * hidden <= after <= before + 7 * hidden
 
-    model = build_backbone(config)
+    model = copied_backbone(config)
     network = guided_network(
         model.velocity, model.condition(["a circle"] * 2), model.condition([""] * 2), scale=2.0, gradient="cond"
     )

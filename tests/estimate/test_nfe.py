@@ -15,12 +15,12 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_nfe
-from prfl.factory.backbone import build_architecture, build_backbone
 from prfl.factory.objective import build_method, build_rollouts
 from prfl.factory.rollout import build_cheaper, build_schedule
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.guidance import Guidance
+from tests.models import copied_architecture, copied_backbone
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
 from tests.slow import slow_unless
 
@@ -126,7 +126,7 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     # A rollout serves up to four steps, and which of its calls are cheap depends on the nodes that steps draw.
     steps = STEPS if CHEAPER in overrides or "gradients_per_rollout" in " ".join(overrides) else 2
     config = make(*overrides, f"training.steps={steps}")
-    model = build_backbone(config)
+    model = copied_backbone(config)
     made: Counter[str] = Counter()
     velocity, features = model.velocity, model.features
 
@@ -164,14 +164,14 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
 def test_chains_that_start_from_data_need_no_rollout(make: Callable[..., Config]) -> None:
     data = ["objective={name: prfl, from_data: 1.0}", "data.manifest=absent.jsonl"]
     held = make(*data, "backbone.checkpointing=full")
-    assert names.ROLLOUT not in counted(held, build_architecture(held)), "the trained step is all"
+    assert names.ROLLOUT not in counted(held, copied_architecture(held)), "the trained step is all"
     plain = make(*data)
-    assert counted(plain, build_architecture(plain))[names.ROLLOUT] == STEPS * BATCH, "its end, to be scored"
+    assert counted(plain, copied_architecture(plain))[names.ROLLOUT] == STEPS * BATCH, "its end, to be scored"
 
 
 def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_path: Path) -> None:
     config = make(f"data.prompts.test={tmp_path}/more.txt", "evaluation.final_samples=4", "evaluation.steps=3")
-    model = build_architecture(config)
+    model = copied_architecture(config)
     assert counted(config, model)[names.SAMPLING] == 2 * 4 * 3, "base and policy, four samples, three steps"
     one = "evaluation.samples_per_prompt=1"
     rounds = make(f"data.prompts.validation={tmp_path}/more.txt", "evaluation.every=3", one)
@@ -184,7 +184,7 @@ def test_evaluation_samples_and_regulariser(make: Callable[..., Config], tmp_pat
 def test_reward_training_and_sft(make: Callable[..., Config]) -> None:
     head = ["backbone.adapter=null", "reward={space: latent, head: {dimensions: [a], blocks: [1]}}", "data.manifest=m"]
     pairs = make(*head, "objective={name: preference, loss: thurstone}")
-    model = build_architecture(pairs)
+    model = copied_architecture(pairs)
     assert counted(pairs, model) == {names.REWARD: 2 * STEPS * BATCH}
     assert counted(make("reward=null", "objective={name: sft}", "data.manifest=m"), model) == {
         names.GRADIENT: STEPS * BATCH
@@ -199,4 +199,4 @@ def test_frames_that_are_scored_by_themselves_are_read_again(
 ) -> None:
     pixel = ["reward={space: pixel, path: absent}", f"objective={{name: instructvideo{objective}}}", "data.manifest=m"]
     config = make(*pixel)
-    assert counted(config, build_architecture(config))[names.REWARD] == reads * STEPS * BATCH
+    assert counted(config, copied_architecture(config))[names.REWARD] == reads * STEPS * BATCH

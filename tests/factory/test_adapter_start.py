@@ -21,10 +21,12 @@ from prfl.estimate.missing_inputs import missing_inputs
 from prfl.export.lora import write_shared_file
 from prfl.factory import provenance
 from prfl.factory.adapter_start import start_adapter
-from prfl.factory.backbone import POLICY, build_backbone
+from prfl.factory.backbone import POLICY
 from prfl.factory.resume_identity import input_contents
 from prfl.utils.errors import PrflError
+from tests.models import copied_backbone
 from tests.objective.parts import stir
+from tests.slow import slow_unless
 
 RANK, ALPHA, TARGETS = 2, 3.0, ["to_q", "to_out.0", "ffn.net.2"]
 
@@ -113,13 +115,13 @@ def config_of(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Confi
 
 
 def started(config: Config):
-    model = build_backbone(config)
+    model = copied_backbone(config)
     start_adapter(config, model)
     return model
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("alpha", [1.0, ALPHA])
+@pytest.mark.parametrize("alpha", slow_unless(ALPHA.__eq__, [1.0, ALPHA]))
 def test_the_update_is_the_files(
     form: str, alpha: float, state: dict[str, Tensor], config_of: Callable, tmp_path: Path, tiny_pipeline_folder: Path
 ) -> None:

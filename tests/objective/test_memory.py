@@ -152,7 +152,7 @@ def test_a_block_of_wan_1_3b_keeps_within_its_budget(mode: Any, offload: bool, d
 # ------------------------------------------------------------------------------------------------------- the reward
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
+@pytest.mark.parametrize("at_once", slow_unless([2, 3].__contains__, [1, 2, 3, 7]))
 @pytest.mark.parametrize("space", ["latent", "pixel"])
 def test_scoring_in_parts_gives_the_same_seeds(tiny_backbone: Backbone, at_once: int, space: str) -> None:
     """And metrics; a part may be beyond the hinge as a whole."""
@@ -194,7 +194,7 @@ def test_scoring_in_parts_takes_less(tiny_backbone: Backbone) -> None:
     assert peaks[1] < 0.3 * peaks[None]
 
 
-@pytest.mark.parametrize("decoder", ["none", "full"])
+@pytest.mark.parametrize("decoder", slow_unless("full".__eq__, ["none", "full"]))
 def test_frames_scored_by_themselves_are_differentiated_one_at_a_time(
     tiny_backbone: Backbone, decoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

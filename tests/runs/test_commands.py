@@ -135,11 +135,13 @@ def test_story_from_labels_to_report(project: Path, capsys: pytest.CaptureFixtur
     assert len(steps) == 2 and all(record["gradient_norm"] > 0 for record in steps)
 
 
+@pytest.mark.slow
 def test_pixel_reward_steers_by_vader(trained: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "vader.yaml"]) == 0, capsys.readouterr().err
     assert Path("runs/vader/policy.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_aesthetic_score_steers_by_vader(project: Path, capsys: pytest.CaptureFixture) -> None:
     """From the files that a user has; CLIP and MLP are of the real classes, small and random."""
     tiny_clip().save_pretrained("clip")

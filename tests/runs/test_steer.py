@@ -54,6 +54,7 @@ def test_the_head_of_a_reward_config_chooses_among_the_bases_chains(head: None, 
     assert "network calls a video" in page and "saved" in page
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_drawn_again(head: None, capsys: pytest.CaptureFixture) -> None:
     arguments = ["reward.yaml", "--best-of", "2", "--prompt", "a red circle"]
     sample(capsys, *arguments)
@@ -115,6 +116,7 @@ def test_a_policy_a_checkpoint_of_it_and_a_share_of_its_update(head: None, capsy
     assert "those that there are: step-000001, step-000002" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoints_average_is_what_is_drawn(head: None, capsys: pytest.CaptureFixture) -> None:
     ema = ["training.ema_decay=0.5", "training.steps=2", "training.save_every=2"]
     assert cli.main(["train", "prfl.yaml", *ema]) == 0, capsys.readouterr().err

@@ -55,6 +55,7 @@ def test_the_base_draws_what_it_is_told_imperfectly(backbone: Backbone):
     assert 0.35 <= share["all"] <= 0.70, share
 
 
+@pytest.mark.slow
 def test_the_reward_inside_the_package_reads_captions(backbone: Backbone):
     """Right captions above captions with one wrong attribute, for fresh clips half way to noise; chance is 0.5."""
     reward = prfl.LatentReward.from_pretrained(clips.reward_folder(), backbone=backbone)

@@ -79,7 +79,7 @@ def test_oracle_accepts_fresh_renders():
 
 @pytest.mark.parametrize("name", renderer.ATTRIBUTES)
 def test_oracle_rejects_a_swapped_attribute(name):
-    scenes, videos = fresh(128)
+    scenes, videos = fresh(64)
     rng = random.Random(0)
     captions = [renderer.swap_attribute(s.captioned, name, rng).caption for s in scenes]
     assert oracle.judge(videos, captions)["all"].float().mean() <= 0.02
@@ -105,7 +105,7 @@ def test_flaw_shares_are_what_was_asked_for():
 
 def test_size_is_reported_beside_the_verdict_and_not_in_it():
     """A policy that draws everything 18 % larger is still right in everything: the report shows it."""
-    scenes, videos = fresh(200)
+    scenes, videos = fresh(96)
     captions = [scene.captioned.caption for scene in scenes]
     grown = renderer.render([replace(scene, radius=scene.radius * math.sqrt(1.18)) for scene in scenes])
     as_drawn, swollen = (clips.judge(each, captions) for each in (videos, grown))
