@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
+from prfl.factory import backbone as backbone_factory
 from prfl.factory.backbone import build_architecture, build_backbone, policy_adapter_name
 
 _BUILT: dict[tuple, Backbone] = {}
@@ -31,3 +36,18 @@ def _built(build: Callable[[Config], Backbone], config: Config) -> Backbone:
             model.condition([""])
         _BUILT[key] = model
     return _BUILT[key]
+
+
+def copies_in_place_of_loading(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let commands take a copy of the model in ``folder``, which stays as it is; other models are loaded."""
+    load = backbone_factory.load_backbone
+
+    def copied(source: str | Path, *settings: Any) -> Backbone:
+        if str(source) != str(folder):
+            return load(source, *settings)
+        key = (load, str(source), *settings)
+        if key not in _BUILT:
+            _BUILT[key] = load(source, *settings)
+        return deepcopy(_BUILT[key])
+
+    patch.setattr(backbone_factory, "load_backbone", copied)

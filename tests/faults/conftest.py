@@ -11,6 +11,7 @@ from prfl import cli
 from tests import pictures
 from tests.faults.planting import Bench
 from tests.faults.project import make_project
+from tests.models import copies_in_place_of_loading
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +31,5 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Pat
 def bench(template, tmp_path, tiny_pipeline_folder, monkeypatch, capsys, blank_pictures) -> Bench:
     folder = Path(shutil.copytree(template, tmp_path / "project"))
     monkeypatch.chdir(folder)
+    copies_in_place_of_loading(tiny_pipeline_folder, monkeypatch)
     return Bench(monkeypatch, capsys, tiny_pipeline_folder, folder)
