@@ -18,7 +18,7 @@ SECRET = "the secret of whoever makes the page"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, blank_pictures: None) -> Path:
     (tmp_path / "secret.mp4").write_text(SECRET)
     run = tmp_path / "run"
     write_results(run / "samples" / "final", [outcome("base"), outcome("policy", 0.3)], fps=8.0)
