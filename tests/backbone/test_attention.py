@@ -14,6 +14,7 @@ from prfl.backbone.attention import NAMES, attend, choose_attention, why_not
 from prfl.backbone.wan.model import WanBackbone
 from prfl.config.sections.backbone import BackboneConfig
 from tests.backbone.test_kernels import assert_close, computed, with_adapter
+from tests.slow import slow_unless
 
 CPU = torch.device("cpu")
 

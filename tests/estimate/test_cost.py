@@ -20,6 +20,7 @@ from prfl.estimate.parts import Shapes
 from prfl.estimate.phases import decoding, network_call
 from prfl.estimate.work import CARD_SIZES, CONVOLUTION, H200, PRODUCT, REST, Card, Counted, Work
 from prfl.factory.backbone import build_architecture
+from tests.slow import slow_unless
 
 REPOSITORY = Path(__file__).parents[2]
 STEP = json.loads((REPOSITORY / "bench/results/step.json").read_text())["calls"]

@@ -14,6 +14,7 @@ from prfl.estimate.live_tensors import SavedBytes
 from prfl_kernels.qk_norm_rope import MIN_WEIGHT, output_suffices, pack_tables, qk_norm_rope, unpack_tables
 from prfl_kernels.reference import qk_norm_rope as reference
 from tests.kernels.checks import assert_as_good, distance, random
+from tests.slow import slow_unless
 
 BATCH, TOKENS, HEADS, CHANNELS = 2, 5, 3, 6
 WIDTH = HEADS * CHANNELS
