@@ -80,15 +80,10 @@ class Facts:
     blocks: Mapping[str, tuple[str, ...]]
     widths: tuple[int, ...]
     head_size: int
-    kernels: tuple[str, ...]
-    attention: tuple[str, ...]
-    lean_group: int
     condition: Mapping[str, TensorSpec]
     text_tokens: int
     text_width: int
     text_identity: str
-    takes: frozenset[str]
-    embedded_guidance: float | None
     latent_channels: int
     patch: tuple[int, int, int]
     spatial_factor: int
@@ -98,6 +93,11 @@ class Facts:
     device: torch.device
     dtype: torch.dtype
     vae_dtype: torch.dtype
+    takes: frozenset[str] = frozenset({"text"})
+    embedded_guidance: float | None = None
+    kernels: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ("sdpa",)
+    lean_group: int = 1
     strides: tuple[int, ...] = ()
     variance_preserving: bool = False
     boundary: float | None = None

@@ -50,8 +50,6 @@ def read_facts(source: Source, transformer: ModelMixin, vae: AutoencoderKLWan, s
         text_tokens=TEXT_TOKENS,
         text_width=config.text_dim,
         text_identity=source.text_identity(),
-        takes=frozenset({"text"}),
-        embedded_guidance=None,
         latent_channels=config.out_channels,
         patch=tuple(config.patch_size),
         spatial_factor=vae.config.scale_factor_spatial,
