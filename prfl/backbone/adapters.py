@@ -46,6 +46,10 @@ def adapter_names(network: nn.Module) -> list[str]:
     return sorted({name for layer in lora_layers(network) for name in layer.lora_A})
 
 
+def has_adapter(network: nn.Module, name: str) -> bool:
+    return any(name in layer.lora_A for layer in lora_layers(network))
+
+
 def active_adapter(network: nn.Module) -> str | None:
     """The adapter that the network's layers would use now (read from the layers themselves); None: the base."""
     layer = next((module for module in network.modules() if isinstance(module, LoraLayer)), None)
@@ -118,7 +122,7 @@ def use_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
     Raises PrflError when there is no such adapter.
     """
     layers = lora_layers(network)
-    if name is not None and not any(name in layer.lora_A for layer in layers):
+    if name is not None and not has_adapter(network, name):
         raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")
     before = layer_states(layers)
     flags = factor_flags(layers)

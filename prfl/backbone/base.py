@@ -30,7 +30,8 @@ class LoraSpec:
     """A LoRA adapter: the update of a layer is B A x * alpha / rank.
 
     targets: endings of layer names, such as ``to_q`` or ``ffn.net.2``.  blocks: only these; None is all of them and
-    what lies outside the blocks.  seed: of the random A.  dropout: see dropout.py.
+    what lies outside the blocks.  seed: of the random A.  dropout: see dropout.py.  networks: of several, those that
+    get it; None is all.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class LoraSpec:
     dropout: float = 0.0
     blocks: Sequence[int] | None = None
     seed: int = 0
+    networks: Sequence[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +236,7 @@ class Backbone(Protocol):
 
     def adapter(self, name: str | None, dropout: Int[Tensor, " b"] | None = None) -> AbstractContextManager:
         """Select an adapter, or a trained copy, (None: the base) for forward *and* backward, in all networks; nests.
+        A network that lacks it computes as the base.
 
         dropout: a seed for each sample, by which the adapter's inputs are dropped at its rate, in forward and backward.
         Raises PrflError where there is no such adapter.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from prfl.backbone.base import Facts
 from prfl.backbone.condition import Condition
 from prfl.backbone.dropout import dropouts
 from prfl.backbone.pipeline import PipelineBackbone
+from prfl.utils.errors import PrflError
 
 HIGH, LOW = "high", "low"
 """What users call the two."""
@@ -27,11 +29,62 @@ def expert_networks(facts: Facts) -> dict[str, str]:
     return {} if facts.boundary is None else dict(zip((HIGH, LOW), facts.blocks, strict=True))
 
 
+def expert_of(facts: Facts, parameter: str) -> str:
+    """Which expert a parameter is of, by its name (``Backbone.parameters``); "" in other models."""
+    network = parameter.partition(".")[0]
+    names = {name: expert for expert, name in expert_networks(facts).items()}
+    return names.get(network, next(iter(names.values()), ""))
+
+
 def is_high(facts: Facts, sigma: Float[Tensor, "*sigma"]) -> Bool[Tensor, "*sigma"]:
     """Whether the expert for high noise predicts at each sigma."""
     assert facts.boundary is not None, "the model has no two experts"
     timestep_of_one = facts.schedule[1]
     return sigma.float() * timestep_of_one >= facts.boundary * timestep_of_one
+
+
+@dataclass(frozen=True)
+class ScaleOfExperts:
+    """A scale of guidance for each of two experts."""
+
+    high: float
+    low: float
+
+
+def scale_at(facts: Facts, scale: float | ScaleOfExperts) -> float | Callable[[Tensor], float]:
+    """The scale of guidance as ``guided_network`` takes it: a number, or the number at a noise level."""
+    if not isinstance(scale, ScaleOfExperts):
+        return scale
+    high, low = scale.high, scale.low
+    return high if high == low else lambda sigma: high if bool(is_high(facts, sigma)) else low
+
+
+def networks_read(facts: Facts) -> tuple[str, ...] | None:
+    """The networks whose hidden states a reward reads: the expert's for low noise, where two take turns; None is all.
+
+    The two have statistics of their own, and high up a head ranks hardly better than chance anyway.
+    """
+    return (expert_networks(facts)[LOW],) if facts.boundary is not None else None
+
+
+def highest_read(facts: Facts) -> float:
+    """The noise level up to which a reward reads latents."""
+    if facts.boundary is None:
+        return 1.0
+    below = torch.tensor(facts.boundary, dtype=torch.float32)
+    while bool(is_high(facts, below)):
+        below = torch.nextafter(below, torch.zeros(()))
+    return float(below)
+
+
+def check_read(facts: Facts, sigma: Tensor) -> None:
+    """Raise PrflError for a noise level at which the expert for high noise predicts: no reward reads that one."""
+    if facts.boundary is None or sigma.is_meta or not bool(is_high(facts, sigma).any()):
+        return
+    what = f"the reward reads the low-noise expert, below sigma {facts.boundary:g}, and is asked at {sigma.max():.4g}"
+    fix = "objective.handoff: clean, which reads the clean prediction, a later objective.steps_range, or a method that "
+    fix += "reads the chain's end (full_chain): its gradient reaches the high-noise expert too"
+    raise PrflError(what, where="reward", fix=fix)
 
 
 class Experts(PipelineBackbone):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from prfl.backbone.adapters import adapter_parameters, block_names, block_of
+from prfl.backbone.adapters import adapter_parameters, block_names, block_of, has_adapter
 from prfl.backbone.base import Backbone
 
 T = TypeVar("T")
@@ -20,9 +20,11 @@ def predictors(backbone: Backbone) -> dict[str, nn.Module]:
     return {name: backbone.networks[name] for name in backbone.facts.blocks}
 
 
-def joined(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
-    """What is there by network and name, by name alone: those of all networks but the first begin with its name."""
-    first = next(iter(parts), None)
+def joined(parts: Mapping[str, Mapping[str, T]], first: str | None) -> dict[str, T]:
+    """What is there by network and name, by name alone: those of all networks but the first begin with its name.
+
+    first: the model's first network, which may have no part.
+    """
     prefixes = {key: "" if key == first else f"{key}." for key in parts}
     return {f"{prefixes[key]}{name}": value for key, values in parts.items() for name, value in values.items()}
 
@@ -61,15 +63,19 @@ def computing(backbone: Backbone, adapter: str | None) -> dict[str, nn.Module]:
     return {name: backbone.networks.get(f"{adapter}/{name}", base) for name, base in predictors(backbone).items()}
 
 
-def train_all(backbone: Backbone) -> None:
-    """Every weight is trained in place, in float32: there is no base any more."""
-    for network in predictors(backbone).values():
-        network.float().requires_grad_(True)
+def train_all(backbone: Backbone, networks: Sequence[str] | None = None) -> None:
+    """Every weight is trained in place, in float32: there is no base any more.  networks: of these alone."""
+    for key in networks or backbone.facts.blocks:
+        backbone.networks[key].float().requires_grad_(True)
 
 
-def add_copy(backbone: Backbone, name: str) -> None:
-    """A trainable float32 copy of all weights, selected as an adapter is; the base stays frozen beside it."""
-    for key, network in predictors(backbone).items():
+def add_copy(backbone: Backbone, name: str, networks: Sequence[str] | None = None) -> None:
+    """A trainable float32 copy of all weights, selected as an adapter is; the base stays frozen beside it.
+
+    networks: of these alone; None is all.
+    """
+    for key in networks or backbone.facts.blocks:
+        network = backbone.networks[key]
         backbone.networks[f"{name}/{key}"] = deepcopy(network).float().requires_grad_(True)
 
 
@@ -120,6 +126,8 @@ def reach(backbone: Backbone, adapter: str) -> tuple[int, int]:
     """On how many layers an adapter is, and in how many blocks these lie."""
     layers, blocks = 0, 0
     for name, network in predictors(backbone).items():
+        if not has_adapter(network, adapter):
+            continue
         keys = {key.rpartition(".lora_")[0] for key in adapter_parameters(network, adapter)}
         names = block_names(network, backbone.facts.blocks[name])
         layers += len(keys)

@@ -131,9 +131,12 @@ class PipelineBackbone(ABC):
 
     def add_adapter(self, name: str, spec: LoraSpec) -> None:
         """See ``adapters.add_lora``.  The adapter is trainable and not active."""
-        for key, network in predictors(self).items():  # an error comes before the first network is changed
+        chosen = {
+            key: network for key, network in predictors(self).items() if key in (spec.networks or self.facts.blocks)
+        }
+        for key, network in chosen.items():  # an error comes before the first network is changed
             adapters.matching_layers(network, spec, self.facts.blocks[key])
-        for key, network in predictors(self).items():
+        for key, network in chosen.items():
             adapters.add_lora(network, name, spec, self.facts.blocks[key])
 
     @contextmanager
@@ -144,10 +147,11 @@ class PipelineBackbone(ABC):
         """
         before = self.computing
         self.computing = computing(self, name)
+        having = self._having(name)
         try:
             with ExitStack() as stack:
                 for key, network in self.computing.items():
-                    lora = name if network is self.networks[key] else None
+                    lora = name if key in having and network is self.networks[key] else None
                     layers = adapters.dropouts_of(network, lora) if lora and dropout is not None else []
                     stack.enter_context(adapters.use_adapter(network, lora))
                     if layers and dropout is not None:
@@ -158,11 +162,24 @@ class PipelineBackbone(ABC):
 
     @property
     def active_adapter(self) -> str | None:
-        return adapters.active_adapter(next(iter(self.computing.values())))
+        active = [adapters.active_adapter(network) for network in self.computing.values()]
+        return next(filter(None, active), None)
 
     def parameters(self, name: str | None) -> dict[str, nn.Parameter]:
         """An adapter's, or a copy's; None: the weights of the base that are trained in place."""
-        return joined({key: self._trained(key, network, name) for key, network in computing(self, name).items()})
+        having = self._having(name)
+        trained = {
+            key: self._trained(key, network, name) for key, network in computing(self, name).items() if key in having
+        }
+        return joined(trained, next(iter(self.facts.blocks), None))
+
+    def _having(self, name: str | None) -> list[str]:
+        """The networks that have an adapter, or a copy; all of them where none has, since each says what is missing."""
+        having = [key for key, network in computing(self, name).items() if self._has(key, network, name)]
+        return having or list(self.facts.blocks)
+
+    def _has(self, key: str, network: nn.Module, name: str | None) -> bool:
+        return name is None or network is not self.networks[key] or adapters.has_adapter(network, name)
 
     def _trained(self, key: str, network: nn.Module, name: str | None) -> dict[str, nn.Parameter]:
         if name is not None and network is self.networks[key]:

@@ -13,12 +13,21 @@ from pydantic_core import ErrorDetails
 from prfl.config.section import Fault
 from prfl.utils.text import closest
 
+PLAIN_TYPES = ("literal_error", "float_type", "int_type", "bool_type", "string_type")
+"""Of pydantic's errors, those that say that a value is no plain one of its kind."""
+
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The sections that an annotation may hold: one, none, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in typing.get_args(annotation) for model in models_in(part)]
+
+
+def takes_both(annotation: Any) -> bool:
+    """Whether a key takes a section or something else, as one number or one for each of two."""
+    others = [part for part in typing.get_args(annotation) if part is not type(None) and not models_in(part)]
+    return bool(others) and len(models_in(annotation)) == 1
 
 
 def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:
@@ -39,9 +48,11 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ty
 
 def locate(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
     """pydantic's location as (yaml path, the section that holds its last key); union tags are left out."""
-    path, owner, models, annotation = "", root, [root], None
+    path, owner, models, annotation, chooses = "", root, [root], None, False
     for part in loc:
-        if isinstance(part, int):
+        if chooses:  # which of the two it was tried as
+            chooses = False
+        elif isinstance(part, int):
             path += f"[{part}]"
         elif len(models) > 1:  # a union: this part is the tag of the member that was chosen
             models = [model for model in models if (tag_of(model) or ("", ""))[1] == part]
@@ -50,7 +61,7 @@ def locate(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[str, type[B
             path += f".{part}"
             field = owner.model_fields.get(part)
             annotation = field.annotation if field else None
-            models = models_in(annotation)
+            models, chooses = models_in(annotation), takes_both(annotation)
         elif dict in {typing.get_origin(a) for a in (annotation, *typing.get_args(annotation))}:
             path += f".{part}"
     return path.removeprefix("."), owner
@@ -103,10 +114,20 @@ def describe(root: type[BaseModel], error: ErrorDetails) -> Fault:
     return path, f"{error['msg'].removeprefix('Input ').removeprefix('Value error, ')}, got {shown(error)}"
 
 
+def is_other_try(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
+    """Whether it is of the kind that a value was not meant as, where a key takes a section or something else."""
+    loc = error["loc"]
+    others = [other for other in errors if other is not error and other["loc"][: len(loc) - 1] == loc[:-1]]
+    of_section = error["type"] == "model_type"
+    return bool(others) and (of_section or isinstance(error["input"], dict) and error["type"] in PLAIN_TYPES)
+
+
 def faults(root: type[BaseModel], errors: Sequence[ErrorDetails]) -> list[Fault]:
     """One line per yaml path; the alternatives of one key are joined by 'or'."""
     lines: dict[str, list[str]] = {}
     for error in errors:
         path, what = describe(root, error)
+        if is_other_try(error, errors):
+            continue
         lines.setdefault(path, []).append(what)
     return [(path, "; or ".join(whats)) for path, whats in lines.items()]

@@ -69,7 +69,9 @@ def _kind(key: Mapping[str, Any]) -> str:
     """Say what a value may be: its choices, or its type and bounds; "" for a section."""
     if "anyOf" in key:
         kinds = [_kind(choice) for choice in key["anyOf"]]
-        return " or ".join(kind for kind in kinds if kind) if all(kinds) else ""
+        if "" in kinds and set(kinds) <= {"", "null"}:
+            return ""
+        return " or ".join(kind or "keys of its own" for kind in kinds)
     if "enum" in key or "const" in key:
         return " or ".join(f"`{json.dumps(value).strip(chr(34))}`" for value in key.get("enum", [key.get("const")]))
     if key.get("type") == "array":

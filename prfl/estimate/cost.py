@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
+from prfl.config.sections.experts import guided
 from prfl.estimate import nfe
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.nfe import NfeCount, count_nfe, evaluation_samples
@@ -56,7 +57,7 @@ def _work_of_one(
         measured[part.role] = measured.get(part.role, Work()) + part.work
 
     guidance = config.rollout.guidance
-    branches = 2 if config.follows_reward and guidance.scale != 1 else 1
+    branches = 2 if config.follows_reward and guided(guidance.scale) else 1
     forward = measured.get("rollout", Work())
     if "rollout" not in measured and any(count.name == nfe.SAMPLING for count in counts):
         with fused_on_meta(device_kind(config)):

@@ -10,6 +10,7 @@ from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
 from prfl.config.schema import Config
 from prfl.config.sections.evaluation import EvaluationConfig
+from prfl.config.sections.experts import guided
 from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
 from prfl.factory.backbone import POLICY
@@ -68,7 +69,7 @@ def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
     samples = evaluation_samples(config)
     if samples:
         calls = samples * (config.evaluation.steps or config.rollout.steps)
-        calls *= 2 if config.evaluation.guidance_scale != 1 else 1
+        calls *= 2 if guided(config.evaluation.guidance_scale) else 1
         all_counts.append(NfeCount(SAMPLING, calls / training.steps, calls))
     return all_counts
 
@@ -81,7 +82,7 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
     evaluation counts as a whole one: how many a step cache will skip is not known before (``rollout/cached`` tells).
     """
     schedule = build_schedule(config, model)
-    method, rollout = build_method(config, schedule), config.rollout
+    method, rollout = build_method(config, model), config.rollout
     served = rollout.gradients_per_rollout
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
@@ -110,12 +111,11 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
 def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Counter[str]:
     """Count the evaluations of a step by kind.  calls, cheap: those without gradient, exact and cheaper ones."""
     guidance = config.rollout.guidance
-    guided = guidance.scale != 1
+    branches = 2 if guided(guidance.scale) else 1
     recomputed = len(step_plan.plan.recomputed)
     both = guidance.gradient == "both"
-    branches = 2 if guided else 1
     counts = Counter({ROLLOUT: calls * branches, CHEAPER: cheap * branches, GRADIENT: recomputed * (2 if both else 1)})
-    if guided and not both:
+    if branches == 2 and not both:
         counts[UNGUIDED] = recomputed
     return counts
 

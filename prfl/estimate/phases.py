@@ -15,6 +15,7 @@ from prfl.backbone.cheaper import EXACT
 from prfl.backbone.kernels import cheaper_calls
 from prfl.backbone.network import all_predictors, base_blocks, with_lists
 from prfl.config.schema import Config
+from prfl.config.sections.experts import guided as guided_by
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
 from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
@@ -140,7 +141,7 @@ def guided(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Netwo
         model.velocity,
         shapes.condition(batch),
         shapes.condition(batch),
-        scale=guidance.scale if follows_reward else 1.0,
+        scale=2.0 if follows_reward and guided_by(guidance.scale) else 1.0,  # whatever it is
         gradient=guidance.gradient if follows_reward else "none",
     )
 

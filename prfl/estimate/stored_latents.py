@@ -13,7 +13,7 @@ from prfl.rollout.solvers import SolverSchedule
 
 def all_plans(config: Config, model: Backbone) -> list[StepPlan]:
     """Return what each step of the run differentiates: some methods draw how much that is."""
-    method = build_method(config, build_schedule(config, model))
+    method = build_method(config, model)
     return [method.plan(step) for step in range(config.training.steps)]
 
 

@@ -255,7 +255,7 @@ def outcome_in(results: Mapping[str, Any], name: str) -> Outcome:
     keys = rows[0][name]
     return Outcome(
         name,
-        SamplingSettings(**facts["settings"]),
+        SamplingSettings.read(facts["settings"]),
         [row["prompt"] for row in rows],
         [row["sample"] for row in rows],
         {key: torch.tensor([row[name][key] for row in rows]) for key in keys},

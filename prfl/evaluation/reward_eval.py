@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -57,6 +57,12 @@ def levels(sampler_sigmas: Sequence[float] = (), edges: Sequence[float] = EDGES)
     bins = [Level("bin", low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
     points = [Level("point", sigma, sigma) for sigma in POINTS]
     return bins + points + [Level("sampler", float(sigma), float(sigma)) for sigma in sampler_sigmas]
+
+
+def up_to(all_levels: Sequence[Level], highest: float) -> list[Level]:
+    """Leave out the noise levels above ``highest``; a bin that holds it ends there."""
+    below = [replace(level, high=min(level.high, highest)) for level in all_levels if level.low <= highest]
+    return [level for level in below if level.low < level.high or level in all_levels]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from prfl.evaluation.page.videos import verdict, video_figure
 from prfl.evaluation.report import write_page
 from prfl.evaluation.run_files import RunFiles
-from prfl.utils.text import html_text
+from prfl.utils.text import html_text, of_experts
 
 WIDTH, HEIGHT, EDGE = 460, 120, 24  # of a plot, and of its edges
 
@@ -43,7 +43,7 @@ def _cost(content: Mapping[str, Any]) -> str:
     if all("judge/all" in scores for scores in chosen):
         right = sum(scores["judge/all"] for scores in chosen)
         tiles += f"<div><b>{right:.0f} of {len(chosen)}</b><span>right</span><small>says the judge</small></div>"
-    guided = f", guidance {content['guidance_scale']:g}" if content["guidance_scale"] != 1 else ""
+    guided = f", guidance {of_experts(content['guidance_scale'])}" if content["guidance_scale"] != 1 else ""
     facts = (
         f"{content['method']} of {chains} chains, {content['generator']}, {len(content['sigmas']) - 1} steps{guided}"
     )

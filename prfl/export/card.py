@@ -14,6 +14,7 @@ from prfl.backbone.family import LoraFile
 from prfl.config.schema import Config
 from prfl.config.section import is_hub_id
 from prfl.config.sections.backbone import BackboneConfig
+from prfl.config.sections.experts import text_of
 from prfl.estimate.protection import NOT_PROTECTED
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
@@ -23,6 +24,7 @@ from prfl.reward.checkpoint import read_config
 from prfl.reward.model_card import accuracy_text, table
 from prfl.utils.errors import PrflError
 from prfl.utils.files import whole_json
+from prfl.utils.text import of_experts
 
 
 def policy_card(
@@ -139,7 +141,7 @@ def figures(run: Path, made_by: Mapping[str, Any]) -> str:
     note = (
         f"{results['samples']} samples of {results['prompts']} test prompts, {how['frames']} frames of "
         f"{how['width']} x {how['height']}, {how['steps']} {how.get('solver', 'euler')} steps, "
-        f"guidance scale {how['guidance_scale']:g}, "
+        f"guidance scale {of_experts(how['guidance_scale'])}, "
         f"seed {how['seed']}; means with 95 % intervals over prompts. Differences are paired: the same noise."
     )
     if any(key.startswith("reward/") for key in outcomes[first]["summary"]):
@@ -158,7 +160,10 @@ def settings(config: Config, made_by: Mapping[str, Any]) -> list[tuple[str, str]
         ("objective", config.objective.name),
         ("steps", str(step) if step == end else f"{step}, the best round of {end}"),
         ("batch", str(training.batch)),
-        ("learning rate", f"{training.learning_rate:g}, {training.schedule}, {training.warmup} steps of warm-up"),
+        (
+            "learning rate",
+            f"{text_of(training.learning_rate)}, {training.schedule}, {training.warmup} steps of warm-up",
+        ),
         ("clip", f"{config.data.frames} frames of {config.data.width} x {config.data.height}, {config.data.fps:g} fps"),
         ("chain", f"{solver}, {rollout.steps} steps"),
         ("seed", str(config.seed)),

@@ -129,7 +129,7 @@ def write_merged(config: Config, out: Path, made_by: Stamp | None = None) -> lis
     """Write the base's weights plus the update, in the type that the run loaded them in, as diffusers folders."""
     model = build_backbone(config)
     load_policy(config, model)
-    networks = predictors(model)
+    networks = {name: network for name, network in predictors(model).items() if adapters.has_adapter(network, POLICY)}
     for name, network in networks.items():
         adapters.set_active(network, POLICY)
         network.fuse_lora(adapter_names=[POLICY], safe_fusing=True)

@@ -15,6 +15,7 @@ from prfl.backbone.network import add_copy, all_predictors, train_all
 from prfl.config.schema import Config
 from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
 from prfl.config.sections.rollout import CheaperConfig
+from prfl.factory.experts import check_experts, trained_networks
 from prfl.toy import clips as shapes
 from prfl.toy.recipe import RECIPES, untrained_folder
 from prfl.utils import processes
@@ -95,6 +96,8 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
     model.running.checkpointing = "full" if settings.checkpointing == "auto" else settings.checkpointing
     model.running.offload = settings.offload
+    check_experts(config, model.facts)
+    trained = trained_networks(config, model.facts)
     if settings.adapter:
         lora = settings.adapter
         with error_location("backbone.adapter.targets"):
@@ -105,12 +108,13 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
                 dropout=lora.dropout,
                 blocks=adapted_blocks(lora, model.facts.num_blocks),
                 seed=config.seed,
+                networks=trained,
             )
             model.add_adapter(POLICY, spec)
     if settings.train == "full" and policy_adapter_name(config):
-        add_copy(model, POLICY)
+        add_copy(model, POLICY, trained)
     elif settings.train == "full":
-        train_all(model)
+        train_all(model, trained)
     check_cheaper(config, model)
     chosen = attention_choice(config, model).backend
     if model.facts.device.type == "meta" and chosen != "triton":

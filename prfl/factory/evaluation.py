@@ -16,6 +16,7 @@ from prfl.factory.by_name import build_by_name
 from prfl.factory.critic import load_critic
 from prfl.factory.data import video_size
 from prfl.factory.reward import Reward, load_reward
+from prfl.factory.rollout import build_scale
 from prfl.reward.checkpoint import check_clip
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
@@ -40,7 +41,7 @@ def sampling_settings(config: Config) -> SamplingSettings:
         steps=evaluation.steps or config.rollout.steps,
         shift=config.rollout.shift,
         solver=config.rollout.sampling_solver,
-        guidance_scale=evaluation.guidance_scale,
+        guidance_scale=build_scale(evaluation.guidance_scale),
         batch=evaluation.batch,
         seed=evaluation.seed,
     )

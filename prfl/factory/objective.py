@@ -27,9 +27,10 @@ from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.factory.backbone import POLICY, policy_adapter_name
 from prfl.factory.by_name import build_by_name
 from prfl.factory.data import Dataset
+from prfl.factory.experts import of_experts
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import Reward, TrainableReward
-from prfl.factory.rollout import build_cheaper, build_schedule, chain_shift
+from prfl.factory.rollout import build_cheaper, build_scale, build_schedule, chain_shift
 from prfl.objective import Objective
 from prfl.objective.loss import RewardLoss
 from prfl.objective.methods.alignprop import AlignProp
@@ -124,10 +125,14 @@ def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
     )
 
 
-def build_method(config: Config, schedule: SolverSchedule) -> Method:
-    """The method of the config's objective, which must follow a reward."""
-    section = config.objective
-    return build_by_name(METHODS[type(section)], section, schedule=schedule, seed=config.seed)
+def build_method(config: Config, model: Backbone) -> Method:
+    """The method of the config's objective, which must follow a reward.
+
+    Raises PrflError where its steps do not fit the networks that the model has and the policy trains.
+    """
+    section, schedule = config.objective, build_schedule(config, model)
+    method = build_by_name(METHODS[type(section)], section, schedule=schedule, seed=config.seed)
+    return of_experts(config, method, model.facts)
 
 
 def build_rollouts(config: Config) -> FreshRollout | ReusedRollout:
@@ -167,7 +172,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
     assert not isinstance(starts, PairDataset), "check_rows refuses pairs"
     return RewardGradient(
         model,
-        build_method(config, build_schedule(config, model)),
+        build_method(config, model),
         build_scorer(config, model, reward),
         RewardLoss(
             scores.weights or dict.fromkeys(reward.dimensions, 1.0),
@@ -179,7 +184,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         load_prompts(config.data)["train"],
         latent_shape,
         adapter=POLICY,
-        guidance=Guidance(guidance.scale, guidance.gradient),
+        guidance=Guidance(build_scale(guidance.scale), guidance.gradient),
         distance_weight=objective.distance_weight,
         step_weight=config.rollout.step_weight,
         clips=starts,

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import Cheaper
+from prfl.backbone.experts import ScaleOfExperts
 from prfl.config.schema import Config
+from prfl.config.sections.experts import ScaleOfEach
 from prfl.factory.by_name import build_by_name
 from prfl.rollout.solvers import SOLVERS, SolverSchedule
 
@@ -25,6 +27,11 @@ def chain_sigmas(config: Config, model: Backbone) -> Tensor:
 def build_schedule(config: Config, model: Backbone) -> SolverSchedule:
     """The chain that training rolls out."""
     return build_by_name(SOLVERS[config.rollout.solver], config.rollout, sigmas=chain_sigmas(config, model))
+
+
+def build_scale(scale: float | ScaleOfEach) -> float | ScaleOfExperts:
+    """A scale of guidance, or one of each expert."""
+    return ScaleOfExperts(scale.high, scale.low) if isinstance(scale, ScaleOfEach) else scale
 
 
 def build_cheaper(config: Config) -> Cheaper:

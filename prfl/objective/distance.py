@@ -67,8 +67,11 @@ def accumulate_distance(
     return total
 
 
-def shares_call(backbone: Backbone, adapter: str, step_plan: StepPlan, guidance_scale: float) -> bool:
-    """Return whether the velocity that a step differentiates is the distance's too: see ``DistanceTerm``."""
+def shares_call(backbone: Backbone, adapter: str, step_plan: StepPlan, guidance_scale: object) -> bool:
+    """Return whether the velocity that a step differentiates is the distance's too: see ``DistanceTerm``.
+
+    guidance_scale: a number, or one of each of two experts.
+    """
     plan = step_plan.plan
     alone = len(plan.trains) == 1 and not any(plan.passes(k, plan.useful_nodes) for k in plan.trains)
     return alone and guidance_scale == 1 and not any(dropouts_of(each, adapter) for each in backbone.networks.values())

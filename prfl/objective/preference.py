@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prfl.backbone.experts import highest_read
 from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.data.examples import Drawn, Loss, draw_examples, examples
 from prfl.objective.base import Mean
@@ -24,15 +25,19 @@ SigmaSampling = Literal["uniform", "shifted", "mixture"]
 
 
 def draw_sigma(
-    sampling: SigmaSampling, shift: float, seed: int, step: int, indices: Sequence[int]
+    sampling: SigmaSampling, shift: float, seed: int, step: int, indices: Sequence[int], highest: float = 1.0
 ) -> Float[Tensor, " b"]:
-    """Return noise levels in [0, 1): even, as a sampler with this shift spreads them, or (``mixture``) half of each."""
+    """Return noise levels in [0, 1): even, as a sampler with this shift spreads them, or (``mixture``) half of each.
+
+    highest: where they end, if not at 1; below it they are spread alike.
+    """
     u = rng.uniform(seed, "preference/sigma", step, indices)
-    shifted = shift_sigmas(u, shift)
+    shifted = shift_sigmas(u * (highest / (shift - (shift - 1) * highest)), shift)
+    u = u * highest
     if sampling == "mixture":
         even = rng.uniform(seed, "preference/sigma_kind", step, indices) < 0.5
-        return torch.where(even, u, shifted).float()
-    return (shifted if sampling == "shifted" else u).float()
+        return torch.where(even, u, shifted).float().clamp(max=highest)
+    return (shifted if sampling == "shifted" else u).float().clamp(max=highest)
 
 
 def reward_loss(
@@ -97,6 +102,7 @@ class Preference:
 
     def __post_init__(self) -> None:
         self.examples = examples(self.dataset, self.loss, self.reward.dimensions)
+        self.highest = highest_read(self.reward.backbone.facts)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.reward.parameters()
@@ -104,7 +110,7 @@ class Preference:
     def draw(self, step: int, indices: Sequence[int]) -> tuple[Drawn, Tensor, Tensor]:
         """The batch, sigma (b,), noise (b, c, t, h, w)."""
         batch = draw_examples(self.dataset, self.examples, self.seed, indices)
-        sigma = draw_sigma(self.sigma_sampling, self.shift, self.seed, step, indices)
+        sigma = draw_sigma(self.sigma_sampling, self.shift, self.seed, step, indices, self.highest)
         noise = rng.normal(batch.latents.shape[1:], self.seed, "preference/noise", step, indices)
         return batch, sigma.to(batch.latents), noise.to(batch.latents)
 

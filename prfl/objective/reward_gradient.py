@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.condition import Condition, unconditional, with_unconditional
+from prfl.backbone.experts import scale_at
 from prfl.backbone.kernels import cheaper_calls
 from prfl.data.conditions import recall, remember
 from prfl.data.dataset import LatentDataset
@@ -201,7 +202,7 @@ class RewardGradient:
 
     def network(self, condition: Condition) -> Network:
         """Return the policy's guided velocity of these samples."""
-        scale, empty = self.guidance.scale, None
+        scale, empty = scale_at(self.backbone.facts, self.guidance.scale), None
         if scale != 1:
             empty = self.backbone.condition(unconditional(condition.asks))
         return guided_network(self.backbone.velocity, condition, empty, scale=scale, gradient=self.guidance.gradient)

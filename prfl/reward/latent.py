@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone, LoraSpec
 from prfl.backbone.adapters import load_state, lora_shapes, state_of
-from prfl.backbone.network import joined, predictors
+from prfl.backbone.experts import check_read, networks_read
+from prfl.backbone.network import joined
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
@@ -47,10 +48,10 @@ class RewardAdapter:
     dropout: float = 0.0
     seed: int = 0
 
-    def spec(self, blocks: Sequence[int]) -> LoraSpec:
-        """On the blocks that a head runs which reads after ``blocks``."""
+    def spec(self, blocks: Sequence[int], networks: Sequence[str] | None = None) -> LoraSpec:
+        """On the blocks that a head runs which reads after ``blocks``.  networks: those that it reads; None is all."""
         run = tuple(range(max(blocks) + 1))
-        return LoraSpec(self.rank, self.alpha, self.targets, dropout=self.dropout, blocks=run, seed=self.seed)
+        return LoraSpec(self.rank, self.alpha, self.targets, self.dropout, run, self.seed, networks)
 
 
 class LatentReward(ModelHubMixin, library_name="prfl"):
@@ -96,7 +97,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         self.card = card or RewardCard()
 
         if adapter is not None:
-            backbone.add_adapter(adapter.name, adapter.spec(blocks))
+            backbone.add_adapter(adapter.name, adapter.spec(blocks, networks_read(backbone.facts)))
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -146,6 +147,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
     def logits(self, latents: Float[Tensor, "*n c t h w"], sigma: Sigmas, condition: Prompts) -> Scores:
         """Compute raw logits; sigmoid gives the probability of a good label when trained with cross-entropy."""
         latents, sigma, condition = prepare(self.backbone, latents, sigma, condition)
+        check_read(self.backbone.facts, sigma)
         # A frozen backbone under latents that need no gradient needs no graph: head training is then a forward pass.
         graph = torch.is_grad_enabled() and (latents.requires_grad or (self.adapter is not None and self.trains))
         with self.selected(), torch.set_grad_enabled(graph):
@@ -251,7 +253,9 @@ def described_shapes(config: StoredLatent, backbone: Backbone) -> dict[str, Shap
     if config.adapter is None:
         return shapes
 
-    spec = RewardAdapter(**config.adapter.model_dump()).spec(config.blocks)
+    spec = RewardAdapter(**config.adapter.model_dump()).spec(config.blocks, networks_read(backbone.facts))
     lists = backbone.facts.blocks
-    adapter = joined({key: lora_shapes(network, spec, lists[key]) for key, network in predictors(backbone).items()})
+    chosen = spec.networks or tuple(lists)
+    of_each = {key: lora_shapes(backbone.networks[key], spec, lists[key]) for key in chosen}
+    adapter = joined(of_each, next(iter(lists), None))
     return shapes | {f"adapter.{name}": shape for name, shape in adapter.items()}

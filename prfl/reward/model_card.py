@@ -38,7 +38,7 @@ def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
         adapter = config["adapter"]
         training = f" with an adapter of rank {adapter['rank']} on them" if adapter else ", frozen"
         parts.append(
-            f"Scores the noisy latents of a video model at any noise level, without decoding. It reads the hidden "
+            f"Scores the noisy latents of a video model {level_text(backbone)}, without decoding. It reads the hidden "
             f"states after {blocks} (the first is 0) of `{model_id}`{training}, and "
             f"works on that model only. The method is [PRFL]({PAPER}); here is the head, not the video model."
         )
@@ -55,6 +55,13 @@ def reward_card(config: Mapping[str, Any], name: str = "FOLDER") -> ModelCard:
     parts.append("## Accuracy by noise level\n\n" + accuracy_text(card["accuracy"]))
     parts += [benchmark_text(each) for each in benchmarks.values()]
     return ModelCard("\n\n".join(parts) + "\n")
+
+
+def level_text(backbone: Mapping[str, Any]) -> str:
+    """Say at which noise levels it scores."""
+    if (boundary := backbone.get("boundary")) is None:
+        return "at any noise level"
+    return f"at noise levels below {boundary:g}, where the model's low-noise expert predicts, which it reads"
 
 
 def eval_results(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:

@@ -15,9 +15,12 @@ from prfl.utils.errors import PrflError
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strong guidance is while training, and where its gradient goes: see ``guided_network``."""
+    """How strong guidance is while training, and where its gradient goes: see ``guided_network``.
 
-    scale: float = 1.0
+    scale: of two experts one of each (``experts.ScaleOfExperts``).
+    """
+
+    scale: Any = 1.0
     gradient: Literal["none", "cond", "both"] = "none"
 
 
@@ -26,7 +29,7 @@ def guided_network(
     condition: Any,
     empty_condition: Any = None,
     *,
-    scale: float = 1.0,
+    scale: float | Callable[[Tensor], float] = 1.0,
     gradient: Literal["none", "cond", "both"] = "none",
 ) -> Network:
     """Close ``velocity(latents, sigma, condition)`` over its condition and guidance; c = condition, u = empty.
@@ -35,6 +38,7 @@ def guided_network(
     cond: v = sg(v_u) + scale (v_c - sg(v_u)): gradient through the conditional branch only; u runs without autograd.
     both: v = v_u + scale (v_c - v_u): gradient through both, both graphs alive at once.
     At scale 1 every mode is v_c and makes one call.  ``empty_condition`` has the batch size of ``condition``.
+    scale: a number, or the number at a noise level.
     Raises PrflError for "none" with another scale, and where guidance lacks its empty condition.
     """
     if gradient == "none" and scale != 1:
@@ -46,10 +50,11 @@ def guided_network(
         raise PrflError(f"guidance scale {scale} without an empty condition", fix="give the condition of the prompt ''")
 
     def network(latents: Tensor, sigma: Tensor) -> Tensor:
-        if scale == 1:
+        factor = scale(sigma) if callable(scale) else scale
+        if factor == 1:
             return velocity(latents, sigma, condition)
         with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "both"):
             unconditional = velocity(latents, sigma, empty_condition)
-        return unconditional + scale * (velocity(latents, sigma, condition) - unconditional)
+        return unconditional + factor * (velocity(latents, sigma, condition) - unconditional)
 
     return network

@@ -5,7 +5,7 @@ So samples of the base and of a policy, of two checkpoints, or of two guidance s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import unconditional
+from prfl.backbone.experts import ScaleOfExperts, scale_at
 from prfl.backbone.flow_form import ended
 from prfl.backbone.network import on_host
 from prfl.rollout.guidance import guided_network
@@ -29,7 +30,8 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without.
+    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without; of
+    two experts one of each.
 
     solver: one without noise, so that samples that are compared differ in nothing but what is compared.
     """
@@ -39,10 +41,17 @@ class SamplingSettings:
     width: int
     steps: int
     shift: float | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float | ScaleOfExperts = 1.0
     batch: int = 32
     seed: int = 0
     solver: str = "euler"
+
+    @staticmethod
+    def read(saved: Mapping[str, Any]) -> SamplingSettings:
+        """Settings as ``asdict`` gives them and JSON holds them."""
+        scale = saved.get("guidance_scale")
+        scales = {"guidance_scale": ScaleOfExperts(**scale)} if isinstance(scale, Mapping) else {}
+        return SamplingSettings(**{**saved, **scales})
 
     def chain(self, backbone: Backbone, shape: Sequence[int]) -> SolverSchedule:
         """The chain of latents of this state."""
@@ -77,19 +86,18 @@ def sample(
     indices: which sample of its prompt each is.  adapter: None is base.
     """
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
-    schedule = settings.chain(backbone, shape)
+    schedule, scale = settings.chain(backbone, shape), scale_at(backbone.facts, settings.guidance_scale)
     done = []
     with backbone.adapter(adapter):
         for start in progress(range(0, len(prompts), settings.batch)):
             batch_prompts = list(prompts[start : start + settings.batch])
             noise = start_noise(shape, settings.seed, batch_prompts, indices[start : start + settings.batch])
             condition = backbone.condition(batch_prompts)
-            guided = settings.guidance_scale != 1
             network = guided_network(
                 backbone.velocity,
                 condition,
-                backbone.condition(unconditional(batch_prompts)) if guided else None,
-                scale=settings.guidance_scale,
+                backbone.condition(unconditional(batch_prompts)) if scale != 1 else None,
+                scale=scale,
                 gradient="both",
             )
             first = backbone.start(noise.to(backbone.facts.device), condition, float(schedule.sigmas[0]))

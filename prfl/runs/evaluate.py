@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prfl.backbone import Backbone
+from prfl.backbone.experts import highest_read
 from prfl.config.schema import Config
 from prfl.data.prompts import plain
 from prfl.evaluation import reward_eval
@@ -77,7 +78,8 @@ def evaluate_in_run(config: Config, heads: Mapping[str, Path] | None, manifest: 
     # The measures, at the noise levels of the rollout among others.
     of_split = config.run / ("reward_eval-test.json" if split == "test" else "reward_eval.json")
     results = of_split if manifest is None else reward_eval.results_of(config.run, manifest)
-    at = reward_eval.levels(chain_sigmas(config, model).tolist())
+    every = reward_eval.levels(chain_sigmas(config, model).tolist())
+    at = reward_eval.up_to(every, highest_read(model.facts))
     warn_of_incomparable(rewards, held)
     measured = measure_reward(config, rewards, model, held, train, results, at, clips=str(path))
     show_measured(measured, results, all_measures=True)

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from prfl.backbone import Backbone
+from prfl.backbone.experts import expert_of
 from prfl.config.schema import Config
 from prfl.factory.data import Dataset
 from prfl.factory.resume_identity import former_input_contents
@@ -56,4 +57,5 @@ class StageRun:
             callbacks=replace(callbacks, set_aside=partial(set_aside, self.config)),
             resumption=Resumption(self.resume, self.identity, former_input_contents(self.clips)),
             watched=self.watched,
+            group_of=partial(expert_of, self.model.facts),
         )

@@ -159,7 +159,7 @@ def _results(
         "steering": {**config.steering.model_dump(mode="json"), "chains": steering.method.chains},
         "generator": "base" if adapter is None else "policy",
         "sigmas": steering.schedule.sigmas.tolist(),
-        "guidance_scale": steering.settings.guidance_scale,
+        "guidance_scale": asdict(steering.settings)["guidance_scale"],
         "calls": spent,
         "whole": asdict(steering.whole),
         "videos": records,

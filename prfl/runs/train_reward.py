@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from prfl.backbone import Backbone
+from prfl.backbone.experts import highest_read
 from prfl.backbone.network import reach
 from prfl.config.schema import Config
 from prfl.evaluation import plots, reward_eval, tables
@@ -47,7 +48,7 @@ def train_reward(stage: StageRun, validation: Dataset | None, test: Dataset | No
 
     def watch(step: int) -> dict[str, float]:
         """Measure pairwise accuracy within a prompt at three noise levels: is it learning, or overfitting?"""
-        few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, 0.9)]
+        few = [reward_eval.Level("point", sigma, sigma) for sigma in (0.0, 0.5, min(0.9, highest_read(model.facts)))]
         assert validation is not None
         scorers = {"reward": build_latents_scorer(reward, model)}
         rows = reward_eval.evaluate(scorers, reward_eval.held_out(validation), few, noise_draws=1, resamples=1)
@@ -60,7 +61,8 @@ def train_reward(stage: StageRun, validation: Dataset | None, test: Dataset | No
         A reward of clean videos decodes at every level: it is measured where it can be used, up to sigma 0.5.
         """
         highest = math.inf if reward.noise_aware else 0.5
-        bins = [level for level in reward_eval.levels() if level.kind == "bin" and level.high <= highest]
+        readable = reward_eval.up_to(reward_eval.levels(), highest_read(model.facts))
+        bins = [level for level in readable if level.kind == "bin" and level.high <= highest]
         path = run.path / ("reward_eval-test.json" if of_split == "test" else "reward_eval.json")
         facts = {"split": of_split}
         return measure_reward(config, {"reward": reward}, model, data, None, path, bins, noise_draws=1, **facts), path

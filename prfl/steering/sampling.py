@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import unconditional
+from prfl.backbone.experts import scale_at
 from prfl.backbone.flow_form import ended, start_size
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.sampling import SamplingSettings
@@ -32,7 +33,7 @@ def process_of(
     decode_price: float = 0.0,
 ) -> Process:
     """Chains of these videos.  indices: which sample of its prompt each is.  adapter: None is the base."""
-    scale = settings.guidance_scale
+    scale = scale_at(backbone.facts, settings.guidance_scale)
     empties = {ask: backbone.condition([ask]) for ask in unconditional(prompts)} if scale != 1 else {}
     held = partial(backbone.adapter, adapter)
 

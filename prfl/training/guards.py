@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import stand_in
+from prfl.config.sections.experts import RateOfEach, text_of
 from prfl.objective import Objective
 from prfl.training.failed_batch import dump_batch
 from prfl.training.optimizer import gradients
@@ -120,12 +121,17 @@ def check_gradient_arrived(parameters: dict[str, nn.Parameter], what: str, metri
 
 
 def base_and_policy(backbone: Backbone, adapter: str) -> tuple[Tensor, Tensor]:
-    """Compute the velocities of the base and of the policy at a few random tokens, always the same ones."""
+    """Compute the velocities of the base and of the policy at a few random tokens, always the same ones.
+
+    Of two networks that take turns both are asked.
+    """
     facts = backbone.facts
     state = (facts.latent_channels, *(2 * size for size in facts.patch))
     latents = rng.normal(state, 0, "start", 0, [0]).to(facts.device)
     condition = stand_in(facts.condition, 1, 4, state, lambda shape: rng.normal(shape[1:], 0, "start/text", 0, [0]))
-    condition, sigma = condition.to(facts.device), torch.tensor([0.5], device=facts.device)
+    sigma = torch.tensor([0.5] if facts.boundary is None else [1.0, facts.boundary / 2], device=facts.device)
+    condition = condition.to(facts.device)[[0] * len(sigma)]
+    latents = latents.expand(len(sigma), *state)
     with torch.no_grad():
         base = backbone.velocity(latents, sigma, condition)
         with backbone.adapter(adapter):
@@ -152,15 +158,15 @@ def check_starts_as_base(backbone: Backbone, adapter: str) -> None:
         )
 
 
-def check_differs_from_base(backbone: Backbone, adapter: str, step: int, rate: float) -> None:
+def check_differs_from_base(backbone: Backbone, adapter: str, step: int, rate: float | RateOfEach) -> None:
     """Raise PrflError where a trained policy still gives what its base gives, whatever its weights are."""
     base, policy = base_and_policy(backbone, adapter)
     if torch.equal(base, policy):
         raise GuardError(
             f"after step {step} the policy's output is still its base's, bit for bit: nothing was learned",
             where="backbone.adapter",
-            fix=f"raise training.learning_rate ({rate:g}) or backbone.adapter.alpha, and check that its targets are "
-            "layers which the model runs",
+            fix=f"raise training.learning_rate ({text_of(rate)}) or backbone.adapter.alpha, and check that its targets "
+            "are layers which the model runs",
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prfl.backbone.fingerprint import sampled
+from prfl.config.sections.experts import RateOfEach, text_of
 from prfl.utils.errors import GuardError
 
 SAMPLED = 64  # values of each tensor that are compared
@@ -56,7 +57,7 @@ class Learning:
     parameters: Mapping[str, nn.Parameter]
     watched: Watched
     warn: Callable[[str], None]
-    rate: float
+    rate: float | RateOfEach
     quiet: int = 0  # steps on end without a gradient
     lossless: int = 0  # steps on end without a loss
     pulled: int = 0  # steps with a gradient since the last look
@@ -130,7 +131,7 @@ class Learning:
             norm = "" if first is None else f", the gradient's norm {first:.3g}"
             raise GuardError(
                 f"up to step {step} none of the {len(now)} trained tensors has moved since the last look at them "
-                f"(the learning rate is {self.rate:g}{norm})",
+                f"(the learning rate is {text_of(self.rate)}{norm})",
                 where="training.learning_rate",
                 fix="raise it, or the adapter's alpha, or the reward's scale: so small a rate or gradient is lost",
             )
@@ -174,7 +175,7 @@ class Learning:
             self.warn(
                 f"up to step {step} the {self.goal} got worse: {self.sign * before:.4g} in the first {size} "
                 f"rollouts, {self.sign * after:.4g} now; check the sign of reward.weights, and lower "
-                f"training.learning_rate ({self.rate:g})"
+                f"training.learning_rate ({text_of(self.rate)})"
             )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ class Trainer:
     accelerator: Accelerator
     regulariser: Regulariser | None
     seed: int
+    group_of: Callable[[str], str] = lambda name: ""
 
 
 def fit(
@@ -121,10 +123,12 @@ def fit(
     callbacks: Callbacks | None = None,
     resumption: Resumption | None = None,
     watched: Watched | None = None,
+    group_of: Callable[[str], str] = lambda name: "",
 ) -> TrainResult:
     """Train ``objective.parameters()`` in place for ``settings.steps`` steps.
 
     watched: what must not change while this is trained, and what must (learning.py).
+    group_of: of a parameter's name, which of ``settings.rates`` it learns at.
     Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 finish the step (an evaluation is left at once), save, and return.
     Whatever else ends it saves too, if it can, says what it saved, and is raised again; a guard saves nothing.
     Raises PrflError from guards.py and checkpoint.py; what is refused before the first step leaves no trace.
@@ -132,7 +136,7 @@ def fit(
     accelerator = accelerator or make_accelerator(run, trackers=settings.trackers)
     callbacks, resumption = callbacks or Callbacks(), resumption or Resumption()
     hooks, enough, finish, set_aside = callbacks.hooks, callbacks.enough, callbacks.finish, callbacks.set_aside
-    trainer = Trainer(objective, settings, run, accelerator, regulariser, seed)
+    trainer = Trainer(objective, settings, run, accelerator, regulariser, seed, group_of)
     log = Logger(run, accelerator, every=settings.log_every, steps=settings.steps)
 
     with lossy_output(), folder_lock(run.path) as lock:
@@ -190,7 +194,8 @@ def prepare(
     check_batch(settings, accelerator.num_processes)
 
     # The state at step 0.
-    optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay)
+    sizes = group_sizes(list(parameters), settings.rates, trainer.group_of)
+    optimizer = adamw(list(parameters.values()), betas=settings.betas, weight_decay=settings.weight_decay, sizes=sizes)
     guards.check_optimizer(optimizer, parameters)
     ema = Ema(parameters, settings.ema_decay) if settings.ema_decay is not None else None
     stateful = objective if isinstance(objective, Stateful) else None
@@ -345,11 +350,24 @@ def update(trainer: Trainer, state: TrainState, objective: Objective, name: str)
         state.changing = True
         if isinstance(objective, Stateful):  # not before: a failed step is described as it was
             objective.after_step(metrics)
-        rate = learning_rate(
-            step, peak=settings.learning_rate, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps
-        )
-        apply(state.optimizer, rate)
-    return metrics | {"gradient_norm": norm, "learning_rate": rate} | clock.metrics()
+        now = partial(learning_rate, step, warmup=settings.warmup, schedule=settings.schedule, steps=settings.steps)
+        rates = {name: now(peak=peak) for name, peak in settings.rates.items()}
+        apply(state.optimizer, list(rates.values()))
+    told = {f"learning_rate/{name}" if name else "learning_rate": rate for name, rate in rates.items()}
+    return metrics | {"gradient_norm": norm} | told | clock.metrics()
+
+
+def group_sizes(names: Sequence[str], rates: Mapping[str, float], group_of: Callable[[str], str]) -> list[int]:
+    """Return how many parameters each rate is of; they come group by group.  Raises PrflError for a rate of none."""
+    if len(rates) == 1:
+        return [len(names)]
+    groups = [group_of(name) for name in names]
+    assert groups == sorted(groups, key=list(rates).index), "the parameters of one rate are not together"
+    sizes = {rate: groups.count(rate) for rate in rates}
+    if unused := [rate for rate, size in sizes.items() if not size]:
+        what = f"nothing is trained at the rate of {unused[0]}"
+        raise PrflError(what, where="training.learning_rate", fix="give one number, of what is trained")
+    return list(sizes.values())
 
 
 def split_indices(step: int, batch: int, accumulation: int, rank: int, processes: int) -> list[list[int]]:

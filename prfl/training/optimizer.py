@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from accelerate import Accelerator
@@ -11,10 +12,19 @@ from torch import nn
 
 
 def adamw(
-    parameters: Sequence[nn.Parameter], *, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
+    parameters: Sequence[nn.Parameter],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    sizes: Sequence[int] = (),
 ) -> torch.optim.AdamW:
-    """Make AdamW over one group; the loop sets the learning rate before every step."""
-    return torch.optim.AdamW(parameters, lr=0.0, betas=betas, weight_decay=weight_decay)
+    """Make AdamW; the loop sets the learning rate before every step.
+
+    sizes: how many of the parameters, in their order, make each group that has a rate of its own; default is one group.
+    """
+    ends = list(accumulate(sizes or [len(parameters)]))
+    groups = [{"params": parameters[first:end]} for first, end in zip([0, *ends], ends, strict=False)]
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=weight_decay)
 
 
 def learning_rate(step: int, *, peak: float, warmup: int = 0, schedule: str = "constant", steps: int = 1) -> float:
@@ -38,13 +48,16 @@ def average_gradients(parameters: Sequence[nn.Parameter], share: float, accelera
     """Turn sums of per-call means into the mean over the global batch.
 
     share: this process's samples per call over the samples of the whole step; so an uneven split stays exact.
-    Every parameter takes part on every process, with zeros where it got no gradient, so that the sums line up.
+    What got a gradient on any process takes part on every one, with zeros where it got none, so that the sums line up;
+    the rest stays without one, and the optimizer leaves it alone, as on one process.
     """
     if accelerator.num_processes == 1:
         for gradient in gradients(parameters):
             gradient.mul_(share)
         return
-    for parameter in parameters:
+    there = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
+    anywhere = accelerator.reduce(there, reduction="sum").tolist()
+    for parameter in [p for p, count in zip(parameters, anywhere, strict=True) if count]:
         local = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = accelerator.reduce(local * share, reduction="sum")
 
@@ -57,8 +70,10 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -
     return float(norm)
 
 
-def apply(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Take the optimizer's step at this learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def apply(optimizer: torch.optim.Optimizer, rate: float | Sequence[float]) -> None:
+    """Take the optimizer's step at this learning rate, or at one of each group."""
+    groups = optimizer.param_groups
+    rates = [rate] * len(groups) if isinstance(rate, float | int) else rate
+    for group, of_group in zip(groups, rates, strict=True):
+        group["lr"] = of_group
     optimizer.step()

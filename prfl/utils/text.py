@@ -9,7 +9,7 @@ import hashlib
 import html
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 # Control characters but for the line's end and the tab; marks that turn the direction of writing; halves of surrogates.
@@ -35,6 +35,13 @@ def wrapped(text: str, width: int) -> str:
 def html_text(text: object) -> str:
     """Make text for a page: visible, and no part of it is markup."""
     return html.escape(visible(str(text)))
+
+
+def of_experts(value: float | Mapping[str, float]) -> str:
+    """Write a number, or one of each of two experts: ``4 (high), 3 (low)``."""
+    return (
+        ", ".join(f"{each:g} ({name})" for name, each in value.items()) if isinstance(value, Mapping) else f"{value:g}"
+    )
 
 
 def markdown_cell(text: str) -> str:

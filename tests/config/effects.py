@@ -227,6 +227,7 @@ HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_se
 PUBLIC = "tests/reward/test_public_rewards.py::"
 CRITIC = "tests/reward/test_critic.py::"
 OPEN_CLIP = f"{PUBLIC}test_open_clip_weights_give_open_clip_embeddings"
+EXPERTS = "tests/factory/test_experts.py::"
 SEVERAL = "tests/reward/test_several.py::"
 VIDEOALIGN = "tests/reward/test_qwen_scores.py::test_converted_videoalign_scores_as_the_published_one"
 HPSV3 = "tests/reward/test_qwen_scores.py::test_converted_hpsv3_scores_as_the_published_one"
@@ -253,6 +254,11 @@ REASONS: dict[str, str] = {
     "BackboneConfig.base_lora": "a file of others: tests/factory/test_base_lora.py",
     "PolicyAdapterConfig.init": "a file of others: tests/factory/test_adapter_start.py",
     "BackboneConfig.pipeline": "of a model that serves two pipelines: tests/backbone/test_pinned_frame.py",
+    "ExpertsConfig.train": f"{EXPERTS}test_one_expert_is_trained_alone",
+    "ScaleOfEach.high": f"{EXPERTS}test_the_chain_takes_the_low_experts_reward_to_the_high_one",
+    "ScaleOfEach.low": f"{EXPERTS}test_samples_are_guided_by_each_experts_scale",
+    "RateOfEach.high": f"{EXPERTS}test_each_expert_learns_at_its_rate",
+    "RateOfEach.low": f"{EXPERTS}test_each_expert_learns_at_its_rate",
     "BackboneConfig.compile": "tests/backbone/test_kernels.py::test_compiled_blocks",
     "AestheticConfig.mlp": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",
     "AestheticConfig.clip": "tests/reward/test_aesthetic.py::test_value_is_that_of_the_plain_path",

@@ -28,6 +28,7 @@ from prfl.factory.steering import build_steering
 from tests.faults.project import make_project
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 from tests.reward.tiny_rewards import save_tiny_rewards
+from tests.wan_experts import save_tiny_experts
 
 NOBODY = {"conflicts", "unread", "identity", "load_config", "config_from", "validate", "model_dump"}  # of prfl/config
 ONE_CHOICE = {("Config", "version")}  # a single value is allowed: nothing to read
@@ -111,6 +112,13 @@ def test_every_key_is_read_by_somebody(
         write("kept", "prfl.yaml", reward=several, evaluation=kept),
         write("decoded", "vader.yaml", rollout={"solver": "flow_sde"}, evaluation={**watched, **judge}),
         write("supervised", "sft.yaml", data={"buckets": [{"frames": 1, "height": 16, "width": 16}]}),
+        write(
+            "experts",
+            "sft.yaml",
+            backbone={"model": str(save_tiny_experts(Path("tiny-a14b"))), "experts": {"train": ["high", "low"]}},
+            training={"learning_rate": {"high": 1e-3, "low": 2e-3}},
+            evaluation={**watched, "guidance_scale": {"high": 4.0, "low": 3.0}},
+        ),
         write("seen", "vader.yaml", reward={**alone, "aesthetic": aesthetic, **public, "balance": "gradient_norm"}),
         write("asked", "vader.yaml", reward={**alone, "critic": critic(4)}, evaluation={**watched, **watching}),
         write("beside", "vader.yaml", reward={**alone, "clip": public["clip"], "latent": "heads/latent"}),

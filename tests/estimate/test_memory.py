@@ -348,7 +348,7 @@ def test_a_rollout_that_is_reused_is_kept(make: Callable[..., Config]) -> None:
     _, parts = predicted(config)
     assert name not in predicted(make())[1]
     model = build_architecture(config)
-    method = build_method(config, build_schedule(config, model))
+    method = build_method(config, model)
     most = max(len({m for s in span for m in method.plan(s).plan.trains}) for span in (range(3), range(3, 5)))
     tensors = 4 * (2 * most + 1) * 4 * math.prod(model.latent_shape(17, 32, 32))
     assert parts[name].bytes == tensors + parts["adapter weights"].bytes

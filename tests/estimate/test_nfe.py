@@ -16,7 +16,7 @@ from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_nfe
 from prfl.factory.objective import build_method, build_rollouts
-from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.factory.rollout import build_cheaper
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.guidance import Guidance
@@ -144,7 +144,7 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     from prfl.reward.scorer import LatentScorer
 
     objective = RewardGradient(
-        model, build_method(config, build_schedule(config, model)), LatentScorer(latent_reward(model, False)),
+        model, build_method(config, model), LatentScorer(latent_reward(model, False)),
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE,
         guidance=Guidance(guidance.scale, guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prfl.config.section import MAY_CHANGE, Fault, FolderOrFile, Section, Source, is_hub_id, place, unread
+from prfl.config.sections.experts import ExpertsConfig
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -120,6 +121,9 @@ class BackboneConfig(Section):
         description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
     )
     adapter: PolicyAdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
+    experts: ExpertsConfig | None = Field(
+        default=None, description="Of a model of two networks, as Wan 2.2 A14B: null trains both."
+    )
 
     def files(self) -> list[Source]:
         weights = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from prfl.config.section import SEEDS, Fault, Section, Source, place, unread
+from prfl.config.sections.experts import GuidanceScale
 from prfl.config.sections.public_rewards import CallableConfig, CriticConfig
 from prfl.utils.metrics_file import HELD_OUT, measure_name
 
@@ -69,7 +70,9 @@ class EvaluationConfig(Section):
     steps: int | None = Field(
         default=None, ge=1, description="Sampling steps of the videos that are looked at; null is rollout.steps."
     )
-    guidance_scale: float = Field(default=1.0, ge=1, description="Guidance scale of the samples.")
+    guidance_scale: GuidanceScale = Field(
+        default=1.0, description="Guidance scale of the samples; of two experts {high: 4.0, low: 3.0}."
+    )
     batch: int = Field(default=32, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples: the same noise in every round.")
 

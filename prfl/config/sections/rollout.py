@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prfl.config.section import Fault, Section, unread
+from prfl.config.sections.experts import GuidanceScale, guided
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
 
 
 class GuidanceConfig(Section):
-    scale: float = Field(
+    scale: GuidanceScale = Field(
         default=1.0,
-        ge=1,
-        description="Guidance scale in training; 1 is without, anything else doubles the network calls.",
+        description="Guidance scale in training; 1 is without, anything else doubles the network calls. Of two experts "
+        "{high: 4.0, low: 3.0}.",
     )
     gradient: Literal["none", "cond", "both"] = Field(
         default="none", description="none: no guidance. cond: gradient through the conditional branch. both: both."
@@ -118,7 +119,7 @@ class RolloutConfig(Section):
         return "euler" if self.solver_facts.stochastic else self.solver
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
-        if (self.guidance.gradient == "none") != (self.guidance.scale == 1):
+        if (self.guidance.gradient == "none") == guided(self.guidance.scale):
             yield (
                 "rollout.guidance",
                 "gradient: none goes with scale: 1; a larger scale needs gradient: cond or both",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from prfl.config.section import MAY_CHANGE, Fault, Section
+from prfl.config.sections.experts import Rate, RateOfEach
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -26,8 +27,9 @@ class TrainingConfig(Section):
     )
     batch: int = Field(ge=1, description="Samples per optimizer step, over all processes.")
     accumulation: int = Field(default=1, ge=1, description="Parts that a batch is split into; must divide it.")
-    learning_rate: float = Field(
-        gt=0, description="Peak learning rate of AdamW; a reward is easily hacked, so start small (5e-6 for Wan)."
+    learning_rate: Rate = Field(
+        description="Peak learning rate of AdamW; a reward is easily hacked, so start small (5e-6 for Wan). Of two "
+        "experts {high: 2e-6, low: 5e-6}."
     )
     warmup: int = Field(default=0, ge=0, description="Steps in which the learning rate rises from 0 in a line.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -74,6 +76,12 @@ class TrainingConfig(Section):
         "videos of samples go to tensorboard, wandb, mlflow and trackio.",
         json_schema_extra=MAY_CHANGE,
     )
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The peak rate of each group of parameters: ``{"": rate}``, or the rates of two experts by their names."""
+        rate = self.learning_rate
+        return {"high": rate.high, "low": rate.low} if isinstance(rate, RateOfEach) else {"": rate}
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         if self.batch % self.accumulation:

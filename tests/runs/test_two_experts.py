@@ -1,0 +1,130 @@
+"""The commands on a model of two experts: a head on the low-noise one, whose gradient the exact chain takes on to the
+high-noise one, with guidance and a learning rate of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import WanPipeline
+from safetensors.torch import load_file
+
+from prfl import cli
+from prfl.data.manifest import LabelledVideo, write_manifest
+from prfl.data.video import write_video
+from prfl.utils import rng
+from tests.wan_experts import save_tiny_experts
+
+PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
+SCALES = {"high": 4.0, "low": 3.0}
+GUIDED = {"guidance": {"scale": SCALES, "gradient": "cond"}, "step_weight": "unit"}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
+    """Prompts, labelled clips, a head and two policies that follow it: by the whole chain, and by clean predictions."""
+    monkeypatch.chdir(tmp_path)
+    model = {"model": str(save_tiny_experts(tmp_path / "tiny"))}
+    for split, prompts in PROMPTS.items():
+        Path(f"{split}.txt").write_text("\n".join(prompts))
+    rows = []
+    for split in ("train", "validation"):
+        for prompt in PROMPTS[split]:
+            for index in range(2):
+                path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
+                noise = rng.normal((3, 9, 16, 16), 0, prompt, 0, [index])[0]
+                write_video(path, (0.3 * noise + (0.5 if index else -0.5)).clamp(-1, 1), 8)
+                rows.append(LabelledVideo(path, prompt, {"light": float(index)}, split))
+    write_manifest(Path("manifest.jsonl"), rows)
+
+    policy = {**model, "adapter": {"rank": 2, "alpha": 2}, "checkpointing": "full"}
+    head = {"dimensions": ["light"], "blocks": [1], "inner": 8, "hidden": 8, "adapter": {"rank": 2, "alpha": 2}}
+    follows = {"space": "latent", "path": "${stages.reward.run}/reward", "weights": {"light": 1.0}, "shape": "linear"}
+    stages = {
+        "reward": (model, {"space": "latent", "head": head}, {"name": "preference", "loss": "bce"}, {}, 1e-3),
+        "chain": (policy, follows, {"name": "full_chain"}, GUIDED, {"high": 1e-3, "low": 2e-3}),
+        "clean": (policy, follows, {"name": "prfl", "handoff": "clean", "sft": {"every": 1}}, {}, 1e-3),
+    }
+    for name, (backbone, reward, objective, rollout, rate) in stages.items():
+        config = {
+            "version": 1, "seed": 0, "run": f"runs/{name}", "backbone": backbone, "reward": reward,
+            "objective": objective, "rollout": {"steps": 4, **rollout},
+            "data": {
+                "cache": "cache", "frames": 9, "height": 16, "width": 16, "fps": 8, "manifest": "manifest.jsonl",
+                "prompts": {split: f"{split}.txt" for split in PROMPTS},
+            },
+            "training": {"steps": 4, "batch": 2, "learning_rate": rate, "save_every": 2},
+            "evaluation": {"every": 4, "prompts_per_round": 1},
+        }  # fmt: skip
+        if name == "chain":
+            del config["data"]["manifest"]
+            config["evaluation"] |= {"guidance_scale": dict(SCALES)}
+        if name != "reward":
+            config["evaluation"]["final_samples"] = 1
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(config))
+    Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": [f"{name}.yaml" for name in stages]}))
+    return tmp_path
+
+
+def run(*words: str) -> None:
+    assert cli.main([*words]) == 0
+
+
+@pytest.mark.slow
+def test_from_labels_to_policies_of_both_experts(project: Path, capsys: pytest.CaptureFixture) -> None:
+    run("train", "story.yaml")
+    reward = load_file("runs/reward/reward/reward.safetensors")
+    of_adapter = {name.partition(".blocks")[0] for name in reward if name.startswith("adapter.")}
+    assert of_adapter == {"adapter.transformer_2"}, "the head's own adapter is on the expert that it reads"
+    card = Path("runs/reward/reward/README.md").read_text()
+    assert "at noise levels below 0.875, where the model's low-noise expert predicts, which it reads" in card
+    assert "0.85-0.875" in card and "0.9-" not in card
+    for name in ("chain", "clean"):
+        saved = load_file(f"runs/{name}/policy.safetensors")
+        moved = {key.startswith("transformer_2.") for key, value in saved.items() if "lora_B" in key and value.any()}
+        assert moved == {True, False}, "a reward that the low-noise expert reads has trained both"
+
+    # It goes on bit for bit.
+    policy, path = load_file("runs/chain/policy.safetensors"), "reward.path=runs/reward/reward"
+    run("train", "chain.yaml", path, "run=runs/broken", "training.steps=2")
+    run("train", "chain.yaml", path, "run=runs/broken")
+    assert Path("runs/broken/checkpoints/step-000002").is_dir(), "it went on, and did not begin anew"
+    resumed = load_file("runs/broken/policy.safetensors")
+    assert resumed.keys() == policy.keys() and all(torch.equal(resumed[name], policy[name]) for name in policy)
+    lines = [json.loads(line) for line in Path("runs/chain/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "gradient_norm" in line]
+    assert {line["learning_rate/high"] for line in steps} == {1e-3}
+    assert {line["learning_rate/low"] for line in steps} == {2e-3}
+
+    # Two files, which diffusers loads as the card says.
+    run("export", "runs/chain", "--merged")
+    out = Path("runs/chain/export")
+    text = (out / "README.md").read_text()
+    assert "guidance scale 4 (high), 3 (low)" in text and "0.001 (high), 0.002 (low)" in text
+    lines_of_card = [line for line in text.splitlines() if line.startswith("pipeline.load_lora_weights")]
+    assert len(lines_of_card) == 2 and "load_into_transformer_2=True" in lines_of_card[1]
+    assert sorted(path.name for path in out.glob("*.safetensors")) == [
+        "chain_high_noise.safetensors", "chain_low_noise.safetensors",
+    ]  # fmt: skip
+    pipeline = WanPipeline.from_pretrained("tiny", text_encoder=None)
+    exec(
+        "\n".join(
+            line.replace('"export"', f'"{out}"').replace('"runs/chain/export"', f'"{out}"') for line in lines_of_card
+        )
+    )
+    x, time, words = torch.randn(1, 4, 3, 4, 4), torch.tensor([500.0]), torch.randn(1, 512, 16)
+    for name in ("transformer", "transformer_2"):
+        merged = type(pipeline.transformer).from_pretrained(out / name)
+        base = type(pipeline.transformer).from_pretrained(f"tiny/{name}")
+        loaded, whole, plain = (
+            network(x, time, words, return_dict=False)[0] for network in (getattr(pipeline, name), merged, base)
+        )
+        torch.testing.assert_close(loaded, whole, rtol=1e-4, atol=1e-5)
+        assert (loaded - plain).abs().max() > 1e-4, "the adapter does something"
+    capsys.readouterr()
+    run("train", "story.yaml", "--dry-run")
+    assert "parameters of the transformer" in capsys.readouterr().out
+    run("eval", "reward.yaml")
