@@ -7,27 +7,22 @@ Source: LAION's improved-aesthetic-predictor, as VADER (arXiv 2407.08737) differ
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from prfl.backbone.condition import Condition
 from prfl.reward.look import Look, each_frame, frames_of, seen
 from prfl.reward.public import FrozenReward, load_network
+from prfl.reward.published import published_tensors
 from prfl.reward.scores import Scores
 from prfl.utils.errors import PrflError
-from prfl.utils.reading import disk_refuses, unreadable
 
 DIMENSION = "aesthetic"
-WIDEST = 2**14  # embeddings of a CLIP: ViT-L/14 has 768
 
 VIT_L_14 = {  # what decides the size of openai/clip-vit-large-patch14's image side
     "projection_dim": 768,
@@ -107,37 +102,14 @@ def read_mlp(path: str | Path) -> AestheticMlp:
     """Read the MLP in a file.  A .pth is a pickle: only its tensors are read, and no code in it is run."""
     path, where = Path(path), str(path)
     fix = "give the published sac+logos+ava1-l14-linearMSE.pth, or its tensors as safetensors"
-
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        elif path.suffix in (".pth", ".pt"):
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise PrflError(f"'{path.suffix}' is neither .pth nor .safetensors", where=where, fix=fix)
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        if isinstance(error, PrflError):
-            raise
-        if isinstance(error, OSError) and disk_refuses(path, error):
-            raise unreadable(path, error, fix) from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise PrflError(f"cannot be read as the aesthetic MLP: {reason}", where=where, fix=fix) from error
-
-    # The width of the embeddings, from the first layer: checked before anything of that size is allocated.
-    first = tensors.get("layers.0.weight") if isinstance(tensors, Mapping) else None
-    if not isinstance(first, Tensor) or first.ndim != 2:
+    tensors = published_tensors(path, "an aesthetic MLP", fix)
+    first = tensors.get("layers.0.weight")
+    if first is None or first.ndim != 2:
         raise PrflError("holds no aesthetic MLP: it has no matrix 'layers.0.weight'", where=where, fix=fix)
-    if first.shape[1] > WIDEST:  # a stored view may claim any shape, whatever the size of its file
-        raise PrflError(f"is an aesthetic MLP for embeddings of width {first.shape[1]}", where=where, fix=fix)
-
     mlp = AestheticMlp(first.shape[1])
     try:
-        mlp.load_state_dict(dict(tensors))
-    except (RuntimeError, TypeError) as error:
+        mlp.load_state_dict(tensors)
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise PrflError(f"holds no aesthetic MLP: {reason}", where=where, fix=fix) from error
-
-    broken = [name for name, values in mlp.named_parameters() if not values.isfinite().all()]
-    if broken:
-        raise PrflError(f"{', '.join(broken)} is not finite", where=where, fix="download the file again")
     return mlp

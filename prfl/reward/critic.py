@@ -29,14 +29,12 @@ from transformers import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from prfl.backbone.condition import Condition
-from prfl.config.section import is_hub_id
 from prfl.reward.look import computed_again, evenly_spaced
-from prfl.reward.public import FrozenReward, load_network
+from prfl.reward.public import FrozenReward, load_error, load_network
 from prfl.reward.questions import EVERY, FITS, Question, Questions, read_questions
 from prfl.reward.qwen_look import QwenLook
 from prfl.reward.scores import Scores
 from prfl.utils.errors import PrflError
-from prfl.utils.hub import hub_error
 from prfl.utils.video_size import VideoSize
 
 EXAMPLE = "Qwen/Qwen3-VL-4B-Instruct"
@@ -266,11 +264,8 @@ def load_critic(
         config = AutoConfig.from_pretrained(model, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        if is_hub_id(model):
-            raise hub_error(model, error, f"a vision-language model, as {EXAMPLE}") from error
-        reason = str(error).strip().split("\n")[0]
         fix = f"give the folder or hub id of a Qwen3-VL or Qwen2.5-VL, with its tokenizer: {EXAMPLE}"
-        raise PrflError(f"cannot load the critic: {reason}", where=model, fix=fix) from error
+        raise load_error(model, error, "critic", f"vision-language model, as {EXAMPLE}", fix) from error
     if config.model_type not in FAMILIES:
         fix = f"give one of {', '.join(FAMILIES)}, as {EXAMPLE}"
         raise PrflError(f"a {config.model_type} is no critic that is known", where=model, fix=fix)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from prfl.config.section import is_hub_id
 from prfl.reward.look import FRAMES_AT_ONCE
 from prfl.reward.scores import Normalisation, Scores
 from prfl.utils.errors import PrflError
-from prfl.utils.hub import hub_error
+from prfl.utils.hub import causes, hub_error
 from prfl.utils.reading import absent
 
 R = TypeVar("R", bound="FrozenReward")
@@ -99,6 +100,20 @@ class FrozenReward:
             yield from network.parameters()
 
 
+def load_error(name: str, error: Exception, what: str, kind: str, fix: str) -> PrflError:
+    """Make the error of what transformers cannot load: what the hub says, or what is wrong with the folder.
+
+    what: that which was loaded, as "tokenizer".  kind: what the hub id should be of, as "CLIPModel, as openai/...".
+    """
+    hub_is_to_blame = any(isinstance(cause, HfHubHTTPError | LocalEntryNotFoundError) for cause in causes(error))
+    if is_hub_id(name) and hub_is_to_blame:
+        return hub_error(name, error, kind)
+    if not is_hub_id(name) and not Path(name).is_dir():
+        return absent(Path(name), fix, "folder")
+    reason = str(error).strip().split("\n")[0]
+    return PrflError(f"cannot load the {what}: {reason}", where=name, fix=fix)
+
+
 def load_network(
     kind: type[Any], name: str, revision: str | None, example: str, dtype: torch.dtype = torch.float32
 ) -> Any:
@@ -114,12 +129,7 @@ def load_network(
             name, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if is_hub_id(name):
-            raise hub_error(name, error, f"{what}, as {example}") from error
-        if not Path(name).is_dir():
-            raise absent(Path(name), fix, "folder") from error
-        reason = str(error).strip().split("\n")[0]
-        raise PrflError(f"cannot load the {what}: {reason}", where=name, fix=fix) from error
+        raise load_error(name, error, what, f"{what}, as {example}", fix) from error
 
     if report["missing_keys"]:  # transformers leaves these at random values
         keys = ", ".join(sorted(report["missing_keys"])[:3])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,7 +22,7 @@ def published_tensors(path: Path, what: str, fix: str) -> dict[str, Tensor]:
     where = str(path)
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle fails with errors of many classes, as pickle's own page says
         if isinstance(error, OSError) and disk_refuses(path, error):
             raise unreadable(path, error, fix) from error
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -36,7 +34,17 @@ def published_tensors(path: Path, what: str, fix: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise PrflError(f"holds no {what.partition(' ')[2]}: it is no dictionary of tensors", where=where, fix=fix)
     tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
+    for name, value in tensors.items():
+        if not is_stored(value):
+            raise PrflError(f"'{name}' is no plain tensor whose numbers are all in the file", where=where, fix=fix)
     broken = [name for name, value in tensors.items() if not value.isfinite().all()]
     if broken:
         raise PrflError(f"{', '.join(broken[:3])} is not finite", where=where, fix="download the file again")
     return tensors
+
+
+def is_stored(value: Tensor) -> bool:
+    """Whether each of its numbers is in memory: a view of a few, or a sparse one, may claim any size."""
+    if value.layout != torch.strided:
+        return False
+    return value.untyped_storage().nbytes() >= value.numel() * value.element_size()

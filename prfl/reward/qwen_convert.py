@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, Qwen2VLModel
 
 from prfl.reward import hpsv3, videoalign
+from prfl.reward.public import load_error
 from prfl.reward.published import published_tensors
 from prfl.reward.qwen_score import HEAD, PROMPT, READING, Reading
 from prfl.reward.tokens import load_tokenizer
@@ -29,6 +30,7 @@ from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_folder
 from prfl.utils.reading import absent, text_of
 
+EXAMPLE = "Qwen/Qwen2-VL-2B-Instruct"
 VIDEO_FIX = "give the folder of KwaiVGI/VideoReward: model_config.json, and checkpoint-*/model.pth"
 PICTURE_FIX = "give HPSv3.safetensors of MizzenAI/HPSv3"
 TEXTS = {  # the constants that are put together, and where they are published
@@ -128,14 +130,23 @@ def renamed(name: str) -> str:
     return re.sub(r"^model\.", "language_model.", name)
 
 
+def base_config(base: str) -> Any:
+    """Read the config of the Qwen2-VL that a reward is trained from: a folder or hub id.  Raises PrflError."""
+    try:
+        return AutoConfig.from_pretrained(base)
+    except (OSError, ValueError, KeyError) as error:
+        kind = f"Qwen2-VL, as {EXAMPLE}"
+        raise load_error(base, error, "config", kind, f"give the folder or hub id of a {kind}") from error
+
+
 def _write(
     tensors: Mapping[str, Tensor], reading: dict[str, Any], kind: str, base: str, text: str, out: Path, where: str
 ) -> None:
     head = {name.removeprefix("rm_head."): value.float() for name, value in tensors.items() if "rm_head." in name}
     state = {renamed(name): value for name, value in tensors.items() if not name.startswith(("rm_head.", "lm_head."))}
-    tokenizer = load_tokenizer(base, None, "Qwen/Qwen2-VL-2B-Instruct")
+    tokenizer = load_tokenizer(base, None, EXAMPLE)
     tokenizer.add_tokens(list(reading["tokens"]), special_tokens=True)
-    config = AutoConfig.from_pretrained(base)
+    config = base_config(base)
     fix = f"give the Qwen2-VL that it is trained from, not {base}"
     rows = len(state.get("language_model.embed_tokens.weight", ()))
     if rows != len(tokenizer):

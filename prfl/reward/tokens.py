@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from prfl.reward.public import load_error
 from prfl.utils.console import warn
-from prfl.utils.errors import PrflError
 
 Tokenise = Callable[[list[str]], dict[str, Tensor]]
 CLIP_TOKENS = 77  # of a CLIP's text side
@@ -19,10 +19,9 @@ def load_tokenizer(name: str, revision: str | None, example: str) -> Any:
     """Load a tokenizer from a folder or hub id.  example: a hub id of one, for the error.  Raises PrflError."""
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # tokenizers has no class of its own for a damaged file
         fix = f"give a folder or hub id that has tokenizer.json too, as {example}"
-        raise PrflError(f"cannot load the tokenizer: {reason}", where=name, fix=fix) from error
+        raise load_error(name, error, "tokenizer", f"tokenizer, as {example}", fix) from error
 
 
 def read_tokeniser(name: str, revision: str | None, example: str, tokens: int = CLIP_TOKENS) -> Tokenise:

@@ -10,18 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prfl.backbone.condition import texts
 from prfl.config.schema import Config
 from prfl.factory.critic import INSIDE, find_questions
 from prfl.factory.prompts import load_prompts
+from prfl.reward.public import load_error
 from prfl.reward.questions import FITS, WHERE, Question, Questions, question_rows, read_questions, write_questions
 from prfl.utils.errors import Faults, PrflError
-from prfl.utils.hub import hub_error
 
 Chat = Callable[[str, int], str]
 """(text, number of the try) -> answer: the first try is the likeliest answer, the others are drawn."""
+EXAMPLE = "Qwen/Qwen3-4B-Instruct-2507"
 TRIES = 3
 NEW_TOKENS = 600
 
@@ -109,8 +111,9 @@ def load_chat(model: str, device: torch.device | str = "cpu") -> Chat:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
         network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", use_safetensors=True).to(device).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise hub_error(model, error, "chat model, as Qwen/Qwen3-4B-Instruct-2507") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        kind = f"chat model, as {EXAMPLE}"
+        raise load_error(model, error, "chat model", kind, f"give the folder or hub id of a {kind}") from error
 
     @torch.no_grad()
     def chat(text: str, number: int) -> str:

@@ -168,52 +168,27 @@ def test_safetensors_is_read_too(files: tuple[Path, Path], tmp_path: Path) -> No
         assert torch.equal(values, read_mlp(files[1]).state_dict()[name])
 
 
-class Payload:
-    """A pickle that would run code where it is not read as weights only."""
-
-    def __reduce__(self):
-        return print, ("this must never be printed",)
-
-
-def mlp_faults() -> dict[str, tuple[str, object, str]]:
+def mlp_faults() -> dict[str, tuple[object, str]]:
+    """What is in the file, and what is said of it.  What no file of tensors may have is in test_refusals.py."""
     state = tiny_mlp().state_dict()
     half = {name: values for name, values in state.items() if not name.startswith("layers.7")}
-    broken = {**state, "layers.2.bias": torch.full((128,), float("nan"))}
-    wide = {**state, "layers.0.weight": torch.zeros(1).expand(1024, 100_000)}  # a view: its file is small
     return {
-        "wider than any CLIP": ("mlp.pth", wide, "is an aesthetic MLP for embeddings of width 100000"),
-        "absent": ("absent.pth", None, "there is no such file"),
-        "another suffix": ("mlp.bin", b"x", "neither .pth nor .safetensors"),
-        "empty": ("mlp.pth", b"", "cannot be read"),
-        "garbage": ("mlp.pth", b"\x80\x02garbage" * 20, "cannot be read"),
-        "garbage as safetensors": ("mlp.safetensors", b"\xff" * 64, "cannot be read"),
-        "code": ("mlp.pth", {"layers.0.weight": Payload()}, "cannot be read"),
-        "no dictionary": ("mlp.pth", [1.0], "no matrix 'layers.0.weight'"),
-        "another network": ("mlp.pth", {"weight": torch.zeros(2, 2)}, "no matrix 'layers.0.weight'"),
-        "a layer is missing": ("mlp.pth", half, "layers.7.weight"),
-        "another shape": ("mlp.pth", {**state, "layers.2.weight": torch.zeros(3, 3)}, "size mismatch"),
-        "not finite": ("mlp.pth", broken, "layers.2.bias is not finite"),
+        "no file of tensors": ([1.0], "holds no aesthetic MLP: it is no dictionary of tensors"),
+        "another network": ({"weight": torch.zeros(2, 2)}, "no matrix 'layers.0.weight'"),
+        "no matrix": ({**state, "layers.0.weight": torch.zeros(3)}, "no matrix 'layers.0.weight'"),
+        "a layer is missing": (half, "layers.7.weight"),
+        "another shape": ({**state, "layers.2.weight": torch.zeros(3, 3)}, "size mismatch"),
     }
 
 
 @pytest.mark.parametrize("fault", mlp_faults())
-def test_a_wrong_mlp_file_is_named(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    name, content, message = mlp_faults()[fault]
-    path = tmp_path / name
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
+def test_a_wrong_mlp_file_is_named(fault: str, tmp_path: Path) -> None:
+    content, message = mlp_faults()[fault]
+    path = tmp_path / "mlp.pth"
+    torch.save(content, path)
     with pytest.raises(PrflError, match=message) as caught:
         read_mlp(path)
-    assert caught.value.where == str(path) and "To mend it" in str(caught.value)
-    assert "must never" not in capsys.readouterr().out
-
-
-def test_a_truncated_mlp_file_is_named(files: tuple[Path, Path]) -> None:
-    files[1].write_bytes(files[1].read_bytes()[:5000])
-    with pytest.raises(PrflError, match="cannot be read as the aesthetic MLP"):
-        read_mlp(files[1])
+    assert caught.value.where == str(path) and "sac+logos+ava1-l14-linearMSE.pth" in str(caught.value)
 
 
 def test_a_clip_of_another_width_does_not_fit(files: tuple[Path, Path]) -> None:
