@@ -75,6 +75,8 @@ def hint_of(word: object, choices: Sequence[str]) -> str:
 
 def unknown_key(root: type[BaseModel], path: str, owner: type[BaseModel]) -> str:
     key = path.rpartition(".")[2]
+    if key in owner.instead:
+        return f"unknown key; {owner.instead[key]}"
     elsewhere = [(other, model) for other, model in all_keys(root) if other.rpartition(".")[2] == key]
     tags = [tag for other, model in elsewhere if other == path and (tag := tag_of(model))]
     if tags:

@@ -44,6 +44,7 @@ def test_the_file_of_a_misspelt_key_is_named(write: Write) -> None:
         ("objective.sft.evry=2", "objective.sft.evry: unknown key. Did you mean 'every'?"),
         ("data.generator.wrnog=0.1", "data.generator.wrnog: unknown key. Did you mean 'wrong'?"),
         ("backbone.adapter.dora=true", "backbone.adapter.dora: unknown key; the keys here are rank, alpha"),
+        ("reward.scores=[{name: hps}]", "reward.scores: unknown key; each reward is a key here, and what each of its"),
         ("qqq=1", "qqq: unknown key; the keys here are version, run, seed"),
         # choices
         ("objective.name=prlf", "objective.name: 'prlf' is none of sft, preference, prfl, vader, "),

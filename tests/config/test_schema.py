@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from prfl.config import json_schema, load_config, load_stages
 from prfl.config.messages import all_keys
 from prfl.config.schema import Config, StagesConfig
+from prfl.config.sections.reward import RewardBase
 
 REPOSITORY = Path(__file__).parents[2]
 SHIPPED = sorted(REPOSITORY.glob("configs/**/*.yaml"))
@@ -34,6 +37,29 @@ def test_shipped_configs_are_valid_and_have_a_header(path: Path) -> None:
     header = path.read_text().split("version:")[0]
     for word in ("# Reproduces:", "# Command:", "# Hardware:", "# Expected:"):
         assert word in header, word
+
+
+def explained_rewards() -> list[str]:
+    """Examples of a reward: those of the page, and last that of the message for who writes a list."""
+    page = (REPOSITORY / "docs/rewards.md").read_text(encoding="utf-8")
+    return [*re.findall(r"```yaml\n(reward:.*?)```", page, re.DOTALL), RewardBase.instead["scores"].split(": ", 1)[1]]
+
+
+@pytest.mark.parametrize("number", range(len(explained_rewards())))
+def test_a_reward_is_written_as_it_is_explained(number: int, tmp_path: Path) -> None:
+    text, folder = explained_rewards()[number], REPOSITORY / "configs/wan2.1-1.3b"
+    shutil.copy(folder / "prfl.yaml", tmp_path)
+    before, _, after = (folder / "videoalign.yaml").read_text(encoding="utf-8").partition("reward:\n")
+    after = after[after.index("rollout:") :]
+    (tmp_path / "x.yaml").write_text(f"{before}{text}\n{after}", encoding="utf-8")
+    reward = load_config(tmp_path / "x.yaml").reward
+    assert reward is not None and reward.public
+    assert reward.model_dump(exclude_unset=True, mode="json") == yaml.safe_load(text)["reward"]
+
+
+def test_several_rewards_are_explained_by_the_page_and_by_the_message() -> None:
+    rewards = [yaml.safe_load(text)["reward"] for text in explained_rewards()]
+    assert [reward.get("weights") for reward in rewards].count({"hps": 15.0, "MQ": 2.0}) == 2
 
 
 METHODS = ("dense_process", "full_chain", "draft_k", "draft_lv", "alignprop", "refl", "drtune", "leapalign",

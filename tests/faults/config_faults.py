@@ -19,6 +19,11 @@ def _(bench):
     return bench.cli("train", "sft.yaml", "objective.handoff=clean")
 
 
+@fault("a list of rewards", "reward.scores: unknown key", "weights: {hps: 15.0, MQ: 2.0}")
+def _(bench):
+    return bench.cli("train", "vader.yaml", "reward={space: pixel, scores: [{name: hps, weight: 15}]}")
+
+
 @fault("a key that nobody reads in this combination", "reward.head.queries", "pooling mean does not read it")
 def _(bench):
     return bench.cli("train", "reward.yaml", "reward.head.pooling=mean", "reward.head.queries=3")

@@ -70,6 +70,10 @@ TRAINED_REWARD = "A trained reward: a folder that objective preference wrote, a 
 class RewardBase(Section):
     """What all spaces have in common.  A space is in the config's union because it is defined, below."""
 
+    instead = {
+        "scores": "each reward is a key here, and what each of its scores counts is in weights, as: reward: {space: "
+        "pixel, shape: linear, hps: {weights: FILE}, videoalign: {model: FOLDER}, weights: {hps: 15.0, MQ: 2.0}}"
+    }
     space: str = Field(description="What is scored.")
     weights: dict[str, float] | None = Field(
         default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
