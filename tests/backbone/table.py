@@ -37,4 +37,6 @@ def rendered(table: dict[str, dict[str, float]]) -> str:
 def shown(column: str, value: float | None) -> str:
     if value is None:
         return ""
+    if column.startswith("MB"):
+        return f"{value:,.0f}"
     return f"{value:.2f}" if column.startswith("predicted") else f"{value:.1e}" if value else "0"

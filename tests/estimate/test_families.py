@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import yaml
 from torch import Tensor
 
 from prfl.backbone import Ask
+from prfl.backbone.network import base_blocks
+from prfl.backbone.wan.family import ARCHITECTURES
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import phases
@@ -128,3 +131,63 @@ def test_what_the_decoder_keeps(make: Callable[..., Config], checkpointing: str)
         assert counted.live == pytest.approx(seen, rel=0.1) and pixels[0].is_meta
         sizes[len(shown)] = seen
     assert sizes[1] < 0.7 * sizes[shape[1]]
+
+
+# The published sizes of Wan 2.2 TI2V-5B, in place of those of Wan 2.1 1.3B.
+TI2V_5B = {
+    "model_index.json": {"_class_name": "WanImageToVideoPipeline", "expand_timesteps": True},
+    "transformer/config.json": {
+        "num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48,
+    },
+    "vae/config.json": {
+        "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12,
+        "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16, "scale_factor_temporal": 4,
+        "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
+    },
+}  # fmt: skip
+PICTURES = [f"data.prompts.{name}=configs/prompts/{file}.jsonl" for name, file in
+            (("train", "first_frames"), ("validation", "first_frames_validation"))]  # fmt: skip
+REAL = {
+    "wan": ("wan2.1-1.3b", []),
+    "wan_experts": ("wan2.1-14b", ["backbone.model=Wan-AI/Wan2.2-T2V-A14B-Diffusers"]),
+    "wan_image": ("wan2.1-i2v-14b", []),
+    "wan_pinned_frame": ("wan2.1-1.3b", ["data.frames=121", "data.height=704", "data.width=1280", *PICTURES]),
+    "cogvideox": ("cogvideox-2b", []),
+    "modelscope": ("modelscope-1.7b", []),
+}
+"""By family, a config of real sizes, and what is changed in it."""
+SAVED = {"none": "", "attention": ", attention kept", "full": ", checkpointed"}
+
+
+def ti2v_5b(folder: Path) -> Path:
+    shutil.copytree(ARCHITECTURES / "wan2.1-1.3b", folder)
+    for name, changes in TI2V_5B.items():
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **changes}))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", REAL)
+def test_what_a_block_saves_at_the_real_size(family: str, tmp_path: Path, record_property: Callable) -> None:
+    """In bfloat16, of one video: a hidden state where it is checkpointed, one more where attention is kept."""
+    name, changes = REAL[family]
+    if family == "wan_pinned_frame":
+        changes = [*changes, f"backbone.model={ti2v_5b(tmp_path / 'ti2v-5b')}"]
+    saved = {}
+    for mode, column in SAVED.items():
+        how = [f"backbone.checkpointing={mode}", "backbone.offload=false", "backbone.kernels=torch"]
+        config = load_config(f"configs/{name}/prfl.yaml", [*how, "backbone.device=cpu", "reward.path=absent", *changes])
+        model = build_architecture(config)
+        assert model.facts.family == family
+        shapes = Shapes(model, config)
+        with fused_on_meta("cpu"):
+            call = phases.network_call(config, model, shapes, 1, gradient=True)
+        saved[mode] = call.saved * len(model.facts.blocks) / len(base_blocks(model))
+        record_property(MEASURED, (family, f"MB saved a block{column}", saved[mode] / 1e6))
+    assert saved["none"] > 6 * saved["full"]
+    if not model.facts.strides:  # a UNet's blocks are of several sizes
+        state = 2 * model.facts.tokens(shapes.latent) * model.facts.widths[0]
+        # A part of what lies outside the blocks is in it: of the most weight where each token has a time of its own.
+        assert state < saved["full"] < 1.3 * state
+        assert 2 * state < saved["attention"] < 2.3 * state
+    assert saved["full"] < saved["attention"] < saved["none"]
