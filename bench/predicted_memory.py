@@ -32,7 +32,7 @@ P480 = ("data.frames=81", "data.height=480", "data.width=832", ALONE)
 P720 = ("data.frames=81", "data.height=720", "data.width=1280", ALONE)
 FULL, OFFLOAD = "backbone.checkpointing=full", "backbone.offload=true"
 KERNELS = "backbone.kernels=triton"
-SMALL, LARGE = "configs/wan2.1-1.3b", "configs/wan2.1-14b"
+SMALL, LARGE, FROM_IMAGE = "configs/wan2.1-1.3b", "configs/wan2.1-14b", "configs/wan2.1-i2v-14b"
 CASES = {  # name: config, overrides, target in GB
     "1.3B 480p": (f"{SMALL}/prfl.yaml", (*P480, FULL), 12),
     "14B 480p": (f"{LARGE}/prfl.yaml", (*P480, FULL), 56),
@@ -43,6 +43,9 @@ CASES = {  # name: config, overrides, target in GB
     "14B 480p, kernels": (f"{LARGE}/prfl.yaml", (*P480, FULL, KERNELS), 48),
     "14B 720p, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, KERNELS), 74),
     "14B 720p, offload, kernels": (f"{LARGE}/prfl.yaml", (*P720, FULL, OFFLOAD, KERNELS), 48),
+    "I2V 14B 480p": (f"{FROM_IMAGE}/prfl.yaml", (*P480, FULL), None),
+    "I2V 14B 720p": (f"{FROM_IMAGE}/prfl.yaml", (*P720, FULL), None),
+    "I2V 14B 720p, offload": (f"{FROM_IMAGE}/prfl.yaml", (*P720, FULL, OFFLOAD), None),
     "1.3B 480p, full chain": (f"{SMALL}/full_chain.yaml", (*P480, FULL), None),
     "14B 480p, full chain": (f"{LARGE}/full_chain.yaml", (*P480, FULL), None),
     "14B 720p, full chain": (f"{LARGE}/full_chain.yaml", (*P720, FULL), None),

@@ -340,7 +340,7 @@ def cards(memory: Result, cost: Result) -> Table:
     return ["81 frames, batch 1", "predicted peak, GB", "smallest card", "s a gradient, calculated"], body
 
 
-MODELS = ("1.3B 480p", "14B 480p, offload", "14B 480p", "14B 720p, kernels", "14B 720p")
+MODELS = ("1.3B 480p", "14B 480p, offload", "14B 480p", "14B 720p, kernels", "14B 720p", "I2V 14B 720p")
 GRADIENTS = 8000  # of a run of the shipped configs: 1,000 steps of 8 videos
 
 

@@ -149,7 +149,7 @@ PICTURES = [f"data.prompts.{name}=configs/prompts/{file}.jsonl" for name, file i
             (("train", "first_frames"), ("validation", "first_frames_validation"))]  # fmt: skip
 REAL = {
     "wan": ("wan2.1-1.3b", []),
-    "wan_experts": ("wan2.1-14b", ["backbone.model=Wan-AI/Wan2.2-T2V-A14B-Diffusers"]),
+    "wan_experts": ("wan2.1-14b", ["backbone.model=Wan-AI/Wan2.2-T2V-A14B-Diffusers", "objective.handoff=clean"]),
     "wan_image": ("wan2.1-i2v-14b", []),
     "wan_pinned_frame": ("wan2.1-1.3b", ["data.frames=121", "data.height=704", "data.width=1280", *PICTURES]),
     "cogvideox": ("cogvideox-2b", []),
