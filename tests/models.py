@@ -45,7 +45,7 @@ def copies_in_place_of_loading(folder: Path, patch: pytest.MonkeyPatch) -> None:
     def copied(source: str | Path, *settings: Any) -> Backbone:
         if str(source) != str(folder):
             return load(source, *settings)
-        key = (load, str(source), *settings)
+        key = (load, str(source), repr(settings))
         if key not in _BUILT:
             _BUILT[key] = load(source, *settings)
         return deepcopy(_BUILT[key])
