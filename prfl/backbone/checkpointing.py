@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import prfl_kernels.attention  # noqa: F401  (it makes torch.ops.prfl.attention)
+from prfl.backbone.turns import Turns
 from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
 
@@ -45,7 +46,8 @@ class Running:
     checkpointing: what its blocks keep for the backward pass.  block_modes, feature_modes: where they differ, of each
     block in ``velocity`` and in ``features``.  offload: what is kept waits in host memory, as the networks do while a
     video is decoded.  kernels: operations that prfl_kernels runs, as ``kernels.use_kernels`` swapped them in.
-    features: the call that runs now is for hidden states.
+    features: the call that runs now is for hidden states.  turns: where the frozen weights of one network alone are on
+    the device.
     """
 
     checkpointing: Checkpointing = "none"
@@ -54,6 +56,7 @@ class Running:
     feature_modes: tuple[Checkpointing, ...] | None = None
     kernels: frozenset[str] = frozenset()
     features: bool = False
+    turns: Turns | None = None
 
     @contextmanager
     def reading_features(self) -> Iterator[None]:

@@ -14,10 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from prfl.backbone.adapters import block_names
 from prfl.backbone.base import Facts
 from prfl.backbone.condition import Condition
 from prfl.backbone.dropout import dropouts
+from prfl.backbone.network import predictors
 from prfl.backbone.pipeline import PipelineBackbone
+from prfl.backbone.turns import Turns
 from prfl.utils.errors import PrflError
 
 HIGH, LOW = "high", "low"
@@ -90,6 +93,15 @@ def check_read(facts: Facts, sigma: Tensor) -> None:
 class Experts(PipelineBackbone):
     """Put before a family's class: each call runs the network of its sigma, and a batch on both sides both of them."""
 
+    def take_turns(self) -> None:
+        """Let the frozen weights, which are on the host, come to the device when their network computes."""
+        networks, lists = predictors(self), self.facts.blocks
+        blocks = {
+            name: [network.get_submodule(block) for block in block_names(network, lists[name])]
+            for name, network in networks.items()
+        }
+        self.running.turns = Turns(networks, blocks, self.facts.device)
+
     def velocity(
         self, latents: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "*sigma"], condition: Condition
     ) -> Float[Tensor, "b c t h w"]:
@@ -139,6 +151,8 @@ class Experts(PipelineBackbone):
     @contextmanager
     def _by(self, name: str) -> Iterator[None]:
         """Compute by this network."""
+        if self.running.turns is not None:
+            self.running.turns.bring(name)
         before, self.at = self.at, name
         try:
             yield

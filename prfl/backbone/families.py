@@ -13,6 +13,7 @@ from torch import nn
 
 from prfl.backbone.base import Backbone
 from prfl.backbone.cogvideox.family import COGVIDEOX
+from prfl.backbone.experts import Experts
 from prfl.backbone.family import FIRST_NETWORKS, Family, LoraFile
 from prfl.backbone.loaded import LoadedPipeline
 from prfl.backbone.lora_file import merge_lora
@@ -54,12 +55,14 @@ def load_backbone(
     pipeline: str | None = None,
     files: Mapping[str, Path] | None = None,
     base_lora: Path | None = None,
+    one_resident: bool = False,
 ) -> Backbone:
     """A video model of a known family in diffusers' pipeline format, from a folder or a hub id.
 
     pipeline: the class to load it as, where it serves several; None is the one that its model_index.json names.
     files: checkpoints in one file each, in place of the weights of these folders of the pipeline.
     base_lora: a LoRA that is merged into the network's weights, and from then on part of the base.
+    one_resident: of two networks that take turns along the chain, whether the other's frozen weights wait on the host.
 
     Only safetensors are read and no remote code is run.  The text encoder is loaded at its first use; the VAE is kept
     in float32 when ``dtype`` is a half precision, as the models' authors advise.
@@ -72,8 +75,12 @@ def load_backbone(
         raise PrflError(f"{what} is not supported yet", where="backbone.base_lora", fix="leave it out")
     if base_lora is not None:
         source = replace(source, finish=partial(merge_into, base_lora, family.lora))
+    if one_resident:
+        source = replace(source, waiting=list(family.lora.of_networks))
     model = family.load(source, dtype)
     check_files(model, files or {})
+    if one_resident and isinstance(model, Experts):
+        model.take_turns()
     return model
 
 

@@ -83,13 +83,19 @@ def add_copy(backbone: Backbone, name: str, networks: Sequence[str] | None = Non
 def on_host(backbone: Backbone) -> Iterator[None]:
     """The predicting networks wait on the host: room for a text encoder, which at 1.3B is four times as large, or for
     the decoder of a long video."""
+    turns = backbone.running.turns
+    if turns is not None:
+        turns.free()
     for network in all_predictors(backbone):
         network.to("cpu")
     try:
         yield
     finally:
         for network in all_predictors(backbone):
-            network.to(backbone.facts.device)
+            if turns is None:
+                network.to(backbone.facts.device)
+            else:
+                turns.return_others(network)
 
 
 def park_vae(backbone: Backbone) -> None:

@@ -138,6 +138,8 @@ class PipelineBackbone(ABC):
             adapters.matching_layers(network, spec, self.facts.blocks[key])
         for key, network in chosen.items():
             adapters.add_lora(network, name, spec, self.facts.blocks[key])
+            for parameter in adapters.adapter_parameters(network, name).values():
+                parameter.data = parameter.data.to(self.facts.device)  # where the base waits on the host
 
     @contextmanager
     def adapter(self, name: str | None, dropout: Int[Tensor, " b"] | None = None) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,8 @@ class Source:
 
     device: on ``meta`` its models have shapes and dtypes alone: nothing but their configs is read.  pipeline: the class
     that it is loaded as; None is its own.  files: checkpoints in one file each, in place of the weights of these
-    folders.  finish: what is done with each of diffusers' models, by its folder, once it is loaded.
+    folders.  finish: what is done with each of diffusers' models, by its folder, once it is loaded.  waiting: folders
+    whose models stay on the host.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     pipeline: str | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     finish: Callable[[str, nn.Module], None] | None = None
+    waiting: Collection[str] = ()
 
     @property
     def model_id(self) -> str:
@@ -92,7 +94,7 @@ class Source:
         model = (
             self.from_file(kind, subfolder, dtype) if subfolder in self.files else self.saved(kind, subfolder, dtype)
         )
-        model = model.to(self.device)
+        model = model.to("cpu" if subfolder in self.waiting else self.device)
         where = self.files.get(subfolder, f"{self.name}/{subfolder}")
         check_finite(dict(model.named_parameters()), str(where), NOT_FINITE)
         if self.finish:

@@ -14,11 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from prfl.backbone import Backbone
-from prfl.backbone.network import all_predictors, base_weights, copies, predictors
+from prfl.backbone.network import all_predictors, base_weights, copies
 from prfl.backbone.weights import cast
 from prfl.config.schema import Config
 from prfl.estimate.live_tensors import fused_on_meta
-from prfl.estimate.parts import Part, Shapes, module_bytes, offloads, parks_vae, pinned, sum_bytes
+from prfl.estimate.parts import (
+    Part,
+    Shapes,
+    base_bytes,
+    module_bytes,
+    offloads,
+    parks_vae,
+    pinned,
+    sum_bytes,
+    waiting_bytes,
+)
 from prfl.estimate.phases import all_phases, network_call
 from prfl.estimate.rewards import reward_on_meta
 from prfl.estimate.stored_latents import earlier_outputs, most_kept, most_latents, stored_rollout
@@ -38,7 +48,7 @@ class Memory:
 
     trainable: number of trained parameters.  assumed: in words, what was not known; empty where everything was.
     host: bytes that a GPU run keeps in host memory: what ``backbone.offload`` moves there, and of a rollout that serves
-    several steps its latents and a copy of the trained weights that made it.
+    several steps its latents and a copy of the trained weights that made it, and of two experts the weights.
     """
 
     fixed: list[Part]
@@ -86,6 +96,7 @@ def predict_memory(config: Config, model: Backbone) -> Memory:
     if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cuda":
         waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
         host += stored_rollout(config, model)[0] * waiting + sum_bytes(trained)  # the weights are not pinned
+    host += waiting_bytes(config, model)
     return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
 
 
@@ -133,7 +144,7 @@ def fixed_parts(
     """Yield what is alive all the time: weights, gradients, the optimizer's state, latents."""
     copied = copies(model).values()
     name = "frozen base, which reward and distance read" if copied else "transformer weights"
-    yield Part(name, sum(sum_bytes(base_weights(network)) for network in predictors(model).values()))
+    yield Part(name, base_bytes(config, model))
     if copied:
         yield Part("trained copy of all weights, in float32", sum(map(module_bytes, copied)))
     if not parks_vae(config):

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import stand_in
+from prfl.backbone.network import all_predictors, base_weights, predictors
+from prfl.backbone.turns import aligned, chunks
 from prfl.config.schema import Config
 from prfl.estimate.work import Work
 from prfl.factory.backbone import device_kind
+from prfl.factory.experts import one_resident
 from prfl.factory.prompts import load_prompts
 from prfl.utils.errors import error_location
 
@@ -53,6 +56,31 @@ def pinned(size: int) -> int:
 
 def sum_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def base_bytes(config: Config, model: Backbone) -> int:
+    """Return the bytes of the base's weights on the device: of two experts that take turns one's alone."""
+    sizes = [sum_bytes(base_weights(network)) for network in predictors(model).values()]
+    if not one_resident(config):
+        return sum(sizes)
+    return max(sizes) + (sum(sizes) if device_kind(config) == "cpu" else 0)  # whose host memory is the same memory
+
+
+def waiting_bytes(config: Config, model: Backbone) -> int:
+    """Return the pinned memory of the weights that wait on the host."""
+    if not one_resident(config) or device_kind(config) == "cpu":
+        return 0
+    total = 0
+    for network in predictors(model).values():
+        sizes = [sum_bytes([weight]) for name, weight in network.named_parameters() if ".lora_" not in name]
+        total += sum(pinned(sum(aligned(sizes[number]) for number in group)) for group in chunks(sizes))
+    return total
+
+
+def predictor_bytes(config: Config, model: Backbone) -> int:
+    """Return the bytes of what predicts, copies and adapters too, on the device."""
+    bases = sum(sum_bytes(base_weights(network)) for network in predictors(model).values())
+    return sum(map(module_bytes, all_predictors(model))) - bases + base_bytes(config, model)
 
 
 def module_bytes(module: nn.Module) -> int:

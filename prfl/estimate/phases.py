@@ -13,15 +13,16 @@ from torch import Tensor
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.cheaper import EXACT
 from prfl.backbone.kernels import cheaper_calls
-from prfl.backbone.network import all_predictors, base_blocks, with_lists
+from prfl.backbone.network import base_blocks, with_lists
 from prfl.config.schema import Config
 from prfl.config.sections.experts import guided as guided_by
 from prfl.estimate.nfe import evaluation_samples
-from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, sum_bytes
+from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, predictor_bytes, sum_bytes
 from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
 from prfl.estimate.work import Counted
 from prfl.factory.backbone import POLICY, device_kind, policy_adapter_name
 from prfl.factory.evaluation import sampling_settings
+from prfl.factory.experts import trained_sigma
 from prfl.factory.objective import build_scorer
 from prfl.factory.reward import Reward
 from prfl.factory.rollout import build_cheaper
@@ -78,7 +79,7 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
             yield replace(call, name=f"evaluation: draw {batch}", bytes=size, role=None)
         decoder = decoding(model, shapes, batch, f"evaluation: decode {batch}", vae)
         if model.running.offload:  # the transformer waits on the host
-            away = sum(map(module_bytes, all_predictors(model)))
+            away = predictor_bytes(config, model)
             decoder = replace(decoder, bytes=max(0, decoder.bytes - away))
         yield decoder
 
@@ -90,7 +91,7 @@ def encoding_prompts(config: Config, model: Backbone) -> Part:
     """
     here = module_bytes(model.text.encoder())
     if device_kind(config) == "cpu" or config.reads_clips:
-        here += sum(map(module_bytes, model.networks.values()))
+        here += predictor_bytes(config, model) + module_bytes(model.networks["vae"])
     return Part("encoding the prompts: the text encoder, freed afterwards", here, alone=True)
 
 
@@ -160,7 +161,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
         policy = policy_adapter_name(config)
         selected = model.adapter(policy, no_seeds(batch))
         with Counted() as counted, torch.set_grad_enabled(gradient), selected:
-            output = network(leaf, torch.tensor(0.5))
+            output = network(leaf, torch.tensor(trained_sigma(config, model.facts)))
             saved = counted.live
             if gradient:
                 output.backward(torch.zeros_like(output))

@@ -16,10 +16,12 @@ from prfl.config.rules import conflicts
 from prfl.config.schema import Config
 from prfl.config.section import Section
 from prfl.config.sections.backbone import PolicyAdapterConfig
+from prfl.config.sections.experts import ExpertsConfig
 from prfl.config.sections.rollout import RolloutConfig
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.units import gib
 from prfl.factory.backbone import build_architecture, choose_kernels, device_kind
+from prfl.factory.experts import one_resident
 from prfl.utils.errors import PrflError
 
 LEAST = 0.01  # of the peak: what saves less is not worth a line
@@ -77,6 +79,19 @@ RANKS = TIME, METHOD, VIDEO = range(3)
 """The same numbers, later; another method, precision or code; another video."""
 
 
+def fewer_experts(config: Config, model: Backbone) -> Iterator[Candidate]:
+    """Yield that one expert's weights are on the GPU at a time, where they may be."""
+    backbone = config.backbone
+    frozen = backbone.train == "lora" and backbone.checkpointing != "none" and not backbone.compile
+    if model.facts.boundary is None or not frozen or one_resident(config) or device_kind(config) == "cpu":
+        return
+    if backbone.experts is not None:
+        yield Candidate({"backbone.experts.resident": "one"}, TIME)
+    else:
+        one = {"backbone.experts": ExpertsConfig(resident="one")}
+        yield Candidate(one, TIME, text="backbone.experts='{resident: one}'")
+
+
 def candidates(config: Config, model: Backbone) -> Iterator[Candidate]:
     """Yield what could be changed.  model: ``build_architecture(config)``."""
     backbone, data, training, rollout = config.backbone, config.data, config.training, config.rollout
@@ -91,6 +106,8 @@ def candidates(config: Config, model: Backbone) -> Iterator[Candidate]:
             changes |= {"backbone.offload": True} if offload else {}
             if changes:
                 yield Candidate(changes, TIME)
+
+    yield from fewer_experts(config, model)
 
     # How the model is computed, and what of it is trained.
     if backbone.dtype == "float32":

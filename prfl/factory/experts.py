@@ -27,6 +27,18 @@ def trained_networks(config: Config, facts: Facts) -> list[str] | None:
     return [expert_networks(facts)[name] for name in trained_experts(config, facts)] or None
 
 
+def trained_sigma(config: Config, facts: Facts) -> float:
+    """A noise level at which a network predicts that is trained."""
+    if facts.boundary is None:
+        return 0.5
+    return 1.0 if trained_experts(config, facts) == [HIGH] else facts.boundary / 2
+
+
+def one_resident(config: Config) -> bool:
+    """Whether one expert's frozen weights are on the device at a time."""
+    return config.backbone.experts is not None and config.backbone.experts.resident == "one"
+
+
 def expert_at(facts: Facts, sigma: float) -> str:
     return HIGH if bool(is_high(facts, torch.tensor(sigma, dtype=torch.float64))) else LOW
 
@@ -45,6 +57,8 @@ def check_experts(config: Config, facts: Facts) -> None:
             what = f"{facts.model_id} has one network, and no experts for high and low noise"
             raise PrflError(what, where=key, fix="leave it out" if key == "backbone.experts" else "give one number")
         return
+    if one_resident(config):
+        check_turns(config)
     if config.trains_reward:
         check_reward_training(config)
         return
@@ -57,6 +71,20 @@ def check_experts(config: Config, facts: Facts) -> None:
     ):
         what = "SFT draws every noise level, and one expert alone is trained"
         raise PrflError(what, where="backbone.experts.train", fix="train: [high, low], or leave objective.sft out")
+
+
+def check_turns(config: Config) -> None:
+    """Raise PrflError for what cannot be where weights come and go."""
+    where, settings = "backbone.experts.resident", config.backbone
+    if settings.train == "full":
+        what = "all weights are trained, and one expert's frozen weights are to be on the device at a time"
+        raise PrflError(what, where=where, fix="resident: both, or train: lora with an adapter")
+    if settings.checkpointing == "none" and not config.trains_reward:
+        what = "a graph that is not checkpointed would refer to weights that have been swapped"
+        raise PrflError(what, where=where, fix="resident: both, or backbone.checkpointing: full")
+    if settings.compile:
+        what = "compiled blocks do not wait for their weights"
+        raise PrflError(what, where=where, fix="resident: both, or compile: false")
 
 
 def check_reward_training(config: Config) -> None:

@@ -255,6 +255,7 @@ REASONS: dict[str, str] = {
     "PolicyAdapterConfig.init": "a file of others: tests/factory/test_adapter_start.py",
     "BackboneConfig.pipeline": "of a model that serves two pipelines: tests/backbone/test_pinned_frame.py",
     "ExpertsConfig.train": f"{EXPERTS}test_one_expert_is_trained_alone",
+    "ExpertsConfig.resident": "tests/factory/test_experts.py::test_one_expert_is_resident",
     "ScaleOfEach.high": f"{EXPERTS}test_the_chain_takes_the_low_experts_reward_to_the_high_one",
     "ScaleOfEach.low": f"{EXPERTS}test_samples_are_guided_by_each_experts_scale",
     "RateOfEach.high": f"{EXPERTS}test_each_expert_learns_at_its_rate",

@@ -28,12 +28,14 @@ from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
 from tests.slow import slow_unless
 from tests.tiny import save_tiny_pipeline
+from tests.wan_experts import save_tiny_experts
 from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
 
 SIZES = {
     "wan": (9, 64, 64),
     "cogvideox": (9, 64, 64),
     "modelscope": (9, 64, 64),
+    "wan_experts": (9, 64, 64),
     "wan_image": (9, 128, 128),
     "wan_pinned_frame": (9, 64, 64),
 }
@@ -42,6 +44,7 @@ FAMILIES = {
     "wan": lambda folder: save_tiny_pipeline(folder, num_layers=5),
     "cogvideox": lambda folder: save_tiny_cogvideox(folder, num_layers=5, use_rotary_positional_embeddings=True),
     "modelscope": save_tiny_modelscope,
+    "wan_experts": lambda folder: save_tiny_experts(folder, num_layers=5),
     "wan_image": lambda folder: save_tiny_wan_image(folder, num_layers=5),
     "wan_pinned_frame": lambda folder: save_tiny_pinned_frame(folder, num_layers=5),
 }
@@ -51,17 +54,18 @@ def asked(folder: Path, family: str) -> list[Ask]:
     return first_frames(folder / "pictures", PROMPTS, VideoSize(*SIZES[family], 8))
 
 
-@pytest.fixture(scope="module", params=slow_unless("wan".__ne__, FAMILIES))
+@pytest.fixture(scope="module", params=slow_unless(lambda name: name not in ("wan", "wan_experts"), FAMILIES))
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
     folder = tmp_path_factory.mktemp(request.param)
     model = FAMILIES[request.param](folder / "five")
-    images = request.param.startswith("wan_")
+    images = request.param in ("wan_image", "wan_pinned_frame")
     rows = [
         {"prompt": str(ask), **({"image": str(ask.image)} if images else {})} for ask in asked(folder, request.param)
     ]
     (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     frames, height, width = SIZES[request.param]
+    handoff = "clean" if request.param == "wan_experts" else "next"  # of two, one is read, at low noise
     config = {
         "version": 1, "run": str(folder / "run"), "seed": 0,
         "backbone": {"model": str(model), "device": "cpu", "adapter": {"rank": 2, "alpha": 2}},
@@ -70,7 +74,7 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             "height": height, "width": width, "fps": 8,
         },
         "reward": {"space": "latent", "path": str(folder / "absent")}, "rollout": {"steps": 6},
-        "objective": {"name": "prfl"}, "training": {"steps": 5, "batch": 2, "learning_rate": 1e-4},
+        "objective": {"name": "prfl", "handoff": handoff}, "training": {"steps": 5, "batch": 2, "learning_rate": 1e-4},
         "evaluation": {"every": 0},
     }  # fmt: skip
     path = folder / "x.yaml"

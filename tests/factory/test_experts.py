@@ -15,11 +15,13 @@ from torch import Tensor
 from prfl.backbone import Backbone, LoraSpec, load_backbone
 from prfl.backbone.condition import unconditional
 from prfl.backbone.experts import check_read, expert_of, highest_read, is_high
+from prfl.backbone.network import base_weights, predictors
 from prfl.config import load_config
 from prfl.config.schema import Config
+from prfl.estimate.parts import base_bytes, sum_bytes, waiting_bytes
 from prfl.evaluation.reward_eval import levels, up_to
 from prfl.export.run import write_merged
-from prfl.factory.backbone import POLICY, build_backbone
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_method
 from prfl.factory.policy import load_policy, save_policy
@@ -101,6 +103,26 @@ def test_one_expert_is_trained_alone(
         assert [path.name for path in write_merged(config.model_copy(update={"run": tmp_path}), tmp_path / "out")] == [
             network
         ]
+
+
+def test_one_expert_is_resident(make: Callable[..., Config]) -> None:
+    """The whole chain of a policy: the same numbers, and the other's weights in host memory."""
+    both, one = (
+        build_backbone(make("backbone.checkpointing=full", f"backbone.experts={{resident: {resident}}}"))
+        for resident in ("both", "one")
+    )
+    assert both.running.turns is None and one.running.turns is not None
+    settings = sampling_settings(make())
+    assert torch.equal(*(sample(model, PROMPTS[:2], [0, 0], settings) for model in (both, one)))
+    assert one.running.turns.swaps == 2
+
+    config = make("backbone.checkpointing=full", "backbone.experts={resident: one}", "backbone.device=cuda")
+    shapes = build_architecture(config)
+    sizes = [sum_bytes(base_weights(network)) for network in predictors(shapes).values()]
+    assert base_bytes(config, shapes) == sizes[0] == sizes[1] and waiting_bytes(config, shapes) >= sum(sizes)
+    on_cpu = make("backbone.checkpointing=full", "backbone.experts={resident: one}")
+    assert base_bytes(on_cpu, shapes) == 3 * sizes[0] and waiting_bytes(on_cpu, shapes) == 0
+    assert base_bytes(make(), shapes) == 2 * sizes[0]
 
 
 # ------------------------------------------------------------------------------------------------- the gradient
@@ -264,6 +286,18 @@ PRFL = "objective={name: prfl}"
         (
             [PRFL, "backbone.experts={train: [low]}", "objective.handoff=clean"],
             r"backbone.experts.train: step \d of the run trains at sigma .* the high-noise[\s\S]*\[0.4, 1.0\]",
+        ),
+        (
+            ["backbone.experts={resident: one}"],
+            r"experts.resident: a graph that is not checkpointed[\s\S]*checkpointing: full",
+        ),
+        (
+            ["backbone.experts={resident: one}", "backbone.checkpointing=full", "backbone.compile=true"],
+            r"experts.resident: compiled blocks do not wait[\s\S]*compile: false",
+        ),
+        (
+            ["backbone.experts={resident: one}", "backbone.train=full", "backbone.adapter=null"],
+            r"experts.resident: all weights are trained[\s\S]*train: lora",
         ),
         (
             ["backbone.experts={train: [low]}", "training.learning_rate={high: 2e-6, low: 5e-6}"],

@@ -83,6 +83,7 @@ def facts_of(
         settings=settings_fingerprint({"of_one": facts.settings, **taking_turns}, names=("of_one", "boundary")),
         blocks=dict.fromkeys(networks, ("blocks",)),
         boundary=boundary,
+        device=source.device,
     )
 
 

@@ -122,7 +122,7 @@ class BackboneConfig(Section):
     )
     adapter: PolicyAdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
     experts: ExpertsConfig | None = Field(
-        default=None, description="Of a model of two networks, as Wan 2.2 A14B: null trains both."
+        default=None, description="Of a model of two networks, as Wan 2.2 A14B: null trains both, and keeps both there."
     )
 
     def files(self) -> list[Source]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prfl.config.section import Section
+from prfl.config.section import MAY_CHANGE, Section
 
 
 class ScaleOfEach(Section):
@@ -28,6 +28,12 @@ class ExpertsConfig(Section):
 
     train: list[Literal["high", "low"]] = Field(
         default=["high", "low"], min_length=1, description="Which of them the policy trains."
+    )
+    resident: Literal["both", "one"] = Field(
+        default="both",
+        description="one: their frozen weights wait in host memory, and on the GPU are those of the expert that "
+        "computes; a swap copies them there, never back.",
+        json_schema_extra=MAY_CHANGE,
     )
 
 
