@@ -21,7 +21,7 @@ EXAMPLES = """\
       the tables between a page's bench comments, from their files
   python -m bench compare a.json b.json
       what became slower or larger from a to b
-  python -m bench golden configs/wan2.1-1.3b/vader-hps.yaml
+  python -m bench golden configs/wan2.1-1.3b/vader*.yaml
       scores of public rewards with their real weights, beside the stored ones
 """
 
@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     action.add_argument("before", type=Path, metavar="A")
     action.add_argument("after", type=Path, metavar="B")
 
-    action = add_command(actions, "golden", "score two fixed videos with a config's public rewards", EXAMPLES)
+    action = add_command(actions, "golden", "score two fixed videos with the public rewards of configs", EXAMPLES)
     action.set_defaults(command=golden)
     action.add_argument(
-        "config", type=Path, metavar="CONFIG", help="one that follows public rewards, as vader-hps.yaml"
+        "configs", nargs="+", type=Path, metavar="CONFIG", help="they follow public rewards, as vader-hps.yaml"
     )
     action.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME")
     action.add_argument("--write", action="store_true", help="store the scores in place of comparing them")
@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
 def golden(options: argparse.Namespace) -> None:
     from bench import golden as scores
 
-    print("\n".join(scores.golden(options.config, options.device, options.write)))
+    for config in options.configs:
+        print("\n".join(scores.golden(config, options.device, options.write)), flush=True)
 
 
 def report(options: argparse.Namespace) -> None:

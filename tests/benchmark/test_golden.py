@@ -34,3 +34,19 @@ def test_golden_scores_are_stored_and_compared(tmp_path: Path) -> None:
         golden.golden(config, "cpu", write=False, results=results)
     with pytest.raises(PrflError, match="it follows no public reward"):
         golden.golden(folder / "prfl.yaml", "cpu", write=False, results=results)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "stored", "equal"),
+    [
+        ("float32", [0.27, 0.31], [0.2725, 0.31], True),
+        ("float32", [0.27, 0.31], [0.27, 0.32], False),  # a hundredth is much for HPS
+        ("float32", [0.0, 5.0], [0.002, 5.0], False),
+        ("bfloat16", [0.0, 5.0], [0.015, 5.04], True),
+        ("bfloat16", [0.0, 5.0], [0.0, 5.1], False),
+    ],
+)
+def test_a_score_is_compared_by_what_its_weights_can_hold(
+    dtype: str, values: list[float], stored: list[float], equal: bool
+) -> None:
+    assert golden.Golden(values, golden.NEAR_ZERO[dtype]).equals(stored) == equal

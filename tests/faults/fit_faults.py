@@ -59,6 +59,11 @@ def _(bench):
     return bench.cli("train", "prfl.yaml", "reward.path=heads/pixel")
 
 
+@fault("a pixel reward given as the latent one beside", "vader.yaml: reward.latent", "is a pixel one", "reward.path")
+def _(bench):
+    return bench.cli("train", "vader.yaml", "reward.latent=heads/pixel")
+
+
 @fault(
     "a cache made for another model", "4 videos are not in the cache for this model", "4 entries are of", "prfl cache"
 )
