@@ -30,6 +30,7 @@ from bench.cases.reward_cases import CPU_WORLD, KINDS, NOT_ON_CPU, new_head, rew
 from bench.harness import study_tables
 from prfl.backbone.condition import Ask, Condition
 from prfl.config.schema import Config
+from prfl.config.sections.public_rewards import CriticConfig
 from prfl.estimate.live_tensors import fused_on_meta
 from prfl.estimate.memory import reward_tensors
 from prfl.estimate.parts import Shapes
@@ -37,27 +38,34 @@ from prfl.estimate.phases import reward_phases
 from prfl.estimate.units import GIB
 from prfl.estimate.work import Counted
 from prfl.factory.backbone import build_architecture
+from prfl.factory.critic import untrained_critic
+from prfl.reward.critic import CriticReward
 
 RESULTS = Path("bench/results")
 FRAMES = 9  # three latent frames of Wan's
 ROUNDS = 3
 
 
-def pixel_reward(name: str, plain: Config) -> dict[str, Any]:
+def pixel_reward(make: Callable[[], Any], plain: Config) -> dict[str, Any]:
     """Count a reward on decoded frames."""
     condition = Condition({}, (Ask("a dog runs on the beach"),))
-    with torch.device("meta"), fused_on_meta("cuda"):
-        reward = KINDS[name]()
+    with torch.device("meta"):
+        reward = make()
         pixels = torch.rand(1, 3, FRAMES, plain.data.height, plain.data.width, requires_grad=True)
-        with Counted() as counted:
-            total = torch.stack(list(reward(pixels, condition).values())).sum()
-            saved = counted.live
-            torch.autograd.grad(total, pixels)
+    with fused_on_meta("cuda"), Counted() as counted:
+        total = torch.stack(list(reward(pixels, condition).values())).sum()
+        saved = counted.live
+        torch.autograd.grad(total, pixels)
     return {
         "weights GiB": sum(tensor.nbytes for tensor in reward_tensors(reward)) / GIB,
         "saved GiB": saved / GIB, "peak GiB": counted.peak / GIB, "TFLOP": teraflops(counted.work),
         "frames at once": reward.frames_at_once,
     }  # fmt: skip
+
+
+def published_critic() -> CriticReward:
+    """Build the critic that is the default of ``reward.critic``, with one question."""
+    return untrained_critic(**CriticConfig().model_dump(exclude={"revision"}))
 
 
 def latent_head(plain: Config) -> dict[str, Any]:
@@ -105,7 +113,8 @@ def main() -> None:
         return
     out = RESULTS / "public_rewards.json"
     plain = config(CPU_WORLD, f"data.frames={FRAMES}", "backbone.device=cuda")
-    rows = {LATENT: latent_head(plain)} | {name: pixel_reward(name, plain) for name in KINDS}
+    rows = {LATENT: latent_head(plain)} | {name: pixel_reward(make, plain) for name, make in KINDS.items()}
+    rows["critic"] = pixel_reward(published_critic, plain)
     video = [FRAMES, plain.data.height, plain.data.width]
     studies.write(out, {"video": video, "rows": rows}, weights=studies.COUNTED)
     print(study_tables.of_files("public_rewards", out))
