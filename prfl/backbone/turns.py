@@ -44,8 +44,8 @@ def on_the_host(parameters: Mapping[str, nn.Parameter], pin: bool) -> dict[str, 
         start = 0
         for number in group:
             parameter = parameters[names[number]]
-            place = piece[start : start + sizes[number]].view(parameter.dtype).view(parameter.shape)
-            parameter.data = kept[names[number]] = place.copy_(parameter.detach())
+            on_host = piece[start : start + sizes[number]].view(parameter.dtype).view(parameter.shape)
+            parameter.data = kept[names[number]] = on_host.copy_(parameter.detach())
             start += aligned(sizes[number])
     return kept
 

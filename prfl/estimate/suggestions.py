@@ -88,8 +88,8 @@ def fewer_experts(config: Config, model: Backbone) -> Iterator[Candidate]:
     if backbone.experts is not None:
         yield Candidate({"backbone.experts.resident": "one"}, TIME)
     else:
-        one = {"backbone.experts": ExpertsConfig(resident="one")}
-        yield Candidate(one, TIME, text="backbone.experts='{resident: one}'")
+        changes = {"backbone.experts": ExpertsConfig(resident="one")}
+        yield Candidate(changes, TIME, text="backbone.experts='{resident: one}'")
 
 
 def candidates(config: Config, model: Backbone) -> Iterator[Candidate]:
