@@ -19,6 +19,7 @@ from prfl.backbone.loaded import LoadedPipeline
 from prfl.backbone.lora_file import merge_lora
 from prfl.backbone.modelscope.family import MODELSCOPE
 from prfl.backbone.source import Source
+from prfl.backbone.svd.family import SVD
 from prfl.backbone.wan.experts import WAN_EXPERTS
 from prfl.backbone.wan.family import WAN
 from prfl.backbone.wan.image_to_video import WAN_IMAGE
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "wan_pinned_frame": WAN_PINNED_FRAME,
     "cogvideox": COGVIDEOX,
     "modelscope": MODELSCOPE,
+    "svd": SVD,
 }
 """By the name that ``Facts.family`` has."""
 

@@ -33,9 +33,9 @@ class LoraFile:
     prefix: before every layer's name.  original_name: of a layer; raises PrflError where it has none.  alpha_below: of
     which layers, by the beginnings of their diffusers names, the readers take ``.alpha``; elsewhere it goes into B.
     Where they are not empty, diffusers takes a file for this family's by a layer that lies there.
-    architecture, implementation: as modelspec names them.  before: lines that ``pipeline`` needs before it
-    loads the file.  use: what to do with the file outside diffusers.  of_networks: of a model of several networks, the
-    file of each; empty where one LoRA of all of them cannot be written for others.
+    architecture, implementation: as modelspec names them.  load: the call by which ``pipeline`` loads the file.
+    before: lines that it needs before that.  use: what to do with the file outside diffusers.  of_networks: of a model
+    of several networks, the file of each; empty where one LoRA of all of them cannot be written for others.
     """
 
     prefix: str
@@ -43,6 +43,7 @@ class LoraFile:
     alpha_below: tuple[str, ...]
     architecture: str
     implementation: str
+    load: str = "pipeline.load_lora_weights({arguments})"
     before: str = ""
     use: str = ""
     of_networks: Mapping[str, FileOfNetwork] = field(default_factory=dict)

@@ -51,8 +51,10 @@ class LoadedPipeline(Source):
     def encoder_config(self, subfolder: str) -> Any:
         return self.part(subfolder).config
 
-    def image_loader(self, kind: Any, dtype: torch.dtype) -> Callable[[], tuple[Any, nn.Module]]:
-        return lambda: (self.part("image_processor"), self.part("image_encoder"))
+    def image_loader(
+        self, kind: Any, dtype: torch.dtype, processor: str = "image_processor"
+    ) -> Callable[[], tuple[Any, nn.Module]]:
+        return lambda: (self.part(processor), self.part("image_encoder"))
 
     def text_loaders(
         self, kind: Any, dtype: torch.dtype

@@ -90,7 +90,9 @@ class Source:
         if self.device.type == "meta":
             config = self.config(kind, subfolder)
             with torch.device("meta"):
-                return cast(kind.from_config(config), dtype)
+                return cast(kind.from_config(config), dtype).to(
+                    "meta"
+                )  # a parameter may be made on a device of its own
         model = (
             self.from_file(kind, subfolder, dtype) if subfolder in self.files else self.saved(kind, subfolder, dtype)
         )
@@ -197,16 +199,24 @@ class Source:
         except (OSError, ValueError) as error:
             raise self.missing(subfolder.replace("_", " "), error) from error
 
-    def image_loader(self, kind: Any, dtype: torch.dtype) -> Callable[[], tuple[Any, nn.Module]]:
-        """What loads the processor of pictures and their encoder, of this transformers class, when first needed."""
+    def image_loader(
+        self, kind: Any, dtype: torch.dtype, processor: str = "image_processor"
+    ) -> Callable[[], tuple[Any, nn.Module]]:
+        """What loads the processor of pictures and their encoder, of this transformers class, when first needed.
+
+        processor: the folder that it is in.
+        """
         if self.device.type == "meta":
             return lambda: (None, self.load_encoder(kind, "image_encoder", dtype, "image encoder"))
-        return lambda: (self.load_image_processor(), self.load_encoder(kind, "image_encoder", dtype, "image encoder"))
+        return lambda: (
+            self.load_image_processor(processor),
+            self.load_encoder(kind, "image_encoder", dtype, "image encoder"),
+        )
 
     @silent_libraries()
-    def load_image_processor(self) -> Any:
+    def load_image_processor(self, folder: str) -> Any:
         try:
-            return CLIPImageProcessorPil.from_pretrained(self.name, subfolder="image_processor", revision=self.revision)
+            return CLIPImageProcessorPil.from_pretrained(self.name, subfolder=folder, revision=self.revision)
         except (OSError, ValueError) as error:
             raise self.missing("image processor", error) from error
 

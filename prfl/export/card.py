@@ -72,7 +72,7 @@ def load_line(form: LoraFile, repo: str, file: str) -> str:
     """The call by which diffusers loads a file."""
     told = [each.told for each in form.of_networks.values() if file.endswith(f"_{each.ending}.safetensors")]
     arguments = ", ".join([f'"{repo}"', f'weight_name="{file}"', *filter(None, told)])
-    return f"pipeline.load_lora_weights({arguments})"
+    return form.load.format(arguments=arguments)
 
 
 def changed_base(backbone: BackboneConfig) -> list[str]:

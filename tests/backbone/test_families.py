@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline, TextToVideoSDPipeline, WanImageToVideoPipeline, WanPipeline
+from diffusers import (
+    CogVideoXPipeline,
+    StableVideoDiffusionPipeline,
+    TextToVideoSDPipeline,
+    WanImageToVideoPipeline,
+    WanPipeline,
+)
 from PIL import Image
 from torch import Tensor, nn
 
@@ -38,7 +44,7 @@ from prfl.rollout.guidance import Guidance, guided_network
 from prfl.rollout.solvers import SOLVERS
 from prfl.rollout.trajectory import rollout
 from prfl.utils.errors import PrflError
-from tests import cogvideox, modelscope, wan_experts, wan_image
+from tests import cogvideox, modelscope, svd, wan_experts, wan_image
 from tests.backbone.table import MEASURED
 from tests.objective.parts import PROMPTS, stir
 from tests.objective.test_sft import dataset
@@ -51,8 +57,8 @@ class Case:
     """A tiny model of a family.
 
     save: writes its folder.  more: what its pipeline's call is given.  frames_first: its pipeline's latents are
-    (b, t, c, h, w).  from_image: whether it takes a first frame.  own_sigmas: its
-    pipeline's sigmas are not the model's, by design.  tokens: of a text.  targets: layers with a LoRA.
+    (b, t, c, h, w).  from_image: whether it takes a first frame.  reads_text: whether it reads prompts.
+    own_sigmas: its pipeline's sigmas are not the model's, by design.  tokens: of a text.  targets: layers with a LoRA.
     block, width: what a head reads.
     """
 
@@ -68,6 +74,7 @@ class Case:
     frames_first: bool = False
     from_image: bool = False
     own_sigmas: bool = False
+    reads_text: bool = True
 
     def asks(self, folder: Path) -> list[str]:
         """PROMPTS, with first frames (beside the model's folder) where it takes some."""
@@ -95,6 +102,10 @@ CASES = {
     "modelscope": Case(
         "modelscope", modelscope.save_tiny_modelscope, TextToVideoSDPipeline, modelscope.SHAPE, 3, modelscope.TOKENS,
         ("to_q", "to_v", "ff.net.2"), 2, {},
+    ),
+    "svd": Case(
+        "svd", svd.save_tiny_svd, StableVideoDiffusionPipeline, svd.SHAPE, 3, 1, ("to_q", "to_v", "ff.net.2"), 2, {},
+        frames_first=True, from_image=True, reads_text=False,
     ),
     "wan": Case(
         "wan", save_tiny_pipeline, WanPipeline, wan_image.SHAPE, 9, 512, ("to_q", "to_v", "ffn.net.2"), 1,
@@ -137,8 +148,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
 
 ELSEWHERE = pytest.param("wan", marks=pytest.mark.slow)  # most tests are Wan's anyway: here it is for the table
 
+SECOND_UNET = pytest.param("svd", marks=pytest.mark.slow)  # but for its chain, and test_svd.py
 
-@pytest.fixture(params=["cogvideox", "modelscope", "wan_experts", "wan_image", "wan_pinned_frame", ELSEWHERE])
+
+@pytest.fixture(
+    params=["cogvideox", "modelscope", SECOND_UNET, "wan_experts", "wan_image", "wan_pinned_frame", ELSEWHERE]
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
@@ -169,12 +184,17 @@ def test_the_chain_is_the_pipelines_own(name: str, saved: Callable[[Case], Path]
     pipe = case.pipeline.from_pretrained(saved(case))
     pipe.set_progress_bar_config(disable=True)
     how = dict(height=16, width=16, num_frames=case.frames, num_inference_steps=5, **case.more)
+    if case.reads_text:
+        how["prompt"] = PROMPTS[0]
     ask = case.asks(saved(case))[0]
     if case.from_image:
         how["image"] = Image.open(ask.image)
     for scale in (1.0, 3.0):
         given = case.turned(case.noise()).clone()
-        theirs = pipe(prompt=PROMPTS[0], **how, guidance_scale=scale, latents=given, output_type="latent").frames
+        guided = {"guidance_scale": scale}
+        if not case.reads_text:  # its guidance may differ by frame; its picture is noised first
+            guided = {"min_guidance_scale": scale, "max_guidance_scale": scale, "fps": 8, "generator": seeded()}
+        theirs = pipe(**how, **guided, latents=given, output_type="latent").frames
         condition, empty = model.condition([ask]), model.condition(unconditional([ask]))
         network = guided_network(model.velocity, condition, empty, scale=scale, gradient="both")
         schedule = SOLVERS["euler"](pipe.scheduler.sigmas if case.own_sigmas else model.sigmas(5, case.shape))
@@ -185,15 +205,18 @@ def test_the_chain_is_the_pipelines_own(name: str, saved: Callable[[Case], Path]
         assert error < 1e-5
     if case.family.startswith("wan"):  # its pipeline decodes, clamps and brings to [0, 1] in one
         given = case.turned(case.noise()).clone()
-        pixels = pipe(prompt=PROMPTS[0], **how, guidance_scale=scale, latents=given, output_type="pt").frames.transpose(
-            1, 2
-        )
+        pixels = pipe(**how, guidance_scale=scale, latents=given, output_type="pt").frames.transpose(1, 2)
         ours = model.decode(theirs).clamp(-1, 1) / 2 + 0.5
     else:
-        pixels, ours = pipe.decode_latents(theirs), model.decode(case.turned(theirs))
+        count = () if case.reads_text else (case.frames,)
+        pixels, ours = pipe.decode_latents(theirs, *count), model.decode(case.turned(theirs))
     error = float((ours - pixels).abs().max())
     measured(case.family, "pixels", error)
     assert error < 1e-5
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def test_a_sample_does_not_depend_on_its_batch(case: Case, model: Backbone, asks: list[str]) -> None:
@@ -206,6 +229,8 @@ def test_a_sample_does_not_depend_on_its_batch(case: Case, model: Backbone, asks
 
 
 def test_prompts_are_encoded_with_their_padding(case: Case, model: Backbone, folder: Path, asks: list[str]) -> None:
+    if not case.reads_text:
+        pytest.skip("it reads no text: test_svd.py has what it makes of a picture")
     pipe = case.pipeline.from_pretrained(folder, **{name: None for name in (*model.facts.blocks, "vae")})
     where = {} if case.more else {"device": "cpu", "num_images_per_prompt": 1}
     theirs, _ = pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=False, **case.more, **where)
@@ -312,14 +337,14 @@ ALSO_QUICK = [("modelscope", "last two steps")]  # a chain whose steps are not o
 
 
 def is_quick(family: str, path: str) -> bool:
-    return (path in QUICK and family != "wan") or (family, path) in ALSO_QUICK
+    return (path in QUICK and family not in ("svd", "wan")) or (family, path) in ALSO_QUICK
 
 
 EVERY_PATH = [
     *[("cogvideox", path) for path in PATHS],
     *[
         pytest.param(family, path, marks=() if is_quick(family, path) else pytest.mark.slow)
-        for family in ("modelscope", "wan_experts", "wan_image", "wan_pinned_frame", "wan")
+        for family in ("modelscope", "svd", "wan_experts", "wan_image", "wan_pinned_frame", "wan")
         for path in PATHS
     ],
 ]
@@ -464,5 +489,5 @@ def test_a_head_refuses_another_family(
     again = load_reward(tmp_path / "reward", model)
     assert torch.equal(reward.score(latents, 0.5, prompt)["motion"], again.score(latents, 0.5, prompt)["motion"])
     other = "cogvideox" if case.family == "modelscope" else "modelscope"
-    with pytest.raises(PrflError, match="num_blocks"):
+    with pytest.raises(PrflError, match="num_blocks|width: "):
         load_reward(tmp_path / "reward", load_backbone(saved(CASES[other])))

@@ -27,6 +27,7 @@ from tests.backbone.table import MEASURED
 from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
 from tests.slow import slow_unless
+from tests.svd import save_tiny_svd
 from tests.tiny import save_tiny_pipeline
 from tests.wan_experts import save_tiny_experts
 from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
@@ -38,6 +39,7 @@ SIZES = {
     "wan_experts": (9, 64, 64),
     "wan_image": (9, 128, 128),
     "wan_pinned_frame": (9, 64, 64),
+    "svd": (9, 64, 64),
 }
 PROMPTS = ["a circle", "a"]
 FAMILIES = {
@@ -47,6 +49,7 @@ FAMILIES = {
     "wan_experts": lambda folder: save_tiny_experts(folder, num_layers=5),
     "wan_image": lambda folder: save_tiny_wan_image(folder, num_layers=5),
     "wan_pinned_frame": lambda folder: save_tiny_pinned_frame(folder, num_layers=5),
+    "svd": save_tiny_svd,
 }
 
 
@@ -54,12 +57,12 @@ def asked(folder: Path, family: str) -> list[Ask]:
     return first_frames(folder / "pictures", PROMPTS, VideoSize(*SIZES[family], 8))
 
 
-@pytest.fixture(scope="module", params=slow_unless(lambda name: name not in ("wan", "wan_experts"), FAMILIES))
+@pytest.fixture(scope="module", params=slow_unless(lambda name: name not in ("svd", "wan", "wan_experts"), FAMILIES))
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
     folder = tmp_path_factory.mktemp(request.param)
     model = FAMILIES[request.param](folder / "five")
-    images = request.param in ("wan_image", "wan_pinned_frame")
+    images = request.param in ("svd", "wan_image", "wan_pinned_frame")
     rows = [
         {"prompt": str(ask), **({"image": str(ask.image)} if images else {})} for ask in asked(folder, request.param)
     ]
@@ -158,6 +161,7 @@ REAL = {
     "wan_pinned_frame": ("wan2.1-1.3b", ["data.frames=121", "data.height=704", "data.width=1280", *PICTURES]),
     "cogvideox": ("cogvideox-2b", []),
     "modelscope": ("modelscope-1.7b", []),
+    "svd": ("svd-xt", []),
 }
 """By family, a config of real sizes, and what is changed in it."""
 SAVED = {"none": "", "attention": ", attention kept", "full": ", checkpointed"}

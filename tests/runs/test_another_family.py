@@ -22,6 +22,8 @@ from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.cogvideox import save_tiny_cogvideox
 from tests.modelscope import save_tiny_modelscope
+from tests.slow import slow_unless
+from tests.svd import save_tiny_svd
 from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
@@ -52,6 +54,10 @@ CASES = {
     "modelscope": Case(
         save_tiny_modelscope, "TextToVideoSDPipeline", "unet", 3, 2, 5, 144,
         "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    ),
+    "svd": Case(
+        save_tiny_svd, "StableVideoDiffusionPipeline", "unet", 3, 2, 5, 128,
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", from_image=True,
     ),
     "wan_image": Case(
         save_tiny_wan_image, "WanImageToVideoPipeline", "transformer", 9, 1, 3, 48,
@@ -160,7 +166,8 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
     card = Path("runs/prfl/export/README.md").read_text()
     assert f"{case.pipeline}.from_pretrained" in card and ("ComfyUI" in card) == family.startswith("wan_")
     assert f"pipeline_tag: {'image' if case.from_image else 'text'}-to-video" in card
-    assert ("PeftAdapterMixin" in card) == (family == "modelscope")
+    assert ("PeftAdapterMixin" in card) == (family in ("modelscope", "svd"))
+    assert ("unet.load_lora_adapter(" in card) == (family == "svd")
 
 
 @pytest.mark.slow
@@ -187,7 +194,11 @@ def test_all_weights_are_trained_and_exported(family: str, project: Path, capsys
     ],
     ids=lambda value: value.partition("=")[0],
 )
-@pytest.mark.parametrize("family", [name for name in CASES if name != "wan_pinned_frame"], indirect=True)  # has all
+@pytest.mark.parametrize(
+    "family",
+    slow_unless("svd".__ne__, [name for name in CASES if name != "wan_pinned_frame"]),  # which has all
+    indirect=True,
+)
 def test_what_the_family_has_not_is_refused_by_name(family: str, project: Path, override: str, message: str) -> None:
     config = load_config("prfl.yaml", ["reward.path=absent", override])
     with pytest.raises(PrflError, match=message.replace("FAMILY", family)):

@@ -82,6 +82,7 @@ WEIGHTS = {
     "wan2.1-i2v-14b": "16,394,878,784 in 40",
     "cogvideox-2b": "1,693,783,872 in 30",
     "modelscope-1.7b": "1,411,233,860 in 9",
+    "svd-xt": "1,524,623,082 in 9",
 }
 
 
@@ -89,7 +90,13 @@ WEIGHTS = {
     ("model", "config"),
     slow_unless(
         lambda case: False,
-        [("wan2.1-14b", "reward"), ("wan2.1-1.3b", "prfl"), ("cogvideox-2b", "vader"), ("modelscope-1.7b", "prfl")],
+        [
+            ("wan2.1-14b", "reward"),
+            ("wan2.1-1.3b", "prfl"),
+            ("cogvideox-2b", "vader"),
+            ("modelscope-1.7b", "prfl"),
+            ("svd-xt", "prfl"),
+        ],
     ),
 )
 def test_dry_runs_on_short_clips(model: str, config: str, capsys: pytest.CaptureFixture) -> None:
@@ -118,7 +125,7 @@ def built() -> Callable[[Config], Backbone]:
 @pytest.mark.parametrize(
     "file",
     slow_unless(
-        lambda file: file.stem in ("reward", "prfl", "vader"),
+        lambda file: file.stem in ("reward", "prfl", "vader") and file.parent.name != "svd-xt",
         sorted(file for model in WEIGHTS for file in REPOSITORY.glob(f"configs/{model}/*.yaml")),
     ),
     ids=lambda file: f"{file}"[-30:],

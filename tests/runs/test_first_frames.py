@@ -27,14 +27,16 @@ from prfl.reward import LatentReward, RewardCard, RewardHead
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from prfl.utils.pictures import read_first_frame, write_picture
+from tests.slow import slow_unless
+from tests.svd import save_tiny_svd
 from tests.wan_image import CLIP, save_tiny_pinned_frame, save_tiny_wan_image
 
 PROMPTS = ["a red circle", "a blue square"]
-SAVERS = {"wan_image": save_tiny_wan_image, "wan_pinned_frame": save_tiny_pinned_frame}
+SAVERS = {"wan_image": save_tiny_wan_image, "wan_pinned_frame": save_tiny_pinned_frame, "svd": save_tiny_svd}
 CARD = RewardCard(frames=(9, 9), fps=(8.0, 8.0), height=(16, 16), width=(16, 16))
 
 
-@pytest.fixture(scope="module", params=SAVERS)
+@pytest.fixture(scope="module", params=slow_unless("svd".__ne__, SAVERS))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return SAVERS[request.param](tmp_path_factory.mktemp("models") / "tiny-i2v")
 
@@ -60,8 +62,9 @@ def videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 @pytest.fixture
 def reward(model: FirstFrameBackbone, videos: list[Path]) -> LatentReward:
     torch.manual_seed(0)
-    head = RewardHead(model.facts.widths[0], ["light"], inner=8, hidden=8)
-    reward = LatentReward(head, model, [1], card=CARD).freeze()
+    block = model.facts.usual_block
+    head = RewardHead(model.facts.width_after([block]), ["light"], inner=8, hidden=8)
+    reward = LatentReward(head, model, [block], card=CARD).freeze()
     reward.save_pretrained(Path("head"))
     return reward
 

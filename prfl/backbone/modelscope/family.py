@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from diffusers.loaders import PeftAdapterMixin
 from transformers import CLIPTextModel
 
 from prfl.backbone.base import SIGMA_CONVENTION, Facts
@@ -23,6 +22,7 @@ from prfl.backbone.modelscope.model import ModelScopeBackbone
 from prfl.backbone.on_path import load_scheduler
 from prfl.backbone.padded_text import PaddedText, condition_specs
 from prfl.backbone.source import Source, vae_dtype
+from prfl.backbone.unet import LISTS, PREPARED, block_shapes, with_adapters
 
 SHIPPED = Path(__file__).parent / "architectures/text-to-video-ms-1.7b"
 TEXT_TOKENS = 77  # of CLIP
@@ -32,12 +32,6 @@ SETTINGS = (
     "scaling_factor",
 )  # fmt: skip
 SCHEDULE = {"timestep_spacing": "leading", "clip_sample": False, "thresholding": False}  # DDIM is Euler with these
-PREPARED = """
-# diffusers' class of the UNet lacks the methods that load a LoRA
-from diffusers.loaders import PeftAdapterMixin
-
-unet = type(pipeline.unet)
-pipeline.unet.__class__ = type(unet.__name__, (PeftAdapterMixin, unet), {})"""
 NUMBERS = ("num_train_timesteps", "beta_start", "beta_end", "steps_offset")  # that the path and its chain follow from
 
 
@@ -48,14 +42,6 @@ def load(source: Source, dtype: torch.dtype) -> ModelScopeBackbone:
     vae = source.load(AutoencoderKL, "vae", vae_dtype(dtype))
     text = PaddedText(*source.text_loaders(CLIPTextModel, dtype), TEXT_TOKENS)
     return ModelScopeBackbone({"unet": unet}, vae, text, read_facts(source, unet, vae, scheduler), scheduler)
-
-
-def with_adapters(unet: UNet3DConditionModel) -> UNet3DConditionModel:
-    """The same network with diffusers' methods for adapters, which its class has not; names and files stay the same."""
-    plain = type(unet)
-    if not issubclass(plain, PeftAdapterMixin):
-        unet.__class__ = type(plain.__name__, (PeftAdapterMixin, plain), {})
-    return unet
 
 
 def read_facts(source: Source, unet: UNet3DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler) -> Facts:
@@ -83,7 +69,7 @@ def read_facts(source: Source, unet: UNet3DConditionModel, vae: AutoencoderKL, s
         identity=identity,
         settings=settings_fingerprint(config, vae.config, names=SETTINGS),
         schedule=tuple(float(scheduler.config[name]) for name in NUMBERS),
-        blocks={"unet": ("down_blocks", "mid_block", "up_blocks")},
+        blocks={"unet": LISTS},
         widths=widths,
         head_size=config.attention_head_dim,
         condition=condition_specs(TEXT_TOKENS, config.cross_attention_dim, dtype),
@@ -102,17 +88,6 @@ def read_facts(source: Source, unet: UNet3DConditionModel, vae: AutoencoderKL, s
         strides=strides,
         variance_preserving=True,
     )
-
-
-def block_shapes(channels: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Widths, and latents that a token is wide, behind each block on the way down, in the middle, and up again.
-
-    All blocks but the last on either way change the size at their end.
-    """
-    deepest = 2 ** (len(channels) - 1)
-    down = [min(2 ** (level + 1), deepest) for level in range(len(channels))]
-    up = [max(deepest // 2 ** (level + 1), 1) for level in range(len(channels))]
-    return (*channels, channels[-1], *reversed(channels)), (*down, deepest, *up)
 
 
 MODELSCOPE = Family(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prfl.backbone.blocks import first_tensor
 from prfl.backbone.on_path import PathBackbone
+from prfl.backbone.unet import pictures, tokens_of_pictures, videos
 
 
 class ModelScopeBackbone(PathBackbone):
@@ -21,9 +22,7 @@ class ModelScopeBackbone(PathBackbone):
         return predicted.to(x.dtype)
 
     def video_tokens(self, batch: int, output: Any) -> Tensor:
-        """Pictures (batch frames, width, h, w), each block's of its own size, to tokens (batch, frames h w, width)."""
-        hidden = first_tensor(output)
-        return hidden.unflatten(0, (batch, -1)).movedim(2, -1).flatten(1, 3)
+        return tokens_of_pictures(batch, first_tensor(output))
 
     # ------------------------------------------------------------------------------------------------- the VAE
 
@@ -47,13 +46,3 @@ class ModelScopeBackbone(PathBackbone):
         wanted = latents if shown is None else latents[:, :, list(shown)]
         pixels = vae.decode(pictures(wanted).to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         return videos(pixels, len(latents))
-
-
-def pictures(video: Tensor) -> Tensor:
-    """(batch, channels, frames, height, width) to one picture a frame, (batch frames, channels, height, width)."""
-    return video.transpose(1, 2).flatten(0, 1)
-
-
-def videos(each: Tensor, batch: int) -> Tensor:
-    """Back again."""
-    return each.unflatten(0, (batch, -1)).transpose(1, 2)
