@@ -83,7 +83,7 @@ def test_the_shortened_networks_have_every_stack_shortened() -> None:
 
 def test_the_page_has_every_reward() -> None:
     text = study_tables.of_files("public_rewards", REPOSITORY / "bench/results/public_rewards.json")
-    assert all(f"| `{name}` |" in text for name in reward_cases.KINDS) and "| latent reward |" in text
+    assert all(f"| `{name}` |" in text for name in (*reward_cases.KINDS, "critic")) and "| latent reward |" in text
     (case,) = reward_cases.cases("tiny")
     measured = study_tables.of_files("public_rewards_cpu", REPOSITORY / "bench/results/public_rewards_cpu.json")
     assert all(f"| {name} |" in measured.replace("`", "") for name in case.providers)

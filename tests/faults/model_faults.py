@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.faults.planting import fault, lying
+from tests.reward.test_aesthetic import tiny_clip
+from tests.reward.tiny_rewards import open_clip_names
 
 
 @fault("a model that is not there", "nowhere: there is no such folder", "a diffusers pipeline folder or a hub id")
@@ -84,3 +86,21 @@ def _(bench):
     path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
     (folder / "evil.py").write_text("from pathlib import Path\nPath('pwned').touch()\nclass Evil: pass\n")
     return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.model=model", "data.cache=cache/new")
+
+
+HPS = "reward={space: pixel, shape: linear, hps: {weights: hps.pt, tokenizer: nobody/nothing}}"
+
+
+@fault("weights of a public reward that are cut short", "hps.pt: cannot be read as a CLIP", "HPS_v2.1_compressed.pt")
+def _(bench):
+    Path("hps.pt").write_bytes(b"\x80\x02]q\x00(")
+    return bench.cli("train", "vader.yaml", HPS)
+
+
+@fault(
+    "a public reward's tokenizer that is on no hub", "nobody/nothing: no folder here", "the hub id (owner/name) of a"
+)
+def _(bench):
+    bench.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    torch.save(open_clip_names(tiny_clip()), "hps.pt")
+    return bench.cli("train", "vader.yaml", HPS)
