@@ -22,7 +22,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
@@ -34,6 +33,7 @@ from prfl.reward.public import FrozenReward, load_error, load_network
 from prfl.reward.questions import EVERY, FITS, Question, Questions, read_questions
 from prfl.reward.qwen_look import QwenLook
 from prfl.reward.scores import Scores
+from prfl.reward.tokens import load_tokenizer
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 
@@ -262,13 +262,13 @@ def load_critic(
     asked.check(prompts)
     try:
         config = AutoConfig.from_pretrained(model, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         fix = f"give the folder or hub id of a Qwen3-VL or Qwen2.5-VL, with its tokenizer: {EXAMPLE}"
         raise load_error(model, error, "critic", f"vision-language model, as {EXAMPLE}", fix) from error
     if config.model_type not in FAMILIES:
         fix = f"give one of {', '.join(FAMILIES)}, as {EXAMPLE}"
         raise PrflError(f"a {config.model_type} is no critic that is known", where=model, fix=fix)
+    tokenizer = load_tokenizer(model, revision, EXAMPLE)
     network = load_network(FAMILIES[config.model_type], model, revision, EXAMPLE).to(getattr(torch, dtype))
     seconds = (clip.frames - 1) / clip.fps if clip else 1.0
     return CriticReward(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from prfl.backbone.condition import texts
 from prfl.config.schema import Config
@@ -19,6 +19,7 @@ from prfl.factory.critic import INSIDE, find_questions
 from prfl.factory.prompts import load_prompts
 from prfl.reward.public import load_error
 from prfl.reward.questions import FITS, WHERE, Question, Questions, question_rows, read_questions, write_questions
+from prfl.reward.tokens import load_tokenizer
 from prfl.utils.errors import Faults, PrflError
 
 Chat = Callable[[str, int], str]
@@ -108,8 +109,8 @@ def asked_by(chat: Chat, prompt: str, free: bool) -> list[Question]:
 
 def load_chat(model: str, device: torch.device | str = "cpu") -> Chat:
     """Load a chat model of transformers from a folder or hub id.  Raises PrflError."""
+    tokenizer = load_tokenizer(model, None, EXAMPLE)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
         network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", use_safetensors=True).to(device).eval()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         kind = f"chat model, as {EXAMPLE}"
