@@ -261,7 +261,7 @@ def load_critic(
     asked = questions or Questions({EVERY: [FITS]})
     asked.check(prompts)
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         fix = f"give the folder or hub id of a Qwen3-VL or Qwen2.5-VL, with its tokenizer: {EXAMPLE}"
         raise load_error(model, error, "critic", f"vision-language model, as {EXAMPLE}", fix) from error

@@ -133,7 +133,7 @@ def renamed(name: str) -> str:
 def base_config(base: str) -> Any:
     """Read the config of the Qwen2-VL that a reward is trained from: a folder or hub id.  Raises PrflError."""
     try:
-        return AutoConfig.from_pretrained(base)
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         kind = f"Qwen2-VL, as {EXAMPLE}"
         raise load_error(base, error, "config", kind, f"give the folder or hub id of a {kind}") from error

@@ -18,7 +18,7 @@ CLIP_TOKENS = 77  # of a CLIP's text side
 def load_tokenizer(name: str, revision: str | None, example: str) -> Any:
     """Load a tokenizer from a folder or hub id.  example: a hub id of one, for the error.  Raises PrflError."""
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # tokenizers has no class of its own for a damaged file
         fix = f"give a folder or hub id that has tokenizer.json too, as {example}"
         raise load_error(name, error, "tokenizer", f"tokenizer, as {example}", fix) from error

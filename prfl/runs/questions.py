@@ -111,7 +111,10 @@ def load_chat(model: str, device: torch.device | str = "cpu") -> Chat:
     """Load a chat model of transformers from a folder or hub id.  Raises PrflError."""
     tokenizer = load_tokenizer(model, None, EXAMPLE)
     try:
-        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto", use_safetensors=True).to(device).eval()
+        network = AutoModelForCausalLM.from_pretrained(
+            model, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+        network = network.to(device).eval()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         kind = f"chat model, as {EXAMPLE}"
         raise load_error(model, error, "chat model", kind, f"give the folder or hub id of a {kind}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import sys
@@ -106,6 +107,19 @@ def test_a_damaged_tokenizer_is_named(text: str, tmp_path: Path) -> None:
     with pytest.raises(PrflError, match="cannot load the tokenizer: .") as caught:
         load_tokenizer(str(tmp_path), None, "openai/clip-vit-large-patch14")
     assert "has tokenizer.json too" in str(caught.value)
+
+
+@pytest.mark.parametrize("loader", ["tokenizer", "critic", "config"])
+def test_code_that_a_folder_brings_is_not_run(loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is the user asked whether it may run, which would hold up a run that nobody watches."""
+    monkeypatch.setattr("builtins.input", lambda question="": "y")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    classes = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": classes}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Evil", "auto_map": classes}))
+    with pytest.raises(PrflError, match="custom code|cannot load the "):
+        LOADERS[loader](str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_network_whose_weights_are_not_finite_is_refused(tmp_path: Path) -> None:
