@@ -10,8 +10,8 @@ generators are the base and, with --policy RUN, a run's policy.
 
 1. Of each generator, guidance and seed a pool of chains is drawn, 8 of each prompt at a time (--chunks), and looked at
    on their way.  Rows that only choose among chains without noise are played back from it (bench/steering_pool.py).
-2. The other rows are drawn each by itself, of the base without guidance (--samples of each prompt and seed), with the
-   fewest steps.
+2. The other rows are drawn each by itself (--samples of each prompt and seed), with the fewest steps: of the base
+   without guidance, and with --everywhere of all.
 
 What is there is not drawn again, so a stopped study goes on.
 """
@@ -186,9 +186,12 @@ def draw(options: argparse.Namespace) -> None:
         for *_, seeds in cells(options):
             for cell in seeds:
                 draw_pool(cell, [number])
-    for name in options.rows:
-        for seed in options.seeds if not ROWS[name].pooled else ():
-            draw_row(Cell(None, 1.0, seed, options.steps[-1], options.prompts), name, options.samples)
+    apart = [name for name in options.rows if not ROWS[name].pooled]
+    for generator, guidance, steps, seeds in cells(options):
+        plain = generator == "base" and guidance == 1
+        if steps == options.steps[-1] and (plain or options.everywhere):
+            for name, cell in product(apart, seeds):
+                draw_row(cell, name, options.samples)
 
 
 def study(options: argparse.Namespace) -> dict:
@@ -323,6 +326,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(studies.SEEDS))
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="of the chains")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--everywhere", action="store_true", help="rows without a pool under guidance, of the policy too")
     parser.add_argument("--policy", type=Path, metavar="RUN", help="a finished run, whose policy is steered too")
     parser.add_argument("--there", action="store_true", help="draw nothing: only what is there, into the results")
     parser.add_argument("--table", action="store_true", help="only print the table and draw the plot of the results")
