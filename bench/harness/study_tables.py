@@ -112,7 +112,7 @@ SUMMARY = {  # the README's rows: as the file calls them
 }
 
 
-STEERED = {"row": "halving 8, 0.5 and 0.75", "generator": "base", "guidance": 1.0, "steps": 10}
+STEERED = {"row": "fk of 6, every 2, strength 4", "generator": "base", "guidance": 1.0, "steps": 10}
 
 
 def summary(result: Result, steered: Result) -> Table:
@@ -125,7 +125,7 @@ def summary(result: Result, steered: Result) -> Table:
         body.append([title, f"{_right(row)['value']:.3f}", _less(row, "base"), seconds])
     row = next(row for row in steered["rows"] if STEERED.items() <= row.items())
     gain = interval(row["right, less that of"]["one sample"], "+")
-    body.append(["no training: the head keeps one of 8", f"{row['right']['value']:.3f}", gain, "0"])
+    body.append(["no training: six chains, resampled by the head", f"{row['right']['value']:.3f}", gain, "0"])
     return ["trained by", "all right", "more than the base", "training, s"], body
 
 
