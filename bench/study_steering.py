@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(studies.SEEDS))
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="of the chains")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
-    parser.add_argument("--everywhere", action="store_true", help="rows without a pool under guidance, of the policy too")
+    parser.add_argument("--everywhere", action="store_true", help="rows without a pool of all, too")
     parser.add_argument("--policy", type=Path, metavar="RUN", help="a finished run, whose policy is steered too")
     parser.add_argument("--there", action="store_true", help="draw nothing: only what is there, into the results")
     parser.add_argument("--table", action="store_true", help="only print the table and draw the plot of the results")

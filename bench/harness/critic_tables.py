@@ -14,18 +14,19 @@ Result = Mapping[str, Any]
 def critic(result: Result) -> Table:
     """Write what every way gains over the base, by seed, and what a step of it costs."""
     body = []
-    for name, seeds in result["runs"].items():
-        runs, cost = list(seeds.values()), result["cost"][name]
+    for name, by_seed in result["runs"].items():
+        runs, cost = list(by_seed.values()), result["cost"][name]
         size, watched = (_mean(runs, measure, "difference") for measure in ("measured/size", "held_out/total"))
         body.append([
             name, f"{_mean(runs, 'judge/all', 'base'):.3f}", f"{_mean(runs, 'judge/all', 'policy'):.3f}",
             f"{_mean(runs, 'judge/all', 'difference'):+.3f}",
-            "; ".join(interval(run["measures"]["judge/all"]["difference"], "+") for run in runs),
+            *(interval(run["measures"]["judge/all"]["difference"], "+") for run in runs),
             f"{cost['steps']}", f"{cost['CPU seconds per step']:.1f}",
             f"{cost['peak bytes above the loaded baseline'] / 1e6:.0f}", f"{size:+.3f}", f"{watched:+.2f}",
         ])  # fmt: skip
-    head = ["followed", "base", "policy", "gain", "by seed", "steps", "CPU s a step", "MB", "size", "watching reward"]
-    return head, body
+    seeds = [f"seed {seed}" for seed in max(result["runs"].values(), key=len)]
+    costs = ["steps", "CPU s a step", "MB", "size", "watching reward"]
+    return ["followed", "base", "policy", "gain", *seeds, *costs], body
 
 
 def critic_accuracy(result: Result) -> Table:
