@@ -77,6 +77,8 @@ class Checkpointed(nn.Module):
         names = list(kwargs)
 
         def run(*values: Any) -> Any:
+            if self.running.turns is not None:  # when it is computed again, no hook runs
+                self.running.turns.bring_for(self)
             positional = len(values) - len(names)
             named = dict(zip(names, values[positional:], strict=True))
             return super(Checkpointed, self).forward(*values[:positional], **named)

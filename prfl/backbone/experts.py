@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from prfl.backbone.adapters import block_names
 from prfl.backbone.base import Facts
 from prfl.backbone.condition import Condition
 from prfl.backbone.dropout import dropouts
-from prfl.backbone.network import predictors
+from prfl.backbone.network import blocks_of_each, predictors
 from prfl.backbone.pipeline import PipelineBackbone
 from prfl.backbone.turns import Turns
 from prfl.utils.errors import PrflError
@@ -93,14 +92,11 @@ def check_read(facts: Facts, sigma: Tensor) -> None:
 class Experts(PipelineBackbone):
     """Put before a family's class: each call runs the network of its sigma, and a batch on both sides both of them."""
 
+    _chosen = False
+
     def take_turns(self) -> None:
-        """Let the frozen weights, which are on the host, come to the device when their network computes."""
-        networks, lists = predictors(self), self.facts.blocks
-        blocks = {
-            name: [network.get_submodule(block) for block in block_names(network, lists[name])]
-            for name, network in networks.items()
-        }
-        self.running.turns = Turns(networks, blocks, self.facts.device)
+        """Let the blocks' frozen weights, which are on the host, come to the device when their network computes."""
+        self.running.turns = Turns(predictors(self), blocks_of_each(self), self.facts.device)
 
     def velocity(
         self, latents: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "*sigma"], condition: Condition
@@ -123,6 +119,8 @@ class Experts(PipelineBackbone):
         self, call: Callable[..., list[Tensor]], latents: Tensor, sigma: Tensor, condition: Condition
     ) -> list[Tensor]:
         """What ``call`` gives for latents, sigma and condition, each sample's by the network of its sigma."""
+        if self._chosen:  # features are read during a call of velocity
+            return call(latents, sigma, condition)
         rows = self.rows_of_networks(sigma, len(latents))
         if len(rows) == 1:
             with self._by(next(iter(rows))):
@@ -153,8 +151,8 @@ class Experts(PipelineBackbone):
         """Compute by this network."""
         if self.running.turns is not None:
             self.running.turns.bring(name)
-        before, self.at = self.at, name
+        before, self.at, self._chosen = self.at, name, True
         try:
             yield
         finally:
-            self.at = before
+            self.at, self._chosen = before, False

@@ -22,6 +22,7 @@ from prfl.backbone.source import Source
 from prfl.backbone.svd.family import SVD
 from prfl.backbone.wan.experts import WAN_EXPERTS
 from prfl.backbone.wan.family import WAN
+from prfl.backbone.wan.image_experts import WAN_IMAGE_EXPERTS
 from prfl.backbone.wan.image_to_video import WAN_IMAGE
 from prfl.backbone.wan.pinned_frame import WAN_PINNED_FRAME
 from prfl.utils.errors import PrflError, error_location
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Family] = {
     "wan": WAN,
     "wan_experts": WAN_EXPERTS,
     "wan_image": WAN_IMAGE,
+    "wan_image_experts": WAN_IMAGE_EXPERTS,
     "wan_pinned_frame": WAN_PINNED_FRAME,
     "cogvideox": COGVIDEOX,
     "modelscope": MODELSCOPE,

@@ -118,14 +118,18 @@ def with_lists(backbone: Backbone) -> list[tuple[nn.Module, tuple[str, ...]]]:
     return base + [(network, lists[name.partition("/")[2]]) for name, network in copies(backbone).items()]
 
 
-def base_blocks(backbone: Backbone) -> list[nn.Module]:
-    """The blocks of the base's networks, in the order in which they run."""
+def blocks_of_each(backbone: Backbone) -> dict[str, list[nn.Module]]:
+    """The blocks of each of the base's networks, in the order in which they run."""
     lists = backbone.facts.blocks
-    return [
-        network.get_submodule(block)
+    return {
+        name: [network.get_submodule(block) for block in block_names(network, lists[name])]
         for name, network in predictors(backbone).items()
-        for block in block_names(network, lists[name])
-    ]
+    }
+
+
+def base_blocks(backbone: Backbone) -> list[nn.Module]:
+    """The blocks of the base's networks, one network after the other."""
+    return [block for blocks in blocks_of_each(backbone).values() for block in blocks]
 
 
 def reach(backbone: Backbone, adapter: str) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""Networks of one layout whose frozen weights take turns on the device: those of the one that computes are there.
+"""Networks of one layout whose blocks' frozen weights take turns on the device, where those of one are at a time.
 
-Each has a copy in host memory, pinned beside a GPU, that is only ever read: a swap copies it into the buffers that all
-of them share, and nothing comes back, since nothing has changed.  Adapters are not in it: they stay on the device.
+They have a copy in host memory, pinned beside a GPU, that is only ever read: a swap copies it into the buffers that all
+networks share, and nothing comes back, since nothing has changed.  Adapters stay on the device; so does what lies
+outside the blocks, which is small, and which no checkpoint computes again.
 
 A graph that was made before a swap refers to weights that are gone.  Their version is raised, so that autograd refuses
 such a graph; what a checkpointed block needs is brought when it is computed again.
@@ -50,23 +51,29 @@ def on_the_host(parameters: Mapping[str, nn.Parameter], pin: bool) -> dict[str, 
     return kept
 
 
+def weights_of(blocks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+    """The weights of blocks that take turns, by number and name: all but adapters."""
+    every = [(f"{number}.{key}", p) for number, block in enumerate(blocks) for key, p in block.named_parameters()]
+    return {key: parameter for key, parameter in every if ".lora_" not in key}
+
+
 class Turns:
-    """networks: by name, with their frozen weights on the host.  blocks: of each, those that bring their network's
-    weights before they run.  ``swaps`` counts."""
+    """networks: by name, with their weights on the host.  blocks: of each, whose weights take turns; a block that runs
+    brings those of its network.  ``swaps`` counts."""
 
     def __init__(
         self, networks: Mapping[str, nn.Module], blocks: Mapping[str, Sequence[nn.Module]], device: torch.device
     ) -> None:
         self.device, self.swaps = device, 0
         self.current: str | None = None
-        self.weights = {name: dict(network.named_parameters()) for name, network in networks.items()}
+        self.weights = {name: weights_of(part) for name, part in blocks.items()}
         self.host = {name: on_the_host(part, pin=device.type == "cuda") for name, part in self.weights.items()}
         self.shared: dict[str, Tensor] = {}
+        self.network_of = {id(block): name for name, part in blocks.items() for block in part}
         for name, network in networks.items():
-            for buffer in network.buffers():  # tables of rotations: small, and every call's
-                buffer.data = buffer.data.to(device)
+            self.return_others(network)
             for block in blocks[name]:
-                block.register_forward_pre_hook(lambda *_, name=name: self.bring(name))
+                block.register_forward_pre_hook(lambda block, _: self.bring_for(block))
 
     def bring(self, name: str) -> None:
         """Have this network's weights on the device."""
@@ -81,6 +88,10 @@ class Turns:
         self.current = name
         self.swaps += 1
 
+    def bring_for(self, block: nn.Module) -> None:
+        """Have the weights of this block's network on the device."""
+        self.bring(self.network_of[id(block)])
+
     def leave(self) -> None:
         """All weights are those of the host."""
         if self.current is None:
@@ -92,7 +103,7 @@ class Turns:
         self.current = None
 
     def return_others(self, network: nn.Module) -> None:
-        """Bring to the device what does not take turns: adapters, and tables."""
+        """Bring to the device what does not take turns: adapters, and what lies outside the blocks."""
         waiting = {id(parameter) for part in self.weights.values() for parameter in part.values()}
         for tensor in (*network.parameters(), *network.buffers()):
             if id(tensor) not in waiting:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import stand_in
-from prfl.backbone.network import all_predictors, base_weights, predictors
-from prfl.backbone.turns import aligned, chunks
+from prfl.backbone.network import all_predictors, base_weights, blocks_of_each, predictors
+from prfl.backbone.turns import aligned, chunks, weights_of
 from prfl.config.schema import Config
 from prfl.estimate.work import Work
 from prfl.factory.backbone import device_kind
@@ -59,11 +59,16 @@ def sum_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def base_bytes(config: Config, model: Backbone) -> int:
-    """Return the bytes of the base's weights on the device: of two experts that take turns one's alone."""
-    sizes = [sum_bytes(base_weights(network)) for network in predictors(model).values()]
-    if not one_resident(config):
-        return sum(sizes)
-    return max(sizes) + (sum(sizes) if device_kind(config) == "cpu" else 0)  # whose host memory is the same memory
+    """Return the bytes of the base's weights on the device: of two experts that take turns one's blocks alone."""
+    every = sum(sum_bytes(base_weights(network)) for network in predictors(model).values())
+    if not one_resident(config) or device_kind(config) == "cpu":  # whose host memory is the same memory
+        return every + (max(blocks_bytes(model)) if one_resident(config) else 0)
+    return every - sum(blocks_bytes(model)) + max(blocks_bytes(model))
+
+
+def blocks_bytes(model: Backbone) -> list[int]:
+    """Return the bytes of each network's weights that take turns."""
+    return [sum_bytes(weights_of(blocks).values()) for blocks in blocks_of_each(model).values()]
 
 
 def waiting_bytes(config: Config, model: Backbone) -> int:
@@ -71,8 +76,8 @@ def waiting_bytes(config: Config, model: Backbone) -> int:
     if not one_resident(config) or device_kind(config) == "cpu":
         return 0
     total = 0
-    for network in predictors(model).values():
-        sizes = [sum_bytes([weight]) for name, weight in network.named_parameters() if ".lora_" not in name]
+    for blocks in blocks_of_each(model).values():
+        sizes = [sum_bytes([weight]) for weight in weights_of(blocks).values()]
         total += sum(pinned(sum(aligned(sizes[number]) for number in group)) for group in chunks(sizes))
     return total
 

@@ -120,6 +120,10 @@ CASES = {
         ("to_q", "add_k_proj", "add_v_proj", "ffn.net.2"), 1, {"max_sequence_length": 512}, from_image=True,
         own_sigmas=True,
     ),
+    "wan_image_experts": Case(
+        "wan_image_experts", wan_experts.save_tiny_image_experts, WanImageToVideoPipeline, wan_image.SHAPE, 9, 512,
+        ("to_q", "to_v", "ffn.net.2"), 1, {"max_sequence_length": 512}, from_image=True, own_sigmas=True,
+    ),
     "wan_pinned_frame": Case(
         "wan_pinned_frame", wan_image.save_tiny_pinned_frame, WanImageToVideoPipeline, wan_image.SHAPE, 9, 512,
         ("to_q", "to_v", "ffn.net.2"), 1, {"max_sequence_length": 512}, from_image=True, own_sigmas=True,
@@ -146,13 +150,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
     return folder_of
 
 
-ELSEWHERE = pytest.param("wan", marks=pytest.mark.slow)  # most tests are Wan's anyway: here it is for the table
+# Most tests are Wan's anyway, and the other is made of two that are here: here they are for the table.
+ELSEWHERE = [pytest.param(name, marks=pytest.mark.slow) for name in ("wan", "wan_image_experts")]
 
 SECOND_UNET = pytest.param("svd", marks=pytest.mark.slow)  # but for its chain, and test_svd.py
 
 
 @pytest.fixture(
-    params=["cogvideox", "modelscope", SECOND_UNET, "wan_experts", "wan_image", "wan_pinned_frame", ELSEWHERE]
+    params=["cogvideox", "modelscope", SECOND_UNET, "wan_experts", "wan_image", "wan_pinned_frame", *ELSEWHERE]
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
@@ -337,14 +342,14 @@ ALSO_QUICK = [("modelscope", "last two steps")]  # a chain whose steps are not o
 
 
 def is_quick(family: str, path: str) -> bool:
-    return (path in QUICK and family not in ("svd", "wan")) or (family, path) in ALSO_QUICK
+    return (path in QUICK and family not in ("svd", "wan", "wan_image_experts")) or (family, path) in ALSO_QUICK
 
 
 EVERY_PATH = [
     *[("cogvideox", path) for path in PATHS],
     *[
         pytest.param(family, path, marks=() if is_quick(family, path) else pytest.mark.slow)
-        for family in ("modelscope", "svd", "wan_experts", "wan_image", "wan_pinned_frame", "wan")
+        for family in ("modelscope", "svd", "wan_experts", "wan_image", "wan_image_experts", "wan_pinned_frame", "wan")
         for path in PATHS
     ],
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,29 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from prfl.backbone import LoraSpec, load_backbone, turns
+from prfl.backbone import Condition, LoraSpec, load_backbone, turns
+from prfl.backbone.experts import Experts
 from prfl.backbone.network import on_host
 from prfl.backbone.turns import Turns
-from prfl.backbone.wan.experts import WanExpertsBackbone
 from tests.objective.parts import PROMPTS, stir
-from tests.wan_experts import save_tiny_experts
-from tests.wan_image import SHAPE
+from tests.wan_experts import save_tiny_experts, save_tiny_image_experts
+from tests.wan_image import SHAPE, first_frames
 
 MIXED = torch.tensor([0.3, 0.9, 0.5])
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_experts(tmp_path_factory.mktemp("models") / "tiny-a14b")
+@pytest.fixture(scope="module", params=[save_tiny_experts, save_tiny_image_experts])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of text, whose blocks are run by prfl's own loop, and of images, whose are run by diffusers'."""
+    return request.param(tmp_path_factory.mktemp("models") / "tiny-a14b")
 
 
 @pytest.fixture
-def load(folder: Path) -> Callable[..., WanExpertsBackbone]:
+def load(folder: Path) -> Callable[..., Experts]:
     """load(one_resident): a policy under checkpointing."""
 
-    def load(one_resident: bool) -> WanExpertsBackbone:
+    def load(one_resident: bool) -> Experts:
         model = load_backbone(folder, one_resident=one_resident)
-        assert isinstance(model, WanExpertsBackbone)
+        assert isinstance(model, Experts)
         model.running.checkpointing = "full"
         model.add_adapter("policy", LoraSpec(rank=2, alpha=2.0, targets=["to_q", "ffn.net.2"]))
         stir(model, "policy", seed=3)
@@ -40,16 +42,23 @@ def load(folder: Path) -> Callable[..., WanExpertsBackbone]:
     return load
 
 
-def turns_of(model: WanExpertsBackbone) -> Turns:
+def asked(model: Experts, count: int) -> Condition:
+    """The condition of prompts, with pictures where the model takes some."""
+    if "image" not in model.facts.takes:
+        return model.condition(PROMPTS[:count])
+    return model.condition(first_frames(Path(tempfile.mkdtemp()), PROMPTS[:count]))
+
+
+def turns_of(model: Experts) -> Turns:
     assert model.running.turns is not None
     return model.running.turns
 
 
-def on_the_device(model: WanExpertsBackbone, weight: Tensor) -> bool:
+def on_the_device(model: Experts, weight: Tensor) -> bool:
     return weight.data_ptr() in {shared.data_ptr() for shared in turns_of(model).shared.values()}
 
 
-def weights_seen(model: WanExpertsBackbone) -> list[bool]:
+def weights_seen(model: Experts) -> list[bool]:
     """Of each run of a layer of a block: whether its weight lies in the buffers of the device."""
     seen: list[bool] = []
     for network in (model.networks[name] for name in model.facts.blocks):
@@ -59,10 +68,10 @@ def weights_seen(model: WanExpertsBackbone) -> list[bool]:
     return seen
 
 
-def trained(model: WanExpertsBackbone) -> dict[str, Tensor]:
+def trained(model: Experts) -> dict[str, Tensor]:
     """Gradients through both networks: a batch of both, then a call of each whose graphs are alive together."""
     latents = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    condition = model.condition(PROMPTS)
+    condition = asked(model, 3)
     with model.adapter("policy"):
         model.velocity(latents, MIXED, condition).sin().sum().backward()
         high, low = (model.velocity(latents, torch.tensor(sigma), condition).cos().sum() for sigma in (0.95, 0.2))
@@ -71,7 +80,7 @@ def trained(model: WanExpertsBackbone) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.parameters("policy").items()}
 
 
-def test_the_numbers_are_the_same_bit_for_bit(load: Callable[..., WanExpertsBackbone]) -> None:
+def test_the_numbers_are_the_same_bit_for_bit(load: Callable[..., Experts]) -> None:
     both, one = load(False), load(True)
     host = {
         name: {key: (kept.data_ptr(), kept.clone()) for key, kept in part.items()}
@@ -90,9 +99,9 @@ def test_the_numbers_are_the_same_bit_for_bit(load: Callable[..., WanExpertsBack
             assert kept.data_ptr() == place and torch.equal(kept, value), "the host's copies are only read"
 
 
-def test_one_networks_weights_are_on_the_device(load: Callable[..., WanExpertsBackbone]) -> None:
+def test_one_networks_weights_are_on_the_device(load: Callable[..., Experts]) -> None:
     model = load(True)
-    taking, condition = turns_of(model), model.condition(PROMPTS[:1])
+    taking, condition = turns_of(model), asked(model, 1)
     latents = torch.randn(1, *SHAPE)
     with torch.no_grad():
         for sigma, name, other in ((0.9, "transformer", "transformer_2"), (0.2, "transformer_2", "transformer")):
@@ -107,9 +116,9 @@ def test_one_networks_weights_are_on_the_device(load: Callable[..., WanExpertsBa
     assert not frozen & {id(parameter) for parameter in model.parameters("policy").values()}
 
 
-def test_weights_that_wait_give_the_device_its_memory_back(load: Callable[..., WanExpertsBackbone]) -> None:
+def test_weights_that_wait_give_the_device_its_memory_back(load: Callable[..., Experts]) -> None:
     model = load(True)
-    condition, latents = model.condition(PROMPTS[:1]), torch.randn(1, *SHAPE)
+    condition, latents = asked(model, 1), torch.randn(1, *SHAPE)
     with torch.no_grad(), model.adapter("policy"):
         before = model.velocity(latents, torch.tensor(0.9), condition)
         with on_host(model):
@@ -117,9 +126,7 @@ def test_weights_that_wait_give_the_device_its_memory_back(load: Callable[..., W
         assert torch.equal(model.velocity(latents, torch.tensor(0.9), condition), before)
 
 
-def test_what_waits_is_counted_as_it_is(
-    load: Callable[..., WanExpertsBackbone], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_waits_is_counted_as_it_is(load: Callable[..., Experts], monkeypatch: pytest.MonkeyPatch) -> None:
     """In pieces, a weight that is larger than one by itself."""
     monkeypatch.setattr(turns, "CHUNK", 4096)
     model = load(True)
@@ -132,10 +139,10 @@ def test_what_waits_is_counted_as_it_is(
         assert [tensor.shape for tensor in kept.values()] == [p.shape for p in turns_of(model).weights[name].values()]
 
 
-def test_a_graph_whose_weights_are_gone_is_refused(load: Callable[..., WanExpertsBackbone]) -> None:
+def test_a_graph_whose_weights_are_gone_is_refused(load: Callable[..., Experts]) -> None:
     model = load(True)
     model.running.checkpointing = "none"
-    condition, latents = model.condition(PROMPTS[:1]), torch.randn(1, *SHAPE)
+    condition, latents = asked(model, 1), torch.randn(1, *SHAPE)
     with model.adapter("policy"):
         velocity = model.velocity(latents, torch.tensor(0.9), condition)
         model.velocity(latents, torch.tensor(0.2), condition)

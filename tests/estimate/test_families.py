@@ -29,7 +29,7 @@ from tests.modelscope import save_tiny_modelscope
 from tests.slow import slow_unless
 from tests.svd import save_tiny_svd
 from tests.tiny import save_tiny_pipeline
-from tests.wan_experts import save_tiny_experts
+from tests.wan_experts import save_tiny_experts, save_tiny_image_experts
 from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
 
 SIZES = {
@@ -38,6 +38,7 @@ SIZES = {
     "modelscope": (9, 64, 64),
     "wan_experts": (9, 64, 64),
     "wan_image": (9, 128, 128),
+    "wan_image_experts": (9, 128, 128),
     "wan_pinned_frame": (9, 64, 64),
     "svd": (9, 64, 64),
 }
@@ -48,6 +49,7 @@ FAMILIES = {
     "modelscope": save_tiny_modelscope,
     "wan_experts": lambda folder: save_tiny_experts(folder, num_layers=5),
     "wan_image": lambda folder: save_tiny_wan_image(folder, num_layers=5),
+    "wan_image_experts": lambda folder: save_tiny_image_experts(folder, num_layers=5),
     "wan_pinned_frame": lambda folder: save_tiny_pinned_frame(folder, num_layers=5),
     "svd": save_tiny_svd,
 }
@@ -57,18 +59,21 @@ def asked(folder: Path, family: str) -> list[Ask]:
     return first_frames(folder / "pictures", PROMPTS, VideoSize(*SIZES[family], 8))
 
 
-@pytest.fixture(scope="module", params=slow_unless(lambda name: name not in ("svd", "wan", "wan_experts"), FAMILIES))
+ELSEWHERE = ("svd", "wan", "wan_experts", "wan_image_experts")
+
+
+@pytest.fixture(scope="module", params=slow_unless(lambda name: name not in ELSEWHERE, FAMILIES))
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """make("a.b=value", ...): PRFL on a random model of five blocks, unless changed."""
     folder = tmp_path_factory.mktemp(request.param)
     model = FAMILIES[request.param](folder / "five")
-    images = request.param in ("svd", "wan_image", "wan_pinned_frame")
+    images = request.param in ("svd", "wan_image", "wan_image_experts", "wan_pinned_frame")
     rows = [
         {"prompt": str(ask), **({"image": str(ask.image)} if images else {})} for ask in asked(folder, request.param)
     ]
     (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     frames, height, width = SIZES[request.param]
-    handoff = "clean" if request.param == "wan_experts" else "next"  # of two, one is read, at low noise
+    handoff = "clean" if request.param.endswith("_experts") else "next"  # of two, one is read, at low noise
     config = {
         "version": 1, "run": str(folder / "run"), "seed": 0,
         "backbone": {"model": str(model), "device": "cpu", "adapter": {"rank": 2, "alpha": 2}},
@@ -156,7 +161,8 @@ PICTURES = [f"data.prompts.{name}=configs/prompts/{file}.jsonl" for name, file i
             (("train", "first_frames"), ("validation", "first_frames_validation"))]  # fmt: skip
 REAL = {
     "wan": ("wan2.1-1.3b", []),
-    "wan_experts": ("wan2.1-14b", ["backbone.model=Wan-AI/Wan2.2-T2V-A14B-Diffusers", "objective.handoff=clean"]),
+    "wan_experts": ("wan2.2-a14b", ["backbone.experts=null"]),
+    "wan_image_experts": ("wan2.2-i2v-a14b", ["backbone.experts=null"]),
     "wan_image": ("wan2.1-i2v-14b", []),
     "wan_pinned_frame": ("wan2.1-1.3b", ["data.frames=121", "data.height=704", "data.width=1280", *PICTURES]),
     "cogvideox": ("cogvideox-2b", []),

@@ -15,7 +15,8 @@ from torch import Tensor
 from prfl.backbone import Backbone, LoraSpec, load_backbone
 from prfl.backbone.condition import unconditional
 from prfl.backbone.experts import check_read, expert_of, highest_read, is_high
-from prfl.backbone.network import base_weights, predictors
+from prfl.backbone.network import base_blocks, base_weights, predictors
+from prfl.backbone.turns import weights_of
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.parts import base_bytes, sum_bytes, waiting_bytes
@@ -118,11 +119,13 @@ def test_one_expert_is_resident(make: Callable[..., Config]) -> None:
 
     config = make("backbone.checkpointing=full", "backbone.experts={resident: one}", "backbone.device=cuda")
     shapes = build_architecture(config)
-    sizes = [sum_bytes(base_weights(network)) for network in predictors(shapes).values()]
-    assert base_bytes(config, shapes) == sizes[0] == sizes[1] and waiting_bytes(config, shapes) >= sum(sizes)
+    whole, other = (sum_bytes(base_weights(network)) for network in predictors(shapes).values())
+    of_blocks = sum_bytes(weights_of(base_blocks(shapes)[:3]).values())
+    assert whole == other and 0.5 * whole < of_blocks < whole
+    assert base_bytes(config, shapes) == 2 * whole - of_blocks and waiting_bytes(config, shapes) >= 2 * of_blocks
     on_cpu = make("backbone.checkpointing=full", "backbone.experts={resident: one}")
-    assert base_bytes(on_cpu, shapes) == 3 * sizes[0] and waiting_bytes(on_cpu, shapes) == 0
-    assert base_bytes(make(), shapes) == 2 * sizes[0]
+    assert base_bytes(on_cpu, shapes) == 2 * whole + of_blocks and waiting_bytes(on_cpu, shapes) == 0
+    assert base_bytes(make(), shapes) == 2 * whole
 
 
 # ------------------------------------------------------------------------------------------------- the gradient

@@ -33,17 +33,23 @@ class WanExpertsBackbone(Experts, WanBackbone):
 
 def load(source: Source, dtype: torch.dtype) -> WanExpertsBackbone:
     """A Wan 2.2 text-to-video model of two transformers.  Raises PrflError where they do not belong together."""
-    schedule, boundary = read_schedule(source), boundary_of(source.index, source.name)
-    networks = {name: source.load(WanTransformer3DModel, name, dtype) for name in (HIGH_NOISE, LOW_NOISE)}
-    check_alike(networks, source.name)
+    networks, vae, facts = load_parts(source, dtype)
     for network in networks.values():
         check_reads_text(network, source.name)
-    vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
-    check_vae(vae, source.name)
     if source.device.type == "cpu":
         vae_codec.channels_last(vae)
     text = WanText(*source.text_loaders(UMT5EncoderModel, dtype))
-    return WanExpertsBackbone(networks, vae, text, facts_of(source, networks, vae, schedule, boundary))
+    return WanExpertsBackbone(networks, vae, text, replace(facts, family="wan_experts"))
+
+
+def load_parts(source: Source, dtype: torch.dtype) -> tuple[dict[str, WanTransformer3DModel], AutoencoderKLWan, Facts]:
+    """The transformers, the VAE, and the facts of both but for their family."""
+    schedule, boundary = read_schedule(source), boundary_of(source.index, source.name)
+    networks = {name: source.load(WanTransformer3DModel, name, dtype) for name in (HIGH_NOISE, LOW_NOISE)}
+    check_alike(networks, source.name)
+    vae = source.load(AutoencoderKLWan, "vae", vae_dtype(dtype))
+    check_vae(vae, source.name)
+    return networks, vae, facts_of(source, networks, vae, schedule, boundary)
 
 
 def boundary_of(index: Mapping[str, Any], where: str) -> float:
@@ -78,7 +84,6 @@ def facts_of(
     taking_turns = {"boundary": boundary}
     return replace(
         facts,
-        family="wan_experts",
         identity={**facts.identity, **taking_turns, f"{LOW_NOISE}_fingerprint": fingerprint(low, most=SAMPLED)},
         settings=settings_fingerprint({"of_one": facts.settings, **taking_turns}, names=("of_one", "boundary")),
         blocks=dict.fromkeys(networks, ("blocks",)),

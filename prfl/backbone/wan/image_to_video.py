@@ -26,13 +26,14 @@ from prfl.backbone.source import Source, vae_dtype
 from prfl.backbone.wan.codec import WanCodec
 from prfl.backbone.wan.facts import read_facts
 from prfl.backbone.wan.family import ARCHITECTURES, WAN
-from prfl.backbone.wan.loading import check_vae, flow_schedule
+from prfl.backbone.wan.loading import check_vae, flow_schedule, has_two
 from prfl.backbone.wan.pinned_frame import pins
 from prfl.backbone.wan.text import TEXT_TOKENS, WanText, pad_to
 from prfl.utils.errors import PrflError
 from prfl.utils.pictures import as_image
 from prfl.utils.video_size import VideoSize
 
+SUPPORTED = "take Wan 2.1 I2V 14B, 480P or 720P, or Wan 2.2 I2V-A14B, of two transformers"
 MASK, TOKENS = "frame_mask", "image_tokens"
 """Which frames of the latents are the picture's, and CLIP's view of it."""
 
@@ -71,9 +72,12 @@ class WanImageText(WanText):
 
 
 class WanImageBackbone(FirstFrameBackbone, HookedBackbone, WanCodec):
-    """A Wan 2.1 image-to-video model.  Made by ``load_backbone``; every base weight is frozen."""
+    """A Wan 2.1 image-to-video model.  Made by ``load_backbone``; every base weight is frozen.
 
-    text: WanImageText
+    Those of Wan 2.2 (image_experts.py) have no tokens of CLIP.
+    """
+
+    text: Any
 
     def frame_tensors(self, picture: Tensor, clip: VideoSize) -> dict[str, Tensor]:
         video = picture.new_zeros(1, 3, clip.frames, clip.height, clip.width)
@@ -81,7 +85,8 @@ class WanImageBackbone(FirstFrameBackbone, HookedBackbone, WanCodec):
         latents = self.encode(video)
         mask = latents.new_zeros(1, self.facts.temporal_factor, latents.shape[2], 1, 1)
         mask[:, :, 0] = 1
-        return {FRAME: latents, MASK: mask, TOKENS: self.text.image_tokens(picture)}
+        tokens = {TOKENS: self.text.image_tokens(picture)} if TOKENS in self.facts.condition else {}
+        return {FRAME: latents, MASK: mask, **tokens}
 
     def velocity(
         self, latents: Float[Tensor, "b c t h w"], sigma: Float[Tensor, "*sigma"], condition: Condition
@@ -94,7 +99,7 @@ class WanImageBackbone(FirstFrameBackbone, HookedBackbone, WanCodec):
         timestep = (sigma.to(latents.device) * self.facts.schedule[1]).expand(len(latents))
         text = pad_to(tensors[EMBEDS], TEXT_TOKENS)
         with self.precision(self.network.patch_embedding.weight):
-            (velocity,) = self.network(beside, timestep, text, tensors[TOKENS], return_dict=False)
+            (velocity,) = self.network(beside, timestep, text, tensors.get(TOKENS), return_dict=False)
         return velocity.to(latents.dtype)
 
 
@@ -113,10 +118,15 @@ def load(source: Source, dtype: torch.dtype) -> WanImageBackbone:
 
 def check_network(source: Source, config: Any, vae: Any) -> None:
     """Raise PrflError unless the network reads a first frame as Wan 2.1's does: its latents, a mask, CLIP's tokens."""
-    beside, fix = config.out_channels + vae.scale_factor_temporal, "take Wan 2.1 I2V 14B, 480P or 720P"
     if config.image_dim is None:
-        what = "an image-to-video model without CLIP's tokens (Wan 2.2 I2V) is not supported yet"
-        raise PrflError(what, where=source.name, fix=fix)
+        what = "an image-to-video model of one transformer without CLIP's tokens is not supported"
+        raise PrflError(what, where=source.name, fix=SUPPORTED)
+    check_reads_beside(source, config, vae)
+
+
+def check_reads_beside(source: Source, config: Any, vae: Any) -> None:
+    """Raise PrflError unless the network reads a first frame's latents and a mask beside the noisy latents."""
+    beside, fix = config.out_channels + vae.scale_factor_temporal, SUPPORTED
     if config.pos_embed_seq_len is not None:
         what = "a model of first and last frame (FLF2V) is not supported"
         raise PrflError(what, where=source.name, fix=fix)
@@ -128,21 +138,25 @@ def check_network(source: Source, config: Any, vae: Any) -> None:
 def facts_of(
     source: Source, transformer: WanTransformer3DModel, vae: AutoencoderKLWan, schedule: tuple[float, float]
 ) -> Facts:
-    facts, clip = read_facts(source, transformer, vae, schedule), source.encoder_config("image_encoder")
-    tokens = (clip.image_size // clip.patch_size) ** 2 + 1
+    facts = with_frame(read_facts(source, transformer, vae, schedule))
+    clip = source.encoder_config("image_encoder")
+    tokens = TensorSpec(((clip.image_size // clip.patch_size) ** 2 + 1, clip.hidden_size), facts.dtype)
+    identity = source.text_identity("image_encoder", "image_processor")
+    return replace(facts, family="wan_image", condition={**facts.condition, TOKENS: tokens}, text_identity=identity)
+
+
+def with_frame(facts: Facts) -> Facts:
+    """The facts of a Wan model whose network reads a first frame beside the noisy latents, as diffusers has it."""
     frame = {
         FRAME: TensorSpec((facts.latent_channels, "t", "h", "w"), facts.dtype),
         MASK: TensorSpec((facts.temporal_factor, "t", 1, 1), facts.dtype),
-        TOKENS: TensorSpec((tokens, clip.hidden_size), facts.dtype),
     }
     return replace(
         facts,
-        family="wan_image",
         kernels=(),
         attention=("sdpa",),
         lean_group=1,
         condition={**facts.condition, **frame},
-        text_identity=source.text_identity("image_encoder", "image_processor"),
         takes=frozenset({"text", "image"}),
     )
 
@@ -152,7 +166,7 @@ WAN_IMAGE = Family(
     pipeline="WanImageToVideoPipeline",
     network="WanTransformer3DModel",
     task="image-to-video",
-    fits=lambda index: not pins(index),
+    fits=lambda index: not pins(index) and not has_two(index),
     load=load,
     lora=WAN.lora,
     shipped={f"Wan-AI/Wan2.1-I2V-14B-{size}-Diffusers": SHIPPED for size in ("480P", "720P")},
