@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from prfl.config.section import Fault
+from prfl.config.section import Fault, Section
 from prfl.utils.text import closest
 
 PLAIN_TYPES = ("literal_error", "float_type", "int_type", "bool_type", "string_type")
@@ -75,7 +75,7 @@ def hint_of(word: object, choices: Sequence[str]) -> str:
 
 def unknown_key(root: type[BaseModel], path: str, owner: type[BaseModel]) -> str:
     key = path.rpartition(".")[2]
-    if key in owner.instead:
+    if issubclass(owner, Section) and key in owner.instead:
         return f"unknown key; {owner.instead[key]}"
     elsewhere = [(other, model) for other, model in all_keys(root) if other.rpartition(".")[2] == key]
     tags = [tag for other, model in elsewhere if other == path and (tag := tag_of(model))]
