@@ -9,6 +9,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs/extending.md"
 BLOCK = re.compile(r"(<!-- families: python -m tests.backbone --update -->\n).*?(<!-- /families -->)", re.S)
 MEASURED = "measured"
+WIDTH = 100  # of a page's tables
 Cell = tuple[str, str, float]
 """Family, column, value."""
 
@@ -27,7 +28,20 @@ def distance(column: str, value: float) -> float:
 
 
 def rendered(table: dict[str, dict[str, float]]) -> str:
-    """Write it as markdown, a column for each family: the names of what is measured are long."""
+    """Write it as markdown, a column for each family: the names of what is measured are long.
+
+    Where a page has no room for all of them it is two tables.
+    """
+    half = (len(table) + 1) // 2
+    parts = [list(table)] if len(header(table)) <= WIDTH else [list(table)[:half], list(table)[half:]]
+    return "\n".join(one_table({family: table[family] for family in part}) for part in parts)
+
+
+def header(families: Iterable[str]) -> str:
+    return f"| {' | '.join(['measured', *(f'`{family}`' for family in families)])} |"
+
+
+def one_table(table: dict[str, dict[str, float]]) -> str:
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     lines = [["measured", *(f"`{family}`" for family in table)], ["---"] * (len(table) + 1)]
     lines += [[column, *(shown(column, row.get(column)) for row in table.values())] for column in columns]
