@@ -129,7 +129,7 @@ def _pixel_scores(path: Path, prompts: Sequence[str], backbone: Backbone, pixel:
     out = path.with_suffix(".pixel.safetensors")
     if not out.exists():
         look, chunk = pixel_look(pixel, backbone, aggregate="logsigmoid"), load_file(path)
-        condition = Condition({}, as_asks(jobs(prompts, CHUNK)[0]))
+        condition = backbone.condition(jobs(prompts, CHUNK)[0])
         scores = {}
         for name in (name for name in chunk if name.startswith("clean/")):
             clean = chunk[name].flatten(0, 1).float()
