@@ -64,7 +64,8 @@ MODES = {  # gradient_call: words that choose one of its providers
     "attention-offload": "attention and offload", "none-kernels": "none and kernels",
     "full-kernels": "full and kernels and not offload", "full-offload-kernels": "full and offload and kernels",
 }  # fmt: skip
-# The cases of bench/predicted_memory.py, but 14B's full chains: two steps of forty gradients take a quarter of an hour.
+# The cases of bench/predicted_memory.py, but 14B's full chains: two steps of forty gradients take a quarter of an hour;
+# and but image-to-video: the benchmarks' worlds have no first frames.
 PREDICTED = (
     "1.3B 480p", "14B 480p", "14B 480p, offload", "14B 720p", "14B 720p, offload", "14B 480p, attention kept",
     "14B 480p, kernels", "14B 720p, kernels", "14B 720p, offload, kernels", "1.3B 480p, full chain",

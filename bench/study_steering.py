@@ -219,6 +219,28 @@ def study(options: argparse.Namespace) -> dict:
     }
 
 
+def joined(old: dict, new: dict) -> dict:
+    """The new result with the rows of the old one that it has not, whose chains may be gone.
+
+    A trained policy's rows are the new one's alone.  Raises SystemExit where a row of the base that both have differs
+    in a seed by more than another processor's last bits: then they are not of the same chains.
+    """
+
+    def key(row: dict) -> tuple:
+        return row["row"], row["generator"], row["guidance"], row["steps"]
+
+    rows = {key(row): row for row in old["rows"] if row["generator"] == "base" or not new["policy"]}
+    for row in new["rows"]:
+        before = rows.get(key(row))
+        shared = zip(row["right per seed"], before["right per seed"], strict=False) if before else ()
+        if any(abs(a - b) > studies.SAME for a, b in shared):
+            raise SystemExit(f"{key(row)}: {before['right per seed']} there and {row['right per seed']} here")
+        if before is None or len(row["seeds"]) >= len(before["seeds"]):
+            rows[key(row)] = row
+    earlier = {name: old[name] for name in ("command", "commit", "sources")}
+    return {**new, "policy": new["policy"] or old["policy"], "rows": list(rows.values()), "earlier rows by": earlier}
+
+
 Pair = tuple[Cell, steering_pool.Pool | None]
 
 
@@ -329,13 +351,17 @@ def main() -> None:
     parser.add_argument("--everywhere", action="store_true", help="rows without a pool of all, too")
     parser.add_argument("--policy", type=Path, metavar="RUN", help="a finished run, whose policy is steered too")
     parser.add_argument("--there", action="store_true", help="draw nothing: only what is there, into the results")
+    parser.add_argument("--add", action="store_true", help="keep the rows of --out that were not drawn again")
     parser.add_argument("--table", action="store_true", help="only print the table and draw the plot of the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:
         if not options.there:
             draw(options)
-        studies.write(options.out, study(options))
+        result = study(options)
+        if options.add:
+            result = joined(json.loads(options.out.read_text(encoding="utf-8")), result)
+        studies.write(options.out, result)
     print(study_tables.of_files("steering", options.out))
     plot(json.loads(options.out.read_text(encoding="utf-8")), options.picture)
 
