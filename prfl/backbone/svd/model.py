@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from diffusers import EulerDiscreteScheduler
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from prfl.backbone.frames import detach_others
 from prfl.backbone.hooked import HookedBackbone
 from prfl.backbone.pipeline_text import PipelineText
 from prfl.backbone.unet import pictures, tokens_of_pictures, videos
+from prfl.utils.console import silent_libraries
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 
@@ -40,6 +40,13 @@ MOTION, PICTURE_NOISE = 127.0, 0.02  # the pipeline's own
 CLIP_SIZE = 224  # pixels that the pipeline gives CLIP
 CHUNK = 8  # frames that the VAE takes at once, as in diffusers' example of the pipeline (decode_chunk_size)
 TABLE = 1000  # noise levels by which the middle of the chain is known
+
+
+def resized(pictures: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 size size"]:
+    """Pictures as small as the pipeline gives them to CLIP, by its own function."""
+    with silent_libraries():  # its module asks for a processor of transformers that wants torchvision
+        from diffusers.pipelines.stable_video_diffusion import pipeline_stable_video_diffusion as pipeline
+    return pipeline._resize_with_antialiasing(pictures, (CLIP_SIZE, CLIP_SIZE))
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class Pictures(PipelineText):
         """CLIP's embedding of a picture, as the pipeline has it."""
         processor, encoder = self._loaded
         weight = next(encoder.parameters())
-        small = (_resize_with_antialiasing(picture[None].float(), (CLIP_SIZE, CLIP_SIZE)) + 1) / 2
+        small = (resized(picture[None].float()) + 1) / 2
         mean, std = (small.new_tensor(each)[:, None, None] for each in (processor.image_mean, processor.image_std))
         return encoder(((small - mean) / std).to(weight)).image_embeds[:, None]
 
