@@ -231,11 +231,11 @@ def joined(old: dict, new: dict) -> dict:
 
     rows = {key(row): row for row in old["rows"] if row["generator"] == "base" or not new["policy"]}
     for row in new["rows"]:
-        before = rows.get(key(row))
-        shared = zip(row["right per seed"], before["right per seed"], strict=False) if before else ()
-        if any(abs(a - b) > studies.SAME for a, b in shared):
-            raise SystemExit(f"{key(row)}: {before['right per seed']} there and {row['right per seed']} here")
-        if before is None or len(row["seeds"]) >= len(before["seeds"]):
+        before = rows.get(key(row), {"right per seed": [], "seeds": []})
+        there, here = before["right per seed"], row["right per seed"]
+        if any(abs(a - b) > studies.SAME for a, b in zip(there, here, strict=False)):
+            raise SystemExit(f"{key(row)}: {there} there and {here} here")
+        if len(row["seeds"]) >= len(before["seeds"]):
             rows[key(row)] = row
     earlier = {name: old[name] for name in ("command", "commit", "sources")}
     return {**new, "policy": new["policy"] or old["policy"], "rows": list(rows.values()), "earlier rows by": earlier}
