@@ -23,6 +23,7 @@ from prfl.factory import clips as clips_factory
 from prfl.factory.backbone import build_backbone
 from prfl.factory.clips import build_manifest
 from prfl.factory.objective import build_regulariser, build_reward_gradient
+from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import load_followed_reward
 from prfl.factory.steering import build_steering
 from tests.faults.project import make_project
@@ -136,6 +137,7 @@ def test_every_key_is_read_by_somebody(
     runs.append("instructvideo.yaml")
     for run in runs:
         assert cli.main(["train", run, "training.steps=1"]) == 0
+    load_prompts(load_config("sft.yaml", ["data.prompts.train=null"]).data)  # of the clips
     model = build_backbone(load_config("sft.yaml"))
     for config in [load_config(f"{method['name']}.yaml") for method in methods]:
         build_reward_gradient(config, model, load_followed_reward(config, model), None)

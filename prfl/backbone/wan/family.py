@@ -1,7 +1,8 @@
 """Wan, text to video: the line of the table of families.
 
-The architecture files of Wan 2.1 are part of the package (``architectures/``: the published hyperparameters of
-Wan-AI/Wan2.1-T2V-1.3B-Diffusers and -14B-Diffusers, as diffusers' own classes write them down).
+The architecture files of its hub models are part of the package (``architectures/``: the published hyperparameters, as
+diffusers' own classes write them down; TI2V-5B's are from memory, and its latents' mean and deviation stand in for the
+real ones, since files without weights give shapes alone).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ WAN = Family(
     shipped={
         "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ARCHITECTURES / "wan2.1-1.3b",
         "Wan-AI/Wan2.1-T2V-14B-Diffusers": ARCHITECTURES / "wan2.1-14b",
+        "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ARCHITECTURES / "wan2.2-ti2v-5b",
     },
     condition_in_loop=padded_condition,
 )
