@@ -29,7 +29,7 @@ def copied_architecture(config: Config) -> Backbone:
 
 def _built(build: Callable[[Config], Backbone], config: Config) -> Backbone:
     settings = config.backbone.model_dump_json(exclude={"adapter": {"init"}})  # a file that is read later
-    key = (build, settings, config.seed, policy_adapter_name(config), repr(config.rollout))
+    key = (build, settings, config.seed, policy_adapter_name(config), repr(config.rollout.cheaper))
     if key not in _BUILT:
         model = build(config)
         if build is build_backbone:

@@ -17,7 +17,7 @@ from prfl.backbone.wan.model import WanBackbone
 from prfl.backbone.wan.text import text_condition
 from prfl.utils.errors import PrflError
 
-SMALL, LARGE = WAN.shipped
+SMALL, LARGE, _ = WAN.shipped
 
 
 def layout(module: nn.Module) -> dict[str, tuple]:
