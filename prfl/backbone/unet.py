@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor, nn
+
+from prfl.backbone.base import SIGMA_CONVENTION, Facts
+from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
+from prfl.backbone.source import Source
 
 Network = TypeVar("Network", bound=nn.Module)
 LISTS = ("down_blocks", "mid_block", "up_blocks")
@@ -24,6 +29,46 @@ def with_adapters(unet: Network) -> Network:
     if not issubclass(plain, PeftAdapterMixin):
         unet.__class__ = type(plain.__name__, (PeftAdapterMixin, plain), {})
     return unet
+
+
+def unet_facts(
+    source: Source, unet: Any, vae: Any, settings: Sequence[str], *, latent_channels: int, **more: Any
+) -> Facts:
+    """The facts of such a model.  settings: names in diffusers' configs (``settings_fingerprint``).  more: its own."""
+    spatial = 2 ** (len(vae.config.block_out_channels) - 1)
+    widths, strides = block_shapes(unet.config.block_out_channels)
+    identity = {
+        "model_id": source.model_id,
+        "revision": source.revision,
+        "num_blocks": len(widths),
+        "width": list(widths),
+        "latent_channels": latent_channels,
+        "patch_size": [1, 1, 1],
+        "spatial_factor": spatial,
+        "temporal_factor": 1,
+        "scaling_factor": vae.config.scaling_factor,
+        "sigma_convention": SIGMA_CONVENTION,
+        "unet_fingerprint": fingerprint(unet, most=SAMPLED),
+        "vae_fingerprint": fingerprint(vae),
+    }
+    return Facts(
+        model_id=source.model_id,
+        revision=source.revision,
+        identity=identity,
+        settings=settings_fingerprint(unet.config, vae.config, names=settings),
+        blocks={"unet": LISTS},
+        widths=widths,
+        strides=strides,
+        latent_channels=latent_channels,
+        patch=(1, 1, 1),
+        spatial_factor=spatial,
+        temporal_factor=1,
+        device=unet.conv_in.weight.device,
+        dtype=unet.conv_in.weight.dtype,
+        vae_dtype=vae.dtype,
+        variance_preserving=True,
+        **more,
+    )
 
 
 def block_shapes(channels: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

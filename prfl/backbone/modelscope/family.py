@@ -14,15 +14,14 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from transformers import CLIPTextModel
 
-from prfl.backbone.base import SIGMA_CONVENTION, Facts
+from prfl.backbone.base import Facts
 from prfl.backbone.family import Family, LoraFile
-from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
 from prfl.backbone.flow_form import VariancePreserving
 from prfl.backbone.modelscope.model import ModelScopeBackbone
 from prfl.backbone.on_path import load_scheduler
 from prfl.backbone.padded_text import PaddedText, condition_specs
 from prfl.backbone.source import Source, vae_dtype
-from prfl.backbone.unet import LISTS, PREPARED, block_shapes, with_adapters
+from prfl.backbone.unet import PREPARED, unet_facts, with_adapters
 
 SHIPPED = Path(__file__).parent / "architectures/text-to-video-ms-1.7b"
 TEXT_TOKENS = 77  # of CLIP
@@ -46,47 +45,21 @@ def load(source: Source, dtype: torch.dtype) -> ModelScopeBackbone:
 
 def read_facts(source: Source, unet: UNet3DConditionModel, vae: AutoencoderKL, scheduler: DDIMScheduler) -> Facts:
     config: Any = unet.config
-    dtype, spatial = unet.conv_in.weight.dtype, 2 ** (len(vae.config.block_out_channels) - 1)
-    widths, strides = block_shapes(config.block_out_channels)
-    identity = {
-        "model_id": source.model_id,
-        "revision": source.revision,
-        "num_blocks": len(widths),
-        "width": list(widths),
-        "latent_channels": config.in_channels,
-        "patch_size": [1, 1, 1],
-        "spatial_factor": spatial,
-        "temporal_factor": 1,
-        "scaling_factor": vae.config.scaling_factor,
-        "sigma_convention": SIGMA_CONVENTION,
-        "unet_fingerprint": fingerprint(unet, most=SAMPLED),
-        "vae_fingerprint": fingerprint(vae),
-    }
-    return Facts(
+    return unet_facts(
+        source,
+        unet,
+        vae,
+        SETTINGS,
         family="modelscope",
-        model_id=source.model_id,
-        revision=source.revision,
-        identity=identity,
-        settings=settings_fingerprint(config, vae.config, names=SETTINGS),
         schedule=tuple(float(scheduler.config[name]) for name in NUMBERS),
-        blocks={"unet": LISTS},
-        widths=widths,
         head_size=config.attention_head_dim,
-        condition=condition_specs(TEXT_TOKENS, config.cross_attention_dim, dtype),
+        condition=condition_specs(TEXT_TOKENS, config.cross_attention_dim, unet.conv_in.weight.dtype),
         text_tokens=TEXT_TOKENS,
         text_width=config.cross_attention_dim,
         text_identity=source.text_identity(),
         latent_channels=config.in_channels,
-        patch=(1, 1, 1),
-        spatial_factor=spatial,
-        temporal_factor=1,
         prefix_decodes=True,
         shift=VariancePreserving(scheduler.alphas_cumprod).shift,
-        device=unet.conv_in.weight.device,
-        dtype=dtype,
-        vae_dtype=vae.dtype,
-        strides=strides,
-        variance_preserving=True,
     )
 
 

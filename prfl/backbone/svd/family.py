@@ -13,15 +13,14 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from prfl.backbone.base import SIGMA_CONVENTION, Facts
+from prfl.backbone.base import Facts
 from prfl.backbone.condition import EMBEDS, LENGTHS, TensorSpec
 from prfl.backbone.family import Family, LoraFile
-from prfl.backbone.fingerprint import SAMPLED, fingerprint, settings_fingerprint
 from prfl.backbone.first_frame import FRAME
 from prfl.backbone.on_path import load_scheduler
 from prfl.backbone.source import Source, vae_dtype
 from prfl.backbone.svd.model import ADDED, Pictures, SvdBackbone, path_of
-from prfl.backbone.unet import LISTS, PREPARED, block_shapes, with_adapters
+from prfl.backbone.unet import PREPARED, unet_facts, with_adapters
 
 SHIPPED = Path(__file__).parent / "architectures/img2vid-xt"
 # Of diffusers' configs, what another value of changes the numbers that the same weights give.
@@ -46,32 +45,15 @@ def read_facts(
     source: Source, unet: UNetSpatioTemporalConditionModel, vae: AutoencoderKLTemporalDecoder, scheduler: Any
 ) -> Facts:
     config: Any = unet.config
-    dtype, spatial = unet.conv_in.weight.dtype, 2 ** (len(vae.config.block_out_channels) - 1)
-    channels, heads, width = config.block_out_channels, config.num_attention_heads, config.cross_attention_dim
-    widths, strides = block_shapes(channels)
-    identity = {
-        "model_id": source.model_id,
-        "revision": source.revision,
-        "num_blocks": len(widths),
-        "width": list(widths),
-        "latent_channels": config.out_channels,
-        "patch_size": [1, 1, 1],
-        "spatial_factor": spatial,
-        "temporal_factor": 1,
-        "scaling_factor": vae.config.scaling_factor,
-        "sigma_convention": SIGMA_CONVENTION,
-        "unet_fingerprint": fingerprint(unet, most=SAMPLED),
-        "vae_fingerprint": fingerprint(vae),
-    }
-    return Facts(
+    dtype, channels = unet.conv_in.weight.dtype, config.block_out_channels
+    heads, width = config.num_attention_heads, config.cross_attention_dim
+    return unet_facts(
+        source,
+        unet,
+        vae,
+        SETTINGS,
         family="svd",
-        model_id=source.model_id,
-        revision=source.revision,
-        identity=identity,
-        settings=settings_fingerprint(config, vae.config, names=SETTINGS),
         schedule=(scheduler.config.sigma_min, scheduler.config.sigma_max),
-        blocks={"unet": LISTS},
-        widths=widths,
         head_size=channels[0] // (heads if isinstance(heads, int) else heads[0]),
         condition={
             EMBEDS: TensorSpec((1, width), dtype),
@@ -84,16 +66,8 @@ def read_facts(
         text_identity=source.text_identity("image_encoder", "feature_extractor"),
         takes=frozenset({"image"}),
         latent_channels=config.out_channels,
-        patch=(1, 1, 1),
-        spatial_factor=spatial,
-        temporal_factor=1,
         prefix_decodes=False,
         shift=path_of(scheduler).shift,
-        device=unet.conv_in.weight.device,
-        dtype=dtype,
-        vae_dtype=vae.dtype,
-        strides=strides,
-        variance_preserving=True,
     )
 
 
