@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from torch import Tensor
 from prfl.backbone.base import Facts
 from prfl.backbone.condition import Condition
 from prfl.backbone.dropout import dropouts
+from prfl.backbone.family import FIRST_NETWORKS, LoraFile
 from prfl.backbone.network import blocks_of_each, predictors
 from prfl.backbone.pipeline import PipelineBackbone
 from prfl.backbone.turns import Turns
@@ -29,6 +31,30 @@ HIGH, LOW = "high", "low"
 def expert_networks(facts: Facts) -> dict[str, str]:
     """The network of each expert: ``{"high": "transformer", "low": "transformer_2"}``; empty for other models."""
     return {} if facts.boundary is None else dict(zip((HIGH, LOW), facts.blocks, strict=True))
+
+
+def loras_by_network(lora: Path | Mapping[str, Path], form: LoraFile) -> dict[str, Path]:
+    """The LoRA file of each network, where ``lora`` is one file, or one of each expert by its name.
+
+    Raises PrflError for one file where there are two experts, and for files of experts where there are none.
+    """
+    if not form.of_networks:
+        if isinstance(lora, Path):
+            return dict.fromkeys(FIRST_NETWORKS, lora)
+        raise PrflError("the model has one network, and no experts for high and low noise", fix="give one file")
+    if isinstance(lora, Path):
+        what = "the model has two networks, of the experts for high and low noise, and this is one file"
+        raise PrflError(what, fix="{high: FILE, low: FILE}, or one of them; of a run those that `prfl export` writes")
+    networks = dict(zip((HIGH, LOW), form.of_networks, strict=True))
+    if strange := [name for name in lora if name not in networks]:
+        raise PrflError(f"there is no expert '{strange[0]}'", fix="name them high and low")
+    return {networks[name]: file for name, file in lora.items()}
+
+
+def key_of_lora(key: str, form: LoraFile, network: str) -> str:
+    """The yaml path of a network's LoRA file, where ``key`` is that of all of them."""
+    experts = dict(zip(form.of_networks, (HIGH, LOW), strict=False))
+    return f"{key}.{experts[network]}" if network in experts else key
 
 
 def expert_of(facts: Facts, parameter: str) -> str:

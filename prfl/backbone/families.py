@@ -13,8 +13,8 @@ from torch import nn
 
 from prfl.backbone.base import Backbone
 from prfl.backbone.cogvideox.family import COGVIDEOX
-from prfl.backbone.experts import Experts
-from prfl.backbone.family import FIRST_NETWORKS, Family, LoraFile
+from prfl.backbone.experts import Experts, key_of_lora, loras_by_network
+from prfl.backbone.family import Family, LoraFile
 from prfl.backbone.loaded import LoadedPipeline
 from prfl.backbone.lora_file import merge_lora
 from prfl.backbone.modelscope.family import MODELSCOPE
@@ -38,6 +38,7 @@ FAMILIES: dict[str, Family] = {
     "svd": SVD,
 }
 """By the name that ``Facts.family`` has."""
+BASE_LORA = "backbone.base_lora"
 
 
 def find_family(source: Source) -> Family:
@@ -58,14 +59,15 @@ def load_backbone(
     revision: str | None = None,
     pipeline: str | None = None,
     files: Mapping[str, Path] | None = None,
-    base_lora: Path | None = None,
+    base_lora: Path | Mapping[str, Path] | None = None,
     one_resident: bool = False,
 ) -> Backbone:
     """A video model of a known family in diffusers' pipeline format, from a folder or a hub id.
 
     pipeline: the class to load it as, where it serves several; None is the one that its model_index.json names.
     files: checkpoints in one file each, in place of the weights of these folders of the pipeline.
-    base_lora: a LoRA that is merged into the network's weights, and from then on part of the base.
+    base_lora: a LoRA that is merged into the network's weights, and from then on part of the base; of a model of two
+    experts a file of each, or of one of them: {"high": ..., "low": ...}.
     one_resident: of two networks that take turns along the chain, whether the other's frozen weights wait on the host.
 
     Only safetensors are read and no remote code is run.  The text encoder is loaded at its first use; the VAE is kept
@@ -74,11 +76,10 @@ def load_backbone(
     """
     source = Source(str(folder_or_hub), revision, torch.device(device), pipeline, files or {})
     family = find_family(source)
-    if base_lora is not None and family.lora.of_networks:
-        what = f"one LoRA for the networks {' and '.join(family.lora.of_networks)}"
-        raise PrflError(f"{what} is not supported yet", where="backbone.base_lora", fix="leave it out")
     if base_lora is not None:
-        source = replace(source, finish=partial(merge_into, base_lora, family.lora))
+        with error_location(BASE_LORA):
+            loras = loras_by_network(base_lora, family.lora)
+        source = replace(source, finish=partial(merge_into, loras, family.lora))
     if one_resident:
         source = replace(source, waiting=list(family.lora.of_networks))
     model = family.load(source, dtype)
@@ -88,11 +89,11 @@ def load_backbone(
     return model
 
 
-def merge_into(path: Path, form: LoraFile, folder: str, network: nn.Module) -> None:
-    """Merge a LoRA into what predicts; other networks stay as they are."""
-    if folder in FIRST_NETWORKS:
-        with error_location("backbone.base_lora"):
-            merge_lora(path, form, network)
+def merge_into(loras: Mapping[str, Path], form: LoraFile, folder: str, network: nn.Module) -> None:
+    """Merge a LoRA into the network of its name; other networks stay as they are."""
+    if folder in loras:
+        with error_location(key_of_lora(BASE_LORA, form, folder)):
+            merge_lora(loras[folder], form, network)
 
 
 def check_files(model: Backbone, files: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from prfl.backbone.family import LoraFile
 from prfl.config.schema import Config
 from prfl.config.section import is_hub_id
 from prfl.config.sections.backbone import BackboneConfig
-from prfl.config.sections.experts import text_of
+from prfl.config.sections.experts import loras_of, text_of
 from prfl.estimate.protection import NOT_PROTECTED
 from prfl.evaluation.metrics import Interval
 from prfl.evaluation.reward_eval import Row, load_rows
@@ -78,8 +78,9 @@ def load_line(form: LoraFile, repo: str, file: str) -> str:
 def changed_base(backbone: BackboneConfig) -> list[str]:
     """Say what the policy's base has that the model of this name has not: a reader must load it first."""
     changes = [f"the {name} is that of `{file.name}`" for name, file in backbone.weights.named().items()]
-    if backbone.base_lora:
-        changes.append(f"the LoRA `{backbone.base_lora.name}` is in its weights, at strength 1")
+    for expert, file in loras_of(backbone.base_lora).items():
+        weights = f"the weights of its {expert}-noise expert" if expert else "its weights"
+        changes.append(f"the LoRA `{file.name}` is in {weights}, at strength 1")
     return [f"Its base is not the model alone: {'; '.join(changes)}. Load that first."] if changes else []
 
 

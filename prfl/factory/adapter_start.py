@@ -5,42 +5,48 @@ Where the config's alpha is another one than the file's, B takes the factor, so 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from prfl.backbone import Backbone
+from prfl.backbone.experts import key_of_lora, loras_by_network
 from prfl.backbone.families import FAMILIES
 from prfl.backbone.family import LoraFile
 from prfl.backbone.lora_file import OF_THIS_MODEL, LoraWeights, alpha_of, check_once, layers_named, listed, read_lora
+from prfl.backbone.network import split
 from prfl.config.schema import Config
 from prfl.factory.backbone import POLICY
+from prfl.factory.experts import INIT, lora_of_config
 from prfl.utils.console import console
 from prfl.utils.errors import PrflError, error_location
-
-WHERE = "backbone.adapter.init"
 
 
 def start_adapter(config: Config, model: Backbone) -> None:
     """Give the policy's adapter the weights of ``backbone.adapter.init``, where the config names a file.
 
-    Raises PrflError where the file and the adapter are not of the same layers, with the names of those that differ.
+    Of two experts each starts from its own, and as the base where none is named.
+    Raises PrflError where a file and the adapter are not of the same layers, with the names of those that differ.
     """
-    adapter = config.backbone.adapter
-    if adapter is None or adapter.init is None:
+    adapter, form = config.backbone.adapter, FAMILIES[model.facts.family].lora
+    lora = lora_of_config(adapter.init if adapter else None)
+    if adapter is None or lora is None:
         return
-    with error_location(WHERE):
-        weights = read_lora(adapter.init)
-        fill_adapter(model, weights, adapter.alpha, FAMILIES[model.facts.family].lora)
-    console.say(f"the adapter starts from {adapter.init}: {len(weights.layers)} layers")
+    with error_location(INIT):
+        files = loras_by_network(lora, form)
+    for network, parameters in split(model.parameters(POLICY), list(model.facts.blocks)).items():
+        if network in files:
+            key = key_of_lora(INIT, form, network)
+            with error_location(key):
+                weights = read_lora(files[network])
+                fill_adapter(parameters, weights, adapter.alpha, form)
+            console.say(f"{key.removeprefix('backbone.')}: {files[network]}, {len(weights.layers)} layers")
 
 
 @torch.no_grad()
-def fill_adapter(model: Backbone, weights: LoraWeights, alpha: float, form: LoraFile) -> None:
-    """Copy a file's matrices into the policy's adapter.  alpha: the adapter's own."""
-    if len(model.facts.blocks) > 1:
-        what = f"one LoRA file for the networks {' and '.join(model.facts.blocks)}"
-        raise PrflError(f"{what} is not supported yet", fix="leave backbone.adapter.init out")
-    parameters = model.parameters(POLICY)
+def fill_adapter(parameters: Mapping[str, Tensor], weights: LoraWeights, alpha: float, form: LoraFile) -> None:
+    """Copy a file's matrices into the parameters of a network's adapter.  alpha: the adapter's own."""
     layers = list(dict.fromkeys(name.rpartition(".lora_")[0] for name in parameters))
     file_name = matched(layers, weights, form)
     own_names = set(weights.layers) <= set(layers)  # of a run's policy.safetensors
@@ -63,7 +69,10 @@ def matched(layers: list[str], weights: LoraWeights, form: LoraFile) -> dict[str
         raise PrflError(what, fix=OF_THIS_MODEL)
     if others := [name for name in weights.layers if name not in layer_of]:
         what = f"{len(others)} of the file's {len(weights.layers)} layers are none of the adapter's: {listed(others)}"
-        raise PrflError(what, fix="add the ends of their names to backbone.adapter.targets, with blocks: all")
+        fix = "add the ends of their names to backbone.adapter.targets, with blocks: all"
+        if all(name.startswith(tuple(f"{network}." for network in list(form.of_networks)[1:])) for name in others):
+            fix = "they are of the other expert: `prfl export` writes a run's policy as a file of each"
+        raise PrflError(what, fix=fix)
     if absent := [layer for layer in layers if layer not in layer_of.values()]:
         what = f"{len(absent)} of the adapter's {len(layers)} layers are not in the file: {listed(absent)}"
         raise PrflError(what, fix="leave them out of backbone.adapter.targets, or of backbone.adapter.blocks")

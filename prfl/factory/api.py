@@ -24,7 +24,7 @@ def load_backbone(
     revision: str | None = None,
     pipeline: str | None = None,
     files: Mapping[str, Path] | None = None,
-    base_lora: Path | None = None,
+    base_lora: Path | Mapping[str, Path] | None = None,
 ) -> Backbone:
     """Load a video model (Wan 2.1, Wan 2.2 TI2V-5B, CogVideoX, ModelScope) from a diffusers folder or a hub id.
 
@@ -32,7 +32,8 @@ def load_backbone(
 
     revision: of the hub's.  pipeline: the diffusers pipeline that it is loaded as, where it serves several.
     files: checkpoints in one safetensors file, by the network whose weights they replace, as ``transformer``.
-    base_lora: a LoRA file that is merged into the weights, and frozen with them.
+    base_lora: a LoRA file that is merged into the weights, and frozen with them; of two experts {"high": ...,
+    "low": ...}.
     Raises PrflError when a part is missing, and for models of another kind.
     """
     if isinstance(folder_or_hub, DiffusionPipeline):

@@ -15,7 +15,7 @@ from prfl.backbone.network import add_copy, all_predictors, train_all
 from prfl.config.schema import Config
 from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
 from prfl.config.sections.rollout import CheaperConfig
-from prfl.factory.experts import check_experts, one_resident, trained_networks
+from prfl.factory.experts import check_experts, lora_of_config, one_resident, trained_networks
 from prfl.toy import clips as shapes
 from prfl.toy.recipe import RECIPES, untrained_folder
 from prfl.utils import processes
@@ -52,7 +52,7 @@ def build_backbone(config: Config) -> Backbone:
         settings.revision,
         settings.pipeline,
         settings.weights.named(),
-        settings.base_lora,
+        lora_of_config(settings.base_lora),
         one_resident(config),
     )
     model = prepare_backbone(config, loaded)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
 from prfl.backbone import Facts
-from prfl.backbone.experts import HIGH, LOW, expert_networks, is_high
+from prfl.backbone.experts import HIGH, LOW, expert_networks, is_high, loras_by_network
+from prfl.backbone.families import FAMILIES
 from prfl.config.schema import Config
-from prfl.config.sections.experts import RateOfEach, ScaleOfEach
+from prfl.config.sections.experts import LoraOfEach, RateOfEach, ScaleOfEach, loras_of
 from prfl.objective.methods.base import Method
 from prfl.objective.methods.of_experts import OfExperts, sigma_of
 from prfl.rollout.solvers import SolverSchedule
-from prfl.utils.errors import PrflError
+from prfl.utils.console import warn
+from prfl.utils.errors import PrflError, error_location
+
+INIT = "backbone.adapter.init"
 
 
 def trained_experts(config: Config, facts: Facts) -> list[str]:
@@ -39,12 +46,18 @@ def one_resident(config: Config) -> bool:
     return config.backbone.experts is not None and config.backbone.experts.resident == "one"
 
 
+def lora_of_config(lora: Path | LoraOfEach | None) -> Path | dict[str, Path] | None:
+    """The LoRA that a key names: one file, or one of each expert by its name."""
+    return loras_of(lora) if isinstance(lora, LoraOfEach) else lora
+
+
 def expert_at(facts: Facts, sigma: float) -> str:
     return HIGH if bool(is_high(facts, torch.tensor(sigma, dtype=torch.float64))) else LOW
 
 
 def check_experts(config: Config, facts: Facts) -> None:
     """Raise PrflError for what is of two experts where the model has one network, and what is of one not trained."""
+    check_loras(config, facts)
     rate, of_each = config.training.learning_rate, (ScaleOfEach, RateOfEach)
     asked = {
         "backbone.experts": config.backbone.experts is not None,
@@ -71,6 +84,33 @@ def check_experts(config: Config, facts: Facts) -> None:
     ):
         what = "SFT draws every noise level, and one expert alone is trained"
         raise PrflError(what, where="backbone.experts.train", fix="train: [high, low], or leave objective.sft out")
+
+
+def check_loras(config: Config, facts: Facts) -> None:
+    """Raise PrflError for a LoRA file that is of no network, or is to be trained on where its expert is not."""
+    loras, form = config.backbone.loras, FAMILIES[facts.family].lora
+    for key, lora in loras.items():
+        named = lora_of_config(lora)
+        if named is not None:
+            with error_location(key):
+                loras_by_network(named, form)
+        warn_of_exchanged(key, loras_of(lora))
+    trained = trained_experts(config, facts)
+    for expert in loras_of(loras[INIT]):
+        if expert and expert not in trained:
+            what = f"the {trained[0]}-noise expert alone is trained (backbone.experts.train)"
+            fix = f"leave it out, or keep the file frozen in the base: backbone.base_lora.{expert}"
+            raise PrflError(what, where=f"{INIT}.{expert}", fix=fix)
+
+
+def warn_of_exchanged(key: str, files: Mapping[str, Path]) -> None:
+    """Warn of a file that by its name is of the other expert: both have the same layers, so nothing else shows it."""
+    for expert, file in files.items():
+        told = [
+            name for name in (HIGH, LOW) if re.search(rf"(?<![a-z]){name}([-_ ]?noise|(?![a-z]))", file.stem.lower())
+        ]
+        if expert and told not in ([], [expert], [HIGH, LOW]):
+            warn(f"{key}.{expert}: by its name {file.name} is of the {told[0]}-noise expert")
 
 
 def check_turns(config: Config) -> None:

@@ -13,14 +13,13 @@ from prfl.config.schema import Config
 from prfl.config.section import Source
 from prfl.factory.critic import critic_folder
 from prfl.factory.data import Dataset
+from prfl.factory.experts import INIT
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import reward_path
 from prfl.reward.checkpoint import saved_reward
 from prfl.training.checkpoint import VERSION
 from prfl.utils.errors import AbsentError
 from prfl.utils.hashing import remembered_hash
-
-INIT = "backbone.adapter.init"
 
 
 def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
     if clips is not None:
         facts["data (videos and labels)"] = clips.fingerprint
     sources: list[Source] = config.reward.files() if config.reward else []
-    sources += [source for source in config.backbone.files() if source.key == INIT]
+    sources += [source for source in config.backbone.files() if source.key.startswith(INIT)]
     for number, source in enumerate(sources):
         several = [other.key for other in sources].count(source.key) > 1
         facts |= _source_contents(source, f"{source.key}[{number}]" if several else source.key)

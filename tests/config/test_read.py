@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from prfl import cli
 from prfl.config import load_config
@@ -94,6 +95,8 @@ def test_every_key_is_read_by_somebody(
         return {"model": "shapes", "questions": "questions.jsonl", "frames": frames, "dtype": "float32"}
 
     watching = {"held_out_critic": critic(2)}
+    factors = {"lora_A": torch.ones(2, 24), "lora_B": torch.ones(24, 2)}
+    save_file({f"blocks.0.attn1.to_q.{name}.weight": tensor for name, tensor in factors.items()}, "high.safetensors")
     runs = [
         write("latent", "reward.yaml", reward={"head": {**head, **adapter}}),
         write(
@@ -116,7 +119,11 @@ def test_every_key_is_read_by_somebody(
         write(
             "experts",
             "sft.yaml",
-            backbone={"model": str(save_tiny_experts(Path("tiny-a14b"))), "experts": {"train": ["high", "low"]}},
+            backbone={
+                "model": str(save_tiny_experts(Path("tiny-a14b"))),
+                "experts": {"train": ["high", "low"]},
+                "base_lora": {"high": "high.safetensors"},
+            },
             training={"learning_rate": {"high": 1e-3, "low": 2e-3}},
             evaluation={**watched, "guidance_scale": {"high": 4.0, "low": 3.0}},
         ),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prfl.config.section import MAY_CHANGE, Fault, FolderOrFile, Section, Source, is_hub_id, place, unread
-from prfl.config.sections.experts import ExpertsConfig
+from prfl.config.sections.experts import ExpertsConfig, LoraOfEach, loras_of
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -34,10 +34,11 @@ class AdapterConfig(Section):
 
 
 class PolicyAdapterConfig(AdapterConfig):
-    init: FolderOrFile | None = place(
+    init: FolderOrFile | LoraOfEach | None = place(
         default=None,
         description="A LoRA to start from and train on: a safetensors file in the names of diffusers, ComfyUI, kohya "
-        "or musubi, of exactly the adapter's layers and rank. Null starts as the base.",
+        "or musubi, of exactly the adapter's layers and rank. Null starts as the base. Of two experts "
+        "{high: FILE, low: FILE}.",
     )
     blocks: Literal["all", "last_half"] | list[int] = Field(
         default="all",
@@ -82,10 +83,11 @@ class BackboneConfig(Section):
         description="Checkpoints in one safetensors file, as ComfyUI and the models' authors give them out: each "
         "replaces the weights of one of the model's networks, whose config and other parts stay those of the model.",
     )
-    base_lora: FolderOrFile | None = place(
+    base_lora: FolderOrFile | LoraOfEach | None = place(
         default=None,
         description="A LoRA that is merged into the base's weights as they are loaded, and stays frozen: the base is "
-        "then the model with it, for the reward too. In the names of diffusers, ComfyUI, kohya or musubi.",
+        "then the model with it, for the reward too. In the names of diffusers, ComfyUI, kohya or musubi. Of two "
+        "experts {high: FILE, low: FILE}.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -125,6 +127,14 @@ class BackboneConfig(Section):
         default=None, description="Of a model of two networks, as Wan 2.2 A14B: null trains both, and keeps both there."
     )
 
+    @property
+    def loras(self) -> dict[str, Path | LoraOfEach | None]:
+        """The LoRA files, by the yaml path of the key."""
+        return {
+            "backbone.base_lora": self.base_lora,
+            "backbone.adapter.init": self.adapter.init if self.adapter else None,
+        }
+
     def files(self) -> list[Source]:
         weights = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
         downloaded = tuple(f"transformer/{name}" for name in weights)
@@ -132,12 +142,16 @@ class BackboneConfig(Section):
         remedy = "name a checkpoint as safetensors, or leave it out"
         files = {f"backbone.weights.{name}": file for name, file in self.weights.named().items()}
         sources = [Source(key, str(file), "file", remedy=remedy) for key, file in files.items()]
-        loras = {"backbone.base_lora": self.base_lora, "backbone.adapter.init": self.adapter and self.adapter.init}
         remedy = "name a LoRA as safetensors, or leave it out"
-        sources += [Source(key, str(file), "file", remedy=remedy) for key, file in loras.items() if file]
+        for key, lora in self.loras.items():
+            files = {f"{key}.{expert}".removesuffix("."): file for expert, file in loras_of(lora).items()}
+            sources += [Source(name, str(file), "file", remedy=remedy) for name, file in files.items()]
         return [model, *sources]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
+        for key, lora in self.loras.items():
+            if isinstance(lora, LoraOfEach) and not loras_of(lora):
+                yield key, "it names no file; give high, low or both, or remove it"
         if not is_hub_id(self.model):
             yield from unread(self, "backbone", ["revision"], "a model in a folder")
         if self.offload and self.checkpointing == "none":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prfl.config.section import MAY_CHANGE, Section
+from prfl.config.section import MAY_CHANGE, FolderOrFile, Section, place
 
 
 class ScaleOfEach(Section):
@@ -17,6 +18,11 @@ class ScaleOfEach(Section):
 class RateOfEach(Section):
     high: float = Field(gt=0, description="Of the expert for high noise.")
     low: float = Field(gt=0, description="Of the expert for low noise.")
+
+
+class LoraOfEach(Section):
+    high: FolderOrFile | None = place(default=None, description="Of the expert for high noise; null is none.")
+    low: FolderOrFile | None = place(default=None, description="Of the expert for low noise; null is none.")
 
 
 GuidanceScale = Annotated[float, Field(ge=1)] | ScaleOfEach
@@ -35,6 +41,12 @@ class ExpertsConfig(Section):
         "computes; a swap copies them there, never back.",
         json_schema_extra=MAY_CHANGE,
     )
+
+
+def loras_of(lora: Path | LoraOfEach | None) -> dict[str, Path]:
+    """The files by their expert, ``{"high": FILE, "low": FILE}``; one file for a whole model is ``{"": FILE}``."""
+    files = {"high": lora.high, "low": lora.low} if isinstance(lora, LoraOfEach) else {"": lora}
+    return {expert: file for expert, file in files.items() if file is not None}
 
 
 def guided(scale: float | ScaleOfEach) -> bool:
