@@ -31,7 +31,6 @@ from prfl.utils.files import atomic_write
 CHUNK = 8  # chains of a prompt that are drawn at a time
 READ_AT = (0.4, 0.5, 0.7, 0.75, 1.0)  # shares of the steps at which the head reads
 CLEAN_AT = (0.5, 0.75)  # whose clean predictions are kept for other rewards; the end is kept as well
-TOGETHER = 64
 
 Begin = Callable[[list[str], list[int]], Process]
 """(prompts, sample index of each) -> the process of these videos."""
@@ -41,10 +40,14 @@ def nodes_of(steps: int, shares: Sequence[float]) -> list[int]:
     return list(dict.fromkeys(round(share * steps) for share in shares))
 
 
-def draw_chunk(path: Path, begin: Begin, backbone: Backbone, prompts: Sequence[str], number: int) -> None:
-    """Draw chains number * CHUNK and on of every prompt; note what the look reads, and what the oracle says at last."""
+def draw_chunk(
+    path: Path, begin: Begin, backbone: Backbone, prompts: Sequence[str], number: int, together: int
+) -> None:
+    """Draw chains number * CHUNK and on of every prompt; note what the look reads, and what the oracle says at last.
+
+    together: prompts whose chains are drawn at a time.
+    """
     parts: list[dict[str, Tensor]] = []
-    together = TOGETHER // CHUNK
     for first in range(0, len(prompts), together):
         batch = list(prompts[first : first + together])
         with torch.no_grad():
@@ -94,7 +97,13 @@ class Pool:
 
 
 def load_pool(
-    paths: Sequence[Path], prompts: Sequence[str], steps: int, seed: int, backbone: Backbone, pixel: PixelReward | None
+    paths: Sequence[Path],
+    prompts: Sequence[str],
+    steps: int,
+    seed: int,
+    backbone: Backbone,
+    pixel: PixelReward | None,
+    batch: int,
 ) -> Pool:
     """Join the chunks that were drawn, with a table for each reward; the pixel reward reads what is kept, once."""
     chunks = [load_file(path) for path in paths]
@@ -117,14 +126,16 @@ def load_pool(
         "oracle": table({steps: torch.stack(dimensions).mean(0) + verdicts["all"]}),
     }
     if pixel is not None:
-        parts = [_pixel_scores(path, prompts, backbone, pixel) for path in paths]
+        parts = [_pixel_scores(path, prompts, backbone, pixel, batch) for path in paths]
         tables["pixel"] = table(
             {node: torch.cat([part[str(node)] for part in parts], 1) for node in map(int, parts[0])}
         )
     return Pool(prompts, tables, verdicts, columns["pixels"])
 
 
-def _pixel_scores(path: Path, prompts: Sequence[str], backbone: Backbone, pixel: PixelReward) -> dict[str, Tensor]:
+def _pixel_scores(
+    path: Path, prompts: Sequence[str], backbone: Backbone, pixel: PixelReward, batch: int
+) -> dict[str, Tensor]:
     """What the pixel reward says of a chunk's clean predictions, by node; kept beside the chunk."""
     out = path.with_suffix(".pixel.safetensors")
     if not out.exists():
@@ -132,13 +143,13 @@ def _pixel_scores(path: Path, prompts: Sequence[str], backbone: Backbone, pixel:
         condition = backbone.condition(jobs(prompts, CHUNK)[0])
         scores = {}
         for name in (name for name in chunk if name.startswith("clean/")):
-            clean = chunk[name].flatten(0, 1).float()
+            clean = chunk[name].flatten(0, 1).float().to(backbone.facts.device)
             with torch.no_grad():
                 read = [
-                    look.read(clean[first : first + TOGETHER], torch.zeros(()), condition[first : first + TOGETHER])
-                    for first in range(0, len(clean), TOGETHER)
+                    look.read(clean[first : first + batch], torch.zeros(()), condition[first : first + batch])
+                    for first in range(0, len(clean), batch)
                 ]
-            scores[name.removeprefix("clean/")] = torch.cat(read).reshape(len(prompts), CHUNK)
+            scores[name.removeprefix("clean/")] = torch.cat(read).reshape(len(prompts), CHUNK).cpu()
         with atomic_write(out) as temporary:
             save_file({name: column.contiguous() for name, column in scores.items()}, temporary)
     return load_file(out)

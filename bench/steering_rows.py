@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from prfl.backbone import Backbone
@@ -98,11 +99,19 @@ ROWS = (
     | {f"{name} (oracle)": replace(METHODS[name], reward="oracle") for name in CEILING}
 )
 
+# What a setting of Feynman-Kac steering is chosen from, on a seed that no other row is drawn with (--rows tried).
+TRIED = {
+    f"fk of {n}, every {every}, strength {strength}": Row(
+        FkSteering(n, every=every, strength=float(strength)), "head", NOISY
+    )
+    for n, every, strength in product(range(3, 12), (1, 2, 3), (2, 4, 8))
+}
+
 
 class World:
     """A generator at one guidance scale and seed, and the rewards that steer it."""
 
-    def __init__(self, policy: Path | None, guidance: float, seed: int, steps: int) -> None:
+    def __init__(self, policy: Path | None, guidance: float, seed: int, steps: int, batch: int = 64) -> None:
         base = [f"evaluation.seed={seed}", f"evaluation.guidance_scale={guidance}", f"evaluation.steps={steps}"]
         self.config: Config = load_config(CONFIG, base)
         if policy is not None:
@@ -112,14 +121,14 @@ class World:
         if policy is not None:
             load_policy(self.config, self.model)
             self.adapter = policy_adapter_name(self.config)
-        self.settings: SamplingSettings = sampling_settings(self.config)
+        self.settings: SamplingSettings = replace(sampling_settings(self.config), batch=batch)
         self.prices = prices(guidance)
         self.head = load_reward("shapes", self.model, adapter_name="steering")
         self.seed = seed
 
     def look(self, reward: str) -> Look:
         if reward == "pixel":
-            return pixel_look(PixelReward.from_pretrained(PIXEL), self.model, aggregate="logsigmoid")
+            return pixel_look(pixel_reward(self.model), self.model, aggregate="logsigmoid")
         if reward == "random":
             return random_look(self.seed)
         assert reward == "head", "the oracle is asked of the pool alone"
@@ -133,6 +142,10 @@ class World:
     def begin(self, prompts: Sequence[str], indices: Sequence[int]) -> Process:
         looks, schedule = [self.look("head")], self.schedule("euler", self.settings.steps)
         return process_of(self.model, prompts, indices, self.settings, schedule, looks, adapter=self.adapter)
+
+
+def pixel_reward(model: Backbone) -> PixelReward:
+    return PixelReward.from_pretrained(PIXEL, device=model.facts.device)
 
 
 @cache

@@ -23,7 +23,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,24 @@ from torch import Tensor
 
 from bench import steering_pool, studies
 from bench.harness import study_tables
-from bench.steering_rows import CONFIG, PIXEL, PLAIN, ROWS, STEPS, Row, World, a_world, cost_of, method_of, prices
+from bench.steering_rows import (
+    CONFIG,
+    PIXEL,
+    PLAIN,
+    ROWS,
+    STEPS,
+    TRIED,
+    Row,
+    World,
+    a_world,
+    cost_of,
+    method_of,
+    pixel_reward,
+    prices,
+)
 from bench.study_spine import slug
 from prfl.evaluation import metrics, plots
 from prfl.factory.prompts import load_prompts
-from prfl.reward.pixel import PixelReward
 from prfl.rollout.sampling import decode_all, jobs
 from prfl.steering.best_of import BestOf
 from prfl.steering.calls import Calls
@@ -50,8 +63,10 @@ from prfl.utils.files import atomic_write
 
 RUNS = Path("runs/study-steering")
 SAMPLES = 8
-ORDERS = 16  # ways in which a pool's chains are shared out
+ORDERS = 16  # ways in which a pool of 8 chains is shared out; a larger one in fewer
 AIMED = 90  # network calls
+EVERY_ROW = ROWS | TRIED
+MOST = 20  # chains of a row that others are compared with
 NEAR = 0.15  # of its calls: best of N at the end that a row is compared with
 
 
@@ -67,6 +82,7 @@ class Cell:
     seed: int
     steps: int
     prompts: int
+    batch: int = 64
 
     @property
     def folder(self) -> Path:
@@ -75,7 +91,7 @@ class Cell:
 
     @property
     def world(self) -> World:
-        return World(self.policy, self.guidance, self.seed, self.steps)
+        return World(self.policy, self.guidance, self.seed, self.steps, self.batch)
 
     def chunk(self, number: int) -> Path:
         return self.folder / f"chains-{number}.safetensors"
@@ -94,16 +110,17 @@ class Cell:
         if not there:
             return None
         assert there == paths[: len(there)], f"{self.folder}: a chunk is missing between others"
-        pixel = PixelReward.from_pretrained(PIXEL) if PIXEL.exists() else None
-        return steering_pool.load_pool(there, self.tested, self.steps, self.seed, a_world().model, pixel)
+        model = a_world().model
+        pixel = pixel_reward(model) if PIXEL.exists() else None
+        return steering_pool.load_pool(there, self.tested, self.steps, self.seed, model, pixel, self.batch)
 
 
 def draw_pool(cell: Cell, chunks: Sequence[int]) -> None:
     missing = [number for number in chunks if not cell.chunk(number).exists()]
-    world = cell.world if missing else None
+    world, together = cell.world if missing else None, max(1, cell.batch // steering_pool.CHUNK)
     for number in missing:
         assert world is not None
-        steering_pool.draw_chunk(cell.chunk(number), world.begin, world.model, cell.tested, number)
+        steering_pool.draw_chunk(cell.chunk(number), world.begin, world.model, cell.tested, number, together)
         print(cell.chunk(number), flush=True)
 
 
@@ -112,12 +129,12 @@ def draw_row(cell: Cell, name: str, samples: int) -> None:
     out = cell.row(name, samples)
     if out.exists():
         return
-    world, row = cell.world, ROWS[name]
+    world, row = cell.world, EVERY_ROW[name]
     method, _ = method_of(row, cell.guidance, cell.steps)
     every, indices = jobs(cell.tested, samples)
     latents, calls = [], Calls()
     for _, steered in steer(
-        world.model, every, indices, method, replace(world.settings, batch=64), world.schedule(row.solver, cell.steps),
+        world.model, every, indices, method, world.settings, world.schedule(row.solver, cell.steps),
         [world.look(row.reward)], adapter=world.adapter, decode_price=world.prices.decode,
     ):  # fmt: skip
         latents.append(steered.kept.latents.float().cpu())
@@ -164,7 +181,7 @@ def outcome_of(
     count = pool.chains // method.chains
     facts = a_world().schedule("euler", cell.steps), cost_of(row.reward), count, prices(cell.guidance)
     of_prompt, chosen = torch.arange(len(pool.prompts))[:, None], []
-    for number in range(ORDERS if count < pool.chains else 1):
+    for number in range(max(1, ORDERS * SAMPLES // pool.chains) if count < pool.chains else 1):
         order = torch.tensor(rng.permutation(pool.chains, 0, "order", number))
         table = pool.tables[row.reward]
         table = table if row.reward == "random" else table[:, order]  # chance knows no chain
@@ -176,9 +193,10 @@ def outcome_of(
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, float, int, list[Cell]]]:
     """Generator, guidance and steps, and its cells by seed; the most important ones first."""
-    for policy in [None, *([options.policy] if options.policy else [])]:
+    generators = [*([] if options.only_policy else [None]), *([options.policy] if options.policy else [])]
+    for policy in generators:
         for guidance, steps in product(options.guidance, options.steps):
-            seeds = [Cell(policy, guidance, seed, steps, options.prompts) for seed in options.seeds]
+            seeds = [Cell(policy, guidance, seed, steps, options.prompts, options.batch) for seed in options.seeds]
             yield "base" if policy is None else "policy", guidance, steps, seeds
 
 
@@ -187,12 +205,14 @@ def draw(options: argparse.Namespace) -> None:
         for *_, seeds in cells(options):
             for cell in seeds:
                 draw_pool(cell, [number])
-    apart = [name for name in options.rows if not ROWS[name].pooled]
+    apart = [name for name in options.rows if not EVERY_ROW[name].pooled]
     for generator, guidance, steps, seeds in cells(options):
         plain = generator == "base" and guidance == 1
         if steps == options.steps[-1] and (plain or options.everywhere):
             for name, cell in product(apart, seeds):
-                draw_row(cell, name, options.samples)
+                spent = method_of(EVERY_ROW[name], guidance, steps)[1].total
+                if name in ROWS or 0.75 * AIMED < spent <= AIMED:
+                    draw_row(cell, name, options.samples)
 
 
 def study(options: argparse.Namespace) -> dict:
@@ -202,7 +222,7 @@ def study(options: argparse.Namespace) -> dict:
         facts = {"generator": generator, "guidance": guidance, "steps": steps}
         ends: dict[tuple[int, ...], dict[float, list[Outcome]]] = {}
         for name in options.rows:
-            row = ROWS[name]
+            row = EVERY_ROW[name]
             outcomes = [outcome_of(*pair, row, name, options.samples) for pair in pairs]
             there = [(pair, outcome) for pair, outcome in zip(pairs, outcomes, strict=True) if outcome is not None]
             if there:
@@ -248,7 +268,7 @@ Pair = tuple[Cell, steering_pool.Pool | None]
 def ends_of(pairs: Sequence[Pair]) -> dict[float, list[Outcome]]:
     """Best of N at the end by the head, by its calls, for every N that the pools have."""
     rows = {}
-    for count in range(1, min((0 if pool is None else pool.chains) for _, pool in pairs) + 1):
+    for count in range(1, min(MOST, *((0 if pool is None else pool.chains) for _, pool in pairs)) + 1):
         row = Row(BestOf(count, decide_at=(1.0,)))
         outcomes = [outcome_of(*pair, row) for pair in pairs]
         rows[outcomes[0].calls.total] = [each for each in outcomes if each is not None]  # type: ignore[union-attr]
@@ -357,23 +377,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench/results/steering.json"))
     parser.add_argument("--picture", type=Path, default=Path("docs/pictures/steering.png"))
-    parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument(
+        "--rows", choices=(*EVERY_ROW, "tried"), nargs="+", default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
     parser.add_argument("--prompts", type=int, default=32, help="test prompts, the first ones")
     parser.add_argument("--chunks", type=int, default=8, help="of the pools: 8 chains of each prompt and seed in each")
     parser.add_argument("--samples", type=int, default=1, help="of each prompt and seed, of rows without a pool")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(studies.SEEDS))
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="of the chains")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument("--batch", type=int, default=64, help="chains in a network call; on a GPU thousands")
     parser.add_argument("--everywhere", action="store_true", help="rows without a pool of all, too")
     parser.add_argument("--policy", type=Path, metavar="RUN", help="a finished run, whose policy is steered too")
+    parser.add_argument("--only-policy", action="store_true", help="not the base")
     parser.add_argument("--there", action="store_true", help="draw nothing: only what is there, into the results")
+    parser.add_argument("--draw-only", action="store_true", help="no results: another process has other chains to draw")
     parser.add_argument("--add", action="store_true", help="keep the rows of --out that were not drawn again")
     parser.add_argument("--table", action="store_true", help="only print the table and draw the plot of the results")
     options = parser.parse_args()
+    if options.rows == ["tried"]:
+        options.rows = [PLAIN, *TRIED]
     torch.set_num_threads(1)
     if not options.table:
         if not options.there:
             draw(options)
+            if options.draw_only:
+                return
         result = study(options)
         if options.add:
             result = joined(json.loads(options.out.read_text(encoding="utf-8")), result)

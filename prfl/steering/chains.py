@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor
@@ -64,15 +65,22 @@ class Chains:
             counts[group] += 1
         return replace(self, slots=tuple(slots))
 
+    @cached_property
+    def rows_by_group(self) -> Mapping[int, list[int]]:
+        rows: dict[int, list[int]] = {}
+        for row, group in enumerate(self.groups):
+            rows.setdefault(group, []).append(row)
+        return rows
+
     def rows_of(self, group: int) -> list[int]:
-        return [row for row, of_row in enumerate(self.groups) if of_row == group]
+        return self.rows_by_group.get(group, [])
 
     def best(self, count: int) -> list[int]:
         """Rows of the ``count`` chains of each group with the highest last scores, the best first."""
         chosen: list[int] = []
         scores = self.scores
-        for group in dict.fromkeys(self.groups):
-            ranked = sorted(self.rows_of(group), key=lambda row: -scores[row])  # equal ones keep their order
+        for rows in self.rows_by_group.values():
+            ranked = sorted(rows, key=lambda row: -scores[row])  # equal ones keep their order
             chosen += ranked[:count]
         return chosen
 
