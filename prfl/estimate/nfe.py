@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+
+import torch
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
+from prfl.backbone.experts import ScaleOfExperts, scale_at
 from prfl.config.schema import Config
 from prfl.config.sections.evaluation import EvaluationConfig
-from prfl.config.sections.experts import guided
 from prfl.config.sections.reward_gradient import RewardGradientConfig
 from prfl.estimate.rewards import reads_of_a_score
 from prfl.factory.backbone import POLICY
+from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_method
 from prfl.factory.prompts import load_prompts
-from prfl.factory.rollout import build_cheaper, build_schedule
+from prfl.factory.rollout import build_cheaper, build_scale, build_schedule
 from prfl.objective.distance import shares_call
+from prfl.objective.methods.of_experts import sigma_of
 from prfl.objective.reward_gradient import RewardGradient, retains_graph
-from prfl.rollout.plan import StepPlan
+from prfl.rollout.plan import Evaluated, StepPlan
 from prfl.rollout.requirements import requirements
 
 ROLLOUT = "rollout forwards"
@@ -68,8 +73,7 @@ def count_nfe(config: Config, model: Backbone) -> list[NfeCount]:
 
     samples = evaluation_samples(config)
     if samples:
-        calls = samples * (config.evaluation.steps or config.rollout.steps)
-        calls *= 2 if guided(config.evaluation.guidance_scale) else 1
+        calls = samples * calls_of_a_sample(config, model)
         all_counts.append(NfeCount(SAMPLING, calls / training.steps, calls))
     return all_counts
 
@@ -86,17 +90,22 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
     served = rollout.gradients_per_rollout
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
+
+    def branches(k: Evaluated) -> int:
+        return branches_at(model, build_scale(rollout.guidance.scale), sigma_of(schedule, k))
+
     for step in range(config.training.steps):
         step_plan = method.plan(step)
         retained = retains_graph(model, step_plan)
 
         # Up to where the reward is read, without gradient.
-        calls, cheap = 0 if retained else len(step_plan.seeds), 0  # the ends of the trained edges of a stored rollout
+        ends = frozenset() if retained else frozenset(edge.source for edge in step_plan.scored_edges)
+        calls, cheap = ends, frozenset[Evaluated]()  # the ends of the trained edges of a stored rollout
         if step % served == 0:
             plans = [method.plan(later) for later in range(step, step + served)]
             needs = requirements(plans, schedule, rollout.stride, retained, reused=served > 1)
-            calls, cheap = needs.calls, 0 if build_cheaper(config) == EXACT else needs.cheaper_calls
-        counts += _of_plan(step_plan, calls - cheap, cheap, config)
+            calls, cheap = needs.calls, frozenset() if build_cheaper(config) == EXACT else needs.cheaper_calls
+        counts += _of_plan(step_plan, calls - cheap, cheap, branches, rollout.guidance.gradient == "both")
         counts[REWARD] += reads * len(step_plan.seeds)
 
         trained = len(step_plan.plan.trains)
@@ -108,16 +117,38 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
     return counts
 
 
-def _of_plan(step_plan: StepPlan, calls: int, cheap: int, config: Config) -> Counter[str]:
-    """Count the evaluations of a step by kind.  calls, cheap: those without gradient, exact and cheaper ones."""
-    guidance = config.rollout.guidance
-    branches = 2 if guided(guidance.scale) else 1
-    recomputed = len(step_plan.plan.recomputed)
-    both = guidance.gradient == "both"
-    counts = Counter({ROLLOUT: calls * branches, CHEAPER: cheap * branches, GRADIENT: recomputed * (2 if both else 1)})
-    if branches == 2 and not both:
-        counts[UNGUIDED] = recomputed
-    return counts
+def _of_plan(
+    step_plan: StepPlan,
+    calls: Collection[Evaluated],
+    cheap: Collection[Evaluated],
+    branches: Callable[[Evaluated], int],
+    both: bool,
+) -> Counter[str]:
+    """Count the evaluations of a step by kind.
+
+    calls, cheap: those without gradient, exact and cheaper ones.  branches: the network calls of each.
+    both: whether both branches of guidance have gradient.
+    """
+    without = {ROLLOUT: sum(map(branches, calls)), CHEAPER: sum(map(branches, cheap))}
+    recomputed = step_plan.plan.recomputed
+    of_gradient = sum(map(branches, recomputed))
+    if both:
+        return Counter({**without, GRADIENT: of_gradient})
+    return Counter({**without, GRADIENT: len(recomputed), UNGUIDED: of_gradient - len(recomputed)})
+
+
+def branches_at(model: Backbone, scale: float | ScaleOfExperts, sigma: float) -> int:
+    """The network calls of a guided evaluation: one where the scale is 1, as it may be of one of two experts."""
+    there = scale_at(model.facts, scale)
+    return 1 if (there(torch.tensor(sigma)) if callable(there) else there) == 1 else 2
+
+
+def calls_of_a_sample(config: Config, model: Backbone) -> int:
+    """The network calls of a video that is drawn for evaluation."""
+    settings = sampling_settings(config)
+    shape = model.latent_shape(settings.frames, settings.height, settings.width)
+    nodes = settings.chain(model, shape).sigmas[:-1]
+    return sum(branches_at(model, settings.guidance_scale, float(sigma)) for sigma in nodes)
 
 
 def evaluation_samples(config: Config) -> int:

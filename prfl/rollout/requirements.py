@@ -28,15 +28,14 @@ class Requirements:
     exact: frozenset[int]
 
     @property
-    def calls(self) -> int:
+    def calls(self) -> frozenset[Evaluated]:
         """Network evaluations without gradient, up to where the reward is read."""
-        rolled = self.path[:-1]
-        return len(rolled) + len(self.outputs - {*rolled})
+        return frozenset(self.path[:-1]) | self.outputs
 
     @property
-    def cheaper_calls(self) -> int:
-        """How many of them a cheaper rollout need not compute in full."""
-        return len({*self.path[:-1]} - self.exact)
+    def cheaper_calls(self) -> frozenset[Evaluated]:
+        """Those of them that a cheaper rollout need not compute in full."""
+        return frozenset(self.path[:-1]) - self.exact
 
 
 def requirements(

@@ -15,14 +15,17 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe as names
 from prfl.estimate.nfe import count_nfe
+from prfl.factory.evaluation import sampling_settings
 from prfl.factory.objective import build_method, build_rollouts
-from prfl.factory.rollout import build_cheaper
+from prfl.factory.rollout import build_cheaper, build_scale
 from prfl.objective.loss import RewardLoss
 from prfl.objective.reward_gradient import RewardGradient
 from prfl.rollout.guidance import Guidance
+from prfl.rollout.sampling import sample
 from tests.models import copied_architecture, copied_backbone
 from tests.objective.parts import PROMPTS, SHAPE, clips, latent_reward
 from tests.slow import slow_unless
+from tests.wan_experts import save_tiny_experts
 
 STEPS, BATCH = 4, 2
 CHEAPER = "rollout.cheaper.products=float8"
@@ -52,6 +55,11 @@ training: {{steps: {STEPS}, batch: {BATCH}, learning_rate: 1e-4}}
 evaluation: {{every: 0}}
 """)
     return lambda *overrides: load_config(path, overrides)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_experts(tmp_path_factory.mktemp("experts") / "tiny-a14b")
 
 
 def counted(config: Config, model: Backbone) -> dict[str, int]:
@@ -127,6 +135,21 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     steps = STEPS if CHEAPER in overrides or "gradients_per_rollout" in " ".join(overrides) else 2
     config = make(*overrides, f"training.steps={steps}")
     model = copied_backbone(config)
+    made, counts = calls_made(config, model), counted(config, model)
+    check_counts(made, counts)
+    assert (made["rough"] > 0) == (CHEAPER in overrides)
+    assert counts.get(names.RECOMPUTED, 0) == (counts[names.GRADIENT] if model.running.checkpointing != "none" else 0)
+
+
+def check_counts(made: Counter[str], counts: dict[str, int]) -> None:
+    assert made["with gradient"] == counts[names.GRADIENT]
+    assert made["rough"] == counts.get(names.CHEAPER, 0)
+    assert made["without"] == sum(counts.get(name, 0) for name in (names.ROLLOUT, names.UNGUIDED, names.DISTANCE))
+    assert made["reward"] == counts[names.REWARD]
+
+
+def calls_made(config: Config, model: Backbone) -> Counter[str]:
+    """The evaluations of one sample that the objective makes in the steps of the run."""
     made: Counter[str] = Counter()
     velocity, features = model.velocity, model.features
 
@@ -146,19 +169,58 @@ def test_the_objective_makes_the_calls_that_were_counted(make: Callable[..., Con
     objective = RewardGradient(
         model, build_method(config, model), LatentScorer(latent_reward(model, False)),
         RewardLoss({"motion": 1.0}, shape="linear"), PROMPTS, SHAPE,
-        guidance=Guidance(guidance.scale, guidance.gradient),
+        guidance=Guidance(build_scale(guidance.scale), guidance.gradient),
         distance_weight=config.objective.distance_weight,  # type: ignore[union-attr]
         stride=config.rollout.stride, rollouts=build_rollouts(config), cheaper=build_cheaper(config),
         clips=clips(SHAPE, {prompt: model.condition([prompt]) for prompt in PROMPTS}),
     )  # fmt: skip
-    for step in range(steps):
+    for step in range(config.training.steps):
         objective.accumulate(step, range(step * BATCH, (step + 1) * BATCH))
-    found = counted(config, model)
-    assert made["with gradient"] == found[names.GRADIENT]
-    assert made["rough"] == found.get(names.CHEAPER, 0) and (made["rough"] > 0) == (CHEAPER in overrides)
-    assert made["without"] == sum(found.get(name, 0) for name in (names.ROLLOUT, names.UNGUIDED, names.DISTANCE))
-    assert made["reward"] == found[names.REWARD]
-    assert found.get(names.RECOMPUTED, 0) == (found[names.GRADIENT] if model.running.checkpointing != "none" else 0)
+    return made
+
+
+@pytest.mark.parametrize("scales", [{"high": 1.0, "low": 3.0}, {"high": 4.0, "low": 1.0}, {"high": 4.0, "low": 3.0}])
+@pytest.mark.parametrize(
+    "overrides",
+    slow_unless(
+        lambda overrides: len(overrides) == 1,
+        [
+            ["objective={name: full_chain}"],
+            ["objective={name: prfl, handoff: clean}", "rollout.stride=2"],
+            ["objective={name: prfl, handoff: clean}", "rollout.gradients_per_rollout=2"],
+            ["objective={name: prfl, handoff: clean}", "backbone.checkpointing=full", CHEAPER],
+        ],
+    ),
+)
+@pytest.mark.parametrize("gradient", ["cond", "both"])
+def test_an_expert_at_scale_one_is_called_once(
+    make: Callable[..., Config], overrides: list[str], gradient: str, scales: dict[str, float], experts: Path
+) -> None:
+    high, low = scales.values()
+    guidance = f"rollout.guidance={{scale: {{high: {high}, low: {low}}}, gradient: {gradient}}}"
+    config = make(*overrides, guidance, f"backbone.model={experts}", f"training.steps={STEPS}")
+    model = copied_backbone(config)
+    check_counts(calls_made(config, model), counted(config, model))
+
+
+def test_an_evaluation_sample_is_guided_by_each_experts_scale(
+    make: Callable[..., Config], tmp_path: Path, experts: Path
+) -> None:
+    """At shift 3 and 5 steps two are the high-noise expert's."""
+    drawn = [f"backbone.model={experts}", f"data.prompts.test={tmp_path}/more.txt", "evaluation.final_samples=2"]
+    for scales, calls in (
+        ("{high: 1, low: 3}", 2 + 6),
+        ("{high: 4, low: 1}", 4 + 3),
+        ("{high: 4, low: 3}", 10),
+        (1, 5),
+    ):
+        config = make(*drawn, f"evaluation.guidance_scale={scales}", "objective={name: full_chain}")
+        model = copied_backbone(config)
+        assert counted(config, model)[names.SAMPLING] == 2 * 2 * calls  # of base and policy
+        made, velocity = [], model.velocity
+        model.velocity = lambda *inputs, made=made, velocity=velocity: made.append(1) or velocity(*inputs)  # type: ignore[method-assign]
+        sample(model, PROMPTS[:1], [0], sampling_settings(config))
+        assert len(made) == calls
 
 
 def test_chains_that_start_from_data_need_no_rollout(make: Callable[..., Config]) -> None:
