@@ -105,6 +105,14 @@ def highest_read(facts: Facts) -> float:
     return float(below)
 
 
+def lowest_of_high(facts: Facts) -> float:
+    """The lowest noise level at which the expert for high noise predicts."""
+    above = torch.tensor(highest_read(facts), dtype=torch.float32)
+    while not bool(is_high(facts, above)):
+        above = torch.nextafter(above, torch.ones(()))
+    return float(above)
+
+
 def check_read(facts: Facts, sigma: Tensor) -> None:
     """Raise PrflError for a noise level at which the expert for high noise predicts: no reward reads that one."""
     if facts.boundary is None or sigma.is_meta or not bool(is_high(facts, sigma).any()):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from prfl.backbone import Facts
-from prfl.backbone.experts import HIGH, LOW, expert_networks, is_high, loras_by_network
+from prfl.backbone.experts import HIGH, LOW, expert_networks, highest_read, is_high, loras_by_network, lowest_of_high
 from prfl.backbone.families import FAMILIES
 from prfl.config.schema import Config
 from prfl.config.sections.experts import LoraOfEach, RateOfEach, ScaleOfEach, loras_of
@@ -39,6 +39,13 @@ def trained_sigma(config: Config, facts: Facts) -> float:
     if facts.boundary is None:
         return 0.5
     return 1.0 if trained_experts(config, facts) == [HIGH] else facts.boundary / 2
+
+
+def trained_range(config: Config, facts: Facts) -> tuple[float, float]:
+    """The lowest and the highest noise level at which a network predicts that is trained."""
+    trained = trained_experts(config, facts)
+    lowest = lowest_of_high(facts) if trained == [HIGH] else 0.0
+    return lowest, highest_read(facts) if trained == [LOW] else 1.0
 
 
 def one_resident(config: Config) -> bool:
@@ -79,11 +86,6 @@ def check_experts(config: Config, facts: Facts) -> None:
     if isinstance(rate, RateOfEach) and len(trained) == 1:
         what = f"the {trained[0]}-noise expert alone is trained (backbone.experts.train)"
         raise PrflError(what, where="training.learning_rate", fix=f"give one number, as {getattr(rate, trained[0]):g}")
-    if len(trained) == 1 and (
-        config.objective.name == "sft" or (config.reward_gradient and config.reward_gradient.sft)
-    ):
-        what = "SFT draws every noise level, and one expert alone is trained"
-        raise PrflError(what, where="backbone.experts.train", fix="train: [high, low], or leave objective.sft out")
 
 
 def check_loras(config: Config, facts: Facts) -> None:

@@ -27,7 +27,7 @@ from prfl.data.dataset import LatentDataset, PairDataset
 from prfl.factory.backbone import POLICY, policy_adapter_name
 from prfl.factory.by_name import build_by_name
 from prfl.factory.data import Dataset
-from prfl.factory.experts import of_experts
+from prfl.factory.experts import of_experts, trained_range
 from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import Reward, TrainableReward
 from prfl.factory.rollout import build_cheaper, build_scale, build_schedule, chain_shift
@@ -122,6 +122,7 @@ def build_sft(config: Config, model: Backbone, clips: Dataset) -> Sft:
         prompt_dropout=settings.prompt_dropout,
         shift=chain_shift(config, model),
         scale=regulariser.weight if regulariser else 1.0,
+        within=trained_range(config, model.facts),
     )
 
 

@@ -19,6 +19,7 @@ from prfl.reward.latent import LatentReward
 from prfl.reward.scores import Scores
 from prfl.rollout.flow import add_noise, shift_sigmas
 from prfl.utils import rng
+from prfl.utils.schedule import unshifted
 from prfl.utils.timing import Clock
 
 SigmaSampling = Literal["uniform", "shifted", "mixture"]
@@ -32,7 +33,7 @@ def draw_sigma(
     highest: where they end, if not at 1; below it they are spread alike.
     """
     u = rng.uniform(seed, "preference/sigma", step, indices)
-    shifted = shift_sigmas(u * (highest / (shift - (shift - 1) * highest)), shift)
+    shifted = shift_sigmas(u * unshifted(highest, shift), shift)
     u = u * highest
     if sampling == "mixture":
         even = rng.uniform(seed, "preference/sigma_kind", step, indices) < 0.5

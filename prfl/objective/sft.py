@@ -15,6 +15,7 @@ from prfl.data.dataset import LatentDataset
 from prfl.rollout.flow import add_noise, shift_sigmas, velocity_target
 from prfl.utils import rng
 from prfl.utils.order import shuffled, shuffled_alike
+from prfl.utils.schedule import unshifted
 from prfl.utils.timing import Clock
 
 
@@ -34,6 +35,8 @@ class SftBatch:
 class Sft:
     """scale * mean over elements of (v(x_sigma, sigma, condition) - (noise - x0))^2, sigma = shift(u), u ~ U[0, 1).
 
+    within: the lowest and the highest noise level that is drawn, spread between them as without such ends.
+
     adapter: the adapter that is trained, or None for full fine-tuning: then every weight of the transformer that
     requires a gradient.  prompt_dropout: probability of the empty prompt, so that guidance keeps working.
     """
@@ -45,6 +48,7 @@ class Sft:
     prompt_dropout: float = 0.1
     shift: float = 1.0
     scale: float = 1.0
+    within: tuple[float, float] = (0.0, 1.0)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return self.backbone.parameters(self.adapter)
@@ -60,7 +64,8 @@ class Sft:
         batch = self.dataset.get(self.order(indices))
         clean = batch.latents.to(device, torch.float32)
         noise = rng.normal(clean.shape[1:], self.seed, "sft/noise", step, indices).to(clean)
-        u = rng.uniform(self.seed, "sft/sigma", step, indices)
+        first, last = (unshifted(end, self.shift) for end in self.within)
+        u = first + (last - first) * rng.uniform(self.seed, "sft/sigma", step, indices)
         dropped = (rng.uniform(self.seed, "sft/dropout", step, indices) < self.prompt_dropout).tolist()
         condition = drop_prompts(batch.condition.to(device), self.dataset.unconditional(batch.condition), dropped)
         return SftBatch(clean, noise, shift_sigmas(u, self.shift).to(clean), condition, batch.prompts, dropped)

@@ -11,6 +11,11 @@ def shift_sigmas(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
+def unshifted(sigma: float, shift: float) -> float:
+    """The time that ``shift_sigmas`` moves to this sigma."""
+    return sigma / (1 + (shift - 1) * (1 - sigma))
+
+
 def chain_sigmas(steps: int, shift: float) -> Tensor:
     """The N + 1 sigmas of an N-step chain, float64, from 1 (noise) to 0 (clean)."""
     if steps < 1:

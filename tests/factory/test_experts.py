@@ -24,7 +24,7 @@ from prfl.evaluation.reward_eval import levels, up_to
 from prfl.export.run import write_merged
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.evaluation import sampling_settings
-from prfl.factory.objective import build_method
+from prfl.factory.objective import build_method, build_sft
 from prfl.factory.policy import load_policy, save_policy
 from prfl.factory.rollout import build_scale, build_schedule
 from prfl.objective.loss import RewardLoss
@@ -39,6 +39,7 @@ from prfl.training.loop import group_sizes
 from prfl.training.optimizer import adamw, apply
 from prfl.utils.errors import PrflError
 from tests.objective.parts import PROMPTS, stir
+from tests.objective.test_sft import dataset
 from tests.slow import slow_unless
 from tests.wan_experts import BOUNDARY, save_tiny_experts
 from tests.wan_image import SHAPE
@@ -271,6 +272,27 @@ def test_samples_are_guided_by_each_experts_scale(make: Callable[..., Config]) -
             )
     torch.testing.assert_close(sample(model, PROMPTS[:1], [0], settings), x.float(), rtol=1e-4, atol=1e-5)
     assert SamplingSettings.read(json.loads(json.dumps(asdict(settings)))) == settings
+
+
+@pytest.mark.parametrize("train", ["high", "low"])
+def test_sft_of_one_expert_draws_its_noise_levels(
+    make: Callable[..., Config], train: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = ["reward=null", "objective={name: sft}", "data.manifest=absent.jsonl"]
+    configs = [make(*sft, f"backbone.experts={{train: {each}}}") for each in (f"[{train}]", "[high, low]")]
+    models = [build_backbone(config) for config in configs]
+    objectives = [build_sft(config, model, dataset(model)) for config, model in zip(configs, models, strict=True)]
+    (one, both), facts = (objective.draw(0, range(600)).sigma for objective in objectives), models[0].facts
+    assert is_high(facts, one).tolist() == [train == "high"] * 600
+    there = both[is_high(facts, both) == (train == "high")]
+    assert 100 < len(there) < 500
+    for share in (0.1, 0.5, 0.9):  # spread as they were
+        torch.testing.assert_close(one.quantile(share), there.quantile(share), rtol=0, atol=0.05)
+    objectives[0].accumulate(0, range(4))
+    assert all(parameter.grad is not None for parameter in objectives[0].parameters().values())
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    monkeypatch.setattr("prfl.utils.rng.uniform", lambda *draw: ends)
+    assert is_high(facts, objectives[0].draw(0, [0, 1]).sigma).tolist() == [train == "high"] * 2
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
