@@ -26,7 +26,7 @@ def load_backbone(
     files: Mapping[str, Path] | None = None,
     base_lora: Path | Mapping[str, Path] | None = None,
 ) -> Backbone:
-    """Load a video model (Wan 2.1, Wan 2.2 TI2V-5B, CogVideoX, ModelScope) from a diffusers folder or a hub id.
+    """Load a video model of a family that prfl has (README: Models and cards) from a diffusers folder or a hub id.
 
     ``shapes`` is the one inside the package.
 
