@@ -44,7 +44,9 @@ def gate(own: Leaves) -> Sequence[Tensor]:
 
 
 def low_rank(own: Leaves, dropout: float = 0.0) -> Sequence[Tensor]:
-    weight = random(6, WIDTH, seed=7, dtype=own["x"].dtype, device=str(own["x"].device))
+    # By torch's operations on the device, which a compiled function and a captured graph may hold.
+    numbers = torch.arange(6 * WIDTH, dtype=torch.float32, device=own["x"].device).sin()
+    weight = numbers.reshape(6, WIDTH).to(own["x"].dtype)
     projection = Projection(weight, None, own["lora_a"], own["lora_b"], 0.5)
     gelu = torch.nn.functional.gelu(own["x"], approximate="tanh")
     return lora_linears(gelu, [projection], source=Gelu(own["x"]), dropout=dropout)
