@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -69,22 +68,6 @@ def is_high(facts: Facts, sigma: Float[Tensor, "*sigma"]) -> Bool[Tensor, "*sigm
     assert facts.boundary is not None, "the model has no two experts"
     timestep_of_one = facts.schedule[1]
     return sigma.float() * timestep_of_one >= facts.boundary * timestep_of_one
-
-
-@dataclass(frozen=True)
-class ScaleOfExperts:
-    """A scale of guidance for each of two experts."""
-
-    high: float
-    low: float
-
-
-def scale_at(facts: Facts, scale: float | ScaleOfExperts) -> float | Callable[[Tensor], float]:
-    """The scale of guidance as ``guided_network`` takes it: a number, or the number at a noise level."""
-    if not isinstance(scale, ScaleOfExperts):
-        return scale
-    high, low = scale.high, scale.low
-    return high if high == low else lambda sigma: high if bool(is_high(facts, sigma)) else low
 
 
 def networks_read(facts: Facts) -> tuple[str, ...] | None:

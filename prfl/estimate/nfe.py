@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import torch
-
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT
-from prfl.backbone.experts import ScaleOfExperts, scale_at
+from prfl.backbone.guidance_scale import branches_at
 from prfl.config.schema import Config
 from prfl.config.sections.evaluation import EvaluationConfig
 from prfl.config.sections.reward_gradient import RewardGradientConfig
@@ -91,8 +89,10 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
     counts: Counter[str] = Counter()
     reads = reads_of_a_score(config)
 
+    scale = build_scale(rollout.guidance.scale, rollout.guidance.first_frame)
+
     def branches(k: Evaluated) -> int:
-        return branches_at(model, build_scale(rollout.guidance.scale), sigma_of(schedule, k))
+        return branches_at(model.facts, scale, sigma_of(schedule, k))
 
     for step in range(config.training.steps):
         step_plan = method.plan(step)
@@ -111,7 +111,7 @@ def _reward_gradient(config: Config, objective: RewardGradientConfig, model: Bac
         trained = len(step_plan.plan.trains)
         if objective.distance_weight:
             counts[DISTANCE] += trained
-            counts[GRADIENT] += 0 if shares_call(model, POLICY, step_plan, rollout.guidance.scale) else trained
+            counts[GRADIENT] += 0 if shares_call(model, POLICY, step_plan, scale) else trained
         elif step % RewardGradient.distance_every == 0:
             counts[DISTANCE] += 2 * trained
     return counts
@@ -137,18 +137,12 @@ def _of_plan(
     return Counter({**without, GRADIENT: len(recomputed), UNGUIDED: of_gradient - len(recomputed)})
 
 
-def branches_at(model: Backbone, scale: float | ScaleOfExperts, sigma: float) -> int:
-    """The network calls of a guided evaluation: one where the scale is 1, as it may be of one of two experts."""
-    there = scale_at(model.facts, scale)
-    return 1 if (there(torch.tensor(sigma)) if callable(there) else there) == 1 else 2
-
-
 def calls_of_a_sample(config: Config, model: Backbone) -> int:
     """The network calls of a video that is drawn for evaluation."""
     settings = sampling_settings(config)
     shape = model.latent_shape(settings.frames, settings.height, settings.width)
     nodes = settings.chain(model, shape).sigmas[:-1]
-    return sum(branches_at(model, settings.guidance_scale, float(sigma)) for sigma in nodes)
+    return sum(branches_at(model.facts, settings.guidance_scale, float(sigma)) for sigma in nodes)
 
 
 def evaluation_samples(config: Config) -> int:

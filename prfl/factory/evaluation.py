@@ -41,7 +41,7 @@ def sampling_settings(config: Config) -> SamplingSettings:
         steps=evaluation.steps or config.rollout.steps,
         shift=config.rollout.shift,
         solver=config.rollout.sampling_solver,
-        guidance_scale=build_scale(evaluation.guidance_scale),
+        guidance_scale=build_scale(evaluation.guidance_scale, evaluation.guidance_first_frame),
         batch=evaluation.batch,
         seed=evaluation.seed,
     )

@@ -185,7 +185,7 @@ def build_reward_gradient(config: Config, model: Backbone, reward: Reward, clips
         load_prompts(config.data)["train"],
         latent_shape,
         adapter=POLICY,
-        guidance=Guidance(build_scale(guidance.scale), guidance.gradient),
+        guidance=Guidance(build_scale(guidance.scale, guidance.first_frame), guidance.gradient),
         distance_weight=objective.distance_weight,
         step_weight=config.rollout.step_weight,
         clips=starts,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import Cheaper
-from prfl.backbone.experts import ScaleOfExperts
+from prfl.backbone.guidance_scale import Scale, ScaleOfExperts, ScaleOfFrames
 from prfl.config.schema import Config
 from prfl.config.sections.experts import ScaleOfEach
 from prfl.factory.by_name import build_by_name
@@ -29,9 +29,11 @@ def build_schedule(config: Config, model: Backbone) -> SolverSchedule:
     return build_by_name(SOLVERS[config.rollout.solver], config.rollout, sigmas=chain_sigmas(config, model))
 
 
-def build_scale(scale: float | ScaleOfEach) -> float | ScaleOfExperts:
-    """A scale of guidance, or one of each expert."""
-    return ScaleOfExperts(scale.high, scale.low) if isinstance(scale, ScaleOfEach) else scale
+def build_scale(scale: float | ScaleOfEach, first_frame: float | None = None) -> Scale:
+    """A scale of guidance; of each expert, or from the first frame to the last, where the config says so."""
+    if isinstance(scale, ScaleOfEach):
+        return ScaleOfExperts(scale.high, scale.low)
+    return scale if first_frame is None else ScaleOfFrames(first_frame, scale)
 
 
 def build_cheaper(config: Config) -> Cheaper:

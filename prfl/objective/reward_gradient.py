@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prfl.backbone import Backbone
 from prfl.backbone.cheaper import EXACT, Cheaper
 from prfl.backbone.condition import Condition, unconditional, with_unconditional
-from prfl.backbone.experts import scale_at
+from prfl.backbone.guidance_scale import scale_at
 from prfl.backbone.kernels import cheaper_calls
 from prfl.data.conditions import recall, remember
 from prfl.data.dataset import LatentDataset

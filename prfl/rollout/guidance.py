@@ -17,7 +17,7 @@ from prfl.utils.errors import PrflError
 class Guidance:
     """How strong guidance is while training, and where its gradient goes: see ``guided_network``.
 
-    scale: of two experts one of each (``experts.ScaleOfExperts``).
+    scale: a ``guidance_scale.Scale``.
     """
 
     scale: Any = 1.0
@@ -29,7 +29,7 @@ def guided_network(
     condition: Any,
     empty_condition: Any = None,
     *,
-    scale: float | Callable[[Tensor], float] = 1.0,
+    scale: float | Callable[[Tensor, Tensor], float | Tensor] = 1.0,
     gradient: Literal["none", "cond", "both"] = "none",
 ) -> Network:
     """Close ``velocity(latents, sigma, condition)`` over its condition and guidance; c = condition, u = empty.
@@ -38,7 +38,7 @@ def guided_network(
     cond: v = sg(v_u) + scale (v_c - sg(v_u)): gradient through the conditional branch only; u runs without autograd.
     both: v = v_u + scale (v_c - v_u): gradient through both, both graphs alive at once.
     At scale 1 every mode is v_c and makes one call.  ``empty_condition`` has the batch size of ``condition``.
-    scale: a number, or the number at a noise level.
+    scale: a number, or what it is at (latents, sigma): a number, or one of each frame.
     Raises PrflError for "none" with another scale, and where guidance lacks its empty condition.
     """
     if gradient == "none" and scale != 1:
@@ -50,8 +50,8 @@ def guided_network(
         raise PrflError(f"guidance scale {scale} without an empty condition", fix="give the condition of the prompt ''")
 
     def network(latents: Tensor, sigma: Tensor) -> Tensor:
-        factor = scale(sigma) if callable(scale) else scale
-        if factor == 1:
+        factor = scale(latents, sigma) if callable(scale) else scale
+        if isinstance(factor, float | int) and factor == 1:
             return velocity(latents, sigma, condition)
         with torch.set_grad_enabled(torch.is_grad_enabled() and gradient == "both"):
             unconditional = velocity(latents, sigma, empty_condition)

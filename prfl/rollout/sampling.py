@@ -16,8 +16,8 @@ from torch import Tensor
 
 from prfl.backbone import Backbone
 from prfl.backbone.condition import unconditional
-from prfl.backbone.experts import ScaleOfExperts, scale_at
 from prfl.backbone.flow_form import ended
+from prfl.backbone.guidance_scale import Scale, read_scale, scale_at
 from prfl.backbone.network import on_host
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import SOLVERS, SolverSchedule
@@ -30,8 +30,7 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without; of
-    two experts one of each.
+    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without.
 
     solver: one without noise, so that samples that are compared differ in nothing but what is compared.
     """
@@ -41,7 +40,7 @@ class SamplingSettings:
     width: int
     steps: int
     shift: float | None = None
-    guidance_scale: float | ScaleOfExperts = 1.0
+    guidance_scale: Scale = 1.0
     batch: int = 32
     seed: int = 0
     solver: str = "euler"
@@ -49,9 +48,8 @@ class SamplingSettings:
     @staticmethod
     def read(saved: Mapping[str, Any]) -> SamplingSettings:
         """Settings as ``asdict`` gives them and JSON holds them."""
-        scale = saved.get("guidance_scale")
-        scales = {"guidance_scale": ScaleOfExperts(**scale)} if isinstance(scale, Mapping) else {}
-        return SamplingSettings(**{**saved, **scales})
+        scale = read_scale(saved.get("guidance_scale", SamplingSettings.guidance_scale))
+        return SamplingSettings(**{**saved, "guidance_scale": scale})
 
     def chain(self, backbone: Backbone, shape: Sequence[int]) -> SolverSchedule:
         """The chain of latents of this state."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prfl.backbone import Backbone, Condition
 from prfl.backbone.condition import unconditional
-from prfl.backbone.experts import scale_at
 from prfl.backbone.flow_form import ended, start_size
+from prfl.backbone.guidance_scale import scale_at
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.sampling import SamplingSettings
 from prfl.rollout.solvers import SolverSchedule

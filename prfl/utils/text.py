@@ -38,10 +38,10 @@ def html_text(text: object) -> str:
 
 
 def of_experts(value: float | Mapping[str, float]) -> str:
-    """Write a number, or one of each of two experts: ``4 (high), 3 (low)``."""
-    return (
-        ", ".join(f"{each:g} ({name})" for name, each in value.items()) if isinstance(value, Mapping) else f"{value:g}"
-    )
+    """Write a number, or one of each of two experts or frames: ``4 (high), 3 (low)``, ``1 (first frame), ...``."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{each:g} ({name.replace('_', ' ')})" for name, each in value.items())
+    return f"{value:g}"
 
 
 def markdown_cell(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from PIL import Image
 from prfl.backbone import Ask, load_architecture, load_backbone
 from prfl.backbone.condition import EMBEDS, LENGTHS
 from prfl.backbone.first_frame import FRAME
+from prfl.backbone.guidance_scale import ScaleOfFrames
 from prfl.backbone.svd.family import SVD
 from prfl.backbone.svd.model import ADDED, MOTION, PICTURE_NOISE, SvdBackbone
+from prfl.rollout.sampling import SamplingSettings, sample
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
 from tests.svd import SHAPE, save_tiny_svd
@@ -103,6 +106,24 @@ def test_frames_are_decoded_in_chunks_as_by_the_pipeline(
     clip = torch.rand(1, 3, 5, 16, 16)
     frames = [model.encode(clip[:, :, [index]]) for index in range(5)]
     torch.testing.assert_close(model.encode(clip), torch.cat(frames, dim=2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_video_is_drawn_as_by_the_pipelines_defaults(
+    model: SvdBackbone, folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guidance from 1 at the first frame to 3 at the last, 7 frames a second: nothing of the call but its size."""
+    pipe = StableVideoDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(1))
+    how = dict(height=16, width=16, num_frames=3, num_inference_steps=5, generator=torch.Generator().manual_seed(0))
+    theirs = pipe(Image.open(ask.image), **how, latents=noise.transpose(1, 2).clone(), output_type="latent").frames
+    monkeypatch.setattr("prfl.rollout.sampling.start_noise", lambda *inputs: noise)
+    settings = SamplingSettings(3, 16, 16, 5, guidance_scale=ScaleOfFrames(1.0, 3.0))
+    ours = sample(model, [ask], [0], settings)
+    largest = float(theirs.abs().max())
+    assert float((ours - theirs.transpose(1, 2)).abs().max()) < 1e-5 * largest
+    even = sample(model, [ask], [0], replace(settings, guidance_scale=3.0))
+    assert float((even - ours).abs().max()) > 1e-2 * largest, "the first frames differ"
 
 
 def test_schedulers_that_are_not_euler_on_the_flow(tmp_path: Path) -> None:

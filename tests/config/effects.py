@@ -86,6 +86,10 @@ EFFECTS: dict[str, tuple] = {
     ),
     "PixelRewardConfig.path": ("step", VADER, [], *sides("reward.path", "heads/pixel", "heads/pixels")),
     "GuidanceConfig.scale": ("step", PRFL, ["rollout.guidance.gradient=cond"], *sides("rollout.guidance.scale", 2, 3)),
+    "GuidanceConfig.first_frame": (
+        "step", PRFL, ["rollout.guidance={scale: 3, gradient: cond}"],
+        *sides("rollout.guidance.first_frame", "null", 1.0),
+    ),
     "GuidanceConfig.gradient": (
         "step", PRFL, ["rollout.guidance.scale=3"], *sides("rollout.guidance.gradient", "cond", "both"),
     ),
@@ -210,6 +214,9 @@ EFFECTS: dict[str, tuple] = {
         f"EvaluationConfig.{key}": ("sampled", SFT, [], *sides(f"evaluation.{key}", *two))
         for key, two in {"steps": (1, 2), "guidance_scale": (1.0, 3.0), "batch": (1, 2), "seed": (0, 1)}.items()
     },
+    "EvaluationConfig.guidance_first_frame": (
+        "sampled", SFT, ["evaluation.guidance_scale=3"], *sides("evaluation.guidance_first_frame", "null", 1.0),
+    ),
     **{
         f"EvaluationConfig.{key}": ("watched", PRFL, shared, *sides(f"evaluation.{key}", *two))
         for key, shared, two in (

@@ -97,6 +97,12 @@ RULES = [
     (["training.batch=3", "training.accumulation=2"], "training.accumulation: 2 does not divide"),
     (["rollout.guidance.scale=3"], "rollout.guidance: gradient: none goes with scale: 1"),
     (["rollout.guidance.gradient=both"], "rollout.guidance: gradient: none goes with scale: 1"),
+    (["rollout.guidance.first_frame=2"], "rollout.guidance.first_frame: at scale 1 there is no guidance"),
+    (["evaluation.guidance_first_frame=2"], "evaluation.guidance_first_frame: at scale 1 there is no guidance"),
+    (
+        ["evaluation.guidance_scale={high: 4, low: 3}", "evaluation.guidance_first_frame=1"],
+        "evaluation.guidance_first_frame: guidance goes from frame to frame, or has a scale of each expert",
+    ),
     (["objective.steps_range=[0.5, 0.5]"], "objective.steps_range: needs 0 <= low < high <= 1"),
     (["data.manifest=a.jsonl"], "data.generator: data.manifest is given too"),
     (["objective.sft=null"], "data: clips are given that nobody reads"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from prfl.config.section import SEEDS, Fault, Section, Source, place, unread
-from prfl.config.sections.experts import GuidanceScale
+from prfl.config.sections.experts import FirstFrame, GuidanceScale, first_frame_faults
 from prfl.config.sections.public_rewards import CallableConfig, CriticConfig
 from prfl.utils.metrics_file import HELD_OUT, measure_name
 
@@ -73,6 +73,9 @@ class EvaluationConfig(Section):
     guidance_scale: GuidanceScale = Field(
         default=1.0, description="Guidance scale of the samples; of two experts {high: 4.0, low: 3.0}."
     )
+    guidance_first_frame: FirstFrame = Field(
+        default=None, description="Guidance scale of the samples' first frame, as rollout.guidance.first_frame."
+    )
     batch: int = Field(default=32, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples: the same noise in every round.")
 
@@ -93,6 +96,8 @@ class EvaluationConfig(Section):
         return [name for name in ("held_out_reward", "held_out_critic", "held_out_callable") if getattr(self, name)]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
+        where = "evaluation.guidance_first_frame"
+        yield from first_frame_faults(where, self.guidance_first_frame, self.guidance_scale)
         if config.trains_reward:
             # The other keys of samples are read by `prfl sample --per-prompt`, which draws videos to be labelled.
             reader = f"objective {config.objective.name} measures no videos and"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from prfl.config.section import MAY_CHANGE, FolderOrFile, Section, place
+from prfl.config.section import MAY_CHANGE, Fault, FolderOrFile, Section, place
 
 
 class ScaleOfEach(Section):
@@ -26,6 +27,7 @@ class LoraOfEach(Section):
 
 
 GuidanceScale = Annotated[float, Field(ge=1)] | ScaleOfEach
+FirstFrame = Annotated[float, Field(ge=1)] | None
 Rate = Annotated[float, Field(gt=0)] | RateOfEach
 
 
@@ -52,6 +54,14 @@ def loras_of(lora: Path | LoraOfEach | None) -> dict[str, Path]:
 def guided(scale: float | ScaleOfEach) -> bool:
     """Whether guidance does something: at a scale of 1 it does not."""
     return scale != 1 if isinstance(scale, float | int) else (scale.high, scale.low) != (1, 1)
+
+
+def first_frame_faults(key: str, first: float | None, scale: float | ScaleOfEach) -> Iterator[Fault]:
+    """What is wrong with a scale of the first frame beside that of the last."""
+    if first is not None and isinstance(scale, ScaleOfEach):
+        yield key, "guidance goes from frame to frame, or has a scale of each expert; give one number as scale"
+    elif first is not None and scale == 1:
+        yield key, "at scale 1 there is no guidance; give a larger scale, of the last frame, or remove it"
 
 
 def text_of(value: float | ScaleOfEach | RateOfEach) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from prfl.config.section import Fault, Section, unread
-from prfl.config.sections.experts import GuidanceScale, guided
+from prfl.config.sections.experts import FirstFrame, GuidanceScale, first_frame_faults, guided
 
 if TYPE_CHECKING:
     from prfl.config.schema import Config
@@ -20,6 +20,11 @@ class GuidanceConfig(Section):
         default=1.0,
         description="Guidance scale in training; 1 is without, anything else doubles the network calls. Of two experts "
         "{high: 4.0, low: 3.0}.",
+    )
+    first_frame: FirstFrame = Field(
+        default=None,
+        description="Guidance scale of the first frame, from which it goes evenly to scale at the last, as in SVD's "
+        "pipeline from 1 to 3; null is scale for all.",
     )
     gradient: Literal["none", "cond", "both"] = Field(
         default="none", description="none: no guidance. cond: gradient through the conditional branch. both: both."
@@ -124,6 +129,7 @@ class RolloutConfig(Section):
                 "rollout.guidance",
                 "gradient: none goes with scale: 1; a larger scale needs gradient: cond or both",
             )
+        yield from first_frame_faults("rollout.guidance.first_frame", self.guidance.first_frame, self.guidance.scale)
         others = dict.fromkeys(key for facts in SOLVERS.values() for key in facts.keys)
         unused = [key for key in others if key not in self.solver_facts.keys]
         yield from unread(self, "rollout", unused, f"solver {self.solver}")
