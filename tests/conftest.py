@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,9 +125,17 @@ def tiny_run(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def tiny_backbone(tiny_pipeline_folder: Path) -> Backbone:
-    """A fresh one per test, so that adapters added by one test are not seen by the next."""
+@pytest.fixture(scope="session")
+def loaded_tiny_backbone(tiny_pipeline_folder: Path) -> Backbone:
+    """Read only: the model of that folder, with its text encoder."""
     from prfl.backbone import load_backbone
 
-    return load_backbone(tiny_pipeline_folder)
+    model = load_backbone(tiny_pipeline_folder)
+    model.condition([""])
+    return model
+
+
+@pytest.fixture
+def tiny_backbone(loaded_tiny_backbone: Backbone) -> Backbone:
+    """A fresh one per test, so that adapters added by one test are not seen by the next; a copy is made at once."""
+    return deepcopy(loaded_tiny_backbone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,15 +34,24 @@ class LiveBytes(TorchDispatchMode):
         self._storages: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(
-        self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        inputs = list(tensors_in([*args, *(kwargs or {}).values()]))
+        inputs = tensors_in(args)
+        if kwargs:
+            inputs += tensors_in(tuple(kwargs.values()))
         before = {_key(tensor) for tensor in inputs}
         result = _run(func, args, kwargs or {}, inputs)
-        for tensor in tensors_in(result):
+        results = tensors_in((result,))
+        for tensor in results:
             if _key(tensor) not in before:  # a view or an in-place result is nothing new
                 self._count(tensor)
+        self.saw(func, args, kwargs or {}, result, inputs + results)
         return result
+
+    def saw(
+        self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, tensors: list[Tensor]
+    ) -> None:
+        """Called after each operation.  tensors: its inputs and results."""
 
     def _count(self, tensor: Tensor) -> None:
         storage, key = tensor.untyped_storage(), _key(tensor)
@@ -58,13 +67,15 @@ class LiveBytes(TorchDispatchMode):
         del self._storages[key]
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors among an operation's arguments or results, those in its lists too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from tensors_in(each)
+def tensors_in(values: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors among an operation's arguments or results, those in its lists too."""
+    tensors: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, list | tuple):
+            tensors += tensors_in(value)
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -79,18 +90,24 @@ class _Layout:
 
 # By an operation and the layouts of its inputs: those of its results on ``meta``.  None: it has to be run each time.
 _RESULTS: dict[Hashable, list[_Layout | None] | None] = {}
+# By the same those that write into their first argument, return it, and leave it where it is and as large as it is.
+_IN_PLACE: set[Hashable] = set()
+_OTHER_STORAGE = ("set_", "resize_", "resize_as_")
 
 
 def _run(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor]) -> Any:
     """Run an operation; on ``meta``, one that was run on inputs of these layouts is not worked out again.
 
     torch works most of them out in Python, at a tenth of a millisecond each, and the blocks of a network are alike.
-    Not remembered are views, what writes into its inputs, and what reads numbers.
+    Not remembered are views, what writes into other inputs than its first, and what reads numbers.
     """
-    if not inputs or not all(tensor.is_meta for tensor in inputs) or func.is_view or func._schema.is_mutable:
+    if not inputs or func.is_view or not all(tensor.is_meta for tensor in inputs):
         return func(*args, **kwargs)
 
     key = func, torch.get_default_dtype(), _described(args), _described(tuple(kwargs.items()))
+    if func._schema.is_mutable:
+        return _written(func, args, kwargs, key)
+
     layouts = _RESULTS.get(key)
     if layouts is None:
         result = func(*args, **kwargs)
@@ -100,6 +117,17 @@ def _run(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], input
 
     results = tuple(layout and layout.empty() for layout in layouts)
     return results if len(func._schema.returns) > 1 else results[0]
+
+
+def _written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable) -> Any:
+    """Run an operation that writes, unless it was seen to do nothing on ``meta`` but to return its first argument."""
+    if key in _IN_PLACE:
+        return args[0]
+    result = func(*args, **kwargs)
+    if args and result is args[0] and isinstance(result, Tensor) and func.overloadpacket.__name__ not in _OTHER_STORAGE:
+        if (func, torch.get_default_dtype(), _described(args), _described(tuple(kwargs.items()))) == key:
+            _IN_PLACE.add(key)
+    return result
 
 
 def _described(value: Any) -> Hashable:

@@ -7,15 +7,16 @@ count their arithmetic.  So it is what eager torch asks of a GPU, before caches;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
-from prfl.estimate.live_tensors import LiveBytes, tensors_in
+from prfl.estimate.live_tensors import LiveBytes
 
 PRODUCT, REST = "matrix products", "norms, gates, rotations, copies"
 CONVOLUTION = "convolutions of the VAE, in float32"
@@ -62,20 +63,16 @@ class Counted(LiveBytes):
     def work(self) -> Work:
         return Work(dict(self.amounts))
 
-    def __torch_dispatch__(
-        self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        operation: Any = func
-        name = operation.overloadpacket.__name__
-        tensors = list(tensors_in([*args, *(kwargs or {}).values(), result]))
-        if operation.is_view or not tensors or name in ("detach", "empty", "empty_like", "new_empty"):
-            return result
-        kind, flops = arithmetic(operation, name, args, kwargs or {}, result)
+    def saw(
+        self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, tensors: list[Tensor]
+    ) -> None:
+        name = func.overloadpacket.__name__
+        if func.is_view or not tensors or name in ("detach", "empty", "empty_like", "new_empty"):
+            return
+        kind, flops = arithmetic(func, name, args, kwargs, result)
         self.amounts[kind, "GFLOP"] += flops / 1e9
         self.amounts[kind, "GB"] += sum(leaf.numel() * leaf.itemsize for leaf in tensors) / 1e9
         self.amounts[kind, "launches"] += 1
-        return result
 
 
 def arithmetic(

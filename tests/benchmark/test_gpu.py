@@ -179,24 +179,28 @@ def test_every_piece_can_start_and_end_within_the_default_budget(gpu: Any) -> No
     )
 
 
+COLLECTED = {
+    "wan-14b-same_step-pixel_1": ["same_step-wan-14b-frames49-chain4-latent", "-pixel_1"],
+    "wan-14b-rival_prfl-ours": ["rival_prfl-wan-14b-frames81-chain4-rival", "-ours"],
+    "wan-14b-gradient_call-full-kernels": ["gradient_call-wan-14b-full, kernels"],
+    "wan-1.3b-scale-frames-value81-vader": ["scale-wan-1.3b-frames-value81-vader"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, found",
-    [
-        ("wan-14b-same_step-pixel_1", ["same_step-wan-14b-frames49-chain4-latent", "-pixel_1"]),
-        ("wan-14b-rival_prfl-ours", ["rival_prfl-wan-14b-frames81-chain4-rival", "-ours"]),
-        ("wan-14b-gradient_call-full-kernels", ["gradient_call-wan-14b-full, kernels"]),
-        ("wan-1.3b-scale-frames-value81-vader", ["scale-wan-1.3b-frames-value81-vader"]),
-    ],
-)
-def test_pytest_reads_a_pieces_words_so(gpu: Any, name: str, found: list[str]) -> None:
-    piece = next(piece for piece in gpu.pieces() if piece.name == name)
+def test_pytest_reads_a_pieces_words_so(gpu: Any) -> None:
+    """Each command as it is, but all in one process: its imports are nearly all of its time."""
+    commands = [next(piece.command for piece in gpu.pieces() if piece.name == name) for name in COLLECTED]
+    assert all(command[:2] == ("-m", "pytest") for command in commands)
+    arguments = [[*command[2:], "--collect-only"] for command in commands]
+    code = f"import pytest\nfor each in {arguments!r}:\n    print('a piece')\n    pytest.main(each)"
     done = subprocess.run(
-        [sys.executable, *piece.command, "--collect-only"], cwd=REPOSITORY, env=gpu.environment(), capture_output=True,
-        text=True,
-    )  # fmt: skip
-    tests = [line.split("[")[1].rstrip("]") for line in done.stdout.splitlines() if "::test" in line]
-    assert len(tests) == len(found) and all(a.endswith(b) for a, b in zip(tests, found, strict=True)), done.stdout
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=gpu.environment(), capture_output=True, text=True
+    )
+    pieces = done.stdout.split("a piece\n")[1:]
+    for found, shown in zip(COLLECTED.values(), pieces, strict=True):
+        tests = [line.split("[")[1].rstrip("]") for line in shown.splitlines() if "::test" in line]
+        assert len(tests) == len(found) and all(a.endswith(b) for a, b in zip(tests, found, strict=True)), shown
 
 
 BARE = """

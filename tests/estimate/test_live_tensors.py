@@ -79,7 +79,7 @@ def test_a_gpu_keeps_less_of_an_rms_norm() -> None:
 def test_what_is_remembered_is_what_torch_works_out() -> None:
     """The first time, and again: sizes, strides, types, and which results share memory with an input."""
     tall, whole = torch.ones(4, 6, device="meta"), torch.ones(4, 6, dtype=torch.int64, device="meta")
-    weight = torch.ones(6, device="meta", requires_grad=True)
+    weight, square = torch.ones(6, device="meta", requires_grad=True), torch.ones(6, 6, device="meta")
     calls = [
         lambda: whole + 1, lambda: whole + 1.0, lambda: whole + whole.T.T, lambda: tall.exp(), lambda: tall.T.exp(),
         lambda: tall[:, ::2].exp(), lambda: tall.view(-1), lambda: torch.ops.aten._unsafe_view(tall, [24]),
@@ -87,7 +87,9 @@ def test_what_is_remembered_is_what_torch_works_out() -> None:
         lambda: tall.max(1), lambda: tall.split(2), lambda: torch.cat([tall, tall]), lambda: torch.cat([tall, tall], 1),
         lambda: F.layer_norm(tall, (6,), weight), lambda: F.gelu(tall), lambda: F.gelu(tall, approximate="tanh"),
         lambda: torch.autograd.grad(F.layer_norm(tall, (6,), weight).sum(), weight),
-        lambda: tall.add_(tall), lambda: torch.polar(tall, tall),
+        lambda: tall.add_(tall), lambda: tall.add_(tall[:, :1]), lambda: torch.polar(tall, tall),
+        lambda: torch.ones(4, 6, device="meta").addmm_(tall, square), lambda: torch.ones(4, device="meta").resize_(6),
+        lambda: torch.add(tall, tall, out=torch.ones(4, 6, device="meta")),
     ]  # fmt: skip
 
     def described(call: Callable[[], Any]) -> list[tuple]:

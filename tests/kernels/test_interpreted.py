@@ -11,22 +11,17 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-FOLDER = Path(__file__).parent / "triton"
+FILES = sorted(Path(__file__).parent.glob("triton/test_*.py"))
 
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the folder runs compiled, here")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("test_*.py")), ids=lambda file: file.stem)
-def test_the_sources_in_the_interpreter(file: Path) -> None:
-    interpret(str(file))
-
-
-@pytest.mark.slow
-def test_the_sources_in_the_interpreter_in_float32() -> None:
-    """All of them in one process: what importing takes is a good part of it."""
-    interpret(str(FOLDER), "-k", "float32 or not float")
+@pytest.mark.parametrize("files", [FILES[start::3] for start in range(3)], ids=lambda files: files[0].stem)
+def test_the_sources_in_the_interpreter(files: list[Path]) -> None:
+    """Three processes, because what importing takes is a good part of each."""
+    interpret(*map(str, files))
 
 
 def interpret(*arguments: str) -> None:
