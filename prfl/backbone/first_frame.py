@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +18,21 @@ from prfl.utils.video_size import VideoSize
 
 FRAME = "frame_latents"
 """Latents of the first frame: of it alone, or of a video that begins with it."""
+
+
+@dataclass(frozen=True)
+class FirstFrameTold:
+    """What a network is told beside a picture: how much moves, and how much noise was added to the picture."""
+
+    motion_bucket_id: float = 127.0
+    noise_aug_strength: float = 0.02
+
+
+@runtime_checkable
+class TakesTold(Protocol):
+    """A backbone whose network is told of its first frame."""
+
+    def tell(self, told: FirstFrameTold) -> None: ...
 
 
 def check_size(frame: Tensor, latents: Tensor, axes: int) -> None:

@@ -9,12 +9,14 @@ import torch
 from prfl.backbone import Backbone, LoraSpec, load_architecture, load_backbone
 from prfl.backbone.attention import INT8, VARIABLE, choose_attention, why_not
 from prfl.backbone.families import check_files
+from prfl.backbone.first_frame import FirstFrameTold, TakesTold
 from prfl.backbone.hooked import HookedBackbone
 from prfl.backbone.kernels import CallsCheaper, use_kernels
 from prfl.backbone.network import add_copy, all_predictors, train_all
 from prfl.config.schema import Config
 from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
 from prfl.config.sections.rollout import CheaperConfig
+from prfl.factory.by_name import build_by_name
 from prfl.factory.experts import check_experts, lora_of_config, one_resident, trained_networks
 from prfl.toy import clips as shapes
 from prfl.toy.recipe import RECIPES, untrained_folder
@@ -98,6 +100,7 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     model.running.checkpointing = "full" if settings.checkpointing == "auto" else settings.checkpointing
     model.running.offload = settings.offload
     check_experts(config, model.facts)
+    tell_first_frame(settings, model)
     trained = trained_networks(config, model.facts)
     if settings.adapter:
         lora = settings.adapter
@@ -123,6 +126,16 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     ours = [name for name, choice in choose_kernels(config, model).items() if choice.backend == "triton"]
     use_kernels(model, ours, chosen)
     return model
+
+
+def tell_first_frame(settings: BackboneConfig, model: Backbone) -> None:
+    """Say what the network is told beside a picture.  Raises PrflError where a config asks it of any other model."""
+    told = build_by_name(FirstFrameTold, settings.first_frame)
+    if isinstance(model, TakesTold):
+        model.tell(told)
+    elif told != FirstFrameTold():
+        what = f"a {model.facts.family} model is not told of its first frame"
+        raise PrflError(what, where="backbone.first_frame", fix="leave it out")
 
 
 def adapted_blocks(adapter: PolicyAdapterConfig, count: int) -> list[int] | None:

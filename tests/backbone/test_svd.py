@@ -14,10 +14,10 @@ from PIL import Image
 
 from prfl.backbone import Ask, load_architecture, load_backbone
 from prfl.backbone.condition import EMBEDS, LENGTHS
-from prfl.backbone.first_frame import FRAME
+from prfl.backbone.first_frame import FRAME, FirstFrameTold
 from prfl.backbone.guidance_scale import ScaleOfFrames
 from prfl.backbone.svd.family import SVD
-from prfl.backbone.svd.model import ADDED, MOTION, PICTURE_NOISE, SvdBackbone
+from prfl.backbone.svd.model import ADDED, SvdBackbone
 from prfl.rollout.sampling import SamplingSettings, sample
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
@@ -42,18 +42,24 @@ def ask(tmp_path: Path) -> Ask:
     return first_frames(tmp_path / "pictures", ["a red circle"], CLIP)[0]
 
 
-def test_a_picture_is_encoded_as_by_the_pipeline(model: SvdBackbone, folder: Path, ask: Ask) -> None:
+@pytest.mark.parametrize("told", [FirstFrameTold(), FirstFrameTold(60.0, 0.5)])
+def test_a_picture_is_encoded_as_by_the_pipeline(
+    model: SvdBackbone, folder: Path, ask: Ask, told: FirstFrameTold
+) -> None:
     pipe = StableVideoDiffusionPipeline.from_pretrained(folder)
+    model.condition([ask])  # told what it is by itself
+    model.tell(told)
     picture = Image.open(ask.image)
     condition = model.condition([ask, ask.unconditional])
     embeds = pipe._encode_image(picture, "cpu", 1, True).flip(0)
     torch.testing.assert_close(condition.tensors[EMBEDS], embeds, rtol=1e-5, atol=1e-6)
     pixels = pipe.video_processor.preprocess(picture, height=16, width=16)
-    noisy = pixels + PICTURE_NOISE * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
-    latents = pipe._encode_vae_image(noisy, "cpu", 1, True).flip(0)
+    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+    latents = pipe._encode_vae_image(pixels + told.noise_aug_strength * noise, "cpu", 1, True).flip(0)
     torch.testing.assert_close(condition.tensors[FRAME], latents, rtol=1e-5, atol=1e-6)
     assert condition.tensors[FRAME][0].abs().max() > 0.01 and not condition.tensors[FRAME][1].any()
-    assert condition.tensors[ADDED].tolist() == [[6.0, MOTION, pytest.approx(PICTURE_NOISE)]] * 2
+    added = [6.0, told.motion_bucket_id, pytest.approx(told.noise_aug_strength)]
+    assert condition.tensors[ADDED].tolist() == [added] * 2
     assert condition.tensors[LENGTHS].tolist() == [1, 1]
 
 

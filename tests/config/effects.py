@@ -234,6 +234,7 @@ HACKED = "tests/evaluation/test_hacking.py::test_a_planted_hackable_reward_is_se
 PUBLIC = "tests/reward/test_public_rewards.py::"
 CRITIC = "tests/reward/test_critic.py::"
 OPEN_CLIP = f"{PUBLIC}test_open_clip_weights_give_open_clip_embeddings"
+TOLD = "tests/factory/test_told.py::"
 EXPERTS = "tests/factory/test_experts.py::"
 SEVERAL = "tests/reward/test_several.py::"
 VIDEOALIGN = "tests/reward/test_qwen_scores.py::test_converted_videoalign_scores_as_the_published_one"
@@ -259,6 +260,8 @@ REASONS: dict[str, str] = {
     "WeightsConfig.unet": "a file of others: tests/factory/test_base_lora.py",
     "WeightsConfig.vae": "a file of others: tests/backbone/test_single_file.py",
     "BackboneConfig.pipeline": "of a model that serves two pipelines: tests/backbone/test_pinned_frame.py",
+    "FirstFrameConfig.motion_bucket_id": f"{TOLD}test_a_config_says_what_the_network_is_told",
+    "FirstFrameConfig.noise_aug_strength": f"{TOLD}test_a_config_says_what_the_network_is_told",
     "ExpertsConfig.train": f"{EXPERTS}test_one_expert_is_trained_alone",
     "ExpertsConfig.resident": "tests/factory/test_experts.py::test_one_expert_is_resident",
     "LoraOfEach.high": "files of others: tests/factory/test_experts_lora.py",

@@ -12,8 +12,9 @@ zeros in the place of the picture's embedding and latents, as by its pipeline.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from prfl.backbone.base import Facts
 from prfl.backbone.blocks import first_tensor
 from prfl.backbone.condition import EMBEDS, LENGTHS, Ask, Condition
-from prfl.backbone.first_frame import FRAME, FirstFrameBackbone, check_size
+from prfl.backbone.first_frame import FRAME, FirstFrameBackbone, FirstFrameTold, check_size
 from prfl.backbone.flow_form import VariancePreserving, start_size
 from prfl.backbone.frames import detach_others
 from prfl.backbone.hooked import HookedBackbone
@@ -36,7 +37,6 @@ from prfl.utils.video_size import VideoSize
 
 ADDED = "added_times"
 """The rate less one, how much moves, and how noisy the picture is: what the network is told beside it."""
-MOTION, PICTURE_NOISE = 127.0, 0.02  # the pipeline's own
 CLIP_SIZE = 224  # pixels that the pipeline gives CLIP
 CHUNK = 8  # frames that the VAE takes at once, as in diffusers' example of the pipeline (decode_chunk_size)
 TABLE = 1000  # noise levels by which the middle of the chain is known
@@ -94,14 +94,22 @@ class SvdBackbone(FirstFrameBackbone, HookedBackbone):
     ) -> None:
         super().__init__(networks, vae, text, facts)
         self.scheduler, self.path = scheduler, path_of(scheduler)
+        self.told, self._identity = FirstFrameTold(), facts.text_identity  # the pipeline's own
+
+    def tell(self, told: FirstFrameTold) -> None:
+        """Make conditions with these from now on; caches and runs tell them from those that were made before."""
+        identity = self._identity
+        if told != FirstFrameTold():
+            identity = f"{identity or self.facts.identity['model_id']}, told {json.dumps(asdict(told))}"
+        self.facts, self.told, self._last = replace(self.facts, text_identity=identity), told, None
 
     # ------------------------------------------------------------------------------------------------- the condition
 
     def frame_tensors(self, picture: Tensor, clip: VideoSize) -> dict[str, Tensor]:
         vae = self.vae.to(self.facts.device)
         noise = torch.randn(1, *picture.shape, generator=torch.Generator().manual_seed(0)).to(picture)
-        latents = vae.encode((picture[None] + PICTURE_NOISE * noise).to(vae.dtype)).latent_dist.mode()
-        added = latents.new_tensor([[clip.fps - 1, MOTION, PICTURE_NOISE]])
+        latents = vae.encode((picture[None] + self.told.noise_aug_strength * noise).to(vae.dtype)).latent_dist.mode()
+        added = latents.new_tensor([[clip.fps - 1, self.told.motion_bucket_id, self.told.noise_aug_strength]])
         return {EMBEDS: self.text.embedding(picture), FRAME: latents, ADDED: added}
 
     def encode_asks(self, asks: Sequence[Ask]) -> Condition:

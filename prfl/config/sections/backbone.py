@@ -70,6 +70,13 @@ class WeightsConfig(Section):
         return {name: file for name, file in files.items() if file is not None}
 
 
+class FirstFrameConfig(Section):
+    motion_bucket_id: float = Field(default=127.0, ge=0, description="How much moves; its pipeline's default.")
+    noise_aug_strength: float = Field(
+        default=0.02, ge=0, description="Noise that is added to the picture; its pipeline's default."
+    )
+
+
 class BackboneConfig(Section):
     model: str = place(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
@@ -123,6 +130,9 @@ class BackboneConfig(Section):
         description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
     )
     adapter: PolicyAdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
+    first_frame: FirstFrameConfig = Field(
+        default=FirstFrameConfig(), description="What SVD's network is told beside its picture and data.fps."
+    )
     experts: ExpertsConfig | None = Field(
         default=None, description="Of a model of two networks, as Wan 2.2 A14B: null trains both, and keeps both there."
     )
