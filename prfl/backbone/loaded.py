@@ -48,15 +48,19 @@ class LoadedPipeline(Source):
             raise PrflError(f"the pipeline has no {name}", where=self.name, fix=f"load the pipeline with its {name}")
         return part
 
+    def encoder(self, name: str) -> nn.Module:
+        """An encoder of conditions, frozen, and without dropout whatever mode the pipeline has left it in."""
+        return self.part(name).requires_grad_(False).eval()
+
     def encoder_config(self, subfolder: str) -> Any:
         return self.part(subfolder).config
 
     def image_loader(
         self, kind: Any, dtype: torch.dtype, processor: str = "image_processor"
     ) -> Callable[[], tuple[Any, nn.Module]]:
-        return lambda: (self.part(processor), self.part("image_encoder"))
+        return lambda: (self.part(processor), self.encoder("image_encoder"))
 
     def text_loaders(
         self, kind: Any, dtype: torch.dtype
     ) -> tuple[Callable[[], tuple[Any, nn.Module]], Callable[[], Any] | None]:
-        return lambda: (self.part("tokenizer"), self.part("text_encoder")), partial(self.part, "tokenizer")
+        return lambda: (self.part("tokenizer"), self.encoder("text_encoder")), partial(self.part, "tokenizer")

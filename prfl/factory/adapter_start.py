@@ -37,11 +37,11 @@ def start_adapter(config: Config, model: Backbone) -> None:
         files = loras_by_network(lora, form)
     for network, parameters in split(model.parameters(POLICY), list(model.facts.blocks)).items():
         if network in files:
-            key = key_of_lora(INIT, form, network)
-            with error_location(key):
+            with error_location(key_of_lora(INIT, form, network)):
                 weights = read_lora(files[network])
                 fill_adapter(parameters, weights, adapter.alpha, form)
-            console.say(f"{key.removeprefix('backbone.')}: {files[network]}, {len(weights.layers)} layers")
+            of = f" of the {network}" if form.of_networks else ""
+            console.say(f"the adapter{of} starts from {files[network]}: {len(weights.layers)} layers")
 
 
 @torch.no_grad()

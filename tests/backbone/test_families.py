@@ -251,6 +251,25 @@ def test_prompts_are_encoded_with_their_padding(case: Case, model: Backbone, fol
     assert model.text.tokens(["a " * 600]) == [(3,) * (case.tokens - 1) + (1,)]
 
 
+def test_a_pipeline_in_training_mode_computes_without_dropout(
+    case: Case, model: Backbone, folder: Path, asks: list[str]
+) -> None:
+    pipe = case.pipeline.from_pretrained(folder)
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    for network in networks:
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.5  # the tiny models' own is 0
+    other, latents, sigma = backbone_from_pipeline(pipe), case.noise(), torch.tensor(0.6)
+    conditions = [each.condition(asks[:1]) for each in (model, other)]
+    for name, tensor in conditions[0].tensors.items():
+        torch.testing.assert_close(conditions[1].tensors[name], tensor, msg=name)
+    ours, theirs = (each.velocity(latents, sigma, conditions[0]) for each in (model, other))
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    assert not any(network.training for network in networks)
+
+
 # ------------------------------------------------------------------------------------------------- features
 
 
@@ -486,13 +505,16 @@ def test_diffusers_loads_an_exported_lora(
 
 
 def test_a_head_refuses_another_family(
-    case: Case, model: Backbone, saved: Callable, tmp_path: Path, asks: list[str]
+    case: Case, model: Backbone, saved: Callable, tmp_path: Path, asks: list[str], measured: Callable
 ) -> None:
+    """And gives, saved and loaded again, the same scores."""
     head = RewardHead(model.facts.width_after([case.block]), ["motion"], inner=16, heads=2, hidden=16)
     reward, latents, prompt = LatentReward(head, model, [case.block]).freeze(), case.noise(), [asks[0]]
     reward.save_pretrained(tmp_path / "reward")
     again = load_reward(tmp_path / "reward", model)
-    assert torch.equal(reward.score(latents, 0.5, prompt)["motion"], again.score(latents, 0.5, prompt)["motion"])
+    before, after = (each.score(latents, 0.5, prompt)["motion"] for each in (reward, again))
+    measured(case.family, "head, loaded again", float((after - before).abs().max()))
+    assert torch.equal(after, before) and float(before.abs().max()) > 0
     other = "cogvideox" if case.family == "modelscope" else "modelscope"
     with pytest.raises(PrflError, match="num_blocks|width: "):
         load_reward(tmp_path / "reward", load_backbone(saved(CASES[other])))
