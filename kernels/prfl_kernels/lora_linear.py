@@ -117,7 +117,12 @@ def _forward(
             # The base product reads x as it lies: a copy of other strides would give other last bits than the plain
             # layer.
             out = torch.nn.functional.linear(x, weight.to(x.dtype), bias).contiguous()
-            out.view(-1, len(weight)).addmm_(part, lora_b.to(x.dtype).T, alpha=scale)
+            flat, up = out.view(-1, len(weight)), lora_b.to(x.dtype).T
+            if torch.compiler.is_compiling():
+                # By torch 2.11 a compiled function's output that was changed in place has a gradient of zeros.
+                out = torch.addmm(flat, part, up, alpha=scale).view(out.shape)
+            else:
+                flat.addmm_(part, up, alpha=scale)
             outputs.append(out)
         return outputs, low
 
