@@ -9,27 +9,43 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import WanPipeline
+from diffusers import WanImageToVideoPipeline, WanPipeline
 from safetensors.torch import load_file
 
 from prfl import cli
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.utils import rng
-from tests.wan_experts import save_tiny_experts
+from tests.wan_experts import save_tiny_experts, save_tiny_image_experts
+from tests.wan_image import first_frames
 
 PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 SCALES = {"high": 4.0, "low": 3.0}
 GUIDED = {"guidance": {"scale": SCALES, "gradient": "cond"}, "step_weight": "unit"}
 
 
+SAVERS = {"text": save_tiny_experts, "image": save_tiny_image_experts}
+PIPELINES = {"text": WanPipeline, "image": WanImageToVideoPipeline}
+BELOW = {"text": "0.875", "image": "0.9"}
+
+
+@pytest.fixture(params=SAVERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """What the videos are made from."""
+    return request.param
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
+def project(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
     """Prompts, labelled clips, a head and two policies that follow it: by the whole chain, and by clean predictions."""
     monkeypatch.chdir(tmp_path)
-    model = {"model": str(save_tiny_experts(tmp_path / "tiny"))}
+    model = {"model": str(SAVERS[kind](tmp_path / "tiny"))}
     for split, prompts in PROMPTS.items():
-        Path(f"{split}.txt").write_text("\n".join(prompts))
+        rows_of_prompts = [{"prompt": prompt} for prompt in prompts]
+        if kind == "image":
+            pictures = first_frames(tmp_path / f"pictures/{split}", prompts)
+            rows_of_prompts = [{"prompt": ask.prompt, "image": str(ask.image)} for ask in pictures]
+        Path(f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows_of_prompts))
     rows = []
     for split in ("train", "validation"):
         for prompt in PROMPTS[split]:
@@ -54,7 +70,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: Non
             "objective": objective, "rollout": {"steps": 4, **rollout},
             "data": {
                 "cache": "cache", "frames": 9, "height": 16, "width": 16, "fps": 8, "manifest": "manifest.jsonl",
-                "prompts": {split: f"{split}.txt" for split in PROMPTS},
+                "prompts": {split: f"{split}.jsonl" for split in PROMPTS},
             },
             "training": {"steps": 4, "batch": 2, "learning_rate": rate, "save_every": 2},
             "evaluation": {"every": 4, "prompts_per_round": 1},
@@ -74,14 +90,15 @@ def run(*words: str) -> None:
 
 
 @pytest.mark.slow
-def test_from_labels_to_policies_of_both_experts(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_from_labels_to_policies_of_both_experts(kind: str, project: Path, capsys: pytest.CaptureFixture) -> None:
     run("train", "story.yaml")
     reward = load_file("runs/reward/reward/reward.safetensors")
     of_adapter = {name.partition(".blocks")[0] for name in reward if name.startswith("adapter.")}
     assert of_adapter == {"adapter.transformer_2"}, "the head's own adapter is on the expert that it reads"
     card = Path("runs/reward/reward/README.md").read_text()
-    assert "at noise levels below 0.875, where the model's low-noise expert predicts, which it reads" in card
-    assert "0.85-0.875" in card and "0.9-" not in card
+    assert f"at noise levels below {BELOW[kind]}, where the model's low-noise expert predicts, which it reads" in card
+    assert "0.85-0.875" in card if kind == "text" else "0.85-0.9" in card
+    assert "0.9-" not in card
     for name in ("chain", "clean"):
         saved = load_file(f"runs/{name}/policy.safetensors")
         moved = {key.startswith("transformer_2.") for key, value in saved.items() if "lora_B" in key and value.any()}
@@ -109,13 +126,14 @@ def test_from_labels_to_policies_of_both_experts(project: Path, capsys: pytest.C
     assert sorted(path.name for path in out.glob("*.safetensors")) == [
         "chain_high_noise.safetensors", "chain_low_noise.safetensors",
     ]  # fmt: skip
-    pipeline = WanPipeline.from_pretrained("tiny", text_encoder=None)
+    pipeline = PIPELINES[kind].from_pretrained("tiny", text_encoder=None)
     exec(
         "\n".join(
             line.replace('"export"', f'"{out}"').replace('"runs/chain/export"', f'"{out}"') for line in lines_of_card
         )
     )
-    x, time, words = torch.randn(1, 4, 3, 4, 4), torch.tensor([500.0]), torch.randn(1, 512, 16)
+    channels = pipeline.transformer.config.in_channels
+    x, time, words = torch.randn(1, channels, 3, 4, 4), torch.tensor([500.0]), torch.randn(1, 512, 16)
     for name in ("transformer", "transformer_2"):
         merged = type(pipeline.transformer).from_pretrained(out / name)
         base = type(pipeline.transformer).from_pretrained(f"tiny/{name}")
@@ -124,7 +142,14 @@ def test_from_labels_to_policies_of_both_experts(project: Path, capsys: pytest.C
         )
         torch.testing.assert_close(loaded, whole, rtol=1e-4, atol=1e-5)
         assert (loaded - plain).abs().max() > 1e-4, "the adapter does something"
+    pair = f"{{high: {out}/chain_high_noise.safetensors, low: {out}/chain_low_noise.safetensors}}"
     capsys.readouterr()
+    run("train", "chain.yaml", path, "run=runs/again", "training.steps=1", f"backbone.adapter.init={pair}")
+    started = capsys.readouterr().out.replace("\n", "")
+    assert all(f"the adapter of the {name} starts from" in started for name in ("transformer", "transformer_2"))
+    above = ["run=runs/above", f"backbone.base_lora={pair}"]
+    assert cli.main(["train", "chain.yaml", path, *above]) == 2, "the head read the model without it"
+    assert "it was trained from another model" in capsys.readouterr().err
     run("train", "story.yaml", "--dry-run")
     assert "parameters of the transformer" in capsys.readouterr().out
     run("eval", "reward.yaml")
