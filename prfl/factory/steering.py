@@ -38,7 +38,7 @@ from prfl.rollout.sampling import SamplingSettings
 from prfl.rollout.solvers import SOLVERS, SolverSchedule
 from prfl.steering.best_of import BestOf
 from prfl.steering.budget import Method, calls_of, within
-from prfl.steering.calls import Calls, Prices
+from prfl.steering.calls import Calls
 from prfl.steering.dlbs import BeamSearch
 from prfl.steering.doit import Doit
 from prfl.steering.dts import TreeSearch
@@ -48,6 +48,7 @@ from prfl.steering.latsearch import LatSearch
 from prfl.steering.looks import latent_look, pixel_look
 from prfl.steering.noise import NoiseSearch
 from prfl.steering.process import Look
+from prfl.steering.sampling import prices_of
 from prfl.steering.svdd import Svdd
 
 METHODS: dict[type[Section], Callable[..., Method]] = {
@@ -87,7 +88,7 @@ def build_steering(config: Config, model: Backbone) -> Steering:
     settings, looks = sampling_settings(config), build_looks(config, model)
     schedule = steering_schedule(section, settings, model)
     decode = decode_price(config) if any(look.decodes for look in looks) else 0.0  # counting takes a second
-    prices = Prices(1.0 if settings.guidance_scale == 1 else 2.0, decode)
+    prices = prices_of(model.facts, settings.guidance_scale, decode)
     method = build_by_name(METHODS[type(section)], section)
     if section.budget is not None:
         method = within(section.budget, method, schedule, looks, prices)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Prices:
-    """In network calls.  step: of a solver step of one sample, 2 under guidance.  decode: of decoding one video."""
+    """In network calls.
+
+    step: of a solver step of one sample, 2 under guidance.  decode: of decoding one video.  step_at: of a step at a
+    noise level, where it is less at some, as two experts are not guided alike; None is step at all.
+    """
 
     step: float = 1.0
     decode: float = 0.0
+    step_at: Callable[[float], float] | None = None
+
+    def at(self, sigma: float | Tensor) -> float:
+        """Of a step at this noise level."""
+        return self.step if self.step_at is None else self.step_at(float(sigma))
 
 
 BACKWARD = 2.0  # a backward pass costs as much as two forward passes

@@ -48,26 +48,25 @@ class GuidedSampling:
         sigmas, steps = process.schedule.sigmas.tolist(), process.steps
         nodes = range(round(self.from_step * steps), round(self.to_step * steps))
         acting = {round(sigmas[node], 6) for node in nodes} if self.strength else set()
-        price = gradient_price(process)
 
         def bent(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
             if round(float(sigma), 6) not in acting:
                 return network(latents, sigma, condition)
             velocity, slope = with_gradient(process, network, latents, sigma, condition)
             velocity = network(latents, sigma, condition) if velocity is None else velocity
-            process.calls += price * len(latents)
+            process.calls += gradient_price(process, sigma) * len(latents)
             at = min(float(sigma), self.latest)
             return velocity - shortened(at / (1 - at) * self.strength * slope, self.longest, velocity)
 
         return bent
 
 
-def gradient_price(process: Process) -> Calls:
-    """What the gradient of one sample costs, beside the network call that there is anyway."""
+def gradient_price(process: Process, sigma: Tensor) -> Calls:
+    """What the gradient of one sample costs at a noise level, beside the network call that there is anyway."""
     both, price = 1 + BACKWARD, Calls()
     for look in process.looks:
         price += Calls(reward=look.calls * both, decodes=look.decodes * process.prices.decode * both)
-    return price + Calls(policy=BACKWARD * process.prices.step * any(look.clean for look in process.looks))
+    return price + Calls(policy=BACKWARD * process.prices.at(sigma) * any(look.clean for look in process.looks))
 
 
 def with_gradient(

@@ -106,7 +106,9 @@ def look_slope(process: Process, chains: Chains) -> Tensor:
     for part in process.parts(len(chains)):
         condition = process.condition[list(chains.groups[part])]
         parts.append(with_gradient(process, process.network, chains.latents[part], sigma, condition)[1])
-    calls = Calls(policy=process.prices.step * any(look.clean for look in process.looks)) + gradient_price(process)
+    level = process.schedule.sigmas[chains.node]
+    calls = Calls(policy=process.prices.at(level) * any(look.clean for look in process.looks))
+    calls += gradient_price(process, level)
     process.calls += calls * len(chains)
     return torch.cat(parts)
 
@@ -119,5 +121,5 @@ def pulled_back(process: Process, latents: Tensor, node: int, groups: Sequence[i
         with torch.enable_grad(), process.held():
             output = process.network(leaf, sigma, process.condition[list(groups[part])])
             parts.append(torch.autograd.grad(output, leaf, cotangent[part].to(output.dtype))[0])
-    process.calls += Calls(policy=len(latents) * (1 + BACKWARD) * process.prices.step)
+    process.calls += Calls(policy=len(latents) * (1 + BACKWARD) * process.prices.at(process.schedule.sigmas[node]))
     return torch.cat(parts)

@@ -105,7 +105,7 @@ class Process:
         sigma, parts = sigma_at(self.schedule, node, latents), []
         for part in self.parts(len(latents)):
             parts.append(self.network(latents[part], sigma, self.condition[list(groups[part])]))
-        self.calls += Calls(policy=len(latents) * self.prices.step)
+        self.calls += Calls(policy=len(latents) * self.prices.at(self.schedule.sigmas[node]))
         return torch.cat(parts)
 
     @torch.no_grad()

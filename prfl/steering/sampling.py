@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prfl.backbone import Backbone, Condition
+from prfl.backbone import Backbone, Condition, Facts
 from prfl.backbone.condition import unconditional
 from prfl.backbone.flow_form import ended, start_size
-from prfl.backbone.guidance_scale import scale_at
+from prfl.backbone.guidance_scale import Scale, branches_at, scale_at
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.sampling import SamplingSettings
 from prfl.rollout.solvers import SolverSchedule
@@ -19,6 +19,12 @@ from prfl.steering.budget import Method
 from prfl.steering.calls import Prices
 from prfl.steering.chains import Steered
 from prfl.steering.process import Look, Process
+
+
+def prices_of(facts: Facts, scale: Scale, decode_price: float = 0.0) -> Prices:
+    """What a step costs under this guidance, which one of two experts may be without."""
+    step_at = partial(branches_at, facts, scale)
+    return Prices(float(max(step_at(1.0), step_at(0.0))), decode_price, step_at)
 
 
 def process_of(
@@ -54,7 +60,7 @@ def process_of(
         list(indices),
         backbone.latent_shape(settings.frames, settings.height, settings.width),
         settings.seed,
-        Prices(1.0 if scale == 1 else 2.0, decode_price),
+        prices_of(backbone.facts, settings.guidance_scale, decode_price),
         settings.batch,
         begin,
         partial(ended, backbone.facts, sigma=float(schedule.sigmas[-1])),
