@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.faults.planting import fault, lying
 from tests.reward.test_aesthetic import tiny_clip
 from tests.reward.tiny_rewards import open_clip_names
+from tests.wan_experts import save_tiny_experts
 
 
 @fault("a model that is not there", "nowhere: there is no such folder", "a diffusers pipeline folder or a hub id")
@@ -58,6 +59,22 @@ def _(bench):
     }
     save_file(layer, "lora.safetensors")
     return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.base_lora=lora.safetensors")
+
+
+@fault("LoRA files of two experts for a model of one network", "backbone.base_lora", "no experts", "give one file")
+def _(bench):
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.base_lora={high: high.safetensors}")
+
+
+@fault("one LoRA file for two experts", "backbone.base_lora", "this is one file", "{high: FILE, low: FILE}")
+def _(bench):
+    model = save_tiny_experts(Path("tiny-a14b"))
+    return bench.cli("train", "sft.yaml", "run=runs/new", f"backbone.model={model}", "backbone.base_lora=x.safetensors")
+
+
+@fault("a model that is told nothing of its first frame", "backbone.first_frame", "a wan model", "leave it out")
+def _(bench):
+    return bench.cli("train", "sft.yaml", "run=runs/new", "backbone.first_frame={motion_bucket_id: 60}")
 
 
 @fault("a text encoder that lacks a weight", "model/text_encoder", "the file lacks", "again, whole")
