@@ -204,6 +204,7 @@ def in_place(case: Any, providers: Sequence[str], emit: Emit, clock: Clock, roun
     from bench.harness.results import figures
 
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    release()  # the models of another case before this one
     problem = build(case)
     expectation: Expected | None = None
     reference: Measurement | None = None

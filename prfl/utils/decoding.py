@@ -102,7 +102,7 @@ def video_stream(container: av.container.InputContainer, path: Path) -> VideoStr
             fix="encode it as H.264: ffmpeg -i IN -c:v libx264 OUT.mp4",
         )
     _check_size(stream.width, stream.height, path)
-    stream.thread_type = "AUTO"
+    stream.thread_type = "SLICE"  # with a thread a picture FFmpeg drops damaged ones at a video's end without a word
     return stream
 
 

@@ -32,6 +32,12 @@ def test_by_itself_torch_chooses() -> None:
     assert choose_attention("auto", "cpu", torch.float32, 12).backend == "sdpa"
 
 
+def test_it_is_tried_too_where_a_model_is_built_without_memory() -> None:
+    """As `prfl train --dry-run` builds it, beside a GPU whose attention is asked for."""
+    with torch.device("meta"):
+        assert why_not("sdpa", CPU, torch.float32, 16) == ""
+
+
 def test_a_choice_before_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(attention.VARIABLE, "triton")
     assert choose_attention("sdpa", "cpu", torch.float32, 12) == ("sdpa", "chosen explicitly")

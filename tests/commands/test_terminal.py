@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from prfl import cli
 from prfl.training.distributed import make_accelerator
@@ -44,7 +45,8 @@ def test_a_name_that_the_file_system_cannot_write(
 
 def test_accelerates_precision_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert make_accelerator(RunFolder(tmp_path), "cpu", trackers=[]).mixed_precision == "no"
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # accelerate keeps one for a process
+    assert make_accelerator(RunFolder(tmp_path), device, trackers=[]).mixed_precision == "no"
 
 
 @pytest.mark.parametrize(

@@ -189,8 +189,17 @@ def test_a_truncated_stream_never_reads_as_whole(tmp_path, suffix):
             read_video(path, SIZE)
 
 
-def test_damage_in_the_middle_is_noticed(tmp_path):
+@pytest.mark.parametrize("cores", [1, 16])
+def test_damage_in_the_middle_is_noticed(tmp_path, monkeypatch, cores):
     """More than one picture is overwritten; what h264 still takes for a picture nobody can notice."""
+
+    def on_cores(container, path):
+        stream = video_stream(container, path)
+        stream.codec_context.thread_count = cores
+        return stream
+
+    video_stream = video.video_stream
+    monkeypatch.setattr("prfl.data.video.video_stream", on_cores)
     path = tmp_path / "x.mp4"
     generator = torch.Generator().manual_seed(0)
     write_video(path, torch.rand(3, 17, 32, 32, generator=generator) * 2 - 1, 8)

@@ -70,7 +70,7 @@ def test_merged_weights_are_the_trained_model(tiny_run: Callable[..., Path]) -> 
     with torch.no_grad(), model.adapter(POLICY):
         trained = model.velocity(latents, torch.tensor(0.5), condition)
     base = model.transformer
-    model.computing["transformer"] = merged
+    model.computing["transformer"] = merged.to(model.facts.device)
     for block, old in zip(merged.blocks, base.blocks, strict=True):
         block.attn2.set_processor(old.attn2.processor)
     with torch.no_grad():
