@@ -23,7 +23,9 @@ from prfl.factory.backbone import shapes_or
 from prfl.runs.project_files import (
     FIRST_FRAMES,
     FOLDER_CLIPS,
+    HANDOFF,
     LARGE,
+    ONE_RESIDENT,
     PAIRS,
     POLICY,
     PROJECT,
@@ -167,7 +169,7 @@ def settings(
     )
     buckets = f"\n  buckets:  # further sizes: a video is read at the one of its shape{buckets}" if further else ""
     facts, labelled = network.facts, bool(content.dimensions)
-    common = LARGE if max(facts.widths) >= WIDE else SMALL
+    common, two = LARGE if max(facts.widths) >= WIDE else SMALL, facts.boundary is not None
     path = quoted(os.path.relpath(content.source, out))
     reward_clips, policy_clips = (PAIRS, PROMPTS_ONLY) if labelled else (VIDEOS, FOLDER_CLIPS)
     dimensions = list(map(quoted, content.dimensions or ["look", "motion"]))
@@ -186,6 +188,9 @@ def settings(
         + (FIRST_FRAMES if "image" in facts.takes else ""),
         "encode_policy": "" if labelled else f"\n  encode_batch: {common['encode_batch']}",
         "sft": "" if labelled else SFT,
+        "experts": ONE_RESIDENT if two and common is LARGE else "",
+        "read": "clean prediction" if two else "next latent",
+        "handoff": HANDOFF if two else "",
         "policy_buckets": "" if labelled else buckets,
         "reward_buckets": buckets if labelled else "",
         "frames": size.frames,

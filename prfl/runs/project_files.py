@@ -15,7 +15,7 @@ run: runs/$name-reward  # everything that this stage writes, below the current f
 seed: 0
 backbone:
   model: $model  # a diffusers folder or hub id; 'shapes' is the small one inside prfl, to try things
-  dtype: $dtype
+  dtype: $dtype$experts
 data:
 $reward_clips
   cache: runs/cache  # videos and prompts are encoded once, for all runs
@@ -73,7 +73,7 @@ backbone:
   model: $model
   dtype: $dtype
   checkpointing: $checkpointing  # full computes activations again in the backward pass: less memory, more time
-  adapter: {rank: $rank, alpha: $rank}
+  adapter: {rank: $rank, alpha: $rank}$experts
 data:
 $policy_clips
   cache: runs/cache
@@ -89,7 +89,7 @@ reward:
 rollout:
   steps: $chain
 objective:
-  name: prfl  # one random step of the chain gets the gradient of the next latent's score$sft
+  name: prfl  # one random step of the chain gets the gradient of the $read's score$handoff$sft
 training:
   steps: $policy_steps
   batch: $batch
@@ -115,6 +115,12 @@ PROMPTS_ONLY = """\
 
 FIRST_FRAMES = """
   prompts: {first_frames: true}  # each prompt with the first frame of a clip of it"""
+
+HANDOFF = """
+  handoff: clean  # a reward reads the low-noise expert, and the clean prediction of either can be read"""
+
+ONE_RESIDENT = """
+  experts: {resident: one}  # the other expert's weights wait in host memory"""
 
 SFT = """
   sft: {every: 2}  # every other step trains on your clips: it keeps the policy near them"""

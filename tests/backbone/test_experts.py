@@ -15,6 +15,8 @@ from prfl.backbone import LoraSpec, load_architecture, load_backbone
 from prfl.backbone.cheaper import Cheaper
 from prfl.backbone.experts import is_high
 from prfl.backbone.wan.experts import WanExpertsBackbone
+from prfl.factory.reward import load_reward
+from prfl.reward import LatentReward, RewardHead
 from prfl.rollout.guidance import guided_network
 from prfl.rollout.solvers import euler
 from prfl.rollout.trajectory import rollout
@@ -185,3 +187,19 @@ def test_the_shipped_architecture_is_two_of_14_billion() -> None:
     model = load_architecture("Wan-AI/Wan2.2-T2V-A14B-Diffusers", torch.bfloat16)
     sizes = [sum(p.numel() for p in model.networks[name].parameters()) for name in model.facts.blocks]
     assert sizes == [14_288_491_584] * 2 and model.facts.boundary == 0.875 and model.facts.num_blocks == 40
+
+
+def test_a_head_of_one_expert_is_not_the_others(folder: Path, tmp_path: Path) -> None:
+    """Nor one of the same experts that take turns at another noise level."""
+    model = load_backbone(folder)
+    head = RewardHead(model.facts.width_after([1]), ["motion"], inner=16, heads=2, hidden=16)
+    LatentReward(head, model, [1]).freeze().save_pretrained(tmp_path / "reward")
+    assert load_reward(tmp_path / "reward", load_backbone(folder)).dimensions == ("motion",)
+    exchanged, moved = (shutil.copytree(folder, tmp_path / name) for name in ("exchanged", "moved"))
+    for name, other in (("transformer", "transformer_2"), ("transformer_2", "transformer")):
+        shutil.copytree(folder / other, exchanged / name, dirs_exist_ok=True)
+    index = json.loads((moved / "model_index.json").read_text())
+    (moved / "model_index.json").write_text(json.dumps({**index, "boundary_ratio": 0.9}))
+    for place, what in ((exchanged, "transformer_2_fingerprint"), (moved, "boundary")):
+        with pytest.raises(PrflError, match=what):
+            load_reward(tmp_path / "reward", load_backbone(place))

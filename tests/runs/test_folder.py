@@ -14,10 +14,12 @@ from prfl.backbone import load_architecture
 from prfl.config import load_config
 from prfl.data.headers import Header
 from prfl.data.video import write_video
-from prfl.factory.backbone import shapes_or
+from prfl.factory.backbone import build_architecture, shapes_or
+from prfl.factory.objective import build_method
 from prfl.runs.project import sizes_for
 from prfl.utils.video_size import VideoSize
 from tests.data.test_clips import texture
+from tests.wan_experts import save_tiny_experts
 
 TEXTS = ["waves on a lake", "clouds in the evening", "leaves in the wind", "smoke over a town"]
 FEW = ["training.steps=2", "training.batch=2", "evaluation.every=0"]
@@ -88,6 +90,19 @@ def config(**data: object) -> str:
     tree |= {"data": {**size, **data}, "objective": {"name": "sft"}, "reward": None}
     Path("x.yaml").write_text(yaml.safe_dump(tree))
     return "x.yaml"
+
+
+def test_init_of_two_experts_reads_the_reward_where_it_can_be_read(project: Path) -> None:
+    """Every step of the policy's run, of which the high-noise expert has some; of a large model one is on the GPU."""
+    model = save_tiny_experts(Path("tiny-a14b"))
+    assert cli.main(["init", "my clips", "--model", str(model), "--out", "p"]) == 0
+    policy = load_config("p/policy.yaml")
+    method = build_method(policy, build_architecture(policy))
+    assert {min(method.plan(step).plan.trains) <= 6 for step in range(20)} == {True, False}
+    assert policy.objective.handoff == "clean" and policy.backbone.experts is None
+    assert cli.main(["init", "my clips", "--model", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "--out", "large"]) == 0
+    for name in ("reward", "policy"):
+        assert load_config(f"large/{name}.yaml").backbone.experts.resident == "one"
 
 
 def test_the_cache_refuses_what_the_training_would(project: Path, capsys: pytest.CaptureFixture) -> None:
