@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,4 +137,6 @@ def loaded_tiny_backbone(tiny_pipeline_folder: Path) -> Backbone:
 @pytest.fixture
 def tiny_backbone(loaded_tiny_backbone: Backbone) -> Backbone:
     """A fresh one per test, so that adapters added by one test are not seen by the next; a copy is made at once."""
-    return deepcopy(loaded_tiny_backbone)
+    from tests.models import copied
+
+    return copied(loaded_tiny_backbone)

@@ -21,7 +21,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from prfl.backbone import Backbone, LoraSpec, backbone_from_pipeline, load_backbone
+from prfl.backbone import Backbone, LoraSpec, backbone_from_pipeline
 from prfl.backbone.condition import unconditional
 from prfl.backbone.families import FAMILIES
 from prfl.backbone.flow_form import ended
@@ -46,6 +46,7 @@ from prfl.rollout.trajectory import rollout
 from prfl.utils.errors import PrflError
 from tests import cogvideox, modelscope, svd, wan_experts, wan_image
 from tests.backbone.table import MEASURED
+from tests.models import copied_from
 from tests.objective.parts import PROMPTS, stir
 from tests.objective.test_sft import dataset
 from tests.slow import slow_unless
@@ -175,7 +176,7 @@ def asks(case: Case, folder: Path) -> list[str]:
 
 @pytest.fixture
 def model(folder: Path) -> Backbone:
-    return load_backbone(folder)
+    return copied_from(folder)
 
 
 # ------------------------------------------------------------------------------------------------- the pipeline's chain
@@ -185,7 +186,7 @@ def model(folder: Path) -> Backbone:
 def test_the_chain_is_the_pipelines_own(name: str, saved: Callable[[Case], Path], measured: Callable) -> None:
     """Without guidance and with it, from its prompts to its latents and pixels."""
     case = CASES[name]
-    model = load_backbone(saved(case))
+    model = copied_from(saved(case))
     pipe = case.pipeline.from_pretrained(saved(case))
     pipe.set_progress_bar_config(disable=True)
     how = dict(height=16, width=16, num_frames=case.frames, num_inference_steps=5, **case.more)
@@ -316,7 +317,7 @@ def test_features_are_checkpointed_as_they_are_told(case: Case, model: Backbone,
 
 
 def trained(case: Case, folder: Path, checkpointing: str = "none", copy: bool = False) -> Backbone:
-    model = load_backbone(folder, torch.float64)
+    model = copied_from(folder, torch.float64)
     model.running.checkpointing = checkpointing  # type: ignore[assignment]
     if copy:
         add_copy(model, "policy")
@@ -430,7 +431,7 @@ def doubled(draw: Callable) -> Callable:
 @pytest.mark.slow
 def test_thirty_steps_of_prfl_lower_the_loss(case: Case, folder: Path) -> None:
     """Of the latents at all nodes of a chain from noise that no step has seen; all weights are trained."""
-    model = load_backbone(folder)
+    model = copied_from(folder)
     add_copy(model, "policy")
     scorer = latent_scorer(case, model)
     scorer.reward.head.float()
@@ -490,7 +491,7 @@ def test_diffusers_loads_an_exported_lora(
     pipe = case.pipeline.from_pretrained(folder, text_encoder=None)
     lines = [form.before, *(load_line(form, str(tmp_path), file.name) for file in files)]
     exec("\n".join(lines), {"pipeline": pipe})  # as the file's card says
-    condition, other = model.condition(asks[:1]), load_backbone(folder)
+    condition, other = model.condition(asks[:1]), copied_from(folder)
     for name in other.computing:
         other.computing[name] = getattr(pipe, name)
     if isinstance(other, WanBackbone):  # whose text is folded: its processors on the pipeline's network
@@ -517,4 +518,4 @@ def test_a_head_refuses_another_family(
     assert torch.equal(after, before) and float(before.abs().max()) > 0
     other = "cogvideox" if case.family == "modelscope" else "modelscope"
     with pytest.raises(PrflError, match="num_blocks|width: "):
-        load_reward(tmp_path / "reward", load_backbone(saved(CASES[other])))
+        load_reward(tmp_path / "reward", copied_from(saved(CASES[other])))

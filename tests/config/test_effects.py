@@ -8,7 +8,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -49,6 +48,7 @@ from prfl.utils.errors import PrflError
 from prfl.utils.host_store import HostStore
 from tests.config.effects import EFFECTS, REASONS, REFUSED
 from tests.faults.project import make_project
+from tests.models import copied
 from tests.objective.parts import stir
 from tests.tiny import save_tiny_pipeline
 from tests.training.test_loop import Line
@@ -118,7 +118,7 @@ def step(config: Config, patch: pytest.MonkeyPatch, steps: int = 2) -> Any:
     """Metrics and gradients of the objective's first steps, and how they were computed."""
     model = model_of(config)
     if isinstance(config.objective, PreferenceConfig):
-        model = deepcopy(model)  # the reward may add an adapter
+        model = copied(model)  # the reward may add an adapter
     path = fill_cache(config, model, iter) if config.reads_clips else None
     clips = build_dataset(config, model, path, "train") if path else None
     if isinstance(config.objective, PreferenceConfig):
@@ -173,7 +173,7 @@ def sampled(config: Config, patch: pytest.MonkeyPatch) -> Any:
 def steered(config: Config, patch: pytest.MonkeyPatch) -> Any:
     """The chains that are kept, and what they cost."""
     shutil.rmtree("steering", ignore_errors=True)
-    model = deepcopy(model_of(config))  # a reward may add an adapter
+    model = copied(model_of(config))  # a reward may add an adapter
     steering = build_steering(config, model)
     ((_, result),) = steer(
         model, ["a red circle"], [0], steering.method, steering.settings, steering.schedule, steering.looks

@@ -187,13 +187,13 @@ def test_what_a_block_saves_at_the_real_size(family: str, tmp_path: Path, record
     name, changes = REAL[family]
     if family == "wan_pinned_frame":
         changes = [*changes, f"backbone.model={ti2v_5b(tmp_path / 'ti2v-5b')}"]
-    saved = {}
+    how = ["backbone.offload=false", "backbone.kernels=torch", "backbone.device=cpu", "reward.path=absent", *changes]
+    config = load_config(f"configs/{name}/prfl.yaml", how)
+    model, saved = build_architecture(config), {}
+    assert model.facts.family == family
+    shapes = Shapes(model, config)
     for mode, column in SAVED.items():
-        how = [f"backbone.checkpointing={mode}", "backbone.offload=false", "backbone.kernels=torch"]
-        config = load_config(f"configs/{name}/prfl.yaml", [*how, "backbone.device=cpu", "reward.path=absent", *changes])
-        model = build_architecture(config)
-        assert model.facts.family == family
-        shapes = Shapes(model, config)
+        model.running.checkpointing = mode  # type: ignore[assignment]
         with fused_on_meta("cpu"):
             call = phases.network_call(config, model, shapes, 1, gradient=True)
         saved[mode] = call.saved * len(model.facts.blocks) / len(base_blocks(model))
