@@ -51,6 +51,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
+def read_result(file: Path) -> Any:
+    """Read a bundle's lines, or what any other result file holds."""
+    return read_lines(file) if file.suffix == ".jsonl" else json.loads(file.read_text(encoding="utf-8"))
+
+
 def case_rows(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """Return name and extra_info of each provider that was measured."""
     return [(f"{line['part']}::{line['row']}", line["extra_info"]) for line in lines if "extra_info" in line]

@@ -5,7 +5,6 @@ Each function takes what a file holds and returns the head and the body of its t
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.harness.bundle import read_result
 from bench.harness.critic_tables import critic, critic_accuracy
+from bench.harness.gpu_tables import gpu_steps
 from bench.harness.label_tables import labels
 from bench.harness.reward_tables import public_rewards, public_rewards_cpu
 from bench.studies import DIMENSIONS, interval
@@ -27,7 +28,7 @@ HALF = ", half the budget"
 
 def of_files(name: str, *files: Path) -> str:
     """Write the table of this name from its result files."""
-    return markdown(*TABLES[name](*(json.loads(file.read_text(encoding="utf-8")) for file in files)))
+    return markdown(*TABLES[name](*map(read_result, files)))
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]], width: int = WIDTH) -> str:
@@ -341,6 +342,7 @@ def cards(memory: Result, cost: Result) -> Table:
 
 
 MODELS = ("1.3B 480p", "14B 480p, offload", "14B 480p", "14B 720p, kernels", "14B 720p", "I2V 14B 720p")
+STEPPED = ("1.3B 480p",)  # bench/results/gpu/ten_minutes.jsonl
 GRADIENTS = 8000  # of a run of the shipped configs: 1,000 steps of 8 videos
 
 
@@ -350,7 +352,8 @@ def models(memory: Result, cost: Result) -> Table:
     for name in MODELS:
         seconds = _gradient_seconds(cost, name)
         hours = f"{GRADIENTS * seconds / 3600:.0f}" if seconds else ""
-        body.append([f"Wan 2.1 {name}", *_card(memory["cases"][name]), hours, "predicted, not run"])
+        how = "**a step run**, random weights" if name in STEPPED else "predicted, not run"
+        body.append([f"Wan 2.1 {name}", *_card(memory["cases"][name]), hours, how])
     return ["model", "peak, GB", "smallest card", "hours, H200", "how that is known"], body
 
 
@@ -389,6 +392,6 @@ TABLES: dict[str, Callable[..., Table]] = {
     for each in (
         spine, methods, methods_half, summary, first_run, lasting, blocks, labels, rollout, heads, saved, peaks, work,
         gradient, cheaper, cards, models, steering, public_rewards, public_rewards_cpu, critic,
-        critic_accuracy,
+        critic_accuracy, gpu_steps,
     )
 }  # fmt: skip
