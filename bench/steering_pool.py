@@ -30,6 +30,7 @@ from prfl.utils.files import atomic_write
 
 CHUNK = 8  # chains of a prompt that are drawn at a time
 READ_AT = (0.4, 0.5, 0.7, 0.75, 1.0)  # shares of the steps at which the head reads
+AGAIN = (0.3, 0.45, 0.6)  # noise levels at which it reads finished chains once more
 CLEAN_AT = (0.5, 0.75)  # whose clean predictions are kept for other rewards; the end is kept as well
 
 Begin = Callable[[list[str], list[int]], Process]
@@ -70,6 +71,7 @@ def _followed(process: Process, backbone: Backbone, prompts: list[str]) -> dict[
     judged = {f"oracle/{name}": values for name, values in shapes.judge(pixels, prompts).items()}
     for number, node in enumerate(node for node, _ in chains.traces[0]):
         noted[f"head/{node}"] = torch.tensor([trace[number][1] for trace in chains.traces])
+    noted["again"] = process.read_again(replace(process.looks[0], levels=AGAIN), chains).double().cpu()
     return {**noted, **judged, f"clean/{process.steps}": chains.latents.half().cpu(), "pixels": as_bytes(pixels)}
 
 
@@ -123,6 +125,7 @@ def load_pool(
     tables = {
         "head": table({int(name.removeprefix("head/")): columns[name] for name in columns if name.startswith("head/")}),
         "random": table({node: chance for node in range(steps + 1)}),
+        "head again": table({steps: columns["again"]}) if "again" in columns else table({}),
         "oracle": table({steps: torch.stack(dimensions).mean(0) + verdicts["all"]}),
     }
     if pixel is not None:
@@ -158,6 +161,10 @@ def _pixel_scores(
 @dataclass
 class Recorded(Process):
     """Chains that were drawn before: a state is the number of its chain."""
+
+    def read_again(self, look: Look, chains: Chains) -> Tensor:
+        sigma = torch.zeros((), dtype=torch.float64)
+        return torch.stack([self.read(look, chains.latents, sigma, chains.groups) for _ in look.levels]).mean(0)
 
     def start(self, count: int) -> Chains:
         groups = tuple(group for group in self.groups for _ in range(count))

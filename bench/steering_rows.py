@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+from bench import steering_pool
 from prfl.backbone import Backbone
 from prfl.config import load_config
 from prfl.config.schema import Config
@@ -91,18 +92,20 @@ METHODS = {
     "guidance, strength 3": Row(GuidedSampling(1, strength=3.0)),
 }
 COMPARED = ("best of 8, at 0.5", "best of 8, at 0.75", "best of 8, at the end")
+AGAIN = [f"best of {n}, at the end" for n in (4, 8)]
 CEILING = [f"best of {n}, at the end" for n in (2, 4, 8, 16)]  # the oracle judges finished videos
 ROWS = (
     METHODS
     | {f"{name} (pixel)": replace(METHODS[name], reward="pixel", equal_to=METHODS[name]) for name in COMPARED}
     | {f"{name} (random)": replace(METHODS[name], reward="random") for name in COMPARED}
+    | {f"{name} (read again)": replace(METHODS[name], reward="head again") for name in AGAIN}
     | {f"{name} (oracle)": replace(METHODS[name], reward="oracle") for name in CEILING}
 )
 
 # What a setting of Feynman-Kac steering is chosen from, on a seed that no other row is drawn with (--rows tried).
 TRIED = {
-    f"fk of {n}, every {every}, strength {strength}": Row(
-        FkSteering(n, every=every, strength=float(strength)), "head", NOISY
+    f"fk of {n}, every {every}, strength {strength} (read again)": Row(
+        FkSteering(n, every=every, strength=float(strength)), "head again", NOISY
     )
     for n, every, strength in product(range(3, 12), (1, 2, 3), (2, 4, 8))
 }
@@ -131,8 +134,9 @@ class World:
             return pixel_look(pixel_reward(self.model), self.model, aggregate="logsigmoid")
         if reward == "random":
             return random_look(self.seed)
-        assert reward == "head", "the oracle is asked of the pool alone"
-        return latent_look(self.head, aggregate="logsigmoid")  # type: ignore[arg-type] # a latent one
+        assert reward in ("head", "head again"), "the oracle is asked of the pool alone"
+        look = latent_look(self.head, aggregate="logsigmoid")  # type: ignore[arg-type] # a latent one
+        return look if reward == "head" else replace(look, levels=steering_pool.AGAIN)
 
     def schedule(self, solver: str, steps: int) -> SolverSchedule:
         shape = self.model.latent_shape(self.settings.frames, self.settings.height, self.settings.width)

@@ -50,6 +50,7 @@ from prfl.steering.noise import NoiseSearch
 from prfl.steering.process import Look
 from prfl.steering.sampling import prices_of
 from prfl.steering.svdd import Svdd
+from prfl.utils.errors import PrflError
 
 METHODS: dict[type[Section], Callable[..., Method]] = {
     BestOfConfig: BestOf,
@@ -105,7 +106,19 @@ def steering_schedule(section: SteeringBase, settings: SamplingSettings, model: 
 
 
 def build_looks(config: Config, model: Backbone) -> list[Look]:
-    """The rewards that steer: those of the section, or the one that the config follows or has trained."""
+    """The rewards that steer: those of the section, or the one that the config follows or has trained.
+
+    Raises PrflError for ``final_levels`` where none of them reads latents.
+    """
+    assert config.steering is not None
+    looks, levels = _looks(config, model), tuple(config.steering.final_levels)
+    if levels and all(look.clean for look in looks):
+        what, fix = "none of the rewards that steer reads latents", "leave it out, or let a latent reward steer"
+        raise PrflError(what, where="steering.final_levels", fix=fix)
+    return [look if look.clean else replace(look, levels=levels) for look in looks]
+
+
+def _looks(config: Config, model: Backbone) -> list[Look]:
     assert config.steering is not None
     if config.steering.rewards is not None:
         return [_named_look(number, each, config, model) for number, each in enumerate(config.steering.rewards)]

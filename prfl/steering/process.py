@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prfl.backbone.condition import Condition
+from prfl.rollout.flow import add_noise
 from prfl.rollout.sampling import start_noise
 from prfl.rollout.solvers import SolverSchedule, combine, leap
 from prfl.rollout.trajectory import sigma_at
@@ -28,6 +29,7 @@ class Look:
 
     clean: it reads clean predictions, at sigma 0, and not the noisy latents.  calls: that one reading of one sample
     costs.  decodes: how many videos it decodes for that.  held: what is active around a read and its backward pass.
+    levels: noise levels at which it reads finished chains, noised again, in place of their clean latents.
     """
 
     read: Read
@@ -36,6 +38,7 @@ class Look:
     calls: float = 0.0
     decodes: int = 0
     held: Callable[[], AbstractContextManager] = nullcontext
+    levels: Sequence[float] = ()
 
 
 @dataclass
@@ -145,9 +148,13 @@ class Process:
         total = torch.zeros(len(chains), dtype=torch.float64)
         sigma = sigma_at(self.schedule, chains.node, chains.latents)
         for look in self.looks:
-            chains, latents = self.clean_prediction(chains) if look.clean else (chains, chains.latents)
-            at = torch.zeros_like(sigma) if look.clean else sigma
-            total += look.weight * self.read(look, latents, at, chains.groups).double().cpu()
+            if look.levels and chains.node == self.steps:
+                scores = self.read_again(look, chains)
+            else:
+                chains, latents = self.clean_prediction(chains) if look.clean else (chains, chains.latents)
+                at = torch.zeros_like(sigma) if look.clean else sigma
+                scores = self.read(look, latents, at, chains.groups)
+            total += look.weight * scores.double().cpu()
         traces = [(*trace, (chains.node, score)) for trace, score in zip(chains.traces, total.tolist(), strict=True)]
         return replace(chains, traces=tuple(traces))
 
@@ -158,6 +165,24 @@ class Process:
             parts.append(look.read(latents[part], sigma, self.condition[list(groups[part])]))
         self.calls += Calls(reward=len(latents) * look.calls, decodes=len(latents) * look.decodes * self.prices.decode)
         return torch.cat(parts)
+
+    def read_again(self, look: Look, chains: Chains) -> Float[Tensor, " n"]:
+        """The mean of one reward's scores of finished chains, noised to each of its levels.
+
+        A head ranks noisy latents better than clean ones.  All chains of a video have the same noise, so that chance
+        prefers none of them.
+        """
+        clean, parts = self.end(chains.latents), []
+        for number, level in enumerate(look.levels):
+            noise = torch.cat([self.noise_again(group, number) for group in self.groups])[list(chains.groups)]
+            sigma = torch.tensor(level, dtype=torch.promote_types(clean.dtype, torch.float32), device=clean.device)
+            parts.append(self.read(look, add_noise(clean, noise.to(clean), sigma), sigma, chains.groups))
+        return torch.stack(parts).mean(0)
+
+    def noise_again(self, group: int, number: int) -> Tensor:
+        """Standard normal (1, ...) for the ``number``-th reading of a group's finished chains."""
+        purpose = f"again/{self.condition.asks[group].prompt}/{self.indices[group]}"
+        return rng.normal(self.state, self.seed, purpose, number, [0])
 
     def clean_prediction(self, chains: Chains) -> tuple[Chains, Tensor]:
         """What the chains are to become.  It costs nothing behind a step without noise, and else the call at this node,

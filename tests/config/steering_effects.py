@@ -22,6 +22,7 @@ STEERING_EFFECTS: dict[str, tuple] = {
     "SteeringBase.budget": steered("best_of", "budget", (20, 40)),
     "SteeringBase.solver": steered("best_of", "solver", ("euler", "unipc")),
     "SteeringBase.eta": steered("best_of", "eta", (0.5, 1.0), "steering.solver=ancestral"),
+    "SteeringBase.final_levels": steered("best_of", "final_levels", ("[]", "[0.5]"), "steering.decide_at=[1.0]"),
     "SteeringRewardConfig.path": rewarded(HEAD, "path: heads/second"),
     "SteeringRewardConfig.weight": rewarded(f"{HEAD}, weight: 1.0", f"{HEAD}, weight: -1.0"),
     "SteeringRewardConfig.weights": rewarded(f"{HEAD}, weights: {{light: 1.0}}", f"{HEAD}, weights: {{calm: 1.0}}"),

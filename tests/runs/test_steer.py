@@ -12,9 +12,12 @@ from safetensors.torch import load_file, save_file
 from prfl import cli
 from prfl.backbone import load_backbone
 from prfl.config import load_config
-from prfl.factory.backbone import POLICY, build_backbone
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.policy import load_checkpoint_policy, scale_adapter
+from prfl.factory.steering import build_looks
 from prfl.reward import LatentReward, RewardHead
+from prfl.steering.process import Look
+from prfl.utils.errors import PrflError
 from tests.runs.test_commands import project  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -79,6 +82,9 @@ def test_steering_of_the_config_and_of_the_command_line(head: None, capsys: pyte
     assert written["steering"]["chains"] == 3 and len(written["videos"][0]["kept"]) == 2
     assert cli.main(["sample", *arguments, "--best-of", "1"]) == 2
     assert "steering.keep: there are only 1 chains" in capsys.readouterr().err
+    assert cli.main(["sample", *arguments, "steering.decide_at=[0.5]", "steering.final_levels=[0.5]"]) == 2
+    said = "steering.final_levels: best_of, whose last look is before the end, does not read it"
+    assert said in capsys.readouterr().err
     assert cli.main(["sample", *arguments, "--method", "best"]) == 2
     assert "'best' is none of" in capsys.readouterr().err
     assert cli.main(["sample", *arguments, "--budget", "2"]) == 2
@@ -142,3 +148,10 @@ def test_plain_samples_take_a_prompt_a_seed_and_the_base(head: None, capsys: pyt
     written = json.loads(Path("runs/prfl/samples/sampled/results.json").read_text())
     assert set(written["outcomes"]) == {"base"} and {row["prompt"] for row in written["rows"]} == {"up"}
     assert written["outcomes"]["base"]["settings"]["seed"] == 3 and "policy" not in written
+
+
+def test_levels_for_rewards_that_read_no_latents(head: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("reward.yaml", ["steering={name: fk, final_levels: [0.5]}"])
+    monkeypatch.setattr("prfl.factory.steering._looks", lambda *_: [Look(lambda *_: torch.zeros(1), clean=True)])
+    with pytest.raises(PrflError, match="steering.final_levels: none of the rewards that steer reads latents"):
+        build_looks(config, build_architecture(config))

@@ -116,3 +116,20 @@ def test_choosing_raises_the_reward_and_more_so_with_more_chains():
         process = toy.process(toy.schedule(), groups=200)
         means.append(float(BestOf(chains, 1, (0.8,))(process).kept.latents.mean()))
     assert means[0] == pytest.approx(toy.MEAN, abs=0.2) and means[0] + 0.5 < means[1] and means[1] + 0.3 < means[2]
+
+
+@pytest.mark.parametrize("batch", [4096, 3])
+def test_finished_chains_are_read_again_at_noise_levels_by_the_same_noise(batch: int):
+    look = Look(toy.value, calls=0.5, levels=(0.3, 0.6))
+    process = toy.process(toy.schedule(steps=10), groups=2, looks=[look], batch=batch)
+    steered = BestOf(chains=4, keep=4, decide_at=(1.0,))(process)
+    for group, latents, trace in zip(steered.kept.groups, steered.kept.latents, steered.kept.traces, strict=True):
+        scores = []
+        for number, level in enumerate(look.levels):
+            noise = rng.normal((1,), 0, f"again/prompt {group}/{group}", number, [0])[0].double()
+            sigma = torch.tensor(level, dtype=torch.float64)
+            scores.append(toy.value(((1 - sigma) * latents + sigma * noise)[None], sigma))
+        assert trace == ((10, pytest.approx(float(torch.stack(scores).mean()), rel=1e-12)),)
+    assert steered.calls.reward == 2 * 4 * 2 * 0.5
+    counted = calls_of(BestOf(4, 4, (1.0,)), process.schedule, [look], Prices())
+    assert counted.reward * 2 == steered.calls.reward and counted.policy * 2 == steered.calls.policy

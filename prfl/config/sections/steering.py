@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prfl.config.schema import Config
 
 StepShare = Annotated[float, Field(gt=0, le=1)]
+Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SteeringRewardConfig(Section):
@@ -45,6 +46,10 @@ class SteeringBase(Section):
         default=None, description="Solver of the chains; null is the evaluation's, or ancestral where noise is needed."
     )
     eta: float = Field(default=1.0, gt=0, le=1, description="Noise of a stochastic solver.")
+    final_levels: list[Level] = Field(
+        default=[],
+        description="Noise levels at which latent rewards read finished chains, noised again; it takes the mean.",
+    )
 
     needs_noise: ClassVar[bool] = False  # chains that start alike must come apart
 
@@ -57,6 +62,11 @@ class SteeringBase(Section):
     def follows_gradient(self) -> bool:
         """Whether it differentiates what it looks at."""
         return False
+
+    @property
+    def looks_at_the_end(self) -> bool:
+        """Whether finished chains are looked at."""
+        return True
 
     def files(self) -> list[Source]:
         return [
@@ -75,6 +85,8 @@ class SteeringBase(Section):
             yield "steering.solver", f"{self.name} chooses among noises, and {self.solver} adds none; take {drawn}"
         if facts is None or not facts.stochastic:
             yield from unread(self, "steering", ["eta"], "a solver without noise")
+        if not self.looks_at_the_end:
+            yield from unread(self, "steering", ["final_levels"], f"{self.name}, whose last look is before the end,")
         if self.rewards is None and not (config.trains_reward or config.follows_reward):
             yield "steering.rewards", f"objective {config.objective.name} has no reward to look at; name one"
 
@@ -86,6 +98,10 @@ class BestOfConfig(SteeringBase):
         min_length=1,
         description="Shares of the steps at which chains are compared, ascending; 1 is the end. Several prune.",
     )
+
+    @property
+    def looks_at_the_end(self) -> bool:
+        return self.decide_at[-1] == 1
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         yield from super().conflicts(config)
@@ -165,6 +181,10 @@ class LatSearchConfig(SteeringBase):
         default=[0.2, 0.3, 0.4], min_length=1, description="Shares of the steps at which they are looked at, ascending."
     )
 
+    @property
+    def looks_at_the_end(self) -> bool:
+        return self.look_at[-1] == 1
+
     def conflicts(self, config: Config) -> Iterator[Fault]:
         yield from super().conflicts(config)
         if self.look_at != sorted(set(self.look_at)):
@@ -193,3 +213,7 @@ class NoiseSearchConfig(SteeringBase):
     @property
     def follows_gradient(self) -> bool:
         return self.gradient
+
+    @property
+    def looks_at_the_end(self) -> bool:
+        return self.look_at == 1
