@@ -59,6 +59,7 @@ AT = {f"at {share:g}": (share,) for share in (0.5, 0.75)} | {"at the end": (1.0,
 HALVING = {"0.4 and 0.7": (0.4, 0.7), "0.5 and 0.75": (0.5, 0.75)}
 NOISY = "ancestral"
 PLAIN = "one sample"
+AIMED = 90  # network calls
 METHODS = {
     PLAIN: Row(BestOf(1), "random"),
     **{f"best of {n}, {name}": Row(BestOf(n, decide_at=at)) for n in (2, 4, 8, 16) for name, at in AT.items()},

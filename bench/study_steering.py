@@ -20,22 +20,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench import steering_pool, studies
 from bench.harness import study_tables
+from bench.steering_plot import plot
 from bench.steering_rows import (
+    AIMED,
     CONFIG,
     PIXEL,
     PLAIN,
@@ -51,7 +50,7 @@ from bench.steering_rows import (
     prices,
 )
 from bench.study_spine import slug
-from prfl.evaluation import metrics, plots
+from prfl.evaluation import metrics
 from prfl.factory.prompts import load_prompts
 from prfl.rollout.sampling import decode_all, jobs
 from prfl.steering.best_of import BestOf
@@ -64,7 +63,6 @@ from prfl.utils.files import atomic_write
 RUNS = Path("runs/study-steering")
 SAMPLES = 8
 ORDERS = 16  # ways in which a pool of 8 chains is shared out; a larger one in fewer
-AIMED = 90  # network calls
 EVERY_ROW = ROWS | TRIED
 MOST = 20  # chains of a row that others are compared with
 NEAR = 0.15  # of its calls: best of N at the end that a row is compared with
@@ -243,20 +241,24 @@ def study(options: argparse.Namespace) -> dict:
 def joined(old: dict, new: dict) -> dict:
     """The new result with the rows of the old one that it has not, whose chains may be gone.
 
-    A trained policy's rows are the new one's alone.  Raises SystemExit where a row of the base that both have differs
-    in a seed by more than another processor's last bits: then they are not of the same chains.
+    Of a row that both have it takes the one of more videos.  Raises SystemExit where it has as many in both and differs
+    in a seed by more than another processor's last bits: then they are not of the same chains, or not of one policy.
     """
 
     def key(row: dict) -> tuple:
         return row["row"], row["generator"], row["guidance"], row["steps"]
 
-    rows = {key(row): row for row in old["rows"] if row["generator"] == "base" or not new["policy"]}
+    def videos(row: dict) -> int:
+        return row["samples"] * len(row["seeds"])
+
+    rows = {key(row): row for row in old["rows"]}
     for row in new["rows"]:
-        before = rows.get(key(row), {"right per seed": [], "seeds": []})
+        before = rows.get(key(row), {"right per seed": [], "seeds": [], "samples": 0})
         there, here = before["right per seed"], row["right per seed"]
-        if any(abs(a - b) > studies.SAME for a, b in zip(there, here, strict=False)):
+        alike = before["samples"] == row["samples"]
+        if alike and any(abs(a - b) > studies.SAME for a, b in zip(there, here, strict=False)):
             raise SystemExit(f"{key(row)}: {there} there and {here} here")
-        if len(row["seeds"]) >= len(before["seeds"]):
+        if videos(row) >= videos(before):
             rows[key(row)] = row
     earlier = {name: old[name] for name in ("command", "commit", "sources")}
     return {**new, "policy": new["policy"] or old["policy"], "rows": list(rows.values()), "earlier rows by": earlier}
@@ -316,61 +318,6 @@ def row_of(
         "diversity": statistics.mean(spread.values()) if spread else None,
         "size": statistics.mean(float(outcome.size.mean()) for outcome in outcomes),
     }
-
-
-SERIES = ("best of N, at the end (oracle)", "halving N, 0.5 and 0.75", "best of N, at 0.75", "best of N, at 0.5",
-          "best of N, at the end", "one sample")  # fmt: skip
-ALONE = {
-    "fk": ("N chains, resampled (fk)", "D"),
-    "(pixel)": ("best of N by a pixel reward", "x"),
-}  # points without a line
-
-
-def series_of(name: str) -> tuple[str, str | None]:
-    """Which line a row belongs to, and the marker of rows that are points by themselves."""
-    for part, (series, marker) in ALONE.items():
-        if part in name:
-            return series, marker
-    return re.sub("of [0-9]+|halving [0-9]+", lambda match: match[0].split()[0] + " N", name), None
-
-
-def plot(result: dict, path: Path) -> None:
-    """The oracle's score against network calls: a panel for each generator and guidance, a line for each way to decide.
-
-    Beside each point is its number of chains.  Rows that are in no series have their names.
-    """
-    worlds = list(dict.fromkeys((row["generator"], row["guidance"]) for row in result["rows"]))
-    figure = Figure(figsize=(5 * len(worlds), 4.6), layout="constrained")
-    colours = dict(zip(SERIES, (*plots.COLOURS, plots.GREY), strict=False))
-    colours |= {series: plots.COLOURS[0] for series, _ in ALONE.values()}
-    legend: dict[str, Any] = {}
-    for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False, sharey=True)[0], worlds, strict=True):
-        lines: dict[tuple[str, str | None, int], list[tuple[float, float, str]]] = {}
-        for row in result["rows"]:
-            series, marker = series_of(row["row"])
-            if (row["generator"], row["guidance"]) == world and (row["reward"] != "random" or series == PLAIN):
-                number = str(row["chains"]) if series in colours else row["row"]
-                point = sum(row["calls"].values()), row["right"]["value"], number
-                lines.setdefault((series, marker, row["steps"]), []).append(point)
-        for (series, marker, steps), points in lines.items():
-            dashes = "none" if marker else "-" if steps == min(STEPS) else ":"
-            x, y, numbers = zip(*sorted(points), strict=True)
-            colour = colours.get(series, plots.GREY)
-            (line,) = axes.plot(
-                x, y, marker=marker or "o", markersize=5 if marker else 4, color=colour, linestyle=dashes
-            )
-            for at in zip(x, y, numbers, strict=True):
-                axes.annotate(at[2], at[:2], xytext=(4, 3), textcoords="offset points", fontsize=6, color=plots.GREY)
-            if series in colours:
-                legend[f"{series}; {steps} steps"] = line
-        axes.axvline(AIMED, color=plots.GREY, linewidth=0.8)
-        axes.set_xlabel("network calls a sample")
-        plots.style(axes, f"{world[0]}, guidance {world[1]:g}")
-    figure.axes[0].set_ylabel("right, says the oracle")
-    figure.legend(
-        legend.values(), legend.keys(), loc="outside right center", fontsize=7, frameon=False, labelcolor=plots.GREY
-    )
-    path.write_bytes(plots.png(figure))
 
 
 def main() -> None:
