@@ -22,7 +22,7 @@ from prfl.factory.data import video_size
 from prfl.reward import hpsv3, image_reward, mps, own_function, pixel, text_match, videoalign, watched
 from prfl.reward.aesthetic import AestheticReward, load_aesthetic
 from prfl.reward.checkpoint import CONFIG, WEIGHTS, check_clip, find_reward, kind_of, rewrite_config
-from prfl.reward.checkpoint_schema import BenchmarkScores
+from prfl.reward.checkpoint_schema import BenchmarkScores, RewardCard, StoredPixel
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.head import RewardHead
 from prfl.reward.latent import LatentReward, RewardAdapter
@@ -100,6 +100,32 @@ NEW_REWARDS: dict[type, Callable[[Config, Backbone], TrainableReward]] = {
 }
 
 
+def check_followed_reward(config: Config) -> None:
+    """Refuse a trained reward by its config.json, before clips go through the VAE, as it is refused when it is loaded.
+
+    Raises PrflError for one of another space or other videos, and for a weight on a dimension that it does not have.
+    """
+    section = config.reward
+    if not config.follows_reward or section is None or section.public:
+        return
+    for number, path in enumerate(section.paths):
+        with _member(number) if len(section.paths) > 1 else nullcontext():
+            saved = find_reward(reward_path(path)).config
+        _check_member(config, "pixel" if isinstance(saved, StoredPixel) else "latent", saved.card, path)
+        if not (isinstance(section, PixelRewardConfig) and section.latent):  # which has dimensions of its own
+            total(dict.fromkeys(saved.dimensions(), torch.zeros(1)), section.weights)
+
+
+def _check_member(config: Config, space: str, card: RewardCard, path: str) -> None:
+    assert config.reward is not None
+    if space != config.reward.space:
+        several = len(config.reward.paths) > 1
+        what = f"the reward at {path} is a {space} one"
+        fix = f"space: {space}" if not several else f"name {config.reward.space} rewards only"
+        raise PrflError(what, where="reward.path" if several else "reward.space", fix=fix)
+    check_clip(card, video_size(config.data), path)
+
+
 def load_followed_reward(config: Config, model: Backbone) -> Reward:
     """The reward at ``reward.path``, or the public ones that are named in its place; frozen.
 
@@ -123,11 +149,7 @@ def load_trained_rewards(config: Config, model: Backbone) -> Reward:
         several = len(paths) > 1
         with _member(number) if several else nullcontext():
             member = load_reward(path, model, adapter_name=f"reward-{number}" if several else None)
-        if member.space != config.reward.space:
-            what = f"the reward at {path} is a {member.space} one"
-            fix = f"space: {member.space}" if not several else f"name {config.reward.space} rewards only"
-            raise PrflError(what, where="reward.path" if several else "reward.space", fix=fix)
-        check_clip(member.card, video_size(config.data), path)
+        _check_member(config, member.space, member.card, path)
         members.append(member)
     if isinstance(config.reward, LatentRewardConfig) and len(members) > 1:
         latent = [member for member in members if isinstance(member, LatentReward)]

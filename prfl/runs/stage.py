@@ -18,6 +18,7 @@ from prfl.factory.backbone import POLICY, attention_choice, build_backbone, choo
 from prfl.factory.data import build_dataset, fill_cache
 from prfl.factory.prompts import check_prompts, check_sets, load_prompts
 from prfl.factory.resume_identity import input_contents
+from prfl.factory.reward import check_followed_reward
 from prfl.runs.outcomes import show_report
 from prfl.runs.stage_run import StageRun
 from prfl.runs.train_policy import train_policy
@@ -34,6 +35,7 @@ from prfl.utils.lock import folder_lock
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     check_sets(config, load_prompts(config.data))
+    check_followed_reward(config)
     with processes.peer_errors(), out_of_memory(config):
         train_stage(config, resume)
 

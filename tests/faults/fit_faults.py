@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from prfl.backbone import load_backbone
 from prfl.data.dataset import load_dataset
 from prfl.utils.video_size import VideoSize
@@ -51,6 +53,8 @@ def _(bench):
 
 @fault("a weight on a score that the reward lacks", "prfl.yaml: reward.weights", "no such", "speed", "light, calm")
 def _(bench):
+    # It is said before a model is built, and clips go through its VAE.
+    bench.patch.setattr("prfl.runs.stage.prepared_model", lambda config: pytest.fail("a model was built"))
     return bench.cli("train", "prfl.yaml", "reward.weights={speed: 1}")
 
 
