@@ -27,6 +27,12 @@ from tests.slow import slow_unless
 TINY = {case.operation: case for case in cases("tiny")}
 
 
+@pytest.fixture(autouse=True)
+def one_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of runs that take seconds: nothing is timed here that warming up would change."""
+    monkeypatch.setattr("bench.harness.measure.LONG", 0.0)
+
+
 def small(operation: str) -> Case:
     """A chain of three steps."""
     case = TINY[operation]

@@ -12,6 +12,7 @@ from prfl import cli
 from prfl.backbone import Backbone
 from prfl.config import load_stages
 from prfl.config.schema import Config
+from prfl.estimate.fitting import Prediction
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.estimate.nfe import count_nfe
 from prfl.estimate.suggestions import with_keys
@@ -45,8 +46,11 @@ def test_prfl_on_14b_at_720p(capsys: pytest.CaptureFixture) -> None:
     assert not Path("runs").exists(), "a dry run writes nothing"
 
 
-def test_the_two_tables_that_one_wants(capsys: pytest.CaptureFixture) -> None:
+def test_the_two_tables_that_one_wants(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     short = ["data.frames=5", "data.height=64", "data.width=64"]
+    (stage,) = load_stages("configs/wan2.1-1.3b/prfl.yaml", short)
+    prediction = Prediction.of(stage.config)
+    monkeypatch.setattr(Prediction, "of", lambda config: prediction)  # both times
     quiet = ["train", "configs/wan2.1-1.3b/prfl.yaml", "--dry-run", *short]
     assert cli.main([*quiet, "-q"]) == 0
     shown = capsys.readouterr().out
@@ -160,7 +164,7 @@ def test_a_later_stage_may_read_what_an_earlier_one_makes() -> None:
 
 
 def test_what_is_wrong_is_said_before_anything_is_built(capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["train", "configs/wan2.1-14b/prfl.yaml", "--dry-run", "data.prompts.train=absent.txt"]) == 2
+    assert cli.main(["train", "configs/wan2.1-14b/reward.yaml", "--dry-run", "data.prompts.train=absent.txt"]) == 2
     assert "absent.txt" in capsys.readouterr().err
-    assert cli.main(["train", "configs/wan2.1-14b/prfl.yaml", "--dry-run", "data.height=719"]) == 2
+    assert cli.main(["train", "configs/wan2.1-14b/reward.yaml", "--dry-run", "data.height=719"]) == 2
     assert "a height of 719 is not a multiple of 16" in capsys.readouterr().err
