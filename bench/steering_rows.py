@@ -74,6 +74,8 @@ METHODS = {
     "one sample, ancestral": Row(BestOf(1), "random", NOISY),
     "best of 4, at the end, ancestral": Row(BestOf(4, decide_at=(1.0,)), "head", NOISY),
     "best of 8, at the end, ancestral": Row(BestOf(8, decide_at=(1.0,)), "head", NOISY),
+    "best of 9, at 0.75, ancestral": Row(BestOf(9, decide_at=(0.75,)), "head", NOISY),
+    "best of 4, at the end, ancestral (read again)": Row(BestOf(4, decide_at=(1.0,)), "head again", NOISY),
     "best of 7, at the end, ancestral (read again)": Row(BestOf(7, decide_at=(1.0,)), "head again", NOISY),
     "svdd of 8": Row(Svdd(8), "head", NOISY),
     "svdd of 32, every 2": Row(Svdd(32, every=2), "head", NOISY),
