@@ -35,12 +35,12 @@ from prfl.utils.lock import folder_lock
 def train(config: Config, *, resume: str = "auto") -> None:
     """Run one stage."""
     check_sets(config, load_prompts(config.data))
-    check_followed_reward(config)
     with processes.peer_errors(), out_of_memory(config):
         train_stage(config, resume)
 
 
 def train_stage(config: Config, resume: str) -> None:
+    check_followed_reward(config)
     folder = RunFolder(config.run, dump_resolved(config))
     accelerator = make_accelerator(folder, config.backbone.device, config.training.trackers, config.training.timeout)
     with folder_lock(config.run):
