@@ -380,11 +380,11 @@ def steering(result: Result) -> Table:
         less = [interval(others[name], "+") if name in others else "" for name in ("one sample", "the end")]
         guided = f", guidance {row['guidance']:g}" if row["guidance"] != 1 else ""
         body.append([
-            f"{row['generator']}{guided}, {row['steps']} steps: {row['row']}", f"{sum(row['calls'].values()):.0f}",
+            f"{row['generator']}{guided}, {row['steps']}: {row['row']}", f"{sum(row['calls'].values()):.0f}",
             interval(row["right"]), *less, "" if row["diversity"] is None else f"{row['diversity']:.3f}",
             f"{row['samples'] * result['prompts'] * len(row['seeds'])}",
         ])  # fmt: skip
-    head = ["row", "calls", "all right", "less one sample's", "less the end's", "diversity", "videos"]
+    head = ["generator, steps: row", "calls", "all right", "less one sample's", "less the end's", "diversity", "videos"]
     return head, body
 
 
