@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "kernels")]  # a machine where prfl is not installed will do
 
 from bench import studies  # noqa: E402
+from bench.harness.worlds import default_dtype  # noqa: E402
 from prfl.backbone.families import architecture_folder  # noqa: E402
 from prfl.backbone.turns import Turns  # noqa: E402
 
@@ -31,12 +32,8 @@ RUNS = 6
 def network(blocks: int, device: torch.device) -> WanTransformer3DModel:
     """Build an expert with random weights in bfloat16, made on the device."""
     config = WanTransformer3DModel.load_config(architecture_folder(MODEL), subfolder="transformer")
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with device:
-            return WanTransformer3DModel.from_config({**config, "num_layers": blocks}).requires_grad_(False)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    with device, default_dtype(torch.bfloat16):
+        return WanTransformer3DModel.from_config({**config, "num_layers": blocks}).requires_grad_(False)
 
 
 def measured(blocks: int, device: torch.device) -> dict:

@@ -29,6 +29,11 @@ def series_of(name: str) -> tuple[str, str | None]:
     return re.sub("of [0-9]+|halving [0-9]+", lambda match: match[0].split()[0] + " N", name), None
 
 
+def is_drawn(row: dict) -> bool:
+    """Whether the plot has this row: no chance, and of two halvings that are nearly the same one."""
+    return (row["reward"] != "random" or row["row"].startswith(PLAIN)) and "0.4 and 0.7" not in row["row"]
+
+
 def plot(result: dict, path: Path) -> None:
     """The oracle's score against network calls: a panel for each generator and guidance, a line for each way to decide.
 
@@ -42,12 +47,8 @@ def plot(result: dict, path: Path) -> None:
     for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False, sharey=True)[0], worlds, strict=True):
         lines: dict[tuple[str, str | None, int], list[tuple[float, float, str]]] = {}
         for row in result["rows"]:
-            series, marker = series_of(row["row"])
-            if "0.4 and 0.7" in row["row"]:  # as near to the other halving as makes no difference
-                continue
-            if (row["generator"], row["guidance"]) == world and (
-                row["reward"] != "random" or row["row"].startswith(PLAIN)
-            ):
+            if (row["generator"], row["guidance"]) == world and is_drawn(row):
+                series, marker = series_of(row["row"])
                 number = str(row["chains"]) if series in colours else re.sub(",.*", "", row["row"])
                 point = sum(row["calls"].values()), row["right"]["value"], number
                 lines.setdefault((series, marker, row["steps"]), []).append(point)

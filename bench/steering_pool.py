@@ -30,7 +30,7 @@ from prfl.utils.files import atomic_write
 
 CHUNK = 8  # chains of a prompt that are drawn at a time
 READ_AT = (0.4, 0.5, 0.7, 0.75, 1.0)  # shares of the steps at which the head reads
-AGAIN = (0.3, 0.45, 0.6)  # noise levels at which it reads finished chains once more
+AGAIN_AT = (0.3, 0.45, 0.6)  # noise levels at which it reads finished chains once more
 CLEAN_AT = (0.5, 0.75)  # whose clean predictions are kept for other rewards; the end is kept as well
 
 Begin = Callable[[list[str], list[int]], Process]
@@ -71,7 +71,7 @@ def _followed(process: Process, backbone: Backbone, prompts: list[str]) -> dict[
     judged = {f"oracle/{name}": values for name, values in shapes.judge(pixels, prompts).items()}
     for number, node in enumerate(node for node, _ in chains.traces[0]):
         noted[f"head/{node}"] = torch.tensor([trace[number][1] for trace in chains.traces])
-    noted["again"] = process.read_again(replace(process.looks[0], levels=AGAIN), chains).double().cpu()
+    noted["again"] = process.read_again(replace(process.looks[0], levels=AGAIN_AT), chains).double().cpu()
     return {**noted, **judged, f"clean/{process.steps}": chains.latents.half().cpu(), "pixels": as_bytes(pixels)}
 
 
@@ -125,9 +125,10 @@ def load_pool(
     tables = {
         "head": table({int(name.removeprefix("head/")): columns[name] for name in columns if name.startswith("head/")}),
         "random": table({node: chance for node in range(steps + 1)}),
-        "head again": table({steps: columns["again"]}) if "again" in columns else table({}),
         "oracle": table({steps: torch.stack(dimensions).mean(0) + verdicts["all"]}),
     }
+    if "again" in columns:
+        tables["head again"] = table({steps: columns["again"]})
     if pixel is not None:
         parts = [_pixel_scores(path, prompts, backbone, pixel, batch) for path in paths]
         tables["pixel"] = table(

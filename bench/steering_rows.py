@@ -97,13 +97,13 @@ METHODS = {
     "guidance, strength 3": Row(GuidedSampling(1, strength=3.0)),
 }
 COMPARED = ("best of 8, at 0.5", "best of 8, at 0.75", "best of 8, at the end")
-AGAIN = [f"best of {n}, at the end" for n in (4, 8)]
+READ_AGAIN = [f"best of {n}, at the end" for n in (4, 8)]
 CEILING = [f"best of {n}, at the end" for n in (2, 4, 8, 16)]  # the oracle judges finished videos
 ROWS = (
     METHODS
     | {f"{name} (pixel)": replace(METHODS[name], reward="pixel", equal_to=METHODS[name]) for name in COMPARED}
     | {f"{name} (random)": replace(METHODS[name], reward="random") for name in COMPARED}
-    | {f"{name} (read again)": replace(METHODS[name], reward="head again") for name in AGAIN}
+    | {f"{name} (read again)": replace(METHODS[name], reward="head again") for name in READ_AGAIN}
     | {f"{name} (oracle)": replace(METHODS[name], reward="oracle") for name in CEILING}
 )
 
@@ -141,7 +141,7 @@ class World:
             return random_look(self.seed)
         assert reward in ("head", "head again"), "the oracle is asked of the pool alone"
         look = latent_look(self.head, aggregate="logsigmoid")  # type: ignore[arg-type] # a latent one
-        return look if reward == "head" else replace(look, levels=steering_pool.AGAIN)
+        return look if reward == "head" else replace(look, levels=steering_pool.AGAIN_AT)
 
     def schedule(self, solver: str, steps: int) -> SolverSchedule:
         shape = self.model.latent_shape(self.settings.frames, self.settings.height, self.settings.width)

@@ -157,12 +157,13 @@ def _part(config: Config, kind: Any, folder: str, dtype: torch.dtype) -> Any:
     if has_weights(config):
         return source.load(kind, folder, dtype)
     torch.manual_seed(0)
-    with source.device, _default(dtype):  # 14 billion weights in float32 first would take 56 GB
+    with source.device, default_dtype(dtype):  # 14 billion weights in float32 first would take 56 GB
         return cast(kind.from_config(source.config(kind, folder)), dtype)
 
 
 @contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make floating tensors of this type for a while, where none is named."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -104,7 +104,7 @@ def _run(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], input
     if not inputs or func.is_view or not all(tensor.is_meta for tensor in inputs):
         return func(*args, **kwargs)
 
-    key = func, torch.get_default_dtype(), _described(args), _described(tuple(kwargs.items()))
+    key = _call_key(func, args, kwargs)
     if func._schema.is_mutable:
         return _written(func, args, kwargs, key)
 
@@ -125,9 +125,14 @@ def _written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], k
         return args[0]
     result = func(*args, **kwargs)
     if args and result is args[0] and isinstance(result, Tensor) and func.overloadpacket.__name__ not in _OTHER_STORAGE:
-        if (func, torch.get_default_dtype(), _described(args), _described(tuple(kwargs.items()))) == key:
+        if _call_key(func, args, kwargs) == key:  # as large as it was
             _IN_PLACE.add(key)
     return result
+
+
+def _call_key(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """What the layouts of an operation's results depend on."""
+    return func, torch.get_default_dtype(), _described(args), _described(tuple(kwargs.items()))
 
 
 def _described(value: Any) -> Hashable:

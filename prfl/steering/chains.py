@@ -67,6 +67,7 @@ class Chains:
 
     @cached_property
     def rows_by_group(self) -> Mapping[int, list[int]]:
+        """The rows of each group, in their order; groups in the order of their first rows."""
         rows: dict[int, list[int]] = {}
         for row, group in enumerate(self.groups):
             rows.setdefault(group, []).append(row)

@@ -42,8 +42,7 @@ def resampled_rows(process: Process, chains: Chains, log_weights: Sequence[float
     """
     rows: list[int] = []
     weights = torch.tensor(log_weights, dtype=torch.float64)
-    for group in dict.fromkeys(chains.groups):
-        members = chains.rows_of(group)
+    for group, members in chains.rows_by_group.items():
         offset = process.uniform(group, chains.node, purpose)
         rows += [members[k] for k in systematic(weights[members], offset).tolist()]
     process.reject(chains, sorted(set(range(len(chains))) - set(rows)))

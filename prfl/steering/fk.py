@@ -63,5 +63,5 @@ class FkSteering:
 
     def note_size(self, process: Process, chains: Chains, factors: list[float]) -> None:
         weights = torch.tensor(factors, dtype=torch.float64)
-        sizes = [effective_size(weights[chains.rows_of(group)]) for group in dict.fromkeys(chains.groups)]
+        sizes = [effective_size(weights[rows]) for rows in chains.rows_by_group.values()]
         process.note("effective size", sum(sizes) / len(sizes))

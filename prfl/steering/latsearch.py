@@ -55,8 +55,7 @@ class LatSearch:
         """Each chain's share in its group."""
         scores = torch.tensor(chains.scores, dtype=torch.float64) / self.temperature
         shares = torch.zeros_like(scores)
-        for group in dict.fromkeys(chains.groups):
-            rows = chains.rows_of(group)
+        for rows in chains.rows_by_group.values():
             shares[rows] = torch.softmax(scores[rows], 0)
         return shares.tolist()
 
@@ -65,8 +64,7 @@ class LatSearch:
         if process.counting:
             return list(range(len(chains)))
         chosen: list[int] = []
-        for group in dict.fromkeys(chains.groups):
-            rows = chains.rows_of(group)
+        for group, rows in chains.rows_by_group.items():
             log_weights = torch.tensor([weights[row] for row in rows], dtype=torch.float64).log()
             draws = [process.uniform(group, chains.node, f"latsearch/{number}") for number in range(len(rows))]
             picked = list(dict.fromkeys(rows[one_of(log_weights, draw)] for draw in draws))
@@ -75,5 +73,5 @@ class LatSearch:
         return chosen
 
     def highest(self, chains: Chains, totals: Sequence[float]) -> list[int]:
-        ranked = {group: sorted(chains.rows_of(group), key=lambda row: -totals[row]) for group in chains.groups}
-        return [row for rows in ranked.values() for row in rows[: self.keep]]
+        ranked = [sorted(rows, key=lambda row: -totals[row]) for rows in chains.rows_by_group.values()]
+        return [row for rows in ranked for row in rows[: self.keep]]

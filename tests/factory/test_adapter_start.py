@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,7 +14,6 @@ from torch import Tensor
 from prfl.backbone import LoraSpec, load_backbone
 from prfl.backbone.families import FAMILIES
 from prfl.backbone.wan.lora_names import original_name
-from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.export.lora import write_shared_file
@@ -24,6 +22,7 @@ from prfl.factory.adapter_start import start_adapter
 from prfl.factory.backbone import POLICY
 from prfl.factory.resume_identity import input_contents
 from prfl.utils.errors import PrflError
+from tests.factory.small_config import small_config
 from tests.models import copied_backbone
 from tests.objective.parts import stir
 from tests.slow import slow_unless
@@ -94,22 +93,9 @@ FORMS = {form.__name__: form for form in (diffusers, comfyui, kohya, musubi, wit
 
 @pytest.fixture
 def config_of(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Config]:
-    (tmp_path / "p.txt").write_text("a red circle\n")
-
     def make(init: Path | None, **adapter) -> Config:
         keys = {"rank": RANK, "alpha": 1.0, "targets": TARGETS, "init": None if init is None else str(init), **adapter}
-        config = {
-            "version": 1, "run": str(tmp_path / "run"), "seed": 0,
-            "backbone": {"model": str(tiny_pipeline_folder), "device": "cpu", "adapter": keys},
-            "data": {
-                "prompts": {"train": str(tmp_path / "p.txt")}, "cache": str(tmp_path / "cache"),
-                "frames": 9, "height": 16, "width": 16, "fps": 8,
-            },
-            "reward": {"space": "latent", "path": "absent"}, "rollout": {"steps": 2}, "objective": {"name": "prfl"},
-            "training": {"steps": 1, "batch": 1, "learning_rate": 1e-3}, "evaluation": {"every": 0},
-        }  # fmt: skip
-        (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
-        return load_config(tmp_path / "x.yaml", [])
+        return small_config(tmp_path, tiny_pipeline_folder, adapter=keys)
 
     return make
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from prfl.backbone import LoraSpec, load_backbone
-from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.export.card import changed_base
@@ -21,6 +20,7 @@ from prfl.factory.resume_identity import input_contents
 from prfl.factory.reward import load_reward
 from prfl.reward import LatentReward, RewardHead
 from prfl.utils.errors import PrflError
+from tests.factory.small_config import small_config
 from tests.factory.test_adapter_start import ALPHA, FORMS, RANK, TARGETS, velocity
 from tests.objective.parts import stir
 
@@ -37,24 +37,7 @@ def state(tiny_pipeline_folder: Path) -> dict[str, Tensor]:
 
 @pytest.fixture
 def config_of(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Config]:
-    (tmp_path / "p.txt").write_text("a red circle\n")
-
-    def make(**backbone) -> Config:
-        adapter = {"rank": 2, "alpha": 1.0}
-        config = {
-            "version": 1, "run": str(tmp_path / "run"), "seed": 0,
-            "backbone": {"model": str(tiny_pipeline_folder), "device": "cpu", "adapter": adapter, **backbone},
-            "data": {
-                "prompts": {"train": str(tmp_path / "p.txt")}, "cache": str(tmp_path / "cache"),
-                "frames": 9, "height": 16, "width": 16, "fps": 8,
-            },
-            "objective": {"name": "prfl"}, "reward": {"space": "latent", "path": "absent"}, "rollout": {"steps": 2},
-            "training": {"steps": 1, "batch": 1, "learning_rate": 1e-3}, "evaluation": {"every": 0},
-        }  # fmt: skip
-        (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
-        return load_config(tmp_path / "x.yaml", [])
-
-    return make
+    return partial(small_config, tmp_path, tiny_pipeline_folder, adapter={"rank": 2, "alpha": 1.0})
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
 from prfl.backbone import Backbone, LoraSpec, load_backbone
 from prfl.backbone.families import FAMILIES
 from prfl.backbone.network import split
-from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.export.card import changed_base
@@ -22,6 +20,7 @@ from prfl.export.lora import write_lora_files
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.factory.resume_identity import input_contents
 from prfl.utils.errors import PrflError
+from tests.factory.small_config import small_config
 from tests.factory.test_adapter_start import ALPHA, FORMS, RANK, TARGETS, started
 from tests.objective.parts import PROMPTS, stir
 from tests.slow import slow_unless
@@ -56,23 +55,9 @@ def states(trained: Backbone) -> dict[str, dict[str, Tensor]]:
 
 @pytest.fixture
 def config_of(tmp_path: Path, folder: Path) -> Callable[..., Config]:
-    (tmp_path / "p.txt").write_text("a red circle\n")
-
     def make(init: object = None, model: Path = folder, adapter: dict | None = None, **backbone) -> Config:
         keys = {"rank": RANK, "alpha": 1.0, "targets": TARGETS, "init": init, **(adapter or {})}
-        config = {
-            "version": 1, "run": str(tmp_path / "run"), "seed": 0,
-            "backbone": {"model": str(model), "device": "cpu", "adapter": keys, **backbone},
-            "data": {
-                "prompts": {"train": str(tmp_path / "p.txt")}, "cache": str(tmp_path / "cache"),
-                "frames": 9, "height": 16, "width": 16, "fps": 8,
-            },
-            "reward": {"space": "latent", "path": "absent"}, "rollout": {"steps": 2},
-            "objective": {"name": "full_chain"}, "training": {"steps": 1, "batch": 1, "learning_rate": 1e-3},
-            "evaluation": {"every": 0},
-        }  # fmt: skip
-        (tmp_path / "x.yaml").write_text(yaml.safe_dump(config))
-        return load_config(tmp_path / "x.yaml", [])
+        return small_config(tmp_path, model, objective="full_chain", adapter=keys, **backbone)
 
     return make
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from prfl.backbone import Ask, load_backbone
-from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.data.cache import LatentCache
 from prfl.factory.backbone import build_architecture, build_backbone
 from prfl.factory.resume_identity import input_contents
 from prfl.utils.errors import PrflError
 from prfl.utils.video_size import VideoSize
+from tests.factory.small_config import small_config
 from tests.svd import save_tiny_svd
 from tests.wan_image import first_frames
 
@@ -32,22 +31,7 @@ def ask(tmp_path: Path) -> Ask:
 
 
 def config_of(folder: Path, place: Path, frames: int = 3, **told: float) -> Config:
-    (place / "p.txt").write_text("a red circle\n")
-    config = {
-        "version": 1, "run": str(place / "run"), "seed": 0,
-        "backbone": {
-            "model": str(folder), "device": "cpu", "adapter": {"rank": 2, "alpha": 2},
-            "first_frame": told,
-        },
-        "data": {
-            "prompts": {"train": str(place / "p.txt")}, "cache": str(place / "cache"), "frames": frames, "height": 16,
-            "width": 16, "fps": 8,
-        },
-        "reward": {"space": "latent", "path": "absent"}, "rollout": {"steps": 2}, "objective": {"name": "prfl"},
-        "training": {"steps": 1, "batch": 1, "learning_rate": 1e-3}, "evaluation": {"every": 0},
-    }  # fmt: skip
-    (place / "x.yaml").write_text(yaml.safe_dump(config))
-    return load_config(place / "x.yaml", [])
+    return small_config(place, folder, frames=frames, adapter={"rank": 2, "alpha": 2}, first_frame=told)
 
 
 def test_a_config_says_what_the_network_is_told(folder: Path, tmp_path: Path, ask: Ask) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -65,6 +65,17 @@ OPERATIONS: dict[str, tuple[Callable[[Leaves], Sequence[Tensor]], tuple[str, ...
     "lora_linears": (low_rank, ("x", "lora_a", "lora_b")),
     "dropout": (low_rank_dropped, ("x", "lora_a", "lora_b")),
 }
+
+SEEDLESS = [name for name in OPERATIONS if name != "dropout"]  # whose seed is drawn anew
+
+
+def plain_and_compiled(name: str, given: Leaves, **options: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each output and gradient as the operation has it, and as a compiled function has.  options: of compile."""
+    results = []
+    for run in (OPERATIONS[name][0], torch.compile(OPERATIONS[name][0], fullgraph=True, **options)):
+        outs = run(given)
+        results.append([*outs, *torch.autograd.grad(outs, [*given.values()], [torch.ones_like(out) for out in outs])])
+    yield from zip(*results, strict=True)
 
 
 def leaves(name: str, device: str, dtype: torch.dtype, tokens: int = 5) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from tests.kernels.operations import OPERATIONS, computed, leaves
+from tests.kernels.operations import OPERATIONS, SEEDLESS, computed, leaves, plain_and_compiled
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "lora_linears"])  # that one is torch's own
@@ -34,13 +34,8 @@ def test_no_tokens(name: str) -> None:
         assert value.numel() == 0 or not value.any(), each
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "dropout"])  # whose seed is drawn anew
+@pytest.mark.parametrize("name", SEEDLESS)
 def test_compiled_is_the_same(name: str) -> None:
     """As traced: by torch 2.11 an output that was changed in place came back without a gradient."""
-    given = leaves(name, "cpu", torch.float64)
-    results = []
-    for run in (OPERATIONS[name][0], torch.compile(OPERATIONS[name][0], fullgraph=True, backend="eager")):
-        outs = run(given)
-        results.append([*outs, *torch.autograd.grad(outs, [*given.values()], [torch.ones_like(out) for out in outs])])
-    for plain, traced in zip(*results, strict=True):
+    for plain, traced in plain_and_compiled(name, leaves(name, "cpu", torch.float64), backend="eager"):
         torch.testing.assert_close(traced, plain, rtol=1e-12, atol=1e-12)

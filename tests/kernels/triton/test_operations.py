@@ -9,9 +9,8 @@ pytest.importorskip("triton")
 
 from prfl_kernels import attention_triton
 from prfl_kernels.dispatch import interpreting
-from tests.kernels.operations import OPERATIONS, computed, leaves
+from tests.kernels.operations import OPERATIONS, SEEDLESS, computed, leaves, plain_and_compiled
 
-SEEDLESS = [name for name in OPERATIONS if name != "dropout"]  # whose seed is drawn anew
 compiled = pytest.mark.skipif(interpreting(), reason="needs a GPU: what is launched, not what is computed")
 LAUNCHED = {  # kernels
     "attention": {"_forward", "_query_gradient", "_key_gradient"},
@@ -76,12 +75,7 @@ def test_no_tokens(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", SEEDLESS)
 def test_compiled_by_inductor(name: str) -> None:
     """The kernels inside a compiled function, without a break of the graph; what is around them rounds otherwise."""
-    given = leaves(name, "cuda", torch.bfloat16, tokens=70)
-    results = []
-    for run in (OPERATIONS[name][0], torch.compile(OPERATIONS[name][0], fullgraph=True)):
-        outs = run(given)
-        results.append([*outs, *torch.autograd.grad(outs, [*given.values()], [torch.ones_like(out) for out in outs])])
-    for plain, fast in zip(*results, strict=True):
+    for plain, fast in plain_and_compiled(name, leaves(name, "cuda", torch.bfloat16, tokens=70)):
         assert (plain - fast).abs().max() <= 2**-6 * plain.abs().max()
 
 
