@@ -57,6 +57,22 @@ def no_flushing() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """Each process parses a config's text once, and reads once peft's version, which is asked for with each adapter."""
+    import copy
+    import importlib.metadata
+    from functools import cache
+
+    from prfl.config import strict_yaml
+
+    parsed = cache(strict_yaml.parse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_yaml, "parse", lambda text, where: copy.deepcopy(parsed(text, where)))
+        patch.setattr(importlib.metadata, "version", cache(importlib.metadata.version))
+        yield
+
+
 @pytest.fixture
 def blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots of one pixel, for tests that train by the command line; one that is marked ``pictures`` draws them."""

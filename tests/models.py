@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -20,11 +21,13 @@ from prfl.factory import backbone as backbone_factory
 from prfl.factory.backbone import build_architecture, build_backbone, policy_adapter_name
 
 _BUILT: dict[tuple, Backbone] = {}
+_SHARED: WeakKeyDictionary[torch.nn.Module, list[tuple]] = WeakKeyDictionary()
 
 
 def copied(model: Backbone) -> Backbone:
-    """A copy that shares tokenizer and text encoder, and remembers conditions by itself.
+    """A copy that shares tokenizer, text encoder and VAE, and remembers conditions by itself.
 
+    A test that changes the VAE says so by ``with_own_vae``: it has more modules than the transformer.
     A module has a dozen OrderedDicts of hooks.  ``deepcopy`` takes most of its time for them, and they are empty.
     """
     text = copy.copy(model.text)
@@ -32,9 +35,23 @@ def copied(model: Backbone) -> Backbone:
         text.known = dict(text.known)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(copy._deepcopy_dispatch, OrderedDict, _copied_in_order)  # type: ignore[attr-defined]
-        duplicate = copy.deepcopy(model, {id(model.text): text})
+        duplicate = copy.deepcopy(model, {id(model.text): text, id(model.vae): model.vae})
+    check_shared(model.vae)
     _run_as_it_says(duplicate)
     return duplicate
+
+
+def with_own_vae(model: Backbone) -> Backbone:
+    """The model itself, with a VAE that the test may change."""
+    model.networks["vae"] = copy.deepcopy(model.networks["vae"])
+    return model
+
+
+def check_shared(vae: torch.nn.Module) -> None:
+    """Fail where a test before has changed the VAE that copies share."""
+    state: list[tuple] = [(p.data_ptr(), p._version, p.dtype, p.requires_grad) for p in vae.parameters()]
+    state += [(n,) for n, m in vae.named_modules() if "forward" in vars(m) or m._forward_pre_hooks or m._forward_hooks]
+    assert _SHARED.setdefault(vae, state) == state, "a test changed the VAE of a copy; let it call with_own_vae"
 
 
 def _run_as_it_says(model: Backbone) -> None:

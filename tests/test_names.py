@@ -18,7 +18,6 @@ LEFT: dict[str, int] = {  # by file: its functions with a vague local
     "prfl/backbone/attention.py": 1,
     "prfl/backbone/checkpointing.py": 1,
     "prfl/backbone/dropout.py": 3,
-    "prfl/backbone/fingerprint.py": 2,
     "prfl/backbone/wan/kernels.py": 3,
     "prfl/backbone/weights.py": 1,
 }

@@ -74,7 +74,14 @@ def put_back(layers: Sequence[LoraLayer], states: Sequence[LayerState]) -> None:
     newer = states[0][1:] if states else ((), True)
     for layer in layers:
         active, enabled = before.get(id(layer), newer)
+        let_act(layer, active, enabled)
+
+
+def let_act(layer: LoraLayer, active: tuple[str, ...], enabled: bool) -> None:
+    """Change what acts in a layer where it is not so already; peft changes ``requires_grad`` by the way."""
+    if tuple(layer.active_adapters) != active:
         layer.set_adapter(list(active))
+    if layer.disable_adapters is enabled:
         layer.enable_adapters(enabled)
 
 
@@ -89,9 +96,7 @@ def set_active(network: nn.Module, name: str | None) -> None:
 def switch(layers: Sequence[LoraLayer], name: str | None) -> None:
     """Let one adapter act in these layers, or none; peft changes ``requires_grad`` by the way."""
     for layer in layers:
-        if name is not None:
-            layer.set_adapter(name)
-        layer.enable_adapters(name is not None)
+        let_act(layer, tuple(layer.active_adapters) if name is None else (name,), name is not None)
 
 
 def requires_grad_flags(network: nn.Module) -> list[tuple[nn.Parameter, bool]]:
@@ -227,9 +232,7 @@ class LowRank(nn.Linear):
 def compute_in_input_type(layer: LoraLayer, name: str) -> None:
     layer.cast_input_dtype_enabled = False
     for factors in (layer.lora_A, layer.lora_B):
-        linear = factors[name]
-        factors[name] = LowRank(linear.in_features, linear.out_features, bias=False, device="meta")
-        factors[name].weight = linear.weight
+        factors[name].__class__ = LowRank
 
 
 def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str]) -> None:

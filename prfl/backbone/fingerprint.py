@@ -42,13 +42,13 @@ def fingerprint(module: nn.Module, most: int | None = None) -> str:
         name = name.replace(".base_layer.", ".")
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         flat = parameter.detach().flatten()
-        some = flat[:: max(1, flat.numel() // most)] if most else flat
-        plain = some.to("cpu", torch.bfloat16).clone(memory_format=torch.contiguous_format)
-        digest.update(plain.view(torch.uint8).numpy().tobytes())
+        step = max(1, flat.numel() // most) if most else 1
+        values = flat[::step].to("cpu", torch.bfloat16).contiguous()
+        digest.update(values.view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
 def sampled(tensors: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
     """Of each tensor at most about so many values, evenly spaced: as they are, in float64 in host memory."""
     flat = {name: tensor.detach().flatten() for name, tensor in tensors.items()}
-    return {name: some[:: max(1, len(some) // most)].to("cpu", torch.float64, copy=True) for name, some in flat.items()}
+    return {name: v[:: max(1, len(v) // most)].to("cpu", torch.float64, copy=True) for name, v in flat.items()}

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil
 
 from prfl.backbone.single_file import load_single_file
-from prfl.backbone.weights import cast, check_finite
+from prfl.backbone.weights import cast, check_finite, without_weights
 from prfl.config.section import is_hub_id
 from prfl.utils.console import silent_libraries
 from prfl.utils.errors import PrflError
@@ -89,10 +89,9 @@ class Source:
         """A diffusers model in this dtype, complete and finite; on ``meta`` without weights."""
         if self.device.type == "meta":
             config = self.config(kind, subfolder)
-            with torch.device("meta"):
-                return cast(kind.from_config(config), dtype).to(
-                    "meta"
-                )  # a parameter may be made on a device of its own
+            with without_weights():
+                model = kind.from_config(config)
+            return cast(model, dtype).to("meta")  # a parameter may be made on a device of its own
         model = (
             self.from_file(kind, subfolder, dtype) if subfolder in self.files else self.saved(kind, subfolder, dtype)
         )
@@ -174,8 +173,9 @@ class Source:
         called: its name in the error where it cannot be loaded.
         """
         if self.device.type == "meta":
-            with torch.device("meta"):
-                return kind(self.encoder_config(subfolder)).to(dtype).requires_grad_(False).eval()
+            with without_weights():
+                encoder = kind(self.encoder_config(subfolder))
+            return encoder.to(dtype).requires_grad_(False).eval()
         try:
             encoder, report = kind.from_pretrained(
                 self.name,

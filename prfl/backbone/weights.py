@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 
 from prfl.utils.errors import PrflError
@@ -16,7 +18,7 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.is_meta or tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     low, high = torch.aminmax(tensor.detach())
-    return bool(low.isfinite() & high.isfinite())
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, fix: str) -> None:
@@ -25,6 +27,13 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, fix: str) -> None:
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise PrflError(f"weights that are not finite: {bad[0]}{more}", where=where, fix=fix)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """What is built inside lies on ``meta``: shapes and dtypes without memory, and no time goes to initial values."""
+    with torch.device("meta"), no_init_weights():
+        yield
 
 
 @torch.no_grad()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import torch
-
 from prfl.backbone import Backbone
+from prfl.backbone.weights import without_weights
 from prfl.config.schema import Config
 from prfl.factory.reward import (
     Reward,
@@ -30,7 +29,7 @@ def reward_on_meta(config: Config, model: Backbone) -> tuple[Reward | None, str]
     """Build the reward on ``meta``; returns, too, in words what had to be assumed of one that is not trained yet."""
     if config.reward is None:
         return None, ""
-    with torch.device("meta"), warnings.catch_warnings():
+    with without_weights(), warnings.catch_warnings():
         # Weights of a trained reward are not copied to meta, of which torch warns: only their sizes count.
         warnings.filterwarnings("ignore", "for .* copying from a non-meta parameter")
         if config.trains_reward:

@@ -228,8 +228,9 @@ class _Binned:
 
     def sums(self, times: Tensor, values: Tensor) -> Tensor:
         """Add the samples' values up in each bin: (r, bins)."""
-        zeros = torch.zeros(len(times), self.bins, dtype=times.dtype)
-        return zeros.index_add_(1, self.bin_index, times[:, self.prompt] * values)
+        of_each_prompt = torch.zeros(times.shape[1], self.bins, dtype=times.dtype)
+        of_each_prompt.index_put_((self.prompt, self.bin_index), values, accumulate=True)
+        return times @ of_each_prompt
 
     def error(self, times: Tensor) -> Tensor:
         """Compute the expected calibration error of each resample: (r,)."""

@@ -13,6 +13,7 @@ from prfl.backbone.first_frame import FirstFrameTold, TakesTold
 from prfl.backbone.hooked import HookedBackbone
 from prfl.backbone.kernels import CallsCheaper, use_kernels
 from prfl.backbone.network import add_copy, all_predictors, train_all
+from prfl.backbone.weights import without_weights
 from prfl.config.schema import Config
 from prfl.config.sections.backbone import BackboneConfig, KernelsConfig, PolicyAdapterConfig
 from prfl.config.sections.rollout import CheaperConfig
@@ -90,7 +91,7 @@ def build_architecture(config: Config) -> Backbone:
     source = shapes.model_folder() if settings.model in ("shapes", *RECIPES) else settings.model
     model = load_architecture(source, getattr(torch, settings.dtype), settings.revision, settings.pipeline)
     check_files(model, settings.weights.named())
-    with torch.device("meta"):
+    with without_weights():
         return prepare_backbone(config, model)
 
 

@@ -23,6 +23,7 @@ from prfl.backbone import Backbone, LoraSpec
 from prfl.backbone.adapters import load_state, lora_shapes, state_of
 from prfl.backbone.experts import check_read, networks_read
 from prfl.backbone.network import joined
+from prfl.backbone.weights import without_weights
 from prfl.reward.checkpoint import RewardCard, SavedReward, Shape, check_fit, shapes_of, write_reward
 from prfl.reward.checkpoint_schema import StoredLatent
 from prfl.reward.head import RewardHead
@@ -247,7 +248,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
 
 def described_shapes(config: StoredLatent, backbone: Backbone) -> dict[str, Shape]:
     """List the names and shapes of the tensors of a reward with this config, without allocating any of them."""
-    with torch.device("meta"):
+    with without_weights():
         head = RewardHead(**config.head.model_dump())
     shapes = {f"head.{name}": shape for name, shape in shapes_of(head).items()}
     if config.adapter is None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from prfl.backbone.condition import EMBEDS, LENGTHS, Condition
+from prfl.backbone.weights import without_weights
 from prfl.reward.checkpoint import RewardCard, SavedReward, shapes_of, write_reward
 from prfl.reward.checkpoint_schema import StoredPixel
 from prfl.reward.head import distinct
@@ -180,7 +181,7 @@ class PixelReward:
         """Load a saved reward, frozen."""
         saved = SavedReward.find(folder_or_hub, StoredPixel, revision)
         settings = saved.config.network.model_dump()
-        with torch.device("meta"):
+        with without_weights():
             shapes = shapes_of(PixelNetwork(**settings))
         tensors = saved.weights(shapes)
 

@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, Qwen2VLModel
 
+from prfl.backbone.weights import without_weights
 from prfl.reward import hpsv3, videoalign
 from prfl.reward.public import load_error
 from prfl.reward.published import published_tensors
@@ -154,7 +154,7 @@ def _write(
         raise PrflError(what, where=where, fix=fix)
 
     config.text_config.vocab_size = rows
-    with torch.device("meta"):
+    with without_weights():
         network = Qwen2VLModel(config)
     try:
         network.load_state_dict(state, assign=True)

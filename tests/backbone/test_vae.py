@@ -12,6 +12,7 @@ from prfl.backbone.wan.model import WanBackbone
 from prfl.backbone.wan.vae import decode, decode_raw, latent_statistics
 from prfl.estimate.live_tensors import LiveBytes, SavedBytes
 from prfl.utils.errors import PrflError
+from tests.models import with_own_vae
 
 
 def test_round_trip_shapes_and_normalisation(tiny_backbone: WanBackbone) -> None:
@@ -26,7 +27,7 @@ def test_round_trip_shapes_and_normalisation(tiny_backbone: WanBackbone) -> None
 
 def test_decode_is_the_vaes_own_before_its_clamp(tiny_backbone: WanBackbone) -> None:
     latents = torch.randn(2, 4, 3, 4, 4) * 3
-    tiny_backbone.vae.decoder.conv_out.weight.mul_(30)  # so that a part saturates
+    with_own_vae(tiny_backbone).vae.decoder.conv_out.weight.mul_(30)  # so that a part saturates
     pixels = tiny_backbone.decode(latents)
     mean, std = latent_statistics(tiny_backbone.vae, latents)
     expected = tiny_backbone.vae.decode(latents * std + mean, return_dict=False)[0]
@@ -36,7 +37,7 @@ def test_decode_is_the_vaes_own_before_its_clamp(tiny_backbone: WanBackbone) -> 
 
 def test_decode_has_a_gradient_where_the_clamped_one_has_none(tiny_backbone: WanBackbone) -> None:
     latents = torch.randn(1, 4, 2, 2, 2, requires_grad=True)
-    tiny_backbone.vae.decoder.conv_out.bias.fill_(20.0)
+    with_own_vae(tiny_backbone).vae.decoder.conv_out.bias.fill_(20.0)
     clamped = tiny_backbone.vae.decode(latents, return_dict=False)[0]
     assert torch.autograd.grad(clamped.sum(), latents)[0].abs().max() == 0
     pixels = tiny_backbone.decode(latents)
@@ -48,7 +49,7 @@ def test_decode_has_a_gradient_where_the_clamped_one_has_none(tiny_backbone: Wan
 def test_a_checkpointed_decoder_gives_the_same_gradient_and_keeps_less(
     tiny_backbone: WanBackbone, gradient_from: int
 ) -> None:
-    vae = tiny_backbone.vae.double()
+    vae = with_own_vae(tiny_backbone).vae.double()
     latents = torch.randn(2, 4, 4, 4, 6, dtype=torch.float64, requires_grad=True)
     found, kept = [], []
     for checkpointed in (False, True):
@@ -66,7 +67,7 @@ def test_a_checkpointed_decoder_gives_the_same_gradient_and_keeps_less(
 
 def test_many_frames_are_checkpointed_in_groups(tiny_backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same pixels and gradient as frame by frame; features are kept between groups only."""
-    vae, gradients, kept = tiny_backbone.vae.double(), [], []
+    vae, gradients, kept = with_own_vae(tiny_backbone).vae.double(), [], []
     for few in (99, 4):
         monkeypatch.setattr("prfl.backbone.wan.vae.FEW", few)
         latents = torch.randn(1, 4, 10, 2, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
@@ -99,7 +100,7 @@ def test_the_network_never_calls_the_vae(tiny_backbone: WanBackbone) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the VAE was called")
 
-    for module in tiny_backbone.vae.modules():
+    for module in with_own_vae(tiny_backbone).vae.modules():
         module.register_forward_pre_hook(refuse)
     condition = tiny_backbone.condition(["a red circle", ""])
     latents = torch.randn(2, *tiny_backbone.latent_shape(17, 16, 16), requires_grad=True)

@@ -19,6 +19,7 @@ from prfl.reward.scorer import LatentScorer, PixelScorer
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler
 from prfl.utils.host_store import HostStore
+from tests.models import with_own_vae
 from tests.objective.parts import (
     LOSS,
     PROMPTS,
@@ -201,7 +202,7 @@ def test_frames_scored_by_themselves_are_differentiated_one_at_a_time(
     """The gradient is that of all frames' graphs together, and in float64 to its precision; it takes less."""
     torch.manual_seed(1)
     network = PixelNetwork(TEXT_WIDTH, ["motion", "look"], size=64, hidden=32, inner=32).double()
-    tiny_backbone.vae.double()
+    with_own_vae(tiny_backbone).vae.double()
     tiny_backbone.running.checkpointing = decoder
     scorer = PixelScorer(PixelReward(network).freeze(), tiny_backbone, 0, temporal_decay=0.5)
     latents = torch.randn(2, 4, 5, 4, 4, dtype=torch.float64)

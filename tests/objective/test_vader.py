@@ -9,6 +9,7 @@ from prfl.objective.methods.vader import Vader
 from prfl.reward.frames import decode_frames, draw_frames
 from prfl.rollout.flow import chain_sigmas
 from prfl.rollout.solvers import euler
+from tests.models import with_own_vae
 from tests.objective.parts import (
     assert_same_gradients,
     joint_graph_chain,
@@ -80,7 +81,7 @@ def test_decoded_frames_are_those_of_the_whole_clip(tiny_backbone):
 
 
 def test_pixels_beyond_the_clamp_still_have_a_gradient(tiny_backbone):
-    torch.nn.init.constant_(tiny_backbone.vae.decoder.conv_out.bias, 5.0)  # every pixel saturated
+    torch.nn.init.constant_(with_own_vae(tiny_backbone).vae.decoder.conv_out.bias, 5.0)  # every pixel saturated
     latents = torch.zeros(1, 4, 1, 4, 4).requires_grad_()
     pixels, _ = decode_frames(tiny_backbone, latents, [0])
     assert float(pixels.min()) > 1
