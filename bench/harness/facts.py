@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ def facts(weights: str) -> dict[str, Any]:
         "versions": {name: number for name in PACKAGES if (number := _version(name))},
         "sdpa": sdpa(),
         "commit": commit(),
-        "sources": sources(),
+        "sources": imported_sources(),
         "weights": weights,
     }
 
@@ -107,6 +108,12 @@ def sources(parts: Sequence[str] = MEASURED) -> str:
         digest.update(f"{path.relative_to(REPOSITORY)}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@cache
+def imported_sources() -> str:
+    """Hash the measured sources once: a process runs what it has imported, whatever changes on the disk later."""
+    return sources()
 
 
 class Peak(NamedTuple):
