@@ -6,10 +6,14 @@ is kept (``prfl_kernels.passed``): automatic takes those kernels from then on.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +23,17 @@ from prfl_kernels.passed import record
 
 REASON = "needs a GPU, or TRITON_INTERPRET=1 in a process of its own (test_interpreted.py starts one)"
 CAN_RUN = find_spec("triton") is not None and (torch.cuda.is_available() or interpreting())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def members_are_listed_once() -> Iterator[None]:
+    """At every launch the interpreter looks for builtins in ``triton.language``: a quarter of these tests' time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if CAN_RUN and interpreting():
+            interpreter = import_module("triton.runtime.interpreter")
+            builtins = cache(partial(inspect.getmembers, predicate=interpreter.tl.core.is_builtin))
+            patch.setattr(interpreter, "inspect", SimpleNamespace(**{**vars(inspect), "getmembers": builtins}))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
