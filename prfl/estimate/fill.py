@@ -15,10 +15,10 @@ import torch
 from prfl.backbone import Backbone
 from prfl.backbone.checkpointing import Checkpointing
 from prfl.config.schema import Config
-from prfl.estimate.memory import predict_memory
-from prfl.estimate.rewards import reward_on_meta
+from prfl.estimate.memory import RunOnMeta
 from prfl.estimate.units import gib
 from prfl.factory.backbone import build_architecture, device_kind
+from prfl.factory.reward import Reward
 from prfl.reward.ensemble import RewardEnsemble
 from prfl.reward.latent import LatentReward
 
@@ -96,19 +96,24 @@ def fill(config: Config, available: int) -> Filled:
 
     A kind is raised only where there is room for all of the one before it.
     """
-    chosen = _counted(config, Filled(room=available))
+    model = build_architecture(config)
+    run = RunOnMeta.of(config, model)
+    chosen = Filled(room=available, blocks=model.facts.num_blocks, reward_blocks=_blocks_read(run.reward))
+    chosen = _counted(run, chosen)
     for name, count in _larger(chosen):
         if not count:
             continue
-        all_of_them = _counted(config, replace(chosen, **{name: count}))
+        all_of_them = _counted(run, replace(chosen, **{name: count}))
         if all_of_them.peak <= available:
             chosen = all_of_them
             continue
+        if all_of_them.peak == chosen.peak:  # of a phase that keeps no blocks, which leaves no room for any
+            return chosen
 
         # About a straight line in the number of blocks; the peak of what is chosen is counted.
         fitting = int(count * (available - chosen.peak) / (all_of_them.peak - chosen.peak))
         for number in range(fitting, 0, -1):
-            more = _counted(config, replace(chosen, **{name: number}))
+            more = _counted(run, replace(chosen, **{name: number}))
             if more.peak <= available:
                 return more
         return chosen
@@ -123,16 +128,13 @@ def _larger(filled: Filled) -> Iterator[tuple[str, int]]:
     yield "reward_whole", filled.reward_blocks
 
 
-def _blocks_read(config: Config) -> int:
+def _blocks_read(reward: Reward | None) -> int:
     """Return how many blocks a latent reward runs."""
-    reward, _ = reward_on_meta(config, build_architecture(config))
     heads = reward.members if isinstance(reward, RewardEnsemble) else [reward]
     return max((max(head.blocks) + 1 for head in heads if isinstance(head, LatentReward)), default=0)
 
 
-def _counted(config: Config, filled: Filled) -> Filled:
-    """Return the same with the number of blocks and the predicted peak of the training."""
-    model = build_architecture(config)
-    filled = replace(filled, blocks=model.facts.num_blocks, reward_blocks=_blocks_read(config))
-    filled.put_into(model)
-    return replace(filled, peak=predict_memory(config, model).training_peak)
+def _counted(run: RunOnMeta, filled: Filled) -> Filled:
+    """Return the same with the predicted peak of the training."""
+    filled.put_into(run.model)
+    return replace(filled, peak=run.memory().training_peak)

@@ -13,8 +13,9 @@ from prfl.config.rules import conflicts
 from prfl.config.schema import Config
 from prfl.estimate.fill import SHARE
 from prfl.estimate.memory import Memory, predict_memory
-from prfl.estimate.suggestions import LEAST, RANKS, VIDEO, Candidate, candidates, with_keys
+from prfl.estimate.suggestions import LEAST, RANKS, VIDEO, Candidate, candidates
 from prfl.estimate.units import GIB
+from prfl.estimate.variants import Variants, with_keys
 from prfl.estimate.work import CardSize
 from prfl.factory.backbone import build_architecture
 from prfl.utils.errors import PrflError
@@ -48,7 +49,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A config, its architecture, and the memory that was predicted of them."""
+    """A config, its architecture, and the memory that was predicted of them.
+
+    model: of ``Prediction.of`` the config's own; of one in a search it has run for other configs since.
+    """
 
     config: Config
     model: Backbone
@@ -77,17 +81,20 @@ def fit(before: Prediction, card: CardSize) -> Fit:
     """
     room, state = int(SHARE * card.gib * GIB), before
     changes: list[Change] = []
+    variants = Variants()
     for rank in RANKS:
         if rank == VIDEO and state.always > room:
             break  # no video is so small that the weights fit
-        for candidate, after in _improvements(state, rank, room):
+        for candidate, after in _improvements(state, rank, room, variants):
             anew = identity(after.config) != identity(before.config)
             changes.append(Change(candidate.overrides, candidate.note, after.memory.peak, anew))
             state = after
     return Fit(card, room, before.memory.peak, tuple(changes), state)
 
 
-def _improvements(before: Prediction, rank: int, room: int) -> Iterator[tuple[Candidate, Prediction]]:
+def _improvements(
+    before: Prediction, rank: int, room: int, variants: Variants
+) -> Iterator[tuple[Candidate, Prediction]]:
     """Yield the changes of this rank, one upon the other, while the run does not fit and one of them helps.
 
     What a candidate saved when it was last tried is taken for the most that it saves now: few are predicted again.
@@ -99,7 +106,7 @@ def _improvements(before: Prediction, rank: int, room: int) -> Iterator[tuple[Ca
         for key in sorted(left, key=lambda name: -saved.get(name, math.inf)):
             if best and saved.get(key, math.inf) <= most:
                 break
-            after = _changed(state.config, left[key])
+            after = _changed(state.config, left[key], variants)
             saved[key] = state.memory.peak - after.memory.peak if after else 0.0
             if after and saved[key] > most:
                 best, most = (left[key], after), saved[key]
@@ -109,10 +116,11 @@ def _improvements(before: Prediction, rank: int, room: int) -> Iterator[tuple[Ca
         state = best[1]
 
 
-def _changed(config: Config, candidate: Candidate) -> Prediction | None:
+def _changed(config: Config, candidate: Candidate, variants: Variants) -> Prediction | None:
     """Return the prediction with a candidate's keys; None where the config, or its reward, refuses them."""
     other = with_keys(config, candidate.changes)
     with suppress(PrflError):
         if not list(conflicts(other)):
-            return Prediction.of(other)
+            run = variants.run(other)
+            return Prediction(other, run.model, run.memory())
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,10 @@ class LiveBytes(TorchDispatchMode):
 
     Tensors that were there before (weights, inputs) are not counted.  Workspaces that an operation frees before it
     returns (cuDNN's, say) and the allocator's rounding are not seen.
+
+    On ``meta``, an operation that was run on inputs of these layouts is not worked out again: torch works most of them
+    out in Python, at a tenth of a millisecond each, and the blocks of a network are alike.  Not remembered are views,
+    what writes into other inputs than its first, and what reads numbers.
     """
 
     def __init__(self) -> None:
@@ -36,28 +40,87 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        inputs = tensors_in(args)
-        if kwargs:
-            inputs += tensors_in(tuple(kwargs.values()))
-        before = {_key(tensor) for tensor in inputs}
-        result = _run(func, args, kwargs or {}, inputs)
-        results = tensors_in((result,))
-        for tensor in results:
-            if _key(tensor) not in before:  # a view or an in-place result is nothing new
-                self._count(tensor)
-        self.saw(func, args, kwargs or {}, result, inputs + results)
+        kwargs = kwargs or {}
+        if func.is_view:
+            return self._viewed(func, args, kwargs)
+        inputs: list[Tensor] = []
+        key = type(self), func, torch.get_default_dtype(), described(args, inputs), described(kwargs.items(), inputs)
+        if not inputs or not all(tensor.is_meta for tensor in inputs):
+            result, _ = self._run(func, args, kwargs, inputs)
+            return result
+
+        call = _CALLS.get(key)
+        if call is None:
+            return self._run_first(func, args, kwargs, inputs, key)
+        if call.in_place:
+            self.add(call.amounts)
+            return args[0]
+        if call.layouts is None:
+            result, _ = self._run(func, args, kwargs, inputs)
+            return result
+        results = tuple(layout and self._new(layout) for layout in call.layouts)
+        self.add(call.amounts)
+        return results if call.several else results[0]
+
+    def amounts_of(
+        self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, tensors: list[Tensor]
+    ) -> Any:
+        """Return what a subclass counts of an operation that is no view; by the layouts of its tensors alone.
+
+        tensors: its inputs and results."""
+
+    def add(self, amounts: Any) -> None:
+        """Called after each operation that is no view.  amounts: what ``amounts_of`` returned of it."""
+
+    def _viewed(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation that returns its input's memory, or now and then new one."""
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and args and isinstance(args[0], Tensor) and _key(result) == _key(args[0]):
+            return result
+        self._count_new(tensors_in((result,)), [*tensors_in(args), *tensors_in(tuple(kwargs.values()))])
         return result
 
-    def saw(
-        self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, tensors: list[Tensor]
-    ) -> None:
-        """Called after each operation.  tensors: its inputs and results."""
+    def _run(
+        self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor]
+    ) -> tuple[Any, Any]:
+        """Run an operation and count it; returns its result and its amounts."""
+        result = func(*args, **kwargs)
+        results = tensors_in((result,))
+        self._count_new(results, inputs)
+        amounts = self.amounts_of(func, args, kwargs, result, [*inputs, *results])
+        self.add(amounts)
+        return result, amounts
 
-    def _count(self, tensor: Tensor) -> None:
-        storage, key = tensor.untyped_storage(), _key(tensor)
+    def _run_first(
+        self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: list[Tensor], key: Hashable
+    ) -> Any:
+        """Run an operation on ``meta`` and remember what it did."""
+        result, amounts = self._run(func, args, kwargs, inputs)
+        several = len(func._schema.returns) > 1
+        if not func._schema.is_mutable:
+            _CALLS[key] = _Call(_layouts(result, inputs), amounts, several)
+        elif args and result is args[0] and isinstance(result, Tensor) and _only_writes(func):
+            again = type(self), func, torch.get_default_dtype(), described(args), described(kwargs.items())
+            if again == key:  # as large as it was
+                _CALLS[key] = _Call(None, amounts, several, in_place=True)
+        return result
+
+    def _new(self, layout: _Layout) -> Tensor:
+        tensor = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device="meta")
+        self._count(tensor.untyped_storage(), layout.nbytes)
+        return tensor
+
+    def _count_new(self, results: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+        before = {_key(tensor) for tensor in inputs}
+        for tensor in results:
+            if _key(tensor) not in before:  # a view or an in-place result is nothing new
+                storage = tensor.untyped_storage()
+                self._count(storage, storage.nbytes())
+
+    def _count(self, storage: torch.UntypedStorage, size: int) -> None:
+        key = storage._cdata
         if key in self._storages:
             return
-        size = storage.nbytes()
         self._storages[key] = weakref.ref(storage, partial(self._freed, key, size))
         self.live += size
         self.peak = max(self.peak, self.live)
@@ -83,64 +146,44 @@ class _Layout:
     size: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
-
-    def empty(self) -> Tensor:
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+    nbytes: int
 
 
-# By an operation and the layouts of its inputs: those of its results on ``meta``.  None: it has to be run each time.
-_RESULTS: dict[Hashable, list[_Layout | None] | None] = {}
-# By the same those that write into their first argument, return it, and leave it where it is and as large as it is.
-_IN_PLACE: set[Hashable] = set()
-_OTHER_STORAGE = ("set_", "resize_", "resize_as_")
+@dataclass(frozen=True)
+class _Call:
+    """What an operation does on ``meta`` with inputs of certain layouts.
 
-
-def _run(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor]) -> Any:
-    """Run an operation; on ``meta``, one that was run on inputs of these layouts is not worked out again.
-
-    torch works most of them out in Python, at a tenth of a millisecond each, and the blocks of a network are alike.
-    Not remembered are views, what writes into other inputs than its first, and what reads numbers.
+    layouts: of its results; None: it has to be run each time.  in_place: it does nothing there but to return its first
+    argument, where it is and as large as it is.  several: it returns a tuple.
     """
-    if not inputs or func.is_view or not all(tensor.is_meta for tensor in inputs):
-        return func(*args, **kwargs)
 
-    key = _call_key(func, args, kwargs)
-    if func._schema.is_mutable:
-        return _written(func, args, kwargs, key)
-
-    layouts = _RESULTS.get(key)
-    if layouts is None:
-        result = func(*args, **kwargs)
-        if key not in _RESULTS:
-            _RESULTS[key] = _layouts(result, inputs)
-        return result
-
-    results = tuple(layout and layout.empty() for layout in layouts)
-    return results if len(func._schema.returns) > 1 else results[0]
+    layouts: list[_Layout | None] | None
+    amounts: Any
+    several: bool
+    in_place: bool = False
 
 
-def _written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable) -> Any:
-    """Run an operation that writes, unless it was seen to do nothing on ``meta`` but to return its first argument."""
-    if key in _IN_PLACE:
-        return args[0]
-    result = func(*args, **kwargs)
-    if args and result is args[0] and isinstance(result, Tensor) and func.overloadpacket.__name__ not in _OTHER_STORAGE:
-        if _call_key(func, args, kwargs) == key:  # as large as it was
-            _IN_PLACE.add(key)
-    return result
+_CALLS: dict[Hashable, _Call] = {}  # by who counts, an operation and the layouts of its inputs
 
 
-def _call_key(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
-    """What the layouts of an operation's results depend on."""
-    return func, torch.get_default_dtype(), _described(args), _described(tuple(kwargs.items()))
+def _only_writes(func: OpOverload) -> bool:
+    """Return whether an operation that writes leaves its first argument's memory where it is."""
+    return func.overloadpacket.__name__ not in ("set_", "resize_", "resize_as_")
 
 
-def _described(value: Any) -> Hashable:
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, list | tuple):
-        return tuple(map(_described, value))
-    return type(value), value  # the type, since 1, 1.0 and True are one key
+def described(values: Iterable[Any], tensors: list[Tensor] | None = None) -> Hashable:
+    """Return what the layouts of an operation's results depend on in its arguments.  tensors: gets those in them."""
+    parts: list[Hashable] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            parts.append((value.shape, value.stride(), value.dtype))
+            if tensors is not None:
+                tensors.append(value)
+        elif isinstance(value, list | tuple):
+            parts.append(described(value, tensors))
+        else:
+            parts.append((type(value), value))  # the type, since 1, 1.0 and True are one key
+    return tuple(parts)
 
 
 def _layouts(result: Any, inputs: Sequence[Tensor]) -> list[_Layout | None] | None:
@@ -149,12 +192,17 @@ def _layouts(result: Any, inputs: Sequence[Tensor]) -> list[_Layout | None] | No
     tensors = [each for each in results if each is not None]
     if not all(type(each) is Tensor and each.is_meta and not each.is_complex() for each in tensors):
         return None
-    layouts = [None if each is None else _Layout(each.shape, each.stride(), each.dtype) for each in results]
-    for tensor, layout in zip(tensors, filter(None, layouts), strict=True):
-        if layout.empty().untyped_storage().nbytes() != tensor.untyped_storage().nbytes():
+    layouts = [None if each is None else _layout(each) for each in results]
+    for layout in filter(None, layouts):
+        empty = torch.empty_strided(layout.size, layout.stride, dtype=layout.dtype, device="meta")
+        if empty.untyped_storage().nbytes() != layout.nbytes:
             return None
     keys = [*map(_key, tensors), *{_key(tensor) for tensor in inputs}]
     return layouts if len(set(keys)) == len(keys) else None
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    return _Layout(tensor.shape, tensor.stride(), tensor.dtype, tensor.untyped_storage().nbytes())
 
 
 @dataclass(eq=False)

@@ -7,8 +7,8 @@ Not in it: cuDNN's workspaces, the CUDA context, the allocator's gaps.  Leave a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from prfl.estimate.parts import (
 from prfl.estimate.phases import all_phases, network_call
 from prfl.estimate.rewards import reward_on_meta
 from prfl.estimate.stored_latents import earlier_outputs, most_kept, most_latents, stored_rollout
-from prfl.factory.backbone import device_kind, policy_adapter_name
+from prfl.factory.backbone import device_kind, keep_as_asked, policy_adapter_name
 from prfl.factory.reward import Reward
 from prfl.factory.rollout import build_schedule
 from prfl.reward.ensemble import RewardEnsemble
@@ -79,25 +79,59 @@ def predict_memory(config: Config, model: Backbone) -> Memory:
 
     model: ``build_architecture(config)``; it gets gradients, so use it for nothing else.
     """
-    model.running.offload = offloads(config)
-    reward, assumed = reward_on_meta(config, model)
-    trained = trained_parameters(config, model, reward)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
+    return RunOnMeta.of(config, model).memory()
 
-    shapes = Shapes(model, config)
-    fixed = list(fixed_parts(config, model, reward, trained, shapes))
-    fixed += without_autocast(model)
 
-    gradient_bytes = sum_bytes([p.grad for p in trained if p.grad is not None])
-    with fused_on_meta(device_kind(config)):
-        phases = list(all_phases(config, model, reward, shapes, gradient_bytes))
-        host = host_bytes(config, model, shapes) if model.running.offload else 0
-    if config.rollout.gradients_per_rollout > 1 and device_kind(config) == "cuda":
-        waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
-        host += stored_rollout(config, model)[0] * waiting + sum_bytes(trained)  # the weights are not pinned
-    host += waiting_bytes(config, model)
-    return Memory(fixed, phases, sum(parameter.numel() for parameter in trained), assumed, host)
+@dataclass(frozen=True)
+class RunOnMeta:
+    """A run as it is measured: its model and its reward, on ``meta``, with gradients of what is trained.
+
+    fixed, assumed: as ``Memory`` has them.  Its memory may be asked for again where ``model.running`` keeps
+    something else.
+    """
+
+    config: Config
+    model: Backbone
+    reward: Reward | None
+    trained: list[nn.Parameter]
+    shapes: Shapes
+    fixed: list[Part]
+    assumed: str
+
+    @staticmethod
+    def of(config: Config, model: Backbone) -> RunOnMeta:
+        """model: as for ``predict_memory``."""
+        model.running.offload = offloads(config)
+        reward, assumed = reward_on_meta(config, model)
+        trained = trained_parameters(config, model, reward)
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+
+        shapes = Shapes(model, config)
+        fixed = list(fixed_parts(config, model, reward, trained, shapes))
+        fixed += without_autocast(model)
+        return RunOnMeta(config, model, reward, trained, shapes, fixed, assumed)
+
+    def changed_to(self, config: Config) -> RunOnMeta:
+        """Return the run of a config whose model, adapter and reward are the same, with that model, set as it says."""
+        keep_as_asked(config, self.model)
+        self.model.running.offload = offloads(config)
+        shapes = Shapes(self.model, config)
+        fixed = list(fixed_parts(config, self.model, self.reward, self.trained, shapes))
+        return replace(self, config=config, shapes=shapes, fixed=fixed)
+
+    def memory(self) -> Memory:
+        config, model, trained, shapes = self.config, self.model, self.trained, self.shapes
+        gradient_bytes = sum_bytes([p.grad for p in trained if p.grad is not None])
+        with fused_on_meta(device_kind(config)):
+            phases = list(all_phases(config, model, self.reward, shapes, gradient_bytes))
+            host = host_bytes(config, model, shapes, phases) if model.running.offload else 0
+        if (steps := config.rollout.gradients_per_rollout) > 1 and device_kind(config) == "cuda":
+            waiting = pinned(sum_bytes([shapes.latents(config.training.batch)]))
+            stored, _ = stored_rollout(shapes.plans, build_schedule(config, model), steps)
+            host += stored * waiting + sum_bytes(trained)  # the weights are not pinned
+        host += waiting_bytes(config, model)
+        return Memory(self.fixed, phases, sum(parameter.numel() for parameter in trained), self.assumed, host)
 
 
 def without_autocast(model: Backbone) -> Iterator[Part]:
@@ -113,12 +147,16 @@ def without_autocast(model: Backbone) -> Iterator[Part]:
             )
 
 
-def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
-    """Return the host memory of one network call's checkpointed blocks and of the rollout's latents, in bytes."""
+def host_bytes(config: Config, model: Backbone, shapes: Shapes, phases: Sequence[Part]) -> int:
+    """Return the host memory of one network call's checkpointed blocks and of the rollout's latents, in bytes.
+
+    phases: as ``all_phases`` measured them.
+    """
     part = config.training.batch // config.training.accumulation
 
     # What is not saved on the device with offload is on the host.
-    with_store = network_call(config, model, shapes, part, gradient=True).saved
+    measured = next((phase for phase in phases if phase.role == "gradient"), None)
+    with_store = (measured or network_call(config, model, shapes, part, gradient=True)).saved
     model.running.offload = False
     without = network_call(config, model, shapes, part, gradient=True).saved
     model.running.offload = True
@@ -127,7 +165,7 @@ def host_bytes(config: Config, model: Backbone, shapes: Shapes) -> int:
     hidden = part * facts.tokens(shapes.latent) * facts.widths[0] * facts.dtype.itemsize
     rolled = 0
     if config.follows_reward:  # all but the end of the rollout, which is wanted first
-        rolled = most_kept(config, model) - 1
+        rolled = most_kept(shapes.plans, build_schedule(config, model)) - 1
     return (without - with_store) // hidden * pinned(hidden) + rolled * pinned(sum_bytes([shapes.latents(part)]))
 
 
@@ -165,7 +203,7 @@ def fixed_parts(
     part = config.training.batch // config.training.accumulation
     count = 4  # clean, noise and noisy, and what is predicted
     if config.follows_reward:
-        count = most_latents(config, model, offloads(config))
+        count = most_latents(shapes.plans, build_schedule(config, model), offloads(config))
     latents = count * sum_bytes([shapes.latents(part)])
     embeddings = [tensor for tensor in shapes.condition(part).tensors.values() if tensor.is_floating_point()]
     yield Part("latents and prompt embeddings", latents + sum_bytes(embeddings))
@@ -173,8 +211,8 @@ def fixed_parts(
         yield Part("earlier outputs of a multistep solver", earlier * sum_bytes([shapes.latents(part)]))
 
     # A rollout that several steps use.
-    if config.rollout.gradients_per_rollout > 1:
-        waiting, here = stored_rollout(config, model)
+    if (steps := config.rollout.gradients_per_rollout) > 1:
+        waiting, here = stored_rollout(shapes.plans, build_schedule(config, model), steps)
         of_all = sum_bytes([shapes.latents(config.training.batch)])
         on_cpu = waiting * of_all + size if device_kind(config) == "cpu" else 0
         yield Part("rollout that several steps use, and the weights that made it", here * of_all + on_cpu)

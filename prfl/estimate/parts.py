@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -15,10 +15,12 @@ from prfl.backbone.condition import stand_in
 from prfl.backbone.network import all_predictors, base_weights, blocks_of_each, predictors
 from prfl.backbone.turns import aligned, chunks, weights_of
 from prfl.config.schema import Config
+from prfl.estimate.stored_latents import all_plans
 from prfl.estimate.work import Work
 from prfl.factory.backbone import device_kind
 from prfl.factory.experts import one_resident
 from prfl.factory.prompts import load_prompts
+from prfl.rollout.plan import StepPlan
 from prfl.utils.errors import error_location
 
 Role = Literal["rollout", "gradient", "reward", "decoder"]
@@ -93,14 +95,20 @@ def module_bytes(module: nn.Module) -> int:
 
 
 class Shapes:
-    """Tensors of a run's shapes, on ``meta``."""
+    """Tensors of a run's shapes, on ``meta``, and the plans of its steps."""
 
     def __init__(self, model: Backbone, config: Config) -> None:
         self.model = model
+        self.config = config
         self.clip = config.data.frames, config.data.height, config.data.width
         with error_location("data"):
             self.latent = model.latent_shape(*self.clip)
         self.tokens = min(longest_prompt(config), model.facts.text_tokens)
+
+    @cached_property
+    def plans(self) -> list[StepPlan]:
+        """What each step of a run that follows a reward differentiates: thousands of draws, so they are made once."""
+        return all_plans(self.config, self.model)
 
     def latents(self, batch: int) -> Tensor:
         return torch.empty(batch, *self.latent, device="meta")

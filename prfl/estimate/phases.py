@@ -18,7 +18,7 @@ from prfl.config.schema import Config
 from prfl.config.sections.experts import guided as guided_by
 from prfl.estimate.nfe import evaluation_samples
 from prfl.estimate.parts import Part, Shapes, module_bytes, parks_vae, predictor_bytes, sum_bytes
-from prfl.estimate.stored_latents import all_plans, earlier_outputs, leads_on
+from prfl.estimate.stored_latents import earlier_outputs, leads_on
 from prfl.estimate.work import Counted
 from prfl.factory.backbone import POLICY, device_kind, policy_adapter_name
 from prfl.factory.evaluation import sampling_settings
@@ -63,7 +63,7 @@ def all_phases(config: Config, model: Backbone, reward: Reward | None, shapes: S
         if config.follows_reward:
             assert reward is not None
             yield rollout_call(config, model, shapes, part)
-            held = call.saved if any(retains_graph(model, step_plan) for step_plan in all_plans(config, model)) else 0
+            held = call.saved if any(retains_graph(model, step_plan) for step_plan in shapes.plans) else 0
             assert config.reward is not None
             yield from reward_phases(config, model, reward, shapes, min(part, config.reward.batch or part), held)
         yield call
@@ -154,7 +154,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
     """
     latents, network = shapes.latents(batch), guided(config, model, shapes, batch)
     # Where one walked step leads on to another, the cotangent goes on to the latents.
-    chained = config.follows_reward and any(leads_on(step_plan.plan) for step_plan in all_plans(config, model))
+    chained = config.follows_reward and any(leads_on(step_plan.plan) for step_plan in shapes.plans)
 
     def run() -> Part:
         leaf = latents.clone().requires_grad_(chained and gradient)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prfl.backbone import Backbone
 from prfl.config.schema import Config
 from prfl.factory.objective import build_method
-from prfl.factory.rollout import build_schedule
 from prfl.rollout.plan import Plan, StepPlan
 from prfl.rollout.requirements import requirements
 from prfl.rollout.solvers import SolverSchedule
@@ -23,32 +24,28 @@ def leads_on(plan: Plan) -> bool:
     return any(plan.passes(k, useful) for k in plan.evaluations)
 
 
-def most_kept(config: Config, model: Backbone) -> int:
+def most_kept(plans: Sequence[StepPlan], schedule: SolverSchedule) -> int:
     """Count the nodes whose latents outlive a step's rollout, at most."""
-    schedule = build_schedule(config, model)
-    return max(len(requirements([step_plan], schedule).latents) for step_plan in all_plans(config, model))
+    return max(len(requirements([step_plan], schedule).latents) for step_plan in plans)
 
 
-def most_latents(config: Config, model: Backbone, offload: bool) -> int:
+def most_latents(plans: Sequence[StepPlan], schedule: SolverSchedule, offload: bool) -> int:
     """Count the latents that are alive together: the start, those that the rollout keeps, the scored ones, their seeds.
 
     With offload three of the rollout's are on the device: the one in use, the next, and its end, which never leaves.
     """
-    schedule = build_schedule(config, model)
     alive = []
-    for step_plan in all_plans(config, model):
+    for step_plan in plans:
         kept = len(requirements([step_plan], schedule).latents)
         alive.append(1 + (min(kept, 3) if offload else kept) + len(step_plan.seeds) - 1)
     return max(alive)
 
 
-def stored_rollout(config: Config, model: Backbone) -> tuple[int, int]:
-    """Count what a rollout for several steps keeps of a sample, at most.
+def stored_rollout(plans: Sequence[StepPlan], schedule: SolverSchedule, steps: int) -> tuple[int, int]:
+    """Count what a rollout for so many steps keeps of a sample, at most.
 
     Latents that wait in host memory; and its outputs and its end, which stay where they are made.
     """
-    schedule, steps = build_schedule(config, model), config.rollout.gradients_per_rollout
-    plans = all_plans(config, model)
     waiting, outputs = [], []
     for first in range(0, len(plans), steps):
         needs = requirements(plans[first : first + steps], schedule, reused=True)

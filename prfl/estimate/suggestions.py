@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from traceback import clear_frames
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -14,19 +14,17 @@ from prfl.backbone import Backbone
 from prfl.config import identity
 from prfl.config.rules import conflicts
 from prfl.config.schema import Config
-from prfl.config.section import Section
 from prfl.config.sections.backbone import PolicyAdapterConfig
 from prfl.config.sections.experts import ExpertsConfig
 from prfl.config.sections.rollout import RolloutConfig
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.units import gib
+from prfl.estimate.variants import Variants, with_keys
 from prfl.factory.backbone import build_architecture, choose_kernels, device_kind
 from prfl.factory.experts import one_resident
 from prfl.utils.errors import PrflError
 
 LEAST = 0.01  # of the peak: what saves less is not worth a line
-
-S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,16 @@ class Suggestion:
 
 def suggest(config: Config) -> list[Suggestion]:
     """List what would lower the predicted peak, the most first."""
-    model = build_architecture(config)
-    peak = predict_memory(config, model).peak
+    variants = Variants()
+    run = variants.run(config)
+    peak = run.memory().peak
     suggestions = []
-    for candidate in candidates(config, model):
+    for candidate in candidates(config, run.model):
         other = with_keys(config, candidate.changes)
         with suppress(PrflError):  # a trained reward may refuse it: then it is none
             if list(conflicts(other)):
                 continue
-            saves = peak - predict_memory(other, build_architecture(other)).peak
+            saves = peak - variants.run(other).memory().peak
             anew = "" if identity(other) == identity(config) else "a new run"
             note = "; ".join(filter(None, [candidate.note, anew]))
             suggestions.append(Suggestion(candidate.overrides, saves, note))
@@ -147,15 +146,6 @@ def candidates(config: Config, model: Backbone) -> Iterator[Candidate]:
 
 
 UNIT, SMALLEST = 32, 256  # pixels: a multiple that every model takes; below the least, no real model draws anything
-
-
-def with_keys(section: S, changes: dict[str, Any]) -> S:
-    """Return a copy in which the keys at these yaml paths are changed."""
-    update: dict[str, Any] = {}
-    for path, value in changes.items():
-        name, _, rest = path.partition(".")
-        update[name] = with_keys(update.get(name, getattr(section, name)), {rest: value}) if rest else value
-    return section.model_copy(update=update)
 
 
 def advice(config: Config) -> str:

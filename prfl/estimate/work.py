@@ -63,15 +63,22 @@ class Counted(LiveBytes):
     def work(self) -> Work:
         return Work(dict(self.amounts))
 
-    def saw(
+    def amounts_of(
         self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, tensors: list[Tensor]
-    ) -> None:
+    ) -> tuple[str, float, float] | None:
+        """Return an operation's kind, GFLOP and GB; None of one that only makes or detaches a tensor."""
         name = func.overloadpacket.__name__
-        if func.is_view or not tensors or name in ("detach", "empty", "empty_like", "new_empty"):
-            return
+        if not tensors or name in ("detach", "empty", "empty_like", "new_empty"):
+            return None
         kind, flops = arithmetic(func, name, args, kwargs, result)
-        self.amounts[kind, "GFLOP"] += flops / 1e9
-        self.amounts[kind, "GB"] += sum(leaf.numel() * leaf.itemsize for leaf in tensors) / 1e9
+        return kind, flops / 1e9, sum(leaf.numel() * leaf.itemsize for leaf in tensors) / 1e9
+
+    def add(self, amounts: tuple[str, float, float] | None) -> None:
+        if amounts is None:
+            return
+        kind, gflop, gb = amounts
+        self.amounts[kind, "GFLOP"] += gflop
+        self.amounts[kind, "GB"] += gb
         self.amounts[kind, "launches"] += 1
 
 

@@ -97,9 +97,7 @@ def build_architecture(config: Config) -> Backbone:
 
 def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     settings = config.backbone
-    # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
-    model.running.checkpointing = "full" if settings.checkpointing == "auto" else settings.checkpointing
-    model.running.offload = settings.offload
+    keep_as_asked(config, model)
     check_experts(config, model.facts)
     tell_first_frame(settings, model)
     trained = trained_networks(config, model.facts)
@@ -127,6 +125,14 @@ def prepare_backbone(config: Config, model: Backbone) -> Backbone:
     ours = [name for name, choice in choose_kernels(config, model).items() if choice.backend == "triton"]
     use_kernels(model, ours, chosen)
     return model
+
+
+def keep_as_asked(config: Config, model: Backbone) -> None:
+    """Have the model keep for its backward pass what the config says, and where it says."""
+    settings = config.backbone
+    # auto begins with full: what there is room for is found out by the forecast (prfl/estimate/fill.py).
+    model.running.checkpointing = "full" if settings.checkpointing == "auto" else settings.checkpointing
+    model.running.offload = settings.offload
 
 
 def tell_first_frame(settings: BackboneConfig, model: Backbone) -> None:

@@ -14,7 +14,7 @@ from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate import nfe, tables
 from prfl.estimate.cost import DECODED, Cost, count_cost, total_work
-from prfl.estimate.live_tensors import fused_on_meta
+from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.parts import Shapes
 from prfl.estimate.phases import decoding, network_call
@@ -55,6 +55,8 @@ def test_a_call_is_the_one_of_the_committed_counts(call: str, monkeypatch: pytes
 
 
 def test_what_operations_count() -> None:
+    with LiveBytes():  # which remembers, for itself, that a product was run on tensors of these sizes
+        torch.empty(3, 5, device="meta") @ torch.empty(5, 7, device="meta")
     with Counted() as counted:
         a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
         F.conv3d(torch.empty(1, 2, 4, 4, 4, device="meta"), torch.empty(6, 2, 1, 1, 1, device="meta"))

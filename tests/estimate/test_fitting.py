@@ -31,7 +31,7 @@ def shown(result: Fit) -> str:
 
 def test_what_fits_is_left_alone(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     before = Prediction.of(on_gpu(make()))
-    monkeypatch.setattr(fitting, "predict_memory", None)
+    monkeypatch.setattr(fitting, "Variants", lambda: None)
     result = fit(before, card(before.memory.peak))
     assert result.fits and not result.changes and "fits" in shown(result)
 

@@ -14,7 +14,8 @@ import yaml
 from prfl.config import load_config
 from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
-from prfl.estimate.suggestions import Suggestion, is_out_of_memory, out_of_memory, suggest, with_keys
+from prfl.estimate.suggestions import Suggestion, is_out_of_memory, out_of_memory, suggest
+from prfl.estimate.variants import with_keys
 from prfl.factory.backbone import build_architecture
 from prfl.runs import stage
 from prfl.utils.errors import PrflError

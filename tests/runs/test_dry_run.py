@@ -15,7 +15,7 @@ from prfl.config.schema import Config
 from prfl.estimate.fitting import Prediction
 from prfl.estimate.missing_inputs import missing_inputs
 from prfl.estimate.nfe import count_nfe
-from prfl.estimate.suggestions import with_keys
+from prfl.estimate.variants import with_keys
 from prfl.factory.backbone import build_architecture
 from tests.slow import slow_unless
 
