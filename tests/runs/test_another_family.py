@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from prfl.factory.backbone import build_backbone
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.cogvideox import save_tiny_cogvideox
+from tests.few_levels import measure_few
+from tests.models import copies_in_place_of_loading
 from tests.modelscope import save_tiny_modelscope
 from tests.slow import slow_unless
 from tests.svd import save_tiny_svd
@@ -75,16 +78,68 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family's model, written once."""
+    return cache(lambda family: CASES[family].save(tmp_path_factory.mktemp(family) / "tiny"))
+
+
 @pytest.fixture
-def project(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
-    """Prompts, labelled clips, and a story of four stages: a latent reward, PRFL, a pixel reward, VADER."""
+def model(family: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, which is read once."""
+    copies_in_place_of_loading(folder_of(family), monkeypatch)
+    return folder_of(family)
+
+
+@pytest.fixture
+def configs(family: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> None:
+    """A story of four stages: a latent reward, PRFL, a pixel reward, VADER."""
     monkeypatch.chdir(tmp_path)
+    measure_few(monkeypatch)
     case = CASES[family]
-    model = {"model": str(case.save(tmp_path / "tiny"))}
+    base = {"model": str(model)}
+    policy = {**base, "adapter": {"rank": 2, "alpha": 2}, "checkpointing": "full"}
+    preference = {"name": "preference", "loss": "bce"}
+    steer = {"weights": {"light": 1.0}, "shape": "linear"}
+    stages = {
+        "reward": (base, {"space": "latent", "head": {**HEAD, "blocks": [case.block], "inner": 8}}, preference),
+        "prfl": (policy, {"space": "latent", "path": "${stages.reward.run}/reward", **steer},
+                 {"name": "prfl", "sft": {"every": 1}}),
+        "pixel": (base, {"space": "pixel", "head": HEAD}, preference),
+        "vader": (policy, {"space": "pixel", "path": "${stages.pixel.run}/reward", **steer},
+                  {"name": "vader", "frames": "one"}),
+    }  # fmt: skip
+    for name, (backbone, reward, objective) in stages.items():
+        config = {
+            "version": 1, "seed": 0, "run": f"runs/{name}", "backbone": backbone, "reward": reward,
+            "objective": objective, "rollout": {"steps": 2},
+            "data": {
+                "cache": "cache", "frames": case.frames, "height": 16, "width": 16, "fps": 8,
+                "manifest": "manifest.jsonl",
+                "prompts": {split: f"{split}.jsonl" for split in PROMPTS},
+            },
+            "training": {"steps": 2, "batch": 2, "learning_rate": 1e-3, "save_every": 2, "trackers": []},
+            "evaluation": {"every": 2, "prompts_per_round": 1, "samples_per_prompt": 1},
+        }  # fmt: skip
+        if name == "vader":  # it starts from noise and has no regulariser; what its rounds draw are PRFL's samples
+            del config["data"]["manifest"]
+            config["evaluation"] = {"every": 0}
+        if objective["name"] == "preference":
+            config["evaluation"] = {"every": 2}
+        else:
+            config["evaluation"]["final_samples"] = 1
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(config))
+    Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": [f"{name}.yaml" for name in stages]}))
+
+
+@pytest.fixture
+def project(family: str, configs: None) -> None:
+    """Their prompts and labelled clips."""
+    case = CASES[family]
     for split, prompts in PROMPTS.items():
         rows_of_prompts = [{"prompt": prompt} for prompt in prompts]
         if case.from_image:
-            pictures = first_frames(tmp_path / f"pictures/{split}", prompts)
+            pictures = first_frames(Path(f"pictures/{split}"), prompts)
             rows_of_prompts = [
                 {"prompt": ask.prompt, "image": f"pictures/{split}/{ask.image.name}"} for ask in pictures
             ]
@@ -98,39 +153,9 @@ def project(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_
                 write_video(path, (0.3 * noise + (0.5 if index else -0.5)).clamp(-1, 1), 8)
                 rows.append(LabelledVideo(path, prompt, {"light": float(index)}, split))
     write_manifest(Path("manifest.jsonl"), rows)
-    policy = {**model, "adapter": {"rank": 2, "alpha": 2}, "checkpointing": "full"}
-    preference = {"name": "preference", "loss": "bce"}
-    steer = {"weights": {"light": 1.0}, "shape": "linear"}
-    stages = {
-        "reward": (model, {"space": "latent", "head": {**HEAD, "blocks": [case.block], "inner": 8}}, preference),
-        "prfl": (policy, {"space": "latent", "path": "${stages.reward.run}/reward", **steer},
-                 {"name": "prfl", "sft": {"every": 1}}),
-        "pixel": (model, {"space": "pixel", "head": HEAD}, preference),
-        "vader": (policy, {"space": "pixel", "path": "${stages.pixel.run}/reward", **steer},
-                  {"name": "vader", "frames": "one"}),
-    }  # fmt: skip
-    for name, (backbone, reward, objective) in stages.items():
-        config = {
-            "version": 1, "seed": 0, "run": f"runs/{name}", "backbone": backbone, "reward": reward,
-            "objective": objective, "rollout": {"steps": 2},
-            "data": {
-                "cache": "cache", "frames": case.frames, "height": 16, "width": 16, "fps": 8,
-                "manifest": "manifest.jsonl",
-                "prompts": {split: f"{split}.jsonl" for split in PROMPTS},
-            },
-            "training": {"steps": 2, "batch": 2, "learning_rate": 1e-3, "save_every": 2},
-            "evaluation": {"every": 2, "prompts_per_round": 1},
-        }  # fmt: skip
-        if name == "vader":  # it starts from noise and has no regulariser
-            del config["data"]["manifest"]
-        if objective["name"] != "preference":
-            config["evaluation"]["final_samples"] = 1
-        Path(f"{name}.yaml").write_text(yaml.safe_dump(config))
-    Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": [f"{name}.yaml" for name in stages]}))
-    return tmp_path
 
 
-def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_from_labels_to_policies(family: str, project: None, capsys: pytest.CaptureFixture) -> None:
     case = CASES[family]
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
     for run in ("prfl", "vader"):
@@ -152,7 +177,7 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
     assert Path("runs/broken/checkpoints/step-000001").is_dir(), "it went on, and did not begin anew"
     resumed = load_file("runs/broken/policy.safetensors")
     assert all(torch.equal(resumed[name], saved[name]) for name in saved)
-    assert cli.main(["train", "story.yaml", "--dry-run"]) == 0, capsys.readouterr().err
+    assert cli.main([*again, "--dry-run"]) == 0, capsys.readouterr().err
     assert f"in {case.blocks} blocks" in capsys.readouterr().out
     assert cli.main(["export", "runs/prfl", "--merged"]) == 0, capsys.readouterr().err
     names = load_file("runs/prfl/export/prfl.safetensors").keys()
@@ -170,7 +195,9 @@ def test_from_labels_to_policies(family: str, project: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_all_weights_are_trained_and_exported(family: str, project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_all_weights_are_trained_and_exported(
+    family: str, model: Path, project: None, capsys: pytest.CaptureFixture
+) -> None:
     network = CASES[family].network
     assert cli.main(["train", "reward.yaml"]) == 0, capsys.readouterr().err
     full = ["backbone.train=full", "backbone.adapter=null", "reward.path=runs/reward/reward", "run=runs/full"]
@@ -178,7 +205,7 @@ def test_all_weights_are_trained_and_exported(family: str, project: Path, capsys
     assert cli.main(["train", "prfl.yaml", *full]) == 0, capsys.readouterr().err
     assert cli.main(["export", "runs/full"]) == 0, capsys.readouterr().err
     file = "diffusion_pytorch_model.safetensors"
-    base, trained = (load_file(f"{folder}/{network}/{file}") for folder in ("tiny", "runs/full/export"))
+    base, trained = (load_file(f"{folder}/{network}/{file}") for folder in (model, "runs/full/export"))
     assert base.keys() == trained.keys() and any(not torch.equal(base[name], trained[name]) for name in base)
     assert cli.main(["sample", "prfl.yaml", *full, "--prompt", "a red circle", "--best-of", "2"]) == 0
     assert list(Path("runs/full/samples").glob("steered-*/**/*.mp4"))
@@ -199,7 +226,7 @@ def test_all_weights_are_trained_and_exported(family: str, project: Path, capsys
     slow_unless("svd".__ne__, [name for name in CASES if name != "wan_pinned_frame"]),  # which has all
     indirect=True,
 )
-def test_what_the_family_has_not_is_refused_by_name(family: str, project: Path, override: str, message: str) -> None:
+def test_what_the_family_has_not_is_refused_by_name(family: str, configs: None, override: str, message: str) -> None:
     config = load_config("prfl.yaml", ["reward.path=absent", override])
     with pytest.raises(PrflError, match=message.replace("FAMILY", family)):
         build_backbone(config)

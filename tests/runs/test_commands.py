@@ -20,9 +20,12 @@ from prfl.backbone.source import Source
 from prfl.data.manifest import LabelledVideo, read_manifest, write_manifest
 from prfl.data.video import write_video
 from prfl.evaluation.reward_eval import MEASURES
+from prfl.factory import backbone as backbone_factory
 from prfl.reward import LatentReward, RewardHead
 from prfl.utils import rng
 from tests import pictures
+from tests.few_levels import measure_few
+from tests.models import copies_in_place_of_loading
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 from tests.slow import slow_unless
 
@@ -34,6 +37,7 @@ DATA = {"cache": "cache", "frames": 5, "height": 16, "width": 16, "fps": 8}
 def project(tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
     """A folder with prompts, labelled clips and configs that refer to each other."""
     monkeypatch.chdir(tmp_path)
+    lighten(monkeypatch, tiny_pipeline_folder)
     write_project(tiny_pipeline_folder)
     return tmp_path
 
@@ -45,17 +49,31 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         pictures.leave_out(patch)
+        lighten(patch, tiny_pipeline_folder)
         write_project(tiny_pipeline_folder)
         assert cli.main(["train", "story.yaml"]) == cli.main(["train", "pixel.yaml"]) == 0
     return folder
 
 
 @pytest.fixture
-def trained(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
+def trained(
+    template: Path,
+    tmp_path: Path,
+    tiny_pipeline_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    blank_pictures: None,
+) -> Path:
     """A copy of the trained project."""
     folder = Path(shutil.copytree(template, tmp_path / "project"))
     monkeypatch.chdir(folder)
+    lighten(monkeypatch, tiny_pipeline_folder)
     return folder
+
+
+def lighten(patch: pytest.MonkeyPatch, model_folder: Path) -> None:
+    """Measure at few noise levels, and read the model once."""
+    measure_few(patch)
+    copies_in_place_of_loading(model_folder, patch)
 
 
 def write_project(model_folder: Path) -> None:
@@ -288,6 +306,7 @@ def test_a_second_start_needs_no_text_encoder(
     trained: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It, or a command on the finished run, reads what the first one wrote; the run goes on bit for bit."""
+    monkeypatch.setattr(backbone_factory, "load_backbone", load_backbone)  # as a process that has read nothing
     shutil.rmtree("cache")
     whole = ["training.steps=4", "evaluation.every=2", "data.cache=other"]
     assert cli.main(["train", "prfl.yaml", *ALONE, "run=runs/whole", *whole]) == 0, capsys.readouterr().err

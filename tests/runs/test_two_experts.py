@@ -16,6 +16,8 @@ from prfl import cli
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
 from prfl.utils import rng
+from tests.few_levels import measure_few
+from tests.models import copies_in_place_of_loading
 from tests.wan_experts import save_tiny_experts, save_tiny_image_experts
 from tests.wan_image import first_frames
 
@@ -39,7 +41,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 def project(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
     """Prompts, labelled clips, a head and two policies that follow it: by the whole chain, and by clean predictions."""
     monkeypatch.chdir(tmp_path)
-    model = {"model": str(SAVERS[kind](tmp_path / "tiny"))}
+    measure_few(monkeypatch)
+    copies_in_place_of_loading(SAVERS[kind](tmp_path / "tiny"), monkeypatch)
+    model = {"model": str(tmp_path / "tiny")}
     for split, prompts in PROMPTS.items():
         rows_of_prompts = [{"prompt": prompt} for prompt in prompts]
         if kind == "image":
@@ -72,14 +76,13 @@ def project(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pi
                 "cache": "cache", "frames": 9, "height": 16, "width": 16, "fps": 8, "manifest": "manifest.jsonl",
                 "prompts": {split: f"{split}.jsonl" for split in PROMPTS},
             },
-            "training": {"steps": 4, "batch": 2, "learning_rate": rate, "save_every": 2},
-            "evaluation": {"every": 4, "prompts_per_round": 1},
+            "training": {"steps": 4, "batch": 2, "learning_rate": rate, "save_every": 1, "trackers": []},
+            "evaluation": {"every": 0},
         }  # fmt: skip
         if name == "chain":
             del config["data"]["manifest"]
-            config["evaluation"] |= {"guidance_scale": dict(SCALES)}
-        if name != "reward":
-            config["evaluation"]["final_samples"] = 1
+            config["training"]["steps"] = 2
+            config["evaluation"] |= {"final_samples": 1, "guidance_scale": dict(SCALES)}
         Path(f"{name}.yaml").write_text(yaml.safe_dump(config))
     Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": [f"{name}.yaml" for name in stages]}))
     return tmp_path
@@ -106,9 +109,9 @@ def test_from_labels_to_policies_of_both_experts(kind: str, project: Path, capsy
 
     # It goes on bit for bit.
     policy, path = load_file("runs/chain/policy.safetensors"), "reward.path=runs/reward/reward"
-    run("train", "chain.yaml", path, "run=runs/broken", "training.steps=2")
+    run("train", "chain.yaml", path, "run=runs/broken", "training.steps=1")
     run("train", "chain.yaml", path, "run=runs/broken")
-    assert Path("runs/broken/checkpoints/step-000002").is_dir(), "it went on, and did not begin anew"
+    assert Path("runs/broken/checkpoints/step-000001").is_dir(), "it went on, and did not begin anew"
     resumed = load_file("runs/broken/policy.safetensors")
     assert resumed.keys() == policy.keys() and all(torch.equal(resumed[name], policy[name]) for name in policy)
     lines = [json.loads(line) for line in Path("runs/chain/metrics.jsonl").read_text().splitlines()]
@@ -150,6 +153,6 @@ def test_from_labels_to_policies_of_both_experts(kind: str, project: Path, capsy
     above = ["run=runs/above", f"backbone.base_lora={pair}"]
     assert cli.main(["train", "chain.yaml", path, *above]) == 2, "the head read the model without it"
     assert "it was trained from another model" in capsys.readouterr().err
-    run("train", "story.yaml", "--dry-run")
+    run("train", "chain.yaml", path, "--dry-run")
     assert "parameters of the transformer" in capsys.readouterr().out
     run("eval", "reward.yaml")
