@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +17,7 @@ from prfl.backbone.adapters import block_names
 from prfl.backbone.blocks import Checkpointed, checkpoint_blocks
 from prfl.backbone.network import with_lists
 from prfl.config.schema import Config
+from prfl.data.conditions import remember
 from prfl.factory import backbone as backbone_factory
 from prfl.factory.backbone import build_architecture, build_backbone, policy_adapter_name
 
@@ -71,11 +72,12 @@ def _copied_in_order(items: OrderedDict, memo: dict[int, Any]) -> OrderedDict:
     return duplicate
 
 
-def copied_from(folder: Path, dtype: torch.dtype = torch.float32) -> Backbone:
-    """A copy of ``load_backbone(folder, dtype)``; the folder must not change."""
+def copied_from(folder: Path, dtype: torch.dtype = torch.float32, asks: Sequence[str] = ()) -> Backbone:
+    """A copy of ``load_backbone(folder, dtype)`` that knows these asks' conditions; the folder must not change."""
     key = (load_backbone, str(folder), dtype)
     if key not in _BUILT:
         _BUILT[key] = load_backbone(folder, dtype)
+    remember(_BUILT[key], asks)
     return copied(_BUILT[key])
 
 

@@ -28,18 +28,23 @@ from prfl.backbone.dropout import SampleDropout, dropouts
 from prfl.backbone.weights import check_finite, copy_into
 from prfl.utils.errors import PrflError
 
-_WALKED: WeakKeyDictionary[nn.Module, tuple[list[LoraConfig], list[LoraLayer]]] = WeakKeyDictionary()
+_WALKED: WeakKeyDictionary[nn.Module, tuple[list[LoraConfig], dict[str, LoraLayer]]] = WeakKeyDictionary()
 
 
-def lora_layers(network: nn.Module) -> list[LoraLayer]:
+def named_lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
     """The LoRA layers of a whole network, remembered until an adapter comes or goes: the walk takes milliseconds.
 
     Whoever adds or deletes an adapter, a pipeline that loads a LoRA too, changes the network's ``peft_config``.
     """
     configs = list(getattr(network, "peft_config", {}).values())
     if network not in _WALKED or [id(config) for config in _WALKED[network][0]] != [id(config) for config in configs]:
-        _WALKED[network] = configs, [module for module in network.modules() if isinstance(module, LoraLayer)]
+        layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
+        _WALKED[network] = configs, layers
     return _WALKED[network][1]
+
+
+def lora_layers(network: nn.Module) -> list[LoraLayer]:
+    return list(named_lora_layers(network).values())
 
 
 def adapter_names(network: nn.Module) -> list[str]:
@@ -256,8 +261,8 @@ def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str
         if parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    for full_name, layer in network.named_modules():
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
+    for full_name, layer in named_lora_layers(network).items():
+        if name in layer.lora_A:
             compute_in_input_type(layer, name)
             if spec.dropout:
                 layer.lora_dropout[name] = SampleDropout(spec.dropout, full_name)
@@ -270,9 +275,10 @@ def add_lora(network: ModelMixin, name: str, spec: LoraSpec, lists: Sequence[str
 def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The adapter's own parameters, keyed ``blocks.0.attn1.to_q.lora_A.weight`` (without the adapter's name)."""
     parameters = {
-        key.replace(f".{name}.weight", ".weight"): parameter
-        for key, parameter in network.named_parameters()
-        if key.endswith((f".lora_A.{name}.weight", f".lora_B.{name}.weight"))
+        f"{path}.{factor}.weight": getattr(layer, factor)[name].weight
+        for path, layer in named_lora_layers(network).items()
+        for factor in ("lora_A", "lora_B")
+        if name in getattr(layer, factor)
     }
     if not parameters:
         raise PrflError(f"there is no adapter '{name}'", fix=f"the network has {adapter_names(network) or 'none'}")

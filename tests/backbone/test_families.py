@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prfl.backbone import Backbone, LoraSpec, backbone_from_pipeline
-from prfl.backbone.condition import unconditional
+from prfl.backbone.condition import unconditional, with_unconditional
 from prfl.backbone.families import FAMILIES
 from prfl.backbone.flow_form import ended
 from prfl.backbone.network import add_copy, base_blocks
@@ -317,7 +317,7 @@ def test_features_are_checkpointed_as_they_are_told(case: Case, model: Backbone,
 
 
 def trained(case: Case, folder: Path, checkpointing: str = "none", copy: bool = False) -> Backbone:
-    model = copied_from(folder, torch.float64)
+    model = copied_from(folder, torch.float64, with_unconditional(case.asks(folder)))
     model.running.checkpointing = checkpointing  # type: ignore[assignment]
     if copy:
         add_copy(model, "policy")
@@ -429,7 +429,7 @@ def doubled(draw: Callable) -> Callable:
 
 
 @pytest.mark.slow
-def test_thirty_steps_of_prfl_lower_the_loss(case: Case, folder: Path) -> None:
+def test_fifteen_steps_of_prfl_lower_the_loss(case: Case, folder: Path) -> None:
     """Of the latents at all nodes of a chain from noise that no step has seen; all weights are trained."""
     model = copied_from(folder)
     add_copy(model, "policy")
@@ -439,7 +439,7 @@ def test_thirty_steps_of_prfl_lower_the_loss(case: Case, folder: Path) -> None:
     loss = RewardLoss({"motion": 1.0}, shape="linear", scale=1.0)
     method = Prfl(schedule, 0)
     objective = RewardGradient(model, method, scorer, loss, case.asks(folder), case.shape, distance_every=0)
-    optimizer = torch.optim.Adam(objective.parameters().values(), lr=3e-3)
+    optimizer = torch.optim.Adam(objective.parameters().values(), lr=6e-3)
 
     @torch.no_grad()
     def loss_on_the_chain() -> float:
@@ -452,10 +452,11 @@ def test_thirty_steps_of_prfl_lower_the_loss(case: Case, folder: Path) -> None:
         return -sum(float(each["motion"].mean()) for each in scores) / CHAIN
 
     before = loss_on_the_chain()
-    for step in range(30):
+    for step in range(15):
         objective.accumulate(step, [2 * step, 2 * step + 1])
         optimizer.step()
         optimizer.zero_grad()
+
     assert loss_on_the_chain() < before - 0.01
 
 
