@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -156,9 +157,10 @@ def host_bytes(config: Config, model: Backbone, shapes: Shapes, phases: Sequence
 
     # What is not saved on the device with offload is on the host.
     measured = next((phase for phase in phases if phase.role == "gradient"), None)
-    with_store = (measured or network_call(config, model, shapes, part, gradient=True)).saved
+    call = partial(network_call, config, model, shapes, part, gradient=True, saved_alone=True)
+    with_store = (measured or call()).saved
     model.running.offload = False
-    without = network_call(config, model, shapes, part, gradient=True).saved
+    without = call().saved
     model.running.offload = True
 
     facts = model.facts  # of a hidden state the blocks keep one or two

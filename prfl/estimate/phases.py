@@ -147,9 +147,12 @@ def guided(config: Config, model: Backbone, shapes: Shapes, batch: int) -> Netwo
     )
 
 
-def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *, gradient: bool) -> Part:
+def network_call(
+    config: Config, model: Backbone, shapes: Shapes, batch: int, *, gradient: bool, saved_alone: bool = False
+) -> Part:
     """Measure one network call as training makes it: guided, under the adapter, with or without its backward pass.
 
+    saved_alone: of a call with gradient, only what it saves is asked for, and the backward pass is left out.
     Measured with three and with four checkpoints of blocks: every further one adds what the fourth added.
     """
     latents, network = shapes.latents(batch), guided(config, model, shapes, batch)
@@ -163,7 +166,7 @@ def network_call(config: Config, model: Backbone, shapes: Shapes, batch: int, *,
         with Counted() as counted, torch.set_grad_enabled(gradient), selected:
             output = network(leaf, torch.tensor(trained_sigma(config, model.facts)))
             saved = counted.live
-            if gradient:
+            if gradient and not saved_alone:
                 output.backward(torch.zeros_like(output))
         name = "walk back: a network call, forward and backward" if config.follows_reward else "forward and backward"
         work = counted.work * (1 / batch)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from bench.cases.piece_cases import ALL, CHECKPOINTED, FOUR, LATENT, OFFLOAD, ONE, PLAIN, cases
-from bench.harness.measure import Measurement, first_runs, measure, outputs, saved_bytes
+from bench.harness.measure import Measurement, first_runs, outputs, saved_bytes
 from bench.harness.problem import Case, Unavailable, build, prepare
 from prfl.backbone.wan import vae as vae_codec
 from tests.slow import slow_unless
@@ -57,7 +56,7 @@ def test_a_planted_mistake_in_the_checkpointed_decoder_is_seen(monkeypatch: pyte
 
     monkeypatch.setattr(vae_codec, "decode", wrong)
     case = named("decode-tiny-all-backward")
-    _, found = measure(replace(case, memory=False), (CHECKPOINTED, PLAIN), 0.0, 1)
+    _, found = first_runs(build(case), (CHECKPOINTED, PLAIN))
     assert isinstance(found[PLAIN], AssertionError) and "d latents" in str(found[PLAIN])
     assert isinstance(found[CHECKPOINTED], Measurement)
 

@@ -28,9 +28,9 @@ TINY = {case.operation: case for case in cases("tiny")}
 
 
 @pytest.fixture(autouse=True)
-def one_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of runs that take seconds: nothing is timed here that warming up would change."""
-    monkeypatch.setattr("bench.harness.measure.LONG", 0.0)
+def no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time that is taken here is looked at, and a run takes half a second."""
+    monkeypatch.setattr("bench.harness.measure.warmed", lambda work, device: 0.0)
 
 
 def small(operation: str) -> Case:
@@ -69,7 +69,7 @@ def another_time(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def test_a_difference_planted_in_the_rival_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     script: Any = import_module("bench.rival")
     monkeypatch.setattr(script, "velocity", another_time(script.velocity))
-    _, found = measure(small("rival_prfl"), (OURS,), 0.0, 1)
+    _, found = first_runs(build_case(small("rival_prfl")), (OURS,))
     assert isinstance(found[OURS], AssertionError) and "did not compute what rival did" in str(found[OURS])
 
 
@@ -78,7 +78,7 @@ def test_a_gradient_that_only_the_clamp_takes_is_seen(monkeypatch: pytest.Monkey
     script: Any = import_module("bench.rival")
     right = script.decode
     monkeypatch.setattr(script, "decode", lambda *given: right(*given).clamp(-0.3, 0.3))
-    _, found = measure(small("rival_vader"), (OURS,), 0.0, 1)
+    _, found = first_runs(build_case(small("rival_vader")), (OURS,))
     assert isinstance(found[OURS], AssertionError)
 
 
@@ -138,7 +138,7 @@ def test_other_noise_is_no_same_step(planted: Callable[[Tensor], Tensor], monkey
         return made
 
     monkeypatch.setattr(step_problem.Stage, "objective", objective)
-    _, found = measure(small("same_step"), ("pixel_1",), 0.0, 1)
+    _, found = first_runs(build_case(small("same_step")), ("pixel_1",))
     wrong = found["pixel_1"]
     assert isinstance(wrong, AssertionError) and "did not compute what latent did: latents" in str(wrong)
     assert isinstance(found[LATENT], Measurement)

@@ -20,6 +20,7 @@ from prfl.estimate.parts import Shapes
 from prfl.estimate.phases import decoding, network_call
 from prfl.estimate.work import CARD_SIZES, CONVOLUTION, H200, PRODUCT, REST, Card, Counted, Work
 from prfl.factory.backbone import build_architecture
+from tests.models import copied_architecture
 from tests.slow import slow_unless
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ STEP = json.loads((REPOSITORY / "bench/results/step.json").read_text())["calls"]
 
 
 def costs_of(config: Config) -> dict[str, Cost]:
-    model = build_architecture(config)
+    model = copied_architecture(config)
     return {cost.count.name: cost for cost in count_cost(config, model, predict_memory(config, model).phases)}
 
 

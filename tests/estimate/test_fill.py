@@ -14,6 +14,7 @@ from prfl.estimate.live_tensors import SavedBytes
 from prfl.estimate.memory import predict_memory
 from prfl.factory.backbone import POLICY, build_architecture, build_backbone
 from prfl.utils.errors import PrflError
+from tests.models import copied_architecture
 from tests.objective.parts import stir
 
 AUTO = "backbone.checkpointing=auto"
@@ -21,7 +22,7 @@ AUTO = "backbone.checkpointing=auto"
 
 def peak(config: Config, mode: str) -> int:
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"checkpointing": mode})})
-    return predict_memory(config, build_architecture(config)).training_peak
+    return predict_memory(config, copied_architecture(config)).training_peak
 
 
 @pytest.mark.slow

@@ -35,14 +35,14 @@ from prfl.rollout.guidance import guided_network
 from prfl.rollout.trajectory import rollout
 from prfl.utils.host_store import HostStore
 from prfl.utils.rng import ChainNoises
-from tests.models import copied_backbone
+from tests.models import copied_architecture, copied_backbone
 from tests.slow import slow_unless
 
 TOKENS = 9  # of the prompt "a circle": one for each byte, and the end
 
 
 def network_call(config: Config, *, gradient: bool = True) -> Part:
-    model = build_architecture(config)
+    model = copied_architecture(config)
     for parameter in model.parameters("policy").values():
         parameter.grad = torch.zeros_like(parameter)  # as predict_memory does: they are a part of their own
     with fused_on_meta("cpu"):
@@ -50,7 +50,7 @@ def network_call(config: Config, *, gradient: bool = True) -> Part:
 
 
 def predicted(config: Config) -> tuple[Memory, dict[str, Part]]:
-    found = predict_memory(config, build_architecture(config))
+    found = predict_memory(config, copied_architecture(config))
     return found, {part.name.split(":")[0]: part for part in [*found.fixed, *found.phases]}
 
 
@@ -449,7 +449,7 @@ def test_what_a_step_cache_holds_is_counted(make: Callable[..., Config]) -> None
     """Two hidden states of each branch of guidance, beside the call: as many bytes as really live in two calls."""
     guided = "rollout.guidance={scale: 2.0, gradient: cond}"
     plain, config = make(guided), make(guided, "rollout.cheaper.cache=0.1")
-    parts = [{p.name: p for p in predict_memory(c, build_architecture(c)).phases} for c in (plain, config)]
+    parts = [{p.name: p for p in predict_memory(c, copied_architecture(c)).phases} for c in (plain, config)]
     before, after = (own["rollout: one network call"].bytes for own in parts)
     hidden = 2 * 5 * 4 * 4 * 24 * 4  # samples, tokens, channels, float32
     assert before + 4 * hidden <= after <= before + 7 * hidden

@@ -16,9 +16,9 @@ from prfl.config.schema import Config
 from prfl.estimate.memory import predict_memory
 from prfl.estimate.suggestions import Suggestion, is_out_of_memory, out_of_memory, suggest
 from prfl.estimate.variants import with_keys
-from prfl.factory.backbone import build_architecture
 from prfl.runs import stage
 from prfl.utils.errors import PrflError
+from tests.models import copied_architecture
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 
@@ -43,7 +43,7 @@ def make(tmp_path: Path, tiny_pipeline_folder: Path) -> Callable[..., Config]:
 
 
 def peak(config: Config) -> int:
-    return predict_memory(config, build_architecture(config)).peak
+    return predict_memory(config, copied_architecture(config)).peak
 
 
 @pytest.mark.slow

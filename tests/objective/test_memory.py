@@ -52,9 +52,7 @@ def make_objective(backbone: Backbone, last_steps: int, **more: Any) -> RewardGr
 
 def training_step(objective: RewardGradient) -> tuple[int, int]:
     """Peaks of a step: what autograd keeps, and what is alive at all."""
-    with SavedBytes() as saved:
-        objective.accumulate(0, INDICES)
-    with LiveBytes() as counted:
+    with SavedBytes() as saved, LiveBytes() as counted:
         objective.accumulate(0, INDICES)
     assert saved.live == counted.live == 0, "something of the step's graph outlives it"
     return saved.peak, counted.peak

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from prfl import cli
-from prfl.backbone import Backbone
+from prfl.backbone import Backbone, LoraSpec
+from prfl.backbone.adapters import lora_shapes
+from prfl.backbone.network import predictors
+from prfl.backbone.pipeline import PipelineBackbone
 from prfl.config import load_stages
 from prfl.config.schema import Config
 from prfl.estimate.fitting import Prediction
@@ -118,15 +121,26 @@ def test_dry_runs_on_short_clips(model: str, config: str, capsys: pytest.Capture
 LIKE_ANOTHER = ("svd-xt", "wan2.1-14b", "wan2.2-i2v-a14b")  # what of them is not, other tests have
 
 
+def check_adapter(model: Backbone, name: str, spec: LoraSpec) -> None:
+    for key, network in predictors(model).items():
+        if key in (spec.networks or model.facts.blocks):
+            assert lora_shapes(network, spec, model.facts.blocks[key])
+
+
 @pytest.fixture(scope="module")
 def built() -> Callable[[Config], Backbone]:
-    """Return the model of a config: one for all with the same ``backbone``, since counting changes nothing of it."""
+    """Return the model of a config: one for all with the same ``backbone``, since counting changes nothing of it.
+
+    Its adapter is checked against the layers and not made: that takes half of the time, and nothing here runs it.
+    """
     models: dict[tuple[str, bool], Backbone] = {}
 
     def build(config: Config) -> Backbone:
         key = config.backbone.model_dump_json(), config.follows_reward
         if key not in models:
-            models[key] = build_architecture(config)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(PipelineBackbone, "add_adapter", check_adapter)
+                models[key] = build_architecture(config)
         return models[key]
 
     return build
