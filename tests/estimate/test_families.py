@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from prfl.backbone import Ask
+from prfl.backbone import Ask, Backbone
 from prfl.backbone.network import base_blocks
 from prfl.backbone.wan.family import ARCHITECTURES
 from prfl.config import load_config
@@ -20,7 +20,7 @@ from prfl.config.schema import Config
 from prfl.estimate import phases
 from prfl.estimate.live_tensors import LiveBytes, fused_on_meta
 from prfl.estimate.parts import Shapes
-from prfl.factory.backbone import POLICY, build_architecture, build_backbone
+from prfl.factory.backbone import POLICY, build_architecture, build_backbone, keep_as_asked
 from prfl.reward.frames import decode_frames
 from prfl.utils.video_size import VideoSize
 from tests.backbone.table import MEASURED
@@ -90,6 +90,12 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return lambda *overrides: load_config(Path(path), overrides)
 
 
+@pytest.fixture(scope="module")
+def built(make: Callable[..., Config]) -> tuple[Backbone, Backbone]:
+    """A family's model, and the same without weights; what they keep for the backward pass each test says."""
+    return build_backbone(make()), build_architecture(make())
+
+
 def allocated(run: Callable[[], object]) -> Tensor:
     """Bytes that the allocator has given out, after each of its changes while ``run`` lasts and its result is there."""
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -102,10 +108,12 @@ def allocated(run: Callable[[], object]) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_the_networks_peak(make: Callable[..., Config], checkpointing: str, record_property: Callable) -> None:
-    config = make(f"backbone.checkpointing={checkpointing}")
-    model, empty = build_backbone(config), build_architecture(config)
-    for each in (model, empty):
+def test_the_networks_peak(
+    make: Callable[..., Config], built: tuple[Backbone, Backbone], checkpointing: str, record_property: Callable
+) -> None:
+    config, (model, empty) = make(f"backbone.checkpointing={checkpointing}"), built
+    for each in built:
+        keep_as_asked(config, each)
         for parameter in each.parameters(POLICY).values():
             parameter.grad = torch.zeros_like(parameter)
     latents = torch.randn(2, *model.latent_shape(*SIZES[model.facts.family]))
@@ -128,10 +136,13 @@ def test_the_networks_peak(make: Callable[..., Config], checkpointing: str, reco
 
 
 @pytest.mark.parametrize("checkpointing", slow_unless("none".__eq__, ["none", "full"]))
-def test_what_the_decoder_keeps(make: Callable[..., Config], checkpointing: str) -> None:
+def test_what_the_decoder_keeps(
+    make: Callable[..., Config], built: tuple[Backbone, Backbone], checkpointing: str
+) -> None:
     """Of one group of frames, or one frame, and of all: the one's is smaller.  (No workspaces of convolutions.)"""
-    config = make(f"backbone.checkpointing={checkpointing}", "data.frames=17")
-    model, empty = build_backbone(config), build_architecture(config)
+    model, empty = built
+    for each in built:
+        keep_as_asked(make(f"backbone.checkpointing={checkpointing}"), each)
     sizes = {}
     shape = model.latent_shape(17, 64, 64)
     for shown in ([4], list(range(shape[1]))):
