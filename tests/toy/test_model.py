@@ -41,15 +41,15 @@ def test_wan_pipeline_loads_and_samples_it():
 @pytest.mark.slow
 def test_videos_survive_the_round_trip(backbone: Backbone):
     """At least 0.90 of 512 clips, measured when the VAE was trained (1.00); fewer here."""
-    assert recipe.round_trip(backbone.vae, 128)["all"] >= 0.90
+    assert recipe.round_trip(backbone.vae, 64)["all"] >= 0.90
 
 
 @pytest.mark.slow
 def test_the_base_draws_what_it_is_told_imperfectly(backbone: Backbone):
     """0.35 to 0.70 of held-out samples have everything right (validation prompts: the test prompts are for studies)."""
-    prompts = renderer.split_prompts()["validation"] * 4
-    settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=96)
-    indices = [number for number in range(4) for _ in range(24)]
+    prompts = renderer.split_prompts()["validation"] * 2
+    settings = SamplingSettings(frames=17, height=32, width=32, steps=20, batch=48)
+    indices = [number for number in range(2) for _ in range(24)]
     pixels = decode_all(backbone, sample(backbone, prompts, indices, settings))
     share = {name: float(values.float().mean()) for name, values in oracle.judge(pixels, prompts).items()}
     assert 0.35 <= share["all"] <= 0.70, share
@@ -59,9 +59,9 @@ def test_the_base_draws_what_it_is_told_imperfectly(backbone: Backbone):
 def test_the_reward_inside_the_package_reads_captions(backbone: Backbone):
     """Right captions above captions with one wrong attribute, for fresh clips half way to noise; chance is 0.5."""
     reward = prfl.LatentReward.from_pretrained(clips.reward_folder(), backbone=backbone)
-    scenes = renderer.sample_scenes(5, 0, 96, renderer.split_prompts()["validation"])
+    scenes = renderer.sample_scenes(5, 0, 48, renderer.split_prompts()["validation"])
     clean = backbone.encode(renderer.render(scenes))
-    noise, sigma = rng.normal(clean.shape[1:], 0, "test", 0, range(96)), torch.full((96,), 0.5)
+    noise, sigma = rng.normal(clean.shape[1:], 0, "test", 0, range(48)), torch.full((48,), 0.5)
     noisy, generator = add_noise(clean, noise, sigma), random.Random(0)
     right = reward(noisy, sigma, backbone.condition([scene.captioned.caption for scene in scenes]))
     above = []
