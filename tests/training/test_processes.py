@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from prfl.training.run_folder import RunFolder, read_metrics
 from prfl.utils import processes
 from prfl.utils.errors import PrflError
 from tests import pictures
+from tests.few_levels import measure_few
 from tests.training import two_processes
 
 ROOT = Path(__file__).parents[2]
@@ -44,14 +46,12 @@ class Ended:
         return load_file(self.folder / "runs" / run / "checkpoints" / f"step-{step:06d}" / f"{file}.safetensors")
 
 
-def start(rank: int, folder: Path, port: int) -> subprocess.Popen:
-    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    environment = os.environ | {name: str(value) for name, value in group.items()}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+def start(folder: Path, port: int) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.two_processes", str(folder)],
-        env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, "-m", "tests.training.two_processes", str(folder), str(port)],
+        env=environment, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
 
 
@@ -68,22 +68,23 @@ def ended(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline_folder: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         pictures.leave_out(patch)
+        measure_few(patch)
         two_processes.write_project(tiny_pipeline_folder)
         for name in two_processes.STAGES:
             assert not two_processes.train(name, f"one-{name}")
         assert not two_processes.train("prfl", "mixed-one-two", "training.steps=2", *two_processes.UNWATCHED)
         two_processes.draw("one-prfl")
-        port = free_port()
-        children = [start(rank, folder, port) for rank in range(2)]
+        both = start(folder, free_port())
         try:
-            output = [child.communicate(timeout=1200)[0] for child in children]
+            both.wait(timeout=1200)
         finally:
-            for child in children:
-                child.kill()
+            if both.poll() is None:
+                os.killpg(both.pid, signal.SIGKILL)
+        output = [path.read_text() for path in sorted(folder.glob("output-*.txt"))]
         facts = [json.loads(path.read_text()) for path in sorted(folder.glob("facts-*.json"))]
         assert len(facts) == 2, "\n".join(output)
         assert not two_processes.train("prfl", "mixed-two-one", *two_processes.UNWATCHED)
-    return Ended(folder, facts, [child.returncode for child in children], output)
+    return Ended(folder, facts, json.loads((folder / "codes.json").read_text()), output)
 
 
 def same_but_time(one: dict, two: dict) -> None:

@@ -1,6 +1,8 @@
 """What each of two processes does for test_processes.py: the same commands as one process, under torchrun's variables.
 
-RANK=0 WORLD_SIZE=2 ... python -m tests.training.two_processes FOLDER
+python -m tests.training.two_processes FOLDER PORT
+
+imports once what both need, and forks them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -21,10 +24,10 @@ from prfl.backbone.wan.model import WanBackbone
 from prfl.data.cache import LatentCache
 from prfl.data.manifest import LabelledVideo, write_manifest
 from prfl.data.video import write_video
-from prfl.evaluation import plots, policy_eval
-from prfl.runs import steer, train_policy
+from prfl.evaluation import plots, policy_eval, reward_eval
+from prfl.runs import stage, steer, train_policy  # noqa: F401  (the stage: imported before the forks)
 from prfl.utils import processes, rng
-from tests import pictures
+from tests import few_levels, pictures
 
 PROMPTS = {
     "train": ["a red circle", "a blue square", "a triangle"],
@@ -170,7 +173,29 @@ def everything(rank: int) -> None:
     Path(f"facts-{rank}.json").write_text(json.dumps(facts))
 
 
+def fork(rank: int, port: str) -> int:
+    """Start one of the two; what it writes goes to output-RANK.txt."""
+    child = os.fork()
+    if child:
+        return child
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    output = os.open(f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        everything(rank)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     os.chdir(sys.argv[1])
-    plots.png = pictures.blank
-    everything(int(os.environ["RANK"]))
+    plots.png, reward_eval.levels = pictures.blank, few_levels.few
+    children = [fork(rank, sys.argv[2]) for rank in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    Path("codes.json").write_text(json.dumps(codes))
