@@ -28,6 +28,7 @@ from prfl.factory.prompts import load_prompts
 from prfl.factory.reward import load_followed_reward
 from prfl.factory.steering import build_steering
 from tests.faults.project import make_project
+from tests.models import copies_in_place_of_loading
 from tests.reward.test_aesthetic import tiny_clip, tiny_mlp
 from tests.reward.tiny_rewards import save_tiny_rewards
 from tests.wan_experts import save_tiny_experts
@@ -66,8 +67,9 @@ def test_every_key_is_read_by_somebody(
     tmp_path: Path, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, read: set[tuple[str, str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    copies_in_place_of_loading(tiny_pipeline_folder, monkeypatch)
     make_project(tiny_pipeline_folder)
-    watched = {"every": 1, "final_samples": 1, "prompts_per_round": 1}
+    watched = {"every": 1, "prompts_per_round": 1, "samples_per_prompt": 1}
 
     def write(name: str, source: str, **changes: dict) -> str:
         config = yaml.safe_load(Path(source).read_text())
@@ -110,7 +112,7 @@ def test_every_key_is_read_by_somebody(
             "prfl.yaml",
             objective={"sft": {}},
             data={"manifest": "manifest.jsonl"},
-            evaluation=watched,
+            evaluation={**watched, "final_samples": 1},
             rollout={"gradients_per_rollout": 2},
         ),
         write("kept", "prfl.yaml", reward=several, evaluation=kept),

@@ -16,6 +16,7 @@ from prfl.labels.asking import Asked, asked_of
 from prfl.labels.collect import Collection
 from prfl.labels.pairs import Pair, spread
 from prfl.labels.uncertain import differ, unsure
+from tests.few_levels import measure_few
 from tests.labels.test_page import content
 
 
@@ -48,9 +49,14 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
 
 @pytest.mark.slow
 def test_half_the_answers_train_a_reward_that_chooses_what_is_asked_next(
-    asked: Asked, tiny_pipeline_folder: Path, blank_pictures: None, capsys: pytest.CaptureFixture
+    asked: Asked,
+    tiny_pipeline_folder: Path,
+    blank_pictures: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """A page left half way; the reward is measured on what was held out of it."""
+    measure_few(monkeypatch)
     answers = Collection(asked.folder, asked.pairs, list(asked.questions))
     for pair in asked.pairs[: len(asked.pairs) // 2]:
         lighter = "a" if pair.a > pair.b else "b"

@@ -126,7 +126,8 @@ def write_project(model_folder: Path) -> None:
         "full": {"backbone": {**model, "train": "full"}, "objective": {"name": "sft"}},
     }
     for name, own in configs.items():
-        whole = {**common, "run": f"runs/{name}", "training": training, **own}
+        trackers = {} if name == "prfl" else {"trackers": []}  # the others, of which one draws, take their time
+        whole = {**common, "run": f"runs/{name}", "training": training | trackers, **own}
         Path(f"{name}.yaml").write_text(yaml.safe_dump(whole))
     Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": ["reward.yaml", "prfl.yaml"]}))
 

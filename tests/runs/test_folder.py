@@ -19,6 +19,7 @@ from prfl.factory.objective import build_method
 from prfl.runs.project import sizes_for
 from prfl.utils.video_size import VideoSize
 from tests.data.test_clips import texture
+from tests.few_levels import measure_few
 from tests.wan_experts import save_tiny_experts
 
 TEXTS = ["waves on a lake", "clouds in the evening", "leaves in the wind", "smoke over a town"]
@@ -38,6 +39,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Path:
     monkeypatch.chdir(tmp_path)
+    measure_few(monkeypatch)
     shutil.copytree(videos, "my clips")
     return tmp_path
 
