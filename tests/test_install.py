@@ -40,14 +40,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site_packages("build_wheel", tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return site_packages("build_editable", tmp_path_factory.mktemp("editable"))
+
+
 @pytest.mark.parametrize("above_a_clone", [False, True])
-def test_an_editable_install_imports_from_any_folder(tmp_path: Path, above_a_clone: bool) -> None:
+def test_an_editable_install_imports_from_any_folder(editable: Path, tmp_path: Path, above_a_clone: bool) -> None:
     """Above a clone named prfl, too, whose folder would do as a namespace package.  -S: nothing else is installed."""
-    packages = site_packages("build_editable", tmp_path)
     (tmp_path / "folder" / ("prfl" if above_a_clone else "other")).mkdir(parents=True)
-    files = python(OPEN.format(str(packages)) + FIND, tmp_path / "folder", "-S").split()
+    files = python(OPEN.format(str(editable)) + FIND, tmp_path / "folder", "-S").split()
     assert files == [f"{REPOSITORY}/prfl/__init__.py", f"{REPOSITORY}/kernels/prfl_kernels/__init__.py"]
-    assert not (packages / "prfl").exists(), "the configs are the clone's"
+    assert not (editable / "prfl").exists(), "the configs are the clone's"
 
 
 def test_a_wheel_has_every_file_of_the_packages_and_nothing_else(wheel: Path) -> None:

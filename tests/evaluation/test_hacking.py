@@ -16,6 +16,7 @@ from prfl.evaluation.hacking import find_alarms, rounds
 from prfl.evaluation.policy_eval import Outcome, read_outcome, write_results
 from prfl.reward import LatentReward, RewardHead
 from prfl.rollout.sampling import SamplingSettings, jobs
+from tests.models import copies_in_place_of_loading
 
 SETTINGS = SamplingSettings(frames=5, height=16, width=16, steps=2, batch=4)
 
@@ -109,6 +110,7 @@ def size_or_natural(self: LatentReward, latents, sigma, condition):
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_planted_hackable_reward_is_seen_and_ends_the_run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    copies_in_place_of_loading(tiny_pipeline_folder, monkeypatch)
     planted_project(tiny_pipeline_folder)
     monkeypatch.setattr(LatentReward, "logits", size_or_natural)
     assert cli.main(["train", "hack.yaml"]) == 0

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from prfl import cli
-from prfl.backbone import Ask, load_backbone
+from prfl.backbone import Ask
 from prfl.backbone.first_frame import FirstFrameBackbone
 from prfl.config import load_config
 from prfl.data.encoding import build_cache
@@ -27,6 +27,7 @@ from prfl.reward import LatentReward, RewardCard, RewardHead
 from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from prfl.utils.pictures import read_first_frame, write_picture
+from tests.models import copied_from, copies_in_place_of_loading
 from tests.slow import slow_unless
 from tests.svd import save_tiny_svd
 from tests.wan_image import CLIP, save_tiny_pinned_frame, save_tiny_wan_image
@@ -42,8 +43,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def model(folder: Path) -> FirstFrameBackbone:
-    return load_backbone(folder)
+def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FirstFrameBackbone:
+    copies_in_place_of_loading(folder, monkeypatch)
+    return copied_from(folder)
 
 
 @pytest.fixture

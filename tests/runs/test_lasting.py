@@ -24,6 +24,7 @@ from prfl.runs.early_stopping import BestPolicy
 from prfl.training.run_folder import RunFolder
 from prfl.utils.errors import PrflError
 from tests.evaluation.test_hacking import measured, planted_project, size_or_natural
+from tests.models import copies_in_place_of_loading
 from tests.runs.test_commands import metrics, project  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -127,6 +128,7 @@ def held_out(run: str) -> dict[int, float]:
 def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, tmp_path, monkeypatch, capsys) -> None:
     """On a planted reward whose held-out counterpart rises and then falls; stopped and gone on with it is the same."""
     monkeypatch.chdir(tmp_path)
+    copies_in_place_of_loading(tiny_pipeline_folder, monkeypatch)
     planted_project(tiny_pipeline_folder)
     monkeypatch.setattr(LatentReward, "logits", size_or_natural)
     assert cli.main(["train", "hack.yaml", "run=whole", *KEEP]) == 0
@@ -166,6 +168,7 @@ def test_the_best_round_is_kept_and_patience_ends_the_run(tiny_pipeline_folder, 
 def test_a_run_that_hacking_ends_keeps_its_best_round(tiny_pipeline_folder, tmp_path, monkeypatch, capsys) -> None:
     """Each time it is started: resumed, it measures its last round again, and is ended by it again."""
     monkeypatch.chdir(tmp_path)
+    copies_in_place_of_loading(tiny_pipeline_folder, monkeypatch)
     planted_project(tiny_pipeline_folder)
     monkeypatch.setattr(LatentReward, "logits", size_or_natural)
     own = [*KEEP, "evaluation.stop_on_hacking=true", "training.ema_decay=0.5", "training.keep=9"]
@@ -190,6 +193,7 @@ def test_a_run_killed_after_a_better_round_goes_on_as_if_it_had_not_been(
 ) -> None:
     """The weights of the round that was the best by the last checkpoint are there still."""
     monkeypatch.chdir(tmp_path)
+    copies_in_place_of_loading(tiny_pipeline_folder, monkeypatch)
     planted_project(tiny_pipeline_folder)
     config = load_config("hack.yaml", KEEP)
     model, run = build_backbone(config), RunFolder(Path("run"))
