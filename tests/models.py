@@ -19,7 +19,7 @@ from prfl.backbone.network import with_lists
 from prfl.config.schema import Config
 from prfl.data.conditions import remember
 from prfl.factory import backbone as backbone_factory
-from prfl.factory.backbone import build_architecture, build_backbone, policy_adapter_name
+from prfl.factory.backbone import build_architecture, build_backbone, keep_as_asked, policy_adapter_name
 
 _BUILT: dict[tuple, Backbone] = {}
 _SHARED: WeakKeyDictionary[torch.nn.Module, list[tuple]] = WeakKeyDictionary()
@@ -83,16 +83,22 @@ def copied_from(folder: Path, dtype: torch.dtype = torch.float32, asks: Sequence
 
 def copied_backbone(config: Config) -> Backbone:
     """A copy of ``build_backbone(config)``, with its text encoder; a config must not name a folder that changes."""
-    return copied(_built(build_backbone, config))
+    return _as_asked(config, copied(_built(build_backbone, config)))
 
 
 def copied_architecture(config: Config) -> Backbone:
     """A copy of ``build_architecture(config)``."""
-    return copied(_built(build_architecture, config))
+    return _as_asked(config, copied(_built(build_architecture, config)))
+
+
+def _as_asked(config: Config, model: Backbone) -> Backbone:
+    keep_as_asked(config, model)
+    return model
 
 
 def _built(build: Callable[[Config], Backbone], config: Config) -> Backbone:
-    settings = config.backbone.model_dump_json(exclude={"adapter": {"init"}})  # a file that is read later
+    later = {"adapter": {"init"}, "checkpointing": True, "offload": True}  # a file that is read, and what is kept
+    settings = config.backbone.model_dump_json(exclude=later)
     key = (build, settings, config.seed, policy_adapter_name(config), repr(config.rollout.cheaper))
     if key not in _BUILT:
         model = build(config)
