@@ -247,13 +247,13 @@ def test_a_tree_draws_by_its_leaves_and_greedily_the_best():
     """A tree of many leaves at once draws as importance weights do; euler's end is Gaussian, so its tilt is known."""
     look = [Look(lambda x, sigma, condition: x.flatten(1).sum(1), calls=0.5)]
     chain = toy.schedule(steps=4)
-    drawn = TreeSearch(24, strength=toy.STRENGTH, width=24, every=4)(quick(chain, 60, look))
+    drawn = TreeSearch(24, strength=toy.STRENGTH, width=24, every=4)(quick(chain, 30, look))
     ends = torch.tensor([[0.0], [1.0]], dtype=toy.F64)
     for i in range(4):
         ends = ends + (chain.sigmas[i + 1] - chain.sigmas[i]) * toy.velocity(ends, chain.sigmas[i])
     variance = float(ends[1] - ends[0]) ** 2
     assert float(drawn.kept.latents.mean()) == pytest.approx(float(ends[0]) + toy.STRENGTH * variance, abs=0.35)
-    assert drawn.calls.policy == 60 * 24 * 4 and drawn.calls.reward == 60 * 24 * 0.5
+    assert drawn.calls.policy == 30 * 24 * 4 and drawn.calls.reward == 30 * 24 * 0.5
 
     tree = TreeSearch(6, strength=toy.STRENGTH, width=3, every=4, greedy=True)
     process = quick(toy.schedule("ancestral", 8, eta=1.0), 10, look)
