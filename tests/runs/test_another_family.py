@@ -124,12 +124,12 @@ def configs(family: str, model: Path, tmp_path: Path, monkeypatch: pytest.Monkey
             "training": {"steps": 2, "batch": 2, "learning_rate": 1e-3, "save_every": 1, "trackers": []},
             "evaluation": {"every": 2, "prompts_per_round": 1, "samples_per_prompt": 1},
         }  # fmt: skip
-        if name == "vader":  # it starts from noise and has no regulariser; what its rounds draw are PRFL's samples
+        if name == "vader":  # it starts from noise and has no regulariser; PRFL's run draws samples
             del config["data"]["manifest"]
             config["evaluation"] = {"every": 0}
         if objective["name"] == "preference":
             config["evaluation"] = {"every": 2}
-        else:
+        if name == "prfl":
             config["evaluation"]["final_samples"] = 1
         Path(f"{name}.yaml").write_text(yaml.safe_dump(config))
     Path("story.yaml").write_text(yaml.safe_dump({"version": 1, "stages": [f"{name}.yaml" for name in stages]}))
