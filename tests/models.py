@@ -26,14 +26,12 @@ _SHARED: WeakKeyDictionary[torch.nn.Module, list[tuple]] = WeakKeyDictionary()
 
 
 def copied(model: Backbone) -> Backbone:
-    """A copy that shares tokenizer, text encoder and VAE, and remembers conditions by itself.
+    """A copy that shares tokenizer, text encoder, the conditions that it remembers, and VAE.
 
     A test that changes the VAE says so by ``with_own_vae``: it has more modules than the transformer.
     A module has a dozen OrderedDicts of hooks.  ``deepcopy`` takes most of its time for them, and they are empty.
     """
-    text = copy.copy(model.text)
-    if hasattr(text, "known"):
-        text.known = dict(text.known)
+    text = copy.copy(model.text)  # which may free its encoder
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(copy._deepcopy_dispatch, OrderedDict, _copied_in_order)  # type: ignore[attr-defined]
         duplicate = copy.deepcopy(model, {id(model.text): text, id(model.vae): model.vae})
