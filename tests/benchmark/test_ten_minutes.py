@@ -97,14 +97,14 @@ def test_the_blocker_blocks(bare: dict[str, str]) -> None:
 def test_a_rehearsal_brings_every_figure_home(
     bare: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Three parts by the command, the others in one process; to compile for a CPU is left out of what they compare."""
+    """Two parts by the command, the others in one process; to compile for a CPU is left out of what they compare."""
     bare["TORCHDYNAMO_DISABLE"] = "1"
     out = tmp_path / "out"
-    by_command = [word for name in ("device", "small-step", "sanitizer") for word in ("--only", name)]
+    by_command = [word for name in ("device", "sanitizer") for word in ("--only", name)]
     printed = run(out, bare, "--budget", "500", *by_command)
-    assert "3 of 3 parts done" in printed
+    assert "2 of 2 parts done" in printed
     others = [name for name, *_ in ten_minutes.PARTS if name not in by_command]
-    assert len(others) == 5
+    assert len(others) == 6
     command = [sys.executable, "-c", IN_ONE_PROCESS, str(out / "ten_minutes.jsonl"), *others]
     with_sources = {**bare, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{bare['PYTHONPATH']}"}
     done = subprocess.run(command, cwd=REPOSITORY, env=with_sources, capture_output=True, text=True)
@@ -123,13 +123,13 @@ def test_a_rehearsal_brings_every_figure_home(
     assert all(row.info["predicted"]["peak"] > 0 for row in rows if row.info["operation"] == "step_modes")
     assert main(["report", str(out / "ten_minutes.jsonl"), "--page", str(tmp_path / "page.html")]) == 0
     report = capsys.readouterr().out
-    assert "a copy moves" in report and "part small-step: done" in report and "kernels' tests:" in report
+    assert "a copy moves" in report and "part device: done" in report and "kernels' tests:" in report
     assert "step_modes" in (tmp_path / "page.html").read_text()
     seconds = bundle.call_seconds(out / "ten_minutes.jsonl", "tiny", "full")
     assert 0 < seconds.forward < seconds.gradient
     assert {row["part"] for row in bundle.read_lines(out / "ten_minutes.jsonl")} == {n for n, *_ in ten_minutes.PARTS}
     assert (
-        run(out, bare, *by_command).count("is there already") == 3
+        run(out, bare, *by_command).count("is there already") == 2
     )  # the same command goes on where the last one stopped
 
 
