@@ -128,9 +128,8 @@ def test_a_rehearsal_brings_every_figure_home(
     seconds = bundle.call_seconds(out / "ten_minutes.jsonl", "tiny", "full")
     assert 0 < seconds.forward < seconds.gradient
     assert {row["part"] for row in bundle.read_lines(out / "ten_minutes.jsonl")} == {n for n, *_ in ten_minutes.PARTS}
-    assert (
-        run(out, bare, *by_command).count("is there already") == 2
-    )  # the same command goes on where the last one stopped
+    again = run(out, bare, *by_command)  # the same command goes on where the last one stopped
+    assert again.count("is there already") == 2
 
 
 @pytest.mark.slow

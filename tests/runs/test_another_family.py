@@ -18,21 +18,18 @@ from safetensors.torch import load_file
 from prfl import cli
 from prfl.backbone import load_backbone
 from prfl.config import load_config
-from prfl.data.manifest import LabelledVideo, write_manifest
-from prfl.data.video import write_video
 from prfl.factory.backbone import build_backbone
 from prfl.reward import LatentReward, RewardHead
-from prfl.utils import rng
 from prfl.utils.errors import PrflError
 from tests.cogvideox import save_tiny_cogvideox
 from tests.few_levels import measure_few
 from tests.models import copies_in_place_of_loading
 from tests.modelscope import save_tiny_modelscope
+from tests.runs.story_inputs import PROMPTS, assert_went_on, write_inputs
 from tests.slow import slow_unless
 from tests.svd import save_tiny_svd
-from tests.wan_image import first_frames, save_tiny_pinned_frame, save_tiny_wan_image
+from tests.wan_image import save_tiny_pinned_frame, save_tiny_wan_image
 
-PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 HEAD = {"dimensions": ["light"], "hidden": 8}
 
 
@@ -138,24 +135,7 @@ def configs(family: str, model: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.fixture
 def project(family: str, configs: None) -> None:
     """Their prompts and labelled clips."""
-    case = CASES[family]
-    for split, prompts in PROMPTS.items():
-        rows_of_prompts = [{"prompt": prompt} for prompt in prompts]
-        if case.from_image:
-            pictures = first_frames(Path(f"pictures/{split}"), prompts)
-            rows_of_prompts = [
-                {"prompt": ask.prompt, "image": f"pictures/{split}/{ask.image.name}"} for ask in pictures
-            ]
-        Path(f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows_of_prompts))
-    rows = []
-    for split in ("train", "validation"):
-        for prompt in PROMPTS[split]:
-            for index in range(2):
-                path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
-                noise = rng.normal((3, case.frames, 16, 16), 0, prompt, 0, [index])[0]
-                write_video(path, (0.3 * noise + (0.5 if index else -0.5)).clamp(-1, 1), 8)
-                rows.append(LabelledVideo(path, prompt, {"light": float(index)}, split))
-    write_manifest(Path("manifest.jsonl"), rows)
+    write_inputs(CASES[family].frames, CASES[family].from_image)
 
 
 def test_from_labels_to_policies(family: str, project: None, capsys: pytest.CaptureFixture) -> None:
@@ -177,8 +157,7 @@ def test_from_labels_to_policies(family: str, project: None, capsys: pytest.Capt
     again = ["train", "prfl.yaml", "reward.path=runs/reward/reward", "evaluation={every: 0, final_samples: 0}"]
     shutil.copytree("runs/prfl", "runs/broken", ignore=shutil.ignore_patterns("step-000002", "policy.safetensors"))
     assert cli.main([*again, "run=runs/broken"]) == 0
-    first = [line for line in Path("runs/prfl/metrics.jsonl").read_text().splitlines() if '"step": 1,' in line]
-    assert first and first[0] in Path("runs/broken/metrics.jsonl").read_text(), "it went on, and did not begin anew"
+    assert_went_on("runs/prfl", "runs/broken")
     resumed = load_file("runs/broken/policy.safetensors")
     assert all(torch.equal(resumed[name], saved[name]) for name in saved)
     assert cli.main([*again, "--dry-run"]) == 0, capsys.readouterr().err

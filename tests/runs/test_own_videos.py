@@ -29,9 +29,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: Non
     """Three videos, one a format, at other sizes and rates than the clips; prompts; two configs and their story."""
     monkeypatch.chdir(tmp_path)
     measure_few(monkeypatch)
-    write_video("videos/lake.mp4", texture(27, 32, 80, seed=1), 16)
-    write_video("videos/more/sky.webm", texture(27, 32, 80, seed=2), 16)
-    write_video("videos/more/tree.gif", texture(46, 80, 80, seed=3), 25)
+    write_video("videos/lake.mp4", texture(40, 32, 80, seed=1), 16)
+    write_video("videos/more/sky.webm", texture(40, 32, 80, seed=2), 16)
+    write_video("videos/more/tree.gif", texture(60, 80, 80, seed=3), 25)
     for split, prompts in PROMPTS.items():
         Path(f"{split}.txt").write_text("\n".join(prompts) + "\n")
     generator = {"name": "video_clips", "videos": "videos", "held_out": 0.34, "formats": ["mp4", "webm", "gif"]}
@@ -75,7 +75,7 @@ def test_story_from_video_files_to_a_steered_policy(project: Path, capsys: pytes
     (made,) = Path("cache").glob("video_clips-*")
     assert {path.suffix for path in (made / "videos").iterdir()} == {".mp4", ".webm", ".gif"}
     rows = [json.loads(line) for line in (made / "pairs.jsonl").read_text().splitlines()]
-    assert {row["split"] for row in rows} == {"train", "validation"} and len(rows) > 40
+    assert {row["split"] for row in rows} == {"train", "validation"} and len(rows) > 60
     assert cli.main(["train", "story.yaml"]) == 0, capsys.readouterr().err
     assert "0 videos encoded" in capsys.readouterr().out, "the policy's SFT clips are those of the pairs"
 

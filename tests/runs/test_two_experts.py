@@ -14,15 +14,11 @@ from diffusers import WanImageToVideoPipeline, WanPipeline
 from safetensors.torch import load_file
 
 from prfl import cli
-from prfl.data.manifest import LabelledVideo, write_manifest
-from prfl.data.video import write_video
-from prfl.utils import rng
 from tests.few_levels import measure_few
 from tests.models import copies_in_place_of_loading
+from tests.runs.story_inputs import PROMPTS, assert_went_on, write_inputs
 from tests.wan_experts import save_tiny_experts, save_tiny_image_experts
-from tests.wan_image import first_frames
 
-PROMPTS = {"train": ["a red circle", "a blue square"], "validation": ["a green circle"], "test": ["a red square"]}
 SCALES = {"high": 4.0, "low": 3.0}
 GUIDED = {"guidance": {"scale": SCALES, "gradient": "cond"}, "step_weight": "unit"}
 
@@ -45,21 +41,7 @@ def project(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pi
     measure_few(monkeypatch)
     copies_in_place_of_loading(SAVERS[kind](tmp_path / "tiny"), monkeypatch)
     model = {"model": str(tmp_path / "tiny")}
-    for split, prompts in PROMPTS.items():
-        rows_of_prompts = [{"prompt": prompt} for prompt in prompts]
-        if kind == "image":
-            pictures = first_frames(tmp_path / f"pictures/{split}", prompts)
-            rows_of_prompts = [{"prompt": ask.prompt, "image": str(ask.image)} for ask in pictures]
-        Path(f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows_of_prompts))
-    rows = []
-    for split in ("train", "validation"):
-        for prompt in PROMPTS[split]:
-            for index in range(2):
-                path = Path(f"clips/{split}-{prompt.replace(' ', '-')}-{index}.mp4")
-                noise = rng.normal((3, 9, 16, 16), 0, prompt, 0, [index])[0]
-                write_video(path, (0.3 * noise + (0.5 if index else -0.5)).clamp(-1, 1), 8)
-                rows.append(LabelledVideo(path, prompt, {"light": float(index)}, split))
-    write_manifest(Path("manifest.jsonl"), rows)
+    write_inputs(frames=9, from_image=kind == "image")
 
     policy = {**model, "adapter": {"rank": 2, "alpha": 2}, "checkpointing": "full"}
     head = {"dimensions": ["light"], "blocks": [1], "inner": 8, "hidden": 8, "adapter": {"rank": 2, "alpha": 2}}
@@ -112,8 +94,7 @@ def test_from_labels_to_policies_of_both_experts(kind: str, project: Path, capsy
     policy, path = load_file("runs/chain/policy.safetensors"), "reward.path=runs/reward/reward"
     shutil.copytree("runs/chain", "runs/broken", ignore=shutil.ignore_patterns("step-000002", "policy.safetensors"))
     run("train", "chain.yaml", path, "run=runs/broken", "evaluation.final_samples=0")
-    first = [line for line in Path("runs/chain/metrics.jsonl").read_text().splitlines() if '"step": 1,' in line]
-    assert first and first[0] in Path("runs/broken/metrics.jsonl").read_text(), "it went on, and did not begin anew"
+    assert_went_on("runs/chain", "runs/broken")
     resumed = load_file("runs/broken/policy.safetensors")
     assert resumed.keys() == policy.keys() and all(torch.equal(resumed[name], policy[name]) for name in policy)
     lines = [json.loads(line) for line in Path("runs/chain/metrics.jsonl").read_text().splitlines()]
