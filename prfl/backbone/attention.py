@@ -128,11 +128,11 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype, head_size: i
             return _in_words(error, backend)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(4, 1, TRIED, 2, head_size, generator=generator, device="cpu").to(device, dtype)
-    found, expected = (_tried(each, numbers) for each in (backend, "softmax"))
-    if isinstance(found, str) or isinstance(expected, str):
-        reason = found if isinstance(found, str) else str(expected)
+    results, expected = (_tried(each, numbers) for each in (backend, "softmax"))
+    if isinstance(results, str) or isinstance(expected, str):
+        reason = results if isinstance(results, str) else str(expected)
         return elsewhere if elsewhere and backend in ON_GPUS else reason
-    off = max((ours - plain).abs().max().item() for ours, plain in zip(found, expected[: len(found)], strict=True))
+    off = max((ours - plain).abs().max().item() for ours, plain in zip(results, expected[: len(results)], strict=True))
     limit = INT8_LIMIT if backend == INT8 else TOLERANCE * torch.finfo(dtype).eps
     return "" if off <= limit else f"it is {off:.2g} off plain softmax, more than {limit:.2g}"
 

@@ -135,10 +135,10 @@ def _inputs_to(store: HostStore | None, hidden: Tensor) -> AbstractContextManage
     if store is None:
         return nullcontext()
 
-    own = hidden.untyped_storage()._cdata  # not the tensor: the graph refers to these functions
+    storage = hidden.untyped_storage()._cdata  # not the tensor: the graph refers to these functions
 
     def pack(tensor: Tensor) -> Any:
-        return store.put(tensor) if tensor.untyped_storage()._cdata == own else tensor
+        return store.put(tensor) if tensor.untyped_storage()._cdata == storage else tensor
 
     def unpack(packed: Any) -> Tensor:
         return packed if isinstance(packed, Tensor) else store.take(packed)

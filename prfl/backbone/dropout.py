@@ -24,26 +24,26 @@ from prfl_kernels.lora_linear import dropped
 class SampleDropout(nn.Module):
     """layer: the full name of the linear layer.  ``seeds``: (b,) of the samples whose masks are used now, or None."""
 
-    own: Tensor
+    number: Tensor
 
     def __init__(self, rate: float, layer: str) -> None:
         super().__init__()
         self.rate = rate
         self.seeds: Tensor | None = None
-        place, _, name = layer.rpartition(".")
-        self.reads_text = place.endswith("attn2") and name in ("to_k", "to_v")
+        module, _, name = layer.rpartition(".")
+        self.reads_text = module.endswith("attn2") and name in ("to_k", "to_v")
         if name in ("to_k", "to_v"):  # they read what to_q reads, or the text
             name = "text" if self.reads_text else "to_q"
-        number = int.from_bytes(hashlib.sha256(f"{place}.{name}".encode()).digest()[:8], "little") >> 1
+        number = int.from_bytes(hashlib.sha256(f"{module}.{name}".encode()).digest()[:8], "little") >> 1
         # A tensor: numbers that differ from block to block would have each block compiled by itself.
-        self.register_buffer("own", torch.tensor(number), persistent=False)
+        self.register_buffer("number", torch.tensor(number), persistent=False)
 
     def mask_seeds(self, x: Tensor) -> Tensor | None:
         """Of this layer's masks of x (b, tokens, d) now: (b,), or one a token; None where nothing is dropped."""
         if self.seeds is None:
             return None
-        own = self.seeds + self.own
-        return own.repeat_interleave(x.shape[1]) if self.reads_text else own
+        seeds = self.seeds + self.number
+        return seeds.repeat_interleave(x.shape[1]) if self.reads_text else seeds
 
     def forward(self, x: Tensor) -> Tensor:
         seeds = self.mask_seeds(x)
@@ -63,5 +63,5 @@ def dropping(layers: list[SampleDropout], seeds: Tensor) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.seeds = own
+        for layer, seeds_before in zip(layers, before, strict=True):
+            layer.seeds = seeds_before

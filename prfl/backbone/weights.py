@@ -48,13 +48,13 @@ SWAPPED: list[Mapping[str, nn.Parameter]] = []  # parameters that do not hold th
 @contextmanager
 def holding(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, the parameters hold ``values``; afterwards, their own again."""
-    own = {name: p.detach().clone() for name, p in parameters.items()}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     SWAPPED.append(parameters)
     try:
         copy_into(parameters, values)
         yield
     finally:
-        copy_into(parameters, own)
+        copy_into(parameters, before)
         SWAPPED.pop()  # not where an interrupt comes in the middle of the copying
 
 

@@ -190,12 +190,12 @@ def norms_from_output(attn: WanAttention) -> bool:
 
 
 def normalise(
-    attn: WanAttention, query: Tensor, key: Tensor | None, cos: Tensor | None, sin: Tensor | None, own: Any
+    attn: WanAttention, query: Tensor, key: Tensor | None, cos: Tensor | None, sin: Tensor | None, processor: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The norms over all heads, and the rotations where there are any."""
     weights, eps = (attn.norm_q.weight, None if key is None else attn.norm_k.weight), attn.norm_q.eps
-    if "qk_norm_rope" in own.operations:
-        return qk_norm_rope(query, key, *weights, cos, sin, attn.heads, eps, own.from_output)
+    if "qk_norm_rope" in processor.operations:
+        return qk_norm_rope(query, key, *weights, cos, sin, attn.heads, eps, processor.from_output)
     query, key = attn.norm_q(query), None if key is None else attn.norm_k(key)
     if cos is not None and sin is not None:
         query = reference.rotate(query, cos, sin, attn.heads)
@@ -203,11 +203,13 @@ def normalise(
     return query, key
 
 
-def attended(attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, own: Any) -> Tensor:
+def attended(
+    attn: WanAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, processor: Any
+) -> Tensor:
     """Softmax attention, and the projection behind it."""
     query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
-    found = attend(own.attention, query, key, value, mask)
-    (projected,) = project([attn.to_out[0]], found.flatten(2, 3).type_as(query), own.operations)
+    mixed = attend(processor.attention, query, key, value, mask)
+    (projected,) = project([attn.to_out[0]], mixed.flatten(2, 3).type_as(query), processor.operations)
     return attn.to_out[1](projected)
 
 
@@ -215,15 +217,15 @@ def project(
     layers: Sequence[nn.Module], x: Tensor, operations: Collection[str], source: Normed | Gelu | None = None
 ) -> tuple[Tensor, ...]:
     """Each layer of x; with ``lora_linear`` those that have an adapter together.  source: what x is rebuilt from."""
-    found = [plain_lora(layer) for layer in layers]
-    adapted = [each for each in found if each is not None]
+    plain = [plain_lora(layer) for layer in layers]
+    adapted = [each for each in plain if each is not None]
     if "lora_linear" not in operations or not adapted:
         return tuple(layer(x) for layer in layers)
     dropout = adapted[0][1]  # one adapter has one rate, and layers of one input have one mask
     seeds, rate = (dropout.mask_seeds(x), dropout.rate) if dropout else (None, 0.0)
     projections = [projection for projection, _ in adapted]
-    own = iter(lora_linears(x, projections, source=source, dropout=0.0 if seeds is None else rate, seeds=seeds))
-    return tuple(layer(x) if each is None else next(own) for each, layer in zip(found, layers, strict=True))
+    outputs = iter(lora_linears(x, projections, source=source, dropout=0.0 if seeds is None else rate, seeds=seeds))
+    return tuple(layer(x) if each is None else next(outputs) for each, layer in zip(plain, layers, strict=True))
 
 
 def plain_lora(layer: nn.Module) -> tuple[Projection, SampleDropout | None] | None:
