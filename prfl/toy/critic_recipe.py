@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from prfl.backbone.wan import vae as vae_codec
+from prfl.backbone.base import Backbone
+from prfl.backbone.families import load_backbone
 from prfl.reward.critic import CriticReward
 from prfl.reward.questions import Question
 from prfl.toy import oracle, questions, renderer
@@ -106,16 +106,16 @@ def rendered(seed: int, index: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def decoded(vae: AutoencoderKLWan, seed: int, index: int, count: int) -> Tensor:
+def decoded(model: Backbone, seed: int, index: int, count: int) -> Tensor:
     """Decode clips from noisy latents, a third of them mixed from two: pictures as a generator's may be."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-    latents = vae_codec.encode(vae, rendered(seed, index, count))
+    latents = model.encode(rendered(seed, index, count))
     share = torch.rand(count, 1, 1, 1, 1, generator=generator) * 0.5
     share *= torch.rand(share.shape, generator=generator) < 1 / 3
     latents = (1 - share) * latents + share * latents.roll(1, 0)
     noise = torch.rand(count, 1, 1, 1, 1, generator=generator) * MOST_NOISE
     latents = latents + noise * torch.randn(latents.shape, generator=generator)
-    return vae_codec.decode(vae, latents).clamp(-1, 1)
+    return model.decode(latents).clamp(-1, 1)
 
 
 def measured(pixels: Tensor) -> list[dict[str, str]]:
@@ -328,8 +328,8 @@ def train(folder: Path, begun: Path | None = None, seed: int = 0) -> None:
     else:
         saved = Qwen3VLForConditionalGeneration.from_pretrained(begun, use_safetensors=True)
         network.load_state_dict(saved.state_dict())
-    vae = vae_codec.channels_last(AutoencoderKLWan.from_pretrained(model_folder() / "vae", use_safetensors=True))
-    clips = torch.cat([decoded(vae, seed + 3000, index, 32) for index in range(POOL // 32)])
+    model = load_backbone(model_folder())
+    clips = torch.cat([decoded(model, seed + 3000, index, 32) for index in range(POOL // 32)])
     say(f"{len(clips)} decoded clips")
     critic.chat.tokenizer.save_pretrained(folder)
     for number, each in enumerate(ROUNDS[1 if begun else 0 :]):
