@@ -1,1 +1,1 @@
-"""Manifests and prompts, video files, the latent cache, data sets in memory, and the shapes world."""
+"""Manifests and prompts, video files, the latent cache, and data sets in memory."""
