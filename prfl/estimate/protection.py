@@ -8,12 +8,12 @@ PROTECTED = (
 )
 
 NOT_PROTECTED = {
-    "video files": "decoded in this process by FFmpeg's native code: a stranger's videos belong in a container",
-    "configs and run folders": "a config names what is read, downloaded and overwritten: read a stranger's before use",
-    "weights": "those of a stranger load whatever they were trained to do; a hash says that they are whole, not good",
-    "downloads": "come over TLS and are not signed: a revision that is a commit is the same tomorrow",
-    "several processes": "talk to each other in clear and let anybody in: on a network of your own only",
-    "other users of the machine": "files are written as your umask says; locks and hashes stop accidents, not people",
-    "what was deleted": "prompts, videos and latents lie in clear in caches and reports; disks and snapshots keep them",
-    "time and disk": "sizes of single files are bounded, not the sum: quotas are the machine's",
+    "video files": "FFmpeg's native code decodes them in this process; open a stranger's videos in a container",
+    "configs and run folders": "a config names what is read, downloaded and overwritten; read a stranger's before use",
+    "weights": "a stranger's do whatever they were trained to do; a hash says they are whole, not that they are good",
+    "downloads": "they come over TLS and are not signed; name a commit as the revision to get the same files tomorrow",
+    "several processes": "they talk to each other without encryption or passwords; use a network of your own",
+    "other users of the machine": "files are written with your umask; locks and hashes stop accidents, not people",
+    "deleted files": "caches and reports hold prompts, videos and latents unencrypted; disks and snapshots may keep them",
+    "time and disk": "the size of a single file is bounded, the sum is not; set quotas on the machine",
 }
