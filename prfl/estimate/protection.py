@@ -14,6 +14,6 @@ NOT_PROTECTED = {
     "downloads": "they come over TLS and are not signed; name a commit as the revision to get the same files tomorrow",
     "several processes": "they talk to each other without encryption or passwords; use a network of your own",
     "other users of the machine": "files are written with your umask; locks and hashes stop accidents, not people",
-    "deleted files": "caches and reports hold prompts, videos and latents unencrypted; disks and snapshots may keep them",
+    "deleted files": "caches and reports hold prompts, videos and latents unencrypted; snapshots may keep them",
     "time and disk": "the size of a single file is bounded, the sum is not; set quotas on the machine",
 }
