@@ -1,4 +1,4 @@
-"""What is not there, is a folder, or may not be read: each has its own remedy, and no other's."""
+"""Missing files, folders in place of files, and files that may not be read."""
 
 from __future__ import annotations
 

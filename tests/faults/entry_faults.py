@@ -1,4 +1,4 @@
-"""Entries of the cache that are not what their names say: put aside, counted, and encoded again."""
+"""Damaged or foreign entries of the cache: put aside, counted, and encoded again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is not finite: losses, gradients, latents, rewards, weights."""
+"""Numbers that are not finite: losses, gradients, latents, rewards, weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in folders of videos with texts beside them, in projects, and in what is measured on a public set."""
+"""Folders of videos with texts beside them, projects, and public sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters and gradients: what cannot learn."""
+"""Adapters and gradients that cannot learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger's or an edited config of a head can ask for."""
+"""Saved rewards whose config was edited, or comes from a stranger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained on and held out at once, under other words or another name."""
+"""Leaks: videos and prompts that are both trained on and held out."""
 
 from __future__ import annotations
 

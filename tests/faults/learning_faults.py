@@ -1,4 +1,4 @@
-"""Runs that would end well and have learned nothing, or something else."""
+"""Runs that would end without an error, but learn nothing or the wrong thing."""
 
 from __future__ import annotations
 

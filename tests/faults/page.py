@@ -12,11 +12,11 @@ INTRODUCTION = """\
 # Troubleshooting
 
 prfl stops with one message that says what is wrong, where (a file, or a key of the config), and how to mend it. These
-are the messages that the tests plant, as they were printed; your files have other names. Search this page for a few
-words of yours. `prfl doctor CONFIG` finds many of them before a run, and needs no weights.
+are the messages of the faults that the tests cause, as they were printed; your files have other names. Search this page
+for a few words of your message. `prfl doctor CONFIG` finds many of these faults before a run, and needs no weights.
 
-`python -m tests.faults --update docs/troubleshooting.md` plants every fault and writes this page; behind it, `-k WORDS`
-does so for the faults with these words in their names.
+`python -m tests.faults --update docs/troubleshooting.md` causes every fault and writes this page anew. With `-k WORDS` it
+does so only for the faults that have these words in their names.
 """
 PART = re.compile(
     r"^## (?P<section>[^\n]+)$|^\*\*(?P<fault>[^\n]+)\*\*\n\n```text\n(?P<message>.*?)\n```$", re.M | re.S

@@ -1,4 +1,4 @@
-"""Results of another training, model, adapter or config than the one at hand, and damage that sizes do not tell."""
+"""Results of another training, model, adapter or config, and damaged files of the right size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remedies that fit: the disk's own reason, a command's own option, and what the machine's settings ask for."""
+"""Remedies that fit the cause: the disk, a command's option, the machine's settings."""
 
 from __future__ import annotations
 

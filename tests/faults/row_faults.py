@@ -1,4 +1,4 @@
-"""One row must not cost the others, and all that is wrong is said at once."""
+"""Several faults at once: all are reported, and one bad row does not stop the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes in one run folder, what a crash leaves there, and an output that cannot be written."""
+"""Run folders: two processes in one, what a crash leaves, outputs that cannot be written."""
 
 from __future__ import annotations
 

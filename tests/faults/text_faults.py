@@ -1,4 +1,4 @@
-"""Text of a user in a message: it cannot steer the terminal that shows it."""
+"""Control characters in a user's text: they cannot steer the terminal."""
 
 from __future__ import annotations
 

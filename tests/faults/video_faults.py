@@ -1,4 +1,4 @@
-"""Files of the real world: what a video is, which of a folder are a user's, and where a link leads."""
+"""Real folders: which files are videos, which are a user's, and where a link leads."""
 
 from __future__ import annotations
 
