@@ -12,8 +12,8 @@ INTRODUCTION = """\
 # Troubleshooting
 
 prfl stops with one message that says what is wrong, where (a file, or a key of the config), and how to mend it. These
-are the messages of the faults that the tests cause, as they were printed; your files have other names. Search this page
-for a few words of your message. `prfl doctor CONFIG` finds many of these faults before a run, and needs no weights.
+are the messages of the faults that the tests cause, as they were printed; your files have other names. Search this
+page for a few words of your message. `prfl doctor CONFIG` finds many of these faults before a run, without weights.
 
 `python -m tests.faults --update docs/troubleshooting.md` causes every fault and writes this page anew. With `-k WORDS` it
 does so only for the faults that have these words in their names.
