@@ -15,8 +15,8 @@ prfl stops with one message that says what is wrong, where (a file, or a key of 
 are the messages of the faults that the tests cause, as they were printed; your files have other names. Search this
 page for a few words of your message. `prfl doctor CONFIG` finds many of these faults before a run, without weights.
 
-`python -m tests.faults --update docs/troubleshooting.md` causes every fault and writes this page. With `-k WORDS` it does
-so only for the faults that have these words in their names.
+`python -m tests.faults --update docs/troubleshooting.md` causes every fault and writes this page; with `-k WORDS` only
+the faults that have these words in their names.
 """
 PART = re.compile(
     r"^## (?P<section>[^\n]+)$|^\*\*(?P<fault>[^\n]+)\*\*\n\n```text\n(?P<message>.*?)\n```$", re.M | re.S
