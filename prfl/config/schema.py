@@ -45,20 +45,25 @@ class Config(Section):
     backbone: BackboneConfig = Field(description="The video model, and which of its weights are trained.")
     data: DataConfig = Field(description="Clips, prompts, their size and their cache.")
     reward: RewardConfig | None = Field(
-        default=None, discriminator="space", description="What is maximised, or trained; none for sft."
+        default=None,
+        discriminator="space",
+        description="The reward that the objective maximises, or trains; none for sft.",
     )
     rollout: RolloutConfig = Field(description="The sampling chain that training rolls out.")
     objective: ObjectiveConfig = Field(
         discriminator="name", description="The method: which steps of the chain get gradient, and from what."
     )
-    training: TrainingConfig = Field(description="The optimizer and its loop: how long, how much at once, how fast.")
+    training: TrainingConfig = Field(
+        description="The optimizer and the training loop: number of steps, batch, learning rate."
+    )
     evaluation: EvaluationConfig = Field(
-        description="What is watched during the run, and at its end.", json_schema_extra=MAY_CHANGE
+        description="What is measured during the run, and at its end.", json_schema_extra=MAY_CHANGE
     )
     steering: SteeringConfig | None = Field(
         default=None,
         discriminator="name",
-        description="How prfl sample chooses among chains of a video while they are drawn; null draws one of each.",
+        description="How prfl sample chooses among several chains of a video while they are drawn; null "
+        "draws one chain.",
         json_schema_extra=MAY_CHANGE,
     )
 
@@ -97,7 +102,7 @@ class StagesConfig(Section):
     """Several configs run one after another."""
 
     version: Literal[1] = Field(description="Version of this format.")
-    stages: list[str] = Field(min_length=1, description="Config files, found from this file's folder, in order.")
+    stages: list[str] = Field(min_length=1, description="Config files in order, as paths from this file's folder.")
 
 
 def json_schema() -> dict[str, Any]:

@@ -29,21 +29,23 @@ class AdapterConfig(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Dropout on the low-rank branch in training: one mask a sample and step, for its whole chain.",
+        description="Dropout on the low-rank branch in training. Each sample has one mask in a step, the "
+        "same for its whole chain.",
     )
 
 
 class PolicyAdapterConfig(AdapterConfig):
     init: FolderOrFile | LoraOfEach | None = place(
         default=None,
-        description="A LoRA to start from and train on: a safetensors file in the names of diffusers, ComfyUI, kohya "
-        "or musubi, of exactly the adapter's layers and rank. Null starts as the base. Of two experts "
-        "{high: FILE, low: FILE}.",
+        description="A LoRA to start from: a safetensors file with the names of diffusers, ComfyUI, kohya "
+        "or musubi, and exactly the adapter's layers and rank. null starts as the base. With "
+        "two experts: {high: FILE, low: FILE}.",
     )
     blocks: Literal["all", "last_half"] | list[int] = Field(
         default="all",
-        description="Blocks that get an update: all, last_half, or a list of them (the first is 0).  Where one step of "
-        "the chain is trained, the backward pass ends at the first of them: the last half costs less time and memory.",
+        description="Blocks that get an update: all, last_half, or a list (the first block is 0). If one "
+        "step of the chain is trained, the backward pass ends at the first of these blocks, so "
+        "last_half costs less time and memory.",
     )
 
 
@@ -57,12 +59,13 @@ class KernelsConfig(Section):
 
 
 class WeightsConfig(Section):
-    transformer: FolderOrFile | None = place(default=None, description="Of a diffusion transformer.")
+    transformer: FolderOrFile | None = place(default=None, description="Weights of a diffusion transformer.")
     transformer_2: FolderOrFile | None = place(
-        default=None, description="Of the second one, where a model has two: the low-noise one of Wan 2.2 A14B."
+        default=None,
+        description="Weights of the second transformer, if the model has two: the low-noise expert of Wan 2.2 A14B.",
     )
-    unet: FolderOrFile | None = place(default=None, description="Of a UNet.")
-    vae: FolderOrFile | None = place(default=None, description="Of the VAE.")
+    unet: FolderOrFile | None = place(default=None, description="Weights of a UNet.")
+    vae: FolderOrFile | None = place(default=None, description="Weights of the VAE.")
 
     def named(self) -> dict[str, Path]:
         """The files by the pipeline's folder whose weights they replace."""
@@ -71,9 +74,11 @@ class WeightsConfig(Section):
 
 
 class FirstFrameConfig(Section):
-    motion_bucket_id: float = Field(default=127.0, ge=0, description="How much moves; its pipeline's default.")
+    motion_bucket_id: float = Field(
+        default=127.0, ge=0, description="How much shall move; the default is the pipeline's."
+    )
     noise_aug_strength: float = Field(
-        default=0.02, ge=0, description="Noise that is added to the picture; its pipeline's default."
+        default=0.02, ge=0, description="Noise that is added to the picture; the default is the pipeline's."
     )
 
 
@@ -82,31 +87,34 @@ class BackboneConfig(Section):
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
     pipeline: str | None = Field(
         default=None,
-        description="The diffusers pipeline that the model is loaded as, where it serves several: "
-        "WanImageToVideoPipeline lets Wan 2.2 TI2V-5B draw from first frames. Null is the one its folder names.",
+        description="The diffusers pipeline to load the model as, if its weights serve several: with "
+        "WanImageToVideoPipeline, Wan 2.2 TI2V-5B draws from first frames. null is the one that "
+        "the model's folder names.",
     )
     weights: WeightsConfig = Field(
         default=WeightsConfig(),
-        description="Checkpoints in one safetensors file, as ComfyUI and the models' authors give them out: each "
-        "replaces the weights of one of the model's networks, whose config and other parts stay those of the model.",
+        description="Checkpoints in one safetensors file, as ComfyUI and the models' authors publish them. "
+        "Each replaces the weights of one network; configs and all other parts are those of "
+        "backbone.model.",
     )
     base_lora: FolderOrFile | LoraOfEach | None = place(
         default=None,
-        description="A LoRA that is merged into the base's weights as they are loaded, and stays frozen: the base is "
-        "then the model with it, for the reward too. In the names of diffusers, ComfyUI, kohya or musubi. Of two "
-        "experts {high: FILE, low: FILE}.",
+        description="A LoRA that is merged into the base's weights when they are loaded, and stays frozen. "
+        "The base is then the model with this LoRA, for the reward too. Its names may be those "
+        "of diffusers, ComfyUI, kohya or musubi. With two experts: {high: FILE, low: FILE}.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Type of the frozen weights: bfloat16 halves their memory; adapters and heads stay float32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where the run computes; auto takes a GPU where there is one."
+        default="auto", description="Where the run computes; auto takes a GPU if there is one."
     )
     checkpointing: Literal["none", "attention", "full", "auto"] = Field(
         default="none",
-        description="Recompute blocks in the backward pass: all of them (full), or all but their attention's output; "
-        "auto keeps as many attention outputs and whole blocks as the GPU has room for.",
+        description="Recompute blocks in the backward pass: whole blocks (full), or everything but the "
+        "attention's output (attention). auto keeps as many attention outputs and whole blocks "
+        "as the GPU has room for.",
         json_schema_extra=MAY_CHANGE,
     )
     offload: bool = Field(
@@ -116,25 +124,33 @@ class BackboneConfig(Section):
     )
     kernels: Kernels | KernelsConfig = Field(
         default="auto",
-        description="Which kernels run, for all operations or for each; PRFL_KERNELS decides where this says auto.",
+        description="Which kernels run, for all operations or for each one; with auto, the environment "
+        "variable PRFL_KERNELS decides, if it is set.",
     )
     attention: Literal["auto", "sdpa", "cudnn", "flash", "flash_3", "flash_4", "xformers", "triton"] = Field(
         default="auto",
-        description="Which attention runs; PRFL_ATTENTION decides where this says auto, and then torch by itself.",
+        description="Which attention runs; with auto, the environment variable PRFL_ATTENTION decides, and "
+        "if it is not set, torch.",
     )
     compile: bool = Field(
-        default=False, description="torch.compile the blocks: faster after a first step of half a minute or more."
+        default=False,
+        description="Use torch.compile on the blocks: the first step takes half a minute or more, later "
+        "ones are faster.",
     )
     train: Literal["lora", "full"] = Field(
         default="lora",
-        description="Train an adapter, or all weights: in float32, beside a frozen copy where a reward reads the base.",
+        description="Train an adapter (lora), or all weights (full). All weights are trained in float32, "
+        "beside a frozen copy if a reward reads the base.",
     )
-    adapter: PolicyAdapterConfig | None = Field(default=None, description="The adapter that train: lora trains.")
+    adapter: PolicyAdapterConfig | None = Field(
+        default=None, description="The adapter that is trained with train: lora."
+    )
     first_frame: FirstFrameConfig = Field(
-        default=FirstFrameConfig(), description="What SVD's network is told beside its picture and data.fps."
+        default=FirstFrameConfig(), description="Further inputs of SVD's network, beside the picture and data.fps."
     )
     experts: ExpertsConfig | None = Field(
-        default=None, description="Of a model of two networks, as Wan 2.2 A14B: null trains both, and keeps both there."
+        default=None,
+        description="For a model of two networks, such as Wan 2.2 A14B; null trains both, and keeps both on the GPU.",
     )
 
     @property

@@ -29,17 +29,22 @@ class SamplesConfig(GeneratorBase):
     per_prompt: int = Field(ge=2, description="Samples of each training prompt; pairs are made within a prompt.")
     held_out_per_prompt: int = Field(default=24, ge=2, description="Samples of each validation prompt.")
     other_captions: int = Field(
-        default=0, ge=0, description="Judge each training sample for this many other training captions as well, that "
-        "differ from its own in one attribute: labels that cost no sample and teach a head to read the prompt.",
-    )  # fmt: skip
+        default=0,
+        ge=0,
+        description="Also label each training sample for this many other captions, which differ from its own in one "
+        "attribute. These labels cost no samples, and teach a head to read the prompt.",
+    )
     steps: int = Field(ge=1, description="Sampling steps of each clip that is drawn.")
     guidance: list[Annotated[float, Field(ge=1)]] = Field(
-        default=[1.0], min_length=1, description="Guidance scales; so many samples are drawn at each. 1 is without."
+        default=[1.0],
+        min_length=1,
+        description="Guidance scales; the samples are drawn once at each of them. 1 is no guidance.",
     )
     policies: list[FolderOrFile | None] = place(
         default=[None],
         min_length=1,
-        description="Who draws so many samples each: null is the backbone as it is, a finished run its policy.",
+        description="Models that draw the samples, as many each: null is the base, a finished run's folder "
+        "is its policy.",
     )
     batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples.")
@@ -55,7 +60,9 @@ class SamplesConfig(GeneratorBase):
 
 
 class MixtureConfig(GeneratorBase):
-    name: Literal["shapes_mixture"] = Field(description="Rendered clips with the pretraining set's share of flaws.")
+    name: Literal["shapes_mixture"] = Field(
+        description="Rendered clips, some of them with flaws, as in the pretraining set."
+    )
     count: int = Field(ge=1, description="Number of clips that are rendered.")
     wrong: float = Field(default=0.2, ge=0, le=1, description="Share of clips with one wrong attribute.")
     unsteady: float = Field(default=0.3, ge=0, le=1, description="Share of clips with a wobble, a flicker or a jump.")
@@ -70,27 +77,30 @@ class CuratedConfig(GeneratorBase):
 
 class ClipsConfig(GeneratorBase):
     name: Literal["video_clips"] = Field(
-        description="Clips cut from your videos: SFT trains on them, a reward on each against degradations of it."
+        description="Clips cut from your videos. SFT trains on them; a reward learns to prefer each clip to "
+        "degraded copies of it."
     )
     videos: FolderOrFile = place(
-        description="A video, or a folder of videos and of folders of them. Hidden files, files of other suffixes and "
-        "what prfl wrote are left out, and said. Without data.prompts, the prompt of a.mp4 is the text in a.txt beside "
-        "it."
+        description="A video, or a folder of videos at any depth. Hidden files, files with other suffixes "
+        "and files that prfl wrote are left out, and the log says so. Without data.prompts, the "
+        "prompt of a.mp4 is the text in a.txt beside it."
     )
     kinds: list[Literal["blur", "noise", "contrast", "jitter", "shuffle", "freeze"]] = Field(
         default=["blur", "noise", "contrast", "jitter", "shuffle", "freeze"],
         min_length=1,
-        description="Degradations. The first three are worse in dimension look, the others in dimension motion.",
+        description="Degradations. blur, noise and contrast are worse in the dimension look; jitter, "
+        "shuffle and freeze in the dimension motion.",
     )
     crops: int = Field(default=1, ge=1, description="Clips from each stretch: the whole picture, then parts of it.")
     held_out: float = Field(
         default=0.2,
         gt=0,
         lt=1,
-        description="Share of the stretches for validation; of the prompts, where those are the texts beside videos.",
+        description="Share held out for validation: of the stretches, or of the prompts if these are the "
+        "texts beside the videos.",
     )
     formats: list[Literal["mp4", "webm", "gif"]] = Field(
-        default=["mp4"], min_length=1, description="Formats of the files; clips take turns."
+        default=["mp4"], min_length=1, description="Formats of the clips' files, in turn."
     )
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the crops and degradations.")
     makes_pairs = True
@@ -102,14 +112,14 @@ class ClipsConfig(GeneratorBase):
 
 class PromptsConfig(Section):
     train: str | None = place(
-        default=None, description="Prompt file (one a line, or JSONL), or 'shapes'. What is trained on."
+        default=None, description="Prompts to train on: a file (one prompt a line, or JSONL), or 'shapes'."
     )
-    validation: str | None = place(default=None, description="Prompts watched during a run, or 'shapes'.")
+    validation: str | None = place(default=None, description="Prompts that are measured during a run, or 'shapes'.")
     test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
     first_frames: bool = Field(
         default=False,
-        description="Prompts that come from clips bring the first frame of a clip of theirs (of a pair, of a): for an "
-        "image-to-video model.",
+        description="Prompts that come from clips bring the first frame of their clip (for a pair, of video "
+        "a), for an image-to-video model.",
     )
 
 
@@ -151,7 +161,7 @@ else:
 class DataConfig(Section):
     manifest: FolderOrFile | None = place(
         default=None,
-        description="JSON lines: a labelled video, or a pair of videos of one prompt with a preference, in each.",
+        description="JSON lines. Each line is a labelled video, or a pair of videos of one prompt with a preference.",
     )
     root: FolderOrFile | None = place(
         default=None, description="Folder that the paths in data.manifest are relative to; null is the manifest's own."
@@ -162,33 +172,37 @@ class DataConfig(Section):
         "in place of a manifest. Videos in its folders train, validation and test have that split.",
     )
     held_out: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of data.folder's prompts for validation, if no folder in it is."
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of data.folder's prompts for validation, if it has no folder named validation.",
     )
     generator: GeneratorConfig | None = Field(
         default=None, discriminator="name", description="Make the clips instead of reading a manifest."
     )
     prompts: PromptsConfig = Field(
         default=PromptsConfig(),
-        description="The three sets of prompts; no prompt may be in two of them. A file that is named for several "
-        "is split among them, in parts of 80, 10 and 10 %, by a hash of each prompt. A set that is not named has the "
-        "prompts of that split of data.manifest or data.folder.",
+        description="The three sets of prompts; no prompt may be in two of them. If one file is named for "
+        "several sets, its prompts are divided among them (80, 10 and 10 %) by a hash of each "
+        "prompt. A set that is not named takes the prompts of that split of data.manifest or "
+        "data.folder.",
     )
     cache: FolderOrFile = Field(
         description="Folder of cached latents, prompt embeddings and generated clips.", json_schema_extra=WRITTEN
     )
     frames: int = Field(
-        ge=1, description="Frames of a clip: 1 and a multiple of the VAE's temporal factor, as 81 for Wan."
+        ge=1, description="Frames of a clip: 1 plus a multiple of the VAE's temporal factor, such as 81 for Wan."
     )
     height: int = Field(
-        ge=8, description="Height in pixels, a multiple of what the model's patches cover (16 for Wan)."
+        ge=8, description="Height in pixels, a multiple of the pixels that a patch covers (16 for Wan)."
     )
-    width: int = Field(ge=8, description="Width in pixels, a multiple of what the model's patches cover (16 for Wan).")
+    width: int = Field(ge=8, description="Width in pixels, a multiple of the pixels that a patch covers (16 for Wan).")
     fps: float = Field(gt=0, description="Frames per second at which clips are read and samples written.")
     buckets: list[BucketConfig] = Field(
         default=[],
-        description="Further sizes of clips, none larger than frames x height x width. A video is read at the size "
-        "that it fills, of its shape and at its rate; a batch has clips of one size. Videos that are drawn have the "
-        f"first size. A name is one of the first height and width: {', '.join(LENGTHS)}.",
+        description="Further sizes of clips, none larger than frames x height x width. A video is read at a size that "
+        "it is long and fast enough for, the nearest to its shape. A batch has clips of one size. Samples are drawn at "
+        f"the first size. A name stands for frames and fps at the first height and width: {', '.join(LENGTHS)}.",
         json_schema_extra=lambda schema: schema.update(items={"anyOf": [schema["items"], {"enum": [*LENGTHS]}]}),
     )
     skip_unreadable: bool = Field(
@@ -196,14 +210,15 @@ class DataConfig(Section):
     )
     follow_links: bool = Field(
         default=False,
-        description="Read videos through links that lead out of the folder of data.manifest, data.folder or "
-        "data.generator.videos, as into a snapshot's blobs or to another disk. Such links are refused else.",
+        description="Also read videos through links that lead out of the folder of data.manifest, "
+        "data.folder or data.generator.videos, for example to another disk or into the hub's "
+        "cache. Otherwise such links are refused.",
         json_schema_extra=MAY_CHANGE,
     )
     encode_batch: int = Field(
         default=16,
         ge=1,
-        description="Clips that the VAE encodes at once for the cache; 1 for large videos, or memory runs out.",
+        description="Clips that the VAE encodes at once for the cache. Take 1 for large videos, or memory runs out.",
         json_schema_extra=MAY_CHANGE,
     )
 

@@ -29,7 +29,7 @@ class JudgeConfig(CriticConfig):
 
 class JudgeCallableConfig(CallableConfig):
     key = "evaluation.held_out_callable"
-    differentiable: bool = Field(default=False, description="No gradient is asked of a judge.")
+    differentiable: bool = Field(default=False, description="A judge needs no gradient.")
 
     def faults(self) -> Iterator[Fault]:
         yield from super().faults()
@@ -37,44 +37,52 @@ class JudgeCallableConfig(CallableConfig):
 
 
 class EvaluationConfig(Section):
-    every: int = Field(ge=0, description="Steps between rounds on validation prompts; 0 is never.")
+    every: int = Field(ge=0, description="Steps between two rounds of validation; 0 is never.")
     prompts_per_round: int = Field(
         default=8, ge=1, description="Validation prompts of a round, the first ones of the list."
     )
     samples_per_prompt: int = Field(
-        default=2, ge=1, description="Samples of each prompt of a round; their diversity is measured from two on."
+        default=2, ge=1, description="Samples of each prompt in a round; diversity needs at least two."
     )
     held_out_reward: str | None = place(
-        default=None, description="A trained reward, folder or hub id, that is watched and never trained on."
+        default=None, description="A trained reward that only watches and is never trained on: a folder or a hub id."
     )
     held_out_critic: JudgeConfig | None = Field(
-        default=None, description="A vision-language model that watches in its place: its answers about the videos."
+        default=None, description="A vision-language model that watches instead, by its answers about the videos."
     )
     held_out_callable: JudgeCallableConfig | None = Field(
-        default=None, description="A function of your own that watches in its place; it needs no gradient."
+        default=None, description="A function of your own that watches instead; it needs no gradient."
     )
     stop_on_hacking: bool = Field(
         default=False,
-        description="End the run, and not only warn, when the trained reward rises while the other measures fall.",
+        description="End the run, instead of only warning, when the trained reward rises while other measures fall.",
     )
     keep_best: Annotated[str, AfterValidator(held_out_name)] | None = Field(
         default=None,
-        description="A measure of the rounds (validation/judge/all, validation/held_out/total): the policy of its best "
-        "round is the run's result, of equal ones the earliest; null keeps the last step's.",
+        description="A measure of the rounds, such as validation/judge/all or validation/held_out/total. "
+        "The policy of the round where it is highest is the run's result (of equal ones the "
+        "earliest). null keeps the policy of the last step.",
     )
     patience: int | None = Field(
-        default=None, ge=1, description="End the run after so many rounds without a better keep_best; null is never."
+        default=None,
+        ge=1,
+        description="Early stopping: end the run after this many rounds in which keep_best did not improve; "
+        "null is never.",
     )
-    final_samples: int = Field(default=0, ge=0, description="Samples of test prompts after the last step; 0 is none.")
-    judge: Literal["shapes"] | None = Field(default=None, description="An exact judge that nothing is trained on.")
+    final_samples: int = Field(
+        default=0, ge=0, description="Number of samples of test prompts that are drawn after the last step; 0 is none."
+    )
+    judge: Literal["shapes"] | None = Field(
+        default=None, description="An exact judge of the samples, on which nothing is trained."
+    )
     steps: int | None = Field(
-        default=None, ge=1, description="Sampling steps of the videos that are looked at; null is rollout.steps."
+        default=None, ge=1, description="Sampling steps of the evaluation's videos; null is rollout.steps."
     )
     guidance_scale: GuidanceScale = Field(
-        default=1.0, description="Guidance scale of the samples; of two experts {high: 4.0, low: 3.0}."
+        default=1.0, description="Guidance scale of the samples. With two experts: {high: 4.0, low: 3.0}."
     )
     guidance_first_frame: FirstFrame = Field(
-        default=None, description="Guidance scale of the samples' first frame, as rollout.guidance.first_frame."
+        default=None, description="Guidance scale of the samples' first frame, like rollout.guidance.first_frame."
     )
     batch: int = Field(default=32, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples: the same noise in every round.")

@@ -12,18 +12,18 @@ from prfl.config.section import MAY_CHANGE, Fault, FolderOrFile, Section, place
 
 
 class ScaleOfEach(Section):
-    high: float = Field(ge=1, description="Of the expert for high noise.")
-    low: float = Field(ge=1, description="Of the expert for low noise.")
+    high: float = Field(ge=1, description="Value for the high-noise expert.")
+    low: float = Field(ge=1, description="Value for the low-noise expert.")
 
 
 class RateOfEach(Section):
-    high: float = Field(gt=0, description="Of the expert for high noise.")
-    low: float = Field(gt=0, description="Of the expert for low noise.")
+    high: float = Field(gt=0, description="Value for the high-noise expert.")
+    low: float = Field(gt=0, description="Value for the low-noise expert.")
 
 
 class LoraOfEach(Section):
-    high: FolderOrFile | None = place(default=None, description="Of the expert for high noise; null is none.")
-    low: FolderOrFile | None = place(default=None, description="Of the expert for low noise; null is none.")
+    high: FolderOrFile | None = place(default=None, description="The file for the high-noise expert; null is none.")
+    low: FolderOrFile | None = place(default=None, description="The file for the low-noise expert; null is none.")
 
 
 GuidanceScale = Annotated[float, Field(ge=1)] | ScaleOfEach
@@ -35,12 +35,13 @@ class ExpertsConfig(Section):
     """``backbone.experts``: of a model of two networks."""
 
     train: list[Literal["high", "low"]] = Field(
-        default=["high", "low"], min_length=1, description="Which of them the policy trains."
+        default=["high", "low"], min_length=1, description="Which of the two experts the policy trains."
     )
     resident: Literal["both", "one"] = Field(
         default="both",
-        description="one: their frozen weights wait in host memory, and on the GPU are those of the expert that "
-        "computes; a swap copies them there, never back.",
+        description="both: the frozen weights of both experts are on the GPU. one: they wait in host "
+        "memory, and only those of the expert that computes are on the GPU; a swap copies them "
+        "there, never back.",
         json_schema_extra=MAY_CHANGE,
     )
 

@@ -56,15 +56,18 @@ KEYS_OF_SPACE = {"latent": ["sigma_sampling"], "pixel": ["frames", "keep_decoded
 class PreferenceConfig(ObjectiveBase):
     name: Literal["preference"] = Field(description="Train a reward on labels or preferences.")
     loss: Literal["bce", "bradley_terry", "rao_kupper", "thurstone"] = Field(
-        description="bce reads labels, the others pairs; rao_kupper knows ties, thurstone trusts noisy latents less."
+        description="bce reads labels, the others read pairs. rao_kupper models ties; thurstone trusts "
+        "noisy latents less."
     )
-    eta: float = Field(
-        default=5.0, gt=1, description="How likely ties are, for rao_kupper: larger expects more of them."
-    )
+    eta: float = Field(default=5.0, gt=1, description="For rao_kupper: a larger value expects more ties.")
     sigma_sampling: Literal["uniform", "shifted", "mixture"] = Field(
-        default="uniform", description="Noise levels: even over 0 to 1, as the sampler's shift spreads them, half each."
+        default="uniform",
+        description="Noise levels in training: uniform over 0 to 1, shifted as the sampler's, or a mixture "
+        "of both in halves.",
     )
-    frames: int | None = Field(default=None, ge=1, description="Frames of each clip that a pixel reward sees a step.")
+    frames: int | None = Field(
+        default=None, ge=1, description="Frames of each clip that a pixel reward sees in one step."
+    )
     keep_decoded: bool = Field(default=False, description="Keep a pixel reward's decoded clips in host memory.")
 
     trains_policy = False

@@ -148,7 +148,7 @@ class MpsConfig(FileRewardConfig):
         default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="A CLIP's tokenizer: a folder or a hub id."
     )
     aspect: Literal["overall", "aesthetics", "quality", "semantic"] = Field(
-        default="overall", description="What the preference is about: the words that a picture is compared under."
+        default="overall", description="What the pictures are compared for."
     )
 
     def title(self) -> str:
@@ -158,8 +158,8 @@ class MpsConfig(FileRewardConfig):
 class ObjectConfig(ModelRewardConfig):
     key = "reward.object"
     model: str = place(default="hustvl/yolos-base", description="A YOLOS: a folder or a hub id.")
-    present: list[str] = Field(default=[], description="Objects that are to be seen, by the model's names for them.")
-    absent: list[str] = Field(default=[], description="Objects that are not.")
+    present: list[str] = Field(default=[], description="Objects that shall be visible, by the model's names for them.")
+    absent: list[str] = Field(default=[], description="Objects that shall not be visible.")
 
     def title(self) -> str:
         return f"objects by YOLOS: {', '.join([*self.present, *(f'no {label}' for label in self.absent)])}"
@@ -198,9 +198,12 @@ class VideoAlignConfig(PublicRewardConfig):
     whole_videos = True
     model: FolderOrFile = place(description="The folder that `prfl convert videoalign` wrote.")
     frames: int | None = Field(
-        default=None, ge=2, multiple_of=2, description="Frames that it reads, evenly spaced; null is two of a second."
+        default=None,
+        ge=2,
+        multiple_of=2,
+        description="Frames that it reads, evenly spaced; null is two for each second.",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of its weights.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of its weights.")
 
     def title(self) -> str:
         return "VideoAlign: visual quality, motion quality, text alignment"
@@ -212,7 +215,7 @@ class VideoAlignConfig(PublicRewardConfig):
 class Hpsv3Config(PublicRewardConfig):
     key = "reward.hpsv3"
     model: FolderOrFile = place(description="The folder that `prfl convert hpsv3` wrote.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of its weights.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of its weights.")
 
     def title(self) -> str:
         return "HPSv3"
@@ -230,13 +233,15 @@ class CriticConfig(ModelRewardConfig):
     )
     questions: str | None = place(
         default=None,
-        description="JSON lines of questions beside the prompts (prfl questions writes them); 'shapes' and "
-        "'shapes-answers' are the shapes world's, of yes or no and of free answers; null asks whether the video fits "
-        "its prompt.",
+        description="A file of questions for the prompts, as JSON lines (prfl questions writes it). "
+        "'shapes' and 'shapes-answers' are those of the shapes world, with yes or no and with "
+        "free answers. null asks whether the video fits its prompt.",
     )
-    frames: int = Field(default=8, ge=1, description="Frames that it sees, evenly spaced among those decoded.")
-    most_pixels: int = Field(default=200_704, ge=1024, description="Pixels of a frame; a larger one is made smaller.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Of its weights.")
+    frames: int = Field(default=8, ge=1, description="Frames that it sees, evenly spaced among the decoded ones.")
+    most_pixels: int = Field(
+        default=200_704, ge=1024, description="Most pixels of a frame; larger frames are scaled down."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of its weights.")
 
     def conditions(self) -> str:
         return "Qwen Research License: not for commercial use" if "Qwen2.5-VL-3B" in self.model else ""
@@ -256,7 +261,9 @@ class CallableConfig(PublicRewardConfig):
     function: str = Field(description="module:function of pixels and prompts, or an entry point of prfl.rewards.")
     options: dict[str, Any] = Field(default={}, description="Keyword arguments of the function.")
     differentiable: bool = Field(
-        default=True, description="false: no gradient is asked of it; for steering that needs none, and for judges."
+        default=True,
+        description="Whether the function has a gradient. Without one it can only steer, with methods that "
+        "need no gradient, and judge.",
     )
 
     def title(self) -> str:

@@ -39,16 +39,18 @@ class LatentHeadConfig(Section):
     blocks: list[int] = Field(min_length=1, description="Read the hidden states after these blocks (the first is 0).")
     pooling: Literal["query", "mean"] = Field(
         default="query",
-        description="How tokens are gathered: query attends with learned queries, mean is the baseline.",
+        description="How the tokens are pooled: query attends with learned queries, mean averages them (the baseline).",
     )
-    inner: int = Field(default=128, ge=1, description="Channels that the tokens are projected to; heads divides it.")
+    inner: int = Field(default=128, ge=1, description="Channels that the tokens are projected to; a multiple of heads.")
     queries: int = Field(
         default=1, ge=1, description="Number of learned queries that attend over all tokens; one is usually enough."
     )
-    heads: int = Field(default=4, ge=1, description="Attention heads of the pooling; they divide inner.")
-    hidden: int = Field(default=256, ge=1, description="Width of the MLP that makes scores of what was gathered.")
+    heads: int = Field(default=4, ge=1, description="Attention heads of the pooling; inner is a multiple of it.")
+    hidden: int = Field(default=256, ge=1, description="Width of the MLP that turns the pooled features into scores.")
     film: bool = Field(default=True, description="Scale and shift the pooled features by a function of sigma.")
-    adapter: AdapterConfig | None = Field(default=None, description="The head's own adapter; null is frozen blocks.")
+    adapter: AdapterConfig | None = Field(
+        default=None, description="An adapter on the blocks that the head reads; null keeps them frozen."
+    )
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         if self.inner % self.heads:
@@ -83,18 +85,20 @@ class RewardBase(Section):
     )
     shape: Literal["linear", "hinge"] = Field(
         default="hinge",
-        description="Loss of the video model: linear is -r; hinge is relu(target - r), 0 at the target and above.",
+        description="Loss of the video model for a score r: linear is -r; hinge is relu(target - r), which "
+        "is 0 at the target and above.",
     )
     target: float = Field(default=2.0, description="The score r at which the hinge stops pulling.")
     scale: float = Field(
         default=0.1,
         gt=0,
-        description="Factor of the reward's loss; AdamW undoes it, except beside distance_weight.",
+        description="Factor of the reward's loss. AdamW normalises gradients, so it matters only relative "
+        "to distance_weight.",
     )
     batch: int | None = Field(
         default=None,
         ge=1,
-        description="Samples scored at once, to save memory: the same gradient; null is all.",
+        description="Samples scored at once, to save memory; the gradient is the same. null is all.",
         json_schema_extra=MAY_CHANGE,
     )
 
@@ -148,9 +152,11 @@ class LatentRewardConfig(RewardBase):
         default=None, description=f"{TRAINED_REWARD} A list of them is followed as one: their mean."
     )
     uncertainty_weight: float = Field(
-        default=0.0, ge=0, description="Of several rewards: subtract this times the deviation between their scores."
+        default=0.0,
+        ge=0,
+        description="With several rewards: subtract this times the standard deviation of their scores.",
     )
-    head: LatentHeadConfig | None = Field(default=None, description="A new head, where objective.name is preference.")
+    head: LatentHeadConfig | None = Field(default=None, description="A new head, for objective.name: preference.")
 
     def title(self) -> str:
         if len(self.paths) < 2:
@@ -176,7 +182,7 @@ class PixelRewardConfig(RewardBase):
     space: Literal["pixel"] = Field(description="Scores decoded pixels.")
     path: str | None = place(default=None, description=TRAINED_REWARD)
     aesthetic: AestheticConfig | None = Field(
-        default=None, description="LAION's aesthetic score, in place of path: mean over frames, about 1 to 10."
+        default=None, description="LAION's aesthetic score: mean over frames, about 1 to 10."
     )
     clip: ClipConfig | None = Field(
         default=None, description="How well frames fit the prompt, by CLIP: about 15 to 35."
@@ -186,34 +192,35 @@ class PixelRewardConfig(RewardBase):
     )
     hps: HpsConfig | None = Field(default=None, description="HPS v2 of frames and prompt: about 0.2 to 0.35.")
     imagereward: ImageRewardConfig | None = Field(
-        default=None, description="How people rate frames for the prompt, by ImageReward: about -2 to 2."
+        default=None, description="ImageReward's rating of frames and prompt: about -2 to 2."
     )
-    mps: MpsConfig | None = Field(
-        default=None, description="People's preference for frames of the prompt, by MPS: about 0 to 20."
-    )
+    mps: MpsConfig | None = Field(default=None, description="MPS's preference for frames and prompt: about 0 to 20.")
     hpsv3: Hpsv3Config | None = Field(
-        default=None, description="People's choices of pictures, by HPSv3 on Qwen2-VL-7B: about 0 to 12."
+        default=None, description="HPSv3 of frames and prompt, on Qwen2-VL-7B: about 0 to 12."
     )
     videoalign: VideoAlignConfig | None = Field(
         default=None, description="VideoAlign's VQ, MQ and TA on Qwen2-VL-2B: each about -3 to 3."
     )
-    object: ObjectConfig | None = Field(default=None, description="Objects that are in the frames, or are not (YOLOS).")
+    object: ObjectConfig | None = Field(
+        default=None, description="Objects that shall be in the frames, or shall not (YOLOS)."
+    )
     action: ActionConfig | None = Field(default=None, description="Log-probability of an action (VideoMAE).")
     coherence: CoherenceConfig | None = Field(
-        default=None, description="How well the second half follows from the first (V-JEPA 2)."
+        default=None, description="How well the video's second half follows from the first (V-JEPA 2)."
     )
     critic: CriticConfig | None = Field(
         default=None, description="A vision-language model's answers to questions about the video: log-odds."
     )
     latent: str | None = place(
         default=None,
-        description="A trained latent reward that is followed beside, at the same clean latents: a folder, a hub id, "
-        "or 'shapes'.",
+        description="A trained latent reward that is followed beside the pixel rewards, at the same clean "
+        "latents: a folder, a hub id, or 'shapes'.",
     )
     balance: Literal["none", "gradient_norm"] = Field(
         default="none",
-        description="Of several: none adds their gradients as they are; gradient_norm gives each the share of the "
-        "gradient at the pixels that its weight says, however steep it is.",
+        description="With several rewards: none adds their gradients as they are; gradient_norm gives each "
+        "reward a share of the gradient at the pixels in proportion to its weight, however "
+        "steep the reward is.",
     )
     callable: CallableConfig | None = Field(default=None, description="A function of your own.")
     head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")

@@ -22,7 +22,7 @@ class SftRegulariserConfig(Section):
     every: int = Field(
         default=1,
         ge=1,
-        description="Reward steps between two SFT steps: 1 alternates, 4 is an SFT step before every fourth.",
+        description="Reward steps for each SFT step: 1 alternates, 4 puts an SFT step before every fourth reward step.",
     )
     weight: float = Field(default=1.0, gt=0, description="Factor of the SFT loss in its own optimizer step.")
     prompt_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of clips trained without their prompt.")
@@ -34,8 +34,8 @@ class RewardGradientConfig(ObjectiveBase):
     name: str = Field(description="The method: which steps of the chain get gradient, and from what.")
     frames: Literal["all", "one"] | Annotated[int, Field(ge=1)] = Field(
         default="all",
-        description="Latent frames that are decoded for a pixel reward: all, one at random, or this number: one of "
-        "each of so many equal parts of the clip.",
+        description="Latent frames that are decoded for a pixel reward: all, one at random, or a number N: "
+        "one from each of N equal parts of the clip.",
     )
     distance_weight: float = Field(default=0.0, ge=0, description="Weight of the velocity's distance to the base.")
     sft: SftRegulariserConfig | None = Field(
@@ -145,7 +145,7 @@ class VaderConfig(RewardGradientConfig):
     last_steps: int = Field(
         default=1,
         ge=1,
-        description="Number of last steps with gradient (K); VADER's is 1, more costs a network call each.",
+        description="Number of last steps with gradient (K). VADER's is 1; each further one costs a network call.",
     )
 
     title = "the gradient of a reward on decoded pixels at the last steps"
@@ -177,7 +177,7 @@ class AlignPropConfig(RewardGradientConfig):
         description="The last K steps get the exact gradient, K drawn anew for each batch (AlignProp)."
     )
     last_steps: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
-        default=None, description="Smallest and largest K, both included; null is 1 and one less than the chain."
+        default=None, description="Smallest and largest K, both included; null is 1 and one less than rollout.steps."
     )
 
     title = "the gradient of a reward at a random number of last steps"
@@ -193,10 +193,10 @@ class AlignPropConfig(RewardGradientConfig):
 
 class DraftLvConfig(RewardGradientConfig):
     name: Literal["draft_lv"] = Field(
-        description="The last step, averaged over fresh noises put on the chain's end (DRaFT-LV)."
+        description="The last step gets the gradient, averaged over fresh noisings of the chain's end (DRaFT-LV)."
     )
     copies: int = Field(
-        default=2, ge=1, description="Times that the clean end is noised anew; each costs two network calls."
+        default=2, ge=1, description="How many times the chain's end is noised again; each costs two network calls."
     )
 
     title = "the gradient of a reward at the last step, averaged over noises"
@@ -205,7 +205,9 @@ class DraftLvConfig(RewardGradientConfig):
 
 
 class ReflConfig(RewardGradientConfig):
-    name: Literal["refl"] = Field(description="One random late step, scored at its clean prediction (ReFL).")
+    name: Literal["refl"] = Field(
+        description="One random late step gets the gradient, scored at its clean prediction (ReFL)."
+    )
     steps_range: tuple[float, float] = Field(
         default=(0.75, 1.0), description="Part of the chain that the step is drawn from; ReFL's is the last quarter."
     )
@@ -221,16 +223,18 @@ class ReflConfig(RewardGradientConfig):
 
 class DrTuneConfig(RewardGradientConfig):
     name: Literal["drtune"] = Field(
-        description="A few steps over the whole chain, their inputs cut off from the gradient (DRTune)."
+        description="A few steps over the whole chain get the gradient, which does not pass through their "
+        "inputs (DRTune)."
     )
     trained_steps: int = Field(default=3, ge=1, description="Steps that get gradient: one network call each.")
     spacing: Literal["even", "random"] = Field(
-        default="even", description="Steps at even distances behind a random first one, or all of them at random."
+        default="even",
+        description="even: steps at even distances, the first one at random. random: all of them at random.",
     )
     early_stop: Share = Field(
         default=0.0,
-        description="Last part of the chain from which a step is drawn whose clean prediction ends the chain; 0 runs "
-        "it to its end, 0.4 saves a fifth of the rollout.",
+        description="End the chain early with a clean prediction, at a random step in this last part of the "
+        "chain. 0 runs it to its end; 0.4 saves a fifth of the rollout on average.",
     )
 
     title = "the gradient of a reward at a few steps of the chain"
@@ -244,16 +248,18 @@ class DrTuneConfig(RewardGradientConfig):
 
 class LeapAlignConfig(RewardGradientConfig):
     name: Literal["leapalign"] = Field(
-        description="Two leaps over the rolled out chain, between random steps: gradient to any of them (LeapAlign)."
+        description="Two leaps between random steps of the rolled-out chain get the gradient (LeapAlign)."
     )
     alpha: Share = Field(
-        default=0.3, description="Share of the nested gradient, through the second leap's input, that is kept."
+        default=0.3,
+        description="Share that is kept of the nested gradient, which passes through the second leap's input.",
     )
     similarity_floor: float | None = Field(
         default=0.1,
         gt=0,
-        description="A sample weighs 1 / (how far its two leaps land from the chain, each no less than this, a mean "
-        "absolute difference of latents); null weighs all alike.",
+        description="Samples are weighted by 1 / (distance of the two leaps' ends from the chain), where "
+        "each distance, a mean absolute difference of latents, counts as at least this. null "
+        "weights all alike.",
     )
 
     title = "the gradient of a reward along two leaps over the chain"
@@ -274,14 +280,18 @@ class InstructVideoConfig(RewardGradientConfig):
         "gradient (InstructVideo)."
     )
     start: float = Field(
-        default=0.4, gt=0, lt=1, description="Part of the chain that is left out: clips are noised to its sigma there."
+        default=0.4,
+        gt=0,
+        lt=1,
+        description="Part of the chain that is left out: clips are noised to the sigma at its end.",
     )
     last_steps: int = Field(default=1, ge=1, description="Number of last steps with gradient.")
     temporal_decay: float | None = Field(
         default=None,
         ge=0,
-        description="For pixel rewards: score each drawn latent frame by itself, with weight exp(-decay * its distance "
-        "to the clip's middle frame), InstructVideo's is 1; null scores all of them together.",
+        description="For pixel rewards: score each drawn latent frame alone, with weight exp(-decay * "
+        "distance to the clip's middle frame). InstructVideo's decay is 1. null scores all "
+        "frames together.",
     )
 
     title = "the gradient of a reward at the end of a chain that starts from noised clips"
@@ -326,22 +336,27 @@ def inner_node(share: float, steps: int) -> int:
 
 class DenseProcessConfig(FromDataConfig, RewardGradientConfig):
     name: Literal["dense_process"] = Field(
-        description="Rewards at several states of one rollout, their gradients summed in one walk back."
+        description="Rewards at several states of one rollout; one pass of the adjoint sums their gradients."
     )
     rewards: int = Field(
-        default=4, ge=1, description="States that are scored: behind one random step of each of so many equal parts."
+        default=4,
+        ge=1,
+        description="Number N of states that are scored: the chain is cut into N equal parts, and the state "
+        "after one random step of each is scored.",
     )
     handoff: Literal["next", "clean"] = Field(
         default="next", description="Score the next latents, or the clean predictions of the steps."
     )
     credit: Literal["chain", "step"] = Field(
         default="chain",
-        description="chain: a reward trains every drawn step before it; step: only the one that leads to it, as prfl.",
+        description="chain: a reward trains every drawn step before it. step: it trains only the step that "
+        "leads to it, as prfl does.",
     )
     beta: Share = Field(
         default=0.0,
-        description="Share of the gradient through the networks' inputs, for credit: chain. 0 is a network call for "
-        "each drawn step; above 0 (1 is exact) every step between is walked, and trained too.",
+        description="For credit: chain, the share of the gradient that passes through the networks' inputs. "
+        "0 costs one network call for each drawn step. Above 0 (1 is exact) the steps between "
+        "are differentiated and trained too.",
     )
     steps_range: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Part of the chain that the steps are drawn from: 0 is noise, 1 is clean."

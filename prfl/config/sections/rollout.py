@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 class GuidanceConfig(Section):
     scale: GuidanceScale = Field(
         default=1.0,
-        description="Guidance scale in training; 1 is without, anything else doubles the network calls. Of two experts "
-        "{high: 4.0, low: 3.0}.",
+        description="Guidance scale in training; 1 is no guidance, any other value doubles the network "
+        "calls. With two experts: {high: 4.0, low: 3.0}.",
     )
     first_frame: FirstFrame = Field(
         default=None,
-        description="Guidance scale of the first frame, from which it goes evenly to scale at the last, as in SVD's "
-        "pipeline from 1 to 3; null is scale for all.",
+        description="Guidance scale of the first frame. It changes evenly to scale at the last frame, as in "
+        "SVD's pipeline from 1 to 3. null uses scale for all frames.",
     )
     gradient: Literal["none", "cond", "both"] = Field(
-        default="none", description="none: no guidance. cond: gradient through the conditional branch. both: both."
+        default="none",
+        description="none: no guidance. cond: gradient through the conditional branch alone. both: gradient "
+        "through both branches.",
     )
 
 
@@ -36,19 +38,21 @@ class CheaperConfig(Section):
 
     products: Literal["exact", "float8"] = Field(
         default="exact",
-        description="float8 multiplies the base's linear layers in float8, twice as fast on a GPU from 8.9 on; "
-        "adapters stay as they are.",
+        description="float8 computes the base's linear layers in float8, on GPUs of compute capability 8.9 "
+        "and above; adapters stay as they are.",
     )
     attention: Literal["exact", "int8"] = Field(
         default="exact",
-        description="int8 attends among a video's tokens in 8 bits, on a GPU by the package sageattention.",
+        description="int8 computes attention among a video's tokens in 8 bits; on a GPU it needs the "
+        "package sageattention.",
     )
     cache: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Skip the blocks behind the first where that one's residual has changed by less than this share "
-        "since they were last run, sample by sample; 0 is never, and rollout/cached says how often.",
+        description="Skip all blocks but the first if the first block's residual has changed by less than "
+        "this share since they last ran, for each sample by itself. 0 is never; the metric "
+        "rollout/cached says how often.",
     )
 
 
@@ -83,35 +87,46 @@ else:
 class RolloutConfig(Section):
     solver: SolverName = Field(
         default="euler",
-        description="euler, Wan's own unipc, or for training ancestral or flow_sde; their noise is not in videos.",
+        description="euler, unipc (Wan's own), or, for training, the stochastic ancestral or flow_sde; "
+        "samples are then drawn with euler.",
     )
     eta: float = Field(
-        default=0.7, gt=0, le=1, description="Noise of a stochastic solver: 0.7 is Flow-GRPO's, near 0 is euler."
+        default=0.7,
+        gt=0,
+        le=1,
+        description="Noise of a stochastic solver: 0.7 is Flow-GRPO's; near 0 it is like euler.",
     )
     steps: int = Field(
-        ge=1, description="Steps of the chain from noise to video: training rolls it out, so its cost is in proportion."
+        ge=1,
+        description="Steps of the chain from noise to video. Training rolls the chain out, so the cost "
+        "grows with them.",
     )
     shift: float | None = Field(default=None, gt=0, description="Shift of the sigmas; null is the backbone's own.")
     guidance: GuidanceConfig = Field(default=GuidanceConfig(), description="Classifier-free guidance in training.")
     stride: int = Field(
         default=1,
         ge=1,
-        description="Steps that the rollout leaps over at a time on its way to the trained ones, which stay fine.",
+        description="Steps that the rollout takes in one leap on its way to a trained step; trained steps stay single.",
     )
     gradients_per_rollout: int = Field(
         default=1,
         ge=1,
-        description="Optimizer steps that take their gradients from one rollout's latents, each at steps of its own.",
+        description="Optimizer steps that share one rollout's latents; each trains its own steps of the chain.",
     )
     drift_limit: float | None = Field(
         default=0.1,
         gt=0,
-        description="For gradients_per_rollout: how far the trained steps may drift from the rollout's own, as a share "
-        "of their length, before a new rollout is made; null is any distance.",
+        description="For gradients_per_rollout: how far the policy's trained steps may drift from those of "
+        "the rollout, relative to their length, before a new rollout is drawn; null is any "
+        "distance.",
     )
-    cheaper: CheaperConfig = Field(default=CheaperConfig(), description="What its steps without gradient may save.")
+    cheaper: CheaperConfig = Field(
+        default=CheaperConfig(), description="How the rollout's steps without gradient may save work."
+    )
     step_weight: Literal["native", "unit"] = Field(
-        default="native", description="unit scales step i's gradient by mean|B| / |B[i]|; native leaves it."
+        default="native",
+        description="unit makes the gradients of all steps weigh alike (step i's is scaled by mean |B| / "
+        "|B[i]|); native leaves them as they are.",
     )
 
     @property

@@ -18,8 +18,8 @@ Level = Annotated[float, Field(gt=0, lt=1)]
 
 
 class SteeringRewardConfig(Section):
-    path: str = place(description="A trained reward: a folder, a hub id, or 'shapes'.  A pixel one decodes.")
-    weight: float = Field(default=1.0, description="Of its score, in the sum over the rewards.")
+    path: str = place(description="A trained reward: a folder, a hub id, or 'shapes'. A pixel reward needs decoding.")
+    weight: float = Field(default=1.0, description="Weight of its score in the sum over the rewards.")
     weights: dict[str, float] | None = Field(
         default=None, min_length=1, description="Weight of each dimension; one that is not named does not count."
     )
@@ -32,23 +32,27 @@ class SteeringBase(Section):
     """What all methods have in common.  A method is in the config's union because it is defined, below."""
 
     name: str = Field(description="The method.")
-    chains: int = Field(default=8, ge=1, description="Chains of a video that are drawn at once.")
-    keep: int = Field(default=1, ge=1, description="Videos of them that are finished and written.")
+    chains: int = Field(default=8, ge=1, description="Chains that are drawn of one video.")
+    keep: int = Field(default=1, ge=1, description="How many of the chains are finished and written as videos.")
     budget: float | None = Field(
-        default=None, gt=0, description="Network calls a video: as many chains as they allow, in place of chains."
+        default=None,
+        gt=0,
+        description="Network calls for one video, in place of chains: as many chains are drawn as the calls allow.",
     )
     rewards: list[SteeringRewardConfig] | None = Field(
         default=None,
         min_length=1,
-        description="What is looked at; null is the reward that the config trains or follows.",
+        description="The rewards that compare chains; null is the reward that the config trains or follows.",
     )
     solver: SolverName | None = Field(
-        default=None, description="Solver of the chains; null is the evaluation's, or ancestral where noise is needed."
+        default=None,
+        description="Solver of the chains; null is the evaluation's, or ancestral if the method needs noise.",
     )
     eta: float = Field(default=1.0, gt=0, le=1, description="Noise of a stochastic solver.")
     final_levels: list[Level] = Field(
         default=[],
-        description="Noise levels at which latent rewards read finished chains, noised again; it takes the mean.",
+        description="Noise levels to which finished chains are noised again, where latent rewards read "
+        "them; the score is the mean. Empty reads them clean.",
     )
 
     needs_noise: ClassVar[bool] = False  # chains that start alike must come apart
@@ -92,11 +96,12 @@ class SteeringBase(Section):
 
 
 class BestOfConfig(SteeringBase):
-    name: Literal["best_of"] = Field(description="Compare chains on the way; only the best go on.")
+    name: Literal["best_of"] = Field(description="Chains are compared on the way, and only the best go on.")
     decide_at: list[StepShare] = Field(
         default=[0.75],
         min_length=1,
-        description="Shares of the steps at which chains are compared, ascending; 1 is the end. Several prune.",
+        description="Points of the chain at which chains are compared, as shares of its steps, ascending; 1 "
+        "is the end. At each of several points, chains are dropped.",
     )
 
     @property
@@ -109,23 +114,34 @@ class BestOfConfig(SteeringBase):
             yield "steering.decide_at", "let them ascend, each once"
 
 
-STRENGTH = Field(default=1.0, ge=0, description="Videos are drawn with exp(strength score) times their probability.")
+STRENGTH = Field(
+    default=1.0,
+    ge=0,
+    description="Videos are drawn with exp(strength * score) times their probability under the model.",
+)
 
 
 class SvddConfig(SteeringBase):
-    name: Literal["svdd"] = Field(description="Of a step's possible next states one is drawn by its score.")
+    name: Literal["svdd"] = Field(
+        description="Each step tries several next states, and draws one of them by its score."
+    )
     strength: float = STRENGTH
     every: int = Field(default=1, ge=1, description="Steps between two choices.")
-    greedy: bool = Field(default=False, description="Take the highest score, which over-optimises, and draw nothing.")
+    greedy: bool = Field(
+        default=False,
+        description="Take the next state with the highest score instead of drawing one; this over-optimises.",
+    )
 
     needs_noise = True
 
 
 class FkConfig(SteeringBase):
-    name: Literal["fk"] = Field(description="Chains are drawn anew by their scores on the way (Feynman-Kac).")
+    name: Literal["fk"] = Field(description="Chains are resampled by their scores on the way (Feynman-Kac).")
     strength: float = STRENGTH
     potential: Literal["difference", "max", "sum"] = Field(
-        default="difference", description="What of a chain's scores so far its weight is made of."
+        default="difference",
+        description="Which part of a chain's scores so far gives its weight: the last difference, their "
+        "maximum, or their sum.",
     )
     every: int = Field(default=4, ge=1, description="Steps between two looks.")
 
@@ -133,10 +149,14 @@ class FkConfig(SteeringBase):
 
 
 class BeamSearchConfig(SteeringBase):
-    name: Literal["dlbs"] = Field(description="Beams: of all their next states the best go on; chains counts them.")
+    name: Literal["dlbs"] = Field(
+        description="Beam search: of the beams' next states the best go on. chains is the number of beams."
+    )
     children: int = Field(default=2, ge=1, description="Next states of each beam.")
     every: int = Field(default=4, ge=1, description="Steps between two selections.")
-    lookahead: int = Field(default=0, ge=0, description="Plain steps ahead at which a state is judged; 0 is itself.")
+    lookahead: int = Field(
+        default=0, ge=0, description="A state is judged this many plain steps ahead; 0 judges the state itself."
+    )
 
     needs_noise = True
 
@@ -146,11 +166,15 @@ class GuidedSamplingConfig(SteeringBase):
     chains: int = Field(default=1, ge=1, description="Guided chains of a video, the best of which are kept.")
     strength: float = STRENGTH
     latest: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.95, description="The factor sigma / (1 - sigma) of the gradient is that of this sigma at most."
+        default=0.95,
+        description="The gradient's factor sigma / (1 - sigma) grows without bound near sigma 1; above this "
+        "sigma it stays constant.",
     )
-    longest: float = Field(default=1.0, gt=0, description="The push is at most so many times as long as the velocity.")
-    from_step: Share = Field(default=0.0, description="Share of the steps at which the gradient begins to act.")
-    to_step: StepShare = Field(default=1.0, description="Share of the steps at which it ends.")
+    longest: float = Field(
+        default=1.0, gt=0, description="Longest push by the gradient, relative to the velocity's length."
+    )
+    from_step: Share = Field(default=0.0, description="Where the gradient begins to act, as a share of the steps.")
+    to_step: StepShare = Field(default=1.0, description="Where the gradient stops acting, as a share of the steps.")
 
     @property
     def follows_gradient(self) -> bool:
@@ -163,22 +187,28 @@ class GuidedSamplingConfig(SteeringBase):
 
 
 class TreeSearchConfig(SteeringBase):
-    name: Literal["dts"] = Field(description="A tree of chains: their rewards say where it grows.")
+    name: Literal["dts"] = Field(description="A tree of chains; rewards decide where it grows.")
     strength: float = STRENGTH
     width: int = Field(default=3, ge=1, description="Next states that a node of the tree may have.")
-    every: int = Field(default=5, ge=1, description="Steps between a node of the tree and the next.")
-    greedy: bool = Field(default=False, description="DTS*: search for the best, and draw nothing.")
+    every: int = Field(default=5, ge=1, description="Steps between a node of the tree and its children.")
+    greedy: bool = Field(default=False, description="DTS*: search for the best video instead of drawing one.")
 
     needs_noise = True
 
 
 class LatSearchConfig(SteeringBase):
-    name: Literal["latsearch"] = Field(description="Chains that begin close together are drawn by their scores.")
-    chains: int = Field(default=6, ge=1, description="Chains of a video that are drawn at once.")
-    spread: Share = Field(default=0.1, description="How far apart they begin: 0 is nowhere, 1 as any two noises.")
-    temperature: float = Field(default=1.0, gt=0, description="Of the weights softmax(score / temperature).")
+    name: Literal["latsearch"] = Field(description="Chains begin close together, and are resampled by their scores.")
+    chains: int = Field(default=6, ge=1, description="Chains that are drawn of one video.")
+    spread: Share = Field(
+        default=0.1, description="How far apart the chains begin: 0 is at one point, 1 is as far as independent noises."
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, description="Temperature of the weights softmax(score / temperature)."
+    )
     look_at: list[StepShare] = Field(
-        default=[0.2, 0.3, 0.4], min_length=1, description="Shares of the steps at which they are looked at, ascending."
+        default=[0.2, 0.3, 0.4],
+        min_length=1,
+        description="Points at which the chains are scored, as shares of the steps, ascending.",
     )
 
     @property
@@ -192,22 +222,34 @@ class LatSearchConfig(SteeringBase):
 
 
 class DoitConfig(SteeringBase):
-    name: Literal["doit"] = Field(description="Short rollouts say where the chain is bent to; no gradient is needed.")
+    name: Literal["doit"] = Field(
+        description="Short rollouts decide where the chain is bent to; no gradient is needed."
+    )
     chains: int = Field(default=4, ge=1, description="Rollouts at each corrected step.")
     strength: float = STRENGTH
     every: int = Field(default=2, ge=1, description="Steps between two corrections.")
-    rollout_steps: int = Field(default=2, ge=2, description="Steps of a rollout, from here to the end.")
-    longest: float = Field(default=1.0, gt=0, description="The push is at most so many times as long as the velocity.")
+    rollout_steps: int = Field(default=2, ge=2, description="Steps of a rollout, from the corrected step to the end.")
+    longest: float = Field(
+        default=1.0, gt=0, description="Longest push by the gradient, relative to the velocity's length."
+    )
 
 
 class NoiseSearchConfig(SteeringBase):
-    name: Literal["noise"] = Field(description="The start noise's mean moves towards what scores well, in rounds.")
+    name: Literal["noise"] = Field(
+        description="The mean of the starting noise moves, in rounds, towards noise whose videos score well."
+    )
     chains: int = Field(default=4, ge=1, description="Chains of a round.")
     rounds: int = Field(default=3, ge=1, description="Rounds; the best chains of the last one are finished.")
-    look_at: StepShare = Field(default=0.5, description="Share of the steps at which a round is looked at.")
-    rate: float = Field(default=1.0, ge=0, description="How far the mean moves in a round, or a chain's start.")
+    look_at: StepShare = Field(
+        default=0.5, description="Point at which a round's chains are scored, as a share of the steps."
+    )
+    rate: float = Field(
+        default=1.0,
+        ge=0,
+        description="How far the mean moves in a round; with gradient, how far each chain's start moves.",
+    )
     gradient: bool = Field(
-        default=False, description="Every chain's start climbs by the reward's gradient there, in place of the mean."
+        default=False, description="Instead of the mean, move each chain's start along the reward's gradient."
     )
 
     @property

@@ -22,29 +22,35 @@ Tracker = Literal[
 class TrainingConfig(Section):
     steps: int = Field(
         ge=1,
-        description="Optimizer steps of the whole run; a longer run goes on from a finished one.",
+        description="Optimizer steps of the whole run. Raise it to continue a finished run.",
         json_schema_extra=MAY_CHANGE,
     )
     batch: int = Field(ge=1, description="Samples per optimizer step, over all processes.")
     accumulation: int = Field(default=1, ge=1, description="Parts that a batch is split into; must divide it.")
     learning_rate: Rate = Field(
-        description="Peak learning rate of AdamW; a reward is easily hacked, so start small (5e-6 for Wan). Of two "
-        "experts {high: 2e-6, low: 5e-6}."
+        description="Peak learning rate of AdamW. A reward is easily hacked, so start small (5e-6 for Wan). "
+        "With two experts: {high: 2e-6, low: 5e-6}."
     )
-    warmup: int = Field(default=0, ge=0, description="Steps in which the learning rate rises from 0 in a line.")
+    warmup: int = Field(default=0, ge=0, description="Steps in which the learning rate rises linearly from 0.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="The learning rate after the warm-up: constant, or down to 0 at the last step."
+        default="constant",
+        description="Learning rate after the warm-up: constant, or falling to 0 at the last step (linear, cosine).",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay of AdamW; 0 is off.")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=(0.9, 0.99), description="Decay of AdamW's averages of the gradient and of its square."
+        default=(0.9, 0.99), description="AdamW's decay rates of the averages of the gradient and of its square."
     )
-    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clip the gradient's norm here; null is never.")
+    max_grad_norm: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="Largest gradient norm; a larger gradient is scaled down to it. null never clips.",
+    )
     ema_decay: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="Decay of a moving average of the weights, which samples are then drawn with; null is off.",
+        description="Decay of the weights' exponential moving average (EMA); samples are drawn with the "
+        "average. null is off.",
     )
     save_every: int = Field(
         default=100,
@@ -67,13 +73,13 @@ class TrainingConfig(Section):
     timeout: float = Field(
         default=1800.0,
         gt=0,
-        description="Seconds that a process waits for the others before it takes them for dead.",
+        description="Seconds that a process waits for the others before it gives up.",
         json_schema_extra=MAY_CHANGE,
     )
     trackers: list[Tracker] = Field(
         default=["tensorboard"],
-        description="Trackers beside metrics.jsonl, one or several: what accelerate has. Each is a package of its own; "
-        "videos of samples go to tensorboard, wandb, mlflow and trackio.",
+        description="Trackers beside metrics.jsonl, one or several of accelerate's. Each needs its own "
+        "package. Videos of samples go to tensorboard, wandb, mlflow and trackio.",
         json_schema_extra=MAY_CHANGE,
     )
 
