@@ -29,9 +29,10 @@ SIGMA_CONVENTION = "x = (1 - sigma) x0 + sigma noise; v = noise - x0"
 class LoraSpec:
     """A LoRA adapter: the update of a layer is B A x * alpha / rank.
 
-    targets: endings of layer names, such as ``to_q`` or ``ffn.net.2``.  blocks: only these; None is all of them and
-    what lies outside the blocks.  seed: of the random A.  dropout: see dropout.py.  networks: of several, those that
-    get it; None is all.
+    targets: endings of layer names, such as ``to_q`` or ``ffn.net.2``.
+    blocks: the blocks that get it; None is all of them, and the layers outside of the blocks.
+    networks: of several networks, those that get it; None is all.
+    seed: of the random A.  dropout: see dropout.py.
     """
 
     rank: int
@@ -45,32 +46,37 @@ class LoraSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was read from the model once: plain data.
+    """Facts of the model, read once when it is loaded: plain data.
 
     family: the name of its package below prfl/backbone.  model_id: a hub id, or a folder's name.
-    identity: JSON-able; what a reward head or a cache made with the model needs to find again, with a
-    ``NETWORK_fingerprint`` of each network's base weights, rounded to bfloat16 so that the dtype they were loaded in
-    does not matter.  settings: a hash of what changes the numbers that the same weights give.  schedule: what its
-    sigmas and timesteps follow from.
+    identity: JSON-able facts by which a reward head or a cache recognises the model that it was made with.  Each
+    network has a ``NETWORK_fingerprint`` of its base weights, rounded to bfloat16, so that the dtype in which they
+    were loaded does not matter.
+    settings: a hash of the settings that change the numbers which the same weights give.
+    schedule: the numbers from which sigmas and timesteps follow.
 
-    blocks: of each network that predicts, the names of its lists of blocks, in the order in which they run.
-    widths: of the tokens behind each block.  head_size: channels of an attention head.
-    kernels: operations that prfl_kernels has for the family.  attention: those of ``attention.NAMES`` that can run
-    it.  lean_group: blocks that are best computed again together where all kernels run.
+    blocks: for each network that predicts, the names of its lists of blocks, in the order in which they run.
+    widths: the width of the tokens behind each block.  head_size: channels of an attention head.
+    kernels: operations that prfl_kernels has for the family.  attention: those of ``attention.NAMES`` that can run it.
+    lean_group: how many blocks are best recomputed together when all kernels run.
 
-    condition: the tensors of its conditions.  text_tokens: where a prompt is cut.  text_width: of its embeddings.
-    text_identity: tells text encoders apart; empty for a hub model, whose id says it.
-    takes: what an Ask may hold: "text", "image".  embedded_guidance: the scale that the network itself was given in
-    training, None where there is none.
+    condition: the tensors of a condition, by name.  text_tokens: tokens at which a prompt is cut.
+    text_width: width of the text's embeddings.
+    text_identity: tells text encoders apart; empty for a hub model, which its id identifies.
+    takes: what an Ask may hold: "text", "image".
 
-    latent_channels, patch (t, h, w): of the latents.  spatial_factor: pixels of a latent, in height and width.
+    latent_channels: channels of the latents.  patch: (t, h, w) latents of a token.
+    spatial_factor: pixels of a latent, in height and in width.
     temporal_factor: pixel frames of each latent frame but the first.
-    prefix_decodes: whether the first latent frames decode alike without the later ones.
-    shift: of the sigmas, the pipeline's own; where they follow from a table of timesteps, the shift that is like it.
-    device, dtype: of the computation.  vae_dtype: of the VAE's.
-    strides: of the tokens behind each block, latents that one is wide and high; empty where all blocks have all tokens.
-    variance_preserving: a flow made of such a path, whose chains may end before data (``flow_form.ended``).
-    boundary: the sigma from which on the first of two networks predicts (experts.py); None where none take turns.
+    prefix_decodes: whether the first latent frames decode to the same pixels without the later ones.
+    shift: the shift of the sigmas, as in the pipeline.  If they follow from a table of timesteps, the shift that comes
+    closest to the table.
+    device, dtype: of the computation.  vae_dtype: of the VAE's computation.
+    strides: for each block, how many latents a token behind it covers in height and in width; empty if all blocks have
+    all tokens.
+    variance_preserving: whether the flow is made from a variance-preserving path, whose chains may end before sigma 0
+    (``flow_form.ended``).
+    boundary: the sigma at and above which the first of two networks predicts (experts.py); None with one network.
     """
 
     family: str
@@ -96,7 +102,6 @@ class Facts:
     dtype: torch.dtype
     vae_dtype: torch.dtype
     takes: frozenset[str] = frozenset({"text"})
-    embedded_guidance: float | None = None
     kernels: tuple[str, ...] = ()
     attention: tuple[str, ...] = ("sdpa",)
     lean_group: int = 1
@@ -110,11 +115,11 @@ class Facts:
 
     @property
     def usual_block(self) -> int:
-        """Behind which block a head reads where nothing is said: a fifth of the depth (PRFL), a UNet's middle."""
+        """The block behind which a head reads by default: at a fifth of the depth (PRFL), or a UNet's middle."""
         return self.num_blocks // 2 if self.strides else max(1, self.num_blocks // 5) - 1
 
     def width_after(self, blocks: Sequence[int]) -> int:
-        """The width of the tokens behind these blocks.  Raises PrflError where a block is missing, or widths differ."""
+        """The width of the tokens behind these blocks.  Raises PrflError for a missing block, or if widths differ."""
         if not blocks or not set(blocks) <= set(range(self.num_blocks)):
             raise PrflError(
                 f"the backbone has blocks 0 to {self.num_blocks - 1}, asked for {list(blocks)}",
@@ -139,70 +144,70 @@ class Facts:
 
 @runtime_checkable
 class Text(Protocol):
-    """The text encoders of a backbone, which are loaded when they are first needed."""
+    """The text encoders of a backbone.  They are loaded when they are first needed."""
 
     known: dict[Ask, Condition]
-    """Encoded before, on the host: ``Backbone.condition`` looks here first."""
+    """The prompt cache, on the host: ``Backbone.condition`` looks here first."""
 
     def encoder(self) -> nn.Module:
         """The encoders as one module."""
 
     def unknown(self) -> int | None:
-        """The token that stands for every word which the tokenizer does not know; None where it knows all."""
+        """The token for words that the tokenizer does not know; None if it knows every word."""
 
     def tokens(self, prompts: Sequence[str], *, cut: bool = True) -> list[tuple[int, ...]]:
-        """The tokens of each prompt; with ``cut`` those that the encoder reads.
+        """The tokens of each prompt; with ``cut`` only as many as the encoder reads.
 
-        Needs the tokenizer alone.  Raises PrflError where that cannot be loaded.
+        Only the tokenizer is loaded.  Raises PrflError if it cannot be.
         """
 
     def free(self) -> None:
-        """Free the encoders' memory; the next condition loads them again."""
+        """Free the encoders' memory.  The next prompt that is not cached loads them again."""
 
 
 @runtime_checkable
 class Backbone(Protocol):
     """A video model whose base weights are frozen, with adapters on it.  Outside ``adapter(name)`` the base computes.
 
-    At most 15 members: what else can be said of a model is a fact, or a function over its networks (network.py).
+    It has at most 15 members.  Everything else about a model is a fact, or a function of its networks (network.py).
     """
 
     facts: Facts
 
     running: Running
-    """How it computes, not what: checkpointing, what waits on the host, kernels.  May be changed between calls."""
+    """How it computes, with the same results: checkpointing, offload, kernels.  May change between calls."""
 
     networks: dict[str, nn.Module]
-    """All weights but the text encoders', by folder of the pipeline: ``transformer`` (and ``transformer_2``), ``vae``.
-    A copy of all weights that is trained stands behind its adapter's name: ``policy/transformer``.  A VAE that was
-    moved to the host comes back when it is next used."""
+    """All networks but the text encoders, by their folder in the pipeline: ``transformer`` (``transformer_2``),
+    ``vae``.  A trained copy of all weights has its adapter's name in front: ``policy/transformer``.  A VAE that was
+    moved to the host returns to the device when it is next used."""
 
     @property
     def text(self) -> Text: ...
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """The state of a video's latents.  Raises PrflError for a size that the model cannot take."""
+        """The shape (c, t, h, w) of a video's latents.  Raises PrflError for a size that the model cannot take."""
 
     def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> Float[Tensor, " n"]:
         """The ``steps`` + 1 sigmas of a chain, float64, falling.
 
-        shape: the state, by which some families shift.  shift: None is the model's own.
+        shape: of the latents; some families shift by it.  shift: None is the model's own.
         """
 
     def condition(self, asks: Sequence[str]) -> Condition:
-        """Encode asks, a prompt alone being one, on the device; the prompt "" is the unconditional one.
+        """Encode asks on the device.  A plain prompt is an ask; the prompt "" is the unconditional one.
 
-        Raises PrflError for an ask with something that the family does not take, or without what it needs.
+        Raises PrflError for an ask that holds what the family does not take, or lacks what it needs.
         """
 
     def start(self, noise: Float[Tensor, b * state], condition: Condition, sigma: float) -> Float[Tensor, b * state]:
-        """Where a chain starts: standard normal noise, scaled to the chain's first sigma, with the first frame in its
-        place where the condition has one."""
+        """Make a chain's starting latents: standard normal noise, scaled to the chain's first sigma, and with the first
+        frame in its place if the condition has one."""
 
     def velocity(
         self, latents: Float[Tensor, b * state], sigma: Float[Tensor, "*sigma"], condition: Condition
     ) -> Float[Tensor, b * state]:
-        """noise - x0 at these latents, in their dtype.  sigma: (b,) or (), in float32 whatever the dtype."""
+        """Predict noise - x0 at these latents, in their dtype.  sigma: (b,) or (), always in float32."""
 
     def features(
         self,
@@ -211,37 +216,38 @@ class Backbone(Protocol):
         condition: Condition,
         blocks: Sequence[int],
     ) -> list[Float[Tensor, "b tokens width"]]:
-        """The video's tokens behind each of ``blocks`` (0 is the first), in that order; later blocks are never run.
+        """Compute the video's tokens behind each of ``blocks`` (0 is the first), in that order; later blocks do not
+        run.
 
         Raises PrflError for a block that does not exist.
         """
 
     def encode(self, pixels: Float[Tensor, "b 3 f H W"]) -> Float[Tensor, b * state]:
-        """Pixels in [-1, 1] to normalised latents (the posterior's mean), in the VAE's dtype."""
+        """Encode pixels in [-1, 1] to normalised latents (the posterior's mean), in the VAE's dtype."""
 
     def decode(
         self, latents: Float[Tensor, b * state], shown: Sequence[int] | None = None
     ) -> Float[Tensor, "b 3 f H W"]:
-        """Normalised latents to *unclamped* pixels, in the VAE's dtype, differentiable.
+        """Decode normalised latents to *unclamped* pixels, in the VAE's dtype, differentiably.
 
-        shown: the latent frames, ascending, whose pixels are wanted and that get gradient; None is all.  A VAE that may
-        be decoded in part computes no more than it must.  Which pixel frames these are: ``frames.pixel_frames``.
+        shown: the latent frames, ascending, whose pixels are returned and which get gradient; None is all.  If the VAE
+        can decode a part, it computes no more than it must.  ``frames.pixel_frames`` says which pixel frames these are.
         """
 
     def add_adapter(self, name: str, spec: LoraSpec) -> None:
         """Add a trainable adapter that changes nothing yet, and is not active.
 
-        Raises PrflError for a name that is taken, targets that match no layer and blocks that do not exist.
+        Raises PrflError for a name that exists already, targets that match no layer, and blocks that do not exist.
         """
 
     def adapter(self, name: str | None, dropout: Int[Tensor, " b"] | None = None) -> AbstractContextManager:
-        """Select an adapter, or a trained copy, (None: the base) for forward *and* backward, in all networks; nests.
-        A network that lacks it computes as the base.
+        """Select an adapter or a trained copy (None: the base) in all networks, for forward *and* backward.
 
-        dropout: a seed for each sample, by which the adapter's inputs are dropped at its rate, in forward and backward.
-        Raises PrflError where there is no such adapter.
+        Contexts nest.  A network without the adapter computes as the base.
+        dropout: a seed for each sample, for the dropout of the adapter's inputs; None drops nothing.
+        Raises PrflError if there is no such adapter.
         """
 
     def parameters(self, name: str | None) -> dict[str, nn.Parameter]:
-        """What is trained under an adapter, keyed ``blocks.0.attn1.to_q.lora_A.weight``; the keys of a second network
-        begin with its name.  None: weights of the base that are trained in place."""
+        """The trained parameters of an adapter, by names such as ``blocks.0.attn1.to_q.lora_A.weight``; those of a
+        second network begin with its name.  None: the base's weights, if they are trained in place."""

@@ -1,9 +1,9 @@
 """The two-phase step that every reward-gradient method shares: rollout, reward, adjoint.
 
-A method says only which plan, which seeds and where the chain starts (``StepPlan``); this is how it is carried out:
+A method only says which plan, which seeds and where the chain starts (``StepPlan``).  This module carries it out:
 
 1. rollout without autograd under the policy's adapter, as far as the plan needs;
-2. the reward on detached latents, node by node, its gradient there (the seeds), and everything it held is freed;
+2. the reward on detached latents, node by node: its gradient there is the seed, and its activations are freed;
 3. the adjoint along the plan, under the policy's adapter again.
 """
 
@@ -54,15 +54,18 @@ from prfl.utils.timing import Clock
 class RewardGradient:
     """An objective: a method, a reward (by its scorer), a loss shape, and the policy's adapter.
 
-    latent_shape: (c, t, h, w).  distance_weight: weight of the velocity's mean squared distance to the base at the
-    states the step trains at; with weight 0 it is only measured, every ``distance_every`` steps (0 = never).
-    step_weight: ``native``, or ``unit``, which makes every trained step's gradient weigh alike (native: in proportion
-    to |sigma[m+1] - sigma[m]|, 22-fold over Wan's chain).  clips: what chains start from that do not from noise.
+    latent_shape: (c, t, h, w).
+    distance_weight: weight of the mean squared distance between the policy's and the base's velocity, at the states
+    where the step trains.  With weight 0 the distance is only measured, every ``distance_every`` steps (0: never).
+    step_weight: ``native`` leaves each trained step's gradient in proportion to |sigma[m+1] - sigma[m]|, which varies
+    22-fold over Wan's chain; ``unit`` makes all steps weigh alike.
+    clips: the data's clips, for methods whose chains start from noised clips; None where all start from noise.
     reward_batch: samples scored at once; None is all.
-    stride: of the rollout, which leaps over that many steps at a time where no node is needed (``requirements``).
-    rollouts: one a step, or one for several; for methods whose chains start from noise and whose edges are trained
-    alone.  cheaper: how a rollout's network calls are computed but for those that are trained (``exact_nodes``).
-    expected: the prompts that will be drawn, encoded at once; None is all of them.
+    stride: the rollout takes this many steps in one leap where no node between them is needed (``requirements``).
+    rollouts: whether each optimizer step draws a rollout, or several share one.  Sharing needs chains that start from
+    noise and edges that are trained one at a time.
+    cheaper: how the rollout computes the network calls that are not trained (``exact_nodes`` names the others).
+    expected: the prompts that will be drawn, which are encoded now; None is all of them.
     Raises PrflError for a reward that the method cannot use.
     """
 
@@ -127,7 +130,7 @@ class RewardGradient:
             _, condition, start = self.draw(*origin)
             network = self.network(condition)
 
-        # 1. Rollout without autograd; where one edge's graph is small, it is made here and waits for its seed.
+        # 1. Rollout without autograd.  If there is one edge and its graph is small, the graph is made here and kept.
         graph = None
         with clock("rollout"), self.policy(masks):
             trajectory = self.trajectory(network, start, step, indices)
@@ -139,9 +142,9 @@ class RewardGradient:
             weights = leap_similarity(network, trajectory, step_plan) if step_plan.similarity else None
             metrics = {} if trajectory.cached is None else {"rollout/cached": trajectory.cached}
             metrics |= self.rollouts.metrics(network, scored, step_plan, step, indices)
-        largest = max(float(x.abs().max()) for x in scored.values())  # the trainer stops where it is not finite
+        largest = max(float(x.abs().max()) for x in scored.values())  # the trainer stops if it is not finite
 
-        # 2. Reward on these latents: its gradient there is the adjoint's seed.
+        # 2. The reward's gradient at these latents is the adjoint's seed.
         with clock("reward"):
             seeds, rewards = self.score(scored, step_plan, condition, step, weights)
 
@@ -160,7 +163,7 @@ class RewardGradient:
         return metrics | {"latents/max": largest} | self.facts(step_plan) | clock.metrics()
 
     def facts(self, step_plan: StepPlan) -> dict[str, float]:
-        """Return what was drawn, for the log."""
+        """Return the trained step and the scored node, for the log."""
         steps, first_trained = self.schedule.steps, min(step_plan.plan.trains, key=order)
         facts = {"sampled_step": float(node_number(first_trained, steps))}
         if self.clips:  # rewards of noised clips and of the policy's own chains are not alike
@@ -168,11 +171,11 @@ class RewardGradient:
         return facts | {"node": float(node_number(step_plan.node, steps)), "sigma": step_plan.sigma(step_plan.node)}
 
     def masks(self, step: int, indices: Sequence[int]) -> Int[Tensor, " b"]:
-        """Return the seeds of the adapter's dropout: one mask a sample, for rollout, edges and adjoint alike."""
+        """Return the dropout seeds of the samples: one mask for each, the same in rollout, edges and adjoint."""
         return rng.seeds(self.seed, "dropout/policy", step, indices).to(self.backbone.facts.device)
 
     def policy(self, masks: Int[Tensor, " b"]) -> AbstractContextManager:
-        """Select the policy's adapter, with these masks."""
+        """Select the policy's adapter, with these dropout masks."""
         return self.backbone.adapter(self.adapter, masks)
 
     def origin(self, step: int, indices: Sequence[int]) -> tuple[int, list[int]]:
@@ -181,12 +184,12 @@ class RewardGradient:
         return self.rollouts.origin(step, indices)
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[list[str], Condition, Float[Tensor, "b c t h w"]]:
-        """Draw prompts, their condition and the start of these samples: noise, or clips of the data with noise."""
+        """Draw the samples' prompts, condition and start: noise, or noised clips of the data."""
         noise = rng.normal(self.latent_shape, self.seed, "start", step, indices).to(self.backbone.facts.device)
         first = self.method.plan(step).first
         if first == 0:
             prompts = [self.prompts[i] for i in shuffled(indices, len(self.prompts), self.seed, PROMPTS)]
-            remember(self.backbone, with_unconditional(prompts))  # those that nobody expected
+            remember(self.backbone, with_unconditional(prompts))  # encodes those that were not expected
             condition = self.backbone.condition(prompts)
             return prompts, condition, self.backbone.start(noise, condition, float(self.schedule.sigmas[0]))
 
@@ -210,7 +213,7 @@ class RewardGradient:
     def trajectory(
         self, network: Network, start: Float[Tensor, "b c t h w"], step: int, indices: Sequence[int]
     ) -> Trajectory:
-        """Return what the step works on: rolled out for it, or what it sees of a rollout that serves several steps."""
+        """Return the step's trajectory: rolled out for it, or its part of a rollout that several steps share."""
         return self.rollouts.trajectory(partial(self.roll, network, start), self.plan, self.parameters(), step, indices)
 
     def roll(
@@ -221,7 +224,7 @@ class RewardGradient:
         step: int,
         indices: Sequence[int],
     ) -> Trajectory:
-        """Roll out the samples of ``step`` as far as the steps of ``plans``, of which it is the first, need it."""
+        """Roll out the samples of ``step`` as far as ``plans`` need: its own plan, and those of steps that share it."""
         first, reused = plans[0], self.rollouts.reused
         needs = requirements(plans, self.schedule, self.stride, retains_graph(self.backbone, first), reused)
         calls = None if self.cheaper == EXACT else cheaper_calls(self.backbone, self.cheaper, needs.exact)
@@ -245,7 +248,7 @@ class RewardGradient:
     def renoise(
         self, trajectory: Trajectory, step_plan: StepPlan, step: int, indices: Sequence[int]
     ) -> dict[Renoised, Float[Tensor, "b c t h w"]]:
-        """Return the states beside the chain that the plan has of its end, noised anew."""
+        """Noise the chain's end again, for the plan's nodes beside the chain (``Renoised``)."""
         states = {}
         for node in step_plan.renoised:
             clean = trajectory.at(self.schedule.steps)
@@ -262,14 +265,14 @@ class RewardGradient:
         step: int,
         weights: Float[Tensor, " b"] | None,
     ) -> tuple[dict[Node, Float[Tensor, "b c t h w"]], dict[str, float]]:
-        """Return the seeds, and the means of their metrics.  weights: of each sample's loss."""
+        """Score the latents: return the seeds, and the metrics' means.  weights: of each sample's loss; None is 1."""
         read = partial(loss_gradient, self.scorer, self.loss, condition=condition, step=step, at_once=self.reward_batch)
         return seed_gradients(read, scored, step_plan, weights)
 
     def distance(
         self, step: int, trajectory: Trajectory, step_plan: StepPlan, condition: Condition
     ) -> dict[str, float]:
-        """Return the mean (v_policy - v_base)^2 at the trained states, and add its gradient where it has a weight."""
+        """Measure the mean (v_policy - v_base)^2 at the trained states; with ``distance_weight``, add its gradient."""
         states, count = trained_states(trajectory, step_plan), len(step_plan.plan.trains)
         if self.distance_weight:
             value = accumulate_distance(self.backbone, self.adapter, states, count, condition, self.distance_weight)
@@ -289,7 +292,7 @@ class RewardGradient:
         self.rollouts.load_state_dict(tensors, self.parameters())
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the batch as it was drawn, and its latents rolled out anew."""
+        """Return a step's batch and scored latents, drawn and rolled out again: for the dump of a step that failed."""
         origin, step_plan = self.origin(step, indices), self.plan(step)
         prompts, condition, start = self.draw(*origin)
         network = self.network(condition)
@@ -306,5 +309,5 @@ class RewardGradient:
 
 
 def retains_graph(backbone: Backbone, step_plan: StepPlan) -> bool:
-    """Return whether one edge's graph is kept rather than run again by the adjoint: checkpointed, it is small."""
+    """Return whether the graph of a plan's only edge is kept for the adjoint: under checkpointing it is small."""
     return backbone.running.checkpointing != "none" and len(step_plan.plan.edges) == 1

@@ -2,8 +2,8 @@
 
     scores = head(features(x, sigma, condition))
 
-There is one copy of the weights: the backbone is the policy's own, with the policy's adapter switched off, and it is
-never part of what the reward saves or trains.
+The reward shares the policy's backbone, with the policy's adapter switched off, so there is one copy of the weights.
+The backbone is never saved or trained by the reward.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KIND = StoredLatent.kind
 
 @dataclass(frozen=True)
 class RewardAdapter:
-    """The reward's own LoRA on the blocks that it reads (never the policy's)."""
+    """A LoRA of the reward, on the blocks that it reads.  The policy's adapter is another one."""
 
     rank: int
     alpha: float
@@ -50,7 +50,10 @@ class RewardAdapter:
     seed: int = 0
 
     def spec(self, blocks: Sequence[int], networks: Sequence[str] | None = None) -> LoraSpec:
-        """On the blocks that a head runs which reads after ``blocks``.  networks: those that it reads; None is all."""
+        """Return the LoRA's layers for a head that reads after ``blocks``: all blocks up to the last of them.
+
+        networks: those that the head reads; None is all.
+        """
         run = tuple(range(max(blocks) + 1))
         return LoraSpec(self.rank, self.alpha, self.targets, self.dropout, run, self.seed, networks)
 
@@ -59,19 +62,19 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
     """``reward(latents, sigma, condition)`` gives {dimension: (b,)}, differentiable in the latents; ``score`` is the
     same without gradient.
 
-    A score is a logit of the head less the mean of held-out clean videos' logits, divided by their standard deviation:
-    0 is the average held-out video, +1 is one standard deviation better.  It compares samples of one prompt at one
-    noise level: noise draws all scores to that prompt's mean.  A reward that was saved without held-out samples has
-    mean 0 and deviation 1: its scores are the logits.
+    A score is the head's logit, minus the mean logit of held-out clean videos, divided by their standard deviation: 0
+    is the average held-out video, +1 is one standard deviation better.  Compare only samples of one prompt at one noise
+    level: noise pulls all scores towards the prompt's mean.  A reward that was saved without held-out samples has mean
+    0 and deviation 1, so its scores are the logits.
 
     blocks: 0-based indices of the transformer blocks after which hidden states are read, in the head's order; the
-    forward pass stops after the last of them.  adapter: None for the frozen probe, or a LoRA that is added here.
+    forward pass stops after the last of them.  adapter: a LoRA that is added here; None keeps the blocks frozen.
 
     ``push_to_hub("owner/name")`` is huggingface_hub's own (ModelHubMixin).
 
-    With an own adapter and block checkpointing, the backward pass recomputes blocks: hold ``with reward.selected():``
-    around forward *and* backward, or the backbone raises.  Without an adapter this is needed only inside another
-    adapter's context.
+    Under checkpointing the backward pass computes blocks again.  If the reward has an adapter, put
+    ``with reward.selected():`` around forward *and* backward; otherwise the backbone raises.  Without an adapter this
+    is needed only inside another adapter's context.
     """
 
     space = "latent"
@@ -105,7 +108,7 @@ class LatentReward(ModelHubMixin, library_name="prfl"):
         return self.head.dimensions
 
     def selected(self, dropout: Int[Tensor, " b"] | None = None) -> AbstractContextManager:
-        """Select the reward's own adapter, or the bare base, while the context lasts; see the class docstring.
+        """Select the reward's adapter, or the base, while the context lasts; see the class docstring.
 
         dropout: in training, a seed for each sample.
         """

@@ -1,10 +1,10 @@
-"""The adjoint: one network call at a time is recomputed with autograd and pulled back, from the last edge to the first.
+"""The adjoint: goes from the last edge to the first, and differentiates one recomputed network call at a time.
 
     cotangent of x[i]:  a[i] = r[i] + sum over edges i -> j of through A a[j] + beta[i] J_x f[i]^T g[i]
     cotangent of f[i]:  g[i] = sum over edges e that contain f[i] of b_e[i] a[target of e]
     parameters:         dL/dtheta = sum over i in S of step_weight[i] J_theta f[i]^T g[i]
 
-Activation memory is that of one call, whatever the number of steps.
+Activation memory is that of one network call, however many steps there are.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from prfl.utils.errors import PrflError
 
 Key = TypeVar("Key", bound=Node)
 OutputTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(latents, sigma, output) of a trained evaluation -> the gradient at the output of a loss that reads it as well."""
+"""(latents, sigma, output) of a trained evaluation -> the gradient of a further loss at that output."""
 
 
 @dataclass(frozen=True)
 class AdjointStats:
-    """calls: the evaluations recomputed, in that order.  cotangent_norm: of each node on the way, a scalar tensor."""
+    """calls: the recomputed evaluations, in order.  cotangent_norm: of each node's cotangent, a scalar tensor."""
 
     calls: list[Evaluated]
     cotangent_norm: dict[Node, Float[Tensor, ""]]
@@ -45,11 +45,11 @@ def backward(
 ) -> AdjointStats:
     """Add dL/dtheta to ``.grad`` of ``parameters``; seeds: node -> dL/dx[node], shape and device of the latents.
 
-    term: of the trained evaluations' outputs, whose gradient goes to the parameters and no further: none of these
-    evaluations may hand a cotangent on to its latents.
-    Seeds are taken on detached leaf latents: each is the partial derivative at its own node alone.
-    The adapter of the rollout must still be selected.  Nothing else than ``parameters`` gets a gradient.
-    Raises PrflError for a seed that reaches no trained evaluation, and where the network gives no gradient.
+    term: a further loss of the trained evaluations' outputs.  Its gradient reaches the parameters only, so none of
+    these evaluations may pass a cotangent on to its latents.
+    Each seed is the partial derivative at its own node, taken on detached latents.
+    The rollout's adapter must still be selected.  Only ``parameters`` get a gradient.
+    Raises PrflError for a seed that reaches no trained evaluation, and if the network gives no gradient.
     """
     useful = plan.useful_nodes
     _check_seeds(seeds, useful)
@@ -91,7 +91,7 @@ def _spread(
     at_latents: dict[Node, Tensor],
     at_outputs: dict[Evaluated, Tensor],
 ) -> None:
-    """Spread a cotangent along one edge: A a to its source, b[k] a to its outputs, where they lead to a parameter."""
+    """Add a cotangent a along one edge: A a to its source, b[k] a to its outputs, if they lead to a parameter."""
     if edge.through and edge.source in useful:
         _add(at_latents, edge.source, edge.through * edge.a * cotangent)
     for k, factor in edge.b.items():
@@ -113,7 +113,7 @@ def _pull_back(
     needs_input: bool,
     term: OutputTerm | None = None,
 ) -> Float[Tensor, "*latents"] | None:
-    """Recompute f[k]; add step_weight J_theta^T g to the parameters, return beta J_x^T g where it is needed."""
+    """Recompute f[k], add step_weight J_theta^T g to the parameters, and return beta J_x^T g if it is needed."""
     x = trajectory.at(k).detach().requires_grad_(needs_input)
     sigma = trajectory.sigma(k, x)
     with torch.enable_grad():
@@ -124,7 +124,7 @@ def _pull_back(
         (gradient,) = torch.autograd.grad(output, x, cotangent.to(output.dtype))
         return plan.beta[k] * gradient.to(cotangent.dtype)
 
-    # One backward, of weight * g, gives both gradients; the weight is not the cotangent's.
+    # One backward pass of weight * g gives both gradients; the cotangent of x must not keep the weight.
     weight = plan.step_weight.get(k, 1.0)
     weighted = weight * cotangent
     if term:
@@ -148,7 +148,7 @@ def _backward(
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     received: list[Tensor] = []
 
-    # Hooks, not a look at .grad: that may hold the gradient of an earlier call.
+    # Hooks tell which parameters get gradient now; .grad may hold that of an earlier call.
     hooks = [parameter.register_post_accumulate_grad_hook(received.append) for parameter in trainable]
     if trainable and output.requires_grad:
         torch.autograd.backward(output, cotangent.to(output.dtype), inputs=[*extra, *trainable])
@@ -165,9 +165,9 @@ def _backward(
 
 @dataclass(eq=False)
 class RetainedGraph:
-    """A one-edge plan whose graph is kept: ``latents`` (detached) are scored, then ``backward`` takes the seed.
+    """The kept graph of a plan with one edge: ``latents`` (detached) are scored, then ``backward`` takes the seed.
 
-    source: the latents and sigma that the output was computed from.
+    source: the latents and the sigma at which the output was computed.
     """
 
     latents: Float[Tensor, "*latents"]
@@ -194,9 +194,9 @@ class RetainedGraph:
 def retain_graph(
     network: Network, trajectory: Trajectory, plan: Plan, parameters: Sequence[nn.Parameter]
 ) -> RetainedGraph:
-    """Run a one-edge plan's step with autograd and keep its graph, which saves ``backward``'s second forward.
+    """Run the only edge of a plan with autograd and keep its graph, which saves the adjoint's second forward pass.
 
-    For checkpointed blocks, whose graph is small: it is alive beside the reward's.
+    Use it with checkpointed blocks, whose graph is small: it is in memory together with the reward's.
     """
     (edge,), (k,) = plan.edges, plan.trains
     x = trajectory.at(k)
@@ -208,9 +208,9 @@ def retain_graph(
 
 
 def target_latents(network: Network, trajectory: Trajectory, edge: Edge) -> Float[Tensor, "*latents"]:
-    """Return a x[source] + sum b[k] f[k] + c noise: the latents an edge ends at, recomputed without autograd.
+    """Return a x[source] + sum b[k] f[k] + c noise: the latents at an edge's end, computed without autograd.
 
-    For nodes that the chain does not visit, such as a clean prediction.
+    This is for nodes that the chain does not visit, such as a clean prediction.
     """
     return _target(network, trajectory, edge, {})
 

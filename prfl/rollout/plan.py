@@ -5,7 +5,7 @@ Evaluation k is the network's output f[k] at node k.  A plan's edges say how a n
 
     x[target] = a x[source] + sum over k of b[k] f[k] + c noise
 
-and not every node needs one: nothing flows where there is no edge.
+Not every node has an edge to it; no gradient flows where there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prfl.rollout.solvers import SolverSchedule, leap, unit_step_weight
 
 @dataclass(frozen=True)
 class Renoised:
-    """x[N], noised anew to the sigma of x[i]; ``copy`` tells several of them apart."""
+    """x[N] noised again to the sigma of x[i]; ``copy`` numbers several of them."""
 
     copy: int
     i: int
@@ -43,7 +43,7 @@ def on_chain(node: Node) -> TypeGuard[int]:
 
 
 def order(node: Node) -> tuple[int, ...]:
-    """Return a key that sorts nodes so that every edge leads up: the chain, what is noised anew, clean predictions."""
+    """Return a key that sorts nodes so that every edge leads upwards: the chain, renoised nodes, clean predictions."""
     if isinstance(node, Clean):
         return 2, *order(node.source)
     if isinstance(node, Renoised):
@@ -52,9 +52,9 @@ def order(node: Node) -> tuple[int, ...]:
 
 
 def node_number(node: Node, steps: int) -> int:
-    """Return the number that stands for a node in logs and in the names of draws; ``steps``: N.
+    """Return a node's number in logs and in the names of random draws.  steps: N.
 
-    0 .. N on the chain, N + 1 + m for Clean(m), and from 2 N + 1 on two for each copy: Renoised, and its Clean.
+    0 .. N are the chain's nodes, N + 1 + m is Clean(m); from 2 N + 1 each copy has two: Renoised, then its Clean.
     """
     if isinstance(node, Renoised):
         return 2 * steps + 1 + 2 * node.copy
@@ -68,7 +68,7 @@ def node_number(node: Node, steps: int) -> int:
 class Edge:
     """x[target] = a x[source] + sum over k of b[k] f[k] + c noise[source]; ``sigma`` is the target's.
 
-    through: the share of the target's cotangent that goes on to the source's latents; 0 cuts the chain there.
+    through: the share of the target's cotangent that passes on to the source's latents; 0 cuts the chain there.
     """
 
     source: Evaluated
@@ -86,12 +86,13 @@ class Edge:
 
 @dataclass(frozen=True)
 class Plan:
-    """Edges, and how each evaluation k on them is differentiated.
+    """Edges, and how each network evaluation on them is differentiated.
 
-    trains: the evaluations whose parameters get gradient (S in the papers' tables).
-    beta: for every evaluation on the edges, the share of gradient that passes through the network's input: 1 is exact,
-    0 stops it, values between damp it.
-    step_weight: positive factor of evaluation k's *parameter* gradient alone (missing: 1); cotangents do not see it.
+    trains: the evaluations that give the parameters gradient (S in the papers' tables).
+    beta: for each evaluation, the share of gradient that passes through the network's input: 1 is exact, 0 stops it,
+    values between damp it.
+    step_weight: a positive factor of evaluation k's gradient at the *parameters* alone (1 if k is missing); the
+    cotangents of latents do not change.
     """
 
     edges: Sequence[Edge]
@@ -108,18 +109,18 @@ class Plan:
 
     @property
     def evaluations(self) -> frozenset[Evaluated]:
-        """The network evaluations that the edges are made of."""
+        """All network evaluations on the edges."""
         return frozenset(k for edge in self.edges for k in edge.b)
 
     @property
     def recomputed(self) -> frozenset[Evaluated]:
-        """The evaluations that the adjoint may call the network for; the others enter the edges as constants."""
+        """The evaluations that the adjoint computes again with autograd; the others are constants on the edges."""
         useful = self.useful_nodes
         return frozenset(k for k in self.evaluations if k in self.trains or self.passes(k, useful))
 
     @property
     def useful_nodes(self) -> frozenset[Node]:
-        """Nodes from which a cotangent reaches a trained evaluation: where a seed has an effect."""
+        """Nodes whose cotangent reaches a trained evaluation: only there does a seed have an effect."""
         useful: set[Node] = set()
         for edge in sorted(self.edges, key=lambda edge: order(edge.target)):
             if (edge.through and edge.source in useful) or any(
@@ -129,7 +130,7 @@ class Plan:
         return frozenset(useful)
 
     def passes(self, k: Evaluated, useful: Collection[Node]) -> bool:
-        """Return whether evaluation k must hand a cotangent to its input latents."""
+        """Return whether evaluation k must pass a cotangent on to its input latents."""
         return self.beta[k] != 0 and k in useful
 
 
@@ -138,8 +139,8 @@ class StepPlan:
     """What one optimizer step differentiates.
 
     seeds: the nodes at which the reward is read, each with the weight of its loss.
-    first: the node that the chain starts at: 0 from noise, else from a clip of the data, noised to that node's sigma.
-    similarity: None, or the floor of ``leapalign.leap_similarity``, by which the samples are weighed.
+    first: the node where the chain starts: 0 is noise; any other starts from a clip of the data, noised to its sigma.
+    similarity: the floor of ``leapalign.leap_similarity``, which weights the samples; None weights all alike.
     """
 
     plan: Plan
@@ -149,12 +150,12 @@ class StepPlan:
 
     @property
     def node(self) -> Node:
-        """The first node that is scored: for the log."""
+        """The first scored node, for the log."""
         return min(self.seeds, key=order)
 
     @property
     def renoised(self) -> list[Renoised]:
-        """The nodes that start from x[N], noised anew."""
+        """The nodes at which x[N] is noised again."""
         return [edge.source for edge in self.plan.edges if isinstance(edge.source, Renoised)]
 
     @property
@@ -175,14 +176,14 @@ def step_edge(schedule: SolverSchedule, i: int) -> Edge:
 
 
 def leap_edge(schedule: SolverSchedule, source: int, target: int) -> Edge:
-    """Return source -> target in one deterministic step of f[source]; f[target] is taken at the chain's own x."""
+    """Return the edge that leaps from source to target in one deterministic step with f[source]."""
     sigma = float(schedule.sigmas[target])
     a, b = leap(schedule, source, sigma)
     return Edge(source, target, a, {source: b}, sigma)
 
 
 def jump_edge(schedule: SolverSchedule, source: Evaluated) -> Edge:
-    """Return source -> its clean prediction."""
+    """Return the edge from source to its clean prediction."""
     a, b = leap(schedule, source.i if isinstance(source, Renoised) else source, 0.0)
     return Edge(source, Clean(source), a, {source: b}, 0.0)
 
@@ -217,7 +218,7 @@ def last_steps(schedule: SolverSchedule, count: int, *, beta: float = 1.0) -> Pl
 
 
 def full_chain(schedule: SolverSchedule, *, beta: float = 1.0) -> Plan:
-    """Return the plan of every step, seeds anywhere; beta = 1 is the exact gradient of the whole sampler."""
+    """Return the plan of all steps, for seeds at any node; beta = 1 is the exact gradient of the whole sampler."""
     return last_steps(schedule, schedule.steps, beta=beta)
 
 
@@ -227,10 +228,11 @@ def clean_jump(schedule: SolverSchedule, m: int) -> Plan:
 
 
 def unit_steps(schedule: SolverSchedule, plan: Plan) -> Plan:
-    """Return the plan with ``step_weight: unit``: every trained evaluation's parameter gradient weighs alike.
+    """Return the plan with ``step_weight: unit``: the parameter gradients of all trained evaluations weigh alike.
 
-    Evaluation k enters the edges from its own node with factors b[k]; the largest is brought to the chain's mean |B|.
-    Under a shift |B| varies many-fold along the chain, and a jump's b is sigma: both weigh steps unlike.
+    Without it they weigh as their factors b[k], which vary many-fold along a shifted chain, and are sigma for a jump to
+    a clean prediction.  Here the largest factor of each evaluation, on edges from its own node, becomes the chain's
+    mean |B|.
     """
     i, weight = next(iter(unit_step_weight(schedule).items()))
     mean = weight * abs(schedule.b[i][i])

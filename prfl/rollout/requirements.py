@@ -1,6 +1,6 @@
 """What a rollout must visit, keep and compute exactly, from the plans of the optimizer steps that it serves.
 
-Asked once, and used by all: the rollout itself, the count of network evaluations and the memory estimate.
+The rollout, the count of network evaluations and the memory estimate all use this one answer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from prfl.rollout.solvers import SolverSchedule
 
 @dataclass(frozen=True)
 class Requirements:
-    """path: the nodes of the chain that the rollout goes through, ascending.
+    """path: the nodes of the chain that the rollout visits, ascending.
 
-    latents: the nodes whose latents outlive it: those of the chain are kept, those beside it are made afterwards.
-    outputs: the network's outputs that are read again afterwards; those that the rollout makes are kept.
+    latents: the nodes whose latents are needed after the rollout.  Those on the chain are kept; those beside it are
+    made afterwards.
+    outputs: the evaluations whose outputs are needed after the rollout; it keeps those that it computes.
     exact: the nodes at which a cheaper rollout computes in full (``exact_nodes``).
     """
 
@@ -29,12 +30,12 @@ class Requirements:
 
     @property
     def calls(self) -> frozenset[Evaluated]:
-        """Network evaluations without gradient, up to where the reward is read."""
+        """The network evaluations without gradient, up to the nodes where the reward is read."""
         return frozenset(self.path[:-1]) | self.outputs
 
     @property
     def cheaper_calls(self) -> frozenset[Evaluated]:
-        """Those of them that a cheaper rollout need not compute in full."""
+        """Those of ``calls`` that a cheaper rollout need not compute in full."""
         return frozenset(self.path[:-1]) - self.exact
 
 
@@ -47,10 +48,10 @@ def requirements(
 ) -> Requirements:
     """Return what the rollout of the first of ``plans`` must visit and keep, for it and for the steps after it.
 
-    stride: where no node is needed the rollout leaps over that many steps at a time (``coarse``).
-    retain_graph: the first step's only edge is run with autograd after the rollout, which then ends before it.
-    reused: the rollout is kept for several steps, and each reads its reward where its edges end under the policy of
-    its time: the chain's latents there are not scored, and all outputs on the edges are kept, to measure drift from.
+    stride: the rollout takes this many steps in one leap where no node between them is needed (``coarse``).
+    retain_graph: the first plan's only edge runs with autograd after the rollout, which therefore ends before it.
+    reused: several steps share the rollout.  Each computes the ends of its edges again, with its current policy, and
+    reads its reward there, not at the rollout's latents.  All outputs on the edges are kept, to measure the drift.
     """
     first = plans[0]
     latents: set[Node] = set()
@@ -62,7 +63,7 @@ def requirements(
 
     last = max(node for node in latents if on_chain(node))
     ends = trained_ends(first)
-    if reused:  # an output is made on the way to the next node
+    if reused:  # the output of node k is computed on the way to node k + 1
         last = max(last, *(k + 1 for k in outputs if on_chain(k)))
         ends |= {k + 1 for k in first.plan.trains if on_chain(k)}
     path = coarse({first.first, last} | {i for i in latents | ends if on_chain(i) and i <= last}, stride)
@@ -76,7 +77,7 @@ def _kept(
 ) -> tuple[frozenset[Node], frozenset[Evaluated]]:
     """Return the latents and the outputs that one step needs after the rollout."""
     plan, seeds = step_plan.plan, step_plan.seeds
-    # The edges whose ends the rollout does not give: those beside the chain, and those that it is compared with.
+    # Edges whose ends are computed after the rollout: they lie beside the chain, or are compared with the chain.
     computed = [e for e in step_plan.scored_edges if reused or not on_chain(e.target)]
     if step_plan.similarity:
         computed = list(plan.edges)
@@ -87,7 +88,7 @@ def _kept(
         latents |= {edge.target for edge in edges}
     if step_plan.renoised:
         latents |= {steps}
-    if retain_graph:  # which makes its own output; of a multistep solver it reads earlier ones
+    if retain_graph:  # it computes its own output; with a multistep solver it also reads earlier ones
         return latents, plan.evaluations - plan.recomputed
     if not reused:
         latents |= {*seeds}
@@ -95,7 +96,7 @@ def _kept(
 
 
 def trained_ends(step_plan: StepPlan) -> frozenset[Node]:
-    """Return both ends of every trained edge: they are visited, so that these stay the chain's own steps."""
+    """Return both ends of every trained edge.  The rollout visits them, so that trained steps are never leaps."""
     plan = step_plan.plan
     trained = [edge for edge in plan.edges if plan.trains & edge.b.keys()]
     return frozenset(node for edge in trained for node in (edge.source, edge.target))
@@ -104,17 +105,19 @@ def trained_ends(step_plan: StepPlan) -> frozenset[Node]:
 def exact_nodes(step_plan: StepPlan, path: Sequence[int]) -> Set[Evaluated]:
     """Return the nodes of a rollout's ``path`` at which a cheaper one computes in full (see backbone/cheaper.py).
 
-    What the adjoint differentiates, so that an edge ends where the exact network takes it, and the last step before
-    latents that are scored.  All else, a multistep solver's earlier outputs too, only decides which states are visited.
+    These are the evaluations that the adjoint differentiates, so that an edge ends where the exact network leads, and
+    the last step before scored latents.  All others, a multistep solver's earlier outputs too, only decide which states
+    are visited.
     """
     before = {i for i, after in pairwise(path) if after in step_plan.seeds}
     return step_plan.plan.recomputed | before | {edge.source for edge in step_plan.scored_edges}
 
 
 def coarse(needed: Collection[int], stride: int) -> list[int]:
-    """Return a coarse path through all the needed nodes: from each of them back, every ``stride``-th.
+    """Return a path through all needed nodes: between two of them every ``stride``-th node, counted back from the
+    later.
 
-    What is left over is the first step of each stretch: the steps next to a needed node are alike.
+    So a shorter remainder is the first step of a stretch, and the step into a needed node always has the full stride.
     """
     nodes = sorted(needed)
     between = {node for low, high in pairwise(nodes) for node in range(high, low, -stride)}

@@ -30,10 +30,10 @@ class Noises(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """What a rollout leaves: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None where it was not kept.
+    """The result of a rollout: ``latents[i]`` is x[i] for i = 0 .. N, here or in ``store``; None if it was not kept.
 
-    outputs: f[k] where it was asked for, which spares an edge with earlier outputs their network calls.
-    renoised: latents beside the chain that x[N] was noised to.
+    outputs: f[k] for the nodes in ``keep_outputs``; an edge that reads earlier outputs needs no network call for them.
+    renoised: x[N] noised again, for the nodes beside the chain.
     cached: the share of the rollout's evaluations that a step cache skipped; None without one.
     """
 
@@ -64,7 +64,7 @@ class Trajectory:
 
 
 def sigma_at(schedule: SolverSchedule, node: int, like: Tensor) -> Float[Tensor, ""]:
-    """Return sigma[node] as the network gets it, on the latents' device, at least float32: bfloat16 is 0.4 % off."""
+    """Return sigma[node] for the network, on the latents' device, in float32 or wider: bfloat16 would be 0.4 % off."""
     return schedule.sigmas[node].to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
@@ -86,14 +86,14 @@ def rollout(
 ) -> Trajectory:
     """Roll out x[i+1] = a[i] x[i] + sum b[i][k] f[k] + c[i] noise[i] from ``start`` = x[first] to x[last], default N.
 
-    visits: the nodes between them that the chain goes through, default all; it leaps over the others, one deterministic
-    step of the last node's output each time (``solvers.leap``), and steps between neighbours are the solver's own.
-    keep: which nodes stay, "all" or a set; x[last] always does.  keep_outputs: which f[k] stay.
-    store: where kept latents wait, all but x[last], which is wanted first; default is where they are made.
-    noises: standard normal, by step, needed where c[i] is not 0.
-    on_step(i, x) is called after each step from node i.  at(i): the context of the network's call there.
-    Raises PrflError when a step needs a noise, or an output from before ``first``, that is not there; and for a leap of
-    a solver that is stochastic or multistep.
+    visits: the nodes between them that the chain visits, default all.  It leaps over the others, in one deterministic
+    step with the last visited node's output (``solvers.leap``).  Steps between neighbours are the solver's own.
+    keep: the nodes whose latents are kept, "all" or a set; x[last] always is.  keep_outputs: the k whose f[k] are kept.
+    store: where kept latents wait, except x[last], which is needed first; by default they stay where they are made.
+    noises: standard normal noise for each step, needed where c[i] is not 0.
+    on_step(i, x): called after each step from node i.  at(i): a context in which the network is called at node i.
+    Raises PrflError if a step needs a noise that is missing, or an output from before ``first``, and for a leap with a
+    solver that is stochastic or multistep.
     """
     last = schedule.steps if last is None else last
     _check_span(schedule, first, last, noises is not None)
@@ -109,7 +109,7 @@ def rollout(
         with nullcontext() if at is None else at(i):
             outputs[i] = network(x, sigma_at(schedule, i, x))
 
-        # The solver's own step, or a leap over nodes that nobody needs.
+        # A leap over nodes that nobody needs, or the solver's own step.
         if after > i + 1:
             a, b = leap(schedule, i, float(schedule.sigmas[after]))
             x = combine(x, a, {i: b}, outputs)
@@ -117,7 +117,7 @@ def rollout(
             noise = noises[i].to(x.device) if noises is not None and schedule.c[i] else None
             x = combine(x, schedule.a[i], schedule.b[i], outputs, schedule.c[i], noise)
 
-        # Outputs that no later step is made of are let go.
+        # Free the outputs that no later step reads.
         still_needed = set(keep_outputs).union(*schedule.b[i + 1 : last])
         outputs = {k: output for k, output in outputs.items() if k in still_needed}
         if on_step is not None:
@@ -130,7 +130,7 @@ def rollout(
 
 
 def parked(x: Tensor, store: HostStore) -> Parked:
-    store.new_group()  # of its own: the adjoint takes one after another
+    store.new_group()  # one group for each: the adjoint takes them one after another
     return store.put(x)
 
 

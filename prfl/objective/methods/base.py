@@ -17,12 +17,12 @@ class Method(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of every draw of the run."""
+        """The seed of every draw of the run."""
         ...
 
     @property
     def noisy(self) -> bool:
-        """Whether it ever reads the reward at sigma > 0."""
+        """Whether the method ever reads the reward at sigma > 0."""
         ...
 
     def plan(self, step: int) -> StepPlan: ...

@@ -5,8 +5,8 @@ m ~ U over the chain;    x[m+1] = x[m] + (sigma[m+1] - sigma[m]) v(x[m], sigma[m
 With the clean hand-off, L = loss(r(x[m] - sigma[m] v(x[m], sigma[m]), 0)), and m from the last quarter, it is ReFL
 (ImageReward, arXiv 2304.05977): 40 steps, m ~ U{30 .. 39}, a hinge.
 
-Ours: in a share ``from_data`` of the optimizer steps, x[m] = (1 - sigma[m]) clip + sigma[m] noise instead of a rollout:
-what is left is the step itself.
+Ours: in a share ``from_data`` of the optimizer steps, x[m] = (1 - sigma[m]) clip + sigma[m] noise.  Such a step needs
+no rollout.
 
 As a plain loop: tests/objective/naive.py: one_step; with the clean hand-off one_prediction
 """
@@ -26,8 +26,9 @@ from prfl.utils import rng
 class Prfl:
     """handoff: score the ``next`` latent of the step, or (as ReFL) its ``clean`` prediction.
 
-    steps_range: the part of the chain that m is drawn from, as shares: 0 is the noisy end, 1 the clean one.
-    from_data: share of the optimizer steps whose chains start at m, from noised clips; m is then 1 or later.
+    steps_range: the part of the chain that m is drawn from, as shares of its length: 0 is the noisy end, 1 the clean
+    one.
+    from_data: share of the optimizer steps whose chains start at m, from noised clips; there m is 1 or later.
     """
 
     schedule: SolverSchedule
@@ -43,7 +44,7 @@ class Prfl:
 
     @property
     def noisy(self) -> bool:
-        """The last step of the chain reaches sigma 0; every other next latent has noise."""
+        """Whether the reward may read noisy latents: only the last step's next latents are clean."""
         return self.handoff == "next" and self.candidates[0] + 1 < self.schedule.steps
 
     def plan(self, step: int) -> StepPlan:
