@@ -1,4 +1,4 @@
-"""What a backbone makes of prompts: named tensors, with what each of them was made of beside them."""
+"""Conditions: what a backbone encodes prompts to, as named tensors, with the asks that each sample was encoded from."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from prfl.utils.hashing import remembered_hash
 from prfl.utils.video_size import VideoSize
 
 EMBEDS, LENGTHS = "prompt_embeds", "lengths"
-"""One text encoder's embeddings, and how many of their tokens are no padding, where a family has them."""
+"""Names of tensors: a text encoder's embeddings, and the number of their tokens that are not padding."""
 
 
 class Ask(str):
-    """What the condition of one sample is made of, and found by: a prompt, and where a family takes one a first frame.
+    """What one sample's condition is encoded from: a prompt and, for image-to-video families, a first frame.
 
-    It is its prompt, a string, so that whatever reads prompts reads it; a string alone is the ask with nothing else.
-    Two asks of one prompt with other images, or clips, are not equal.
+    An ask is a string, its prompt, so code that reads prompts can read asks; a plain string is an ask without image.
+    Asks with the same prompt but another image or clip are not equal.
 
-    image: a file of the video's first frame, or a video that begins with it.  clip: the size of the video, that
-    conditions with an image depend on.
+    image: a file of the video's first frame, or a video that begins with it.
+    clip: the size of the video, on which a condition with an image depends.
     """
 
     image: Path | None
@@ -46,7 +46,7 @@ class Ask(str):
 
     @property
     def unconditional(self) -> Ask:
-        """What guidance goes away from: the empty prompt, with the same first frame."""
+        """The ask of guidance's unconditional branch: the empty prompt, with the same first frame."""
         return Ask("", self.image, self.clip)
 
     @property
@@ -66,15 +66,15 @@ class Ask(str):
 
 
 def as_asks(asks: Iterable[str]) -> tuple[Ask, ...]:
-    """A prompt alone stands for the ask that has nothing else."""
+    """Turn plain prompts into asks without an image."""
     assert not isinstance(asks, str), "give a list of prompts, not one prompt"
     return tuple(ask if isinstance(ask, Ask) else Ask(ask) for ask in asks)
 
 
 def check_asks(asks: Iterable[str], takes: frozenset[str], where: str = "data.prompts") -> None:
-    """Raise PrflError for a first frame that a model does not take, or that is missing where it needs one.
+    """Raise PrflError for a first frame that the model does not take, or for a missing one that it needs.
 
-    takes: of the model's ``Facts``.
+    takes: from the model's ``Facts``.
     """
     for ask in as_asks(asks):
         shown = f"the prompt {ask.prompt[:80]!r}"
@@ -88,26 +88,26 @@ def check_asks(asks: Iterable[str], takes: frozenset[str], where: str = "data.pr
 
 
 def unconditional(asks: Iterable[str]) -> list[Ask]:
-    """What guidance goes away from, for each of these."""
+    """Return the unconditional ask of each of these."""
     return [ask.unconditional for ask in as_asks(asks)]
 
 
 def with_unconditional(asks: Iterable[str]) -> list[Ask]:
-    """These asks, each behind its unconditional one; once each."""
+    """Return these asks, each after its unconditional one, without repetitions."""
     return list(dict.fromkeys(each for ask in as_asks(asks) for each in (ask.unconditional, ask)))
 
 
 def identified(ask: str) -> str:
-    """A text that tells an ask from any other, whatever its image is called.  Raises OSError for one that is not there.
+    """Return a text that identifies an ask by its prompt and the content of its image; for a plain prompt, the prompt.
 
-    Of a prompt alone it is the prompt.
+    Raises OSError if the image is not there.
     """
     image = ask.image if isinstance(ask, Ask) else None
     return f"{ask}" if image is None else f"{ask}\n{remembered_hash(image)}"
 
 
 def texts(asks: Iterable[str]) -> list[str]:
-    """The prompts alone, for what compares or looks up by them."""
+    """Return the prompts as plain strings, for comparing and looking up."""
     return [str(ask) for ask in asks]
 
 
@@ -115,8 +115,8 @@ def texts(asks: Iterable[str]) -> list[str]:
 class TensorSpec:
     """One tensor of a family's conditions.
 
-    shape: of one sample; None is its tokens, of which samples have different numbers; "t", "h" and "w" are the video's
-    latents'.  counts: the name of the tensor whose tokens this one counts.
+    shape: of one sample.  None is the number of tokens, which differs between samples; "t", "h" and "w" are the sizes
+    of the video's latents.  counts: the name of the tensor whose tokens this one counts; None if it counts none.
     """
 
     shape: tuple[int | str | None, ...]
@@ -128,12 +128,12 @@ class TensorSpec:
         return None in self.shape
 
     def of_video(self, state: Sequence[int]) -> tuple[int | None, ...]:
-        """The shape of a sample whose latents have the state (c, t, h, w)."""
+        """Return the shape for a sample whose latents are (c, t, h, w); None stays the number of tokens."""
         axes = dict(zip("cthw", state, strict=False))
         return tuple(axes[size] if isinstance(size, str) else size for size in self.shape)
 
     def sized(self, tokens: int, state: Sequence[int]) -> tuple[int, ...]:
-        """The same, with so many tokens."""
+        """Return the shape for a sample with so many tokens."""
         return tuple(tokens if size is None else size for size in self.of_video(state))
 
 
@@ -141,8 +141,8 @@ class TensorSpec:
 class Condition:
     """A batch of conditions.
 
-    tensors: by name, each (batch, ...).  asks: what each sample was made of.  ragged: the tensors whose second axis is
-    as long as the batch's longest sample, with zeros behind the shorter ones.
+    tensors: by name, each (batch, ...).  asks: what each sample was encoded from.
+    ragged: names of tensors whose second axis is as long as the batch's longest sample; shorter ones end in zeros.
     """
 
     tensors: dict[str, Tensor]
@@ -182,7 +182,7 @@ class Condition:
 
 
 def padded(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros behind the second axis, up to the longest."""
+    """Pad the second axis with zeros to the longest tensor's length."""
     longest = max(tensor.shape[1] for tensor in tensors)
     return [F.pad(x, (*(0, 0) * (x.ndim - 2), 0, longest - x.shape[1])) for x in tensors]
 
@@ -194,10 +194,10 @@ def stand_in(
     state: Sequence[int],
     make: Callable[[tuple[int, ...]], Tensor],
 ) -> Condition:
-    """A condition of no prompt: for checks and dry runs, which need its shapes alone.
+    """Make a condition without a prompt, for checks and dry runs, which need only its shapes.
 
-    Every sample has ``tokens`` tokens, none of them padding.  state: (c, t, h, w) of the latents.  make: a tensor of a
-    shape, for those of floating point.
+    Every sample has ``tokens`` tokens, none of them padding.  state: (c, t, h, w) of the latents.
+    make: makes a floating-point tensor of a shape.
     """
     tensors = {}
     for name, spec in specs.items():

@@ -1,4 +1,4 @@
-"""What can be said and done of a family of video models without a loaded one."""
+"""The description of a family of video models: how its models are found, loaded and exported."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from prfl.backbone.condition import Condition
 from prfl.backbone.source import Source
 
 FIRST_NETWORKS = ("transformer", "unet")
-"""What the folder of a pipeline's first network may be called."""
+"""Possible names of the folder of a pipeline's first network."""
 
 
 @dataclass(frozen=True)
 class FileOfNetwork:
-    """Of one of several networks: the ending of its file's name, and what diffusers' ``load_lora_weights`` is told."""
+    """The LoRA file of one of several networks: its name's ending, and arguments for ``load_lora_weights``."""
 
     ending: str
     told: str = ""
@@ -30,12 +30,14 @@ class FileOfNetwork:
 class LoraFile:
     """How a LoRA of the family is written, for diffusers and for the programs that read the original names.
 
-    prefix: before every layer's name.  original_name: of a layer; raises PrflError where it has none.  alpha_below: of
-    which layers, by the beginnings of their diffusers names, the readers take ``.alpha``; elsewhere it goes into B.
-    Where they are not empty, diffusers takes a file for this family's by a layer that lies there.
-    architecture, implementation: as modelspec names them.  load: the call by which ``pipeline`` loads the file.
-    before: lines that it needs before that.  use: what to do with the file outside diffusers.  of_networks: of a model
-    of several networks, the file of each; empty where one LoRA of all of them cannot be written for others.
+    prefix: stands before every layer's name.
+    original_name: the original name of a layer; raises PrflError for a layer without one.
+    alpha_below: beginnings of the diffusers names of layers whose ``.alpha`` the readers use; for other layers alpha is
+    multiplied into B.  If there are any, diffusers recognises a file of this family by a layer with such a name.
+    architecture, implementation: as modelspec names them.
+    load: the call by which ``pipeline`` loads the file.  before: lines of code that must run before it.
+    use: how to use the file outside diffusers.
+    of_networks: for a model of several networks, the file of each; empty if the family has one network.
     """
 
     prefix: str
@@ -51,14 +53,15 @@ class LoraFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """pipeline: the class that model_index.json names.  network: the class of what predicts.
-    task: what the hub calls it.  fits: which of the pipeline's models are of the family, by their model_index.json.
+    """pipeline: the class that model_index.json names.  network: the class of the network that predicts.
+    task: the hub's name of the task.  fits: whether a pipeline's model_index.json is one of this family.
 
-    load: the model of a source, on its device; where that is ``meta``, without weights and without a tokenizer.
-    lora: its files.  shipped: hub ids whose architecture files are inside the package, and the folders that hold them.
-    usual: frames, pixels a frame and frames a second of the models' own videos.
-    condition_in_loop: of the prompt embeddings that the pipeline hands to a ``callback_on_step_end``, (b, tokens, d);
-    None where its latents there are not the backbone's, so that no reward can score them.
+    load: loads the model of a source on its device; on ``meta`` without weights and without a tokenizer.
+    lora: how its LoRA files are written.
+    shipped: hub ids whose architecture files are inside the package, with the folders that hold them.
+    usual: frames, pixels of a frame, and frames per second of the models' usual videos.
+    condition_in_loop: makes a condition of the prompt embeddings (b, tokens, d) that the pipeline passes to a
+    ``callback_on_step_end``; None if the latents there are not the backbone's, so that no reward can score them.
     """
 
     pipeline: str

@@ -27,31 +27,31 @@ VAE = "vae"
 class PipelineBackbone(ABC):
     """Networks that predict, a VAE and a text encoder; every base weight is frozen.
 
-    Outside ``with backbone.adapter(name)`` the frozen base is active.  ``running.checkpointing`` other than ``none``
-    computes each block again in the backward pass instead of keeping its activations (see checkpointing.py); with
-    ``running.offload`` what it does keep waits in host memory.
+    Outside of ``with backbone.adapter(name)`` the frozen base is active.  With ``running.checkpointing`` other than
+    ``none``, each block is computed again in the backward pass instead of keeping its activations (checkpointing.py);
+    with ``running.offload``, what is kept waits in host memory.
 
     All weights can be trained, in place (``network.train_all``) or in a copy beside the frozen base
-    (``network.add_copy``).  They are float32 then, because a small step vanishes in a half precision, and compute in
+    (``network.add_copy``).  They are then float32, because small steps vanish in half precision, and compute in
     ``facts.dtype`` by autocast.
 
-    A family adds the rest of the protocol, where it is documented: base.py.
+    A family adds the other members of the ``Backbone`` protocol, which base.py documents.
     """
 
     latent_group = 1
-    """How many latent frames behind the first come and go together."""
+    """The latent frames after the first come in groups of this size."""
 
     def __init__(self, networks: Mapping[str, nn.Module], vae: nn.Module, text: PipelineText, facts: Facts) -> None:
         self.facts, self.text, self.running = facts, text, Running()
         self.networks: dict[str, nn.Module] = {**networks, VAE: vae}
         for network in self.networks.values():
             network.requires_grad_(False).eval()
-        self.computing = dict(networks)  # that compute now: copies, inside their adapter
-        self.at = next(iter(networks), "")  # the name of the one that this call is of
+        self.computing = dict(networks)  # the networks that compute now: copies, inside their adapter
+        self.at = next(iter(networks), "")  # the name of the network that this call uses
 
     @property
     def network(self) -> Any:
-        """The one that computes now: a copy, inside its adapter."""
+        """The network that computes now: a trained copy, inside its adapter."""
         return self.computing[self.at]
 
     @property
@@ -83,7 +83,8 @@ class PipelineBackbone(ABC):
     # ------------------------------------------------------------------------------------------------- the condition
 
     def condition(self, asks: Sequence[str]) -> Condition:
-        """Encode asks as the pipeline does, or look them up where all of them are known; "" is the unconditional.
+        """Encode asks as the pipeline does, or look them up if the prompt cache has all of them; "" is the
+        unconditional.
 
         Raises PrflError for an ask with an image that the model does not take, or without one that it needs.
         """
@@ -107,14 +108,14 @@ class PipelineBackbone(ABC):
         return noise
 
     def precision(self, weight: Tensor) -> AbstractContextManager:
-        """Autocast to ``dtype`` where the weights, of which this is one, are kept in a wider one."""
+        """Autocast to ``facts.dtype`` if the weights, of which this is one, are in a wider dtype."""
         wider = weight.dtype != self.facts.dtype
         return torch.autocast(self.facts.device.type, self.facts.dtype) if wider else nullcontext()
 
     # ------------------------------------------------------------------------------------------------- sizes
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(channels, t, h, w) of a video's latents; PrflError where the model cannot take the size."""
+        """Return (channels, t, h, w) of a video's latents; PrflError if the model cannot take the size."""
         patch_t, *patches = self.facts.patch
         spatial, temporal = self.facts.spatial_factor, self.facts.temporal_factor
         for name, size, patch in zip(("height", "width"), (height, width), patches, strict=True):
@@ -134,12 +135,12 @@ class PipelineBackbone(ABC):
         chosen = {
             key: network for key, network in predictors(self).items() if key in (spec.networks or self.facts.blocks)
         }
-        for key, network in chosen.items():  # an error comes before the first network is changed
+        for key, network in chosen.items():  # raises before any network is changed
             adapters.matching_layers(network, spec, self.facts.blocks[key])
         for key, network in chosen.items():
             adapters.add_lora(network, name, spec, self.facts.blocks[key])
             for parameter in adapters.adapter_parameters(network, name).values():
-                parameter.data = parameter.data.to(self.facts.device)  # where the base waits on the host
+                parameter.data = parameter.data.to(self.facts.device)  # the base may wait on the host
 
     @contextmanager
     def adapter(self, name: str | None, dropout: Int[Tensor, " b"] | None = None) -> Iterator[None]:
@@ -168,7 +169,7 @@ class PipelineBackbone(ABC):
         return next(filter(None, active), None)
 
     def parameters(self, name: str | None) -> dict[str, nn.Parameter]:
-        """An adapter's, or a copy's; None: the weights of the base that are trained in place."""
+        """Return an adapter's or a copy's parameters; None: the base's weights that are trained in place."""
         having = self._having(name)
         trained = {
             key: self._trained(key, network, name) for key, network in computing(self, name).items() if key in having
@@ -176,7 +177,7 @@ class PipelineBackbone(ABC):
         return joined(trained, next(iter(self.facts.blocks), None))
 
     def _having(self, name: str | None) -> list[str]:
-        """The networks that have an adapter, or a copy; all of them where none has, since each says what is missing."""
+        """List the networks that have the adapter or copy.  If none has, list all: each then raises what is missing."""
         having = [key for key, network in computing(self, name).items() if self._has(key, network, name)]
         return having or list(self.facts.blocks)
 

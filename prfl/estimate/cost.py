@@ -1,4 +1,4 @@
-"""What a run costs: its network evaluations, each with the work that was counted of one, as hours on a card."""
+"""The cost of a run in hours on a card: its network evaluations, times the counted work of one."""
 
 from __future__ import annotations
 

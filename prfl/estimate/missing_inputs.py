@@ -96,4 +96,4 @@ MISSING: dict[str, Callable[[Source, Collection[Path]], str]] = {
     "manifest": _no_file,
     "videos": _no_videos,
 }
-"""What is not there of a source, in words, by its kind; empty where it is."""
+"""Say which part of a source is missing, in words; empty if nothing is."""

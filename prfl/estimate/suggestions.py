@@ -1,4 +1,4 @@
-"""What would take less memory: the keys of a config that could be turned, and what the prediction says of each."""
+"""Suggest changes of a config that would take less memory, with the predicted saving of each."""
 
 from __future__ import annotations
 

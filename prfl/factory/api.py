@@ -1,4 +1,4 @@
-"""What a notebook loads: a video model and a reward on it, with no config."""
+"""Loading from Python, without a config: a video model, and a reward on it."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def choose_kernels(config: Config, model: Backbone) -> dict[str, Choice]:
 
 
 def attention_choice(config: Config, model: Backbone) -> Choice:
-    """What runs the softmax attention.  Raises PrflError where an explicit choice cannot run."""
+    """Choose the softmax attention.  Raises PrflError if an explicit choice cannot run."""
     kind, settings, facts = device_kind(config), config.backbone, model.facts
     if settings.attention not in ("auto", *facts.attention):
         what = f"a {facts.family} model has no attention by {settings.attention}"

@@ -170,7 +170,7 @@ GENERATORS: dict[type[Section], Callable[..., Path]] = {
     CuratedConfig: build_rendered_clips,
     ClipsConfig: build_video_clips,
 }
-"""What writes the clips of every generator's section: (section, order) to a manifest."""
+"""The function that writes the clips of each generator's section: (section, order) to a manifest."""
 
 
 def _key(generator: GeneratorBase) -> str:

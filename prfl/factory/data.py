@@ -30,7 +30,7 @@ Dataset = LatentDataset | PairDataset
 
 
 def video_size(data: DataConfig) -> VideoSize:
-    """Of every video that the run draws, and of its clips where they have one size."""
+    """The size of every video that the run draws, and of its clips if they have one size."""
     return data.sizes[0]
 
 

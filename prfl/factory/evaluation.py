@@ -1,4 +1,4 @@
-"""What evaluation takes: a judge, sampling settings, and rewards as scorers of noisy latents."""
+"""The parts of an evaluation: a judge, sampling settings, and rewards as scorers of noisy latents."""
 
 from __future__ import annotations
 

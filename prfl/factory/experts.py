@@ -1,4 +1,4 @@
-"""What a config asks of a model of two networks that take turns along the chain, and what of it cannot be."""
+"""Checks and settings of a config for a model of two networks that take turns along the chain."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def policy_path(config: Config, folder: Path) -> Path:
 
 
 def trained_weights(config: Config) -> Path:
-    """Where the policy of the config's run is.  Raises PrflError where there is none, or an earlier training's."""
+    """Find the policy of the config's run.  Raises PrflError if there is none, or if an earlier training wrote it."""
     path = policy_path(config, config.run)
     if not path.exists():
         raise PrflError("there is no trained policy", where=str(path), fix="let `prfl train` finish this run first")

@@ -63,7 +63,7 @@ class Moment:
 
 
 def stamp_of(config: Config, model: Backbone, moment: Moment | None) -> Stamp:
-    """What is written with a policy.  moment: None where no run trained it."""
+    """Return the facts that are written beside a policy.  moment: None if no run trained it."""
     return base_of(model) | _adapter(config) | (asdict(moment) if moment else {})
 
 

@@ -43,7 +43,7 @@ def input_contents(config: Config, model: Backbone, clips: Dataset | None) -> di
 
 
 def _source_contents(source: Source, key: str) -> dict[str, Any]:
-    """What tells the content of a file, a model's folder or a saved reward from any other's."""
+    """Return hashes of the content of a source: a file, a model's folder or a saved reward."""
     if source.kind == "reward":
         return {f"{key} ({name})": value for name, value in saved_reward(reward_path(source.target)).items()}
     if source.kind in ("model", "folder"):
@@ -55,7 +55,7 @@ def _source_contents(source: Source, key: str) -> dict[str, Any]:
 
 
 def former_input_contents(clips: Dataset | None) -> dict[str, Any]:
-    """What checkpoints of older versions hold in place of some of ``contents``."""
+    """Return the facts that checkpoints of older versions hold in place of some of ``contents``."""
     return {} if clips is None else {"data (clips and labels)": clips.former_fingerprint}
 
 

@@ -65,7 +65,7 @@ PUBLIC_REWARDS: dict[type[public.PublicRewardConfig], PublicKind] = {
     public.CoherenceConfig: PublicKind(watched.load_coherence, watched.untrained_coherence),
     public.CallableConfig: PublicKind(own_function.load_own, own_function.Unread),
 }
-"""Of every section that names a reward which others trained."""
+"""How each public reward is loaded and counted, by its section."""
 
 
 def build_new_reward(config: Config, model: Backbone) -> TrainableReward:
@@ -184,7 +184,7 @@ def build_public_reward(section: public.PublicRewardConfig, config: Config, mode
 
 
 def untrained_public_rewards(config: Config) -> PublicReward:
-    """What ``load_public_rewards`` loads, in the published sizes with random weights, to be counted on ``meta``."""
+    """Make the rewards of ``load_public_rewards`` in published sizes with random weights, to count on ``meta``."""
     assert config.reward is not None
     size = video_size(config.data)
     members = [
@@ -230,7 +230,7 @@ def reward_hash(reward: Reward) -> str:
 
 
 def save_reward_stamp(folder: Path, model: Backbone, moment: provenance.Moment) -> None:
-    """What made a saved reward, beside its two files, which are the same whoever made them."""
+    """Write which training made a saved reward, in a third file beside the reward's weights and config."""
     stamp = provenance.base_of(model) | asdict(moment)
     provenance.write_beside(folder, stamp, [folder / WEIGHTS, folder / CONFIG])
 

@@ -1,4 +1,4 @@
-"""What ``prfl score`` is given: files, folders, patterns and manifests, each video with its prompt."""
+"""The inputs of ``prfl score``: files, folders, patterns and manifests, each video with its prompt."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class WholeNumbers:
 
 
 class NumbersColumn(ProgressColumn):
-    """What the bar, the steps and the time leave of the line.  It takes the task's field ``numbers``."""
+    """The task's field ``numbers``, cut to the room that the bar, the steps and the time leave on the line."""
 
     def __init__(self) -> None:
         super().__init__(table_column=Column(ratio=1, no_wrap=True))

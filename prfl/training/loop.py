@@ -46,10 +46,10 @@ from prfl.utils.timing import Clock
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done every ``every`` steps, at the last step, and (``at_start``) before the first.
+    """A function that runs every ``every`` steps, at the last step, and (``at_start``) before the first.
 
-    It gets the number of finished steps, runs under the averaged weights where there are any, and returns numbers of
-    held-out prompts to log.  It runs on every process, and all of them go on together.
+    call: gets the number of finished steps, and returns metrics of held-out prompts to log.  It runs with the EMA
+    weights if there are any, and on every process; all processes go on together.
     """
 
     every: int
@@ -62,12 +62,13 @@ class Hook:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a run calls beside its steps.
+    """Functions that a run calls beside its steps.
 
-    enough: asked after the hooks of each step, with the same answer on every process; True ends the run there.
-    finish: a hook for the end of the run, after the last checkpoint: it may put other weights into the model.
-    set_aside: called on the main process before the run starts anew (0, True), and before the first step that it takes
-    here (finished steps, False): what an earlier training left must not pass for this one's.
+    enough: called after the hooks of each step; True ends the run there.  It answers the same on every process.
+    finish: a hook for the end of the run, after the last checkpoint; it may put other weights into the model.
+    set_aside: moves aside what an earlier training left in the run folder, so that it cannot pass for this run's.
+    Called on the main process with (0, True) when the run starts anew, and with (finished steps, False) before the
+    first step that is taken here.
     """
 
     hooks: Sequence[Hook] = ()
@@ -78,11 +79,11 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a run starts, and what must be as it was.
+    """Where a run starts, and which facts must not have changed.
 
-    start: ``auto`` (the run's last checkpoint, or anew), ``none`` (anew, what lies there is set aside), or a path.
-    identity: json-able facts that must be the same when the run is resumed (the config less what may change).
-    former: what checkpoints of older versions have under other names.
+    start: ``auto`` (the run's last checkpoint, else anew), ``none`` (anew; what lies there is moved aside), or a path.
+    identity: JSON-able facts that must be the same when the run is resumed: the config without keys that may change.
+    former: facts that checkpoints of older versions store in place of some of ``identity``.
     """
 
     start: str = "auto"
@@ -101,7 +102,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Trainer:
-    """What does not change while a run trains."""
+    """The parts of a run that do not change while it trains."""
 
     objective: Objective
     settings: TrainingConfig
@@ -127,11 +128,12 @@ def fit(
 ) -> TrainResult:
     """Train ``objective.parameters()`` in place for ``settings.steps`` steps.
 
-    watched: what must not change while this is trained, and what must (learning.py).
-    group_of: of a parameter's name, which of ``settings.rates`` it learns at.
-    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 finish the step (an evaluation is left at once), save, and return.
-    Whatever else ends it saves too, if it can, says what it saved, and is raised again; a guard saves nothing.
-    Raises PrflError from guards.py and checkpoint.py; what is refused before the first step leaves no trace.
+    watched: weights that must not change during the training, and weights that must (learning.py).
+    group_of: maps a parameter's name to its entry of ``settings.rates``, the learning rates.
+    On Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 the step is finished (an evaluation is left at once), a checkpoint is saved,
+    and the function returns.  On any other error it saves if it can, says what it saved, and raises the error again;
+    when a guard stops the run, nothing is saved.
+    Raises PrflError from guards.py and checkpoint.py; a run that is refused before its first step writes nothing.
     """
     accelerator = accelerator or make_accelerator(run, trackers=settings.trackers)
     callbacks, resumption = callbacks or Callbacks(), resumption or Resumption()
@@ -151,13 +153,13 @@ def fit(
                 if set_aside and state.step == log.start and accelerator.is_main_process:
                     set_aside(state.step, False)
 
-                # The step, and what is known of it.
+                # One step, and the checks of whether it learns.
                 metrics = train_step(trainer, state)
                 lock.check()
                 log.step(state.step, metrics)
                 learning.after_step(state.step, metrics)
 
-                # A checkpoint where one is due, then the hooks; a signal ends the run after either.
+                # A checkpoint if one is due, then the hooks; a signal ends the run after either.
                 if state.step % settings.save_every == 0 or state.step == settings.steps or learning.stuck:
                     checkpoint = save(trainer, state, stop, learning)
                     learning.check_stuck(state.step, str(checkpoint))
@@ -166,7 +168,7 @@ def fit(
                     run_hooks(hooks, state, trainer, log, stop)
                     stopped = stop.anywhere(accelerator)
 
-            # The end: saved whatever ended it, and finished where nothing broke it off.
+            # The end: always a checkpoint; ``finish`` only if no signal ended the run.
             if stopped or checkpoint is None or checkpoint.name != step_name(state.step):  # else it is saved
                 checkpoint = save(trainer, state, stop, learning)
             if not stopped:
@@ -182,9 +184,9 @@ def fit(
 def prepare(
     trainer: Trainer, resumption: Resumption, log: Logger, set_aside: Callable[[int, bool], object] | None
 ) -> tuple[TrainState, Path | None]:
-    """Return the state to go on from, and the checkpoint that it is of, if any.
+    """Return the state to start from, and the checkpoint that it was loaded from; None if the run starts anew.
 
-    The run folder is written to only when nothing stands against the run any more.
+    The run folder is written to only after every check has passed.
     """
     objective, settings, run, accelerator = trainer.objective, trainer.settings, trainer.run, trainer.accelerator
     parameters = objective.parameters()
@@ -203,7 +205,7 @@ def prepare(
     state = TrainState(parameters, optimizer, ema, steps=settings.steps, identity=identity, objective=stateful)
     state.former = resumption.former
 
-    # The checkpoint, where there is one to go on from.
+    # The checkpoint to go on from, if there is one.
     if accelerator.is_main_process:
         for damaged in tidy(run.checkpoints, resumption.start):
             log.say(f"{damaged} is damaged: it is now called damaged-{damaged.name}, and the run goes on before it")
@@ -218,7 +220,7 @@ def prepare(
             )
     guards.check_same_on_ranks(parameters, accelerator)
 
-    # From here on the run is this one's.
+    # Every check has passed: from here on the run folder is written to.
     log.start = state.step
     if accelerator.is_main_process:
         if path is None and set_aside:
@@ -233,7 +235,7 @@ def prepare(
 
 
 def check_batch(settings: TrainingConfig, processes: int) -> None:
-    """Raise PrflError where a process would have no sample of a part of the batch."""
+    """Raise PrflError if a process would get no sample of a part of the batch."""
     if settings.batch // settings.accumulation < processes:
         raise PrflError(
             f"a batch of {settings.batch} in {settings.accumulation} parts is too small for {processes} processes",
@@ -243,7 +245,7 @@ def check_batch(settings: TrainingConfig, processes: int) -> None:
 
 
 def run_hooks(hooks: Sequence[Hook], state: TrainState, trainer: Trainer, log: Logger, stop: StopSignals) -> None:
-    """Run the hooks that are due.  A signal ends them: they change nothing that is saved, and run again on resuming."""
+    """Run the hooks that are due.  A signal ends them; they change nothing that is saved, and run again on resuming."""
     for hook in hooks:
         if hook.due(state.step, trainer.settings.steps) and not stop.left_early:
             metrics: Mapping[str, float] = {}
@@ -271,9 +273,10 @@ def save(trainer: Trainer, state: TrainState, stop: StopSignals, learning: Learn
 
 @contextmanager
 def saved_on_the_way_out(trainer: Trainer, state: TrainState, stop: StopSignals, log: Logger) -> Iterator[None]:
-    """Save on an error that is no guard's: it must not cost the steps since the last checkpoint.
+    """Save when an error ends the run, so that the steps since the last checkpoint are not lost; not for a guard's
+    error.
 
-    Only the main process saves, and waits for no other one.
+    Only the main process saves, and it does not wait for the others.
     """
     try:
         yield
@@ -288,7 +291,7 @@ def saved_on_the_way_out(trainer: Trainer, state: TrainState, stop: StopSignals,
 
 
 def last_save(trainer: Trainer, state: TrainState) -> str:
-    """Save what can still be saved; returns what was, or why not."""
+    """Save a checkpoint if the state allows it; return what was saved, or why nothing was."""
     checkpoints = list_checkpoints(trainer.run.checkpoints)
     newest = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint"
     if state.step == 0 or (checkpoints and checkpoints[-1].name == step_name(state.step)):
@@ -298,12 +301,12 @@ def last_save(trainer: Trainer, state: TrainState) -> str:
     try:
         guards.check_finite_weights(state.parameters, state.step)
         return f"saved {save_checkpoint(trainer.run.checkpoints, state, trainer.settings.keep)}"
-    except Exception as error:  # the one that is on its way says more
+    except Exception as error:  # the error that ends the run matters more
         return f"not saved: {getattr(error, 'what', error)}; {newest}"
 
 
 def train_step(trainer: Trainer, state: TrainState) -> dict[str, float]:
-    """Take the regulariser's optimizer step where one is due, then the objective's; then update the average."""
+    """Take the regulariser's optimizer step if one is due, then the objective's; then update the EMA."""
     device = trainer.accelerator.device
     clock = Clock(device)
     reset_peak(device)

@@ -133,11 +133,11 @@ class Tracked:
 
     @property
     def id_file(self) -> Path:
-        """Where the id of the service's own run lies: a resumed run goes on in it; one that starts anew does not."""
+        """The file with the id of the tracker's run, so that a resumed run goes on in it; a new start does not."""
         return self.run.path / "trackers" / f"{self.name}.id"
 
     def worth_a_try(self) -> bool:
-        """Whether it works, or is to be begun: after 1, 2, 4, 8 ... calls in vain."""
+        """Whether the tracker works, or is to be started again: it is tried after 1, 2, 4, 8 ... failed calls."""
         return self.tracker is not None or not self.in_vain & (self.in_vain - 1)
 
     def begin(self) -> None:
