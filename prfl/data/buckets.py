@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Rows = Sequence[LabelledVideo | PreferencePair]
 Clip = tuple[Path, VideoSize]
-NEAR = 0.05  # of log(height / width): shapes that differ by less crop nothing that anybody would miss
-FASTER = 1.01  # a rate above the file's by more than this repeats pictures
+NEAR = 0.05  # difference of log(height / width) below which cropping one shape to the other loses almost nothing
+FASTER = 1.01  # a clip whose rate is above the file's by more than this factor repeats pictures
 
 
 def once(clips: Sequence[Sequence[Clip]]) -> list[Clip]:
@@ -39,7 +39,7 @@ class ClipSizes:
 
     @staticmethod
     def of(size: VideoSize | ClipSizes) -> ClipSizes:
-        """Make sizes of one."""
+        """Return ``size`` as a ClipSizes; a single VideoSize becomes the only one."""
         return size if isinstance(size, ClipSizes) else ClipSizes((size,))
 
     @property
@@ -63,12 +63,14 @@ class ClipSizes:
 
 
 def best_size(videos: Sequence[Path], sizes: Sequence[VideoSize]) -> VideoSize:
-    """Choose the size for videos that are read alike: one that the shortest fills, not faster than the slowest.
+    """Choose one size for videos that must all be read at the same size.
 
-    Of these the one nearest to the first one's shape, of alike ones the largest.  Where none fits, the shortest.
+    A size fits if the shortest video is long enough for it; among these, sizes whose rate is not above the slowest
+    video's are preferred.  Of the sizes left, take the one nearest in shape (height / width) to the first video; of
+    equally near ones, the one with the most pixels.  If every size is too long, take the size of the shortest duration.
     """
     headers = [header for video in videos if (header := known_header(video))]
-    if not headers:  # reported where the video is read
+    if not headers:  # no header can be read: the error is raised where the videos are read
         return sizes[0]
     seconds, fps = min(header.seconds for header in headers), min(header.fps for header in headers)
     filled = [size for size in sizes if (size.frames - 1) / size.fps <= seconds]

@@ -5,14 +5,14 @@
     folder/frames/KEY.png              the first frame of the clip, for a model that takes one
     folder/latents/KEY.unreadable      why a video could not be read, in place of its latents
 
-KEY is a hash of everything that the content depends on: the file's bytes (or the prompt, and of a first frame the bytes
-and the size and rate of the video that it begins), the model's description (with
-fingerprints of its weights) and dtype, and the clip's size, rate and window.  So a stale entry cannot be found, files
-may be renamed, and a run that was stopped goes on where it was: each entry is written atomically, and present ones are
-skipped.
+KEY is a hash of everything that the content depends on.  For latents: the video's bytes, the model's description (with
+fingerprints of its weights), the VAE's dtype, and the clip's size, rate and window.  For a prompt: its text, the first
+frame's bytes and its clip's size and rate where it has a first frame, the model's description, and the text encoder.
+So an outdated entry is never used, and videos may be renamed.  Each entry is written atomically and existing entries
+are skipped, so a run that was stopped continues where it was.
 
-What a file's name says is compared with its own metadata, and its content with a hash that it carries, when it is read
-(entries.py).  One that does not match is put aside as KEY.damaged, with a warning, and made again.
+When an entry is read, its name is compared with its metadata, and its content with the hash that it carries
+(entries.py).  An entry that does not match is renamed to KEY.damaged, with a warning, and made again.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ from prfl.utils.video_size import VideoSize
 class LatentCache:
     """The entries of one model, clip size and rate, in a folder.
 
-    size, window: which part of a video is read, and how large.  text: identity of the text encoder, the dtype of its
-    embeddings, and where it cuts a prompt, in tokens.  shape: (c, t, h, w) of a clip's latents.  condition_specs:
-    of a prompt's tensors.  takes_image: whether a clip's condition has its first frame.
+    size, window: at which size a video is read, and which part of it.  text: the text encoder's identity, the dtype of
+    its embeddings, and the number of tokens at which it cuts a prompt.  shape: (c, t, h, w) of a clip's latents.
+    condition_specs: the specification of each tensor of a prompt's condition.  takes_image: whether a clip's condition
+    includes its first frame.
     """
 
     folder: Path
@@ -77,7 +78,7 @@ class LatentCache:
 
     @property
     def clip(self) -> dict[str, Any]:
-        """What of a video an entry is made from, as the entries' names have it."""
+        """Describe the part of a video that an entry is made from, as it enters the entry's name."""
         return {**asdict(self.size), "fps": float(self.size.fps), "window": self.window}
 
     @property
@@ -94,7 +95,10 @@ class LatentCache:
         return self.latents_entry(video)[0]
 
     def latents_entry(self, video: Path) -> tuple[Path, str]:
-        """Return the file, and what it is made from, whose hash is its name.  Raises OSError, as ``latents_file``."""
+        """Return (the latents' file, the JSON of what it is made from, whose hash is its name).
+
+        Raises OSError when the video's bytes cannot be read.
+        """
         from prfl.utils.decoding import picture_hash
 
         made_from = self.videos.made_from(picture_hash(video))
@@ -109,7 +113,7 @@ class LatentCache:
         return self.folder / "frames" / f"{entry.stem}.png"
 
     def ask(self, prompt: str, entry: Path) -> Ask:
-        """Make what a clip with this prompt is conditioned on.  entry: the file of its latents."""
+        """Make the ask of a clip: its prompt, and its first frame if the model takes one.  entry: its latents' file."""
         return Ask(prompt, self.frame_file(entry), self.size) if self.takes_image else Ask(prompt)
 
     def find(self, videos: Iterable[Path]) -> tuple[dict[Path, Path], list[tuple[Path, str]]]:
@@ -156,16 +160,16 @@ class LatentCache:
         return Condition(copies, as_asks([prompt]), ragged)
 
     def missing(self, prompts: Iterable[str]) -> list[str]:
-        """List, once each, the prompts whose condition is not here; damaged ones are put aside and count as missing.
+        """List, once each, the prompts whose condition is not in the cache.
 
-        All processes look together.
+        Damaged entries are renamed and count as missing.  All processes share the work, so all must call this.
         """
         files = {prompt: self.prompt_file(prompt) for prompt in dict.fromkeys(prompts)}
         absent = self._absent({file: prompt for prompt, file in files.items()})
         return [prompt for prompt, file in files.items() if file in absent]
 
     def missing_latents(self, files: Iterable[Path]) -> set[Path]:
-        """Do the same for entries of videos."""
+        """List the files among these entries of videos that are missing or damaged, as ``missing`` does for prompts."""
         return self._absent(dict.fromkeys(files))
 
     def keep(self, prompt: str, condition: Condition) -> None:
@@ -187,9 +191,9 @@ class LatentCache:
         write_entry(file, {"latents": latents}, made_from, notes)
 
     def _absent(self, entries: Mapping[Path, str | None]) -> set[Path]:
-        """Find the entries that are not here; damaged ones are put aside, with a warning.
+        """Find the entries that are missing; damaged ones are renamed, with a warning, and count as missing.
 
-        entries: by file, the prompt, or None for a video.
+        entries: for each file, its prompt; None for a video.
         """
         absent, damaged, unhashed = [], {}, 0
         for file in processes.share(list(entries)):
@@ -238,9 +242,9 @@ class LatentCache:
 
 
 def source_of(prompt: str) -> str | list[Any]:
-    """What tells an ask from another: its prompt, and its first frame with the clip that this begins.
+    """Return what identifies an ask: its prompt, or [prompt, hash of its first frame, the frame's clip or None].
 
-    Raises PrflError where that cannot be read.
+    Raises PrflError where the first frame cannot be read.
     """
     (ask,) = as_asks([prompt])
     if ask.image is None:
@@ -254,7 +258,7 @@ def source_of(prompt: str) -> str | list[Any]:
 
 
 def _tensor_fault(name: str, spec: TensorSpec, state: Sequence[int], tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with one tensor of a single prompt's condition.  state: (c, t, h, w) of the video's latents."""
+    """Say what is wrong with one tensor of a prompt's condition, or "".  state: (c, t, h, w) of the video's latents."""
     tensor, shape = tensors[name], spec.of_video(state)
     fits = len(tensor.shape) == len(shape) + 1 and tensor.shape[0] == 1
     fits = fits and all(size in (None, has) for size, has in zip(shape, tensor.shape[1:], strict=True))
@@ -272,7 +276,7 @@ def _names(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _report(folder: Path, damaged: Mapping[Path, str], unhashed: int) -> None:
-    """Warn of damaged entries, and say how many are of before there was a hash."""
+    """Warn of damaged entries, and print how many are of an earlier version, without a hash of their content."""
     if damaged:
         shown = "; ".join(f"{file.parent.name}/{file.name} {fault}" for file, fault in list(damaged.items())[:3])
         more = f"; and {len(damaged) - 3} more" if len(damaged) > 3 else ""

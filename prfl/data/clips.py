@@ -1,7 +1,8 @@
-"""Preference pairs from videos without labels: clips cut from them, each against synthetic degradations of itself.
+"""Preference pairs from videos without labels: each clip is paired with synthetic degradations of itself.
 
-The clip as it was cut is preferred.  What is spoilt says on which dimension: ``look`` (blur, noise, contrast) or
-``motion`` (jitter, shuffle, freeze).  Such pairs teach a reward to see damage, not taste: real preferences are better.
+The clip as it was cut is always the preferred side.  The kind of degradation gives the pair's dimension: ``look``
+(blur, noise, contrast) or ``motion`` (jitter, shuffle, freeze).  Such pairs teach a reward to see damage, not taste:
+real preferences are better.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ Format = Literal["mp4", "webm", "gif"]
 DIMENSION: dict[Kind, str] = {
     "blur": "look", "noise": "look", "contrast": "look", "jitter": "motion", "shuffle": "motion", "freeze": "motion",
 }  # fmt: skip
-# Mean difference, of a range of 2, under which nobody sees a degradation: a still clip's frames in another order.
+# A mean pixel difference (pixels span a range of 2) below which a degradation cannot be seen, as when the frames of a
+# still clip are shuffled.
 ALIKE = 0.01
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """The settings by which clips are cut and written.
+    """How clips are cut and written.
 
-    frames, height, width, fps: of every clip.  crops: clips from each stretch of a video: the whole picture, then
-    drawn parts of it, at least half as high.  held_out: share of the stretches, the last ones, for validation.
-    formats: of the files; clips take turns, and both sides of a pair share one, or the codec would tell them apart.
+    frames, height, width, fps: the size of every clip.  crops: how many clips each stretch of a video gives: the first
+    shows the whole picture, the others random crops of it, at least half as high.  held_out: the share of all
+    stretches, the last ones, that becomes the validation split.  formats: the file formats; clips take turns through
+    them.  Both sides of a pair have the same format, or a reward could tell them apart by the codec.
     """
 
     frames: int
@@ -56,7 +59,7 @@ class ClipSettings:
 
 
 def degrade(clip: Clip, kind: Kind, generator: torch.Generator) -> Clip:
-    """Spoil a clip by one fault, of a strength and place that the generator draws; pixels stay in [-1, 1]."""
+    """Degrade a clip in one way, with a random strength; pixels stay in [-1, 1]."""
     strength = float(torch.rand((), generator=generator))
     frames, (height, width) = clip.shape[1], clip.shape[2:]
 
@@ -72,7 +75,7 @@ def degrade(clip: Clip, kind: Kind, generator: torch.Generator) -> Clip:
     if kind == "contrast":
         return clip.mean() + (0.5 - 0.3 * strength) * (clip - clip.mean())
 
-    if kind == "jitter":  # every frame moved by up to a sixteenth to an eighth of the short side, edges repeated
+    if kind == "jitter":  # move every frame by up to 1/16 to 1/8 of the short side, and repeat the pixels at its edge
         reach = max(1, round(min(height, width) * (1 + strength) / 16))
         moves = torch.randint(0, 2 * reach + 1, (frames, 2), generator=generator).tolist()
         wide = F.pad(clip, (reach, reach, reach, reach), mode="replicate")
@@ -81,7 +84,7 @@ def degrade(clip: Clip, kind: Kind, generator: torch.Generator) -> Clip:
     if kind == "shuffle":
         return clip[:, torch.randperm(frames, generator=generator)]
 
-    stop = round(strength * (frames - 1) / 2)  # freeze: nothing moves after a picture of the first half
+    stop = round(strength * (frames - 1) / 2)  # freeze: a picture of the first half is repeated until the end
     return clip[:, torch.arange(frames).clamp(max=stop)]
 
 
@@ -96,12 +99,13 @@ def write_clips(
     follow_links: bool = False,
     progress: Callable = iter,
 ) -> tuple[Path, Path]:
-    """Write the files and two manifests: (clips against their degradations, the clips alone); returns their paths.
+    """Cut clips, write them with their degradations, and write two manifests: the pairs, and the clips alone.
 
-    videos: a file, or a folder with all that lies below it (``find_videos``).  prompts: of ``train`` and, to hold clips
-    out, ``validation``; the clips of a split take its prompts in turn, whatever they show.  captions: (prompt, split)
-    of each video, for all of its clips, in place of ``prompts``.  A finished folder is left alone.
-    Raises PrflError when there are no videos, one is unreadable, or they are too short for a clip in each split.
+    videos: a file, or a folder that is searched with all folders below it (``find_videos``).  prompts: the prompts of
+    the split ``train`` and, where clips are to be held out, of ``validation``; the clips of a split take its prompts in
+    turn, whatever they show.  captions: (prompt, split) of each video, which all of its clips take in place of
+    ``prompts``.  A folder that is already complete is left alone.  Returns the paths (pairs, clips).
+    Raises PrflError when there are no videos, when one is unreadable, or when they are too short for a clip per split.
     """
     pairs_file, clips_file = folder / "pairs.jsonl", folder / "clips.jsonl"
     if pairs_file.exists() and clips_file.exists():
@@ -123,7 +127,7 @@ def write_clips(
         write_video(good, clip, settings.fps)
         clips.append(LabelledVideo(good, prompt, {}, split))
 
-        # Against each degradation that shows; a draw says which side the good clip is on.
+        # Pair the clip with each degradation that can be seen; the side of the good clip is random.
         for kind in settings.kinds:
             spoilt = degrade(clip, kind, rng.generator(settings.seed, f"degrade/{kind}", 0, number))
             if float((spoilt - clip).abs().mean()) < ALIKE:
@@ -149,10 +153,10 @@ def write_clips(
 def _cut(
     videos: Sequence[Path], splits: Mapping[Path, str], hold_out: bool, settings: ClipSettings, skip_unreadable: bool
 ) -> Iterator[tuple[int, Path, str, Clip]]:
-    """Cut (number, video, split, clip).
+    """Cut the clips; yields (number, video, split, clip).  Stretches do not overlap, so nothing is in two splits.
 
-    Stretches do not overlap.  splits: of each video; without them validation's stretches are the last, if ``hold_out``.
-    Either way nothing is in both splits.
+    splits: the split of each video; empty where the stretches are split instead: with ``hold_out`` the last ones are
+    for validation, and without it all are for training.
     """
     stretches_of: dict[Path, Stretches] = {}
     for video in videos:
@@ -170,7 +174,7 @@ def _cut(
         what = f"{total} clips of {settings.frames} frames at {settings.fps:g} fps fit into the videos ({len(videos)})"
         raise PrflError(what, where="data.generator.videos", fix="give more or longer videos, or fewer data.frames")
 
-    larger = 1 if settings.crops == 1 else 2  # parts of half the height are as sharp as the whole
+    larger = 1 if settings.crops == 1 else 2  # at twice the size, a crop of half the height is as sharp as the whole
     height, width = larger * settings.height, larger * settings.width
     first = 0
     for video, (numbers, *_) in stretches_of.items():
@@ -197,7 +201,10 @@ def _report_left_out(stretches_of: Mapping[Path, Stretches], settings: ClipSetti
 
 @contextmanager
 def _skipping_unreadable(skip: bool) -> Iterator[None]:
-    """Report an unreadable video, and leave it out from where it is damaged; without ``skip`` it ends everything."""
+    """Catch the error of an unreadable video inside, and report it; without ``skip`` the error is raised.
+
+    What was cut before the damage is kept.
+    """
     try:
         yield
     except PrflError as error:
@@ -207,7 +214,10 @@ def _skipping_unreadable(skip: bool) -> Iterator[None]:
 
 
 def _part(whole: Clip, stretch: int, crop: int, settings: ClipSettings) -> Float[Tensor, "3 f H W"]:
-    """Crop a clip: crop 0 is the whole picture, the others parts of its shape, at least half as high."""
+    """Crop a clip and resize it to the settings' size.
+
+    Crop 0 is the whole picture.  The others are random parts of the same shape, at least half as high.
+    """
     size = settings.height, settings.width
     if crop > 0:
         scale, y, x = torch.rand(3, generator=rng.generator(settings.seed, "crop", stretch, crop)).tolist()

@@ -15,9 +15,9 @@ from prfl.utils.video_size import VideoSize
 
 
 def remember(backbone: Backbone, prompts: Iterable[str], progress: Callable[[list[Ask]], Iterable[Ask]] = iter) -> None:
-    """Encode these prompts now, keep their conditions on the host, and free the text encoder: 10.6 GiB in Wan 2.1.
+    """Encode these prompts now, keep their conditions on the host, and free the text encoder (10.6 GiB in Wan 2.1).
 
-    One by one, since a batch's make-up would change the last bits.
+    Each prompt is encoded alone: in a batch, its last bits would depend on the other prompts.
     """
     conditions = backbone.text.known
     new = [ask for ask in dict.fromkeys(as_asks(prompts)) if ask not in conditions]
@@ -28,7 +28,7 @@ def remember(backbone: Backbone, prompts: Iterable[str], progress: Callable[[lis
 
 
 def recall(backbone: Backbone, conditions: Mapping[str, Condition]) -> None:
-    """Conditions that were encoded before, by prompt: to be looked up as if they had been ``remember``ed."""
+    """Take over conditions that were encoded before, by prompt, as if ``remember`` had encoded them."""
     asks = as_asks(conditions)
     backbone.text.known.update({ask: conditions[ask].to("cpu") for ask in asks})
 
@@ -36,9 +36,10 @@ def recall(backbone: Backbone, conditions: Mapping[str, Condition]) -> None:
 def asks_of(
     rows: Rows, sizes: ClipSizes, caches: Mapping[VideoSize, LatentCache], entries: Mapping[Clip, Path]
 ) -> dict[VideoSize, list[Ask]]:
-    """List what the clips of rows are conditioned on, with the unconditional asks, by the size whose cache has it.
+    """List what the rows' clips are conditioned on, and the unconditional asks, by the size whose cache holds them.
 
-    entries: the files of the clips' latents; others are left out.  A prompt alone is of no size: the largest has it.
+    entries: the latents' file of each clip; clips without one are left out.  Where the model takes no first frame, a
+    condition depends on the prompt alone, and the largest size's cache holds them all.
     """
     if not caches[sizes.largest].takes_image:
         return {sizes.largest: with_unconditional(["", *(row.prompt for row in rows)])}

@@ -28,7 +28,7 @@ _PREFERRED = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Clean latents with their prompts; ``labels``: one value in [0, 1] a sample and dimension, nan where missing."""
+    """Clean latents with their prompts.  labels: for each dimension, one value in [0, 1] per sample, or nan."""
 
     latents: Float[Tensor, "b c t h w"]
     condition: Condition
@@ -37,9 +37,9 @@ class LatentBatch:
 
 
 class ClipLatents:
-    """Latents of several shapes: those of one shape are taken together.
+    """Latents of several shapes.  Only latents of the same shape can be indexed together, as a batch.
 
-    kinds: (n,) the number of each one's shape.
+    kinds: (n,) for each clip, the number of its shape.
     """
 
     def __init__(self, clips: Sequence[Tensor]) -> None:
@@ -58,9 +58,10 @@ class ClipLatents:
 class _Loaded:
     """The common part of both data sets: each video's latents once, each prompt's condition once, on the CPU.
 
-    fingerprint: hash of the rows, and of the contents of their videos.  entries: the names of these in the cache.
-    batch: samples of an optimizer step, which have one shape where there are several.  first_frames: of each row of
-    ``latents`` its picture and the clip's size, where the model takes them.
+    fingerprint: hash of the rows and of their videos' contents.  entries: the file names of the videos' latents in the
+    cache.  batch: the number of samples in an optimizer step; where clips have several shapes, all samples of a step
+    have the same.  first_frames: for each row of ``latents``, the first picture and the clip's size; empty where the
+    model takes no first frame.
     """
 
     latents: Tensor | ClipLatents
@@ -68,44 +69,44 @@ class _Loaded:
     prompts: list[str]
     device: torch.device
     skipped: list[tuple[Path, str]]
-    fingerprint: str = ""  # of the videos' bytes, prompts and labels
-    former_fingerprint: str = ""  # as checkpoints of older versions have it: of the cache's entries
+    fingerprint: str = ""  # hash of the videos' bytes, prompts and labels
+    former_fingerprint: str = ""  # what checkpoints of older versions store: a hash of the cache's file names
     entries: frozenset[str] = frozenset()
     batch: int = 1
     first_frames: Sequence[tuple[Path, VideoSize]] = ()
 
     def kinds(self, rows: Tensor) -> list[int]:
-        """Number the shapes of these rows' latents; empty where all have one."""
+        """Return the number of each row's latent shape; empty where all latents have the same shape."""
         return self.latents.kinds[rows].tolist() if isinstance(self.latents, ClipLatents) else []
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def condition(self, prompts: Sequence[str], rows: Sequence[int]) -> Condition:
-        """Take the conditions of prompts as one batch, on the device.  rows: of ``latents``, that these are of."""
+        """Look up the conditions of prompts, as one batch on the device.  rows: each prompt's row of ``latents``."""
         asks: Sequence[Ask] = as_asks(prompts)
         if self.first_frames:
             asks = [Ask(prompt, *self.first_frames[row]) for prompt, row in zip(prompts, rows, strict=True)]
         return Condition.cat([self.conditions[ask] for ask in asks]).to(device=self.device)
 
     def unconditional(self, condition: Condition) -> Condition:
-        """Take what guidance and prompt dropout have in place of ``condition``, on the device."""
+        """Look up the unconditional counterpart of ``condition``, for guidance and prompt dropout, on the device."""
         return Condition.cat([self.conditions[ask.unconditional] for ask in condition.asks]).to(device=self.device)
 
 
 @dataclass(kw_only=True)
 class LatentDataset(_Loaded):
-    """Labelled videos of a manifest.  Batches come on the backbone's device.
+    """Labelled videos of a manifest.  Batches are on the backbone's device.
 
-    ``video``: (n,) rows of ``latents``; one video may be labelled for several prompts.
-    ``labels[dimension]``: (n,), nan where missing.
+    video: (n,) for each sample, its row of ``latents``; one video may be labelled for several prompts.
+    labels: for each dimension (n,) values in [0, 1], nan where missing.
     """
 
     video: Tensor
     labels: dict[str, Tensor]
 
     def get(self, indices: Sequence[int]) -> LatentBatch:
-        """Take the rows of these numbers as a batch."""
+        """Return the samples of these numbers as a batch."""
         chosen = list(indices)
         prompts = [self.prompts[index] for index in chosen]
         labels = {name: values[chosen].to(self.device) for name, values in self.labels.items()}
@@ -116,7 +117,11 @@ class LatentDataset(_Loaded):
 
 @dataclass(kw_only=True)
 class PairDataset(_Loaded):
-    """Pairs of a manifest.  ``a``, ``b``: (n,) rows of ``latents``; ``preference[dimension]``: (n,)."""
+    """Preference pairs of a manifest.
+
+    a, b: (n,) for each pair, its two rows of ``latents``.  preference: for each dimension (n,), 1 where a is better, 0
+    where b is, 0.5 for a tie, nan where missing.
+    """
 
     a: Tensor
     b: Tensor
@@ -136,13 +141,13 @@ def load_dataset(
     skip_unreadable: bool = False,
     follow_links: bool = False,
 ) -> LatentDataset | PairDataset:
-    """Load the rows of a manifest (of one split) with their cached latents and conditions, all into memory.
+    """Load the rows of a manifest with their cached latents and conditions, all into memory.
 
-    size: of all clips, or those that each fits best.  batch: samples of an optimizer step.  root: the folder of the
-    manifest's videos; None is its own.
-    Raises PrflError when the split is empty, when something is not in the cache for exactly this model, size and rate,
-    and, unless ``skip_unreadable``, for videos that the cache found unreadable; else their rows are left out and the
-    videos listed in ``skipped``.
+    size: the size of all clips, or several sizes, of which each clip takes the one that fits it best.  batch: samples
+    of an optimizer step.  split: the split to load; None for all rows.  root: the folder that the videos' paths are
+    relative to; None for the manifest's own.  skip_unreadable: leave out rows of videos that could not be read when the
+    cache was filled, and list these videos in ``skipped``; otherwise they raise.
+    Raises PrflError when the split is empty, or when something is not cached for exactly this model, size and rate.
     """
     every = read_manifest(manifest, root=root, follow_links=follow_links)
     rows = [row for row in every if split is None or row.split == split]
@@ -157,13 +162,13 @@ def load_dataset(
         fix = "mend or remove these files, or leave them out with skip_unreadable"
         raise PrflError(f"{len(skipped)} videos are unreadable{listed}", where=str(manifest), fix=fix)
 
-    # The rows whose videos are in the cache; a manifest has rows of one kind.
+    # Keep the rows of which every video is in the cache.
     cached = [(row, of_row) for row, of_row in zip(rows, clips, strict=True) if entry_of.keys() >= set(of_row)]
     kept, kept_clips = [row for row, _ in cached], [of_row for _, of_row in cached]
     if not kept:
         raise PrflError("no readable video is left", where=str(manifest), fix="see the reasons that `prfl cache` lists")
 
-    # Each video's latents once, each prompt's (and first frame's) condition once.
+    # Load each video's latents once, and the condition of each prompt (with its first frame) once.
     asks = asks_of(kept, sizes, caches, entry_of)
     conditions = {ask: caches[of_size].condition(ask) for of_size, every in asks.items() for ask in every}
     latents_row = {clip: row for row, clip in enumerate(once(kept_clips))}
@@ -188,7 +193,10 @@ def load_dataset(
 def _find(
     caches: dict[VideoSize, LatentCache], clips: Sequence[Clip]
 ) -> tuple[dict[Clip, Path], list[tuple[Path, str]]]:
-    """Do ``LatentCache.find`` for videos of several sizes: ({(video, size): its entry}, [(unreadable, reason)])."""
+    """Find the cache entries of clips of several sizes, each in its size's cache.
+
+    Returns ({(video, size): its entry}, [(unreadable video, reason)]), as ``LatentCache.find``.
+    """
     entries: dict[Clip, Path] = {}
     failed: list[tuple[Path, str]] = []
     for size, cache in caches.items():
@@ -199,7 +207,7 @@ def _find(
 
 
 def labels_only(rows: Sequence[LabelledVideo | PreferencePair]) -> LatentDataset | PairDataset:
-    """Make the data set of rows whose videos are not encoded yet: prompts and labels, and nothing to train on."""
+    """Make a data set of prompts and labels alone, without latents, for rows whose videos are not encoded yet."""
     latents_row = {video: row for row, video in enumerate(manifest_videos(rows))}
     places = [[latents_row[video] for video in manifest_videos([row])] for row in rows]
     nothing = {"latents": torch.empty(0), "conditions": {}, "device": torch.device("cpu"), "skipped": []}
@@ -209,9 +217,9 @@ def labels_only(rows: Sequence[LabelledVideo | PreferencePair]) -> LatentDataset
 def _of_rows(
     rows: Sequence[LabelledVideo | PreferencePair], places: Sequence[Sequence[int]], common: dict[str, Any]
 ) -> LatentDataset | PairDataset:
-    """Make the data set of rows, which are of one kind.
+    """Make the data set of rows, which are all of one kind.
 
-    places: for each row, where the latents of its videos are.  common: what is not of its rows.
+    places: for each row, the positions of its videos' latents.  common: the arguments that both kinds of data set have.
     """
     common = {**common, "prompts": [row.prompt for row in rows]}
     videos = [row for row in rows if isinstance(row, LabelledVideo)]
@@ -226,7 +234,7 @@ def _of_rows(
 
 
 def _fingerprint(rows: Sequence[LabelledVideo | PreferencePair], names: dict[Path, str]) -> str:
-    """Hash the rows.  names: by video, a name that changes with its content."""
+    """Hash the rows.  names: for each video, a name that changes with its content."""
     facts: list[Any] = []
     for row in rows:
         if isinstance(row, LabelledVideo):
@@ -243,6 +251,6 @@ def preference_between(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _columns(rows: Sequence[dict[str, float]]) -> dict[str, Tensor]:
-    """Make one (n,) float32 tensor a name, nan where a row lacks it."""
+    """Make one (n,) float32 tensor per name; nan where a row lacks it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: torch.tensor([row.get(name, math.nan) for row in rows]) for name in names}

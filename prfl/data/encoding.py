@@ -32,7 +32,7 @@ from prfl.utils.video_size import VideoSize
 
 @dataclass(frozen=True)
 class CacheReport:
-    """Videos encoded now, found again, and unreadable (with the reason); prompts embedded now."""
+    """Counts of the videos that were encoded and reused, the unreadable videos with reasons, and prompts embedded."""
 
     encoded: int
     reused: int
@@ -57,18 +57,20 @@ def build_cache(
     follow_links: bool = False,
     progress: bool = True,
 ) -> CacheReport:
-    """Encode the videos and prompts of a manifest, and the empty prompt; what is there already is left alone.
+    """Encode the videos and prompts of a manifest, and the unconditional prompts; existing entries are left alone.
 
-    Every readable video is encoded before the unreadable ones are reported, all of them, with their reasons: as
-    PrflError, or with ``skip_unreadable`` in the report.  Several processes share the work out; each reports the whole.
-    root: the folder of the manifest's videos; None is its own.  size: of all clips, or those that each fits best.
+    All readable videos are encoded first.  Then the unreadable ones are listed with their reasons: they are raised as
+    one PrflError or, with ``skip_unreadable``, returned in the report.  Several processes share the work, and each
+    returns the whole report.
+    root: the folder that the videos' paths are relative to; None for the manifest's own.  size: the size of all clips,
+    or several sizes, of which each clip takes the one that fits it best.
     """
     rows = read_manifest(manifest, root=root, follow_links=follow_links)
     sizes = ClipSizes.of(size)
     caches = {each: LatentCache.for_backbone(backbone, folder, each, window) for each in sizes.sizes}
     progress = progress and processes.is_main()
 
-    # Videos by the entry that they belong to: equal content has one entry of a size.
+    # Group the videos by their entry: videos of equal content and size share one.
     failed: list[tuple[Path, str]] = []
     same_content: dict[VideoSize, dict[Path, list[Path]]] = {}
     made_from: dict[Path, str] = {}
@@ -87,7 +89,7 @@ def build_cache(
     unread = {video for video, _ in failed}
     _check_splits(rows, [video for video, _ in videos if video not in unread], str(manifest), backbone)
 
-    # One video of each missing entry.
+    # Encode one video for each missing entry.
     encoded = 0
     for of_videos, files in same_content.items():
         missing = caches[of_videos].missing_latents(files)
@@ -98,7 +100,7 @@ def build_cache(
             failed += [(copy, reason) for copy in copies_of[video]]
         encoded += sum(file.exists() for file in todo)
 
-    # The missing prompts, and first frames.
+    # Embed the missing prompts, with their first frames.
     embedded, unread = 0, {video for video, _ in failed}
     readable = {clip: entry for clip, entry in entry_of.items() if clip[0] not in unread}
     for of_asks, asks in asks_of(rows, sizes, caches, readable).items():
@@ -135,7 +137,7 @@ def _encode_shared(
     batch_size: int,
     progress: bool,
 ) -> list[tuple[Path, str]]:
-    """Encode as ``_encode_videos`` does, a batch a process at a time; returns what all of them could not read."""
+    """Encode the entries, one batch per process at a time; returns the videos that any process could not read."""
     failed: list[tuple[Path, str]] = []
     together = batch_size * processes.count()
     with _progress("videos", len(entries), progress) as advance:
@@ -148,7 +150,7 @@ def _encode_shared(
 
 
 def _embed_shared(backbone: Backbone, cache: LatentCache, prompts: Sequence[str], progress: bool) -> None:
-    """Embed this process's part of the asks, one by one: none's bits depend on its neighbours."""
+    """Embed this process's part of the prompts, one by one, so that no result depends on the other prompts."""
     part = processes.share(prompts)
     with _progress("prompts", len(part), progress) as advance:
         for prompt in part:
@@ -186,7 +188,7 @@ def _encode_videos(
 
 @contextmanager
 def _progress(kind: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show the progress: a bar on a terminal, elsewhere a line at every tenth."""
+    """Show the progress: as a bar on a terminal, elsewhere as one line for every tenth of the work."""
     if not shown or total == 0:
         yield lambda count: None
     elif sys.stdout.isatty():

@@ -1,8 +1,8 @@
-"""One entry of the cache: a safetensors file that says what it is, and is read only where that holds.
+"""One entry of the cache: a safetensors file with metadata, by which it is checked when it is read.
 
-Its metadata: ``made_from``, the JSON of everything that its content depends on, whose hash is the file's name;
-``content``, a hash of its tensors; and, for people, the video's name and clip, or the prompt.  Entries of earlier
-versions have the last of these alone: they are compared by it and by their shapes.
+The metadata are: ``made_from``, the JSON of everything that the content depends on, whose hash is the file's name;
+``content``, a hash of the tensors; and, for people, the video's name and clip, or the prompt.  Entries of earlier
+versions have only what is for people: they are checked by that and by the shapes of their tensors.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from torch import Tensor
 from prfl.utils.errors import PrflError
 from prfl.utils.files import atomic_write, disk_errors
 
-_read_before: dict[Path, tuple[int, int]] = {}  # size and time of entries whose content this process has hashed
+_read_before: dict[Path, tuple[int, int]] = {}  # size and mtime (ns) of entries that this process has checked
 
 
 @dataclass(frozen=True)
 class Form:
-    """The common part of all entries of one kind.
+    """What all entries of one kind (videos, or prompts) have in common.
 
-    of: what tells one of them from another (``video``, ``prompt``).  facts: everything else that their content depends
-    on.  fault: what is wrong with an entry's tensors, or "".
+    of: what an entry is made from (``video`` or ``prompt``).  facts: everything else that its content depends on.
+    fault: a function that says what is wrong with an entry's tensors, or "".
     """
 
     of: str
@@ -43,7 +43,7 @@ class Form:
     def made_from(self, source: str | list[Any]) -> str:
         """Write all that an entry's content depends on as JSON.
 
-        source: the hash of the video, or the prompt, or a list of this and of what is beside it.
+        source: the video's hash, or the prompt, or a list of the prompt, its first frame's hash and its clip.
         """
         return json.dumps([source, *self.facts.values()], sort_keys=True)
 
@@ -54,7 +54,7 @@ def entry_name(made_from: str) -> str:
 
 
 def write_entry(file: Path, tensors: Mapping[str, Tensor], made_from: str, notes: Mapping[str, str]) -> None:
-    """Write an entry with its metadata.  notes: what is of use to people alone."""
+    """Write an entry with its metadata.  notes: metadata for people, such as the video's name."""
     on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = {**notes, "made_from": made_from, "content": content_of(on_host)}
     data = save(on_host, metadata=facts)
@@ -63,7 +63,7 @@ def write_entry(file: Path, tensors: Mapping[str, Tensor], made_from: str, notes
 
 
 def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[str, Tensor], bool]:
-    """Read (tensors, whether the entry carries a hash of them).
+    """Read an entry: (its tensors, whether it carries a hash of them).
 
     Raises PrflError for an entry that is not what its name says, is damaged, or has values that are not finite.
     """
@@ -78,7 +78,7 @@ def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[
     except Exception as error:  # safetensors and torch have a dozen kinds for what a file can be
         raise PrflError(f"is damaged: {str(error) or type(error).__name__}", where=str(file), fix=fix) from error
 
-    # Its content is checked once a process: later reads are of the same file.
+    # The content is checked once per process, and again only if the file has changed.
     fault = _other_maker(file, notes, form, prompt) or form.fault(tensors)
     stamp = status.st_size, status.st_mtime_ns
     if not fault and _read_before.get(file.absolute()) != stamp:
@@ -95,10 +95,10 @@ def read_entry(file: Path, form: Form, prompt: str | None = None) -> tuple[dict[
 
 
 def put_aside(file: Path) -> None:
-    """Give an entry a name under which nobody looks for it; another run may have done so before."""
+    """Rename a damaged entry to KEY.damaged, where it is not looked for; another run may have done so before."""
     aside = file.with_suffix(".damaged")
     with disk_errors(file), suppress(FileNotFoundError):
-        if file.is_dir() or aside.is_dir():  # whatever a folder of that name is, one cannot take the other's place
+        if file.is_dir() or aside.is_dir():  # os.replace cannot put a file in place of a folder, nor the reverse
             shutil.rmtree(aside, ignore_errors=True)
             aside.unlink(missing_ok=True)
         os.replace(file, aside)
@@ -114,7 +114,7 @@ def content_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _other_maker(file: Path, notes: Mapping[str, str], form: Form, prompt: str | None) -> str:
-    """Say what an entry's metadata tells against it, or ""."""
+    """Say what in an entry's metadata differs from what its name promises, or ""."""
     if "made_from" not in notes:
         return _older(notes, form, prompt)
     if entry_name(notes["made_from"]) == file.stem:
@@ -131,7 +131,7 @@ def _other_maker(file: Path, notes: Mapping[str, str], form: Form, prompt: str |
 
 
 def _older(notes: Mapping[str, str], form: Form, prompt: str | None) -> str:
-    """Do the same for an entry of before there was a hash."""
+    """Do the same for an entry of an earlier version, which has no ``made_from``."""
     if "clip" in form.facts:
         if notes.get("clip") == json.dumps(form.facts["clip"]):
             return ""

@@ -18,21 +18,21 @@ from prfl.utils.order import shuffled, shuffled_alike
 from prfl.utils.text import did_you_mean
 
 Loss = Literal["bce", "bradley_terry", "rao_kupper", "thurstone"]
-"""What the examples are for: ``bce`` reads labels of videos, the others which of two videos is better."""
+"""``bce`` learns from labels of single videos, the others from which of two videos is better."""
 
 
 @dataclass(frozen=True)
 class Examples:
     """What a reward is trained on, one entry per labelled video (``bce``) or per pair of videos of one prompt.
 
-    sides: rows of the dataset's latents, (m,) for videos, twice that for pairs (a, b).
-    targets: per dimension (m,): a label in [0, 1], or 1 (a is better), 0 (b), 0.5 (tie); nan where missing.
+    sides: rows of the data set's latents: one (m,) tensor for videos, two (a, b) for pairs.
+    targets: for each dimension (m,): a label in [0, 1], or 1 (a is better), 0 (b is better), 0.5 (tie); nan if missing.
     """
 
     sides: tuple[Int[Tensor, " m"], ...]
     targets: dict[str, Float[Tensor, " m"]]
     prompts: list[str]
-    kinds: tuple[int, ...] = ()  # numbers of the latents' shapes, where there are several
+    kinds: tuple[int, ...] = ()  # the number of each example's latent shape; empty where there is only one shape
 
     @cached_property
     def labelled(self) -> dict[str, float]:
@@ -46,10 +46,10 @@ class Examples:
 def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Sequence[str]) -> Examples:
     """Return all of the dataset's examples for a loss that have a target in one of ``dimensions``.
 
-    From labelled videos, a pair loss makes every pair within a prompt: pairs whose labels differ in some dimension,
-    and for ``rao_kupper``, which has an outcome for ties, the equal ones as well.
-    Raises PrflError when a dimension is not in the data, or when nothing in them tells good from bad in it: no label
-    at all, or (``bce``) labels that are all alike, or (pairs) no pair of which one side is better.
+    For a pair loss, labelled videos are paired within each prompt.  Only pairs whose labels differ in some dimension
+    are used; ``rao_kupper``, which models ties, uses pairs with equal labels as well.
+    Raises PrflError when a dimension is not in the data, or when its data cannot tell good from bad: there is no label,
+    or (``bce``) all labels are equal, or (pairs) no pair has a better side.
     """
     sides, targets, prompts = _all_examples(dataset, loss)
     for name in dimensions:
@@ -61,7 +61,7 @@ def examples(dataset: LatentDataset | PairDataset, loss: Loss, dimensions: Seque
             )
         check_two_kinds(name, targets[name], loss)
 
-    # Those with a target in any dimension; of most pair losses a tie is none.
+    # Keep the examples with a target in any dimension; for most pair losses, a tie is not a target.
     stacked = torch.stack([targets[name] for name in dimensions])
     useful = ~stacked.isnan()
     if loss != "bce" and loss != "rao_kupper":
@@ -117,7 +117,10 @@ def _pairs_within_prompts(prompts: Sequence[str]) -> tuple[Int[Tensor, " p"], In
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch of b examples; latents and condition have n = b entries, or n = 2 b: all a, then all b."""
+    """A batch of b examples.
+
+    Latents and condition have n = b entries for videos, and n = 2 b for pairs: the sides a of all pairs, then b.
+    """
 
     rows: list[int]
     latents: Float[Tensor, "n c t h w"]
@@ -131,7 +134,7 @@ class Drawn:
 
 
 def draw_examples(dataset: LatentDataset | PairDataset, pool: Examples, seed: int, indices: Sequence[int]) -> Drawn:
-    """Draw the examples of these sample indices: epoch by epoch, all of the pool in a new order."""
+    """Take the examples of these sample indices.  Each epoch goes through the whole pool in a new order."""
     if pool.kinds:
         chosen = shuffled_alike(indices, pool.kinds, dataset.batch, seed, "preference")
     else:

@@ -1,4 +1,4 @@
-"""A folder of videos with their prompts beside them, as tools for LoRA training keep it: ``a.mp4`` and ``a.txt``."""
+"""Read a folder of videos with their prompts beside them (``a.mp4`` and ``a.txt``), the layout of LoRA trainers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = ("caption", "prompt", "text")
 SPLIT_FOLDERS = {
     "train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test",
 }  # fmt: skip
-"""A folder at the top that is called so holds the videos of that split."""
+"""Names of top-level folders, and the split that the videos in each belong to."""
 
 
 def read_folder(
@@ -27,9 +27,10 @@ def read_folder(
 ) -> list[LabelledVideo]:
     """List every video below the folder with its prompt and its split, by name.
 
-    The prompt is the text beside the video (``prompt_beside``).  The split is the folder at the top that the video is
-    in (SPLIT_FOLDERS).  Where no folder there is for validation, a share ``held_out`` of the other prompts is.
-    Raises PrflError that names every video without a prompt, and what ``find_videos`` refuses.
+    The prompt is the text beside the video (``prompt_beside``).  The split is given by the top-level folder that the
+    video is in (SPLIT_FOLDERS).  If no such folder is for validation, a share ``held_out`` of the prompts without a
+    split goes to validation.
+    Raises PrflError that names every video without a prompt, and the errors of ``find_videos``.
     """
     sources = find_videos(folder, follow_links=follow_links, skip_unreadable=skip_unreadable)
     top = folder if folder.is_dir() else folder.parent
@@ -43,7 +44,7 @@ def read_folder(
 
 
 def say_left_out(folder: Path, *, follow_links: bool = False, skip_unreadable: bool = False) -> None:
-    """Print what lies in the folder and is no video that is read; captions are."""
+    """Print the files in the folder that are left out.  Captions of videos are not among them."""
     sources = find_videos(folder, follow_links=follow_links, skip_unreadable=skip_unreadable)
     used = {video.with_suffix(suffix) for video in sources.videos for suffix in (*TEXTS, ".json")}
     for reason, paths in sources.left_out.items():
@@ -88,7 +89,7 @@ def _prompt_of(video: Path) -> str:
 
 
 def split_of(below: Path) -> str | None:
-    """Return the split of a video by the folder at the top that it is in.  below: its path from there."""
+    """Return a video's split by its top-level folder; None if that names no split.  below: path from the top folder."""
     return SPLIT_FOLDERS.get(below.parts[0].lower()) if len(below.parts) > 1 else None
 
 

@@ -1,4 +1,4 @@
-"""What a video's header says of it: size, rate and length.  It may lie, so nothing but a proposal is made of it."""
+"""Read a video's size, rate and length from its header.  A header may be wrong, so it is used only to propose sizes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_header(path: Path) -> Header:
 
 
 def typical(headers: Sequence[Header]) -> Header:
-    """Make one header of many: median size and rate, and a length that nine of ten reach."""
+    """Summarise headers: the median size and rate, and a length that nine of ten videos reach."""
     seconds = sorted(header.seconds for header in headers)
     return Header(
         int(median(header.height for header in headers)),

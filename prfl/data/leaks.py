@@ -1,7 +1,8 @@
 """Checks that nothing is in two splits, or on both sides of a pair: by text, by tokens and by content.
 
-A held-out prompt that was trained on under another spelling, or a video under another name, makes held-out figures
-lie.  What is the same is refused; what only looks the same, or only to this model, is counted and warned of.
+If a held-out prompt was also trained on in another spelling, or a held-out video under another name, the held-out
+figures are wrong.  Equal prompts and videos are an error.  Prompts that are equal only for this tokenizer, or that
+differ only in how they are written, are counted in a warning.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from prfl.utils.console import warn
 from prfl.utils.errors import PrflError
 
 Tokens = dict[str, tuple[int, ...]]
-"""The tokens that the text encoder gets of each prompt: at most ``Facts.text_tokens``."""
+"""For each prompt, the tokens that the text encoder receives: at most ``Facts.text_tokens``."""
 
 
 def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> None:
-    """Do ``check_apart``; warn of prompts of one split that the text encoder cannot tell apart, and of their tokens."""
+    """Check prompts across splits (``check_apart``), and within each split.
+
+    Warns of prompts of one split that have the same tokens, of prompts that are cut, and of unknown words.
+    """
     tokens = check_apart(splits, where, backbone)
     if tokens:
         for split, prompts in splits.items():
@@ -30,19 +34,19 @@ def check_prompts(splits: Mapping[str, Sequence[str]], where: str, backbone: Bac
 
 
 def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: Backbone) -> Tokens:
-    """Return the tokens of all prompts; {} where there is no tokenizer, with a warning.
+    """Check that no prompt is in two splits.  Returns the tokens of all prompts; {} and a warning without a tokenizer.
 
-    Raises PrflError for prompts of two splits that are one to the text encoder; warns of them where that is for want of
-    words that it knows, and of those that differ only in how they are written.
+    Raises PrflError for prompts of two splits that have the same tokens.  If their tokens are the same only because of
+    words that the tokenizer does not know, that is a warning; so are prompts that differ only in how they are written.
     """
     prompts = list(dict.fromkeys(prompt for split in splits.values() for prompt in split))
     try:
         tokens = token_ids(backbone, prompts)
-    except PrflError as error:  # with a filled cache nobody else needs it
+    except PrflError as error:  # with a filled cache nothing else needs the tokenizer
         warn(f"{where}: the prompts are compared as texts only: {error.what}")
         tokens = {}
 
-    # Token for token the same: refused, unless only the tokenizer cannot tell the words.
+    # The same tokens are an error, unless they come from words that the tokenizer does not know.
     same = shared(splits, lambda prompt: tokens[prompt]) if tokens else []
     unknown = set(strange(backbone, tokens))
     exact = [pair for pair in same if pair[0] not in unknown or plain(pair[0]) == plain(pair[2])]
@@ -50,7 +54,7 @@ def check_apart(splits: Mapping[str, Sequence[str]], where: str, backbone: Backb
         what = f"{len(exact)} prompts are, token for token, in another split too: {_examples(exact)}"
         what += f" ({one_to_model(backbone)})"
         raise PrflError(what, where=where, fix="give each prompt to one split, or write the difference in other words")
-    if same:  # other texts, but a tokenizer of few words cannot tell
+    if same:  # different texts with unknown words
         warn(
             f"{where}: {len(same)} prompts are, token for token, in another split too: {_examples(same)} "
             f"({one_to_model(backbone)}); what is trained on is held out too"
@@ -72,7 +76,7 @@ def token_ids(backbone: Backbone, prompts: Sequence[str]) -> Tokens:
 
 
 def one_to_model(backbone: Backbone) -> str:
-    """Say why a model may not tell texts apart."""
+    """Say why different texts may have the same tokens."""
     return f"unknown words are all one token to it, and only the first {backbone.facts.text_tokens} tokens count"
 
 
@@ -83,7 +87,7 @@ def strange(backbone: Backbone, tokens: Tokens) -> list[str]:
 
 
 def warn_of_repeats(split: str, prompts: Sequence[str], where: str, backbone: Backbone, tokens: Tokens) -> None:
-    """Warn of the prompts of one split that are one to the text encoder."""
+    """Warn of the prompts of one split that have the same tokens."""
     first: dict[tuple[int, ...], str] = {}
     repeated = []
     texts = dict.fromkeys(prompts)
@@ -99,7 +103,7 @@ def warn_of_repeats(split: str, prompts: Sequence[str], where: str, backbone: Ba
 
 
 def token_warnings(prompts: Sequence[str], where: str, backbone: Backbone, tokens: Tokens) -> list[str]:
-    """Write warnings of prompts that are cut, and of those with words that the tokenizer does not know."""
+    """Write the warnings about prompts that are cut, and about prompts with words that the tokenizer does not know."""
     unknown = strange(backbone, tokens)
     most = backbone.facts.text_tokens
     full = [prompt for prompt in prompts if len(tokens[prompt]) == most]
@@ -122,7 +126,10 @@ def token_warnings(prompts: Sequence[str], where: str, backbone: Backbone, token
 
 
 def shared(splits: Mapping[str, Sequence[str]], key: Callable[[str], Hashable]) -> list[tuple[str, str, str, str]]:
-    """List (prompt, its split, prompt, its split) for every prompt whose key one of an earlier split has."""
+    """List the prompts whose key equals that of a prompt of an earlier split.
+
+    Each item is (prompt, its split, the earlier prompt, its split).
+    """
     owner: dict[Hashable, tuple[str, str]] = {}
     pairs = []
     for split, prompts in splits.items():
@@ -136,9 +143,9 @@ def shared(splits: Mapping[str, Sequence[str]], key: Callable[[str], Hashable]) 
 def check_contents(
     rows: Sequence[LabelledVideo | PreferencePair], content: Mapping[Path, Path | str], where: str
 ) -> None:
-    """Raise PrflError for a video in two splits or on both sides of a pair, under whatever names.
+    """Raise PrflError for a video that is in two splits or on both sides of a pair, even under different names.
 
-    content: by video, something that is equal where their bytes are; videos without it are left out.
+    content: for each video, a value that is equal for equal bytes, such as a hash; other videos are not checked.
     """
     sides = [row for row in rows if isinstance(row, PreferencePair) and row.a in content]
     same = [row for row in sides if content[row.a] == content.get(row.b)]

@@ -4,9 +4,10 @@
     {"prompt": "a dog runs", "a": "clips/a.mp4", "b": "clips/b.mp4", "preference": {"motion": "a"}}
 
 Paths are relative to the manifest's folder, or to a ``root`` that the user names, and must stay inside it: a manifest
-from somebody else must not make us read other files.  Links must stay inside too, unless the user lets them lead out
-(``data.follow_links``), as those of a snapshot of the hub into its blobs do.  ``label`` and ``split`` may be left out.
-One prompt belongs to one split: a prompt in both train and test would make every held-out figure a lie.
+from somebody else must not make us read other files.  Symbolic links must stay inside too, unless the user lets them
+lead out (``data.follow_links``); the files of a snapshot of the Hugging Face hub are such links.  ``label`` and
+``split`` may be left out.  One prompt belongs to one split: with a prompt in both train and test, every held-out figure
+would be wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class LabelledVideo:
-    """A video with its prompt and named labels in [0, 1] (1 is good); unlabelled: an empty dict."""
+    """A video with its prompt and named labels in [0, 1] (1 is good).  ``label`` is empty where it has none."""
 
     video: Path
     prompt: str
@@ -69,21 +70,25 @@ class _PairRow(_Row):
     b: Text
     preference: Annotated[dict[Text, Choice], Field(min_length=1)]
     rater: Text | None = None
-    both_bad: list[Text] = []  # dimensions whose tie is one of two bad videos
+    both_bad: list[Text] = []  # the dimensions with a tie because both videos are bad
 
 
 def read_manifest(
     path: str | Path, *, root: Path | None = None, follow_links: bool = False
 ) -> list[LabelledVideo] | list[PreferencePair]:
-    """Read the rows, all of one kind, paths resolved.  Raises PrflError that names file and line of every fault.
+    """Read the rows of a manifest, which are all of one kind, with their paths resolved.
 
-    root: the folder of the videos; None is the manifest's.
+    root: the folder that the videos' paths are relative to; None for the manifest's own folder.  follow_links: whether
+    symbolic links may lead out of it.  Raises PrflError that names file and line of every fault.
     """
     return parse_rows(json_rows(Path(path)), Path(path), root=root, follow_links=follow_links)
 
 
 def prompts_by_split(path: str | Path) -> dict[str | None, list[str]]:
-    """Read the prompts of each split (None: of rows that name none), once each; the videos are not looked for."""
+    """Read the prompts of each split, once each.  The key None holds those of rows without a split.
+
+    The videos are not looked for.
+    """
     splits: dict[str | None, dict[str, None]] = {}
     faults = Faults()
     for where, fields in json_rows(Path(path)):
@@ -102,11 +107,12 @@ def parse_rows(
     root: Path | None = None,
     follow_links: bool = False,
 ) -> list[LabelledVideo] | list[PreferencePair]:
-    """Turn (``file:line``, fields) of a manifest, or of another file that says the same, into rows.
+    """Turn (``file:line``, fields) into rows.  They come from a manifest, or from a data set in another format.
 
-    path: the file; the videos' paths are relative to ``root`` (None: to its folder) and must stay inside it.
-    follow_links: links may lead out of it.  faults: of rows that could not even be read, to be raised with those found
-    here.  Raises PrflError with every fault.
+    path: the file that they come from.  root: the folder that the videos' paths are relative to and must stay inside;
+    None for the folder of ``path``.  follow_links: whether symbolic links may lead out of it.  faults: the faults of
+    rows that could not be read at all; they are raised together with those found here.
+    Raises PrflError with every fault.
     """
     faults = faults or Faults()
     if root is not None and not root.is_dir():
@@ -140,7 +146,7 @@ def parse_rows(
 
 
 def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path]:
-    """List every video of a manifest once, in order."""
+    """List the videos of a manifest's rows, once each, in the order of the rows."""
     videos: list[Path] = []
     for row in rows:
         videos += [row.video] if isinstance(row, LabelledVideo) else [row.a, row.b]
@@ -150,9 +156,9 @@ def manifest_videos(rows: Sequence[LabelledVideo | PreferencePair]) -> list[Path
 def write_manifest(
     path: str | Path, rows: Sequence[LabelledVideo | PreferencePair], *, root: Path | None = None
 ) -> None:
-    """Write a manifest, atomically, with paths relative to ``root`` (None: to its folder).
+    """Write a manifest, atomically, with paths relative to ``root`` (None: to the manifest's own folder).
 
-    Raises PrflError for a path outside of that folder.
+    Raises PrflError for a path outside that folder.
     """
     path = Path(path)
     folder = root or path.parent
@@ -172,7 +178,10 @@ def write_manifest(
 
 
 def checked(model: type[BaseModel], fields: dict[str, Any], where: str) -> Any:
-    """Return ``model(**fields)``.  Raises PrflError for the first fault, with the key and its value."""
+    """Check a row's fields against its model and return ``model(**fields)``.
+
+    Raises PrflError for the first fault, with the key and its value.
+    """
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -214,14 +223,17 @@ def _pair(fields: dict[str, Any], folder: _Folder, where: str, follow_links: boo
 
 @dataclass(frozen=True)
 class _Folder:
-    """Where the videos of a manifest are.  called: what it is, in an error."""
+    """The folder that holds a manifest's videos.  called: how an error message refers to it."""
 
     path: Path
     called: str
 
 
 def _inside(name: str, root: _Folder, where: str, follow_links: bool) -> Path:
-    """Find the file that a row names, resolved, but for a link that leads out: its target may have no suffix."""
+    """Find the file that a row names, with links resolved.  Raises PrflError if it is outside of ``root`` or not there.
+
+    A link that leads out is returned as it is: its target, such as a blob of the hub's cache, may have no suffix.
+    """
     folder = root.path.resolve()
     try:
         link = Path(os.path.normpath(folder / name))
@@ -243,7 +255,7 @@ def _inside(name: str, root: _Folder, where: str, follow_links: bool) -> Path:
 
 
 def _relative(file: Path, root: Path, manifest: Path) -> str:
-    """Name a file from ``root``; one that a link in there leads out to is named by the link."""
+    """Name a file relative to ``root``.  A link inside ``root`` that leads out is named by its own path."""
     folder, path = root.resolve(), file.resolve()
     if not path.is_relative_to(folder):
         path = file.parent.resolve() / file.name

@@ -16,7 +16,7 @@ from prfl.data.manifest import Text, checked
 from prfl.utils.errors import Faults, PrflError
 from prfl.utils.reading import json_rows, numbered_lines
 
-SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # of a list that several sets are taken from
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}  # each set's share of a list that is split among several sets
 
 
 class _PromptRow(BaseModel):
@@ -26,10 +26,11 @@ class _PromptRow(BaseModel):
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Read one prompt a line from a .txt file (blank lines are skipped), ``{"prompt": ...}`` a line from a .jsonl file.
+    """Read prompts, one per line: plain text in a .txt file, ``{"prompt": ...}`` in a .jsonl file.
 
-    A line of the latter may have an "image", the first frame: a picture or a video, found from this one's folder.
-    Raises PrflError with file and line of every empty or repeated prompt, and for a file without any.
+    Blank lines are skipped.  A row of a .jsonl file may also have an "image", the first frame: the path of a picture or
+    a video, relative to the folder of the .jsonl file.
+    Raises PrflError with file and line of every empty or repeated prompt, and for a file without prompts.
     """
     path, faults = Path(path), Faults()
     if path.suffix == ".txt":
@@ -61,10 +62,10 @@ def _with_image(row: _PromptRow, folder: Path) -> str:
 
 
 def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) -> dict[str, list[str]]:
-    """Split one list's prompts among ``names``, in proportion to ``SHARES``; the order of the list stays.
+    """Split a list of prompts among the sets ``names``, in proportion to ``SHARES``.  Each set keeps the list's order.
 
-    A prompt's place depends on a hash of its text, not on its line: reordering the list changes nothing.  Prompts that
-    differ only in how they are written (``plain``) stay together.
+    A prompt's set depends on a hash of its text and not on its line, so reordering the list changes nothing.  Prompts
+    that differ only in how they are written (``plain``) go to the same set.
     Raises PrflError where a set would be empty.
     """
     order = sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
@@ -88,9 +89,10 @@ def split_prompts(prompts: Sequence[str], names: Sequence[str] = tuple(SHARES)) 
 
 
 def hold_out(prompts: Sequence[str], share: float) -> set[str]:
-    """Choose a share of prompts to be held out, by a hash of each: at least one of two or more, and never all.
+    """Choose the prompts to hold out: a ``share`` of the list, chosen by a hash of each prompt's text.
 
-    Prompts that differ only in how they are written (``plain``) stay together.
+    If ``share`` is above 0 and there are two prompts or more, at least one is held out.  Never are all of them held
+    out.  Prompts that differ only in how they are written (``plain``) stay together.
     """
     texts = sorted({plain(prompt) for prompt in prompts}, key=lambda text: hashlib.sha256(text.encode()).digest())
     count = min(max(1, round(share * len(texts))), len(texts) - 1) if share else 0
@@ -98,9 +100,12 @@ def hold_out(prompts: Sequence[str], share: float) -> set[str]:
     return {prompt for prompt in prompts if plain(prompt) in held}
 
 
-@lru_cache(maxsize=2**17)  # a list is split at several places of a start
+@lru_cache(maxsize=2**17)  # while a command starts, the same list is split several times
 def plain(prompt: str) -> str:
-    """Strip a prompt of its case, spaces, Unicode form, invisible signs and the full stop at its end."""
+    """Normalise a prompt, so that two spellings of it compare equal.
+
+    Case, repeated spaces, Unicode form, invisible characters and a full stop at the end make no difference.
+    """
     text = unicodedata.normalize("NFKC", prompt).casefold()
     visible = [sign for sign in text if unicodedata.category(sign) != "Cf"]
     spaced = "".join(" " if sign.isspace() else sign for sign in visible)

@@ -1,4 +1,4 @@
-"""Finds a user's videos in a folder: none that prfl wrote, none outside of it, and none is left out in silence."""
+"""Find a user's videos in a folder, and report what is left out, such as files outside of it and what prfl wrote."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OUTSIDE = "links that lead out of the folder"
 
 @dataclass
 class Sources:
-    """The videos, in order, and what else lies there, by the reason why it is left out."""
+    """The videos, in order, and the paths that are left out, by reason."""
 
     videos: list[Path] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
@@ -32,10 +32,11 @@ class Sources:
 
 
 def find_videos(path: Path, *, follow_links: bool = False, skip_unreadable: bool = False) -> Sources:
-    """Find the file, or every video below the folder; hidden ones are left out.
+    """Find every video in a folder and the folders below it, or a single file.  Hidden files are left out.
 
-    Links that lead out of the folder are followed where the user says so.  Else they are refused, or left out with
-    ``skip_unreadable``.  Raises PrflError for them, for a folder that prfl wrote, and where there is no video.
+    Links that lead out of the folder are followed with ``follow_links``.  Without it they are an error or, with
+    ``skip_unreadable``, left out.  Raises PrflError for such links, for a folder that prfl wrote, and if there is no
+    video.
     """
     inside = next((folder for folder in [path, *path.absolute().parents] if written_by_prfl(folder)), None)
     if inside is not None:
@@ -65,7 +66,7 @@ def listed(reason: str, paths: Sequence[Path]) -> str:
 
 
 def _walk(root: Path, follow_links: bool) -> Sources:
-    """Go through a folder and all below it."""
+    """List the videos in a folder and in all folders below it."""
     sources = Sources()
     walked: set[Path] = set()  # linked folders may lead in a circle
     top = root.resolve()
@@ -77,7 +78,7 @@ def _walk(root: Path, follow_links: bool) -> Sources:
         folder = Path(name)
         walked.add(folder.resolve())
 
-        # What is removed from ``folders`` is not walked.
+        # os.walk does not enter a folder that is removed from ``folders``.
         for path in sorted(folder / below for below in folders):
             reason = _no_folder(path, top, walked, follow_links)
             if reason:
@@ -98,7 +99,7 @@ def _walk(root: Path, follow_links: bool) -> Sources:
 
 
 def _no_folder(path: Path, top: Path, walked: Collection[Path], follow_links: bool) -> str:
-    """Say why what lies in the folder is left out, or ""."""
+    """Say why a folder is not walked, or ""."""
     if path.name.startswith("."):
         return "hidden folders"
     target = path.resolve()
@@ -112,7 +113,7 @@ def _no_folder(path: Path, top: Path, walked: Collection[Path], follow_links: bo
 
 
 def _no_video(path: Path, top: Path, follow_links: bool) -> str:
-    """Say why the file is left out, or ""."""
+    """Say why a file is left out, or ""."""
     if path.name.startswith("."):
         return "hidden files"
     if path.suffix.lower() not in SUFFIXES:
@@ -128,7 +129,7 @@ def _no_video(path: Path, top: Path, follow_links: bool) -> str:
 
 
 def _leave_out_copies(sources: Sources) -> None:
-    """Leave out the same bytes under another name: they would be trained on twice, or trained on and held out."""
+    """Leave out copies of a video under other names: they would be trained on twice, or trained on and held out."""
     sizes = Counter(path.stat().st_size for path in sources.videos)
     first: dict[str, Path] = {}
     for path in [path for path in sources.videos if sizes[path.stat().st_size] > 1]:

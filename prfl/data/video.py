@@ -39,8 +39,8 @@ from prfl.utils.files import atomic_write
 from prfl.utils.formats import SUFFIXES, Window
 from prfl.utils.video_size import VideoSize
 
-# x264's assembly for frames as small as the shapes world's writes other files from process to process, and from CPU to
-# CPU: about one in seven of 32 x 32 pixels.  cpu-independent takes the assembly whose result is always the same.
+# For frames as small as those of the shapes world, x264's assembly code writes files that differ between processes and
+# CPUs: about one file in seven at 32 x 32 pixels.  With cpu-independent the result is always the same.
 _CODEC = {
     ".mp4": (
         "libx264", "yuv444p", {"crf": "6", "preset": "medium", "threads": "1", "x264-params": "cpu-independent=1"},
@@ -50,10 +50,11 @@ _CODEC = {
 
 
 class Stretches(NamedTuple):
-    """The parts of a video that make clips: stretches of so many frames from the start on, by number.
+    """The stretches of a video that can be cut as clips.
 
-    still: how many are none, because more than half of a clip's pictures would be repeats.  damage: why the video
-    does not decode to its end.
+    numbers: their numbers; a video is divided into stretches of equal length, counted from its start.  still: how many
+    stretches are left out because more than half of their pictures would be repeats.  damage: the error at which
+    decoding stopped; None if the video decodes to its end.
     """
 
     numbers: list[int]
@@ -62,11 +63,12 @@ class Stretches(NamedTuple):
 
 
 def read_video(path: str | Path, size: VideoSize, *, window: Window = "start") -> Float[Tensor, "3 f h w"]:
-    """Read ``frames`` pictures, 1/fps seconds apart, from the start or around the middle; resized, and cut to the size.
+    """Read ``size.frames`` pictures, 1/fps seconds apart, resized and cropped to the size.
 
-    At each instant the nearest picture of the file is taken; one that stands still for longer than two of these steps
-    is held until the next one comes.  Raises PrflError with the reason when the file is no video that we read, is
-    damaged or too short, or has so few pictures that more than half would be repeats.
+    window: whether the clip is taken from the start or the middle of the video.
+    At each instant the nearest picture of the file is taken; a picture that the file shows for longer than two of these
+    steps is held until the next one.  Raises PrflError when the file is not a readable video, is damaged or too short,
+    or has so few pictures that more than half of the clip would be repeats.
     """
     path, frames, fps = Path(path), size.frames, size.fps
     with readable(path):
@@ -92,13 +94,13 @@ def read_video(path: str | Path, size: VideoSize, *, window: Window = "start") -
 
 
 def find_stretches(path: str | Path, *, frames: int, fps: int | float) -> Stretches:
-    """Find what ``cut_video`` can cut; the whole video is decoded for it, since its header may say anything.
+    """Find the stretches that ``cut_video`` can cut.  The whole video is decoded, since its header may be wrong.
 
-    Raises PrflError as ``read_video`` does, but for damage behind the first pictures, which it returns.
+    Raises PrflError as ``read_video`` does.  Damage after the first pictures is returned instead (``damage``).
     """
     path = Path(path)
 
-    # When each picture is shown.
+    # Decode the video to learn when each picture is shown.
     times: list[Shown[int]] = []
     damage = None
     try:
@@ -109,11 +111,11 @@ def find_stretches(path: str | Path, *, frames: int, fps: int | float) -> Stretc
         if len(times) < 2:
             raise
         damage = error
-        times.pop()  # the last one has no successor that says up to when it is the nearest
+        times.pop()  # without a successor, it is unknown until when the last picture is the nearest
 
     numbers = list(dict.fromkeys(round(shown.time * fps) // frames for shown in times))
 
-    # Which stretches are complete, and which of these move.
+    # Count the complete stretches, and keep those that move.
     chosen = _nearest(times, _targets(numbers, frames, fps), fps)
     complete = 0
     moving = []
@@ -127,9 +129,9 @@ def find_stretches(path: str | Path, *, frames: int, fps: int | float) -> Stretc
 
 
 def cut_video(path: str | Path, numbers: Sequence[int], size: VideoSize) -> Iterator[Float[Tensor, "3 f h w"]]:
-    """Cut the clips of these stretches (``find_stretches``), in order; 1/fps seconds between two clips too.
+    """Cut the clips of these stretches (``find_stretches``), in order.
 
-    The video is decoded once.  Each clip is as ``read_video`` gives it.  Raises PrflError as that does.
+    The video is decoded once.  Pictures are chosen, resized and cropped as in ``read_video``, which lists the errors.
     """
     path = Path(path)
     with readable(path):
@@ -141,8 +143,8 @@ def cut_video(path: str | Path, numbers: Sequence[int], size: VideoSize) -> Iter
 def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | float) -> None:
     """Write pixels in [-1, 1] (clamped) to a file, atomically; makes its folder.
 
-    .mp4: h264 4:4:4, nearly lossless, for data and caches.  .webm: vp9 4:2:0, plays in every browser.  .gif: one
-    palette a clip.  Colours are tagged (``tag_colours``).  Raises PrflError for another suffix.
+    .mp4: H.264 4:4:4, nearly lossless, for data and caches.  .webm: VP9 4:2:0, plays in every browser.  .gif: one
+    palette per clip.  Colours are tagged (``tag_colours``), except in a .gif.  Raises PrflError for other suffixes.
     """
     path = Path(path)
     if path.suffix not in (".mp4", ".webm", ".gif"):
@@ -171,10 +173,10 @@ def write_video(path: str | Path, pixels: Float[Tensor, "3 f h w"], fps: int | f
 
 
 def tag_colours(stream: VideoStream) -> None:
-    """Tag a stream with how its colours are to be shown, so that people see what a reward sees.
+    """Tag a stream with how its colours are to be shown, so that people see the same colours as a reward.
 
-    The matrix is the one that players take for its size where they find no tag: BT.709 from 720 lines on, below them
-    BT.601, as all of our small videos always were.  Primaries and transfer are BT.709's for both.
+    The matrix is the one that players assume for a video of this size without tags: BT.709 from 720 lines on, BT.601
+    below.  Primaries and transfer are those of BT.709 in both cases.
     """
     context = stream.codec_context
     context.colorspace = BT709 if high_definition(stream.height) else BT601
@@ -183,7 +185,7 @@ def tag_colours(stream: VideoStream) -> None:
 
 
 def in_colours_of(stream: VideoStream, picture: np.ndarray) -> VideoFrame:
-    """Convert (h, w, 3) uint8 RGB to a frame of the stream's pixel format, as its tags say."""
+    """Convert (h, w, 3) uint8 RGB to a frame in the stream's pixel format and colour matrix."""
     matrix = Colorspace.ITU709 if stream.colorspace == BT709 else Colorspace.ITU601
     frame = VideoFrame.from_ndarray(picture, format="rgb24")
     # On one thread: on several, the slices' borders would differ with the number of cores.
@@ -191,7 +193,10 @@ def in_colours_of(stream: VideoStream, picture: np.ndarray) -> VideoFrame:
 
 
 def _pictures_at(path: Path, targets: Iterable[float], size: VideoSize) -> Iterator[Float[Tensor, "3 h w"]]:
-    """Give the fitted picture of each instant, as long as there are any; a repeated one as the same tensor."""
+    """Yield the resized and cropped picture at each instant, until the video ends.
+
+    A picture that is repeated is yielded as the same tensor.
+    """
     with opened(path) as container:
         stream = video_stream(container, path)
         pixel_aspect = aspect(stream, path)
@@ -204,14 +209,14 @@ def _pictures_at(path: Path, targets: Iterable[float], size: VideoSize) -> Itera
 
 
 def _targets(numbers: Iterable[int], frames: int, fps: int | float) -> Iterator[float]:
-    """Give the instants of these stretches' frames, in seconds."""
+    """Yield the instants of these stretches' frames, in seconds."""
     for number in numbers:
         for index in range(number * frames, (number + 1) * frames):
             yield index / fps
 
 
 def _moves(pictures: Sequence[object]) -> bool:
-    """Tell whether at least half of the pictures are different ones of the file."""
+    """Tell whether at least half of the clip's pictures are distinct pictures of the file."""
     return 2 * len({id(picture) for picture in pictures}) >= len(pictures)
 
 
@@ -219,10 +224,10 @@ T = TypeVar("T")
 
 
 def _nearest(decoded: Iterable[Shown[T]], targets: Iterable[float], fps: int | float) -> Iterator[T]:
-    """Choose, for each target in order, the picture nearest in time; ends early where the last picture is over.
+    """Yield, for each target instant in order, the picture nearest in time; stops when the last picture is over.
 
-    A picture that stands for longer than two steps of 1/fps is a still: players hold it until its successor comes, and
-    so it is taken up to half a step before that.  Decoding stops behind the last target.
+    A picture that is shown for longer than two steps of 1/fps is a still.  Players hold it until the next picture, so
+    it is chosen up to half a step before the next picture's time.  Decoding stops after the last target.
     """
     waiting = iter(targets)
     target = next(waiting, None)
@@ -245,7 +250,7 @@ def _nearest(decoded: Iterable[Shown[T]], targets: Iterable[float], fps: int | f
             return
         previous = shown
 
-    # Behind the last picture, which lasts as long as the file says.
+    # Targets after the last picture's time take it for as long as the file shows it.
     if previous is None:
         return
     over = previous.time + max(interval / 2, previous.duration - interval / 2)

@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of videos: errors, files, hashes, random draws, the console, processes, signals."""
+"""Helpers for all packages: errors, files, hashes, random draws, the console, processes, signals, decoding."""

@@ -1,4 +1,4 @@
-"""Where the commands print, and their progress."""
+"""The console that commands print to, and their progress bars."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from prfl.utils.text import visible, wrapped
 
 
 class PlainConsole(Console):
-    """A console that shows text as it is, in lines, in tables and in their titles: users wrote the names and prompts.
+    """A console that prints text literally, in lines and tables, because names and prompts are written by users.
 
-    No markup (``[/10]``), no emoji codes (``:bar:``), no control characters.  Styles are arguments.
+    Markup (``[/10]``) and emoji codes (``:bar:``) are not interpreted, and control characters are escaped.  Styles are
+    given as arguments.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.warnings: set[str] = set()  # those that were printed
+        self.warnings: set[str] = set()  # warnings that were printed already
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
 
     def say(self, text: str, style: str = "") -> None:
-        """Print sentences: a terminal breaks them between words, and a file has every line whole, for a search."""
+        """Print sentences.  On a terminal, lines are wrapped between words; in a file they stay whole, for a search."""
         lines = wrapped(text, self.width) if self.is_terminal else text
         self.print(lines, style=style, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Warn of what does not stop the work.  The same words are printed once a command."""
+        """Print a warning.  The same text is printed once per command."""
         if text not in self.warnings:
             self.warnings.add(text)
             self.say(f"warning: {text}", style="bold yellow")
@@ -41,7 +42,7 @@ class PlainConsole(Console):
 
 console, messages = PlainConsole(), PlainConsole(stderr=True)
 if not console.is_terminal:
-    console = PlainConsole(width=140)  # a file takes 80 columns otherwise, and the tables lose their first one
+    console = PlainConsole(width=140)  # the default for a file, 80 columns, would cut the tables
 
 
 def warn(text: str) -> None:
@@ -56,7 +57,7 @@ def forget_warnings() -> None:
 
 
 def progress(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """Return what shows the progress through items: a bar on a terminal, else one line when the work begins."""
+    """Return a wrapper of an iterable that shows progress: a bar on a terminal, otherwise one line at the start."""
 
     def shown(items: Iterable[Any]) -> Iterable[Any]:
         if console.is_terminal:
@@ -69,9 +70,9 @@ def progress(description: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 @contextmanager
 def silent_libraries() -> Iterator[None]:
-    """Print nothing of what the libraries log, inside, nor their bars.
+    """Suppress log messages and the progress bars of diffusers and transformers inside the block.
 
-    They log an error of theirs before they raise it, and a bar of theirs breaks ours.
+    These libraries log an error before they raise it, and their bars would break ours.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -1,7 +1,7 @@
-"""From a video file to its pictures: which stream, in which colours, which way up, and when each is shown.
+"""Decode a video file to pictures: which stream, in which colours, which way up, and when each picture is shown.
 
-A file of the real world may lie in its header.  Nothing is taken from there that reserves memory or decides how much a
-video holds: that is what its pictures say as they decode.
+The header of a real file may be wrong.  So nothing from it is used to reserve memory or to decide how long a video is:
+that follows from the pictures as they are decoded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shown(Generic[T]):
-    """A picture with its time since the first one and for how long the file shows it, in seconds."""
+    """A picture with its time since the first picture, and how long the file shows it, both in seconds."""
 
     time: float
     duration: float
@@ -61,13 +61,13 @@ class Shown(Generic[T]):
 
 
 def high_definition(height: int) -> bool:
-    """Tell whether players take a video without colour tags for BT.709, not BT.601; ours are written so too."""
+    """Tell whether players assume BT.709, not BT.601, for an untagged video; we write videos by the same rule."""
     return height >= 720
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raise PrflError for a suffix that is not read, and in place of whatever PyAV raises about a strange file."""
+    """Raise PrflError for an unsupported suffix, and turn what PyAV raises inside into a PrflError."""
     if path.suffix.lower() not in SUFFIXES:
         what = f"'{path.suffix}' is no video suffix that prfl reads"
         raise PrflError(what, where=str(path), fix=f"one of {', '.join(SUFFIXES)}")
@@ -85,12 +85,15 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def opened(path: Path) -> av.container.InputContainer:
-    """Open a file.  A title that is not UTF-8 says nothing about the pictures."""
+    """Open a video file.  Metadata that are not UTF-8, such as a title, are not an error."""
     return av.open(str(path.absolute()), options=_SAFE, metadata_errors="replace")
 
 
 def video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
-    """Choose the stream that players show: the first default one, or the first; no covers and thumbnails."""
+    """Choose the stream that players show: the first marked as default, or else the first; never a cover or thumbnail.
+
+    Raises PrflError if there is none, or if its codec or size is not supported.
+    """
     streams = [stream for stream in container.streams.video if not stream.disposition & _COVERS]
     if not streams:
         raise PrflError("holds no video stream", where=str(path), fix="give a video file, not a sound or a still")
@@ -102,12 +105,12 @@ def video_stream(container: av.container.InputContainer, path: Path) -> VideoStr
             fix="encode it as H.264: ffmpeg -i IN -c:v libx264 OUT.mp4",
         )
     _check_size(stream.width, stream.height, path)
-    stream.thread_type = "SLICE"  # with a thread a picture FFmpeg drops damaged ones at a video's end without a word
+    stream.thread_type = "SLICE"  # with frame threads FFmpeg silently drops damaged pictures at a video's end
     return stream
 
 
 def aspect(stream: VideoStream, path: Path) -> float:
-    """Read a pixel's width / height.  A header may lie: pictures are resized by it, to any size."""
+    """Read the width / height of a pixel.  Raises PrflError for an extreme value: pictures are resized by it."""
     value = float(stream.sample_aspect_ratio or 1)
     if not 1 / _MAX_ASPECT <= value <= _MAX_ASPECT:
         what = f"claims that its pixels are {value:.4g} times as wide as high"
@@ -116,7 +119,7 @@ def aspect(stream: VideoStream, path: Path) -> float:
 
 
 def decoded(container: av.container.InputContainer, stream: VideoStream, path: Path) -> Iterator[Shown[VideoFrame]]:
-    """Decode every picture that is shown, in order; what an edit list cuts off is not among them."""
+    """Decode every picture that is shown, in order, without those that an edit list cuts off."""
     start = None
     for frame in container.decode(stream):
         if frame.is_corrupt:
@@ -132,9 +135,9 @@ def decoded(container: av.container.InputContainer, stream: VideoStream, path: P
 
 
 def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, path: Path) -> Float[Tensor, "3 h w"]:
-    """Turn a frame into pixels in [-1, 1], in the colours and the way up that players show.
+    """Turn a frame into pixels in [-1, 1], in the colours and orientation that players show.
 
-    They are scaled until they cover height x width, and cut to it.  aspect: a stored pixel's width / height.
+    The picture is scaled until it covers height x width, and cropped to it.  aspect: a stored pixel's width / height.
     """
     if _guessed(frame):
         frame.colorspace = BT709
@@ -149,7 +152,7 @@ def fitted_picture(frame: VideoFrame, aspect: float, height: int, width: int, pa
 
 
 def first_picture(path: Path, height: int, width: int) -> Float[Tensor, "3 h w"]:
-    """Read the picture that a video begins with, as ``fitted_picture``.  Raises PrflError for what is no video."""
+    """Read a video's first picture as ``fitted_picture`` returns it.  Raises PrflError for an unreadable video."""
     with readable(path), opened(path) as container:
         stream = video_stream(container, path)
         for shown in decoded(container, stream, path):
@@ -160,15 +163,17 @@ def first_picture(path: Path, height: int, width: int) -> Float[Tensor, "3 h w"]
 def rgb_levels(frame: VideoFrame) -> np.ndarray:
     """Turn a frame into (height, width, 3) levels of 0 to 255, as it is stored.
 
-    On one thread: starting several for each frame takes milliseconds, eighty times what converting a small one does.
+    It runs on one thread: starting several for each frame takes milliseconds, 80 times as long as converting a small
+    frame.
     """
     return frame.reformat(format="rgb24", threads=1).to_ndarray()
 
 
 def orientation(frame: VideoFrame, path: Path) -> tuple[bool, bool, bool]:
-    """Read what the display matrix asks for: (transposed, then mirrored left to right, then upside down).
+    """Read from the display matrix: (whether to transpose, then to mirror left to right, then to flip upside down).
 
-    Telephones write such matrices; their selfies are mirrored.  Raises PrflError for a turn that is no right angle.
+    Phones write such matrices; their selfies are mirrored.  Raises PrflError for a rotation that is not a multiple of
+    90 degrees.
     """
     a, b, c, d = _display_matrix(frame)  # a pixel at (p, q) is shown at (a p + c q, b p + d q), y downwards
     transposed = abs(b) > abs(a)
@@ -179,15 +184,15 @@ def orientation(frame: VideoFrame, path: Path) -> tuple[bool, bool, bool]:
 
 
 def picture_hash(path: Path) -> str:
-    """Hash a video's bytes and, for the few videos that once were read otherwise, how they are read now.
+    """Hash a video's bytes and, for the few videos that earlier versions read differently, how they are read now.
 
-    The hash is the key of whatever is kept of the pictures.  Raises OSError when the bytes cannot be read.
+    It is the key for everything that is cached of a video's pictures.  Raises OSError if the bytes cannot be read.
     """
     return "+".join([remembered_hash(path), *read_anew(path)])
 
 
 def read_anew(path: Path) -> tuple[str, ...]:
-    """List why a video is read otherwise than by earlier versions; () for nearly all, and for what is no video."""
+    """List why a video is read differently than by earlier versions; () for most videos, and for unreadable files."""
     now = path.stat()
     return _read_anew(path, now.st_size, now.st_mtime_ns)
 

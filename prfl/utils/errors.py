@@ -8,11 +8,11 @@ from pathlib import Path
 
 from prfl.utils.text import visible
 
-SHOWN = 20  # of the faults of a file: these show what the others are
+SHOWN = 20  # how many faults of a file are listed; more would only repeat the pattern
 
 
 class PrflError(ValueError):
-    """Shown by the command line without a traceback.
+    """A mistake that the user can mend.  The command line shows it without a traceback.
 
     what: the fault in one sentence.  where: a yaml path (``configs/x.yaml: rollout.steps``) or ``file:line``.
     fix: what to do about it; empty only where ``what`` says it.
@@ -27,12 +27,12 @@ class PrflError(ValueError):
 
     @property
     def one_line(self) -> str:
-        """What is wrong and how to mend it, for a list of several: the place stands in front there."""
+        """What is wrong and how to mend it, on one line without the place: a list of errors puts it in front."""
         return f"{self.what} ({self.fix})" if self.fix else self.what
 
 
 class AbsentError(PrflError):
-    """A file or folder is not there.  path: as it was named."""
+    """A file or folder does not exist.  path: the path as the user gave it."""
 
     def __init__(self, what: str, *, path: Path, fix: str, where: str = "") -> None:
         self.path = path
@@ -40,12 +40,12 @@ class AbsentError(PrflError):
 
 
 class GuardError(PrflError):
-    """A run must not go on from here, so nothing is saved on the way out."""
+    """An error after which a run must end at once, without saving anything."""
 
 
 @contextmanager
 def error_location(where: str) -> Iterator[None]:
-    """Add ``where`` to a PrflError from inside that has none: the code that raises it does not know the yaml path."""
+    """Add ``where`` to a PrflError raised inside that has none, because its code does not know the yaml path."""
     try:
         yield
     except PrflError as error:
@@ -55,25 +55,25 @@ def error_location(where: str) -> Iterator[None]:
 
 
 class Faults:
-    """Gathers what is wrong with the rows of a file, or other inputs, so that one error can name all of it."""
+    """Collects the faults of a file's rows, or of other inputs, so that one error can list them all."""
 
     def __init__(self) -> None:
         self.errors: list[PrflError] = []
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Keep a PrflError from inside, and go on behind the block."""
+        """Catch a PrflError raised inside and keep it; execution goes on after the block."""
         try:
             yield
         except PrflError as error:
             self.errors.append(error)
 
     def raise_all(self, where: str | Path, kind: str = "rows") -> None:
-        """Raise the only fault as it is, and several as one error that lists them with the remedy of each."""
+        """Raise the collected faults, if any: a single one as it is, several as one error that lists each remedy."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
-            # A row may have several faults; an error that names the whole file, or key, is of a row of its own.
+            # Count rows: a row may have several faults, and an error located at ``where`` itself counts as one row.
             rows = [str(error.where) for error in self.errors]
             count = len({row for row in rows if row != str(where)}) + rows.count(str(where))
             alone = f"one of the {kind} is wrong in {len(rows)} ways"

@@ -1,4 +1,4 @@
-"""Files of ours: written whole or not at all, and read back although a crash may have damaged them."""
+"""Write files whole or not at all, and read them back even if a crash may have damaged them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from prfl.utils.reading import disk_error_number, disk_refuses, unreadable
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses (it is full, read-only, no folder) into a PrflError that names ``path``."""
+    """Turn errors of the disk (full, read-only, not a folder) into a PrflError that names ``path``."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -69,10 +69,10 @@ def _free(path: Path) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary neighbour of ``path`` to write to; it takes path's name at the end, or vanishes on any error.
+    """Yield a temporary file beside ``path`` to write to.  At the end it is renamed to ``path``; on an error, removed.
 
-    So a reader sees the old file, the new one or none, never a half.  That holds after a loss of power too: the content
-    is forced to the disk first.  The name keeps its suffix.
+    So a reader sees the old file, the new one or none, never half of one.  This holds after a loss of power too,
+    because the content is forced to the disk first.  The temporary name has the same suffix as ``path``.
     Raises PrflError when the folder cannot be made or the disk is full.
     """
     temporary = _neighbour(path, "tmp")
@@ -89,10 +89,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty neighbour of the folder to fill; it is forced to the disk before it takes path's name.
+    """Yield an empty folder beside ``path`` to fill.  At the end it is forced to the disk and renamed to ``path``.
 
-    A folder cannot take the place of another in one step: the old one is moved aside first.  Killed between the two,
-    a run leaves it as ``.old-TOKEN-NAME``, and ``restore_folders`` gives it its name back.
+    One folder cannot replace another in a single step, so the old one is moved aside first.  If a run is killed between
+    the two steps, the old folder is left as ``.old-TOKEN-NAME``, and ``restore_folders`` gives it its name back.
     """
     temporary, old = _neighbour(path, "tmp"), _neighbour(path, "old")
     try:
@@ -126,7 +126,7 @@ def restore_folders(parent: Path) -> None:
 def remove_folder(path: Path) -> str | None:
     """Remove a folder, or a link to one; returns why it could not be removed, or None.
 
-    It loses its name first, so nobody takes for whole what a crash leaves of it.
+    It is renamed first, so that what a crash leaves of it is not taken for a whole folder.
     """
     half = _neighbour(path, "tmp")
     try:
@@ -147,7 +147,7 @@ def _remove(path: Path) -> None:
 
 
 def _neighbour(path: Path, kind: str) -> Path:
-    """Make a hidden name that no other process takes: two containers may both have a process 1."""
+    """Make a hidden name that no other process uses.  It is random: two containers may both have a process 1."""
     return path.with_name(f".{kind}-{secrets.token_hex(4)}-{path.name}")
 
 
@@ -176,7 +176,7 @@ _TAGS = {
 def mark_written(folder: Path, tag: str = OUTPUT_TAG) -> None:
     """Mark a folder as written by prfl, so that it is not taken for a folder of the user's videos.
 
-    CACHE_TAG where it can be made again, which backups look for too; else OUTPUT_TAG.
+    tag: CACHE_TAG for a folder that can be made again, which backups may skip; OUTPUT_TAG for any other.
     """
     if not (folder / tag).exists():
         with atomic_write(folder / tag) as temporary:
@@ -184,17 +184,17 @@ def mark_written(folder: Path, tag: str = OUTPUT_TAG) -> None:
 
 
 def written_by_prfl(folder: Path) -> bool:
-    """Tell whether ``mark_written`` marked it.  Other programs have caches too, and videos in them."""
+    """Tell whether ``mark_written`` marked the folder.  Cache folders of other programs do not count."""
     if (folder / OUTPUT_TAG).is_file():
         return True
     try:
         return b"prfl" in (folder / CACHE_TAG).read_bytes()
     except OSError:
-        return folder.name == "samples" and (folder.parent / "metrics.jsonl").is_file()  # of a run before such marks
+        return folder.name == "samples" and (folder.parent / "metrics.jsonl").is_file()  # a run older than the marks
 
 
 def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, on the CPU.  Raises PrflError when it is absent, truncated or lies."""
+    """Read the tensors of a safetensors file, on the CPU.  Raises PrflError when it is absent or damaged."""
     try:
         with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}
@@ -207,8 +207,8 @@ def read_tensors(path: Path, fix: str) -> dict[str, Tensor]:
 def whole_json(path: Path, *keys: str) -> dict[str, Any] | None:
     """Read the object with these keys from a JSON file of a run.
 
-    Returns None where there is no such file, and with a warning where a crash has damaged it: a measurement can be made
-    again, and a run must not end for the rest.
+    Returns None where there is no such file.  A damaged file gives None and a warning, because a measurement can be
+    repeated and must not end a run.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
 """Hashes of values and of files.
 
-Those of files are remembered from start to start: a terabyte of videos is read once, and not at every start.
+Hashes of files are remembered between commands, so that a terabyte of videos is read once and not at every start.
 
-The memory is one SQLite file in the user's cache folder, or the one that PRFL_HASHES names (``off``: none).  A hash is
-trusted while the file's size, times and inode stay.  It is not kept of a file that changed in the seconds before it was
-read: a second change within the clock's grain would go unnoticed.  Nothing depends on the memory: where it cannot be
-read or written, files are hashed.
+They are stored in one SQLite file in the user's cache folder, or in the file that PRFL_HASHES names (``off``: not
+stored).  A hash is trusted while the file's size, times and inode are unchanged.  It is not stored for a file that
+changed in the last seconds before it was read: a second change within the clock's resolution would go unnoticed.  Where
+the store cannot be read or written, files are simply hashed again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-SETTLED = 2.0  # seconds since a file's last change, from which on its times tell of the next one
-SMALL = 2**16  # bytes up to which a file is read as fast as it is looked up
+SETTLED = 2.0  # seconds after a change, from which on the next change is sure to alter the file's times
+SMALL = 2**16  # bytes; reading a file up to this size is as fast as looking its hash up
 
 
 def json_hash(value: Any, *, sort_keys: bool = True) -> str:
@@ -59,7 +59,7 @@ def remembered_hash(path: Path) -> str:
 
 
 def _facts(path: Path) -> str:
-    """Describe the file as it is.  ctime tells of a change after which the time of modification was put back."""
+    """Describe the file's state.  ctime reveals a change even if the modification time was set back after it."""
     now = path.stat()
     return f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino} {now.st_dev}"
 
@@ -76,7 +76,7 @@ def _memory_file() -> Path | None:
 
 @lru_cache(maxsize=1)
 def _opened(memory: Path, process: int) -> sqlite3.Connection:
-    """Open the memory once a process: a connection must not be carried over a fork."""
+    """Open the store once per process: a connection must not be used after a fork."""
     memory.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(memory, timeout=1, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = OFF")  # what a crash damages is made again

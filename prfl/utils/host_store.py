@@ -1,7 +1,7 @@
-"""Tensors in host memory between a forward pass and its backward pass, copied there and back beside the computation.
+"""Keep tensors in host memory between a forward pass and its backward pass; copies overlap with the computation.
 
-On a GPU the host memory is pinned and the copies run on a stream of their own.  On a CPU the same code copies at once,
-which saves nothing and is there to be tested.  On ``meta`` only shapes are kept, so that a count sees nothing there.
+On a GPU the host memory is pinned and the copies run on a separate stream.  On a CPU the same code copies at once: this
+saves nothing and exists for tests.  On ``meta`` only shapes are kept, so that memory counts see no host tensors.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-LEAVING = 2  # tensors whose copies to the host may still run while the forward pass goes on; each holds its memory
+LEAVING = 2  # how many tensors may still be copied to the host while the forward pass goes on; each keeps its memory
 
 
 def streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream] | None:
     """Return a GPU's streams (computing, copying); None for a CPU.
 
-    One stream copies both ways: a copy back is queued behind the copy there.
+    One stream copies in both directions, so a copy back to the GPU is queued after the copy to the host.
     """
     return (torch.cuda.current_stream(device), _copying(device)) if device.type == "cuda" else None
 
@@ -31,7 +31,7 @@ def _copying(device: torch.device) -> torch.cuda.Stream:
 
 @dataclass(eq=False)
 class Parked:
-    """One tensor of a store.  coming: its copy on the device, and what says that it is complete."""
+    """One tensor of a store.  coming: its copy on the device and the event of its completion; None if not sent for."""
 
     group: int
     layout: tuple[torch.Size, tuple[int, ...], torch.dtype]
@@ -46,22 +46,22 @@ class Parked:
         return size.numel() * dtype.itemsize
 
     def __del__(self) -> None:
-        """Wait for what was sent for and never taken (a failed backward pass): its memory may not be handed on yet."""
+        """Wait for a copy that was started and never taken (a failed backward pass), before its memory is reused."""
         if self.coming is not None and self.coming[1] is not None:
             streams(self.device)[0].wait_event(self.coming[1])  # type: ignore[index]
 
 
 @dataclass(eq=False)
 class HostStore:
-    """Tensors of one forward pass, in groups that are needed together (a block's), taken back last group first.
+    """Tensors of one forward pass, in groups that are needed together (a block's); the last group is taken first.
 
-    While a group is taken, the one before it is already on its way.  Host memory is held until the store is freed,
-    with the graph that refers to it, so a tensor can be taken again.
+    While a group is taken, the group before it is already being copied back.  Host memory is kept until the store is
+    freed, together with the graph that refers to it, so a tensor can be taken more than once.
 
-    A tensor that leaves is held until the computing stream waits for its copy, and one that comes back is allocated on
-    the computing stream and waited for there: the allocator may then hand the memory of either on in stream order.
-    (With ``record_stream`` a host that runs ahead of its GPU finds every freed block still in use, and all of them
-    live at once.)  The GPU path is **untested on a GPU** so far.
+    A tensor on its way to the host is kept until the computing stream has been made to wait for its copy.  A tensor
+    that comes back is allocated on the computing stream, which waits for the copy.  So the allocator can reuse the
+    memory of both in stream order.  (With ``record_stream``, if the host runs ahead of the GPU, every freed block still
+    counts as in use, and all of them are alive at once.)  The GPU path is **untested on a GPU** so far.
     """
 
     groups: list[list[Parked]] = field(default_factory=list)
@@ -77,9 +77,9 @@ class HostStore:
 
     @torch.no_grad()
     def put(self, tensor: Tensor) -> Parked:
-        """Copy a tensor into the newest group.  Its device memory is free once nobody else refers to it.
+        """Copy a tensor into the newest group.  Its device memory is freed once nothing else refers to it.
 
-        The layout is kept (attention gives its output transposed); no expanded tensors.
+        Strides are kept, because attention returns transposed tensors.  Expanded tensors are not supported.
         """
         tensor = tensor.detach()
         layout = tensor.size(), tensor.stride(), tensor.dtype
@@ -104,14 +104,14 @@ class HostStore:
         return parked
 
     def settle(self, leaving: int = 0) -> None:
-        """Let go of all but the newest ``leaving`` tensors on their way to the host: the computing stream waits."""
+        """Make the computing stream wait for all copies to the host but the newest ``leaving``; free their tensors."""
         while len(self._leaving) > leaving:
             copied, tensor = self._leaving.popleft()
             streams(tensor.device)[0].wait_event(copied)  # type: ignore[index]
 
     @torch.no_grad()
     def take(self, parked: Parked) -> Tensor:
-        """Return the tensor on its device again, and send for the group before it."""
+        """Return the tensor on its device, and start to copy the group before it back."""
         self.settle()
         _send_for(parked)
         for other in self.groups[parked.group - 1] if parked.group else []:
@@ -137,7 +137,7 @@ def _send_for(parked: Parked) -> None:
     if pair is not None:
         computing, copying = pair
         assert parked.host is not None
-        copying.wait_stream(computing)  # until now the memory may have been another tensor's
+        copying.wait_stream(computing)  # the computing stream may still use this memory for another tensor
         with torch.cuda.stream(copying):
             tensor.copy_(parked.host, non_blocking=True)
             complete = copying.record_event()

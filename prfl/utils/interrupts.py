@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What ends a job: Ctrl-C, the cluster, a terminal that is closed, and what schedulers send some time before the end.
+# Signals that end a job: Ctrl-C, a cluster's stop, a closed terminal, and a scheduler's warning before the time limit.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 PATIENCE = 5.0  # seconds in which a repeated signal is the same wish: launchers pass on what the terminal sends too
 
@@ -17,8 +17,8 @@ PATIENCE = 5.0  # seconds in which a repeated signal is the same wish: launchers
 def ending_signals() -> list[signal.Signals]:
     """List the ending signals of this machine that may be handled.
 
-    Not among them is one that is ignored from the start (``nohup``, a shell's ``&``) or handled outside of Python.
-    Outside the main thread there are none: Python lets no other thread handle signals.
+    A signal that is ignored from the start (``nohup``, a shell's ``&``) or handled outside of Python is not listed.
+    Outside the main thread the list is empty, because Python lets only the main thread handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         return []
@@ -28,7 +28,7 @@ def ending_signals() -> list[signal.Signals]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turn each of them into a KeyboardInterrupt, so that half-written files are cleaned up.
+    """Turn each ending signal into a KeyboardInterrupt, so that half-written files are cleaned up.
 
     A signal that is repeated within ``PATIENCE`` is ignored.  Training handles signals itself (training/signals.py).
     """

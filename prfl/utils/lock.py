@@ -1,8 +1,9 @@
-"""One process at a time writes into a folder: ``run.lock`` in it names the one that does.
+"""Let one process at a time write into a folder: the file ``run.lock`` in it names that process, the holder.
 
-The file is locked (flock), so the kernel lets go of it when its process ends, however that ends.  Where the file system
-knows no locks, what the file says decides.  Some have locks that other machines do not see: so the holder looks now and
-then whether the file is still its own (``FolderLock.check``), and ends if another process has taken the folder.
+The file is locked (flock), so the kernel releases it when the process ends, for whatever reason.  On a file system
+without locks, the content of the file decides.  On some file systems, other machines do not see the locks: so the
+holder regularly checks that the file still names it (``FolderLock.check``), and ends if another process has taken the
+folder.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NAME = "run.lock"
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that writes into a folder.  token: no other process has it, not even one of the same number."""
+    """A process that writes into a folder.  token: a random text that differs even if a process id is used again."""
 
     host: str
     process: int
@@ -49,7 +50,7 @@ class Holder:
         return f"process {self.process} on {self.host} ({self.command}; since {self.since})"
 
     def is_gone(self) -> bool:
-        """Tell whether the process has ended; False for another machine's, of which nothing is known here."""
+        """Tell whether the process has ended; False for a process of another machine, which cannot be checked."""
         if self.host != socket.gethostname():
             return False
         try:  # a later process may have the same number
@@ -59,7 +60,7 @@ class Holder:
 
 
 class FolderLock:
-    """A folder that is this process's to write into.  Processes beside the main one hold nothing."""
+    """A folder that this process may write into.  handle: the open lock file; None on all but the main process."""
 
     def __init__(self, path: Path, holder: Holder, handle: int | None) -> None:
         self.path, self.holder, self.handle = path, holder, handle
@@ -106,10 +107,11 @@ HELD: dict[Path, FolderLock] = {}  # by this process
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[FolderLock]:
-    """Hold a folder; it is made where it is missing and, if it is still empty at the end, removed again.
+    """Hold a folder inside the block.  A missing folder is made, and removed at the end if it is still empty.
 
-    A process that holds it may ask again.  Of several processes of one run the main one holds it for all.
-    Raises PrflError, on all of them, that names the process which holds the folder.
+    A process that already holds the folder may enter again.  In a run of several processes, the main process holds the
+    folder for all of them.
+    Raises PrflError, on all processes, that names the process which holds the folder.
     """
     folder = folder.resolve()
     if folder in HELD and HELD[folder].holder.process == os.getpid():

@@ -3,8 +3,8 @@
     {"step": 100, "phase": "training", "reward/shape": 0.3, "seconds/step": 2.1, ...}
     {"step": 100, "phase": "validation", "validation/reward/shape": 0.2, ...}
 
-What was measured on held-out prompts has ``validation/`` in front of its name, here and in the trackers: a number of
-training and one of validation never share a curve.
+Values measured on held-out prompts have ``validation/`` in front of their names, here and in the trackers, so that
+training and validation values never share a curve.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def validation_names(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measure_name(name: str) -> str:
-    """Take ``validation/`` off: the name that a results.json has for the measure."""
+    """Remove ``validation/`` from a name, which gives the measure's name in a results.json."""
     return name.removeprefix(HELD_OUT)
 
 
 def records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Read the rows of a metrics.jsonl; count the lines that a crash has damaged: half written, or NUL bytes.
+    """Read a metrics.jsonl: (its rows, the number of lines that a crash has damaged).  No rows where it does not exist.
 
-    Rows of an older version get their phase and today's names.  Raises OSError; a file that is not there has none.
+    Rows of an older version get their phase and today's names.  Raises OSError if the file cannot be read.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     complete, damaged = [], 0
@@ -49,7 +49,7 @@ def records(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def with_phase(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as this version writes it.  A row without a phase is a step's where it was timed or has a loss."""
+    """Return a row in today's form.  A row without a phase is of training if it has a loss or a time per step."""
     if "phase" in record:
         return record
     numbers = {name: value for name, value in record.items() if name != "step"}

@@ -7,18 +7,19 @@ from functools import lru_cache
 
 from prfl.utils import rng
 
-PROMPTS = "prompts"  # the purpose of the order in which training prompts are taken
+PROMPTS = "prompts"  # the ``purpose`` for which the order of the training prompts is drawn
 
 
 def shuffled(indices: Sequence[int], length: int, seed: int, purpose: str) -> list[int]:
-    """Map global sample indices to positions in a list of ``length``: every item once an epoch, in a new order each."""
+    """Map global sample indices to positions in a list of ``length``.  Each epoch visits every item, in a new order."""
     return [epoch_order(length, seed, purpose, index // length)[index % length] for index in indices]
 
 
 def shuffled_alike(indices: Sequence[int], kinds: Sequence[int], batch: int, seed: int, purpose: str) -> list[int]:
-    """Map global sample indices as ``shuffled`` does, but ``batch`` of them that are one step's have one kind.
+    """Map global sample indices as ``shuffled`` does, but so that all items of a batch have the same kind.
 
-    kinds: of each item.  Every item comes once an epoch, and some of a kind again, to fill its last batch.
+    kinds: the kind of each item.  batch: samples per step.  Each epoch visits every item; some items of a kind come
+    again, to fill the last batch of that kind.
     """
     chosen = []
     of_items = tuple(kinds)
@@ -31,7 +32,7 @@ def shuffled_alike(indices: Sequence[int], kinds: Sequence[int], batch: int, see
 
 
 def met(samples: int, length: int, seed: int, purpose: str) -> list[int]:
-    """List the positions that a training of so many samples comes to, once each, in the list's order."""
+    """List the positions that a training of ``samples`` samples visits, once each, in the list's order."""
     return sorted(shuffled(range(min(samples, length)), length, seed, purpose))
 
 

@@ -19,9 +19,9 @@ MAX_PIXELS = 8192 * 8192
 
 
 def read_first_frame(path: Path, height: int, width: int) -> Tensor:
-    """Read a picture, or the one that a video begins with, scaled until it covers height x width, and cut to it.
+    """Read a picture, or a video's first picture, scaled until it covers height x width and cropped to it.
 
-    Raises PrflError for what is neither.
+    Raises PrflError for a file that is neither a picture nor a video.
     """
     if path.suffix.lower() not in VIDEOS:
         return fitted(read_picture(path), height, width)
@@ -31,7 +31,7 @@ def read_first_frame(path: Path, height: int, width: int) -> Tensor:
 
 
 def read_picture(path: Path) -> Tensor:
-    """Read a picture the way up that viewers show it.  Raises PrflError for what is none, or too large."""
+    """Read a picture in the orientation that viewers show.  Raises PrflError if it is not a picture, or too large."""
     fix = f"give a picture as {', '.join(SUFFIXES)}"
     if path.suffix.lower() not in SUFFIXES:
         raise PrflError(f"'{path.suffix}' is no suffix of a picture that prfl reads", where=str(path), fix=fix)
@@ -50,7 +50,7 @@ def read_picture(path: Path) -> Tensor:
 
 
 def write_picture(path: Path, pixels: Tensor) -> None:
-    """Write a .png.  What was read from levels of 0 to 255 is written as these levels."""
+    """Write a .png.  Pixels that were read from levels of 0 to 255 are written as exactly these levels."""
     with atomic_write(path) as temporary:
         as_image(pixels).save(temporary, format="png")
 
@@ -61,7 +61,7 @@ def as_image(pixels: Tensor) -> Image.Image:
 
 
 def fitted(picture: Tensor, height: int, width: int, aspect: float = 1.0) -> Tensor:
-    """Scale until it covers height x width, then cut around the middle.  aspect: a source pixel's width / height."""
+    """Scale a picture until it covers height x width, and crop its middle.  aspect: a source pixel's width / height."""
     _, from_height, from_width = picture.shape
     scale = max(height / from_height, width / (from_width * aspect))
     size = max(height, round(from_height * scale)), max(width, round(from_width * aspect * scale))

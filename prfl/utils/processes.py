@@ -1,7 +1,7 @@
-"""The processes of one run, as ``torchrun`` or ``accelerate launch`` start them.  Everything here works alone as well.
+"""The processes of one run, as ``torchrun`` or ``accelerate launch`` start them.  All of it works in one process too.
 
-accelerate makes the process group (training/distributed.py).  This is for the code below the trainer, which only shares
-out work.
+accelerate makes the process group (training/distributed.py).  These functions are for the code below the trainer, which
+only divides work among the processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ ENGINES = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER"
 
 
 def check_environment() -> None:
-    """Raise PrflError for what a launcher left in the environment: accelerate would follow it, or wait for others."""
+    """Raise PrflError for a launcher's environment variables that would make accelerate misbehave.
+
+    It would use an engine or device that prfl does not expect, or wait for processes that do not exist.
+    """
     unset = "unset it, or start prfl with torchrun or a plain multi-GPU `accelerate launch`"
 
     # What asks accelerate for an engine or a device.
@@ -82,7 +85,7 @@ def wait() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process go through the block alone; the others follow and find what it has made."""
+    """Run the block on the main process first; the others run it after, and find what the main process wrote."""
     if not is_main():
         wait()
     yield

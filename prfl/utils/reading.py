@@ -1,4 +1,4 @@
-"""Files that a user named, read as text, lines or JSON.  What the disk refuses is an error with its remedy."""
+"""Read files that a user named, as text, lines or JSON.  Errors of the disk become a PrflError with a remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from prfl.utils.errors import AbsentError, Faults, PrflError
 from prfl.utils.text import closest
 
-# What else a disk may say to a reader.
+# Remedies for errors of the disk, other than a missing file or a folder in its place.
 REMEDIES = {
     errno.EACCES: "let this user read it (chmod, chown), or name another file",
     errno.EPERM: "let this user read it (chmod, chown), or name another file",
@@ -26,7 +26,7 @@ REMEDIES = {
 
 
 def unreadable(path: Path, error: OSError, fix: str = "name a file that is there") -> PrflError:
-    """Make the error of a file that cannot be read.  fix: what to do where it is not there, or is a folder."""
+    """Make the error of a file that cannot be read.  fix: the remedy if the file is missing or is a folder."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return absent(path, fix)
     if os.path.isdir(path):
@@ -36,21 +36,21 @@ def unreadable(path: Path, error: OSError, fix: str = "name a file that is there
 
 
 def disk_refuses(path: Path, error: Exception) -> bool:
-    """Tell an error of the disk from one by which a library says that a file is damaged."""
+    """Tell whether an error comes from the disk, and not from a library that finds the file damaged."""
     return isinstance(error, OSError) and (not os.path.isfile(path) or disk_error_number(error) in REMEDIES)
 
 
 def disk_error_number(error: Exception) -> int | None:
-    """Find the errno of what the disk said; safetensors gives it in words."""
+    """Return an error's errno, or None.  safetensors only writes it in its message."""
     number = error.errno if isinstance(error, OSError) else None
     in_words = re.search(r"os error (\d+)", str(error))
     return number or (int(in_words[1]) if in_words else None)
 
 
 def absent(path: Path, fix: str, what: str = "file") -> AbsentError:
-    """Make the error of a file (or what it is called) that is not there.
+    """Make the error of a path that does not exist.  what: what it should be, such as "file" or "folder".
 
-    It names the folder of the path that is missing, or what is spelt nearly so in the folder that is there.
+    The message names the first missing folder of the path or, if the folder exists, an entry of similar spelling.
     """
     missing = [parent for parent in path.parents if not os.path.isdir(parent)]
     if missing:

@@ -26,7 +26,7 @@ def generator(seed: int, purpose: str, step: int, index: int = 0) -> torch.Gener
 
 
 def seeds(seed: int, purpose: str, step: int, indices: Sequence[int]) -> Tensor:
-    """Return seeds, (len(indices),) int64, for what draws by itself, such as dropout."""
+    """Return seeds, (len(indices),) int64, for code with its own random generator, such as dropout."""
     return torch.tensor([hashed(seed, purpose, step, i) for i in indices])
 
 
@@ -63,5 +63,5 @@ def integer(high: int, seed: int, purpose: str, step: int, index: int = 0) -> in
 
 
 def permutation(length: int, seed: int, purpose: str, epoch: int) -> list[int]:
-    """Draw an order of range(length), another one each epoch."""
+    """Draw a random order of range(length); each epoch has a different one."""
     return torch.randperm(length, generator=generator(seed, purpose, epoch)).tolist()

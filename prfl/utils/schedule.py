@@ -12,17 +12,17 @@ def shift_sigmas(u: Tensor, shift: float) -> Tensor:
 
 
 def unshifted(sigma: float, shift: float) -> float:
-    """The time that ``shift_sigmas`` moves to this sigma."""
+    """Invert ``shift_sigmas``: return the uniform time that it moves to this sigma."""
     return sigma / (1 + (shift - 1) * (1 - sigma))
 
 
 def chain_sigmas(steps: int, shift: float) -> Tensor:
-    """The N + 1 sigmas of an N-step chain, float64, from 1 (noise) to 0 (clean)."""
+    """Return the N + 1 sigmas of an N-step chain, float64, from 1 (noise) to 0 (clean)."""
     if steps < 1:
         raise ValueError(f"a chain needs at least one step, got {steps}")
     return shift_sigmas(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
 
 
 def node_at(share: float, steps: int) -> int:
-    """The node of a chain behind this share of its steps; at least the first step's."""
+    """Return the number of the latent that a chain reaches after this share of its steps: at least 1."""
     return max(1, round(share * steps))

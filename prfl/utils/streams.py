@@ -1,4 +1,4 @@
-"""The standard output and error, without which a run goes on."""
+"""Keep a run going when its standard output or standard error can no longer be written."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def silence(stream: Any) -> None:
 
 @contextmanager
 def lossy_output() -> Iterator[None]:
-    """Go on, inside, when the standard output or error fails.  It may be entered twice."""
+    """Let the code inside go on when the standard output or error fails.  May be nested."""
     if isinstance(sys.stdout, LossyStream) or sys.stdout is None or sys.stderr is None:
         yield
         return

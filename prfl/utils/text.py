@@ -1,6 +1,6 @@
-"""Text that a user wrote: made fit to be shown, and compared with the words that there are.
+"""Show text that a user wrote safely, and compare it with valid choices.
 
-Nothing in a shown text can steer a terminal or reorder what stands beside it.
+Text that is shown cannot control a terminal or change the order of the text beside it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-# Control characters but for the line's end and the tab; marks that turn the direction of writing; halves of surrogates.
+# Control characters except newline and tab; line separators and marks of writing direction; lone surrogates.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    r"""Write what cannot be seen as Python writes it: an escape is ``\x1b``."""
+    r"""Replace invisible characters by their Python escapes, such as ``\x1b``."""
     return UNSEEN.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def wrapped(text: str, width: int) -> str:
-    """Break lines between words, none of which is cut: a path can still be copied.  What goes on stands further in."""
+    """Wrap lines between words.  No word is broken, so paths can be copied.  Continued lines are indented."""
     lines = []
     for line in text.split("\n"):
         rest = " " * (len(line) - len(line.lstrip()) + 4)
@@ -33,12 +33,12 @@ def wrapped(text: str, width: int) -> str:
 
 
 def html_text(text: object) -> str:
-    """Make text for a page: visible, and no part of it is markup."""
+    """Escape text for an HTML page: invisible characters are shown, and nothing is markup."""
     return html.escape(visible(str(text)))
 
 
 def of_experts(value: float | Mapping[str, float]) -> str:
-    """Write a number, or one of each of two experts or frames: ``4 (high), 3 (low)``, ``1 (first frame), ...``."""
+    """Write a number, or one number per expert or frame: ``4 (high), 3 (low)``, ``1 (first frame), ...``."""
     if isinstance(value, Mapping):
         return ", ".join(f"{each:g} ({name.replace('_', ' ')})" for name, each in value.items())
     return f"{value:g}"
@@ -51,7 +51,7 @@ def markdown_cell(text: str) -> str:
 
 
 def closest(word: object, choices: Sequence[str]) -> str | None:
-    """Find the choice that is spelt nearly as ``word`` is; None where no choice is."""
+    """Find the choice whose spelling is closest to ``word``; None if none is similar."""
     matches = get_close_matches(str(word), choices, n=1)
     return matches[0] if matches else None
 
@@ -64,6 +64,6 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
 
 
 def file_stem(prompt: str) -> str:
-    """Name a prompt's files: a name that a person recognises and that no other prompt has."""
+    """Make the file name of a prompt: readable, and with a hash so that no two prompts share it."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
     return f"{words or 'prompt'}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}"

@@ -1,4 +1,4 @@
-"""Where the seconds of a step go."""
+"""Measure how long each part of a step takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size of a clip, as its files are read and as a model takes it."""
+"""The size and rate of a clip, as it is read from a file and given to a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VideoSize:
-    """So many frames at fps pictures a second, of height x width pixels."""
+    """``frames`` pictures of height x width pixels, at ``fps`` pictures per second."""
 
     frames: int
     height: int
