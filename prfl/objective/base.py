@@ -1,4 +1,4 @@
-"""What the trainer knows of an objective."""
+"""The protocols by which the trainer calls an objective."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Mean(float):
         mean.count = count
         return mean
 
-    def __reduce__(self) -> tuple[type[Mean], tuple[float, int]]:  # for its way to the other processes
+    def __reduce__(self) -> tuple[type[Mean], tuple[float, int]]:  # pickled when it is sent to the other processes
         return Mean, (float(self), self.count)
 
 
@@ -27,36 +27,37 @@ class Stateful(Protocol):
     """An objective that carries something from one optimizer step to the next."""
 
     def after_step(self, metrics: Mapping[str, float]) -> None:
-        """After each step that is whole: its metrics over the whole batch, the same on every process."""
+        """Called after each complete optimizer step.  metrics: over the whole batch, the same on every process."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint saves of it, the same on every process; empty where there is nothing."""
+        """Return the tensors that a checkpoint saves, the same on every process; empty where there is no state."""
         ...
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what ``state_dict`` gave.  Raises PrflError, and changes nothing, when it does not fit."""
+        """Restore what ``state_dict`` returned.  Raises PrflError, and changes nothing, when it does not fit."""
         ...
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """One method: which samples, which forward passes, which gradients."""
+    """What is trained: which samples are drawn, which forward passes are run, which gradients are added."""
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
         """Run forward and backward for these global sample indices.
 
         Adds the gradient of the *mean* loss over ``indices`` to ``.grad`` of ``parameters()`` and returns metrics.
-        Every random draw is a function of (seed, step, index), so how a batch is split changes nothing but rounding.
-        Each metric is a mean over ``indices`` or a ``Mean``; NAME_std, beside NAME, is a deviation over them; seconds/
-        are spent, not averaged.
+        Every random draw is a function of (seed, step, index), so splitting a batch changes nothing but rounding.
+        Each metric is a mean over ``indices``, or a ``Mean`` over some of them.  Two kinds of names are treated
+        otherwise: NAME_std beside NAME is the standard deviation over ``indices``, and seconds/... is time spent,
+        which adds up over the parts of a batch.
         """
         ...
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return what the optimizer updates, by name."""
+        """Return the parameters that the optimizer updates, by name."""
         ...
 
     def describe(self, step: int, indices: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the batch as it was drawn, tensors and facts for JSON, to be written when a step fails."""
+        """Return the batch as it was drawn, as tensors and as facts for JSON.  It is written when a step fails."""
         ...

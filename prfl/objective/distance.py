@@ -1,4 +1,4 @@
-"""How far the policy's velocity is from the base's at given states: a metric, and a regulariser."""
+"""The distance between the policy's velocity and the base's at the same states: a metric, and a regulariser."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from prfl.rollout.plan import StepPlan, order
 from prfl.rollout.trajectory import Trajectory
 
 State = tuple[Float[Tensor, "b c t h w"], Float[Tensor, ""]]
-"""Latents, and their sigma."""
+"""Latents and their sigma."""
 
 
 def trained_states(trajectory: Trajectory, step_plan: StepPlan) -> Iterator[State]:
-    """Yield the states that a step trains at, one at a time: they may wait in host memory."""
+    """Yield the states at which a step trains, one at a time because they may wait in host memory."""
     for k in sorted(step_plan.plan.trains, key=order):
         x = trajectory.at(k)
         yield x, trajectory.sigma(k, x)
 
 
 def squared_difference(backbone: Backbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """Return (b,) means of (v_policy - v_base)^2 without guidance; sigma: () or (b,).
+    """Return the mean of (v_policy - v_base)^2 for each sample, (b,), without guidance.  sigma: () or (b,).
 
-    The base gets no graph.  Run it under the policy's adapter.
+    Only the policy's velocity has a graph.  Call it while the policy's adapter is selected.
     """
     base = base_velocity(backbone, latents, sigma, condition)
     policy = backbone.velocity(latents, sigma.to(latents.device, torch.float32), condition)
@@ -38,14 +38,14 @@ def squared_difference(backbone: Backbone, latents: Tensor, sigma: Tensor, condi
 
 @torch.no_grad()
 def base_velocity(backbone: Backbone, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """Return the base's velocity in float32, whatever adapter is selected around."""
+    """Return the base's velocity in float32, whichever adapter is selected by the caller."""
     with backbone.adapter(None):
         return backbone.velocity(latents, sigma.to(latents.device, torch.float32), condition).float()
 
 
 @torch.no_grad()
 def velocity_distance(backbone: Backbone, adapter: str, states: Iterable[State], condition: Condition) -> float:
-    """Return the mean over states of ``squared_difference``; they are taken one at a time, from host memory too."""
+    """Return the mean of ``squared_difference`` over states, which are taken one at a time to save memory."""
     with backbone.adapter(adapter):
         values = [squared_difference(backbone, x, sigma, condition).mean() for x, sigma in states]
     return float(torch.stack(values).mean())
@@ -56,7 +56,7 @@ def accumulate_distance(
 ) -> float:
     """Add the gradient of weight * ``velocity_distance`` over ``count`` states to ``.grad``, and return the distance.
 
-    One state's graph is alive at a time.
+    Only one state's graph is alive at a time.
     """
     total = 0.0
     with backbone.adapter(adapter):
@@ -68,9 +68,9 @@ def accumulate_distance(
 
 
 def shares_call(backbone: Backbone, adapter: str, step_plan: StepPlan, guidance_scale: object) -> bool:
-    """Return whether the velocity that a step differentiates is the distance's too: see ``DistanceTerm``.
+    """Return whether the distance can use the same network call as the step's own gradient: see ``DistanceTerm``.
 
-    guidance_scale: a number, or one of each of two experts.
+    guidance_scale: a number, or a pair of numbers for a backbone of two experts.
     """
     plan = step_plan.plan
     alone = len(plan.trains) == 1 and not any(plan.passes(k, plan.useful_nodes) for k in plan.trains)
@@ -79,11 +79,12 @@ def shares_call(backbone: Backbone, adapter: str, step_plan: StepPlan, guidance_
 
 @dataclass
 class DistanceTerm:
-    """The gradient of weight * ``velocity_distance`` at the one velocity that a step differentiates anyway.
+    """The gradient of weight * ``velocity_distance``, added at the one velocity that the step differentiates anyway.
 
-    It saves the distance's own call and its backward: two of a PRFL step's networks with gradient become one.  Only
-    where ``shares_call``: guidance and dropout would make the step's velocity another one, and an earlier step would
-    get the distance's gradient through its latents, which the distance takes as they are.
+    This saves a forward and a backward for the distance alone: a PRFL step then has one network call with gradient
+    instead of two.  It is valid only where ``shares_call`` says so.  With guidance or dropout the step's velocity is
+    not the one that the distance compares.  With a cotangent to earlier steps, the distance's gradient would reach
+    them through the latents, which the distance takes as constants.
     """
 
     backbone: Backbone

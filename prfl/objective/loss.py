@@ -1,4 +1,4 @@
-"""What a reward-gradient objective minimises, and its gradient at the latents: the seeds of the adjoint."""
+"""The loss that a reward-gradient objective minimises, and its gradient at the latents: the seeds of the adjoint."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from prfl.utils.errors import PrflError
 
 @dataclass(frozen=True)
 class RewardLoss:
-    """What is minimised, per sample: ``linear`` -r, or ``hinge`` relu(target - r), times ``scale``.
+    """The loss of one sample, to be minimised: scale * -r (``linear``), or scale * relu(target - r) (``hinge``).
 
-    r is the weighted aggregate of the scores (``scores.total``).  The paper's own: scale 0.1, hinge at 2.
+    r is the weighted aggregate of the scores (``scores.total``).  The PRFL paper has a hinge with target 2, scale 0.1.
     """
 
     weights: dict[str, float]
@@ -47,11 +47,12 @@ def loss_gradient(
     *,
     at_once: int | None = None,
 ) -> tuple[Float[Tensor, "b c t h w"], dict[str, float]]:
-    """Return d mean(loss) / d latents on a detached leaf, and metrics; nothing of the reward's graph is left behind.
+    """Return d mean(loss) / d latents, and metrics.  The reward's graph is freed before it returns.
 
-    at_once: samples whose graph lives at once, None is all; the mean is a sum over samples, so the gradient is the
-    same.  Raises PrflError when no gradient gets from the reward to the latents.  One that is not finite is returned as
-    it is: the trainer stops before the optimizer's step, and leaves the batch.
+    at_once: how many samples are scored in one graph; None is all.  The gradient does not depend on it, because the
+    mean is a sum over samples.
+    Raises PrflError when no gradient gets from the reward to the latents.  A gradient that is not finite is returned
+    as it is: the trainer stops before the optimizer's step and saves the batch.
     """
     count = len(latents)
     gradients, losses, rewards, scored = [], [], [], []
@@ -67,7 +68,7 @@ def loss_gradient(
         rewards.append(reward.detach())
         scored.append({name: values.detach() for name, values in scores.items()})
 
-    # Beyond the hinge the gradient is zero; short of it a zero one is a fault.
+    # Where every reward is above the hinge a zero gradient is right; otherwise it is a fault.
     reward = torch.cat(rewards)
     arrived = [gradient for gradient in gradients if gradient is not None]
     unmet = loss.shape == "linear" or bool((reward < loss.target).any())
@@ -89,9 +90,10 @@ def seed_gradients(
     step_plan: StepPlan,
     weights: Float[Tensor, " b"] | None,
 ) -> tuple[dict[Node, Float[Tensor, "b c t h w"]], dict[str, float]]:
-    """Return the seeds of a plan, one reward at a time, and the means of their metrics.
+    """Return the seeds of a plan, computed one node at a time, and the metrics averaged over the nodes.
 
-    read: ``loss_gradient`` at (latents, sigma).  scored: latents by node.  weights: of each sample's loss.
+    read: ``loss_gradient`` at (latents, sigma).  scored: the latents of each node.
+    weights: (b,), the weight of each sample's loss; None weighs all samples alike.
     """
     seeds, metrics = dict[Node, Tensor](), dict[str, float]()
     total_share = sum(step_plan.seeds.values())

@@ -21,9 +21,10 @@ from prfl.utils.timing import Clock
 
 @dataclass
 class PixelPreference:
-    """Train a ``PixelReward`` on decoded clean latents: unclamped, as it will see the policy's videos.
+    """Train a ``PixelReward`` on decoded clean latents.  Pixels are not clamped, as later with the policy's videos.
 
-    frames: how many frames of each clip it sees, another subset each step (None: all).
+    frames: how many frames of each clip the reward sees, a new random subset each step; None is all.
+    eta: the parameter of the loss ``rao_kupper``.
     keep_decoded: keep every decoded clip in host memory as float16, so that each is decoded only once.
     """
 
@@ -44,13 +45,13 @@ class PixelPreference:
         return self.reward.parameters()
 
     def accumulate(self, step: int, indices: Sequence[int]) -> dict[str, float]:
-        """See ``Objective``; the subset of frames depends on the step only."""
+        """See ``Objective``.  The subset of frames depends on the step only, and is the same for all samples."""
         clock = Clock(self.backbone.facts.device)
         with clock("data"):
             batch = draw_examples(self.dataset, self.examples, self.seed, indices)
             pixels = self.pixels(batch)
 
-        # The frames that are shown: some of them, in order.
+        # Draw the frames that the reward sees, in ascending order.
         count = pixels.shape[2]
         shown = torch.arange(count)
         if self.frames is not None and self.frames < count:
@@ -68,7 +69,7 @@ class PixelPreference:
 
     @torch.no_grad()
     def pixels(self, batch: Drawn) -> Float[Tensor, "n 3 f H W"]:
-        """Return decoded clips, through float16 whether they are kept or not, so that keeping them changes nothing."""
+        """Return the decoded clips.  All are rounded to float16, kept or not, so that keeping them changes nothing."""
         fresh = {row: at for at, row in enumerate(batch.rows) if row not in self.decoded}
         clips = {row: self.decoded[row] for row in batch.rows if row not in fresh}
         if fresh:

@@ -1,4 +1,4 @@
-"""Training a latent reward from labels or preferences: the first stage, before a policy follows the reward."""
+"""Training a latent reward from labels or preferences: the first stage, before a policy is trained by the reward."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ SigmaSampling = Literal["uniform", "shifted", "mixture"]
 def draw_sigma(
     sampling: SigmaSampling, shift: float, seed: int, step: int, indices: Sequence[int], highest: float = 1.0
 ) -> Float[Tensor, " b"]:
-    """Return noise levels in [0, 1): even, as a sampler with this shift spreads them, or (``mixture``) half of each.
+    """Return noise levels from 0 to ``highest``, (b,), float32.
 
-    highest: where they end, if not at 1; below it they are spread alike.
+    ``uniform`` draws them evenly, ``shifted`` as a sampler with this shift spreads its steps, and ``mixture`` draws
+    each sample's level in one of the two ways, with equal chance.
+    highest: the upper end, for a model that does not read all noise levels; the shape of the distribution is kept.
     """
     u = rng.uniform(seed, "preference/sigma", step, indices)
     shifted = shift_sigmas(u * unshifted(highest, shift), shift)
@@ -49,11 +51,13 @@ def reward_loss(
     eta: float,
     labelled: dict[str, float],
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-    """Return the mean over examples and dimensions, and metrics.
+    """Return the loss, a mean over examples and dimensions, and metrics.
 
-    logits: (examples,) for ``bce``, (2 examples,) for pairs: all a, then all b.  sigma: one for both sides.
-    labelled: share of all examples that have a target, by dimension.  A dimension's mean is over what the batch would
-    have at that share, not over what it happens to have: so it is a sum over examples, however a batch is split.
+    logits: (examples,) for ``bce``; (2 examples,) for pairs, first all a, then all b.
+    sigma: one noise level for both sides of a pair.
+    labelled: for each dimension, the share of all examples that have a target.  The sum over a batch is divided by the
+    number of targets expected from that share, not by the number that this batch happens to have.  So the loss is a
+    sum over examples, and does not depend on how a batch is split.
     """
     terms, metrics = [], {}
     for name, logit in logits.items():
@@ -89,8 +93,8 @@ class Preference:
     """Train a ``LatentReward`` on noised latents; both sides of a pair get the same sigma, noise and dropout.
 
     An index stands for one labelled video (``bce``) or one pair (other losses).  With a frozen backbone only the head
-    keeps a graph; with the reward's own adapter its blocks are trained too.
-    sigma_sampling, shift: see ``draw_sigma``.  eta: of ``rao_kupper``.
+    has a graph.  A reward with an adapter of its own trains that adapter as well.
+    sigma_sampling, shift: see ``draw_sigma``.  eta: the parameter of the loss ``rao_kupper``.
     """
 
     reward: LatentReward
@@ -109,7 +113,7 @@ class Preference:
         return self.reward.parameters()
 
     def draw(self, step: int, indices: Sequence[int]) -> tuple[Drawn, Tensor, Tensor]:
-        """The batch, sigma (b,), noise (b, c, t, h, w)."""
+        """Return the batch, sigma (b,) and noise (b, c, t, h, w); for pairs both sides share them."""
         batch = draw_examples(self.dataset, self.examples, self.seed, indices)
         sigma = draw_sigma(self.sigma_sampling, self.shift, self.seed, step, indices, self.highest)
         noise = rng.normal(batch.latents.shape[1:], self.seed, "preference/noise", step, indices)
@@ -123,7 +127,7 @@ class Preference:
         each = sigma.repeat(batch.sides)
         noisy = add_noise(batch.latents, noise.repeat(batch.sides, 1, 1, 1, 1), each)
         dropout = rng.seeds(self.seed, "dropout/preference", step, indices).to(sigma.device).repeat(batch.sides)
-        with self.reward.selected(dropout):  # until backward is over: checkpointing recomputes
+        with self.reward.selected(dropout):  # spans the backward pass too, in which checkpointing recomputes blocks
             with clock("reward"):
                 logits = self.reward.logits(noisy, each, batch.condition)
                 labelled = self.examples.labelled

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: flow matching on cached latents.  A method of its own, and PRFL's regulariser."""
+"""Supervised fine-tuning: flow matching on cached latents.  A method by itself, and a regulariser of PRFL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from prfl.utils.timing import Clock
 
 @dataclass(frozen=True)
 class SftBatch:
-    """clean, noise: (b, c, t, h, w).  sigma: (b,).  condition: the empty prompt's where it was dropped."""
+    """A batch of clips and what was drawn for each.
+
+    clean, noise: (b, c, t, h, w).  sigma: (b,).  dropped: the samples whose prompt was dropped; their condition is
+    that of the empty prompt.
+    """
 
     clean: Tensor
     noise: Tensor
@@ -33,12 +37,12 @@ class SftBatch:
 
 @dataclass
 class Sft:
-    """scale * mean over elements of (v(x_sigma, sigma, condition) - (noise - x0))^2, sigma = shift(u), u ~ U[0, 1).
+    """Minimise scale * mean of (v(x_sigma, sigma, condition) - (noise - x0))^2, sigma = shift(u), u ~ U[0, 1).
 
-    within: the lowest and the highest noise level that is drawn, spread between them as without such ends.
-
-    adapter: the adapter that is trained, or None for full fine-tuning: then every weight of the transformer that
-    requires a gradient.  prompt_dropout: probability of the empty prompt, so that guidance keeps working.
+    within: the lowest and the highest noise level that is drawn; between them the distribution keeps its shape.
+    adapter: the adapter that is trained.  None is full fine-tuning: every weight of the transformer that requires a
+    gradient.
+    prompt_dropout: probability that a prompt is replaced by the empty one, so that guidance keeps working.
     """
 
     backbone: Backbone
@@ -54,7 +58,7 @@ class Sft:
         return self.backbone.parameters(self.adapter)
 
     def order(self, indices: Sequence[int]) -> list[int]:
-        """Choose the rows of these sample indices; a step's have latents of one shape."""
+        """Return the data rows of these sample indices; all rows of one step have latents of one shape."""
         if kinds := self.dataset.kinds(self.dataset.video):
             return shuffled_alike(indices, kinds, self.dataset.batch, self.seed, "sft")
         return shuffled(indices, len(self.dataset), self.seed, "sft")
@@ -92,6 +96,6 @@ class Sft:
 
 
 def drop_prompts(condition: Condition, empty: Condition, dropped: Sequence[bool]) -> Condition:
-    """Return ``condition`` with the samples that are marked replaced by their unconditional ones."""
+    """Return ``condition`` with each dropped sample replaced by its unconditional one, from ``empty``."""
     count = len(condition)
     return Condition.cat([condition, empty])[[i + count * drop for i, drop in enumerate(dropped)]]

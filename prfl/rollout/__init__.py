@@ -1,1 +1,1 @@
-"""The chain: convention, solvers, guidance, plans of where gradient flows, what they ask of a rollout, the adjoint."""
+"""The sampling chain: its convention, solvers, guidance, plans, the rollout and what plans need of it, the adjoint."""

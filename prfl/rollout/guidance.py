@@ -1,4 +1,4 @@
-"""Classifier-free guidance in training, explicitly: v = v_u + scale (v_c - v_u), and where its gradient goes."""
+"""Classifier-free guidance in training, v = v_u + scale (v_c - v_u), and through which branch its gradient flows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prfl.utils.errors import PrflError
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strong guidance is while training, and where its gradient goes: see ``guided_network``.
+    """How strong guidance is in training, and through which branch its gradient flows: see ``guided_network``.
 
     scale: a ``guidance_scale.Scale``.
     """
@@ -32,14 +32,16 @@ def guided_network(
     scale: float | Callable[[Tensor, Tensor], float | Tensor] = 1.0,
     gradient: Literal["none", "cond", "both"] = "none",
 ) -> Network:
-    """Close ``velocity(latents, sigma, condition)`` over its condition and guidance; c = condition, u = empty.
+    """Return ``velocity`` as a function of latents and sigma, with its condition and guidance fixed.
 
-    none: v = v_c, one call; scale must be 1.
-    cond: v = sg(v_u) + scale (v_c - sg(v_u)): gradient through the conditional branch only; u runs without autograd.
-    both: v = v_u + scale (v_c - v_u): gradient through both, both graphs alive at once.
-    At scale 1 every mode is v_c and makes one call.  ``empty_condition`` has the batch size of ``condition``.
-    scale: a number, or what it is at (latents, sigma): a number, or one of each frame.
-    Raises PrflError for "none" with another scale, and where guidance lacks its empty condition.
+    v_c is the velocity under ``condition``, v_u that under ``empty_condition``, which has the same batch size.
+    gradient:
+    "none": v = v_c, one call; the scale must be 1.
+    "cond": v = sg(v_u) + scale (v_c - sg(v_u)); gradient through v_c only, and v_u is computed without autograd.
+    "both": v = v_u + scale (v_c - v_u); gradient through both, and both graphs are in memory at once.
+    At scale 1 each of them is v_c, with one call.
+    scale: a number, or a function of (latents, sigma) that returns a number, or a tensor with one number per frame.
+    Raises PrflError for "none" with another scale than 1, and for guidance without an empty condition.
     """
     if gradient == "none" and scale != 1:
         raise PrflError(

@@ -1,6 +1,6 @@
-"""Videos from a backbone, with or without an adapter, from noise that depends on nothing but (seed, prompt, sample).
+"""Sampling from a backbone, with or without an adapter, from noise that depends on (seed, prompt, sample index) alone.
 
-So samples of the base and of a policy, of two checkpoints, or of two guidance scales are paired: the same noise.
+So samples are paired by their noise: base and policy, two checkpoints, or two guidance scales start alike.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from prfl.rollout.trajectory import rollout
 from prfl.utils import rng
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Wraps a sequence of batches and shows how far it is (``rich.progress.track``); ``iter`` shows nothing."""
+"""Wraps a sequence of batches and shows its progress (``rich.progress.track``); ``iter`` shows nothing."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is without.
+    """How videos are sampled.
 
-    solver: one without noise, so that samples that are compared differ in nothing but what is compared.
+    frames, height, width: of the video.  shift: None is the backbone's own.  guidance_scale: 1 is no guidance.
+    solver: one without noise, so that compared samples differ only in what is compared.
     """
 
     frames: int
@@ -47,24 +48,24 @@ class SamplingSettings:
 
     @staticmethod
     def read(saved: Mapping[str, Any]) -> SamplingSettings:
-        """Settings as ``asdict`` gives them and JSON holds them."""
+        """Return the settings that ``asdict`` made a dict of, also after a round trip through JSON."""
         scale = read_scale(saved.get("guidance_scale", SamplingSettings.guidance_scale))
         return SamplingSettings(**{**saved, "guidance_scale": scale})
 
     def chain(self, backbone: Backbone, shape: Sequence[int]) -> SolverSchedule:
-        """The chain of latents of this state."""
+        """Return the chain's schedule.  shape: (c, t, h, w) of the latents, by which some families shift."""
         return SOLVERS[self.solver](backbone.sigmas(self.steps, shape, self.shift))
 
 
 def jobs(prompts: Sequence[str], per_prompt: int) -> tuple[list[str], list[int]]:
-    """Return prompt and sample index of each sample, prompt by prompt: what ``sample`` takes."""
+    """Return the prompt and the sample index of every sample, prompt by prompt, as ``sample`` takes them."""
     return [p for p in prompts for _ in range(per_prompt)], [i for _ in prompts for i in range(per_prompt)]
 
 
 def start_noise(
     shape: Sequence[int], seed: int, prompts: Sequence[str], indices: Sequence[int]
 ) -> Float[Tensor, "b ..."]:
-    """Return standard normal latents: sample ``i`` of a prompt has the same noise in every batch and order."""
+    """Return standard normal latents.  Sample ``i`` of a prompt has the same noise in every batch and order."""
     each = [rng.normal(shape, seed, f"sample/{p}", 0, [i]) for p, i in zip(prompts, indices, strict=True)]
     return torch.cat(each)
 
@@ -79,9 +80,9 @@ def sample(
     adapter: str | None = None,
     progress: Progress = iter,
 ) -> Float[Tensor, "n c t h w"]:
-    """Draw latents to decode, float32 on the CPU.
+    """Sample clean latents, float32 on the CPU, ready to be decoded.
 
-    indices: which sample of its prompt each is.  adapter: None is base.
+    indices: for each prompt, the number of the sample among those of its prompt.  adapter: None is the base.
     """
     shape = backbone.latent_shape(settings.frames, settings.height, settings.width)
     schedule, scale = settings.chain(backbone, shape), scale_at(backbone.facts, settings.guidance_scale)
@@ -108,7 +109,7 @@ def sample(
 def decode_all(
     backbone: Backbone, latents: Float[Tensor, "n c t h w"], batch: int = 32, progress: Progress = iter
 ) -> Float[Tensor, "n 3 f H W"]:
-    """Decode to pixels as a person sees them: clamped to [-1, 1], float32 on the CPU.
+    """Decode latents to the pixels that people see: clamped to [-1, 1], float32 on the CPU.
 
     With ``running.offload`` the transformer waits on the host: decoding 81 frames of 720p takes 18 GiB.
     """

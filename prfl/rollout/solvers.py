@@ -2,8 +2,8 @@
 
     x[i+1] = a[i] x[i] + sum over k of b[i][k] f[k] + c[i] noise[i]        f[k] = network(x[k], sigmas[k])
 
-A one-step solver has b[i] = {i: factor}; a multistep one adds terms in earlier outputs k < i.  f[i] is always taken at
-x[i] itself: x[i] is the state that the network sees, so that one adjoint serves every solver.
+A one-step solver has b[i] = {i: factor}; a multistep solver adds terms in earlier outputs k < i.  x[i] is always the
+state at which the network is called for f[i], so that one adjoint serves every solver.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 
 from prfl.utils.errors import PrflError
 
-Evaluation = TypeVar("Evaluation")  # what a network evaluation is named by: its step, or a node of a plan
+Evaluation = TypeVar("Evaluation")  # identifies a network evaluation: a step of the chain, or a node of a plan
 
 
 @dataclass(frozen=True, eq=False)
 class SolverSchedule:
     """The N steps of a chain.
 
-    sigmas: (N + 1,) float64, what the network is told at each node, descending from noise.
+    sigmas: (N + 1,) float64, the noise level that the network gets at each node, descending from noise.
     a, b, c: one entry per step, as in the module's equation; ``b[i]`` maps the evaluation k <= i to its factor.
     prediction: what the network predicts, "velocity" on x = (1 - sigma) x0 + sigma noise, or "epsilon" on
     x = sqrt(1 - sigma^2) x0 + sigma noise.
@@ -53,7 +53,7 @@ def euler(sigmas: Float[Tensor, " nodes"]) -> SolverSchedule:
 
 
 NEARLY_ONE = 1 - 1e-6
-"""UniPC works in log((1 - sigma) / sigma), which has no value at sigma 1: this one stands in, as in diffusers."""
+"""The sigma that UniPC uses in place of 1, at which log((1 - sigma) / sigma) has no value; diffusers does the same."""
 
 
 def unipc(sigmas: Float[Tensor, " nodes"], order: int = 2) -> SolverSchedule:
@@ -65,12 +65,12 @@ def unipc(sigmas: Float[Tensor, " nodes"], order: int = 2) -> SolverSchedule:
         x[i+1] = s y[i] + (1 - s) blend of m[i], m[i-1], ..            predictor, ``order`` outputs
         y[i+1] = s y[i] + (1 - s) blend of m[i+1], m[i], m[i-1], ..    corrector, once f[i+1] is known
 
-    x[i] here is the predicted state.  y is eliminated by running the sampler on coefficients: a state is written as
-    x[0] + sum over k of row[k] f[k] (x[0] always enters once, as each blend's weights sum to 1), f[k] is row k of the
-    identity, and b[i] = row of x[i+1] - row of x[i].  So a[i] = 1, b[i] reaches back to f[0], and a rollout keeps all
-    outputs that are still to come in: the price of no second kind of state in plans and walks.
+    The chain's x[i] is the predicted state.  To eliminate y, the sampler is run on coefficients.  Every state is
+    written as x[0] + sum over k of row[k] f[k]; x[0] has factor 1 because the weights of each blend sum to 1.  f[k] is
+    row k of the identity, and b[i] = row of x[i+1] - row of x[i].  So a[i] = 1, b[i] reaches back to f[0]; a rollout
+    must keep every output that a later step uses.  In return, plans and the adjoint know one kind of state.
 
-    The order is lower over the first ``order`` - 1 steps and over the last ones (the very last is Euler's).
+    The order is lower in the first ``order`` - 1 steps and in the last steps (the very last is Euler's).
     sigmas: (N + 1,), strictly descending from at most 1 to at least 0; PrflError otherwise.
     """
     sigmas = sigmas.double().cpu()
@@ -99,12 +99,12 @@ def unipc(sigmas: Float[Tensor, " nodes"], order: int = 2) -> SolverSchedule:
 
 
 def _blend(log_snr: Float[Tensor, " nodes"], clean: Sequence[Tensor], i: int, others: Sequence[int]) -> Tensor:
-    """The clean prediction that stands for the whole step i -> i + 1: m[i] and its differences to ``others``.
+    """Return the clean prediction for the whole step i -> i + 1, made of m[i] and its differences to ``others``.
 
         m[i] + sum over j of rho[j] (m[j] - m[i]) / r[j]        r[j] = (log_snr[j] - log_snr[i]) / h
 
     rho solves sum over j of rho[j] r[j]^(q-1) = q! z phi[q+1](z) / (e^z - 1) for q = 1 .. its length, with z = -h and
-    phi[q+1](z) = (phi[q](z) - 1/q!) / z, phi[1](z) = (e^z - 1) / z.  A single one is 1/2 (the paper's simplification).
+    phi[q+1](z) = (phi[q](z) - 1/q!) / z, phi[1](z) = (e^z - 1) / z.  A single rho is 1/2 (the paper's simplification).
     """
     if not others:
         return clean[i]
@@ -131,9 +131,10 @@ def flow_sde(sigmas: Float[Tensor, " nodes"], eta: float) -> SolverSchedule:
 
         x[i+1] = x + (v + g^2 / (2 sigma) (x + (1 - sigma) v)) d + g sqrt(-d) noise,    g^2 = eta^2 sigma / (1 - sigma)
 
-    is linear in x and v.  Its marginals are the flow's as the steps shrink.  As in Flow-GRPO, 1 - sigma in the g of
-    sigma 1 is the next node's.  Not as there, a step to sigma 0 is Euler's: its noise would stay in the video.
-    eta = 0 is Euler, 0.7 is Flow-GRPO's; PrflError outside 0 to 1 (above, the first steps overshoot).
+    is linear in x and v.  As the steps shrink, its marginals approach the flow's.  At sigma 1, where 1 - sigma is 0,
+    g takes 1 - sigma of the next node, as in Flow-GRPO.  Unlike Flow-GRPO, a step to sigma 0 is Euler's, because its
+    noise would stay in the video.
+    eta: 0 is Euler, Flow-GRPO has 0.7.  Raises PrflError outside 0 to 1; above 1 the first steps overshoot.
     """
     if not 0 <= eta <= 1:
         raise PrflError(f"flow SDE with eta = {eta}", fix="choose eta from 0 (Euler) to 1")
@@ -153,12 +154,12 @@ def flow_sde(sigmas: Float[Tensor, " nodes"], eta: float) -> SolverSchedule:
 def ancestral(sigmas: Float[Tensor, " nodes"], eta: float) -> SolverSchedule:
     """DDIM's step with noise (Song et al. 2021, equation 12; ancestral sampling) on a rectified flow.
 
-    With the predictions x0 = x - sigma v and noise e = x + (1 - sigma) v, and s, s' the sigmas before and behind,
+    With the predictions x0 = x - sigma v and noise e = x + (1 - sigma) v, and s, s' the sigmas before and after a step,
 
         x[i+1] = (1 - s') x0 + sqrt(s'^2 - u^2) e + u noise        u = eta s' sqrt(1 - (s' (1 - s) / (s (1 - s')))^2)
 
-    eta = 0 is Euler.  At eta = 1, x[i+1] given x[i] is what noising x0 would make of it: the noise that a step adds is
-    noise that it took away, so that long steps leave none of it behind.  PrflError outside 0 to 1.
+    eta = 0 is Euler.  At eta = 1, x[i+1] given x[i] is distributed as noising x0 would have it: a step adds only noise
+    that it took away, so that long steps leave none of it in the video.  Raises PrflError for eta outside 0 to 1.
     """
     if not 0 <= eta <= 1:
         raise PrflError(f"ancestral steps with eta = {eta}", fix="choose eta from 0 (Euler) to 1")
@@ -181,17 +182,17 @@ SOLVERS: dict[str, Callable[..., SolverSchedule]] = {
     "ancestral": ancestral,
     "flow_sde": flow_sde,
 }
-"""The solvers of a velocity by the names that a config gives them; what they are is in config/sections/rollout.py."""
+"""The solvers of a velocity, by their names in a config.  config/sections/rollout.py describes them to users."""
 
 
 def ddim(alphas_cumprod: Float[Tensor, " nodes"], eta: float = 0.0) -> SolverSchedule:
-    """DDIM (Song et al. 2021, equation 12) on an epsilon network; alphas_cumprod: (N + 1,), ascending to the clean end.
+    """DDIM (Song et al. 2021, equation 12) on a network that predicts the noise, epsilon.
 
         s = eta sqrt((1 - A') / (1 - A)) sqrt(1 - A / A')         A = alphas_cumprod[i], A' = alphas_cumprod[i+1]
         x[i+1] = sqrt(A' / A) x[i] + (sqrt(1 - A' - s^2) - sqrt(A' (1 - A) / A)) eps[i] + s noise[i]
 
-    eta = 0 is deterministic, eta = 1 has DDPM's noise; PrflError outside that range.
-    The network is told sigma = sqrt(1 - alphas_cumprod).
+    alphas_cumprod: (N + 1,), ascending to the clean end; the network gets sigma = sqrt(1 - alphas_cumprod).
+    eta: 0 is deterministic, 1 has DDPM's noise.  Raises PrflError outside 0 to 1.
     """
     if not 0 <= eta <= 1:
         raise PrflError(f"DDIM with eta = {eta}", fix="choose eta from 0 (deterministic) to 1 (DDPM's noise)")
@@ -199,7 +200,7 @@ def ddim(alphas_cumprod: Float[Tensor, " nodes"], eta: float = 0.0) -> SolverSch
     a, b, c = [], [], []
     for i, (now, after) in enumerate(zip(signal[:-1], signal[1:], strict=True)):
         noise = eta * math.sqrt((1 - after) / (1 - now) * (1 - now / after))
-        # At eta = 1 on the last step the radicand is a zero that rounding may turn negative.
+        # On the last step at eta = 1 the radicand is 0, which rounding may turn negative.
         direction = math.sqrt(max(1 - after - noise**2, 0.0))
         a.append(math.sqrt(after / now))
         b.append({i: direction - math.sqrt(after * (1 - now) / now)})
@@ -209,7 +210,9 @@ def ddim(alphas_cumprod: Float[Tensor, " nodes"], eta: float = 0.0) -> SolverSch
 
 
 def leap(schedule: SolverSchedule, source: int, sigma: float) -> tuple[float, float]:
-    """(a, b) of the one deterministic step x' = a x[source] + b f[source] to any ``sigma``; 0 is the clean prediction.
+    """Return (a, b) of one deterministic step to any ``sigma``: x' = a x[source] + b f[source].
+
+    At sigma 0 this is the clean prediction.
 
     velocity: a = 1, b = sigma - sigma[source].
     epsilon: a = alpha / alpha[source], b = sigma - a sigma[source], with alpha = sqrt(1 - sigma^2).
@@ -224,7 +227,7 @@ def leap(schedule: SolverSchedule, source: int, sigma: float) -> tuple[float, fl
 def renoised(
     schedule: SolverSchedule, node: int, clean: Float[Tensor, "*shape"], noise: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Clean latents noised to a node's sigma, in the convention of ``schedule.prediction``."""
+    """Return clean latents noised to the sigma of ``node``, in the convention of ``schedule.prediction``."""
     sigma = float(schedule.sigmas[node])
     signal = 1 - sigma if schedule.prediction == "velocity" else math.sqrt(1 - sigma**2)
     return signal * clean + sigma * noise
@@ -238,7 +241,7 @@ def combine(
     c: float = 0.0,
     noise: Tensor | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """a x + sum over k of b[k] f[k] + c noise, in the dtype of the latents."""
+    """Return a x + sum over k of b[k] f[k] + c noise, in the dtype of the latents."""
     result = latents if a == 1 else a * latents
     for k, factor in b.items():
         result = torch.add(result, outputs[k], alpha=factor)
@@ -249,11 +252,12 @@ def combine(
 
 
 def unit_step_weight(schedule: SolverSchedule) -> dict[int, float]:
-    """Factors that make every step's parameter gradient weigh alike: mean |B| / |B[i]|, with B[i] = b[i][i].
+    """Return factors that make every step's parameter gradient weigh alike: mean |B| / |B[i]|, with B[i] = b[i][i].
 
-    Under a shift |B| varies many-fold along the chain, so that a seed at the next latent weighs early steps down.
-    B[i] is what f[i] gives to its own step, as a seed at x[i+1] sees it, whatever a multistep solver makes of it later.
-    A step without a term in its own output has no such gradient: it is left out, here and of the mean.
+    Under a shift |B| varies many-fold along the chain, so without them early steps weigh little.
+    B[i] is the factor of f[i] in its own step, which is what a seed at x[i+1] sees; a multistep solver's later terms in
+    f[i] do not count.  A step without a term in its own output has no such gradient, and is left out of the result and
+    of the mean.
     """
     sizes = {i: abs(factors[i]) for i, factors in enumerate(schedule.b) if factors.get(i)}
     mean = sum(sizes.values()) / max(len(sizes), 1)

@@ -1,6 +1,7 @@
-"""AlignProp (arXiv 2310.03739): as DRaFT-K, with K drawn anew for each batch, so that no depth is favoured.
+"""AlignProp (arXiv 2310.03739): DRaFT-K with K drawn anew for each batch, so that no depth is favoured.
 
-Never the whole chain: K ~ U{1 .. N - 1} unless a range is given.  (The official code cuts 50 steps at normal(42, 5).)
+K ~ U{1 .. N - 1} unless a range is given, so the whole chain is never trained.  (The official code has 50 steps and
+cuts the gradient at a step drawn from normal(42, 5).)
 
 As a plain loop: tests/objective/naive.py: truncated
 """
@@ -16,7 +17,7 @@ from prfl.utils import rng
 
 @dataclass(frozen=True)
 class AlignProp:
-    """last_steps: smallest and largest K, both included; None is 1 to N - 1."""
+    """AlignProp.  last_steps: smallest and largest K, both included; None is 1 to N - 1."""
 
     schedule: SolverSchedule
     seed: int

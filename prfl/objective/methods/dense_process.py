@@ -1,15 +1,16 @@
 """Dense process rewards: rewards at several states of one rollout, their gradients summed in one adjoint pass.
 
-PRFL throws its rollout away after one gradient.  Here one step is drawn from each of several equal parts of the chain,
-and the reward is read behind each: at (x[m+1], sigma[m+1]), or at the clean prediction x[m] - sigma[m] v(x[m]):
+PRFL throws its rollout away after one gradient.  Here the chain is cut into several equal parts, and one step m is
+drawn from each.  The reward is read at the latents behind each drawn step, (x[m+1], sigma[m+1]), or at its clean
+prediction, x[m] - sigma[m] v(x[m]):
 
     L = mean over the drawn m of loss(r[m])
 
-credit ``step``: each reward trains its own step alone: the mean of as many PRFL gradients, from one rollout.  (A
-multistep solver's later steps contain earlier outputs, and train those too.)
-credit ``chain``: rewards reach the steps before them too, along the chain; beta is the share of the gradient that
-passes through the networks' inputs.  With beta 0 the drawn steps are trained, a network call each; above 0 every step
-from the first drawn one on is walked and trained; 1 is the exact gradient from there on.
+credit ``step``: each reward trains only its own step.  The gradient is the mean of several PRFL gradients from one
+rollout.  (The later steps of a multistep solver contain earlier outputs, and train those too.)
+credit ``chain``: each reward also trains the steps before it, along the chain; beta is the share of the gradient that
+passes through the networks' inputs.  With beta 0 only the drawn steps are trained, with one network call each.  With
+beta above 0 every step from the first drawn one on is trained.  Beta 1 is the exact gradient of these steps.
 
 In a share ``from_data`` of the optimizer steps the chain starts at the first drawn step, from noised clips.
 
@@ -30,9 +31,11 @@ from prfl.utils import rng
 
 @dataclass(frozen=True)
 class DenseProcess:
-    """rewards: how many, no more than there are steps in ``steps_range`` (as for PRFL).  beta: for credit ``chain``.
+    """Dense process rewards.  handoff, steps_range: see ``Prfl``.
 
-    from_data: as for PRFL; there must be ``rewards`` steps behind the chain's first one.
+    rewards: how many rewards are read in a rollout, at most the number of steps in ``steps_range``.
+    beta: see above; used with credit ``chain`` only.
+    from_data: see ``Prfl``; above 0 it needs at least ``rewards`` steps in ``steps_range`` without the chain's first.
     """
 
     schedule: SolverSchedule
@@ -49,7 +52,7 @@ class DenseProcess:
         return self.handoff == "next" and steps_in(self.schedule, self.steps_range)[0] + 1 < self.schedule.steps
 
     def drawn(self, step: int) -> list[int]:
-        """Return one step of each part, ascending."""
+        """Return the drawn steps, one from each part of the chain, in ascending order."""
         steps = steps_in(self.schedule, self.steps_range)
         if self.starts_from_data(step):
             steps = behind_noise(steps)
@@ -68,7 +71,7 @@ class DenseProcess:
         clean = self.handoff == "clean"
         scored = [jump_edge(self.schedule, m) if clean else step_edge(self.schedule, m) for m in drawn]
 
-        # Each reward trains its own step, or the chain leads its gradient to the steps before it.
+        # The edges of the scored steps alone, or of the chain that leads the gradient to earlier steps as well.
         if self.credit == "step":
             edges = [replace(edge, through=0.0) for edge in scored]
             beta = 0.0

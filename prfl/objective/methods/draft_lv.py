@@ -1,10 +1,11 @@
-"""DRaFT-LV (arXiv 2309.17400): the last step's gradient with less variance, at a small part of a rollout's cost.
+"""DRaFT-LV (arXiv 2309.17400): the gradient of the last step with less variance, for little more than one rollout.
 
-The chain's end is noised anew n times to the sigma of the last step's start, and each copy is denoised once:
+The end of the chain is noised anew n times, to the sigma at which the last step starts, and each copy is denoised once:
 
     z[i] = (1 - sigma[N-1]) x[N] + sigma[N-1] noise[i];    L = mean of loss(r(x[N])), loss(r(z[i] - sigma[N-1] v(z[i])))
 
-No gradient flows from z[i] to x[N].  n = 2 in the paper (which sums; the mean keeps the learning rate's meaning).
+No gradient flows from z[i] to x[N].  The paper has n = 2.  It sums the losses; the mean taken here lets a learning rate
+mean the same for every n.
 
 As a plain loop: tests/objective/naive.py: low_variance
 """
@@ -19,7 +20,7 @@ from prfl.rollout.solvers import SolverSchedule
 
 @dataclass(frozen=True)
 class DraftLv:
-    """copies: n, the times that the end is noised anew; the chain has two steps or more."""
+    """DRaFT-LV.  copies: n, how many noised copies of the end are denoised.  The chain needs two steps or more."""
 
     schedule: SolverSchedule
     seed: int

@@ -1,8 +1,8 @@
-"""DRTune (arXiv 2405.00760): a few steps over the whole chain, with every network's input cut off from the gradient.
+"""DRTune (arXiv 2405.00760): trains a few steps over the whole chain, and stops the gradient at every network's input.
 
-    x[i+1] = x[i] + (sigma[i+1] - sigma[i]) v(sg(x[i]), sigma[i]),  parameters of v trained at K steps alone
+    x[i+1] = x[i] + (sigma[i+1] - sigma[i]) v(sg(x[i]), sigma[i]),  parameters of v trained at K steps only
 
-so that the reward's gradient reaches early steps unchanged, and each step costs one network call.
+So the reward's gradient reaches early steps unchanged, and each trained step costs one network call with gradient.
 With an early stop the chain ends at the clean prediction of a late step m, and no step after m is run.
 
 As a plain loop: tests/objective/naive.py: stopped_inputs
@@ -20,9 +20,9 @@ from prfl.utils import rng
 
 @dataclass(frozen=True)
 class DrTune:
-    """trained_steps: K.  spacing: ``even`` distances behind a random first one, or ``random``.
+    """DRTune.  trained_steps: K.  spacing: equal distances after a random first step (``even``), or ``random`` steps.
 
-    early_stop: 0, or the last part of the chain that m is drawn from, as a share.
+    early_stop: m is drawn from this share of the chain, counted from its end; 0 runs the chain to its end.
     """
 
     schedule: SolverSchedule
@@ -37,7 +37,7 @@ class DrTune:
         end = self.end(step)
         trains = self.drawn(step, end + 1)
         edges = [step_edge(self.schedule, i) for i in range(min(trains), end)]
-        # Where the chain runs to its end, the last step ends there too.
+        # With an early stop the last edge is a jump to the clean prediction, else the chain's own last step.
         edges.append(jump_edge(self.schedule, end) if self.early_stop else step_edge(self.schedule, end))
         plan = Plan(edges, frozenset(trains), {k: 0.0 for edge in edges for k in edge.b})
         return StepPlan(plan, {edges[-1].target: 1.0})
@@ -49,12 +49,12 @@ class DrTune:
         return steps - 1 - rng.integer(late, self.seed, "drtune/end", step)
 
     def drawn(self, step: int, count: int) -> list[int]:
-        """Return the trained ones of the first ``count`` steps: all of them, where they are no more than K."""
+        """Return the K trained steps among the first ``count`` steps; all of these where they are K or fewer."""
         if self.trained_steps >= count:
             return list(range(count))
         if self.spacing == "random":
             return sorted(rng.permutation(count, self.seed, "drtune/steps", step)[: self.trained_steps])
         stride = count // self.trained_steps
-        spare = count - stride * (self.trained_steps - 1)  # places for the first one
+        spare = count - stride * (self.trained_steps - 1)  # how many places there are for the first trained step
         first = rng.integer(spare, self.seed, "drtune/first", step)
         return [first + stride * i for i in range(self.trained_steps)]

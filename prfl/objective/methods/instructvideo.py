@@ -2,8 +2,8 @@
 
     x[first] = (1 - sigma[first]) clip + sigma[first] noise;    x[N] by the rest of the chain;    L = loss(r(x[N]))
 
-The paper leaves 40 % of the chain out and has K = 1.  Its reward reads one frame of each of four segments, weighted
-towards the clip's middle: ``reward.scorer.PixelScorer``.
+The paper skips the first 40 % of the chain and has K = 1.  Its reward reads one frame from each of four segments and
+weights the clip's middle more: ``reward.scorer.PixelScorer``.
 
 As a plain loop: tests/objective/naive.py: truncated, with ``first``
 """
@@ -18,7 +18,7 @@ from prfl.rollout.solvers import SolverSchedule
 
 @dataclass(frozen=True)
 class InstructVideo:
-    """first: the node that the chain starts at, from 1 to N - 1.  last_steps: K, no more than N - first."""
+    """InstructVideo.  first: the node at which the chain starts, 1 to N - 1.  last_steps: K, at most N - first."""
 
     schedule: SolverSchedule
     seed: int

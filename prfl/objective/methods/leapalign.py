@@ -1,13 +1,13 @@
-"""LeapAlign (arXiv 2604.15311): gradient to any step of the chain through two leaps over it, whatever its length.
+"""LeapAlign (arXiv 2604.15311): gradient to any step of a chain of any length, through two leaps over the chain.
 
 After a rollout, two of its steps k < j are drawn, and
 
     y[j] = x[k] + (sigma[j] - sigma[k]) v(x[k], sigma[k])             moved to the chain's own x[j], straight through
     y[N] = x[j] - sigma[j] v(alpha x[j] + (1 - alpha) sg(x[j]), sigma[j])     moved to x[N], where the reward is read
 
-alpha damps the nested gradient through the second leap's input; DRTune drops it (alpha = 0).  A sample's loss weighs
-1 / (max(floor, |y[j] - x[j]|) + max(floor, |y[N] - x[N]|)), mean absolute differences: leaps that land far from the
-chain stand for it badly (``leap_similarity``).
+alpha damps the nested gradient through the second leap's input; DRTune drops it (alpha = 0).  The weight of a sample's
+loss is 1 / (max(floor, |y[j] - x[j]|) + max(floor, |y[N] - x[N]|)), with |.| the mean absolute difference: leaps that
+land far from the chain represent it badly and count less (``leap_similarity``).
 
 As a plain loop: tests/objective/naive.py: two_leaps
 """
@@ -29,7 +29,7 @@ from prfl.utils import rng
 
 @dataclass(frozen=True)
 class LeapAlign:
-    """similarity_floor: None weighs all samples alike.  The chain has two steps or more."""
+    """LeapAlign, on a chain of two steps or more.  similarity_floor: the floor above; None weighs all samples alike."""
 
     schedule: SolverSchedule
     seed: int
@@ -47,9 +47,9 @@ class LeapAlign:
 
 
 def leap_similarity(network: Network, trajectory: Trajectory, step_plan: StepPlan) -> Float[Tensor, " b"]:
-    """Return 1 / sum over leaps of max(floor, mean |where it lands - the chain's own latents there|), of each sample.
+    """Return each sample's weight, (b,): 1 / sum over leaps of max(floor, mean |where it lands - the chain's latents|).
 
-    A sample counts by how well its leaps stand for the chain that they shorten.
+    The closer the leaps of a sample land to the chain, the more the sample counts.
     """
     distances = []
     for edge in step_plan.plan.edges:

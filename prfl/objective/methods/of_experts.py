@@ -1,6 +1,7 @@
-"""Of two networks that take turns along the chain one alone is trained: a method's steps at the other pass gradient on.
+"""A method whose plan trains only one of two networks (experts) that take turns along the chain.
 
-As a plain loop it is the method's own, with the parameters of the other network left alone.
+Steps at the noise levels of the other network are not trained; gradient still passes through them.  The plain loop is
+that of the method itself, with the parameters of the other network frozen.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from prfl.rollout.solvers import SolverSchedule
 
 @dataclass(frozen=True)
 class OfExperts:
-    """trained: whether the network of this noise level is."""
+    """A method, restricted to one expert.  trained: sigma -> whether the expert that predicts there is trained."""
 
     method: Method
     trained: Callable[[float], bool]

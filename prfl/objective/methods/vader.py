@@ -1,8 +1,8 @@
-"""VADER (arXiv 2407.08737): the last K steps of the chain, exactly, and a reward on its end; K = 1 in the paper.
+"""VADER (arXiv 2407.08737): the exact gradient of the last K steps, by a reward at the end; K = 1 in the paper.
 
-The same plan is DRaFT-K (arXiv 2309.17400), and with K the whole chain DRaFT, the exact gradient of the sampler.
-With a pixel reward the seed comes through the decoder (``reward.scorer.PixelScorer``, which also draws the frames);
-with a latent reward it is the latent reward at the chain's end only.
+DRaFT-K (arXiv 2309.17400) has the same plan.  Where K is the length of the chain it is DRaFT, the exact gradient of the
+whole sampler.  A pixel reward's gradient comes through the decoder (``reward.scorer.PixelScorer``, which also draws the
+frames).  A latent reward is read at the end of the chain only.
 
 As a plain loop: tests/objective/naive.py: truncated
 """
@@ -17,7 +17,7 @@ from prfl.rollout.solvers import SolverSchedule
 
 @dataclass(frozen=True)
 class Vader:
-    """last_steps: K, from 1 to the length of the chain."""
+    """VADER and DRaFT-K.  last_steps: K, from 1 to the length of the chain."""
 
     schedule: SolverSchedule
     seed: int
