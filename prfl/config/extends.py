@@ -1,12 +1,12 @@
-"""A config file, and the one beside it that it extends: the other's keys, with its own over them.
+"""Reads a config file that extends another one beside it: its own keys replace those of the other file.
 
     extends: prfl.yaml
     rollout: {stride: 1}          # the other keys of rollout stay
 
-Sections are merged key by key, at any depth; any other value, a list say, takes the place of the inherited one.  So
-does a section that names another kind (``objective.name``, ``reward.space``): it has other keys.  ``run`` is never
-inherited, or two configs would write into one folder.  The file that is extended extends none itself: whoever reads
-such a config has two files to open.
+Sections are merged key by key, at any depth.  Any other value, such as a list, replaces the inherited one.  A section
+that chooses another kind (``objective.name``, ``reward.space``) also replaces the inherited one, because its keys
+differ.  ``run`` is never inherited: two configs would write into one folder.  The extended file may not extend a
+third, so a reader never has to open more than two files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from prfl.utils.errors import PrflError
 
 EXTENDS = "extends"
 SECTIONS = {path for path, owner in all_keys(Config) if models_in(owner.model_fields[path.split(".")[-1]].annotation)}
-TAGS = ("name", "space")  # keys that say of which kind a section is
+TAGS = ("name", "space")  # keys that choose the kind of a section
 
 
 @dataclass(frozen=True)
 class Tree:
-    """keys: of a config as it was read, merged.  files: the keys of each of its files, those that win first."""
+    """The keys of a config as they were read.
+
+    keys: those of all its files, merged.  files: (path, its keys) of each file; the file whose keys win comes first.
+    """
 
     keys: dict[str, Any]
     files: tuple[tuple[Path, dict[str, Any]], ...]
@@ -38,13 +41,13 @@ class Tree:
         return self.files[0][0]
 
     def where(self, key: str) -> str:
-        """The file that gives a key, and the key.  One that no file gives is missing in the first."""
+        """Return ``FILE: KEY``, with the file that sets the key; the first file if none does."""
         givers = [path for path, keys in self.files if _gives(keys, key)]
         return f"{givers[0] if givers else self.path}: {key}"
 
 
 def read_tree(path: Path) -> Tree:
-    """The keys of a config file and of the one that it extends.  Raises PrflError."""
+    """Read a config file and the one that it extends, and merge their keys.  Raises PrflError."""
     keys = read_mapping(path)
     if EXTENDS not in keys:
         return Tree(keys, ((path, keys),))
@@ -66,7 +69,7 @@ def read_tree(path: Path) -> Tree:
 
 
 def merge(inherited: dict[str, Any], keys: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``keys`` over the inherited ones of the same section, whose yaml path is ``prefix``."""
+    """Merge ``keys`` over the inherited keys of the same section.  prefix: the section's yaml path and a dot."""
     merged = copy.deepcopy(inherited)
     for key, value in keys.items():
         path, before = prefix + key, inherited.get(key)
@@ -82,7 +85,7 @@ def _same_kind(inherited: dict[str, Any], keys: dict[str, Any]) -> bool:
 
 
 def _gives(keys: Any, key: str) -> bool:
-    """Whether a file's keys have this one, or a value in which it would be: an item of a list, say."""
+    """Whether a file's keys set this key, or set a value that would contain it, such as the list of an item."""
     for part in key.replace("[", ".[").split("."):
         if not isinstance(keys, dict):
             return True

@@ -1,7 +1,7 @@
 """Reads a config file strictly, with ``key=value`` overrides; writes and compares resolved configs.
 
-What a config reads is found from the current directory, as on the command line, or else from the config's folder
-(places.py); what it writes is the current directory's.
+Paths of what a config reads are relative to the current directory, or else to the config's folder (places.py).  Paths
+of what it writes are always relative to the current directory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """One ordinary config.  ``${stages.NAME.run}`` in it is the run folder of NAME.yaml beside it.
+    """Load the config of one stage.  ``${stages.NAME.run}`` in it is the run folder of NAME.yaml beside it.
 
     overrides: ``training.steps=10``; the value is YAML.  Raises PrflError with the yaml path.
     """
@@ -44,7 +44,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_from(tree: Tree, overrides: Sequence[str], stage_runs: Mapping[str, Path] | None) -> Config:
-    """stage_runs: run folders of the earlier stages; None where the config stands alone."""
+    """Validate the keys of a config with their overrides.  Raises PrflError with every fault.
+
+    stage_runs: the run folders of the earlier stages by name; None if the config is loaded by itself.
+    """
     keys = copy.deepcopy(tree.keys)
     overridden = [set_key(keys, override) for override in overrides]
     keys = found_beside(keys, tree.path.parent, overridden)
@@ -54,7 +57,7 @@ def config_from(tree: Tree, overrides: Sequence[str], stage_runs: Mapping[str, P
 
 
 def validate(section: type[AnySection], keys: Any, tree: Tree, overridden: Sequence[str] = ()) -> AnySection:
-    """The section that the keys stand for.  tree: the files that they are from."""
+    """Build a section from its keys.  tree: the files that the keys come from.  Raises PrflError with every fault."""
     try:
         # Through JSON, pydantic's strict mode still reads a list as a tuple and text as a path, and nothing else.
         return section.model_validate_json(json.dumps(keys), strict=True)
@@ -64,7 +67,7 @@ def validate(section: type[AnySection], keys: Any, tree: Tree, overridden: Seque
 
 
 def report(tree: Tree, broken: Sequence[Fault], overridden: Sequence[str]) -> None:
-    """Raise one PrflError that lists every fault, each with the file, or the command line, that it comes from."""
+    """Raise one PrflError that lists every fault, each with the file or the command line that set the key."""
 
     def where(key: str) -> str:
         inside = key.replace("[", ".[") + "."
@@ -77,7 +80,7 @@ def report(tree: Tree, broken: Sequence[Fault], overridden: Sequence[str]) -> No
 
 
 def set_key(tree: dict[str, Any], override: str) -> str:
-    """Put ``a.b.c=value`` into the tree; gives back ``a.b.c``."""
+    """Set the key of an override ``a.b.c=value`` in the tree, and return ``a.b.c``.  Raises PrflError."""
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
@@ -97,7 +100,7 @@ def set_key(tree: dict[str, Any], override: str) -> str:
 
 
 def resolve(value: Any, tree: Tree, stage_runs: Mapping[str, Path] | None, key: str) -> Any:
-    """Replace every ``${stages.NAME.run}`` in the texts below a key; the empty key is the whole config."""
+    """Return a value with every ``${stages.NAME.run}`` in its texts replaced.  key: its yaml path, "" for a config."""
     if isinstance(value, dict):
         return {name: resolve(v, tree, stage_runs, f"{key}.{name}".removeprefix(".")) for name, v in value.items()}
     if isinstance(value, list):
@@ -108,7 +111,7 @@ def resolve(value: Any, tree: Tree, stage_runs: Mapping[str, Path] | None, key: 
 
 
 def stage_run(reference: str, tree: Tree, stage_runs: Mapping[str, Path] | None, key: str) -> Path:
-    """The run folder that a reference at a key names.  Raises PrflError where there is none."""
+    """Return the run folder that a reference at a key names.  Raises PrflError if there is none."""
     where = tree.where(key)
     form = re.fullmatch(r"\$\{stages\.([^./]+)\.run\}", reference)
     if form is None:
@@ -129,18 +132,20 @@ def stage_run(reference: str, tree: Tree, stage_runs: Mapping[str, Path] | None,
 
 
 def dump_resolved(config: Config) -> str:
-    """The config as YAML with every default spelt out; reading it again gives an equal config."""
+    """Write the config as YAML with every default spelt out; reading it again gives an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
 def config_hash(config: Config) -> str:
-    """Hash of ``identity``: equal for two configs of which one may go on with the other's run."""
+    """Hash ``identity``: two configs with the same hash may resume each other's runs."""
     return json_hash(identity(config))[:16]
 
 
 def identity(section: BaseModel, prefix: str = "") -> dict[str, Any]:
-    """{yaml path: json-able value} of what must stay the same when a run is resumed: all but keys that may change, and
-    but places, whose contents are compared in their stead (``build.contents``)."""
+    """Return {yaml path: json-able value} of all keys that must stay the same when a run is resumed.
+
+    Left out are keys that may change, and paths: of these the contents are compared (factory/resume_identity.py).
+    """
     values: dict[str, Any] = {}
     dumped = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
@@ -155,7 +160,7 @@ def identity(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 
 def is_default(key: str, value: Any) -> bool:
-    """Whether a json-able value is what a key has where a config does not name it."""
+    """Whether a json-able value is the default of a key, given by its yaml path."""
     fields = [section.model_fields[key.rpartition(".")[2]] for path, section in all_keys(Config) if path == key]
     defaults = [f.get_default(call_default_factory=True) for f in fields if not f.is_required()]
     return value in to_jsonable_python(defaults)

@@ -14,24 +14,24 @@ from prfl.config.section import Fault, Section
 from prfl.utils.text import closest
 
 PLAIN_TYPES = ("literal_error", "float_type", "int_type", "bool_type", "string_type")
-"""Of pydantic's errors, those that say that a value is no plain one of its kind."""
+"""The types of pydantic's errors for a value that is not the plain number, text or choice that its key takes."""
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that an annotation may hold: one, none, or the members of a union."""
+    """Return the section classes in an annotation: none, one, or the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in typing.get_args(annotation) for model in models_in(part)]
 
 
 def takes_both(annotation: Any) -> bool:
-    """Whether a key takes a section or something else, as one number or one for each of two."""
+    """Whether a key takes either a section or a plain value, such as one number or {high: ..., low: ...}."""
     others = [part for part in typing.get_args(annotation) if part is not type(None) and not models_in(part)]
     return bool(others) and len(models_in(annotation)) == 1
 
 
 def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:
-    """(key, value) that tells a member of a union from the others, e.g. ("name", "prfl")."""
+    """Return the (key, value) that chooses this member of a union, e.g. ("name", "prfl"); None if it has none."""
     for key in ("name", "space"):
         if key in model.model_fields:
             return key, typing.get_args(model.model_fields[key].annotation)[0]
@@ -39,7 +39,7 @@ def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:
 
 
 def all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(yaml path, section that has it) of every key."""
+    """Yield (yaml path, the section class that defines it) of every key, in all members of unions."""
     for name, field in model.model_fields.items():
         yield prefix + name, model
         for inner in models_in(field.annotation):
@@ -47,10 +47,10 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, ty
 
 
 def locate(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
-    """pydantic's location as (yaml path, the section that holds its last key); union tags are left out."""
+    """Turn pydantic's location into (yaml path, the section class of its last key); union tags are left out."""
     path, owner, models, annotation, chooses = "", root, [root], None, False
     for part in loc:
-        if chooses:  # which of the two it was tried as
+        if chooses:  # this part says as which of the two, section or plain value, pydantic tried the input
             chooses = False
         elif isinstance(part, int):
             path += f"[{part}]"
@@ -68,12 +68,13 @@ def locate(root: type[BaseModel], loc: Sequence[int | str]) -> tuple[str, type[B
 
 
 def hint_of(word: object, choices: Sequence[str]) -> str:
-    """Ask for the closest choice, behind another sentence; "" where no choice is close."""
+    """Return ". Did you mean 'CHOICE'?" with the closest choice, to append to a sentence; "" if none is close."""
     match = closest(word, choices)
     return f". Did you mean '{match}'?" if match else ""
 
 
 def unknown_key(root: type[BaseModel], path: str, owner: type[BaseModel]) -> str:
+    """Say that a key is unknown, and what was probably meant.  owner: the section class that it was written in."""
     key = path.rpartition(".")[2]
     if issubclass(owner, Section) and key in owner.instead:
         return f"unknown key; {owner.instead[key]}"
@@ -89,12 +90,13 @@ def unknown_key(root: type[BaseModel], path: str, owner: type[BaseModel]) -> str
 
 
 def shown(error: ErrorDetails) -> str:
-    """The value that was given, as YAML would write it, cut where it is long."""
+    """Return the refused value as JSON, cut to 80 characters."""
     text = json.dumps(error["input"], ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def describe(root: type[BaseModel], error: ErrorDetails) -> Fault:
+    """Turn one error of pydantic into (yaml path, what is wrong there)."""
     path, owner = locate(root, error["loc"])
     context: Mapping[str, Any] = error.get("ctx", {})
     match error["type"]:
@@ -102,7 +104,7 @@ def describe(root: type[BaseModel], error: ErrorDetails) -> Fault:
             return path, unknown_key(root, path, owner)
         case "missing":
             missing = owner.model_fields.get(str(error["loc"][-1]))
-            return path, f"missing ({missing.description})" if missing else "missing"  # of a list, or of a section
+            return path, f"missing ({missing.description})" if missing else "missing"  # no field: an item of a list
         case "union_tag_not_found":
             return f"{path}.{context['discriminator'].strip(chr(39))}", "missing; it says which keys belong here"
         case "union_tag_invalid":
@@ -117,7 +119,7 @@ def describe(root: type[BaseModel], error: ErrorDetails) -> Fault:
 
 
 def is_other_try(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
-    """Whether it is of the kind that a value was not meant as, where a key takes a section or something else."""
+    """Whether pydantic tried a key that takes a section or a plain value as the kind that was not meant."""
     loc = error["loc"]
     others = [other for other in errors if other is not error and other["loc"][: len(loc) - 1] == loc[:-1]]
     of_section = error["type"] == "model_type"
@@ -125,7 +127,7 @@ def is_other_try(error: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
 
 
 def faults(root: type[BaseModel], errors: Sequence[ErrorDetails]) -> list[Fault]:
-    """One line per yaml path; the alternatives of one key are joined by 'or'."""
+    """Return one fault for each yaml path; several errors of one key are alternatives, joined by 'or'."""
     lines: dict[str, list[str]] = {}
     for error in errors:
         path, what = describe(root, error)

@@ -1,4 +1,4 @@
-"""Where a function of the user's own lies: ``module:function``, or a name in the entry-point group ``prfl.rewards``."""
+"""Finds a user's own function by ``module:function``, or by its name in the entry-point group ``prfl.rewards``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ GROUP = "prfl.rewards"
 
 
 def full_name(function: str) -> str:
-    """Return ``module:function`` of a name; one without a colon is looked up among the entry points.
+    """Return ``module:function``; a name without a colon is looked up among the entry points.
 
-    Raises LookupError where there is no such entry point.
+    Raises LookupError if there is no such entry point.
     """
     if ":" in function:
         return function
@@ -29,7 +29,7 @@ def full_name(function: str) -> str:
 
 
 def source_of(function: str) -> Path | None:
-    """Find the file that a function is in, without running it; None where there is no such module.
+    """Find the file that defines a function, without running it; None if there is no such module.
 
     Raises LookupError as ``full_name`` does.
     """

@@ -1,4 +1,4 @@
-"""The page of every key of a config, as markdown, from the schema: ``prfl schema docs/configuration.md``."""
+"""Writes docs/configuration.md, the page of all config keys, from the schema: ``prfl schema docs/configuration.md``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NAMES = {"integer": "whole number", "number": "number", "boolean": "true or fals
 
 
 def configuration_page() -> str:
-    """Return the whole page.  What the members of a union have in common is written once."""
+    """Return the whole page.  Keys that several members of a union share are described once."""
     written: set[str] = set()
     sections = [*_section(Config, "", "A stage", written), *_section(StagesConfig, "", "Several stages", set())]
     return "".join([INTRODUCTION, *sections])

@@ -1,8 +1,8 @@
-"""Where the files that a config names are: from the current folder, or else from the config's own.
+"""Finds the files that a config names, and configs themselves.
 
-A key that says what is read (``place`` in section.py) may name its file either way, and the current folder goes first.
-What a run writes (``run``, ``data.cache``) is always the current folder's.  A config that is not there itself may be
-one of those that come with prfl.
+A key that names something to read (``place`` in section.py) is looked up from the current folder first, then from the
+config's folder.  What a run writes (``run``, ``data.cache``) is always relative to the current folder.  A config that
+is not in the current folder may be the name of one of the configs that come with prfl.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from prfl.utils.text import closest
 READ_KEYS = {
     key for key, owner in all_keys(Config) if owner.model_fields[key.rpartition(".")[2]].json_schema_extra == READ
 }
-INSIDE = ("shapes", "shapes-untrained", "shapes-answers")  # words for what lies inside the package
+INSIDE = ("shapes", "shapes-untrained", "shapes-answers")  # values that name files inside the package, not paths
 PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_configs() -> Path:
-    """The folder of the configs that come with prfl: inside a wheel, or beside the package in a clone."""
+    """Return the folder of the configs that come with prfl: inside the package if installed, beside it in a clone."""
     inside = PACKAGE / "configs"
     return inside if inside.is_dir() else PACKAGE.parent / "configs"
 
 
 def find_config(path: str | Path) -> Path:
-    """A config that is there, or the one of that name that comes with prfl, as tiny.yaml or configs/tiny.yaml.
+    """Return the path if it exists, or else that of the config of prfl with this name (tiny.yaml, configs/tiny.yaml).
 
-    Raises PrflError for any other, with the names of those that come with it.
+    Raises PrflError if there is neither, with the names of the configs that come with prfl.
     """
     path, folder = Path(path), shipped_configs()
-    if os.path.exists(path):  # a name too long is none
+    if os.path.exists(path):  # False for a name that is too long, where Path.exists raises
         return path
     name = path.relative_to("configs") if path.is_relative_to("configs") else path
     if not path.is_absolute() and (folder / name).is_file() and ".." not in name.parts:
@@ -50,13 +50,13 @@ def find_config(path: str | Path) -> Path:
     stories = ", ".join([n for n in names if "/" not in n] + [n for n in names if n.endswith("/prfl.yaml")])
     fix = f"give a config: your own, or one that prfl brings, as {stories}; all are in {folder}"
     error = absent(path, fix)
-    if near and error.fix == fix:  # nothing beside it is spelt nearly so
+    if near and error.fix == fix:  # no file in its folder has a similar name
         error = absent(path, f"did you mean prfl's own {near}? Else {fix}")
     raise error
 
 
 def named_files(keys: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(yaml path, what it names) of every key that names what is read, and of every item where that is a list."""
+    """Yield (yaml path, its value) of every key that names something to read; for a list, one pair for each item."""
     for key in sorted(READ_KEYS):
         section = _section(keys, key)
         value = section.get(key.rpartition(".")[2]) if section else None
@@ -66,7 +66,7 @@ def named_files(keys: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def beside(name: str, folder: Path) -> Path | None:
-    """The other place where a config's folder would have a file; None where there is no other."""
+    """Return where a file would be in the config's folder; None if that is not a second place to look."""
     path = Path(name)
     if path.is_absolute() or name.startswith("~") or folder == Path():
         return None
@@ -74,9 +74,9 @@ def beside(name: str, folder: Path) -> Path | None:
 
 
 def found_beside(keys: dict[str, Any], folder: Path, overridden: Sequence[str] = ()) -> dict[str, Any]:
-    """The keys of a config, with the files that only its own folder has named from the current one.
+    """Return a config's keys, with the files that exist only in its folder given as paths from the current folder.
 
-    overridden: yaml paths from the command line, where a file is the current folder's.
+    overridden: yaml paths set on the command line; their files are looked up in the current folder alone.
     """
     moved = {}
     for key, name in named_files(keys):
@@ -95,7 +95,7 @@ def found_beside(keys: dict[str, Any], folder: Path, overridden: Sequence[str] =
 
 
 def other_place(config: Path, name: str | Path) -> tuple[str, Path] | None:
-    """(yaml path, place) where a file that a config names was sought beside the config; None where it was not."""
+    """Return (yaml path, path beside the config) of a file that was looked up there too; None if it was not."""
     for key, named in named_files(read_tree(config).keys):
         if Path(named) == Path(name) and (other := beside(named, config.parent)):
             return key, other
@@ -103,7 +103,7 @@ def other_place(config: Path, name: str | Path) -> tuple[str, Path] | None:
 
 
 def both_places(config: Path, error: AbsentError) -> PrflError | None:
-    """The error of a file that a config names, with its key and the other place where it was sought, if any."""
+    """Return the error of an absent file with its key and both paths that were tried; None if only one was."""
     sought = other_place(config, error.path)
     if sought is None:
         return None
@@ -112,7 +112,7 @@ def both_places(config: Path, error: AbsentError) -> PrflError | None:
 
 
 def _section(keys: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """The section of a key; None where the config has none."""
+    """Return the section that a key is in; None if the config does not have that section."""
     section: Any = keys
     for part in key.split(".")[:-1]:
         section = section.get(part) if isinstance(section, dict) else None

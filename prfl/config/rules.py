@@ -1,6 +1,6 @@
-"""What the sections of a config must agree on: their own rules, and those between rollout, reward and objective.
+"""Checks the rules that a config must keep: those of each section, and those between rollout, reward and objective.
 
-Every rule gives the yaml path that it blames.
+Every broken rule is reported with the yaml path of the key to change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prfl.config.sections.rollout import SOLVERS, CheaperConfig
 
 
 def conflicts(config: Config) -> Iterator[Fault]:
-    """(yaml path, what is wrong there) of every broken rule."""
+    """Yield (yaml path, what is wrong there) of every broken rule."""
     for section in (config.data, config.rollout, config.evaluation, config.backbone):
         yield from section.conflicts(config)
     if objective := config.reward_gradient:
@@ -31,7 +31,7 @@ def conflicts(config: Config) -> Iterator[Fault]:
 
 
 def _unfit_reward(config: Config) -> str:
-    """In words, why the objective can neither train nor follow the reward; empty where it can."""
+    """Say why the objective cannot use the reward section as it is; "" if it can."""
     reward, name = config.reward, config.objective.name
     if config.trains_reward and (reward is None or not reward.head_dimensions or reward.paths):
         return f"objective {name} trains a new reward: give reward.head and no reward.path"
@@ -41,7 +41,7 @@ def _unfit_reward(config: Config) -> str:
 
 
 def _rollout(config: Config, objective: RewardGradientConfig) -> Iterator[Fault]:
-    """What a cheaper rollout asks of the method."""
+    """Yield the faults of keys that make the rollout cheaper where the method does not allow it."""
     rollout = config.rollout
     trains_all = objective.trains_every_step(rollout.steps)
     if rollout.stride > 1:
@@ -62,7 +62,7 @@ def _rollout(config: Config, objective: RewardGradientConfig) -> Iterator[Fault]
 
 
 def _shared_rollout(config: Config, objective: RewardGradientConfig) -> Iterator[Fault]:
-    """A rollout that serves several optimizer steps."""
+    """Yield the faults of a rollout that is shared by several optimizer steps."""
     key, adapter = "rollout.gradients_per_rollout", config.backbone.adapter
     if not objective.shares_rollout:
         sharing = [method for method in kinds(RewardGradientConfig, "name") if getattr(method, "shares_rollout", False)]

@@ -1,8 +1,8 @@
-"""What a config may say: one frozen class per yaml section.  Unknown keys are errors; required keys have no default.
+"""The schema of a config: one frozen class per yaml section.  Unknown keys are errors; required keys have no default.
 
-A choice that brings its own keys (the generator, the reward's space, the objective) is a union told apart by one key,
-so a key of another choice is as unknown as a misspelt one.  Sections are in sections/, a file for each, with the rules
-that they know; what is between sections is in rules.py.
+A choice that brings its own keys (the generator, the reward's space, the objective) is a union, and one key such as
+``objective.name`` selects the member.  A key of another member is an error, like a misspelt one.  Each section is a
+file in sections/, with its own rules; the rules between sections are in rules.py.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Config(Section):
 
     @property
     def trains_reward(self) -> bool:
-        """Whether a reward is trained, and the video model stays as it is."""
+        """Whether the stage trains a reward; the video model then stays as it is."""
         return not self.objective.trains_policy
 
     @property
     def reads_clips(self) -> bool:
-        """Whether clips are trained on; else a manifest or a folder has prompts to give, and no more."""
+        """Whether the objective trains on clips; if not, a manifest or a folder is read for its prompts alone."""
         return self.data.has_clips and self.objective.reads_clips
 
     @property
@@ -84,16 +84,16 @@ class Config(Section):
 
     @property
     def reward_gradient(self) -> RewardGradientConfig | None:
-        """The objective, where it follows the gradient of a reward."""
+        """The objective if it follows the gradient of a reward, else None."""
         return self.objective if isinstance(self.objective, RewardGradientConfig) else None
 
     @property
     def preference(self) -> PreferenceConfig | None:
-        """The objective, where it trains a reward from preferences."""
+        """The objective if it trains a reward from labels or preferences, else None."""
         return self.objective if isinstance(self.objective, PreferenceConfig) else None
 
     def files(self) -> list[Source]:
-        """What must be there before the run, or is downloaded."""
+        """List all that the run reads: it must exist before the run, or be downloaded."""
         sections = [value for value in vars(self).values() if isinstance(value, Section)]
         return [source for section in sections for source in section.files()]
 
@@ -106,10 +106,10 @@ class StagesConfig(Section):
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a config file: one stage, what one changes of another (extends), or a list of stages."""
+    """Return the JSON schema of a config file: a stage, a file that extends a stage, or a list of stages."""
     schema = TypeAdapter(Config | StagesConfig).json_schema()
     keys = schema["$defs"]["Config"]["properties"]
-    sections = {name: {"description": key["description"]} for name, key in keys.items()}  # any part of their keys
+    sections = {name: {"description": key["description"]} for name, key in keys.items()}  # sections may be partial
     extends = {"description": "The config beside this one whose keys this one changes.", "type": "string"}
     schema["$defs"]["ExtendingConfig"] = {
         "type": "object",

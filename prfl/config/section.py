@@ -1,4 +1,5 @@
-"""What all sections of a config share: strictness, places, conflicts, what must be there before a run."""
+"""The base class of all config sections, and the kinds of their keys.  A section refuses unknown keys, reports broken
+rules, and lists the files that a run needs."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ Fault = tuple[str, str]  # (yaml path, what is wrong there)
 
 
 def at_home(path: Path) -> Path:
-    """``~`` and ``~name`` at its beginning replaced by that home folder."""
+    """Replace ``~`` or ``~name`` at the start of a path by that home folder.  Raises ValueError if there is none."""
     try:
         return path.expanduser()
     except RuntimeError as error:  # ~ without HOME, a user that is not there
@@ -25,37 +26,38 @@ def at_home(path: Path) -> Path:
 
 
 FolderOrFile = Annotated[Path, AfterValidator(at_home)]
-# Keys marked with this may differ between a run and its resumption; they are left out of the config hash.
+# Keys marked with this may differ when a run is resumed; they are left out of the config hash.
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
 SEEDS = 2**63  # torch takes no larger seed
 Share = Annotated[float, Field(ge=0, le=1)]
 
-# Keys that name a place: what lies there decides a run's numbers, and is hashed (factory/resume_identity.py).  It may
-# be moved.  What is read is looked for in the config's folder too (places.py), what is written is not.
+# Keys that name a path: a run is identified by a hash of the contents there (factory/resume_identity.py), not by the
+# path, so files may be moved.  Paths to read are also looked up in the config's folder (places.py), paths to write not.
 READ: dict[str, Any] = {"by_content": True, "read": True}
 WRITTEN: dict[str, Any] = {"by_content": True}
 
 
 def place(**facts: Any) -> Any:
-    """The ``Field`` of a key that names what is read."""
+    """Return the ``Field`` of a key that names something to read.  facts: the other arguments of ``Field``."""
     return Field(json_schema_extra=READ, **facts)
 
 
 def is_hub_id(name: object) -> bool:
-    """``owner/name``, and no folder here."""
+    """Whether a name has the form ``owner/name`` and is not a path that exists here."""
     text = str(name)
     return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a run reads from a place that its config names.
+    """One thing that a run reads: a file, a folder or a model of the hub.
 
     key: the yaml path that names it.  target: a file, a folder or a hub id.
     kind: ``model`` (a diffusers or transformers folder, or a hub id), ``folder`` (of a model, never a hub id),
     ``reward`` (a saved reward), ``run`` (a finished run), ``manifest``, ``videos``, ``file``.
-    revision, weights: of a model on the hub; one of these files tells that it was downloaded.
-    remedy: how to get what is not there.
+    revision: of a model on the hub; None is the newest.
+    weights: file names of a model on the hub; if one of them is in the hub's cache, the model was downloaded.
+    remedy: how to get the target if it does not exist; "" for the usual advice of its kind.
     """
 
     key: str
@@ -67,28 +69,33 @@ class Source:
 
 
 class Section(BaseModel):
+    """The base class of all sections: frozen, and strict about its keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
     instead: ClassVar[Mapping[str, str]] = {}
-    """Of keys that people expect here and that there are not: what to write."""
+    """What to write instead of keys that people expect here but that do not exist, by key."""
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
-        """Every rule that the section's keys break, among each other or with the rest of the config."""
+        """Yield a fault for every rule that the section's keys break, by themselves or with the rest of the config."""
         yield from ()
 
     def files(self) -> list[Source]:
-        """What must be there before a run, or is downloaded."""
+        """List what the section names to read: it must exist before a run, or be downloaded."""
         return []
 
 
 def unread(section: Section, path: str, keys: list[str], reader: str) -> Iterator[Fault]:
-    """Keys that were changed, and that nobody reads: a person who sets one believes that it does something."""
+    """Yield a fault for each key that differs from its default and has no effect with the other keys.
+
+    A person who sets such a key believes that it does something.  reader: what does not read it, for the message.
+    """
     for key in keys:
         if getattr(section, key) != type(section).model_fields[key].default:
             yield f"{path}.{key}", f"{reader} does not read it; remove it"
 
 
 def kinds(base: type[Section], tag: str) -> list[type[Section]]:
-    """The sections below ``base`` that yaml can choose by the key ``tag``, in the order of their definitions."""
+    """List the subclasses of ``base`` that a config can choose by the key ``tag``, in the order of definition."""
     chosen: list[type[Section]] = []
     for section in base.__subclasses__():
         if typing.get_origin(section.model_fields[tag].annotation) is Literal:
@@ -98,5 +105,5 @@ def kinds(base: type[Section], tag: str) -> list[type[Section]]:
 
 
 def one_of(base: type[Section], tag: str) -> Any:
-    """The union of ``kinds``: a section is in it because it is defined."""
+    """Return the union of ``kinds``: every defined subclass with a value of ``tag`` is a member."""
     return Union[tuple(kinds(base, tag))]  # noqa: UP007

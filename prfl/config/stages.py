@@ -1,7 +1,7 @@
-"""Several ordinary configs run one after another: ``stages: [tiny/reward.yaml, tiny/prfl.yaml]``.
+"""Loads a file of stages, several configs that run in turn: ``stages: [tiny/reward.yaml, tiny/prfl.yaml]``.
 
-A stage is named by its file (``tiny/reward.yaml`` is ``reward``); a later stage finds an earlier one's run folder by
-``${stages.reward.run}``.  The trainer never hears of stages.
+A stage has the name of its file (``tiny/reward.yaml`` is ``reward``).  A later stage refers to an earlier one's run
+folder as ``${stages.reward.run}``.  The trainer knows nothing of stages: each is a config of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Stage:
 
 
 def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
-    """The stages of a file in order, all validated; an ordinary config is the one stage of itself.
+    """Load and validate all stages of a file, in order; a config without ``stages`` is a list of one stage.
 
     overrides: ``training.steps=10`` for an ordinary config, ``prfl.training.steps=10`` for the stage ``prfl``.
     Raises PrflError.
@@ -59,7 +59,7 @@ def load_stages(path: str | Path, overrides: Sequence[str] = ()) -> list[Stage]:
 
 
 def share_out(overrides: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """The overrides of each stage, without the stage's name in front."""
+    """Sort overrides by their stage, and remove the stage's name in front.  Raises PrflError for an unknown stage."""
     of_stage: dict[str, list[str]] = {name: [] for name in names}
     for override in overrides:
         name, _, rest = override.partition(".")

@@ -1,5 +1,7 @@
-"""YAML without its surprises: only true and false are booleans, 1e-5 is a number, dates are text; keys are text and
-never given twice; anchors, aliases and tags are refused, so no file can grow when it is read or name a Python object.
+"""Reads YAML without its surprises.
+
+Only true and false are booleans, 1e-5 is a number, and dates are text.  Keys must be text, and none may occur twice.
+Anchors, aliases and tags are refused, so a file can neither expand when it is read nor name a Python object.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ for _name, (_pattern, _first) in SCALARS.items():
 
 
 def construct_int(loader: StrictLoader, node: yaml.ScalarNode) -> int:
-    return int(node.value)  # 010 is ten; PyYAML's own reads it as octal
+    return int(node.value)  # 010 is ten; PyYAML by itself reads it as octal
 
 
 def construct_float(loader: StrictLoader, node: yaml.ScalarNode) -> float:
@@ -75,7 +77,7 @@ StrictLoader.add_constructor("tag:yaml.org,2002:float", construct_float)
 
 
 def parse(text: str, where: str) -> Any:
-    """The value that a YAML text stands for.  Raises PrflError with the line."""
+    """Return the value of a YAML text.  where: its file or key, for the error.  Raises PrflError with the line."""
     try:
         return yaml.load(text, StrictLoader)  # noqa: S506  (a subclass of SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -87,7 +89,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.  Raises PrflError when there is no such file, or none in it."""
+    """Return the mapping in a YAML file.  Raises PrflError if there is no such file, or if it holds no mapping."""
     fix = "give a config, for example configs/tiny.yaml"
     if not path.exists():
         raise absent(path, fix)

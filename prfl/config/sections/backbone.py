@@ -68,22 +68,25 @@ class WeightsConfig(Section):
     vae: FolderOrFile | None = place(default=None, description="Weights of the VAE.")
 
     def named(self) -> dict[str, Path]:
-        """The files by the pipeline's folder whose weights they replace."""
+        """The files that are set, by the network whose weights they replace."""
         files = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: file for name, file in files.items() if file is not None}
 
 
 class FirstFrameConfig(Section):
     motion_bucket_id: float = Field(
-        default=127.0, ge=0, description="How much shall move; the default is the pipeline's."
+        default=127.0, ge=0, description="Amount of motion: more at larger values. The default is the pipeline's."
     )
     noise_aug_strength: float = Field(
-        default=0.02, ge=0, description="Noise that is added to the picture; the default is the pipeline's."
+        default=0.02, ge=0, description="Scale of the noise added to the picture. The default is the pipeline's."
     )
 
 
 class BackboneConfig(Section):
-    model: str = place(description="A diffusers folder, a hub id, 'shapes' (inside the package) or 'shapes-untrained'.")
+    model: str = place(
+        description="A diffusers folder or a hub id. 'shapes' is the small model inside the package, and "
+        "'shapes-untrained' the same model before its training."
+    )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a hub model; null is its newest.")
     pipeline: str | None = Field(
         default=None,
@@ -124,29 +127,30 @@ class BackboneConfig(Section):
     )
     kernels: Kernels | KernelsConfig = Field(
         default="auto",
-        description="Which kernels run, for all operations or for each one; with auto, the environment "
-        "variable PRFL_KERNELS decides, if it is set.",
+        description="Which kernels run: one choice for all operations, or one for each. With auto, the "
+        "environment variable PRFL_KERNELS decides if it is set.",
     )
     attention: Literal["auto", "sdpa", "cudnn", "flash", "flash_3", "flash_4", "xformers", "triton"] = Field(
         default="auto",
-        description="Which attention runs; with auto, the environment variable PRFL_ATTENTION decides, and "
-        "if it is not set, torch.",
+        description="Which attention runs. With auto, the environment variable PRFL_ATTENTION decides if it "
+        "is set; else torch chooses.",
     )
     compile: bool = Field(
         default=False,
-        description="Use torch.compile on the blocks: the first step takes half a minute or more, later "
-        "ones are faster.",
+        description="Use torch.compile on the blocks: the first step takes half a minute or more, and later "
+        "steps are faster.",
     )
     train: Literal["lora", "full"] = Field(
         default="lora",
-        description="Train an adapter (lora), or all weights (full). All weights are trained in float32, "
-        "beside a frozen copy if a reward reads the base.",
+        description="Train an adapter (lora), or all weights (full). full trains in float32, and keeps a "
+        "frozen copy of the weights if a reward reads the base.",
     )
     adapter: PolicyAdapterConfig | None = Field(
-        default=None, description="The adapter that is trained with train: lora."
+        default=None, description="The LoRA adapter that is trained with train: lora."
     )
     first_frame: FirstFrameConfig = Field(
-        default=FirstFrameConfig(), description="Further inputs of SVD's network, beside the picture and data.fps."
+        default=FirstFrameConfig(),
+        description="For SVD only: inputs of its network besides the first frame and data.fps.",
     )
     experts: ExpertsConfig | None = Field(
         default=None,
@@ -155,7 +159,7 @@ class BackboneConfig(Section):
 
     @property
     def loras(self) -> dict[str, Path | LoraOfEach | None]:
-        """The LoRA files, by the yaml path of the key."""
+        """The LoRA files by the yaml path of their key; None where the key is not set."""
         return {
             "backbone.base_lora": self.base_lora,
             "backbone.adapter.init": self.adapter.init if self.adapter else None,

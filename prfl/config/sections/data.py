@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 
 class GeneratorBase(Section):
-    """What all generators of clips have in common.  One can be named because it is defined, with a name."""
+    """What all generators of clips have in common.
+
+    A subclass that defines ``name`` as a Literal can be chosen in a config; there is no other list of generators.
+    """
 
     name: str = Field(description="The generator.")
-    makes_pairs: ClassVar[bool] = False  # preferences in place of labels
-    brings_prompts: ClassVar[bool] = False  # the videos have texts beside them
+    makes_pairs: ClassVar[bool] = False  # whether it makes pairs with a preference instead of labelled clips
+    brings_prompts: ClassVar[bool] = False  # whether prompts may be texts beside its videos
 
 
 class SamplesConfig(GeneratorBase):
@@ -43,8 +46,8 @@ class SamplesConfig(GeneratorBase):
     policies: list[FolderOrFile | None] = place(
         default=[None],
         min_length=1,
-        description="Models that draw the samples, as many each: null is the base, a finished run's folder "
-        "is its policy.",
+        description="Models that draw the samples, the same number each: null is the base model, and the "
+        "folder of a finished run is the policy of that run.",
     )
     batch: int = Field(default=64, ge=1, description="Samples drawn at once: more is faster and takes more memory.")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the samples.")
@@ -91,7 +94,11 @@ class ClipsConfig(GeneratorBase):
         description="Degradations. blur, noise and contrast are worse in the dimension look; jitter, "
         "shuffle and freeze in the dimension motion.",
     )
-    crops: int = Field(default=1, ge=1, description="Clips from each stretch: the whole picture, then parts of it.")
+    crops: int = Field(
+        default=1,
+        ge=1,
+        description="Clips from each stretch of a video: the first is the whole picture, further ones are crops of it.",
+    )
     held_out: float = Field(
         default=0.2,
         gt=0,
@@ -100,7 +107,7 @@ class ClipsConfig(GeneratorBase):
         "texts beside the videos.",
     )
     formats: list[Literal["mp4", "webm", "gif"]] = Field(
-        default=["mp4"], min_length=1, description="Formats of the clips' files, in turn."
+        default=["mp4"], min_length=1, description="Formats of the clips' files; several are used in turn."
     )
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Seed of the crops and degradations.")
     makes_pairs = True
@@ -118,8 +125,8 @@ class PromptsConfig(Section):
     test: str | None = place(default=None, description="Prompts used once, at the end, or 'shapes'.")
     first_frames: bool = Field(
         default=False,
-        description="Prompts that come from clips bring the first frame of their clip (for a pair, of video "
-        "a), for an image-to-video model.",
+        description="For an image-to-video model: give each prompt that comes from a clip the clip's first "
+        "frame (for a pair, that of video a).",
     )
 
 
@@ -131,7 +138,7 @@ LENGTHS: dict[str, dict[str, float]] = {
     "4s-8fps": {"frames": 33, "fps": 8},
     "6s-8fps": {"frames": 49, "fps": 8},
 }
-"""Names of usual lengths and rates, for data.buckets; the numbers of frames are such as Wan and CogVideoX take."""
+"""Names of usual lengths and frame rates, for data.buckets.  Wan and CogVideoX take these numbers of frames."""
 
 
 class BucketConfig(Section):
@@ -143,7 +150,7 @@ class BucketConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def named(cls, value: Any) -> Any:
-        """Spell out a name of LENGTHS."""
+        """Replace a name of LENGTHS by its frames and fps; other values stay.  Raises ValueError for other names."""
         if not isinstance(value, str):
             return value
         if value not in LENGTHS:
@@ -164,7 +171,8 @@ class DataConfig(Section):
         description="JSON lines. Each line is a labelled video, or a pair of videos of one prompt with a preference.",
     )
     root: FolderOrFile | None = place(
-        default=None, description="Folder that the paths in data.manifest are relative to; null is the manifest's own."
+        default=None,
+        description="Folder that the paths in data.manifest are relative to; null is the manifest's folder.",
     )
     folder: FolderOrFile | None = place(
         default=None,
@@ -228,22 +236,25 @@ class DataConfig(Section):
 
     @property
     def brings_prompts(self) -> bool:
-        """Whether prompts can be taken from the clips: of a manifest's rows, or the texts beside videos."""
+        """Whether prompts can be taken from the clips: from a manifest's rows, or from the texts beside videos."""
         return bool(self.manifest or self.folder or (self.generator and self.generator.brings_prompts))
 
     @property
     def clips_key(self) -> str:
-        """The key that names the clips."""
+        """The key that names the clips; ``data.manifest`` if none is set."""
         return next((f"data.{key}" for key in ("generator", "folder") if getattr(self, key)), "data.manifest")
 
     @property
     def videos_root(self) -> Path | None:
-        """The folder that the manifest's paths are relative to: of the one that is read, or written of data.folder."""
+        """The folder that the paths of the manifest are relative to; None is the manifest's folder.
+
+        The manifest is the one that the config names, or the one that prfl writes for data.folder.
+        """
         return self.folder or self.root
 
     @property
     def sizes(self) -> tuple[VideoSize, ...]:
-        """The sizes of clips: the first, which videos that are drawn have too, and those of the buckets."""
+        """The sizes of clips: the first, which drawn videos have too, and those of the buckets."""
         first = VideoSize(self.frames, self.height, self.width, self.fps)
         further = (
             VideoSize(each.frames, each.height or self.height, each.width or self.width, each.fps or self.fps)
@@ -253,7 +264,7 @@ class DataConfig(Section):
 
     @property
     def makes_pairs(self) -> bool:
-        """Whether the clips are known to be pairs; a manifest may have either."""
+        """Whether the clips are pairs for certain; a manifest may hold pairs too, which only reading it tells."""
         return self.generator is not None and self.generator.makes_pairs
 
     def files(self) -> list[Source]:
@@ -296,7 +307,7 @@ class DataConfig(Section):
             yield "data.prompts.first_frames", f"{reason}; remove it"
 
     def no_prompt_of_clips(self, config: Config) -> str:
-        """Say why no prompt with a first frame is taken from the clips; empty where some are."""
+        """Say why no prompt with a first frame is taken from the clips; "" if at least one set is."""
         if config.trains_reward:
             return f"objective {config.objective.name} draws no videos, and each clip has its own first frame"
         if not self.brings_prompts:
@@ -305,7 +316,7 @@ class DataConfig(Section):
         return "all prompts are of files" if prompts.train and prompts.validation and prompts.test else ""
 
     def bucket_faults(self, config: Config) -> Iterator[Fault]:
-        """Of clips of several sizes."""
+        """Yield the faults of clips of several sizes."""
         if not config.reads_clips:
             yield "data.buckets", "a config that trains on no clips does not read it; remove it"
         if self.generator:
@@ -321,7 +332,10 @@ class DataConfig(Section):
                 yield f"data.buckets[{number}]", "this size is named twice"
 
     def prompt_faults(self, config: Config) -> Iterator[Fault]:
-        """Of prompts that no clips bring; what a manifest or a folder lacks is seen when it is read."""
+        """Yield the faults of prompts, for a config whose clips bring none.
+
+        What is missing in a manifest or a folder is reported when it is read.
+        """
         if not self.prompts.train:
             yield "data.prompts.train", "missing; give a file of prompts, or data.manifest or data.folder that has them"
         if config.evaluation.every and not self.prompts.validation:

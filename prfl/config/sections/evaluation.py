@@ -15,11 +15,11 @@ from prfl.utils.metrics_file import HELD_OUT, measure_name
 if TYPE_CHECKING:
     from prfl.config.schema import Config
 
-FEWEST_PROMPTS = 4  # an interval over fewer prompts says nothing of the others
+FEWEST_PROMPTS = 4  # a confidence interval over fewer prompts says nothing about other prompts
 
 
 def held_out_name(name: str) -> str:
-    """Write a measure's name as metrics.jsonl has it: older configs leave ``validation/`` out."""
+    """Return a measure's name as metrics.jsonl writes it; older configs leave out ``validation/``."""
     return HELD_OUT + measure_name(name)
 
 
@@ -45,13 +45,18 @@ class EvaluationConfig(Section):
         default=2, ge=1, description="Samples of each prompt in a round; diversity needs at least two."
     )
     held_out_reward: str | None = place(
-        default=None, description="A trained reward that only watches and is never trained on: a folder or a hub id."
+        default=None,
+        description="A second trained reward, which only measures the samples and is never trained on: a folder or a "
+        "hub id.",
     )
     held_out_critic: JudgeConfig | None = Field(
-        default=None, description="A vision-language model that watches instead, by its answers about the videos."
+        default=None,
+        description="Instead of held_out_reward: a vision-language model that measures the samples by its answers.",
     )
     held_out_callable: JudgeCallableConfig | None = Field(
-        default=None, description="A function of your own that watches instead; it needs no gradient."
+        default=None,
+        description="Instead of held_out_reward: a function of your own that measures the samples; it needs no "
+        "gradient.",
     )
     stop_on_hacking: bool = Field(
         default=False,
@@ -94,20 +99,20 @@ class EvaluationConfig(Section):
 
     @property
     def watching(self) -> str:
-        """The key that names a reward which watches; empty where none does."""
+        """The yaml path of the held-out reward, critic or function; "" if there is none."""
         names = self.watchers
         return f"evaluation.{names[0]}" if names else ""
 
     @property
     def watchers(self) -> list[str]:
-        """The keys, without their section, that name a reward which watches: at most one may."""
+        """The keys that are set of held_out_reward, held_out_critic and held_out_callable; only one may be."""
         return [name for name in ("held_out_reward", "held_out_critic", "held_out_callable") if getattr(self, name)]
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         where = "evaluation.guidance_first_frame"
         yield from first_frame_faults(where, self.guidance_first_frame, self.guidance_scale)
         if config.trains_reward:
-            # The other keys of samples are read by `prfl sample --per-prompt`, which draws videos to be labelled.
+            # Other keys of samples stay allowed: `prfl sample --per-prompt` reads them to draw videos for labelling.
             reader = f"objective {config.objective.name} measures no videos and"
             yield from unread(self, "evaluation", ["samples_per_prompt", "final_samples", "judge"], reader)
         yield from self.watch_faults(config)
@@ -117,7 +122,7 @@ class EvaluationConfig(Section):
             yield from self.keep_best_faults(self.keep_best, config)
 
     def watch_faults(self, config: Config) -> Iterator[Fault]:
-        """Of what is watched on held-out prompts while a video model is trained."""
+        """Yield the faults of what is measured on held-out prompts while a video model is trained."""
         objective = config.objective
         watching = self.watching
         if watching and not objective.trains_policy:
@@ -138,8 +143,8 @@ class EvaluationConfig(Section):
             yield "evaluation.stop_on_hacking", few
 
     def keep_best_faults(self, keep_best: str, config: Config) -> Iterator[Fault]:
-        """Of the measure that the best round is chosen by."""
-        sources = {  # group of measures: the key that has it measured, and its value
+        """Yield the faults of ``keep_best``, the measure that chooses the best round."""
+        sources = {  # group of measures: the key that turns it on, and that key's value
             "judge": ("evaluation.judge", self.judge),
             "held_out": (self.watching or "evaluation.held_out_reward", self.watching),
         }

@@ -1,4 +1,5 @@
-"""Values of their own for the two networks of a model that take turns along the chain, as Wan 2.2 A14B's do."""
+"""Config values that may differ between the two networks (experts) of a model like Wan 2.2 A14B: one network predicts
+at high noise levels, the other at low ones."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ Rate = Annotated[float, Field(gt=0)] | RateOfEach
 
 
 class ExpertsConfig(Section):
-    """``backbone.experts``: of a model of two networks."""
+    """``backbone.experts``: how a model of two networks is trained and kept in memory."""
 
     train: list[Literal["high", "low"]] = Field(
         default=["high", "low"], min_length=1, description="Which of the two experts the policy trains."
@@ -47,18 +48,21 @@ class ExpertsConfig(Section):
 
 
 def loras_of(lora: Path | LoraOfEach | None) -> dict[str, Path]:
-    """The files by their expert, ``{"high": FILE, "low": FILE}``; one file for a whole model is ``{"": FILE}``."""
+    """Return the files by expert, ``{"high": FILE, "low": FILE}``; one file for the whole model is ``{"": FILE}``.
+
+    Files that are None are left out, so the result may be empty.
+    """
     files = {"high": lora.high, "low": lora.low} if isinstance(lora, LoraOfEach) else {"": lora}
     return {expert: file for expert, file in files.items() if file is not None}
 
 
 def guided(scale: float | ScaleOfEach) -> bool:
-    """Whether guidance does something: at a scale of 1 it does not."""
+    """Whether guidance has an effect: at a scale of 1 it has none."""
     return scale != 1 if isinstance(scale, float | int) else (scale.high, scale.low) != (1, 1)
 
 
 def first_frame_faults(key: str, first: float | None, scale: float | ScaleOfEach) -> Iterator[Fault]:
-    """What is wrong with a scale of the first frame beside that of the last."""
+    """Yield the faults of ``first``, the guidance scale of the first frame.  scale: that of the last frame."""
     if first is not None and isinstance(scale, ScaleOfEach):
         yield key, "guidance goes from frame to frame, or has a scale of each expert; give one number as scale"
     elif first is not None and scale == 1:
@@ -66,7 +70,7 @@ def first_frame_faults(key: str, first: float | None, scale: float | ScaleOfEach
 
 
 def text_of(value: float | ScaleOfEach | RateOfEach) -> str:
-    """``4 (high), 3 (low)``, or the one number."""
+    """Write a value as text: ``4 (high), 3 (low)``, or the one number."""
     if isinstance(value, float | int):
         return f"{value:g}"
     return f"{value.high:g} (high), {value.low:g} (low)"

@@ -1,6 +1,6 @@
-"""``objective``: what all objectives have in common; SFT, and a reward trained from preferences.
+"""``objective``: what all objectives have in common, SFT, and the training of a reward.
 
-Those that follow the gradient of a reward are in reward_gradient.py.
+Objectives that follow the gradient of a reward are in reward_gradient.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class ObjectiveBase(Section):
-    """What all objectives have in common.  One is in the config's union because it is defined, with a name.
+    """What all objectives have in common.
 
-    title, paper: what the card of an exported policy says of it.
+    A subclass that defines ``name`` as a Literal can be chosen in a config; there is no other list of objectives.
+    title, paper: what the model card of an exported policy says about its training.
     """
 
     name: str = Field(description="The objective.")
@@ -30,7 +31,7 @@ class ObjectiveBase(Section):
 
     @property
     def card_text(self) -> str:
-        """``title``, and where it is from."""
+        """``title``, with the paper if there is one."""
         return f"{self.title} ({self.paper})" if self.paper else self.title
 
     @property
@@ -50,7 +51,8 @@ class SftConfig(ObjectiveBase):
             yield "reward", "objective sft does not read it"
 
 
-KEYS_OF_SPACE = {"latent": ["sigma_sampling"], "pixel": ["frames", "keep_decoded"]}  # of a preference, by the reward's
+# Keys of PreferenceConfig that only a reward of this space reads.
+KEYS_OF_SPACE = {"latent": ["sigma_sampling"], "pixel": ["frames", "keep_decoded"]}
 
 
 class PreferenceConfig(ObjectiveBase):
@@ -66,7 +68,7 @@ class PreferenceConfig(ObjectiveBase):
         "of both in halves.",
     )
     frames: int | None = Field(
-        default=None, ge=1, description="Frames of each clip that a pixel reward sees in one step."
+        default=None, ge=1, description="Frames of each clip that a pixel reward sees in one step; null is all."
     )
     keep_decoded: bool = Field(default=False, description="Keep a pixel reward's decoded clips in host memory.")
 
@@ -74,7 +76,7 @@ class PreferenceConfig(ObjectiveBase):
 
     @property
     def samples_compared(self) -> int:
-        """Clips that one loss compares: a label is of one, a preference of two."""
+        """Number of clips in one term of the loss: 1 for a label, 2 for a preference."""
         return 1 if self.loss == "bce" else 2
 
     def conflicts(self, config: Config) -> Iterator[Fault]:

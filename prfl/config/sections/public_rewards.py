@@ -1,4 +1,5 @@
-"""Rewards that others trained, in place of ``reward.path``: a key of ``reward`` each; several may stand together."""
+"""Published rewards, trained by others: each is a key of ``reward`` that replaces ``reward.path``; several may be
+combined."""
 
 from __future__ import annotations
 
@@ -21,24 +22,25 @@ NOT_STATED = "none is stated with them; ask their authors"
 
 
 class PublicRewardConfig(Section):
-    """A reward that others trained: what all of them have in common."""
+    """What all published rewards have in common."""
 
     key: ClassVar[str]  # its yaml path
-    licence: ClassVar[str] = ""  # of its weights, where it has conditions
+    licence: ClassVar[str] = ""  # conditions of the licence of its weights; "" if there are none
     gives_logits: ClassVar[bool] = False  # whether the sigmoid of a score is a probability
-    whole_videos: ClassVar[bool] = False  # whether a part of a video tells it nothing
+    whole_videos: ClassVar[bool] = False  # whether it needs all frames of a video
+    # Why the default reward.target does not suit its scores, for the message.
     hinge: ClassVar[str] = "that is for a trained reward's scores; say where this one is to stop, or take shape: linear"
 
     def title(self) -> str:
-        """What the card of a policy that followed it says."""
+        """The line about this reward in the model card of a policy that was trained with it."""
         raise NotImplementedError
 
     def conditions(self) -> str:
-        """The licence of its weights, where that has conditions; else nothing."""
+        """The conditions of the licence of its weights; "" if there are none."""
         return self.licence
 
     def faults(self) -> Iterator[Fault]:
-        """Every rule that its keys break among each other."""
+        """Yield a fault for every rule that its keys break by themselves; ``conflicts`` adds the other sections."""
         source = next((getattr(self, key) for key in ("model", "clip", "tokenizer") if hasattr(self, key)), "")
         if getattr(self, "revision", None) and not is_hub_id(source):
             yield from unread(self, self.key, ["revision"], "a model in a folder")
@@ -74,7 +76,7 @@ class AestheticConfig(PublicRewardConfig):
 
 
 class ModelRewardConfig(PublicRewardConfig):
-    """A reward that is one model of transformers."""
+    """A reward that is one model of the transformers library."""
 
     model: str = place(description="A folder or a hub id.")
     revision: str | None = Field(default=None, description="Revision of a hub model; null is its newest.")
@@ -101,7 +103,7 @@ class PickScoreConfig(ModelRewardConfig):
 
 
 class FileRewardConfig(PublicRewardConfig):
-    """A reward that is a file of weights, and a tokenizer.  remedy: how to get the file."""
+    """A reward that consists of a file of weights and a tokenizer.  remedy: how to get the file."""
 
     remedy: ClassVar[str]
     weights: FolderOrFile
@@ -148,7 +150,7 @@ class MpsConfig(FileRewardConfig):
         default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K", description="A CLIP's tokenizer: a folder or a hub id."
     )
     aspect: Literal["overall", "aesthetics", "quality", "semantic"] = Field(
-        default="overall", description="What the pictures are compared for."
+        default="overall", description="The aspect that pictures are compared by."
     )
 
     def title(self) -> str:
@@ -158,8 +160,8 @@ class MpsConfig(FileRewardConfig):
 class ObjectConfig(ModelRewardConfig):
     key = "reward.object"
     model: str = place(default="hustvl/yolos-base", description="A YOLOS: a folder or a hub id.")
-    present: list[str] = Field(default=[], description="Objects that shall be visible, by the model's names for them.")
-    absent: list[str] = Field(default=[], description="Objects that shall not be visible.")
+    present: list[str] = Field(default=[], description="Objects that should be visible, as the model names them.")
+    absent: list[str] = Field(default=[], description="Objects that should not be visible, as the model names them.")
 
     def title(self) -> str:
         return f"objects by YOLOS: {', '.join([*self.present, *(f'no {label}' for label in self.absent)])}"
@@ -177,7 +179,7 @@ class ActionConfig(ModelRewardConfig):
     model: str = place(
         default="MCG-NJU/videomae-base-finetuned-kinetics", description="A VideoMAE: a folder or a hub id."
     )
-    label: str = Field(description="The action, by the model's name for it.")
+    label: str = Field(description="The action, as the model names it.")
 
     def title(self) -> str:
         return f"the action '{self.label}' by VideoMAE ({self.model})"
@@ -234,8 +236,9 @@ class CriticConfig(ModelRewardConfig):
     questions: str | None = place(
         default=None,
         description="A file of questions for the prompts, as JSON lines (prfl questions writes it). "
-        "'shapes' and 'shapes-answers' are those of the shapes world, with yes or no and with "
-        "free answers. null asks whether the video fits its prompt.",
+        "'shapes' and 'shapes-answers' are the questions about moving shapes inside the "
+        "package, with yes-or-no and with free answers. null asks whether the video fits its "
+        "prompt.",
     )
     frames: int = Field(default=8, ge=1, description="Frames that it sees, evenly spaced among the decoded ones.")
     most_pixels: int = Field(

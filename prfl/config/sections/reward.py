@@ -1,7 +1,7 @@
-"""``reward``: what is maximised, or trained.
+"""``reward``: the reward that the objective maximises, or trains.
 
-A reward that others trained is a section of public_rewards.py and a key of its space's section here; factory/reward.py
-has its class.
+A published reward (trained by others) is a section in public_rewards.py and a key of ``PixelRewardConfig`` here.  The
+class that computes it is chosen in factory/reward.py.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ TRAINED_REWARD = "A trained reward: a folder that objective preference wrote, a 
 
 
 class RewardBase(Section):
-    """What all spaces have in common.  A space is in the config's union because it is defined, below."""
+    """What rewards on latents and on pixels have in common.
+
+    A subclass that defines ``space`` as a Literal can be chosen in a config; there is no other list of spaces.
+    """
 
     instead = {
         "scores": "each reward is a key here, and what each of its scores counts is in weights, as: reward: {space: "
@@ -104,28 +107,28 @@ class RewardBase(Section):
 
     @property
     def paths(self) -> list[str]:
-        """``path`` as a list, whichever way it was given."""
+        """``path`` as a list: several, one, or none if it is not set."""
         path: str | list[str] | None = getattr(self, "path", None)
         return [path] if isinstance(path, str) else list(path or [])
 
     @property
     def decodes(self) -> bool:
-        """Whether it reads pixels, so that the VAE is needed in every step."""
+        """Whether it scores pixels, which needs the VAE's decoder in every step."""
         return self.space == "pixel"
 
     @property
     def head_dimensions(self) -> list[str]:
-        """What a new reward is to score; empty where none is described."""
+        """The dimensions that a new reward is to score; empty if the config has no ``head``."""
         head: LatentHeadConfig | PixelHeadConfig | None = getattr(self, "head", None)
         return head.dimensions if head else []
 
     @property
     def public(self) -> list[PublicRewardConfig]:
-        """The public rewards that are named in place of ``path``."""
+        """The published rewards that the config names instead of ``path``."""
         return [getattr(self, key) for key, value in vars(self).items() if isinstance(value, PublicRewardConfig)]
 
     def title(self) -> str:
-        """What the card of a policy that followed it says."""
+        """The line about this reward in the model card of a policy that was trained with it."""
         return "; ".join(public.title() for public in self.public) or f"A {self.space} reward"
 
     def files(self) -> list[Source]:
@@ -135,7 +138,7 @@ class RewardBase(Section):
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         if config.trains_reward:
-            # How a score becomes the loss of the video model.
+            # These keys turn a score into the loss of the video model, which is not trained here.
             turned = ["weights", "aggregate", "shape", "target", "scale", "batch"]
             yield from unread(self, "reward", turned, f"objective {config.objective.name}")
         elif config.follows_reward:
@@ -202,7 +205,7 @@ class PixelRewardConfig(RewardBase):
         default=None, description="VideoAlign's VQ, MQ and TA on Qwen2-VL-2B: each about -3 to 3."
     )
     object: ObjectConfig | None = Field(
-        default=None, description="Objects that shall be in the frames, or shall not (YOLOS)."
+        default=None, description="Whether named objects are in the frames, or are absent (YOLOS)."
     )
     action: ActionConfig | None = Field(default=None, description="Log-probability of an action (VideoMAE).")
     coherence: CoherenceConfig | None = Field(
@@ -218,12 +221,12 @@ class PixelRewardConfig(RewardBase):
     )
     balance: Literal["none", "gradient_norm"] = Field(
         default="none",
-        description="With several rewards: none adds their gradients as they are; gradient_norm gives each "
-        "reward a share of the gradient at the pixels in proportion to its weight, however "
-        "steep the reward is.",
+        description="With several rewards: none adds their gradients as they are. gradient_norm first scales "
+        "each reward's gradient at the pixels to the same length, so that only the weights "
+        "decide how much each reward counts.",
     )
     callable: CallableConfig | None = Field(default=None, description="A function of your own.")
-    head: PixelHeadConfig | None = Field(default=None, description="A new one, where objective.name is preference.")
+    head: PixelHeadConfig | None = Field(default=None, description="A new network, for objective.name: preference.")
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
         yield from super().conflicts(config)

@@ -1,6 +1,7 @@
-"""The ``objective`` sections that train a video model by the gradient of a reward: one class a method.
+"""The ``objective`` sections that train a video model by the gradient of a reward: one class for each method.
 
-A method is in the config's union because its section is defined; factory/objective.py has its class.
+A subclass that defines ``name`` as a Literal can be chosen in a config; factory/objective.py names the class that
+implements it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class RewardGradientConfig(ObjectiveBase):
     )
 
     follows_reward = True
-    fewest_steps: ClassVar[int] = 1  # of the chain
+    fewest_steps: ClassVar[int] = 1  # smallest rollout.steps that the method allows
     shares_rollout: ClassVar[bool] = False  # whether one rollout can serve several optimizer steps
 
     @property
@@ -67,7 +68,7 @@ class RewardGradientConfig(ObjectiveBase):
         return False
 
     def trains_every_step(self, steps: int) -> bool:
-        """Whether all steps of a chain of so many get gradient, so that the rollout has none without."""
+        """Whether all steps of a chain of ``steps`` steps get gradient, so the rollout has no step without one."""
         return False
 
     def conflicts(self, config: Config) -> Iterator[Fault]:
@@ -78,25 +79,25 @@ class RewardGradientConfig(ObjectiveBase):
 
 
 def range_faults(steps_range: tuple[float, float]) -> Iterator[Fault]:
-    """Of a part of the chain, as shares."""
+    """Yield the faults of ``steps_range``, a part of the chain given as two shares of its length."""
     low, high = steps_range
     if not 0 <= low < high <= 1:
         yield "objective.steps_range", f"needs 0 <= low < high <= 1, got [{low:g}, {high:g}]"
 
 
 def handoff_faults(handoff: str, config: Config) -> Iterator[Fault]:
-    """Of the latent that is scored."""
+    """Yield the faults of ``handoff``, which says what latent is scored."""
     if handoff == "next" and config.reward and config.reward.space == "pixel":
         yield "objective.handoff", "a pixel reward cannot score a noisy latent; use handoff: clean"
 
 
 class FromDataConfig(Section):
-    """The key of methods whose chains may start from the data."""
+    """The key ``from_data``, for methods whose chains may start from noised clips."""
 
     from_data: Share = Field(
         default=0.0,
-        description="Share of the steps whose chains start from noised clips of the data, at the step that is drawn: "
-        "they need no rollout up to there.",
+        description="Share of the optimizer steps whose chains start from noised clips of the data, at the drawn step "
+        "of the chain. They need no rollout up to that step.",
     )
 
     @property
@@ -145,7 +146,7 @@ class VaderConfig(RewardGradientConfig):
     last_steps: int = Field(
         default=1,
         ge=1,
-        description="Number of last steps with gradient (K). VADER's is 1; each further one costs a network call.",
+        description="Number of last steps with gradient (K). VADER's is 1; each further one adds a network call.",
     )
 
     title = "the gradient of a reward on decoded pixels at the last steps"
@@ -257,9 +258,9 @@ class LeapAlignConfig(RewardGradientConfig):
     similarity_floor: float | None = Field(
         default=0.1,
         gt=0,
-        description="Samples are weighted by 1 / (distance of the two leaps' ends from the chain), where "
-        "each distance, a mean absolute difference of latents, counts as at least this. null "
-        "weights all alike.",
+        description="Each sample is weighted by 1 / (distance between the ends of its two leaps and the "
+        "chain). A distance is a mean absolute difference of latents, and counts as at least "
+        "this value. null gives all samples the same weight.",
     )
 
     title = "the gradient of a reward along two leaps over the chain"
@@ -283,7 +284,8 @@ class InstructVideoConfig(RewardGradientConfig):
         default=0.4,
         gt=0,
         lt=1,
-        description="Part of the chain that is left out: clips are noised to the sigma at its end.",
+        description="Share of the chain that is skipped: clips are noised to the sigma at its end, and the chain "
+        "starts there.",
     )
     last_steps: int = Field(default=1, ge=1, description="Number of last steps with gradient.")
     temporal_decay: float | None = Field(
@@ -307,7 +309,7 @@ class InstructVideoConfig(RewardGradientConfig):
         return self.temporal_decay is not None and self.frames not in ("one", 1)
 
     def steps_left(self, steps: int) -> int:
-        """Steps of a chain of so many, behind the node that ``start`` names."""
+        """Number of steps that remain after ``start``, of a chain of ``steps`` steps."""
         return steps - inner_node(self.start, steps)
 
     def trains_every_step(self, steps: int) -> bool:
@@ -330,7 +332,10 @@ class InstructVideoConfig(RewardGradientConfig):
 
 
 def inner_node(share: float, steps: int) -> int:
-    """The node at a share of a chain of two steps or more (0 is noise, 1 clean) that is neither of its ends."""
+    """Return the node nearest to a share of the chain (0 is noise, 1 is clean), but never the first or last node.
+
+    steps: length of the chain, 2 or more.
+    """
     return min(max(1, round(share * steps)), steps - 1)
 
 

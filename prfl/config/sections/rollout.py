@@ -1,4 +1,4 @@
-"""``rollout``: the sampling chain that training rolls out, and what is asked of its solver."""
+"""``rollout``: the sampling chain that training rolls out, and the properties of its solvers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class GuidanceConfig(Section):
     )
     gradient: Literal["none", "cond", "both"] = Field(
         default="none",
-        description="none: no guidance. cond: gradient through the conditional branch alone. both: gradient "
-        "through both branches.",
+        description="none: no guidance in training. cond: guidance, with gradient through the conditional "
+        "branch alone. both: guidance, with gradient through both branches.",
     )
 
 
 class CheaperConfig(Section):
-    """``rollout.cheaper``: for the steps on the way to the trained ones, which stay exact."""
+    """``rollout.cheaper``: approximations in the rollout's steps without gradient; trained steps stay exact."""
 
     products: Literal["exact", "float8"] = Field(
         default="exact",
@@ -50,18 +50,19 @@ class CheaperConfig(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Skip all blocks but the first if the first block's residual has changed by less than "
-        "this share since they last ran, for each sample by itself. 0 is never; the metric "
-        "rollout/cached says how often.",
+        description="Skip all blocks but the first, for each sample by itself, if the first block's residual "
+        "has changed by less than this share since the blocks last ran. 0 is never. The metric "
+        "rollout/cached says how often blocks were skipped.",
     )
 
 
 @dataclass(frozen=True)
 class SolverFacts:
-    """What the rest of prfl asks of a solver.
+    """Properties of a solver that the rest of prfl depends on.
 
-    stochastic: its steps add noise.  multistep: they contain outputs from before them.  takes_leaps: it can go over
-    several steps at once.  keys: of the rollout section that no other solver reads.
+    stochastic: its steps add noise.  multistep: a step also uses the network's outputs of earlier steps.
+    takes_leaps: it can cross several steps of the chain with one network call.
+    keys: the keys of the rollout section that only solvers like this one read.
     """
 
     stochastic: bool = False
@@ -76,7 +77,7 @@ SOLVERS = {
     "ancestral": SolverFacts(stochastic=True, keys=("eta",)),
     "flow_sde": SolverFacts(stochastic=True, keys=("eta",)),
 }
-"""Solvers that a config can name; rollout/solvers.py has their functions under the same names."""
+"""Solvers that a config can name; prfl/rollout/solvers.py has their functions under the same names."""
 
 if TYPE_CHECKING:
     SolverName = str
@@ -87,8 +88,8 @@ else:
 class RolloutConfig(Section):
     solver: SolverName = Field(
         default="euler",
-        description="euler, unipc (Wan's own), or, for training, the stochastic ancestral or flow_sde; "
-        "samples are then drawn with euler.",
+        description="euler, unipc (Wan's own), or one of the stochastic solvers ancestral and flow_sde. "
+        "Stochastic solvers are for training: samples are then drawn with euler.",
     )
     eta: float = Field(
         default=0.7,
@@ -106,7 +107,8 @@ class RolloutConfig(Section):
     stride: int = Field(
         default=1,
         ge=1,
-        description="Steps that the rollout takes in one leap on its way to a trained step; trained steps stay single.",
+        description="Steps that the rollout crosses with one network call on its way to a trained step; trained steps "
+        "are taken one by one.",
     )
     gradients_per_rollout: int = Field(
         default=1,
@@ -116,17 +118,17 @@ class RolloutConfig(Section):
     drift_limit: float | None = Field(
         default=0.1,
         gt=0,
-        description="For gradients_per_rollout: how far the policy's trained steps may drift from those of "
-        "the rollout, relative to their length, before a new rollout is drawn; null is any "
-        "distance.",
+        description="For gradients_per_rollout: how far the trained steps of the present policy may differ "
+        "from those of the stored rollout, relative to the steps' length, before a new rollout "
+        "is drawn. null sets no limit.",
     )
     cheaper: CheaperConfig = Field(
-        default=CheaperConfig(), description="How the rollout's steps without gradient may save work."
+        default=CheaperConfig(), description="Approximations that make the rollout's steps without gradient cheaper."
     )
     step_weight: Literal["native", "unit"] = Field(
         default="native",
-        description="unit makes the gradients of all steps weigh alike (step i's is scaled by mean |B| / "
-        "|B[i]|); native leaves them as they are.",
+        description="unit gives the gradients of all steps the same weight: step i's is scaled by mean |B| / "
+        "|B[i]|, where B[i] is the velocity's factor in step i. native leaves them as they are.",
     )
 
     @property
@@ -135,7 +137,7 @@ class RolloutConfig(Section):
 
     @property
     def sampling_solver(self) -> str:
-        """What videos are drawn with: the solver of the training, or Euler where its noise only explores."""
+        """The solver that draws videos: that of the training, or Euler if the training's solver is stochastic."""
         return "euler" if self.solver_facts.stochastic else self.solver
 
     def conflicts(self, config: Config) -> Iterator[Fault]:

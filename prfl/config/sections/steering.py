@@ -1,4 +1,4 @@
-"""``steering``: how ``prfl sample`` chooses among several chains of a video, or bends them, while they are drawn."""
+"""``steering``: how ``prfl sample`` selects among several chains of a video, or guides them, while they are drawn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ class SteeringRewardConfig(Section):
 
 
 class SteeringBase(Section):
-    """What all methods have in common.  A method is in the config's union because it is defined, below."""
+    """What all steering methods have in common.
+
+    A subclass that defines ``name`` as a Literal can be chosen in a config; there is no other list of methods.
+    """
 
     name: str = Field(description="The method.")
     chains: int = Field(default=8, ge=1, description="Chains that are drawn of one video.")
@@ -51,25 +54,25 @@ class SteeringBase(Section):
     eta: float = Field(default=1.0, gt=0, le=1, description="Noise of a stochastic solver.")
     final_levels: list[Level] = Field(
         default=[],
-        description="Noise levels to which finished chains are noised again, where latent rewards read "
-        "them; the score is the mean. Empty reads them clean.",
+        description="Noise levels to which finished chains are noised again before latent rewards score "
+        "them; the score is the mean over the levels. Empty scores the clean latents.",
     )
 
-    needs_noise: ClassVar[bool] = False  # chains that start alike must come apart
+    needs_noise: ClassVar[bool] = False  # whether copies of one chain must diverge, which needs a stochastic solver
 
     @property
     def chosen_solver(self) -> str | None:
-        """The solver; None is the one that videos are drawn with."""
+        """The solver of the chains; None is the evaluation's solver."""
         return self.solver or ("ancestral" if self.needs_noise else None)
 
     @property
     def follows_gradient(self) -> bool:
-        """Whether it differentiates what it looks at."""
+        """Whether the method needs the gradient of its rewards."""
         return False
 
     @property
     def looks_at_the_end(self) -> bool:
-        """Whether finished chains are looked at."""
+        """Whether the rewards score finished chains."""
         return True
 
     def files(self) -> list[Source]:
@@ -100,8 +103,8 @@ class BestOfConfig(SteeringBase):
     decide_at: list[StepShare] = Field(
         default=[0.75],
         min_length=1,
-        description="Points of the chain at which chains are compared, as shares of its steps, ascending; 1 "
-        "is the end. At each of several points, chains are dropped.",
+        description="Points at which chains are compared and the worst are dropped, as shares of the chain's "
+        "steps, ascending; 1 is the end.",
     )
 
     @property
@@ -150,7 +153,8 @@ class FkConfig(SteeringBase):
 
 class BeamSearchConfig(SteeringBase):
     name: Literal["dlbs"] = Field(
-        description="Beam search: of the beams' next states the best go on. chains is the number of beams."
+        description="Beam search: each beam tries several next states, and the best of all go on. chains is "
+        "the number of beams."
     )
     children: int = Field(default=2, ge=1, description="Next states of each beam.")
     every: int = Field(default=4, ge=1, description="Steps between two selections.")
@@ -162,7 +166,7 @@ class BeamSearchConfig(SteeringBase):
 
 
 class GuidedSamplingConfig(SteeringBase):
-    name: Literal["guidance"] = Field(description="The reward's gradient bends the chain.")
+    name: Literal["guidance"] = Field(description="The reward's gradient is added to each step of the chain.")
     chains: int = Field(default=1, ge=1, description="Guided chains of a video, the best of which are kept.")
     strength: float = STRENGTH
     latest: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -191,7 +195,9 @@ class TreeSearchConfig(SteeringBase):
     strength: float = STRENGTH
     width: int = Field(default=3, ge=1, description="Next states that a node of the tree may have.")
     every: int = Field(default=5, ge=1, description="Steps between a node of the tree and its children.")
-    greedy: bool = Field(default=False, description="DTS*: search for the best video instead of drawing one.")
+    greedy: bool = Field(
+        default=False, description="Search for the video with the best score (DTS*) instead of drawing by score."
+    )
 
     needs_noise = True
 
@@ -223,7 +229,7 @@ class LatSearchConfig(SteeringBase):
 
 class DoitConfig(SteeringBase):
     name: Literal["doit"] = Field(
-        description="Short rollouts decide where the chain is bent to; no gradient is needed."
+        description="Short rollouts from a step decide how the chain is corrected; no gradient is needed."
     )
     chains: int = Field(default=4, ge=1, description="Rollouts at each corrected step.")
     strength: float = STRENGTH

@@ -26,7 +26,12 @@ class TrainingConfig(Section):
         json_schema_extra=MAY_CHANGE,
     )
     batch: int = Field(ge=1, description="Samples per optimizer step, over all processes.")
-    accumulation: int = Field(default=1, ge=1, description="Parts that a batch is split into; must divide it.")
+    accumulation: int = Field(
+        default=1,
+        ge=1,
+        description="Number of parts that a batch is split into, to save memory (gradient accumulation); must divide "
+        "batch.",
+    )
     learning_rate: Rate = Field(
         description="Peak learning rate of AdamW. A reward is easily hacked, so start small (5e-6 for Wan). "
         "With two experts: {high: 2e-6, low: 5e-6}."
@@ -85,7 +90,7 @@ class TrainingConfig(Section):
 
     @property
     def rates(self) -> dict[str, float]:
-        """The peak rate of each group of parameters: ``{"": rate}``, or the rates of two experts by their names."""
+        """Peak learning rate of each group of parameters: ``{"": rate}``, or the rates of two experts by name."""
         rate = self.learning_rate
         return {"high": rate.high, "low": rate.low} if isinstance(rate, RateOfEach) else {"": rate}
 
