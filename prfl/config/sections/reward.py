@@ -96,7 +96,7 @@ class RewardBase(Section):
         default=0.1,
         gt=0,
         description="Factor of the reward's loss. AdamW normalises gradients, so it matters only relative "
-        "to distance_weight.",
+        "to other losses: objective.distance_weight and objective.sft.",
     )
     batch: int | None = Field(
         default=None,

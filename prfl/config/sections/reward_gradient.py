@@ -258,9 +258,9 @@ class LeapAlignConfig(RewardGradientConfig):
     similarity_floor: float | None = Field(
         default=0.1,
         gt=0,
-        description="Each sample is weighted by 1 / (distance between the ends of its two leaps and the "
-        "chain). A distance is a mean absolute difference of latents, and counts as at least "
-        "this value. null gives all samples the same weight.",
+        description="Each sample is weighted by 1 / (sum over its two leaps of the distance between the leap's "
+        "end and the chain). A distance is a mean absolute difference of latents, and counts as at least this value. "
+        "null gives all samples the same weight.",
     )
 
     title = "the gradient of a reward along two leaps over the chain"

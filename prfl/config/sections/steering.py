@@ -128,6 +128,7 @@ class SvddConfig(SteeringBase):
     name: Literal["svdd"] = Field(
         description="Each step tries several next states, and draws one of them by its score."
     )
+    chains: int = Field(default=8, ge=1, description="Next states of a chain that each choice tries.")
     strength: float = STRENGTH
     every: int = Field(default=1, ge=1, description="Steps between two choices.")
     greedy: bool = Field(
@@ -156,6 +157,7 @@ class BeamSearchConfig(SteeringBase):
         description="Beam search: each beam tries several next states, and the best of all go on. chains is "
         "the number of beams."
     )
+    chains: int = Field(default=8, ge=1, description="Number of beams of one video.")
     children: int = Field(default=2, ge=1, description="Next states of each beam.")
     every: int = Field(default=4, ge=1, description="Steps between two selections.")
     lookahead: int = Field(
@@ -192,6 +194,7 @@ class GuidedSamplingConfig(SteeringBase):
 
 class TreeSearchConfig(SteeringBase):
     name: Literal["dts"] = Field(description="A tree of chains; rewards decide where it grows.")
+    chains: int = Field(default=8, ge=1, description="Most steps that the tree of one video may cost, in whole chains.")
     strength: float = STRENGTH
     width: int = Field(default=3, ge=1, description="Next states that a node of the tree may have.")
     every: int = Field(default=5, ge=1, description="Steps between a node of the tree and its children.")
