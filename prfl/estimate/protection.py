@@ -10,8 +10,8 @@ PROTECTED = (
 NOT_PROTECTED = {
     "video files": "FFmpeg's native code decodes them in this process; open a stranger's videos in a container",
     "configs and run folders": "a config names what is read, downloaded and overwritten; read a stranger's before use",
-    "weights": "a stranger's do whatever they were trained to do; a hash says they are whole, not that they are good",
-    "downloads": "they come over TLS and are not signed; name a commit as the revision to get the same files tomorrow",
+    "weights": "a stranger's weights do whatever they were trained to do; a hash says they are whole, not good",
+    "downloads": "downloads come over TLS and are not signed; name a commit as the revision to get the same files",
     "several processes": "they talk to each other without encryption or passwords; use a network of your own",
     "other users of the machine": "files are written with your umask; locks and hashes stop accidents, not people",
     "deleted files": "caches and reports hold prompts, videos and latents unencrypted; snapshots may keep them",

@@ -124,7 +124,7 @@ def test_the_card_has_the_figures_of_the_run(
     assert 'load_lora_weights("me/tiny", weight_name="tiny-run.safetensors")' in card.text
     assert "| 0-0.2 | 0.812 |" in card.text, "and how well the reward ranks"
     assert "rank 4, alpha 2" in card.text
-    assert "`tiny-run.safetensors`: their metadata" in card.text and "Not protected: those of a stranger" in card.text
+    assert "`tiny-run.safetensors`: their metadata" in card.text and "Not protected: a stranger's weights" in card.text
 
 
 def test_the_card_has_words_for_every_method() -> None:
