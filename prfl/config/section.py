@@ -57,7 +57,7 @@ class Source:
     ``reward`` (a saved reward), ``run`` (a finished run), ``manifest``, ``videos``, ``file``.
     revision: of a model on the hub; None is the newest.
     weights: file names of a model on the hub; if one of them is in the hub's cache, the model was downloaded.
-    remedy: how to get the target if it does not exist; "" for the usual advice of its kind.
+    remedy: how to get the target if it does not exist; a file, a folder and a manifest need one.
     """
 
     key: str

@@ -86,7 +86,7 @@ def shapes_or(model: str | Path) -> str | Path:
 
 
 def build_architecture(config: Config) -> Backbone:
-    """``backbone(config)`` on the ``meta`` device: no weights and no memory."""
+    """Build ``build_backbone``'s model on the ``meta`` device: no weights and no memory."""
     settings = config.backbone
     source = shapes.model_folder() if settings.model in ("shapes", *RECIPES) else settings.model
     model = load_architecture(source, getattr(torch, settings.dtype), settings.revision, settings.pipeline)

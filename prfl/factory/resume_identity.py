@@ -55,7 +55,7 @@ def _source_contents(source: Source, key: str) -> dict[str, Any]:
 
 
 def former_input_contents(clips: Dataset | None) -> dict[str, Any]:
-    """Return the facts that checkpoints of older versions hold in place of some of ``contents``."""
+    """Return the facts that checkpoints of older versions hold in place of some of ``input_contents``."""
     return {} if clips is None else {"data (clips and labels)": clips.former_fingerprint}
 
 
