@@ -37,7 +37,8 @@ class LoraFile:
     architecture, implementation: as modelspec names them.
     load: the call by which ``pipeline`` loads the file.  before: lines of code that must run before it.
     use: how to use the file outside diffusers.
-    of_networks: for a model of several networks, the file of each; empty if the family has one network.
+    of_networks: for a model of several networks, the file of each; empty if it has one network, or if a LoRA of several
+    cannot be written for other programs, so that an export is refused.
     """
 
     prefix: str

@@ -154,8 +154,7 @@ class FkConfig(SteeringBase):
 
 class BeamSearchConfig(SteeringBase):
     name: Literal["dlbs"] = Field(
-        description="Beam search: each beam tries several next states, and the best of all go on. chains is "
-        "the number of beams."
+        description="Beam search: each beam tries several next states, and the best of all go on."
     )
     chains: int = Field(default=8, ge=1, description="Number of beams of one video.")
     children: int = Field(default=2, ge=1, description="Next states of each beam.")
